@@ -1,0 +1,157 @@
+"""What relates one field of a recipe to another. A leaf: it reads plain data and imports nothing of ours.
+
+The rules read data that may be wrong elsewhere (a missing block, a word for a number), and stay silent about it: so they
+run beside the field checks, and a user sees every problem at once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong at one place of a recipe, and the mend when we know it."""
+
+    location: Location
+    message: str
+    hint: str | None = None
+
+
+def expand_layers(layers: Sequence[Any]) -> Iterator[str]:
+    """The kind of each layer: names as they stand, `{repeat, of}` unrolled; what is neither is passed over."""
+    for entry in layers:
+        if isinstance(entry, str):
+            yield entry
+            continue
+        repeat = entry.get("repeat") if isinstance(entry, Mapping) else getattr(entry, "repeat", None)
+        of = entry.get("of") if isinstance(entry, Mapping) else getattr(entry, "of", None)
+        if isinstance(repeat, int) and 0 < repeat <= 1024 and isinstance(of, Sequence):
+            yield from [name for name in of if isinstance(name, str)] * repeat
+
+
+def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
+    """Every broken rule of a recipe given as plain data."""
+    problems: list[Problem] = []
+    for name, kind in _mapping(recipe, "model", "kinds").items():
+        if isinstance(kind, Mapping):
+            problems += _attention_problems(recipe, name, kind)
+            problems += _rotary_problems(name, kind)
+    problems += _layer_problems(recipe)
+    problems += _export_problems(recipe)
+    return problems
+
+
+def _attention_problems(recipe: Mapping[str, Any], name: str, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    at: Location = ("model", "kinds", name, "attention")
+    heads, kv_heads = _integer(kind, "attention", "num_heads"), _integer(kind, "attention", "num_kv_heads")
+    if heads and kv_heads and heads % kv_heads:
+        yield Problem((*at, "num_kv_heads"), f"{heads} heads cannot be shared out among {kv_heads} KV heads")
+    window, context = _integer(kind, "attention", "window"), _integer(recipe, "export", "context")
+    if _value(kind, "attention", "kind") == "sliding" and window and context and window > context:
+        yield Problem(
+            (*at, "window"),
+            f"context {context} is shorter than the window {window}: the window would never slide",
+            f"raise export.context to {window} or more, or use `kind: full`, which is the same within {context}",
+        )
+    yield from _sharing_problems(recipe, name, kind)
+
+
+def _sharing_problems(recipe: Mapping[str, Any], name: str, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    at: Location = ("model", "kinds", name, "attention", "shares_kv_with")
+    owner_name, kinds = _value(kind, "attention", "shares_kv_with"), _mapping(recipe, "model", "kinds")
+    if not isinstance(owner_name, str):
+        return
+    owner = kinds.get(owner_name)
+    if not isinstance(owner, Mapping):
+        yield Problem(at, f"there is no kind `{owner_name}`", _did_you_mean(owner_name, kinds))
+        return
+    if _value(owner, "attention", "shares_kv_with") is not None:
+        yield Problem(at, f"`{owner_name}` has no cache of its own: it shares one too")
+    for field in ("kind", "num_kv_heads", "head_dim", "window"):
+        ours, theirs = _value(kind, "attention", field), _value(owner, "attention", field)
+        if ours != theirs:
+            yield Problem(at, f"{field} is {ours} here and {theirs} in `{owner_name}`: one cache cannot serve both")
+    layers = _value(recipe, "model", "layers")
+    order = list(expand_layers(layers)) if isinstance(layers, Sequence) and not isinstance(layers, str) else []
+    if name in order and owner_name not in order[: order.index(name)]:
+        yield Problem(at, f"no layer of kind `{owner_name}` comes before the first of `{name}`")
+
+
+def _rotary_problems(name: str, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    at: Location = ("model", "kinds", name, "rotary")
+    rotary = _mapping(kind, "rotary")
+    rotary_kind, head_dim, factor = rotary.get("kind"), _integer(kind, "attention", "head_dim"), rotary.get("factor")
+    if rotary_kind in ("full", "partial", "proportional") and head_dim and head_dim % 2:
+        yield Problem(
+            ("model", "kinds", name, "attention", "head_dim"), f"{head_dim} is odd, and a rotary turns dimensions in pairs"
+        )
+    if isinstance(factor, int | float) and head_dim and 0 < factor <= 1:
+        if rotary_kind == "partial":
+            width = int(factor * head_dim)
+            if width < 2:
+                yield Problem((*at, "factor"), f"{factor} of head_dim {head_dim} leaves no pair to rotate")
+            elif width % 2:
+                yield Problem((*at, "factor"), f"{factor} of head_dim {head_dim} is {width} dimensions, not whole pairs")
+        if rotary_kind == "proportional" and int(factor * head_dim // 2) < 1:
+            yield Problem((*at, "factor"), f"{factor} of head_dim {head_dim} leaves no pair to rotate")
+    precision = rotary.get("precision")
+    if precision in ("float16", "bfloat16") and rotary.get("lossy") is not True:
+        yield Problem(
+            (*at, "precision"),
+            f"angles in {precision} lose positions (bfloat16 frequencies: cosine error 0.35 at position 200)",
+            "use float32, or add `lossy: true` if that is what you want",
+        )
+
+
+def _layer_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    kinds, layers = _mapping(recipe, "model", "kinds"), _value(recipe, "model", "layers")
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or not kinds:
+        return
+    for index, entry in enumerate(layers):
+        named = [(("model", "layers", index), entry)] if isinstance(entry, str) else []
+        if isinstance(entry, Mapping) and isinstance(entry.get("of"), Sequence) and not isinstance(entry["of"], str):
+            named = [(("model", "layers", index, "of", i), name) for i, name in enumerate(entry["of"])]
+        for location, name in named:
+            if isinstance(name, str) and name not in kinds:
+                yield Problem(location, f"there is no kind `{name}`", _did_you_mean(name, kinds))
+    used = set(expand_layers(layers))
+    for name in kinds:
+        if name not in used:
+            yield Problem(("model", "kinds", name), f"no layer is of kind `{name}`", "use it in model.layers, or remove it")
+    if len(list(expand_layers(layers))) > 1024:
+        yield Problem(("model", "layers"), "more than 1024 layers")
+
+
+def _export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    context = _integer(recipe, "export", "context")
+    for function in ("prefill", "score"):
+        query = _integer(recipe, "export", "functions", function)
+        if context and query and query > context:
+            yield Problem(
+                ("export", "functions", function), f"{function} takes {query} tokens at a call, the context holds {context}"
+            )
+
+
+def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
+    close = get_close_matches(word, known, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"there are: {', '.join(known)}"
+
+
+def _value(data: Any, *path: str) -> Any:
+    for key in path:
+        data = data.get(key) if isinstance(data, Mapping) else None
+    return data
+
+
+def _mapping(data: Any, *path: str) -> Mapping[str, Any]:
+    found = _value(data, *path)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _integer(data: Any, *path: str) -> int | None:
+    found = _value(data, *path)
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
