@@ -1,12 +1,22 @@
 """What every source of weights offers, whatever its format. Of ours it imports only the errors."""
 
+from __future__ import annotations
+
+import hashlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from coreai_recipes.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HASH_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,59 @@ class Checkpoint(ABC):
     def write_tokenizer(self, folder: Path) -> None:
         """Put tokenizer.json, tokenizer_config.json, generation_config.json and the chat template into `folder`."""
 
+    @property
+    def place(self) -> str:
+        """How every error about this checkpoint begins."""
+        return f"checkpoint {self.path}"
+
+    def why_unreadable(self, name: str) -> str | None:
+        """The end of a sentence that says why `blocks` cannot give `name` as floats, known from its header alone."""
+        return None
+
     def read(self, name: str, rows: range | None = None) -> Tensor:
         """The whole tensor (or `rows` of it) as a copy of its own, in the dtype that `blocks` gives."""
         import torch
 
-        return torch.cat([block.clone() for block in self.blocks(name, rows)])
+        shape = self.tensors[name].shape if rows is None else (len(rows), *self.tensors[name].shape[1:])
+        whole: Tensor | None = None
+        row = 0
+        for block in self.blocks(name, rows):
+            if whole is None:
+                whole = torch.empty(shape, dtype=block.dtype)
+            if not shape:
+                return whole.copy_(block)
+            whole[row : row + len(block)] = block
+            row += len(block)
+        return torch.empty(shape) if whole is None else whole
+
+    def start_digests(self) -> Future[dict[str, str]]:
+        """Begin `digests` in a thread of its own, once; `result()` waits for it.
+
+        hashlib releases the GIL, so the files are hashed while something else converts. The thread is a daemon: an
+        interrupted build does not wait for it.
+        """
+        future: Future[dict[str, str]] | None = self.__dict__.get("_digests")
+        if future is None:
+            future = self.__dict__["_digests"] = Future()
+            threading.Thread(target=self._run_digests, args=(future,), name="digests", daemon=True).start()
+        return future
+
+    def _run_digests(self, future: Future[dict[str, str]]) -> None:
+        try:
+            future.set_result(self.digests())
+        except BaseException as error:  # handed to whoever waits for the result
+            future.set_exception(error)
+
+
+def hash_file(path: Path, place: str) -> str:
+    """sha256 of a file, read in order through one buffer; CheckpointError, beginning with `place`, if it cannot be."""
+    digest = hashlib.sha256()
+    buffer = bytearray(HASH_BLOCK_BYTES)
+    view = memoryview(buffer)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(view[:count])
+    except OSError as error:
+        raise CheckpointError(f"{place}: {path.name} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()

@@ -1,0 +1,403 @@
+"""Safetensors checkpoints: one file, or a folder with one file or an index of shards.
+
+Bytes are read with `readinto` into a reused buffer. A memory map would be simpler, but it counts every touched page as
+resident: 1.80 GB against 0.24 GB on a file of 1.6 GB.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo, hash_file
+from coreai_recipes.checkpoint.tokenizer_files import copy_tokenizer
+from coreai_recipes.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK_BYTES = 8 << 20
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+MAX_JSON_BYTES = 64 << 20
+MAX_AXES = 32
+
+# Bits of an element, for every dtype of the format (safetensors 0.6, tensor.rs).
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}  # fmt: skip
+FLOAT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLE_REASON = (
+    "a pickle runs code of its author's when it is loaded; convert it to safetensors where you trust it "
+    "(transformers: from_pretrained, then save_pretrained)"
+)
+SHARD_NAME = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+
+
+@dataclass(frozen=True)
+class HeaderTensor:
+    """One entry of a header; `start` and `stop` count bytes from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A weight file as it was when its header was read: size in bytes and time of change in ns."""
+
+    path: Path
+    size: int
+    changed: int
+    data_start: int
+    tensors: dict[str, HeaderTensor]
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """A folder of safetensors as transformers writes it, or one such file with config.json beside it."""
+
+    def __init__(self, path: str | Path, *, source: str | None = None, block_bytes: int = BLOCK_BYTES) -> None:
+        """Parse every header. `source` names a hub snapshot. CheckpointError holds everything that is wrong."""
+        self.path = Path(path)
+        self.source = source or self.path.resolve().name
+        self._hub_source = source
+        self._block_bytes = block_bytes
+        self._spare_buffers: list[bytearray] = []
+        self._folder = self.path if self.path.is_dir() else self.path.parent
+        self._files: dict[str, StoredFile] = {}
+        problems: list[str] = []
+        index = self._locate_files(problems)
+        self.tensors = self._list_tensors(index, problems)
+        self.config = self._read_config(problems)
+        CheckpointError.collect(f"{self.place}: {problem}" for problem in problems)
+
+    @property
+    def place(self) -> str:
+        return f"checkpoint {self._hub_source or self.path}"
+
+    def blocks(self, name: str, rows: range | None = None) -> Iterator[Tensor]:
+        """Whole rows of the first axis, as many as fit 8 MiB and at least one, in the stored dtype.
+
+        Raises CheckpointError for a tensor that is not there, or that is not stored as BF16, F16, F32 or F64.
+        """
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.place}: has no tensor {name}")
+        reason = self.why_unreadable(name)
+        if reason:
+            raise CheckpointError(f"{self.place}: {name} {reason}")
+        shape = self.tensors[name].shape
+        wanted = range(shape[0] if shape else 1) if rows is None else rows
+        if wanted.step != 1 or wanted.start < 0 or (wanted.stop > (shape[0] if shape else 1)):
+            raise ValueError(f"{name} is {shape}: {wanted} is no run of its rows")
+        return self._stream_rows(name, wanted)
+
+    def why_unreadable(self, name: str) -> str | None:
+        dtype = self.tensors[name].dtype
+        if dtype in FLOAT_DTYPES:
+            return None
+        if dtype.startswith(("F4", "F6", "F8")):
+            return f"is stored as {dtype}, whose scales are not applied: take the release in BF16"
+        return f"is stored as {dtype}: a weight is BF16, F16, F32 or F64"
+
+    def digests(self) -> dict[str, str]:
+        return {name: hash_file(self._files[name].path, self.place) for name in sorted(self._files)}
+
+    def eos_token_ids(self) -> list[int]:
+        path = self._folder / "generation_config.json"
+        generation = read_json_object(path, self.place) if path.is_file() else {}
+        text_config = self.config.get("text_config")
+        for place in (generation, self.config, text_config if isinstance(text_config, dict) else {}):
+            ids = place.get("eos_token_id")
+            if ids is not None:
+                return check_token_ids(ids, self.place)
+        return []
+
+    def write_tokenizer(self, folder: Path) -> None:
+        copy_tokenizer(self._folder, folder, self.place)
+
+    def _locate_files(self, problems: list[str]) -> dict[str, str] | None:
+        """Fill `_files` and give the index (tensor name to file), None where one file holds everything."""
+        if not self.path.is_dir():
+            refuse_wrong_file(self.path, self.place)
+            self._add_file(self.path.name, problems)
+            return None
+        if (self.path / "model.safetensors").is_file():
+            self._add_file("model.safetensors", problems)
+            return None
+        index_path = self.path / "model.safetensors.index.json"
+        if index_path.is_file():
+            index = read_index(index_path, self.place)
+            for name in sorted(set(index.values())):
+                self._add_shard(name, sum(file == name for file in index.values()), problems)
+            return index
+        self._add_file(find_lone_file(self.path, self.place), problems)
+        return None
+
+    def _add_shard(self, name: str, tensors: int, problems: list[str]) -> None:
+        if leaves_its_folder(name):
+            problems.append(f"model.safetensors.index.json names {name!r}, a path that leaves the folder")
+        elif not name.endswith(".safetensors"):
+            problems.append(f"model.safetensors.index.json names {name!r}, which is not a safetensors file")
+        elif not (self._folder / name).is_file():
+            problems.append(f"{name} is missing: the index says that it holds {tensors} tensors; download it again")
+        else:
+            self._add_file(name, problems)
+
+    def _add_file(self, name: str, problems: list[str]) -> None:
+        try:
+            self._files[name] = read_header(self._folder / name)
+        except HeaderError as error:
+            problems.append(f"{name}: {error}")
+
+    def _list_tensors(self, index: dict[str, str] | None, problems: list[str]) -> dict[str, TensorInfo]:
+        tensors: dict[str, TensorInfo] = {}
+        for file, stored in self._files.items():
+            for name, entry in stored.tensors.items():
+                if name in tensors and (index is None or index.get(name) != file):
+                    if index is None or name not in index:
+                        problems.append(f"{name} is in {tensors[name].file} and in {file}, and the index names neither")
+                    continue
+                tensors[name] = TensorInfo(name, entry.shape, entry.dtype, file)
+        for name, file in (index or {}).items():
+            if file in self._files and name not in self._files[file].tensors:
+                problems.append(f"{name} is not in {file}, where the index says it is")
+        return tensors
+
+    def _read_config(self, problems: list[str]) -> dict[str, Any]:
+        path = self._folder / "config.json"
+        if not path.is_file():
+            problems.append("has no config.json; copy it from where the weights came from")
+            return {}
+        try:
+            return read_json_object(path, self.place)
+        except CheckpointError as error:
+            problems.extend(problem.removeprefix(f"{self.place}: ") for problem in error.problems)
+            return {}
+
+    def _stream_rows(self, name: str, rows: range) -> Iterator[Tensor]:
+        import torch
+
+        info = self.tensors[name]
+        stored = self._files[info.file]
+        entry = stored.tensors[name]
+        dtype = getattr(torch, FLOAT_DTYPES[info.dtype])
+        row_elements = math.prod(info.shape[1:])
+        row_bytes = row_elements * dtype.itemsize
+        if not row_bytes or not rows:
+            yield torch.empty((len(rows), *info.shape[1:]), dtype=dtype)
+            return
+        rows_per_block = max(1, self._block_bytes // row_bytes)
+        buffer = self._take_buffer(min(rows_per_block, len(rows)) * row_bytes)
+        try:
+            with open_unchanged(stored, self.place) as file:
+                file.seek(stored.data_start + entry.start + rows.start * row_bytes)
+                for first in range(rows.start, rows.stop, rows_per_block):
+                    count = min(rows_per_block, rows.stop - first)
+                    fill_from(file, memoryview(buffer)[: count * row_bytes], stored.path, self.place)
+                    block = torch.frombuffer(buffer, dtype=dtype, count=count * row_elements)
+                    yield block.view((count, *info.shape[1:]) if info.shape else ())
+        finally:
+            self._spare_buffers.append(buffer)
+
+    def _take_buffer(self, size: int) -> bytearray:
+        """A buffer of its own for each reader that is alive at once; in the common case it is always the same one."""
+        while self._spare_buffers:
+            buffer = self._spare_buffers.pop()
+            if len(buffer) >= size:
+                return buffer
+        return bytearray(max(size, self._block_bytes))
+
+
+class HeaderError(ValueError):
+    """What is wrong with one file's header, without its place."""
+
+
+def read_header(path: Path) -> StoredFile:
+    """The header of one safetensors file, every length and offset checked against the file; else HeaderError."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            stat = os.fstat(file.fileno())
+            prefix = file.read(8)
+            if len(prefix) < 8:
+                raise HeaderError(f"is {stat.st_size} bytes long, too short for a safetensors header")
+            length = int.from_bytes(prefix, "little")
+            if length > stat.st_size - 8:
+                raise HeaderError(
+                    f"says that its header is {length} bytes long, and the file has {stat.st_size}: "
+                    "it is not a safetensors file, or it was cut short"
+                )
+            if length > MAX_HEADER_BYTES:
+                raise HeaderError(f"says that its header is {length} bytes long; {MAX_HEADER_BYTES} is the most allowed")
+            header = bytearray(length)
+            if file.readinto(header) != length:
+                raise HeaderError("ends inside its header")
+    except OSError as error:
+        raise HeaderError(f"cannot be read: {error.strerror or error}") from error
+    tensors = parse_header(bytes(header), stat.st_size - 8 - length)
+    return StoredFile(path, stat.st_size, stat.st_mtime_ns, 8 + length, tensors)
+
+
+def parse_header(header: bytes, data_bytes: int) -> dict[str, HeaderTensor]:
+    """The entries of a header's JSON. The tensors must fill `data_bytes` without a gap or an overlap; else HeaderError."""
+    try:
+        entries = json.loads(header, object_pairs_hook=refuse_duplicates)
+    except HeaderError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise HeaderError("has a header that is not JSON") from error
+    if not isinstance(entries, dict):
+        raise HeaderError("has a header that is not a JSON object")
+    entries.pop("__metadata__", None)
+    tensors = {name: parse_entry(name, entry) for name, entry in entries.items()}
+    end, previous = 0, "the header"
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if tensor.start != end:
+            what = "overlaps" if tensor.start < end else "leaves a gap after"
+            raise HeaderError(f"has a header in which {name} {what} {previous}: it starts at {tensor.start}, not {end}")
+        end, previous = tensor.stop, name
+    if end > data_bytes:
+        raise HeaderError(f"was cut short: its tensors need {end} bytes after the header, and {data_bytes} are there")
+    if end < data_bytes:
+        raise HeaderError(f"has {data_bytes - end} bytes after its last tensor that belong to none")
+    return tensors
+
+
+def parse_entry(name: str, entry: object) -> HeaderTensor:
+    """One tensor of a header, its span checked against dtype and shape; else HeaderError."""
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise HeaderError(f"has a header in which {name} lacks dtype, shape or data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise HeaderError(f"has a header in which {name} has the unknown dtype {dtype!r:.80}")
+    if not is_list_of_sizes(shape) or len(shape) > MAX_AXES:
+        raise HeaderError(f"has a header in which {name} has the shape {shape!r:.80}")
+    if not is_list_of_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise HeaderError(f"has a header in which {name} has the data_offsets {offsets!r:.80}")
+    start, stop = offsets
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits != 8 * (stop - start):
+        raise HeaderError(
+            f"has a header in which {name} spans {stop - start} bytes, but {dtype} {tuple(shape)} takes {bits / 8:.0f}"
+        )
+    return HeaderTensor(dtype, tuple(shape), start, stop)
+
+
+def is_list_of_sizes(value: object) -> bool:
+    """Whether `value` is a list of integers from 0 to 2^63 - 1."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+
+
+def refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object of `pairs`; HeaderError when a key occurs twice, since readers disagree on which one counts."""
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise HeaderError(f"has a header in which {twice} occurs twice")
+    return entries
+
+
+def read_index(path: Path, place: str) -> dict[str, str]:
+    """The `weight_map` of an index: tensor name to file name."""
+    weight_map = read_json_object(path, place).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{place}: {path.name} has no weight_map, which says where each tensor is")
+    wrong = [name for name, file in weight_map.items() if not isinstance(file, str) or not file]
+    if wrong:
+        raise CheckpointError(f"{place}: {path.name} names no file for {wrong[0]}")
+    return weight_map
+
+
+def read_json_object(path: Path, place: str) -> dict[str, Any]:
+    """A JSON object of at most 64 MiB; else CheckpointError."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{place}: {path.name} is larger than {MAX_JSON_BYTES >> 20} MiB")
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{place}: {path.name} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{place}: {path.name} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{place}: {path.name} is not a JSON object")
+    return content
+
+
+def check_token_ids(ids: object, place: str) -> list[int]:
+    """`eos_token_id` as a list; CheckpointError when it is neither an id nor a list of ids."""
+    found = ids if isinstance(ids, list) else [ids]
+    if not is_list_of_sizes(found):
+        raise CheckpointError(f"{place}: eos_token_id is {ids!r:.80}, neither a token id nor a list of them")
+    return list(dict.fromkeys(found))
+
+
+def leaves_its_folder(name: str) -> bool:
+    """Whether a relative file name leads out of its folder, read as text: a hub snapshot's files are symbolic links."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
+
+
+def refuse_wrong_file(path: Path, place: str) -> None:
+    """CheckpointError when `path` is a pickle, a single shard, or no safetensors file at all."""
+    if path.suffix in PICKLE_SUFFIXES:
+        raise CheckpointError(f"{place}: is a pickle, and pickles are refused: {PICKLE_REASON}")
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{place}: is neither a .safetensors nor a .gguf file")
+    shard = SHARD_NAME.search(path.name)
+    if shard and int(shard[1]) > 1:
+        raise CheckpointError(f"{place}: is one of {int(shard[1])} shards; give the folder that holds them all")
+
+
+def find_lone_file(folder: Path, place: str) -> str:
+    """The name of the only safetensors file of a folder that has neither model.safetensors nor an index."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    found = [name for name in names if name.endswith(".safetensors")]
+    if len(found) == 1 and not SHARD_NAME.search(found[0]):
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"{place}: holds {', '.join(found[:3])}{' ...' if len(found) > 3 else ''} but no model.safetensors.index.json, "
+            "which says what each shard holds; download it too"
+        )
+    pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
+    if pickles:
+        raise CheckpointError(f"{place}: holds only pickles ({', '.join(pickles[:3])}), and they are refused: {PICKLE_REASON}")
+    raise CheckpointError(f"{place}: holds no weights: neither a .safetensors file nor a .gguf file")
+
+
+def open_unchanged(stored: StoredFile, place: str) -> io.FileIO:
+    """The file, open for reading; CheckpointError when it is no longer the one whose header was read."""
+    try:
+        file = io.FileIO(stored.path)
+    except OSError as error:
+        raise CheckpointError(f"{place}: {stored.path.name} cannot be read: {error.strerror or error}") from error
+    stat = os.fstat(file.fileno())
+    if (stat.st_size, stat.st_mtime_ns) != (stored.size, stored.changed):
+        file.close()
+        raise CheckpointError(f"{place}: {stored.path.name} has changed since its header was read; start again")
+    return file
+
+
+def fill_from(file: io.FileIO, view: memoryview, path: Path, place: str) -> None:
+    """Fill `view` from the file's position on; CheckpointError when the file ends first."""
+    filled = 0
+    while filled < len(view):
+        try:
+            count = file.readinto(view[filled:])
+        except OSError as error:
+            raise CheckpointError(f"{place}: {path.name} cannot be read: {error.strerror or error}") from error
+        if not count:
+            raise CheckpointError(f"{place}: {path.name} ends early; it was cut short while it was read")
+        filled += count

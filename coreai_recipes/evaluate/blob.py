@@ -1,0 +1,94 @@
+"""Reads tensors out of weight.bin."""
+
+import struct
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, decode_elements
+from coreai_recipes.evaluate.errors import EvaluationError
+
+# One record: the mark, the element type, the size in bytes, the offset of the data, the padding in bits.
+RECORD = struct.Struct("<IIQQQ")
+RECORD_BYTES = 64
+RECORD_MARK = 0xDEADBEEF
+BLOCK_BYTES = 8 << 20
+
+
+class BlobFile:
+    """One weight.bin, opened once and read with `readinto`: a mapped page would count as resident until the end."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise EvaluationError(f"{path}: the program's weights cannot be read: {error.strerror}") from None
+        self.path = path
+        self.size = path.stat().st_size
+        self._lock = threading.Lock()
+
+    def locate(self, offset: int, element_type: str, count: int) -> int:
+        """Where the data of the record at `offset` begins; raises when it does not hold `count` elements."""
+        if offset + RECORD_BYTES > self.size:
+            raise EvaluationError(f"{self.path}: is {self.size} bytes, but the program needs a weight at byte {offset}")
+        mark, _, size, start, padding = RECORD.unpack(self.read_bytes(offset, RECORD.size).tobytes())
+        if mark != RECORD_MARK:
+            raise EvaluationError(f"{self.path}: there is no weight at byte {offset}, where the program needs one")
+        if start + size > self.size:
+            raise EvaluationError(
+                f"{self.path}: is {self.size} bytes, but the weight at byte {offset} ends at byte {start + size}: "
+                "the file is cut short"
+            )
+        # Older writers leave the padding of types below a byte at zero.
+        bits = count * ELEMENT_TYPES[element_type].bits
+        if size * 8 - padding != bits and size != -(-bits // 8):
+            raise EvaluationError(
+                f"{self.path}: the weight at byte {offset} has {size} bytes, the program needs {count} {element_type}"
+            )
+        return int(start)
+
+    def read_bytes(self, start: int, count: int) -> np.ndarray:
+        """`count` bytes from `start`, uint8."""
+        raw = np.empty(count, np.uint8)
+        view = memoryview(raw)
+        done = 0
+        with self._lock:
+            self._file.seek(start)
+            while done < count:
+                got = self._file.readinto(view[done:])
+                if not got:
+                    raise EvaluationError(f"{self.path}: ended at byte {start + done}, {count - done} bytes too early")
+                done += got
+        return raw
+
+    def read(self, offset: int, element_type: str, count: int) -> np.ndarray:
+        """The elements of the record at `offset`, in the stored type, flat."""
+        kind = ELEMENT_TYPES[element_type]
+        raw = self.read_bytes(self.locate(offset, element_type, count), -(-count * kind.bits // 8))
+        return decode_elements(raw, kind, count)
+
+    def read_float32(self, offset: int, element_type: str, count: int) -> torch.Tensor:
+        """The same as float32, flat, converted block by block: a table is never here in two precisions at once."""
+        kind = ELEMENT_TYPES[element_type]
+        start = self.locate(offset, element_type, count)
+        size = np.dtype(kind.stored).itemsize
+        result = torch.empty(count, dtype=torch.float32)
+        step = BLOCK_BYTES // size
+        for first in range(0, count, step):
+            length = min(step, count - first)
+            raw = self.read_bytes(start + first * size, length * size)
+            result[first : first + length].copy_(torch.from_numpy(raw.view(kind.stored)))
+        return result
+
+    def read_rows(self, offset: int, element_type: str, shape: tuple[int, ...], rows: list[int]) -> np.ndarray:
+        """Some rows of the first axis; each must fill whole bytes. (len(rows), *shape[1:])"""
+        kind = ELEMENT_TYPES[element_type]
+        elements = 1
+        for size in shape[1:]:
+            elements *= size
+        start = self.locate(offset, element_type, elements * shape[0])
+        row_bytes = elements * kind.bits // 8
+        parts = [decode_elements(self.read_bytes(start + row * row_bytes, row_bytes), kind, elements) for row in rows]
+        return np.stack(parts).reshape(len(rows), *shape[1:])

@@ -1,0 +1,77 @@
+"""Grouped-query attention in the engine's layout: channels first, keys beside queries, no tensor above rank 4."""
+
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.primitives.cache import Cache
+from coreai_recipes.primitives.constants import scaled
+from coreai_recipes.primitives.norm import build_norm
+from coreai_recipes.primitives.projection import Projection
+from coreai_recipes.primitives.registry import primitive, register
+from coreai_recipes.primitives.rotary import Rotary
+from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm
+
+
+class Attention(nn.Module):
+    """x (1, C, 1, S) -> (1, C, 1, S).
+
+    `norm` is the model's norm, from which the q and k norms take what they do not say. `rotated_query` and
+    `rotated_key` pass q (H, D, 1, S) and k (G, D, 1, S) through untouched: places for a hook to look.
+    """
+
+    def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm) -> None:
+        super().__init__()
+        spec = kind.attention
+        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.scale, self.softcap = spec.score_scale, spec.softcap
+        queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        self.q = Projection(hidden_size, queries, spec.bias != "none")
+        self.k = Projection(hidden_size, keys, spec.bias != "none")
+        self.v = Projection(hidden_size, keys, spec.bias != "none")
+        self.o = Projection(queries, hidden_size, spec.bias == "qkvo")
+        qk_norm = None if spec.qk_norm is None else spec.qk_norm.norm or norm
+        self.q_norm = build_norm(qk_norm, spec.head_dim) if qk_norm else None
+        self.k_norm = build_norm(qk_norm, spec.head_dim) if qk_norm else None
+        v_norm = RMSNorm(kind="rms", eps=norm.eps, weight="none")
+        self.v_norm = build_norm(v_norm, spec.head_dim) if spec.v_norm else None
+        self.rotary = Rotary(kind.rotary, spec.head_dim)
+        self.rotated_query, self.rotated_key = nn.Identity(), nn.Identity()
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """cos and sin (1, R/2, 1, S), mask (1, K, 1, S) with 0 where a key is seen."""
+        G, D, S = self.num_kv_heads, self.head_dim, x.shape[3]
+        shared = self.num_heads // G  # query heads of each KV head
+        q = self.q(x).view(self.num_heads, D, 1, S)
+        k = self.k(x).view(G, D, 1, S)
+        v = self.v(x).view(G, D, 1, S)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.v_norm is not None:
+            v = self.v_norm(v)
+        q = self.rotated_query(self.rotary.rotate_along(q, cos, sin, 1))
+        k = self.rotated_key(self.rotary.rotate_along(k, cos, sin, 1))
+        keys, values = cache.update(k.view(G, D, S).transpose(1, 2), v.view(G, D, S).transpose(1, 2))  # (G, K, D)
+
+        q = scaled(q, self.scale).view(G, shared, D, S).transpose(1, 2).reshape(G, D, shared * S)
+        scores = torch.matmul(keys, q).view(G, -1, shared, S)  # (G, K, H/G, S)
+        if self.softcap is not None:
+            scores = scaled(torch.tanh(scaled(scores, 1 / self.softcap)), self.softcap)
+        weights = torch.softmax(scores + mask, 1).view(G, -1, shared * S)
+        mixed = torch.matmul(values.transpose(1, 2), weights)  # (G, D, H/G * S)
+        mixed = mixed.view(G, D, shared, S).transpose(1, 2).reshape(1, self.num_heads * D, 1, S)
+        return self.o(mixed)
+
+
+@register("attention", "full")
+class FullAttention(Attention):
+    """Every earlier position is seen."""
+
+
+@register("attention", "sliding")
+class SlidingAttention(Attention):
+    """The last `window` positions are seen; the mask and the cache make the difference, the arithmetic is the same."""
+
+
+def build_attention(kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm) -> nn.Module:
+    """The registered attention of `kind`."""
+    return primitive("attention", kind.attention.kind)(kind, hidden_size, norm)

@@ -1,0 +1,67 @@
+"""Norms over the channel axis, in a form that cannot overflow float16."""
+
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.primitives.registry import primitive, register
+from coreai_recipes.recipe.schema import LayerNorm as LayerNormSpec
+from coreai_recipes.recipe.schema import RMSNorm as RMSNormSpec
+
+# The largest magnitude by which a row is divided is kept at or above this: an all-zero row then gives zeros, not 0/0,
+# and sqrt(eps) / SMALLEST squared stays in float16's range for every eps up to 1e-4.
+SMALLEST = 2.0**-14
+
+
+class _Norm(nn.Module):
+    """Parameters are (1, C, 1, 1): x is (N, C, 1, S) and the mean is taken over C.
+
+    The weight of a `1+w` norm holds the sum: one is added in float32 when the checkpoint is read.
+    """
+
+    def __init__(self, spec: RMSNormSpec | LayerNormSpec, channels: int) -> None:
+        super().__init__()
+        self.root_eps = spec.eps**0.5
+        has_bias = isinstance(spec, LayerNormSpec) and spec.bias
+        self.weight = _parameter(channels) if spec.weight != "none" else None
+        self.bias = _parameter(channels) if has_bias else None
+
+    def _rescale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x over its largest magnitude m, and sqrt(eps) / m: x^2 overflows float16 from 256 on, (x/m)^2 never."""
+        largest = torch.clamp(x.abs().amax(1, keepdim=True), min=SMALLEST)
+        # a tensor numerator: coremltools turns scalar / x into inverse(x, epsilon=1e-4), wrong for small x
+        return x / largest, torch.tensor(self.root_eps, dtype=x.dtype, device=x.device) / largest
+
+    def _finish(self, y: Tensor) -> Tensor:
+        if self.weight is not None:
+            y = y * self.weight
+        if self.bias is not None:
+            y = y + self.bias
+        return y
+
+
+@register("norm", "rms")
+class RMSNorm(_Norm):
+    """x / sqrt(mean(x^2) + eps) * weight, taken as y = x/m, y * rsqrt(mean(y^2) + (sqrt(eps)/m)^2) * weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, root_eps = self._rescale(x)
+        return self._finish(y * torch.rsqrt((y * y).mean(1, keepdim=True) + root_eps * root_eps))
+
+
+@register("norm", "layer")
+class LayerNorm(_Norm):
+    """(x - mean) / sqrt(var + eps) * weight + bias, rescaled as RMSNorm before the mean is taken."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, root_eps = self._rescale(x)
+        y = y - y.mean(1, keepdim=True)
+        return self._finish(y * torch.rsqrt((y * y).mean(1, keepdim=True) + root_eps * root_eps))
+
+
+def build_norm(spec: RMSNormSpec | LayerNormSpec, channels: int) -> nn.Module:
+    """The registered norm of `spec` over `channels` channels."""
+    return primitive("norm", spec.kind)(spec, channels)
+
+
+def _parameter(channels: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(1, channels, 1, 1), requires_grad=False)

@@ -1,0 +1,155 @@
+"""Rotary position embedding: which dimension turns with which, and how fast.
+
+`full`, `partial` and `proportional` differ in frequencies and in pairs, and mixing them up still gives fluent text
+(21.6 dB on Gemma 4's global layers). Every kind here is compared with transformers' own class bit for bit.
+"""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.primitives.registry import primitive, register
+from coreai_recipes.recipe import schema
+from coreai_recipes.recipe.schema import NoRotary, TurningRotary
+
+RotarySpec = TurningRotary | NoRotary
+
+
+def inverse_frequencies(spec: TurningRotary, head_dim: int) -> Tensor:
+    """Angular frequency of each pair, radians a position, float32: (D/2,) for `full` and `proportional`, (R/2,) for
+    `partial`.
+
+    `partial` divides the exponent by its own width R = int(factor * D); `proportional` divides it by D and pads with
+    zeros: the zero pairs pass through unrotated, and pair i always holds dimensions i and i + D/2. The arithmetic is
+    that of transformers' modeling_rope_utils, operation by operation, so that the bits are the same.
+    """
+    if isinstance(spec, schema.ProportionalRotary):
+        turning = int(spec.factor * head_dim // 2)
+        inv_freq = torch.cat(
+            (_series(spec.theta, head_dim, turning), torch.zeros(head_dim // 2 - turning, device="cpu"))
+        )
+    else:
+        width = int(spec.factor * head_dim) if isinstance(spec, schema.PartialRotary) else head_dim
+        inv_freq = _series(spec.theta, width, width // 2)
+    if isinstance(spec.scaling, schema.LinearScaling):
+        return inv_freq / spec.scaling.factor
+    if isinstance(spec.scaling, schema.Llama3Scaling):
+        return _scale_llama3(inv_freq, spec.scaling)
+    return inv_freq
+
+
+def _series(theta: float, width: int, pairs: int) -> Tensor:
+    """theta^(-2i / width) for i = 0 .. pairs - 1."""
+    exponents = torch.arange(0, 2 * pairs, 2, dtype=torch.int64, device="cpu").float() / width
+    return 1.0 / (theta**exponents)
+
+
+def _scale_llama3(inv_freq: Tensor, scaling: schema.Llama3Scaling) -> Tensor:
+    """Wavelengths beyond original_context / low_freq_factor are stretched by factor, those below
+    original_context / high_freq_factor kept, and the ones between interpolated (Llama 3.1)."""
+    longest = scaling.original_context / scaling.low_freq_factor
+    shortest = scaling.original_context / scaling.high_freq_factor
+    wavelength = 2 * math.pi / inv_freq
+    stretched = torch.where(wavelength > longest, inv_freq / scaling.factor, inv_freq)
+    smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    between = (1 - smooth) * stretched / scaling.factor + smooth * stretched
+    is_between = ~(wavelength < shortest) * ~(wavelength > longest)
+    return torch.where(is_between, between, stretched)
+
+
+class Rotary(nn.Module):
+    """Turns pairs of each head's dimensions by an angle that grows with the position.
+
+    The frequencies are neither parameter nor buffer but Python floats that hold float32 values: `.half()`,
+    `.to(bfloat16)`, `state_dict()` and tracing cannot reach them (as a buffer cast to bfloat16 they are wrong by 0.35
+    of a cosine at position 200). `Rotary(spec, head_dim)` gives the registered class of `spec.kind`.
+    """
+
+    def __new__(cls, spec: RotarySpec, head_dim: int) -> "Rotary":
+        chosen = primitive("rotary", spec.kind) if cls is Rotary else cls
+        return cast(Rotary, super().__new__(chosen))
+
+    def __init__(self, spec: TurningRotary, head_dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.head_dim = head_dim
+        self.inv_freq: tuple[float, ...] = tuple(inverse_frequencies(spec, head_dim).tolist())
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin at integer `positions` (B, S): float32 (B, S, R/2), for `proportional` (B, S, D/2)."""
+        precision = getattr(torch, self.spec.precision)
+        inv_freq = torch.tensor(self.inv_freq, dtype=torch.float32, device=positions.device)
+        if precision is torch.float32:
+            angles = positions[..., None].float() * inv_freq
+            return angles.cos(), angles.sin()
+        angles = (positions[..., None].to(precision) * inv_freq.to(precision)).float()
+        return angles.cos().to(precision).float(), angles.sin().to(precision).float()
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x (B, H, S, D) turned by cos and sin (B, S, R/2), in x's dtype."""
+        return self.rotate_along(x, cos.unsqueeze(1), sin.unsqueeze(1), -1)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, H, S, D) turned at integer `positions` (B, S), in x's dtype."""
+        return self.rotate(x, *self.angles(positions))
+
+    def rotate_along(self, x: Tensor, cos: Tensor, sin: Tensor, axis: int) -> Tensor:
+        """x turned along `axis`, whose size is D; cos and sin broadcast against x, their `axis` holding the pairs.
+
+        In the engine's layout x is (H, D, 1, S), cos and sin are (1, R/2, 1, S) and the axis is 1.
+        """
+        dtype = x.dtype
+        if self.spec.product != "float32":
+            cos, sin = cos.to(dtype), sin.to(dtype)
+        if self.spec.product != "model":
+            x, cos, sin = x.float(), cos.float(), sin.float()
+        return self._turn(x, cos, sin, axis).to(dtype)
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor, axis: int) -> Tensor:
+        """The pairs that turn, in place among the dimensions that pass."""
+        axis %= x.dim()
+        pairs, width = len(self.inv_freq), x.shape[axis]
+        rest = [x.narrow(axis, 2 * pairs, width - 2 * pairs)] if 2 * pairs < width else []
+        if self.spec.pairing == "half":
+            first, second = x.narrow(axis, 0, pairs), x.narrow(axis, pairs, pairs)
+            return torch.cat((first * cos - second * sin, second * cos + first * sin, *rest), axis)
+        of_pairs = x.narrow(axis, 0, 2 * pairs).unflatten(axis, (pairs, 2))
+        first, second = of_pairs.select(axis + 1, 0), of_pairs.select(axis + 1, 1)
+        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), axis + 1)
+        return torch.cat((turned.flatten(axis, axis + 1), *rest), axis)
+
+
+@register("rotary", "full")
+class FullRotary(Rotary):
+    """Every dimension turns: pairs (i, i + D/2), or (2i, 2i + 1) interleaved."""
+
+
+@register("rotary", "partial")
+class PartialRotary(Rotary):
+    """The first R = int(factor * D) dimensions turn, paired among themselves; the rest passes."""
+
+
+@register("rotary", "proportional")
+class ProportionalRotary(Rotary):
+    """Pairs (i, i + D/2) over the whole head, of which the last have frequency zero (Gemma 4's global layers)."""
+
+
+@register("rotary", "none")
+class NoRotation(Rotary):
+    """Nothing turns: cos and sin are empty, and x passes."""
+
+    def __init__(self, spec: NoRotary, head_dim: int) -> None:
+        nn.Module.__init__(self)
+        self.head_dim = head_dim
+        self.inv_freq = ()
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        empty = torch.empty(*positions.shape, 0, dtype=torch.float32, device=positions.device)
+        return empty, empty
+
+    def rotate_along(self, x: Tensor, cos: Tensor, sin: Tensor, axis: int) -> Tensor:
+        return x
