@@ -110,6 +110,10 @@ class Front(nn.Module):
             {name: Rotary(kind.rotary, kind.attention.head_dim) for name, kind in self.kinds.items()}
         )
 
+    def pairs(self, name: str) -> int:
+        """How many pairs the angles of a kind hold; 0 when it has no rotary."""
+        return len(self.rotaries[name].inv_freq)  # type: ignore[arg-type]
+
     def angle_group(self, name: str) -> str:
         """The first kind with the same rotary: kinds that turn alike share their cos and sin."""
         return next(n for n, kind in self.kinds.items() if _turns_like(kind, self.kinds[name]))

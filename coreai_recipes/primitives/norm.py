@@ -27,9 +27,11 @@ class _Norm(nn.Module):
 
     def _rescale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x over its largest magnitude m, and sqrt(eps) / m: x^2 overflows float16 from 256 on, (x/m)^2 never."""
-        largest = torch.clamp(x.abs().amax(1, keepdim=True), min=SMALLEST)
-        # a tensor numerator: coremltools turns scalar / x into inverse(x, epsilon=1e-4), wrong for small x
-        return x / largest, torch.tensor(self.root_eps, dtype=x.dtype, device=x.device) / largest
+        # tensors for the scalars: coremltools turns clamp(min=) into a clip up to infinity, and scalar / x into
+        # inverse(x, epsilon=1e-4), which is wrong for small x
+        smallest, root_eps = (torch.tensor(v, dtype=x.dtype, device=x.device) for v in (SMALLEST, self.root_eps))
+        largest = torch.maximum(x.abs().amax(1, keepdim=True), smallest)
+        return x / largest, root_eps / largest
 
     def _finish(self, y: Tensor) -> Tensor:
         if self.weight is not None:

@@ -1,0 +1,140 @@
+"""One fragment -> one self-contained ML Program, by coremltools."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from coreai_recipes.export.fragments import INTEGER, Fragment, Port
+
+# A fragment holds no weights: a stored constant above this many values is a fault of ours.
+LARGEST_CONSTANT = 8192
+TRACED_ROWS = 8
+
+
+def convert_fragment(fragment: Fragment) -> bytes:
+    """The converted fragment as a serialized Core ML model, the same bytes for the same fragment."""
+    import coremltools as ct
+
+    numpy_type = {"int32": np.int32, "float16": np.float16}
+    passes = ct.PassPipeline.DEFAULT
+    # with a small vocabulary it would narrow the token ids to int16, and rows beyond 32767 would be read wrong
+    passes.remove_passes({"common::add_int16_cast"})
+    with _quietly(), torch.no_grad():
+        model = ct.convert(
+            torch.jit.trace(fragment.module.eval(), _example(fragment), check_trace=False),
+            convert_to="mlprogram",
+            inputs=[
+                ct.TensorType(name=name, shape=port.shape, dtype=numpy_type[port.dtype])
+                for name, port in fragment.inputs.items()
+            ],
+            outputs=[ct.TensorType(name=name, dtype=numpy_type[port.dtype]) for name, port in fragment.outputs.items()],
+            states=[
+                ct.StateType(wrapped_type=ct.TensorType(shape=port.shape, dtype=np.float16), name=name)
+                for name, port in fragment.states.items()
+            ],
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=_precision(fragment.float32_outputs),
+            pass_pipeline=passes,
+            skip_model_load=True,
+        )
+    return _inline_constants(model, fragment.name)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the bars and warnings of a conversion, which are about this code and not about the user's model."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _example(fragment: Fragment) -> tuple[torch.Tensor, ...]:
+    """Inputs to trace with. A zero-stride view stands for each weight, so that none takes memory."""
+
+    def value(name: str, port: Port) -> torch.Tensor:
+        shape = (TRACED_ROWS, *port.shape[1:]) if name in fragment.tables else port.shape
+        if port.dtype == INTEGER:
+            return torch.full(shape, 0 if name == "slot" else 1, dtype=torch.int32)
+        return torch.zeros(()).expand(shape)
+
+    return tuple(value(name, port) for name, port in fragment.inputs.items())
+
+
+def _precision(float32_outputs: tuple[str, ...]) -> Any:
+    """float16 throughout, but for what the named outputs are computed from.
+
+    The selector is asked about every operation, layout ones too: only "is an ancestor of cos or sin" keeps the whole
+    island in float32 and nothing else (a list of operation types left the angles' expand_dims in float16).
+    """
+    import coremltools as ct
+
+    ancestors: dict[int, set[Any]] = {}
+
+    def is_float16(operation: Any) -> bool:
+        block = operation.enclosing_block
+        if id(block) not in ancestors:
+            ancestors[id(block)] = _ancestors(block, float32_outputs)
+        return operation not in ancestors[id(block)]
+
+    return ct.transform.FP16ComputePrecision(op_selector=is_float16)
+
+
+def _ancestors(block: Any, names: tuple[str, ...]) -> set[Any]:
+    """The operations that the outputs `names` of `block` are computed from."""
+    waiting = [output for output in block.outputs if output.name in names]
+    if len(waiting) != len(names):
+        raise RuntimeError(f"outputs {names} are not among {[output.name for output in block.outputs]}")
+    found: set[Any] = set()
+    while waiting:
+        operation = waiting.pop().op
+        if operation is None or operation in found:
+            continue
+        found.add(operation)
+        for value in operation.inputs.values():
+            waiting += value if isinstance(value, list | tuple) else [value]
+    return found
+
+
+def _inline_constants(model: Any, name: str) -> bytes:
+    """Put the few constants that coremltools stored in a weights file into the program itself.
+
+    The fragment is then one protobuf, fit for a cache; and none of its constants can be a weight.
+    """
+    from coremltools.libmilstoragepython import _BlobStorageReader
+    from coremltools.proto import MIL_pb2
+
+    spec = model.get_spec()
+    function = spec.mlProgram.functions["main"]
+    for operation in function.block_specializations[function.opset].operations:
+        if operation.type != "const" or operation.attributes["val"].WhichOneof("value") != "blobFileValue":
+            continue
+        value = operation.attributes["val"]
+        shape = [dimension.constant.size for dimension in value.type.tensorType.dimensions]
+        if int(np.prod(shape)) > LARGEST_CONSTANT:
+            raise RuntimeError(f"{name}: constant {operation.outputs[0].name} of shape {shape} is baked in")
+        reader, offset = _BlobStorageReader(f"{model.weights_dir}/weight.bin"), value.blobFileValue.offset
+        dtype = value.type.tensorType.dataType
+        immediate = value.immediateValue.tensor
+        readers: dict[int, Callable[[], None]] = {
+            MIL_pb2.FLOAT32: lambda: immediate.floats.values.extend(reader.read_float_data(offset)),
+            MIL_pb2.INT32: lambda: immediate.ints.values.extend(reader.read_int32_data(offset)),
+            MIL_pb2.FLOAT16: lambda: setattr(
+                immediate.bytes, "values", np.asarray(reader.read_fp16_data(offset)).tobytes()
+            ),
+        }
+        if dtype not in readers:
+            raise RuntimeError(f"{name}: constant {operation.outputs[0].name} has dtype {dtype}")
+        readers[dtype]()
+    return bytes(spec.SerializeToString(deterministic=True))

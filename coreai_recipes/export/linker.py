@@ -1,0 +1,184 @@
+"""Fragments -> functions of one ML Program: the pieces repeated, their names bound, their weights made constants.
+
+For a layer of kind `full`, its place in the states being 3:
+
+    before: layer(x, mask, slot, weight_attention_q_weight) -> y              once, converted
+    after:  w = const(blob at 4096); hidden_4 = layer_3_...(hidden_3, mask_full, w)   for each layer
+
+What depends on `slot` alone (the begin and end of the layer's rows) is worked out here and becomes constants, so that
+Core ML's compiler sees static slices; without that, each slice has unknown dimensions.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from coremltools.proto import MIL_pb2
+from numpy.typing import NDArray
+
+from coreai_recipes.export.mil import (
+    DTYPES,
+    OPSET,
+    WEIGHT_FILE,
+    add_const,
+    immediate_integers,
+    set_type,
+    shape_of,
+)
+from coreai_recipes.export.weights import WeightLayout
+
+Values = dict[str, Any]
+
+
+class FunctionLinker:
+    """One function of the program, to which fragments are appended in running order."""
+
+    def __init__(self, layout: WeightLayout) -> None:
+        self.function = MIL_pb2.Function(opset=OPSET)
+        self.block = self.function.block_specializations[OPSET]
+        self.layout = layout
+        self.constants: dict[tuple[str, tuple[int, ...]], str] = {}
+        self.known: dict[str, NDArray[Any]] = {}  # integer values that are known here, by name
+        self.shapes: dict[str, list[int | None]] = {}
+
+    def add_input(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        set_type(self.function.inputs.add(name=name).type.tensorType, DTYPES[dtype], shape)
+
+    def add_state(self, name: str, shape: tuple[int, ...]) -> None:
+        wrapped = self.function.inputs.add(name=name).type.stateType.wrappedType.tensorType
+        set_type(wrapped, DTYPES["float16"], shape)
+        self.shapes[name] = list(shape)
+
+    def add_output(self, name: str) -> None:
+        self.block.outputs.append(name)
+
+    def add_integer(self, name: str, value: int) -> str:
+        """A value of shape (1,) that the linker knows, and that becomes a constant only where it must."""
+        self.known[name] = np.array([value])
+        return name
+
+    def add_weight(self, parameter: str, shape: tuple[int, ...]) -> str:
+        """The constant that holds `parameter` in `shape`, one in the function however often it is asked for."""
+        key = (parameter, shape)
+        if key not in self.constants:
+            flat = parameter.replace(".", "_")
+            name = flat if flat not in self.shapes else f"{flat}_{'x'.join(map(str, shape))}"
+            value = add_const(self.block, name, DTYPES["float16"], shape)
+            value.blobFileValue.fileName = WEIGHT_FILE
+            value.blobFileValue.offset = self.layout.place(parameter, shape)
+            self.constants[key] = name
+            self.shapes[name] = list(shape)
+        return self.constants[key]
+
+    def append(self, model: Any, prefix: str, names: Mapping[str, str], parameters: Mapping[str, str]) -> None:
+        """Append a converted fragment.
+
+        `names` binds its inputs, outputs and states to names of this function, `parameters` its weight inputs to
+        parameters of the decoder; every other name gets `prefix`.
+        """
+        function = model.mlProgram.functions["main"]
+        bound = dict(names)
+        for port in function.inputs:
+            if port.name in parameters:
+                shape = tuple(size or 0 for size in shape_of(port.type.tensorType))
+                bound[port.name] = self.add_weight(parameters[port.name], shape)
+        block = function.block_specializations[function.opset]
+        needed = _Needed(block, bound, prefix, self)
+        for operation in block.operations:
+            needed.append(operation)
+
+
+class _Needed:
+    """Appends the operations of one fragment, folding what is known."""
+
+    def __init__(self, block: Any, bound: Mapping[str, str], prefix: str, linker: FunctionLinker) -> None:
+        self.bound, self.prefix, self.linker = bound, prefix, linker
+        self.local: dict[str, NDArray[Any]] = {}  # integer constants of the fragment, by its own names
+
+    def rename(self, name: str) -> str:
+        return self.bound.get(name) or self.prefix + name
+
+    def value(self, name: str) -> NDArray[Any] | None:
+        if name in self.local:
+            return self.local[name]
+        return self.linker.known.get(self.rename(name))
+
+    def append(self, operation: Any) -> None:
+        if operation.type == "const":
+            integers = immediate_integers(operation)
+            if integers is not None:
+                self.local[operation.outputs[0].name] = integers
+            elif operation.attributes["val"].WhichOneof("value") == "blobFileValue":
+                raise RuntimeError(f"{self.prefix}{operation.outputs[0].name}: a stored constant in a fragment")
+        elif self._fold(operation):
+            return
+        self._copy(operation)
+
+    def _fold(self, operation: Any) -> bool:
+        """Replace an integer operation on known values by its value."""
+        fold = _FOLDS.get(operation.type)
+        if fold is None or operation.outputs[0].type.tensorType.dataType != MIL_pb2.INT32:
+            return False
+        arguments = {key: [self.value(a.name) for a in found.arguments] for key, found in operation.inputs.items()}
+        if any(value is None for key in ("x", "y", "values") for value in arguments.get(key, [])):
+            return False
+        result = np.asarray(fold({k: v if k == "values" else v[0] for k, v in arguments.items()}))
+        name = self.rename(operation.outputs[0].name)
+        value = add_const(self.linker.block, name, DTYPES["int32"], result.shape)
+        value.immediateValue.tensor.ints.values.extend(int(v) for v in result.reshape(-1))
+        self.linker.known[name] = result
+        return True
+
+    def _copy(self, operation: Any) -> None:
+        copy = self.linker.block.operations.add()
+        copy.CopyFrom(operation)
+        for output in copy.outputs:
+            output.name = self.rename(output.name)
+        for found in copy.inputs.values():
+            for argument in found.arguments:
+                if argument.WhichOneof("binding") == "name":
+                    argument.name = self.rename(argument.name)
+        if "name" in copy.attributes:
+            label = copy.attributes["name"].immediateValue.tensor.strings.values
+            label[0] = copy.outputs[0].name if copy.outputs else self.prefix + label[0]
+        if operation.type == "slice_by_index":
+            self._settle_shape(operation, copy)
+        for output in copy.outputs:
+            if output.type.WhichOneof("type") == "tensorType":
+                self.linker.shapes[output.name] = shape_of(output.type.tensorType)
+
+    def _settle_shape(self, operation: Any, copy: Any) -> None:
+        """Declare the shape of a slice whose begin and end became known."""
+        declared = copy.outputs[0].type.tensorType
+        if None not in shape_of(declared):
+            return
+        given = {key: self.value(found.arguments[0].name) for key, found in operation.inputs.items() if key != "x"}
+        source = self.linker.shapes.get(copy.inputs["x"].arguments[0].name)
+        begin, end = given.get("begin"), given.get("end")
+        if begin is None or end is None or source is None:
+            return
+        begin_mask, end_mask = given.get("begin_mask"), given.get("end_mask")
+        shape = []
+        for axis, size in enumerate(source):
+            first = 0 if begin_mask is not None and begin_mask[axis] else int(begin[axis])
+            last = size if end_mask is not None and end_mask[axis] else int(end[axis])
+            shape.append(int(last or 0) - first)
+        set_type(declared, declared.dataType, shape)
+
+
+def _slice(arguments: Values) -> NDArray[Any]:
+    """One element of a vector, which is all that a slot is asked for."""
+    if not arguments["squeeze_mask"][0]:
+        raise RuntimeError("a slot is sliced in a way that the linker does not know")
+    return np.asarray(arguments["x"][int(arguments["begin"][0])])
+
+
+_FOLDS: dict[str, Callable[[Values], NDArray[Any]]] = {
+    "expand_dims": lambda a: np.expand_dims(a["x"], tuple(int(axis) for axis in a["axes"])),
+    "squeeze": lambda a: np.squeeze(a["x"]),
+    "concat": lambda a: np.concatenate([np.atleast_1d(value) for value in a["values"]]),
+    "add": lambda a: np.add(a["x"], a["y"]),
+    "sub": lambda a: np.subtract(a["x"], a["y"]),
+    "mul": lambda a: np.multiply(a["x"], a["y"]),
+    "slice_by_index": _slice,
+}

@@ -1,0 +1,80 @@
+"""The .mlpackage folder: the model's description, the program, Manifest.json."""
+
+import json
+import uuid
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from coremltools.proto import FeatureTypes_pb2, Model_pb2
+
+from coreai_recipes.export.fragments import Port
+from coreai_recipes.export.linker import FunctionLinker
+
+MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
+WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
+SPECIFICATION_VERSION = 9  # iOS 18
+
+
+@dataclass(frozen=True)
+class LinkedFunction:
+    """A function with what its callers see."""
+
+    linker: FunctionLinker
+    inputs: dict[str, Port]
+    outputs: dict[str, Port]
+    states: dict[str, Port]
+
+
+def describe_program(functions: dict[str, LinkedFunction], default: str) -> Any:
+    """The model message of a program, in the form of coremltools' own save_multifunction."""
+    model = Model_pb2.Model(specificationVersion=SPECIFICATION_VERSION)
+    model.mlProgram.version = 1
+    model.description.defaultFunctionName = default
+    for name, function in functions.items():
+        description = model.description.functions.add(name=name)
+        for ports, features in ((function.inputs, description.input), (function.outputs, description.output)):
+            for port_name, port in ports.items():
+                _describe(features.add(name=port_name).type.multiArrayType, port)
+        for port_name, port in function.states.items():
+            _describe(description.state.add(name=port_name).type.stateType.arrayType, port)
+        model.mlProgram.functions[name].CopyFrom(function.linker.function)
+    return model
+
+
+def write_model(model: Any, package: Path) -> bytes:
+    """Write model.mlmodel and Manifest.json under `package`; gives the bytes of the former.
+
+    The manifest's identifiers are made from the content, where coremltools draws them at random.
+    """
+    data: bytes = model.SerializeToString(deterministic=True)
+    (package / MODEL).parent.mkdir(parents=True, exist_ok=True)
+    (package / MODEL).write_bytes(data)
+    items = {
+        "model.mlmodel": ("com.apple.CoreML/model.mlmodel", "CoreML Model Specification"),
+        "weights": ("com.apple.CoreML/weights", "CoreML Model Weights"),
+    }
+    digest = sha256(data).digest()
+    identifiers = {name: str(uuid.uuid5(uuid.UUID(bytes=digest[:16]), name)).upper() for name in items}
+    manifest = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            identifiers[name]: {
+                "author": "com.apple.CoreML",
+                "description": description,
+                "name": name,
+                "path": path,
+            }
+            for name, (path, description) in items.items()
+        },
+        "rootModelIdentifier": identifiers["model.mlmodel"],
+    }
+    (package / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n")
+    return data
+
+
+def _describe(array_type: Any, port: Port) -> None:
+    types = FeatureTypes_pb2.ArrayFeatureType
+    array_type.dataType = {"int32": types.INT32, "float16": types.FLOAT16, "float32": types.FLOAT32}[port.dtype]
+    array_type.shape.extend(port.shape)

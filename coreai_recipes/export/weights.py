@@ -1,0 +1,90 @@
+"""weight.bin: Core ML's blob storage, laid out before a single weight is read, then streamed.
+
+The format (MILBlob's StorageFormat.hpp, part of coremltools): a header of 64 bytes with the number of blobs and version
+2; then for each blob a record of 64 bytes (sentinel, data type, size, offset of the data), and the data, both aligned to
+64. coremltools' own writer takes a tensor whole; this one takes it in blocks, so that a table of any size costs a few
+MiB, and a test holds the two to the same bytes.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALIGNMENT = 64
+SENTINEL = 0xDEADBEEF
+VERSION = 2
+FLOAT16 = 1
+HEADER = struct.Struct("<II56x")
+RECORD = struct.Struct("<IIQQQ32x")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A float16 tensor's place in weight.bin: `offset` is that of its record, which is what a program refers to."""
+
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return 2 * prod(self.shape)
+
+
+class WeightLayout:
+    """The order and offsets of the blobs, settled as the program asks for them."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, Blob] = {}
+        self.end = HEADER.size
+
+    def place(self, name: str, shape: tuple[int, ...]) -> int:
+        """The offset of tensor `name`; the same tensor in another shape (a tied table) is the same blob."""
+        blob = self.blobs.get(name)
+        if blob is None:
+            blob = self.blobs[name] = Blob(shape, _align(self.end))
+            self.end = blob.offset + RECORD.size + blob.size
+        elif prod(blob.shape) != prod(shape):
+            raise RuntimeError(f"{name} is used as {blob.shape} and as {shape}")
+        return blob.offset
+
+
+def write_weights(
+    path: Path, layout: WeightLayout, blocks: Mapping[str, Iterable[NDArray[np.float16]]]
+) -> Iterator[tuple[str, int]]:
+    """Write every blob of `layout`, block by block; gives (name, bytes written) after each block.
+
+    The generator's return value is the sha256 of the whole file, taken as it is written.
+    """
+    digest = hashlib.sha256()
+    with path.open("wb", buffering=0) as file:
+
+        def write(data: bytes | memoryview) -> None:
+            digest.update(data)
+            while len(data):
+                data = data[file.write(data) :]
+
+        write(HEADER.pack(len(layout.blobs), VERSION))
+        position = HEADER.size
+        for name, blob in layout.blobs.items():
+            write(bytes(blob.offset - position))
+            write(RECORD.pack(SENTINEL, FLOAT16, blob.size, blob.offset + RECORD.size, 0))
+            written = 0
+            for block in blocks[name]:
+                write(memoryview(block).cast("B"))
+                written += block.nbytes
+                yield name, block.nbytes
+            if written != blob.size:
+                raise RuntimeError(f"{name}: {written} bytes came, {blob.size} were laid out")
+            position = blob.offset + RECORD.size + blob.size
+        write(bytes(_align(position) - position))
+    return digest.hexdigest()
+
+
+def _align(position: int) -> int:
+    return -(-position // ALIGNMENT) * ALIGNMENT
