@@ -1,1 +1,52 @@
-"""coreai-recipes: a language model described as data, built for the Apple Neural Engine, proven equal to transformers."""
+"""coreai-recipes: a language model described as data, built for the Apple Neural Engine, proven equal to transformers.
+
+    recipe = load_recipe("recipes/gemma4.yaml")
+    decoder = build_decoder(recipe)
+    bundle = build(recipe, checkpoint="...", out="dist")
+    report = verify(bundle, checkpoint="...")
+
+Nothing is imported before it is asked for: torch alone takes a second.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coreai_recipes.bundle import Bundle, VerificationError, build, verify
+    from coreai_recipes.errors import BundleError, CheckpointError, RecipeError, UserError
+    from coreai_recipes.model import build_decoder
+    from coreai_recipes.recipe import Recipe, load_recipe
+
+_HOMES = {
+    "Bundle": "bundle",
+    "BundleError": "errors",
+    "CheckpointError": "errors",
+    "Recipe": "recipe",
+    "RecipeError": "errors",
+    "UserError": "errors",
+    "VerificationError": "bundle",
+    "build": "bundle",
+    "build_decoder": "model",
+    "load_recipe": "recipe",
+    "verify": "bundle",
+}
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "Recipe",
+    "RecipeError",
+    "UserError",
+    "VerificationError",
+    "build",
+    "build_decoder",
+    "load_recipe",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

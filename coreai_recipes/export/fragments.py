@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Fragment:
         parameters: inputs that are weights, and the parameter each stands for, within the piece.
         states: the names of the module's buffers that are states.
         float32_outputs: what must be computed in float32 up to the output itself.
-        trace_rows: inputs that are vocabulary-sized tables, traced with this few rows instead.
+        tables: inputs that are vocabulary-sized, traced with a few rows instead.
     """
 
     name: str
@@ -60,21 +61,31 @@ class Fragment:
 
 
 def describe(module: nn.Module) -> list[Any]:
-    """The classes of a module tree and every plain value they hold, as JSON."""
-    inner = getattr(module, "piece", None)
-    if inner is not None:
-        return [type(module).__qualname__, *(describe(m) for m in inner)]
-    rows = []
-    for name, part in module.named_modules():
-        values = {k: repr(v) for k, v in sorted(vars(part).items()) if not k.startswith("_") and k != "training"}
-        rows.append([name, f"{type(part).__module__}.{type(part).__qualname__}", values])
-    return rows
+    """The classes of a module tree and every plain value they hold, as JSON that is the same in every process."""
+    if isinstance(module, _Piece):
+        return [_plain(module), *(describe(part) for part in module.piece)]
+    return [[name, _plain(part)] for name, part in module.named_modules()]
+
+
+def _plain(module: nn.Module) -> list[Any]:
+    """A module's class and its public plain values; functions by name, for their address differs in each process."""
+    kept: dict[str, Any] = {}
+    for name, value in sorted(vars(module).items()):
+        if name.startswith("_") or name in ("training", "piece"):
+            continue
+        if isinstance(value, partial):
+            kept[name] = [value.func.__qualname__, repr(value.args), repr(value.keywords)]
+        elif callable(value):
+            kept[name] = value.__qualname__
+        else:
+            kept[name] = repr(value)
+    return [f"{type(module).__module__}.{type(module).__qualname__}", kept]
 
 
 def source_files(module: nn.Module) -> set[Path]:
     """The files in which the classes of a module tree are written."""
-    modules = [m for piece in getattr(module, "piece", ()) for m in piece.modules()]
-    return {Path(inspect.getfile(type(part))) for part in (module, *modules)}
+    pieces = module.piece if isinstance(module, _Piece) else (module,)
+    return {Path(inspect.getfile(type(part))) for piece in pieces for part in piece.modules()}
 
 
 def front_fragment(decoder: Decoder, queries: int) -> Fragment:

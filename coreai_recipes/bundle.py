@@ -1,0 +1,241 @@
+"""Building: the steps from a recipe and a checkpoint to a sealed bundle, in order; and opening what was built."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreai_recipes.errors import BundleError, CheckpointError
+from coreai_recipes.recipe import Recipe, load_recipe, recipe_text
+from coreai_recipes.staging import MANIFEST, recover, staged_folder
+
+if TYPE_CHECKING:
+    from coreai_recipes.checkpoint.base import Checkpoint
+    from coreai_recipes.export.exporter import Exported, Progress
+    from coreai_recipes.verification.report import Report
+
+FORMAT = 1
+PACKAGE = "model.mlpackage"
+REPORT = "report.json"
+RECIPE = "recipe.yaml"
+PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
+
+
+class VerificationError(Exception):
+    """A build whose package did not pass; nothing was installed. `report` says at which stage."""
+
+    def __init__(self, report: "Report") -> None:
+        super().__init__("verification failed")
+        self.report = report
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A built folder. `seconds` are those of the build's steps, when it was built just now."""
+
+    path: Path
+    manifest: dict[str, Any]
+    report: dict[str, Any]
+    seconds: dict[str, float] | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Bundle":
+        """The bundle at `path`. Raises BundleError when there is none, or when its format is a later one."""
+        path = Path(path)
+        recover(path)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            report = json.loads((path / REPORT).read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise BundleError(f"{path}: no bundle is here ({MANIFEST} and {REPORT} make one): recipe build") from None
+        except ValueError as error:
+            raise BundleError(f"{path}: its {MANIFEST} or {REPORT} is not JSON ({error})") from None
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+            raise BundleError(f"{path}: {MANIFEST} has format {found}, this version reads format {FORMAT}")
+        return cls(path, manifest, report)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe that was built."""
+        return load_recipe(self.path / RECIPE)
+
+    @property
+    def package(self) -> Path:
+        return self.path / str(self.manifest["packages"][0]["file"])
+
+    @property
+    def bytes(self) -> int:
+        """The size of every file that was sealed."""
+        return sum(int(file["bytes"]) for file in self.manifest["files"].values())
+
+    def check_files(self) -> None:
+        """Raise BundleError with each file that is missing, added or not as it was sealed."""
+        sealed = self.manifest["files"]
+        found = {str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file()} - {MANIFEST, REPORT}
+        problems = [f"{self.path}: missing since it was built: {name}" for name in sorted(sealed.keys() - found)]
+        problems += [f"{self.path}: added since it was built: {name}" for name in sorted(found - sealed.keys())]
+        for name in sorted(found & sealed.keys()):
+            size = (self.path / name).stat().st_size
+            if size != sealed[name]["bytes"] or _digest(self.path / name) != sealed[name]["sha256"]:
+                problems.append(f"{self.path}: modified since it was built: {name}")
+        BundleError.collect(problems)
+
+
+def build(
+    recipe: Recipe | str | Path,
+    checkpoint: "Checkpoint | str | Path | None" = None,
+    out: str | Path = "dist",
+    *,
+    overrides: Sequence[str] = (),
+    verified: bool = True,
+    cached: bool = True,
+    progress: "Progress | None" = None,
+) -> Bundle:
+    """Build `recipe` from `checkpoint` (its reference's, when none is named) into the folder OUT/NAME.
+
+    Raises UserError for what the user can mend, and VerificationError when the package is not equal to transformers;
+    then, and when interrupted or killed, the bundle that stood there before is as it was.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    from coreai_recipes.export.cache import FragmentCache, default_root
+    from coreai_recipes.export.exporter import export_package
+    from coreai_recipes.filling import bind_decoder
+    from coreai_recipes.model import build_decoder
+
+    decoder = build_decoder(recipe)
+    source = find_checkpoint(recipe, checkpoint)
+    bindings = bind_decoder(decoder, source)
+    target = Path(out) / recipe.name
+    with staged_folder(target) as folder:
+        _check_space(folder, sum(2 * p.numel() for p in decoder.parameters()))
+        digests = source.start_digests()
+        cache = FragmentCache(default_root() if cached else None)
+        exported = export_package(decoder, bindings, folder / PACKAGE, cache, progress)
+        (folder / RECIPE).write_text(recipe_text(recipe))
+        source.write_tokenizer(folder)
+        checkpoint_facts = {"source": source.source, "sha256": digests.result()}
+        manifest = _manifest(recipe, decoder, checkpoint_facts, source.eos_token_ids(), exported, folder)
+        report: dict[str, Any] = {"passed": False, "stages": []}
+        if verified:
+            from coreai_recipes.verification.stages import run_stages
+
+            found = run_stages(recipe, source, folder / PACKAGE, on_progress=progress)
+            if not found.passed:
+                raise VerificationError(found)
+            report = found.to_json()
+        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return Bundle(target, manifest, report, exported.seconds)
+
+
+def verify(
+    target: Bundle | Recipe | str | Path,
+    checkpoint: "Checkpoint | str | Path | None" = None,
+    *,
+    stages: Sequence[str] | None = None,
+    require: Sequence[str] = (),
+    progress: "Progress | None" = None,
+) -> "Report":
+    """Prove a bundle, or a recipe before it is built, equal to transformers. See the stages of DESIGN.
+
+    Raises UserError when the bundle was modified since it was built, or the checkpoint does not fit.
+    """
+    from coreai_recipes.verification.stages import run_stages
+
+    if isinstance(target, str | Path):
+        target = Bundle.open(target) if (Path(target) / MANIFEST).exists() else load_recipe(target)
+    package = None
+    if isinstance(target, Bundle):
+        target.check_files()
+        recipe, package = target.recipe, target.package
+    else:
+        recipe = target
+    source = find_checkpoint(recipe, checkpoint) if checkpoint is not None or _names_checkpoint(recipe) else None
+    return run_stages(recipe, source, package, stages=stages, require=require, on_progress=progress)
+
+
+def find_checkpoint(recipe: Recipe, checkpoint: "Checkpoint | str | Path | None") -> "Checkpoint":
+    """`checkpoint` opened, or the one that the recipe's reference names."""
+    from coreai_recipes.checkpoint.base import Checkpoint
+    from coreai_recipes.checkpoint.open import open_checkpoint
+
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    if checkpoint is not None:
+        return open_checkpoint(checkpoint)
+    if recipe.reference is None or recipe.reference.checkpoint is None:
+        raise CheckpointError(f"{recipe.name}: the recipe names no checkpoint: give one with --checkpoint SRC")
+    return open_checkpoint(recipe.reference.checkpoint)
+
+
+def _names_checkpoint(recipe: Recipe) -> bool:
+    return recipe.reference is not None and recipe.reference.checkpoint is not None
+
+
+def _manifest(
+    recipe: Recipe,
+    decoder: Any,
+    checkpoint: dict[str, Any],
+    eos_token_ids: list[int],
+    exported: "Exported",
+    folder: Path,
+) -> dict[str, Any]:
+    """What a host needs. Nothing in it depends on when or where it was built."""
+    queries = recipe.export.functions.queries
+    functions = {
+        name: {
+            "query": queries[name],
+            "inputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in inputs.items()},
+            "outputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in outputs.items()},
+        }
+        for name, (inputs, outputs) in exported.functions.items()
+    }
+    states = {
+        f"{half}_{kind}": {
+            "dtype": "float16",
+            "shape": list(spec.shape),
+            "kind": kind,
+            "rows": spec.rows,
+            "window": spec.window,
+        }
+        for kind, spec in decoder.front.states.items()
+        for half in "kv"
+    }
+    known = {str(Path(PACKAGE) / name): digest for name, digest in exported.digests.items()}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {
+        "format": FORMAT,
+        "name": recipe.name,
+        "recipe_sha256": _digest(folder / RECIPE),
+        "checkpoint": checkpoint,
+        "versions": {name: version(name) for name in PINNED},
+        "context": recipe.export.context,
+        "vocab_size": recipe.model.vocab_size,
+        "packages": [
+            {"file": PACKAGE, "role": "all", "layers": [0, len(recipe.model.layer_kinds)], "functions": functions}
+        ],
+        "states": states,
+        "eos_token_ids": eos_token_ids,
+        "files": {
+            name: {"bytes": path.stat().st_size, "sha256": known.get(name) or _digest(path)}
+            for name, path in names.items()
+        },
+    }
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise BundleError(f"{folder.parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
