@@ -1,0 +1,286 @@
+"""The command line: what each command takes and prints. The work is done elsewhere, and imported when it is needed."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="recipe",
+    help="Language models as data: build them for the Apple Neural Engine, proven equal to transformers.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a built-in recipe's name.")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that `recipe build` wrote.")]
+CheckpointOption = Annotated[
+    str | None, typer.Option("--checkpoint", metavar="SRC", help="A folder, a GGUF file, or a hub id (ORG/NAME@REVISION).")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field: export.context=512.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+@app.command("list")
+def list_(as_json: JsonOption = False) -> None:
+    """The built-in recipes."""
+    from coreai_recipes import console
+    from coreai_recipes.recipe import list_recipes
+
+    entries = list_recipes()
+    if as_json:
+        fields = ("name", "family", "parameters", "kinds", "rotary")
+        console.print_json([{field: getattr(entry, field) for field in fields} for entry in entries])
+        return
+    rows = [
+        (e.name, e.family or "-", f"{e.parameters / 1e6:,.1f} M", ", ".join(f"{n} {k}" for k, n in e.kinds.items()), e.rotary)
+        for e in entries
+    ]
+    console.print_table(("name", "family", ">parameters", "layers", "rotary"), rows)
+
+
+@app.command()
+def show(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """The recipe after `extends` and `like`, as YAML."""
+    from coreai_recipes.recipe import load_resolved
+
+    resolved = load_resolved(recipe, overrides or ())
+    for note in resolved.notes:
+        print(f"# {note}")
+    print(resolved.text(), end="")
+
+
+@app.command()
+def validate(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files or built-in names.")],
+    checkpoint: CheckpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every problem of a recipe at once; with a checkpoint, its tensors' names and shapes too, from headers alone."""
+    from coreai_recipes import console
+    from coreai_recipes.errors import UserError
+    from coreai_recipes.recipe import load_recipe
+
+    results: list[dict[str, Any]] = []
+    for source in recipes:
+        problems: list[str] = []
+        try:
+            loaded = load_recipe(source)
+            if checkpoint is not None:
+                _check_tensors(loaded, checkpoint)
+        except UserError as error:
+            problems += error.problems
+        results.append({"recipe": source, "valid": not problems, "problems": problems})
+    if as_json:
+        console.print_json({"valid": all(result["valid"] for result in results), "recipes": results})
+    else:
+        for result in results:
+            console.print_problems(result["problems"])
+            if result["valid"]:
+                print(f"{result['recipe']}: valid")
+    raise typer.Exit(0 if all(result["valid"] for result in results) else 2)
+
+
+def _check_tensors(recipe: Any, checkpoint: str) -> None:
+    from coreai_recipes.checkpoint.open import open_headers
+    from coreai_recipes.filling import bind_decoder
+    from coreai_recipes.model import build_decoder
+
+    bind_decoder(build_decoder(recipe), open_headers(checkpoint))
+
+
+@app.command()
+def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Bytes, memory, functions and the engine's rules, before any weight is read."""
+    from coreai_recipes import console
+    from coreai_recipes.plan import make_plan
+    from coreai_recipes.recipe import load_recipe
+
+    planned = make_plan(load_recipe(recipe, overrides or ()))
+    if as_json:
+        console.print_json(planned.to_json())
+    else:
+        console.print_table(("what", ">bytes", "how"), planned.rows())
+        console.print_table(("rule", "verdict", "what was found"), planned.rule_rows(), title="Neural Engine rules")
+
+
+@app.command()
+def build(
+    recipe: RecipeArgument,
+    checkpoint: CheckpointOption = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle is written to DIR/NAME.")] = Path("dist"),
+    overrides: SetOption = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove the package.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert every fragment anew.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a bundle, and prove it."""
+    from coreai_recipes import bundle, console
+
+    try:
+        with console.progress_bar() as progress:
+            built = bundle.build(
+                recipe,
+                checkpoint,
+                out,
+                overrides=overrides or (),
+                verified=not no_verify,
+                cached=not no_cache,
+                progress=progress,
+            )
+    except bundle.VerificationError as failure:
+        report = failure.report.to_json()
+        if as_json:
+            console.print_json({"path": None, "report": report})
+        else:
+            console.print_report(report)
+        print("the package is not equal to its reference: no bundle was written", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if as_json:
+        facts = {"path": str(built.path), "bytes": built.bytes, "seconds": built.seconds}
+        console.print_json({**facts, "manifest": built.manifest, "report": built.report})
+        return
+    if not no_verify:
+        console.print_report(built.report)
+    console.print_built(built)
+
+
+@app.command()
+def verify(
+    target: Annotated[str, typer.Argument(metavar="BUNDLE_OR_RECIPE")],
+    checkpoint: CheckpointOption = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Run this stage only; may be given again.")] = None,
+    require: Annotated[list[str] | None, typer.Option(help="Fail when this stage is skipped.")] = None,
+    runtime: Annotated[str, typer.Option(help="evaluator, or coreml on macOS.")] = "evaluator",
+    as_json: JsonOption = False,
+) -> None:
+    """Prove a bundle, or a recipe before it is built, against transformers."""
+    from coreai_recipes import bundle, console
+
+    with console.progress_bar() as progress:
+        report = bundle.verify(
+            target, checkpoint, stages=stage or None, require=require or (), runtime=runtime, progress=progress
+        )
+    if as_json:
+        console.print_json(report.to_json())
+    else:
+        console.print_report(report.to_json())
+    raise typer.Exit(0 if report.passed else 1)
+
+
+@app.command()
+def run(
+    bundle: BundleArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="`-` reads it from standard input.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="End after this many tokens.")] = 256,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    seed: Annotated[int | None, typer.Option()] = None,
+    runtime: Annotated[str, typer.Option(help="auto, evaluator or coreml.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a prompt, streaming."""
+    from coreai_recipes import console
+    from coreai_recipes.bundle import Bundle
+    from coreai_recipes.generate import Sampler, answer, open_model
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    opened = Bundle.open(bundle)
+    model = open_model(opened.path, opened.manifest, runtime)
+    _say_unverified(opened)
+    result = answer(model, text, system=system, raw=raw, max_tokens=max_tokens, sampler=Sampler(temperature, top_p, seed))
+    for piece in result:
+        if not as_json:
+            print(piece, end="", flush=True)
+    if as_json:
+        console.print_json(result.to_json())
+        return
+    print()
+    print(result.summary(), file=sys.stderr)
+
+
+@app.command()
+def chat(
+    bundle: BundleArgument,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="End an answer after this many tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    seed: Annotated[int | None, typer.Option()] = None,
+    runtime: Annotated[str, typer.Option(help="auto, evaluator or coreml.")] = "auto",
+) -> None:
+    """Talk with the model; the cached conversation is read once. `/quit` ends it."""
+    from coreai_recipes.bundle import Bundle
+    from coreai_recipes.generate import Chat, Sampler, open_model
+
+    opened = Bundle.open(bundle)
+    model = open_model(opened.path, opened.manifest, runtime)
+    _say_unverified(opened)
+    talk = Chat(model, system=system, sampler=Sampler(temperature, top_p, seed), max_tokens=max_tokens)
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            return
+        if line.strip() == "/quit":
+            return
+        if not line.strip():
+            continue
+        result = talk.reply(line)
+        for piece in result:
+            print(piece, end="", flush=True)
+        print()
+        print(result.summary(), file=sys.stderr)
+
+
+@app.command()
+def schema() -> None:
+    """The JSON Schema of recipes, for editors."""
+    from coreai_recipes import console
+    from coreai_recipes.recipe import json_schema
+
+    console.print_json(json_schema())
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed_version
+
+        print(installed_version("coreai-recipes"))
+        raise typer.Exit
+
+
+def _say_unverified(bundle: Any) -> None:
+    if not bundle.report["stages"]:
+        print("not verified", file=sys.stderr)
+
+
+def main() -> None:
+    """The entry point: a user's mistake is a sentence and status 2, an interrupt 130, and neither a traceback."""
+    import click
+
+    from coreai_recipes.errors import UserError
+
+    try:
+        status = app(standalone_mode=False)
+    except UserError as error:
+        from coreai_recipes import console
+
+        console.print_problems(error.problems)
+        status = 2
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        # the reader of our output has left; Python must not complain about it at exit either
+        sys.stdout = None
+        status = 0
+    sys.exit(status)

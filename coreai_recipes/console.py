@@ -1,0 +1,102 @@
+"""What the terminal shows: tables, bars, errors. Results go to standard output, everything else to standard error."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coreai_recipes.bundle import Bundle
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of `--json`."""
+    print(json.dumps(document, indent=2))
+
+
+def print_problems(problems: Sequence[str]) -> None:
+    """A user's errors, one after the other, in full width."""
+    for problem in problems:
+        print(problem, file=sys.stderr)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """A table on standard output; a column named with a leading `>` is set flush right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    # a pipe has no width: nothing is to be folded for it
+    console.print(table) if console.is_terminal else Console(width=200).print(table)
+
+
+@contextmanager
+def progress_bar() -> "Iterator[Callable[[str, int, int], None] | None]":
+    """A bar a step on a terminal's standard error; nothing where nobody looks."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(step, total=total)
+            progress.update(tasks[step], completed=done, total=total)
+
+        yield show
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """The stages of a report with their figures."""
+    rows = []
+    for stage in report["stages"]:
+        verdict = {True: "passed", False: "FAILED", None: "skipped"}[stage["passed"]]
+        rows.append(
+            (stage["name"], verdict, _decibels(stage["psnr_db"]), _decibels(stage["snr_min_db"]),
+             _decibels(stage["floor_db"]), _explain(stage["detail"]))
+        )  # fmt: skip
+    if rows:
+        print_table(("stage", "verdict", ">PSNR dB", ">SNR_min dB", ">floor dB", "detail"), rows)
+    ran = [stage for stage in report["stages"] if stage["passed"] is not None]
+    if not ran:
+        reasons = {str(stage["detail"].get("skipped", "skipped")) for stage in report["stages"]}
+        print(f"nothing was verified: {'; '.join(sorted(reasons)) or 'no stage was asked for'}")
+    print("not covered: Core ML's own compiler and loader, placement, the hardware's accumulation")
+
+
+def print_built(bundle: "Bundle") -> None:
+    """What a build says at its end."""
+    seconds = bundle.seconds or {}
+    steps = ", ".join(f"{step} {taken:.1f} s" for step, taken in seconds.items() if taken >= 0.05)
+    print(f"{bundle.path}  {bundle.bytes / 1e6:.1f} MB  ({steps})")
+
+
+def _decibels(value: float | str | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.1f}"
+
+
+def _explain(detail: Mapping[str, Any]) -> str:
+    """The first thing a reader wants of a stage's detail."""
+    if "skipped" in detail:
+        return str(detail["skipped"])
+    return "; ".join(f"{key} {_short(value)}" for key, value in detail.items() if not isinstance(value, list | dict))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
