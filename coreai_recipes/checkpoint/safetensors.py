@@ -7,33 +7,23 @@ resident: 1.80 GB against 0.24 GB on a file of 1.6 GB.
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo, hash_file
-from coreai_recipes.checkpoint.tokenizer_files import copy_tokenizer
+from coreai_recipes.checkpoint.safetensors_header import HeaderError, StoredFile, read_header
+from coreai_recipes.checkpoint.settings import copy_tokenizer, read_eos_token_ids, read_json_object
 from coreai_recipes.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK_BYTES = 8 << 20
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
-MAX_JSON_BYTES = 64 << 20
-MAX_AXES = 32
-
-# Bits of an element, for every dtype of the format (safetensors 0.6, tensor.rs).
-DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
-}  # fmt: skip
 FLOAT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -42,27 +32,6 @@ PICKLE_REASON = (
     "(transformers: from_pretrained, then save_pretrained)"
 )
 SHARD_NAME = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
-
-
-@dataclass(frozen=True)
-class HeaderTensor:
-    """One entry of a header; `start` and `stop` count bytes from the end of the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A weight file as it was when its header was read: size in bytes and time of change in ns."""
-
-    path: Path
-    size: int
-    changed: int
-    data_start: int
-    tensors: dict[str, HeaderTensor]
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -115,14 +84,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return {name: hash_file(self._files[name].path, self.place) for name in sorted(self._files)}
 
     def eos_token_ids(self) -> list[int]:
-        path = self._folder / "generation_config.json"
-        generation = read_json_object(path, self.place) if path.is_file() else {}
-        text_config = self.config.get("text_config")
-        for place in (generation, self.config, text_config if isinstance(text_config, dict) else {}):
-            ids = place.get("eos_token_id")
-            if ids is not None:
-                return check_token_ids(ids, self.place)
-        return []
+        return read_eos_token_ids(self._folder, self.config, self.place)
 
     def write_tokenizer(self, folder: Path) -> None:
         copy_tokenizer(self._folder, folder, self.place)
@@ -139,8 +101,8 @@ class SafetensorsCheckpoint(Checkpoint):
         index_path = self.path / "model.safetensors.index.json"
         if index_path.is_file():
             index = read_index(index_path, self.place)
-            for name in sorted(set(index.values())):
-                self._add_shard(name, sum(file == name for file in index.values()), problems)
+            for name, count in sorted(Counter(index.values()).items()):
+                self._add_shard(name, count, problems)
             return index
         self._add_file(find_lone_file(self.path, self.place), problems)
         return None
@@ -165,11 +127,11 @@ class SafetensorsCheckpoint(Checkpoint):
         tensors: dict[str, TensorInfo] = {}
         for file, stored in self._files.items():
             for name, entry in stored.tensors.items():
-                if name in tensors and (index is None or index.get(name) != file):
-                    if index is None or name not in index:
+                named = (index or {}).get(name, file)
+                if named == file:
+                    if name in tensors and name not in (index or {}):
                         problems.append(f"{name} is in {tensors[name].file} and in {file}, and the index names neither")
-                    continue
-                tensors[name] = TensorInfo(name, entry.shape, entry.dtype, file)
+                    tensors[name] = TensorInfo(name, entry.shape, entry.dtype, file)
         for name, file in (index or {}).items():
             if file in self._files and name not in self._files[file].tensors:
                 problems.append(f"{name} is not in {file}, where the index says it is")
@@ -220,127 +182,15 @@ class SafetensorsCheckpoint(Checkpoint):
         return bytearray(max(size, self._block_bytes))
 
 
-class HeaderError(ValueError):
-    """What is wrong with one file's header, without its place."""
-
-
-def read_header(path: Path) -> StoredFile:
-    """The header of one safetensors file, every length and offset checked against the file; else HeaderError."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            stat = os.fstat(file.fileno())
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise HeaderError(f"is {stat.st_size} bytes long, too short for a safetensors header")
-            length = int.from_bytes(prefix, "little")
-            if length > stat.st_size - 8:
-                raise HeaderError(
-                    f"says that its header is {length} bytes long, and the file has {stat.st_size}: "
-                    "it is not a safetensors file, or it was cut short"
-                )
-            if length > MAX_HEADER_BYTES:
-                raise HeaderError(f"says that its header is {length} bytes long; {MAX_HEADER_BYTES} is the most allowed")
-            header = bytearray(length)
-            if file.readinto(header) != length:
-                raise HeaderError("ends inside its header")
-    except OSError as error:
-        raise HeaderError(f"cannot be read: {error.strerror or error}") from error
-    tensors = parse_header(bytes(header), stat.st_size - 8 - length)
-    return StoredFile(path, stat.st_size, stat.st_mtime_ns, 8 + length, tensors)
-
-
-def parse_header(header: bytes, data_bytes: int) -> dict[str, HeaderTensor]:
-    """The entries of a header's JSON. The tensors must fill `data_bytes` without a gap or an overlap; else HeaderError."""
-    try:
-        entries = json.loads(header, object_pairs_hook=refuse_duplicates)
-    except HeaderError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise HeaderError("has a header that is not JSON") from error
-    if not isinstance(entries, dict):
-        raise HeaderError("has a header that is not a JSON object")
-    entries.pop("__metadata__", None)
-    tensors = {name: parse_entry(name, entry) for name, entry in entries.items()}
-    end, previous = 0, "the header"
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if tensor.start != end:
-            what = "overlaps" if tensor.start < end else "leaves a gap after"
-            raise HeaderError(f"has a header in which {name} {what} {previous}: it starts at {tensor.start}, not {end}")
-        end, previous = tensor.stop, name
-    if end > data_bytes:
-        raise HeaderError(f"was cut short: its tensors need {end} bytes after the header, and {data_bytes} are there")
-    if end < data_bytes:
-        raise HeaderError(f"has {data_bytes - end} bytes after its last tensor that belong to none")
-    return tensors
-
-
-def parse_entry(name: str, entry: object) -> HeaderTensor:
-    """One tensor of a header, its span checked against dtype and shape; else HeaderError."""
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise HeaderError(f"has a header in which {name} lacks dtype, shape or data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise HeaderError(f"has a header in which {name} has the unknown dtype {dtype!r:.80}")
-    if not is_list_of_sizes(shape) or len(shape) > MAX_AXES:
-        raise HeaderError(f"has a header in which {name} has the shape {shape!r:.80}")
-    if not is_list_of_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise HeaderError(f"has a header in which {name} has the data_offsets {offsets!r:.80}")
-    start, stop = offsets
-    bits = math.prod(shape) * DTYPE_BITS[dtype]
-    if bits != 8 * (stop - start):
-        raise HeaderError(
-            f"has a header in which {name} spans {stop - start} bytes, but {dtype} {tuple(shape)} takes {bits / 8:.0f}"
-        )
-    return HeaderTensor(dtype, tuple(shape), start, stop)
-
-
-def is_list_of_sizes(value: object) -> bool:
-    """Whether `value` is a list of integers from 0 to 2^63 - 1."""
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
-
-
-def refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object of `pairs`; HeaderError when a key occurs twice, since readers disagree on which one counts."""
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise HeaderError(f"has a header in which {twice} occurs twice")
-    return entries
-
-
 def read_index(path: Path, place: str) -> dict[str, str]:
     """The `weight_map` of an index: tensor name to file name."""
     weight_map = read_json_object(path, place).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{place}: {path.name} has no weight_map, which says where each tensor is")
-    wrong = [name for name, file in weight_map.items() if not isinstance(file, str) or not file]
+    wrong = [name for name, file in weight_map.items() if not (name.isprintable() and isinstance(file, str) and file)]
     if wrong:
-        raise CheckpointError(f"{place}: {path.name} names no file for {wrong[0]}")
+        raise CheckpointError(f"{place}: {path.name} names no file for {wrong[0]!a:.80}")
     return weight_map
-
-
-def read_json_object(path: Path, place: str) -> dict[str, Any]:
-    """A JSON object of at most 64 MiB; else CheckpointError."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{place}: {path.name} is larger than {MAX_JSON_BYTES >> 20} MiB")
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{place}: {path.name} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{place}: {path.name} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{place}: {path.name} is not a JSON object")
-    return content
-
-
-def check_token_ids(ids: object, place: str) -> list[int]:
-    """`eos_token_id` as a list; CheckpointError when it is neither an id nor a list of ids."""
-    found = ids if isinstance(ids, list) else [ids]
-    if not is_list_of_sizes(found):
-        raise CheckpointError(f"{place}: eos_token_id is {ids!r:.80}, neither a token id nor a list of them")
-    return list(dict.fromkeys(found))
 
 
 def leaves_its_folder(name: str) -> bool:
@@ -368,12 +218,12 @@ def find_lone_file(folder: Path, place: str) -> str:
         return found[0]
     if found:
         raise CheckpointError(
-            f"{place}: holds {', '.join(found[:3])}{' ...' if len(found) > 3 else ''} but no model.safetensors.index.json, "
-            "which says what each shard holds; download it too"
+            f"{place}: holds {', '.join(found[:3])}{' ...' if len(found) > 3 else ''} but no "
+            "model.safetensors.index.json, which says what each shard holds; download it too"
         )
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
-        raise CheckpointError(f"{place}: holds only pickles ({', '.join(pickles[:3])}), and they are refused: {PICKLE_REASON}")
+        raise CheckpointError(f"{place}: holds only pickles ({', '.join(pickles[:3])}), all refused: {PICKLE_REASON}")
     raise CheckpointError(f"{place}: holds no weights: neither a .safetensors file nor a .gguf file")
 
 

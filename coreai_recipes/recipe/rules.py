@@ -1,13 +1,17 @@
 """What relates one field of a recipe to another. A leaf: it reads plain data and imports nothing of ours.
 
-The rules read data that may be wrong elsewhere (a missing block, a word for a number), and stay silent about it: so they
-run beside the field checks, and a user sees every problem at once.
+The rules read data that may be wrong elsewhere (a missing block, a word for a number), and stay silent about it: they
+run beside the field checks, and so a user sees every problem at once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
+
+MAX_KINDS = 64
+MAX_LAYERS = 1024
 
 Location = tuple[str | int, ...]
 
@@ -19,6 +23,8 @@ class Problem:
     location: Location
     message: str
     hint: str | None = None
+    at_key: bool = False
+    """Whether the key itself is what is wrong, rather than its value."""
 
 
 def expand_layers(layers: Sequence[Any]) -> Iterator[str]:
@@ -29,14 +35,15 @@ def expand_layers(layers: Sequence[Any]) -> Iterator[str]:
             continue
         repeat = entry.get("repeat") if isinstance(entry, Mapping) else getattr(entry, "repeat", None)
         of = entry.get("of") if isinstance(entry, Mapping) else getattr(entry, "of", None)
-        if isinstance(repeat, int) and 0 < repeat <= 1024 and isinstance(of, Sequence):
-            yield from [name for name in of if isinstance(name, str)] * repeat
+        if isinstance(repeat, int) and isinstance(of, Sequence) and not isinstance(of, str):
+            for _ in range(min(repeat, MAX_LAYERS)):
+                yield from (name for name in of if isinstance(name, str))
 
 
 def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     """Every broken rule of a recipe given as plain data."""
     problems: list[Problem] = []
-    for name, kind in _mapping(recipe, "model", "kinds").items():
+    for name, kind in islice(_mapping(recipe, "model", "kinds").items(), MAX_KINDS):
         if isinstance(kind, Mapping):
             problems += _attention_problems(recipe, name, kind)
             problems += _rotary_problems(name, kind)
@@ -48,7 +55,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
 def _attention_problems(recipe: Mapping[str, Any], name: str, kind: Mapping[str, Any]) -> Iterator[Problem]:
     at: Location = ("model", "kinds", name, "attention")
     heads, kv_heads = _integer(kind, "attention", "num_heads"), _integer(kind, "attention", "num_kv_heads")
-    if heads and kv_heads and heads % kv_heads:
+    if heads and kv_heads and min(heads, kv_heads) > 0 and heads % kv_heads:
         yield Problem((*at, "num_kv_heads"), f"{heads} heads cannot be shared out among {kv_heads} KV heads")
     window, context = _integer(kind, "attention", "window"), _integer(recipe, "export", "context")
     if _value(kind, "attention", "kind") == "sliding" and window and context and window > context:
@@ -67,17 +74,25 @@ def _sharing_problems(recipe: Mapping[str, Any], name: str, kind: Mapping[str, A
         return
     owner = kinds.get(owner_name)
     if not isinstance(owner, Mapping):
-        yield Problem(at, f"there is no kind `{owner_name}`", _did_you_mean(owner_name, kinds))
+        yield Problem(at, f"there is no kind `{owner_name}`", did_you_mean(owner_name, kinds))
         return
     if _value(owner, "attention", "shares_kv_with") is not None:
         yield Problem(at, f"`{owner_name}` has no cache of its own: it shares one too")
     for field in ("kind", "num_kv_heads", "head_dim", "window"):
         ours, theirs = _value(kind, "attention", field), _value(owner, "attention", field)
-        if ours != theirs:
+        if ours is not None and theirs is not None and ours != theirs:
             yield Problem(at, f"{field} is {ours} here and {theirs} in `{owner_name}`: one cache cannot serve both")
-    layers = _value(recipe, "model", "layers")
-    order = list(expand_layers(layers)) if isinstance(layers, Sequence) and not isinstance(layers, str) else []
-    if name in order and owner_name not in order[: order.index(name)]:
+            break
+    ours, theirs = _mapping(kind, "rotary"), _mapping(owner, "rotary")
+    different = [key for key in ours if key in theirs and ours[key] != theirs[key]]
+    if different:
+        yield Problem(
+            ("model", "kinds", name, "rotary", different[0]),
+            f"`{name}` reads keys that `{owner_name}` has turned with {different[0]} {theirs[different[0]]}",
+            f"make both rotaries equal, or leave out {'.'.join(map(str, at[-2:]))}",
+        )
+    order = _layer_order(recipe)
+    if order and name in order and owner_name not in order[: order.index(name)]:
         yield Problem(at, f"no layer of kind `{owner_name}` comes before the first of `{name}`")
 
 
@@ -87,7 +102,8 @@ def _rotary_problems(name: str, kind: Mapping[str, Any]) -> Iterator[Problem]:
     rotary_kind, head_dim, factor = rotary.get("kind"), _integer(kind, "attention", "head_dim"), rotary.get("factor")
     if rotary_kind in ("full", "partial", "proportional") and head_dim and head_dim % 2:
         yield Problem(
-            ("model", "kinds", name, "attention", "head_dim"), f"{head_dim} is odd, and a rotary turns dimensions in pairs"
+            ("model", "kinds", name, "attention", "head_dim"),
+            f"{head_dim} is odd, and a rotary turns dimensions in pairs",
         )
     if isinstance(factor, int | float) and head_dim and 0 < factor <= 1:
         if rotary_kind == "partial":
@@ -95,9 +111,24 @@ def _rotary_problems(name: str, kind: Mapping[str, Any]) -> Iterator[Problem]:
             if width < 2:
                 yield Problem((*at, "factor"), f"{factor} of head_dim {head_dim} leaves no pair to rotate")
             elif width % 2:
-                yield Problem((*at, "factor"), f"{factor} of head_dim {head_dim} is {width} dimensions, not whole pairs")
+                yield Problem(
+                    (*at, "factor"), f"{factor} of head_dim {head_dim} is {width} dimensions, not whole pairs"
+                )
         if rotary_kind == "proportional" and int(factor * head_dim // 2) < 1:
             yield Problem((*at, "factor"), f"{factor} of head_dim {head_dim} leaves no pair to rotate")
+    if "factor" in rotary and "kind" not in rotary:
+        # The reason this project exists: the two have different pairs, and text stays fluent with the wrong one.
+        yield Problem(
+            at,
+            "`factor` says neither `partial` nor `proportional`: they pair different dimensions",
+            "add `kind: partial` (GPT-NeoX, Phi, GLM) or `kind: proportional` (Gemma 4)",
+        )
+    low, high = (_value(rotary, "scaling", f"{end}_freq_factor") for end in ("low", "high"))
+    if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
+        yield Problem(
+            (*at, "scaling", "low_freq_factor"),
+            f"{low} is not below high_freq_factor {high}: between the two lies the smooth passage",
+        )
     precision = rotary.get("precision")
     if precision in ("float16", "bfloat16") and rotary.get("lossy") is not True:
         yield Problem(
@@ -109,21 +140,30 @@ def _rotary_problems(name: str, kind: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _layer_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     kinds, layers = _mapping(recipe, "model", "kinds"), _value(recipe, "model", "layers")
-    if not isinstance(layers, Sequence) or isinstance(layers, str) or not kinds:
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or not kinds or len(layers) > MAX_LAYERS:
         return
     for index, entry in enumerate(layers):
-        named = [(("model", "layers", index), entry)] if isinstance(entry, str) else []
+        named: list[tuple[Location, Any]] = [(("model", "layers", index), entry)] if isinstance(entry, str) else []
         if isinstance(entry, Mapping) and isinstance(entry.get("of"), Sequence) and not isinstance(entry["of"], str):
             named = [(("model", "layers", index, "of", i), name) for i, name in enumerate(entry["of"])]
         for location, name in named:
             if isinstance(name, str) and name not in kinds:
-                yield Problem(location, f"there is no kind `{name}`", _did_you_mean(name, kinds))
-    used = set(expand_layers(layers))
-    for name in kinds:
-        if name not in used:
-            yield Problem(("model", "kinds", name), f"no layer is of kind `{name}`", "use it in model.layers, or remove it")
-    if len(list(expand_layers(layers))) > 1024:
-        yield Problem(("model", "layers"), "more than 1024 layers")
+                yield Problem(location, f"there is no kind `{name}`", did_you_mean(name, kinds))
+    order = _layer_order(recipe)
+    if len(order) > MAX_LAYERS:
+        yield Problem(("model", "layers"), f"more than {MAX_LAYERS} layers")
+        return
+    for name in islice(kinds, MAX_KINDS):
+        if name not in order:
+            hint = "use it in model.layers, or remove it"
+            yield Problem(("model", "kinds", name), f"no layer is of kind `{name}`", hint, at_key=True)
+
+
+def _layer_order(recipe: Mapping[str, Any]) -> list[str]:
+    """The kind of each layer, cut off behind the largest number that a recipe may have."""
+    layers = _value(recipe, "model", "layers")
+    is_list = isinstance(layers, Sequence) and not isinstance(layers, str)
+    return list(islice(expand_layers(layers), MAX_LAYERS + 1)) if is_list else []
 
 
 def _export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
@@ -132,13 +172,24 @@ def _export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         query = _integer(recipe, "export", "functions", function)
         if context and query and query > context:
             yield Problem(
-                ("export", "functions", function), f"{function} takes {query} tokens at a call, the context holds {context}"
+                ("export", "functions", function),
+                f"{function} takes {query} tokens at a call, the context holds {context}",
             )
 
 
-def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
-    close = get_close_matches(word, known, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"there are: {', '.join(known)}"
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that `word` seems to mean."""
+    close = get_close_matches(word[:100], list(islice(known, 200)), n=1, cutoff=0.7)
+    return close[0] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """The nearest known name, or all of them when none is near and they are few."""
+    names = list(known)
+    close = nearest(word, names)
+    if close:
+        return f"did you mean `{close}`?"
+    return f"there are: {', '.join(names)}" if 0 < len(names) <= 16 else None
 
 
 def _value(data: Any, *path: str) -> Any:

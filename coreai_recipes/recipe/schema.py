@@ -6,16 +6,36 @@ The JSON Schema of editors is generated from these classes, and `rules.py` holds
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from coreai_recipes.recipe import rules
 
+# Strict everywhere: pydantic would else take "64" for 64, "yes" for true and true for 1.0.
 Positive = Annotated[int, Field(gt=0, le=2**31 - 1, strict=True)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)]
+Factor = Annotated[float, Field(ge=1, strict=True, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
 Precision = Literal["float32", "float16", "bfloat16"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-KindName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="letters, digits, `.`, `_` and `-`, at most 100"),
+]
+KindName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$", description="a letter, then letters, digits and `_`, at most 64"),
+]
+
+
+def _refuse_flag(value: Any) -> Any:
+    """`true` equals 1 in Python, and so in a Literal."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("not_one", "a boolean is not 1")
+    return value
+
+
+One = Annotated[Literal[1], BeforeValidator(_refuse_flag)]
 
 
 class Spec(BaseModel):
@@ -31,17 +51,21 @@ class LinearScaling(Spec):
     """Every frequency divided by `factor`."""
 
     kind: Literal["linear"]
-    factor: Annotated[float, Field(ge=1)]
+    factor: Factor = Field(description="by how much the context is stretched; Llama 3.2 uses 32")
 
 
 class Llama3Scaling(Spec):
     """Llama 3.1's: low frequencies divided by `factor`, high ones kept, a smooth passage between."""
 
     kind: Literal["llama3"]
-    factor: Annotated[float, Field(ge=1)]
-    low_freq_factor: PositiveFloat
-    high_freq_factor: PositiveFloat
-    original_context: Positive = Field(description="The context the model was trained with before scaling.")
+    factor: Factor = Field(description="by how much the context is stretched; Llama 3.2 uses 32")
+    low_freq_factor: PositiveFloat = Field(
+        description="wavelengths above original_context / low_freq_factor are divided; Llama 3 uses 1"
+    )
+    high_freq_factor: PositiveFloat = Field(
+        description="wavelengths below original_context / high_freq_factor are kept; Llama 3 uses 4"
+    )
+    original_context: Positive = Field(description="the context the model was trained with before scaling")
 
 
 Scaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="kind")]
@@ -50,15 +74,17 @@ Scaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="kind")]
 class TurningRotary(Spec):
     """What all rotaries that turn anything have in common."""
 
-    theta: PositiveFloat = Field(description="Base of the geometric series of frequencies (rope_theta).")
+    theta: PositiveFloat = Field(description="base of the geometric series of frequencies (rope_theta)")
     pairing: Literal["half", "interleaved"] = Field(
-        "half", description="half pairs (i, i + R/2), interleaved pairs (2i, 2i + 1)."
+        default="half", description="`half` pairs (i, i + R/2), `interleaved` pairs (2i, 2i + 1)"
     )
-    scaling: Scaling | None = None
-    precision: Precision = Field("float32", description="Precision of angles, cos and sin.")
-    lossy: bool = Field(False, description="Must be true to allow a precision below float32.")
+    scaling: Scaling | None = Field(
+        default=None, description="how frequencies are stretched beyond the trained context"
+    )
+    precision: Precision = Field(default="float32", description="precision of angles, cos and sin")
+    lossy: Flag = Field(default=False, description="must be true to allow a precision below float32")
     product: Literal["model", "float32", "float32_rounded_angles"] = Field(
-        "model", description="The dtype in which half-precision activations are rotated; families differ."
+        default="model", description="the dtype in which half-precision activations are rotated; families differ"
     )
 
 
@@ -72,14 +98,14 @@ class PartialRotary(TurningRotary):
     """The first int(factor * head_dim) dimensions turn, paired among themselves: Phi, GPT-NeoX, StableLM, GLM."""
 
     kind: Literal["partial"]
-    factor: Annotated[float, Field(gt=0, le=1)] = Field(description="The share of the head that rotates.")
+    factor: Share = Field(description="the share of the head that rotates; GPT-NeoX uses 0.25, Phi-2 0.4")
 
 
 class ProportionalRotary(TurningRotary):
     """Pairs span the whole head, (i, i + head_dim/2); only the first factor * head_dim/2 of them turn: Gemma 4."""
 
     kind: Literal["proportional"]
-    factor: Annotated[float, Field(gt=0, le=1)] = Field(description="The share of the head that rotates.")
+    factor: Share = Field(description="the share of the head that rotates; Gemma 4 uses 0.25")
     pairing: Literal["half"] = "half"
 
 
@@ -99,17 +125,19 @@ class RMSNorm(Spec):
     """x / rms(x) * weight."""
 
     kind: Literal["rms"]
-    eps: PositiveFloat
-    weight: Literal["w", "1+w", "none"] = Field("w", description="How the stored weight enters.")
+    eps: PositiveFloat = Field(description="added to the mean square (rms_norm_eps); Llama uses 1.0e-5")
+    weight: Literal["w", "1+w", "none"] = Field(
+        default="w", description="how the stored weight enters; Gemma 2 and 3 use 1+w"
+    )
 
 
 class LayerNorm(Spec):
     """(x - mean) / std * weight + bias."""
 
     kind: Literal["layer"]
-    eps: PositiveFloat
-    weight: Literal["w", "1+w", "none"] = "w"
-    bias: bool = True
+    eps: PositiveFloat = Field(description="added to the variance (layer_norm_eps)")
+    weight: Literal["w", "1+w", "none"] = Field(default="w", description="how the stored weight enters")
+    bias: Flag = Field(default=True, description="whether a bias is added")
 
 
 Norm = Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]
@@ -118,23 +146,31 @@ Norm = Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]
 class QKNorm(Spec):
     """Norm of queries and keys before the rotary; what it does not say it takes from the model's norm."""
 
-    over: Literal["head"] = Field(description="head: one norm over each head's dimensions.")
-    norm: Norm | None = None
+    over: Literal["head"] = Field(description="`head`: one norm over each head's dimensions")
+    norm: Norm | None = Field(default=None, description="the norm, when it is not the model's")
 
 
 class Attention(Spec):
     """What full and sliding attention have in common. Scores are scaled by `scale`, head_dim^-0.5 if unsaid."""
 
-    num_heads: Positive
-    num_kv_heads: Positive
-    head_dim: Positive
-    bias: Literal["none", "qkv", "qkvo"] = Field("none", description="Which projections carry a bias.")
-    qk_norm: QKNorm | None = None
-    v_norm: bool = Field(False, description="RMS norm of each value head, without a weight (Gemma 4).")
-    scale: PositiveFloat | None = Field(None, description="Factor of the scores; head_dim^-0.5 if unsaid.")
-    softcap: PositiveFloat | None = Field(None, description="Scores become softcap * tanh(scores / softcap) (Gemma 2).")
+    num_heads: Positive = Field(description="query heads (num_attention_heads)")
+    num_kv_heads: Positive = Field(
+        description="key and value heads (num_key_value_heads); num_heads is a multiple of it"
+    )
+    head_dim: Positive = Field(description="dimensions of one head")
+    bias: Literal["none", "qkv", "qkvo"] = Field(
+        default="none", description="which projections carry a bias; Qwen2 has qkv"
+    )
+    qk_norm: QKNorm | None = Field(
+        default=None, description="norm of queries and keys before the rotary; Qwen3 has {over: head}"
+    )
+    v_norm: Flag = Field(default=False, description="RMS norm of each value head, without a weight (Gemma 4)")
+    scale: PositiveFloat | None = Field(default=None, description="factor of the scores; head_dim^-0.5 if unsaid")
+    softcap: PositiveFloat | None = Field(
+        default=None, description="scores become softcap * tanh(scores / softcap) (Gemma 2)"
+    )
     shares_kv_with: KindName | None = Field(
-        None, description="Read the cache of the last layer of that kind; own no k and v (Gemma 4)."
+        default=None, description="read the cache of the last layer of that kind; own no k and v (Gemma 4)"
     )
 
     @property
@@ -152,7 +188,7 @@ class SlidingAttention(Attention):
     """Query i sees keys j with 0 <= i - j < window."""
 
     kind: Literal["sliding"]
-    window: Positive
+    window: Positive = Field(description="how many positions a query sees, itself among them (sliding_window)")
 
 
 AttentionKind = Annotated[FullAttention | SlidingAttention, Field(discriminator="kind")]
@@ -162,9 +198,11 @@ class GatedMLP(Spec):
     """down(activation(gate(x)) * up(x))."""
 
     kind: Literal["gated"]
-    activation: Literal["silu", "gelu_tanh"]
-    intermediate_size: Positive
-    bias: bool = False
+    activation: Literal["silu", "gelu_tanh"] = Field(
+        description="of the gate (hidden_act); gelu_pytorch_tanh is gelu_tanh here"
+    )
+    intermediate_size: Positive = Field(description="width between the projections")
+    bias: Flag = Field(default=False, description="whether the projections carry a bias")
 
 
 MLP = Annotated[GatedMLP, Field()]
@@ -178,8 +216,10 @@ class LayerKind(Spec):
     attention: AttentionKind
     rotary: Rotary
     mlp: MLP
-    norm: Norm | None = Field(None, description="The norms of this kind, when they are not the model's.")
-    placement: Placement | None = Field(None, description="Where this kind's norms stand, when not where the model's.")
+    norm: Norm | None = Field(default=None, description="the norms of this kind, when they are not the model's")
+    placement: Placement | None = Field(
+        default=None, description="where this kind's norms stand, when not where the model's do"
+    )
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -188,44 +228,53 @@ class LayerKind(Spec):
 class PerLayerEmbedding(Spec):
     """Gemma 4's per-layer embeddings: a second table of num_layers * size columns."""
 
-    size: Positive
-    vocab_size: Positive
+    size: Positive = Field(description="columns that each layer takes of a row")
+    vocab_size: Positive = Field(description="rows of the second table")
 
 
 class Embedding(Spec):
     """The token table."""
 
-    scale: PositiveFloat | Literal["sqrt_hidden_size"] = 1.0
-    per_layer: PerLayerEmbedding | None = None
+    scale: PositiveFloat | Literal["sqrt_hidden_size"] = Field(
+        default=1.0, description="factor of the embedding; Gemma uses sqrt_hidden_size"
+    )
+    per_layer: PerLayerEmbedding | None = Field(default=None, description="Gemma 4's second table")
 
 
 class Head(Spec):
     """From the last hidden state to logits."""
 
-    tied: bool = Field(description="Whether the head is the embedding's table.")
-    softcap: PositiveFloat | None = Field(None, description="Logits become softcap * tanh(logits / softcap).")
+    tied: Flag = Field(description="whether the head is the embedding's table (tie_word_embeddings)")
+    softcap: PositiveFloat | None = Field(default=None, description="logits become softcap * tanh(logits / softcap)")
 
 
 class Repeat(Spec):
     """A pattern of kinds, repeated."""
 
-    repeat: Annotated[int, Field(gt=0, le=1024, strict=True)]
-    of: Annotated[list[KindName], Field(min_length=1, max_length=1024)]
+    repeat: Annotated[int, Field(ge=1, le=1024, strict=True)] = Field(description="how often the pattern is stacked")
+    of: Annotated[list[KindName], Field(min_length=1, max_length=1024)] = Field(
+        description="kinds in the order of layers"
+    )
 
 
 class Model(Spec):
     """The architecture."""
 
-    vocab_size: Positive
-    hidden_size: Positive
-    embedding: Embedding = Embedding()
-    norm: Norm
+    vocab_size: Positive = Field(description="rows of the embedding table, with the padding that the checkpoint has")
+    hidden_size: Positive = Field(description="width of the residual stream")
+    embedding: Embedding = Field(default=Embedding(), description="the token table")
+    norm: Norm = Field(description="the norm of every layer and of the end, unless a kind has its own")
     placement: Placement = Field(
-        "pre", description="pre: x + f(norm(x)); sandwich: x + norm(f(norm(x))); where the norms of a block stand."
+        default="pre",
+        description="where the norms of a block stand; `pre`: x + f(norm(x)), `sandwich`: x + norm(f(norm(x)))",
     )
-    head: Head
-    kinds: Annotated[dict[KindName, LayerKind], Field(min_length=1, max_length=64)]
-    layers: Annotated[list[KindName | Repeat], Field(min_length=1, max_length=1024)]
+    head: Head = Field(description="from the last hidden state to logits")
+    kinds: Annotated[dict[KindName, LayerKind], Field(min_length=1, max_length=rules.MAX_KINDS)] = Field(
+        description="layers of one kind differ in their weights only"
+    )
+    layers: Annotated[list[KindName | Repeat], Field(min_length=1, max_length=rules.MAX_LAYERS)] = Field(
+        description="kinds from the first layer to the last; `{repeat: N, of: [kinds]}` stacks a pattern"
+    )
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:
@@ -247,9 +296,13 @@ class Model(Spec):
 class Functions(Spec):
     """The functions of the package and how many tokens each takes at a call."""
 
-    prefill: Annotated[int, Field(ge=2, le=4096, strict=True)] = 64
-    decode: Literal[1] = 1
-    score: Annotated[int, Field(ge=2, le=4096, strict=True)] | None = None
+    prefill: Annotated[int, Field(ge=2, le=4096, strict=True)] = Field(
+        default=64, description="tokens of a prompt taken at a call"
+    )
+    decode: One = Field(default=1, description="one token at a call")
+    score: Annotated[int, Field(ge=2, le=4096, strict=True)] | None = Field(
+        default=None, description="tokens whose logits are all returned, for speculative decoding"
+    )
 
     @property
     def queries(self) -> dict[str, int]:
@@ -265,22 +318,24 @@ class Export(Spec):
     target: Literal["iOS18"] = "iOS18"
     compute_units: Literal["cpu_and_ne", "cpu_and_gpu", "cpu_only", "all"] = "cpu_and_ne"
     precision: Literal["float16"] = "float16"
-    context: Annotated[int, Field(ge=2, le=1 << 20, strict=True)] = Field(description="Positions a session can hold.")
-    functions: Functions = Functions()
+    context: Annotated[int, Field(ge=2, le=1 << 20, strict=True)] = Field(description="positions a session can hold")
+    functions: Functions = Field(default=Functions(), description="tokens that each function takes at a call")
     states: Literal["per_kind"] = "per_kind"
 
 
 class Reference(Spec):
     """The transformers model that the recipe must equal."""
 
-    model_type: str
-    checkpoint: str | None = Field(None, description="Where the weights come from when the user names no other place.")
+    model_type: Name = Field(description="its model_type in transformers")
+    checkpoint: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="where the weights come from when the user names no other place"
+    )
 
 
 class Weights(Spec):
     """Which family's tensor names the checkpoint uses."""
 
-    names: str
+    names: Name = Field(description="the family whose tensor names the checkpoint uses; llama, qwen3 ...")
 
 
 class Recipe(Spec):
@@ -288,12 +343,12 @@ class Recipe(Spec):
 
     VERSION: ClassVar[int] = 1
 
-    recipe: Literal[1]
-    name: Name
-    reference: Reference | None
-    model: Model
-    weights: Weights
-    export: Export
+    recipe: One = Field(description="version of the recipe language")
+    name: Name = Field(description="what the bundle's folder is called; letters, digits, `.`, `_` and `-`")
+    reference: Reference | None = Field(description="the transformers model to equal; null when there is none")
+    model: Model = Field(description="the architecture")
+    weights: Weights = Field(description="where the checkpoint keeps its tensors")
+    export: Export = Field(description="how the package is written")
 
     @model_validator(mode="after")
     def _hold_the_rules(self) -> Self:

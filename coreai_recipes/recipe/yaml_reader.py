@@ -1,8 +1,8 @@
 """YAML text -> a tree of values that know where they were written. A leaf: it imports nothing of ours.
 
-The tree is built from the parser's events, without recursion and without PyYAML's constructors: no tag is obeyed, nothing
-of the text can choose a class, and depth, aliases and repeated keys are judged while the text is read. Words mean what
-YAML 1.2's core schema says: only `true` and `false` are booleans, and `1e-6` is a number.
+The tree is built from the parser's events, without recursion and without PyYAML's constructors: no tag is obeyed, and
+depth, aliases and repeated keys are judged while the text is read. Words mean what YAML 1.2's core schema says: only
+`true` and `false` are booleans, and `1e-6` is a number.
 """
 
 import re
@@ -174,13 +174,13 @@ class _Reader:
 
     def take_alias(self, event: Any) -> None:
         mark = self.mark(event.start_mark)
+        if self.expects_key():
+            raise _Stop(mark, "a key must be a word, not an alias")
         if event.anchor not in self.anchors:
             inside = any(opened.anchor == event.anchor for opened in self.stack)
             why = "stands inside its own anchor" if inside else "has no anchor before it"
             raise _Stop(mark, f"alias `*{event.anchor}` {why}")
         node, size, height = self.anchors[event.anchor]
-        if self.expects_key():
-            raise _Stop(mark, "a key must be a word, not an alias")
         if len(self.stack) + height > MAX_DEPTH:
             raise _Stop(mark, f"alias `*{event.anchor}` nests deeper than {MAX_DEPTH} levels")
         self.count(size, mark)
@@ -190,6 +190,8 @@ class _Reader:
         mark = self.mark(event.start_mark)
         self.refuse_tag(event, mark)
         if self.expects_key():
+            if event.anchor:
+                self.anchors[event.anchor] = (Node(event.value, mark, event.value), 1, 0)
             self.take_key(event.value, mark)
             return
         plain = event.style is None or event.style == ""
@@ -236,10 +238,8 @@ class _Reader:
                 self.problems.append(YAMLProblem(mark, f"a number of {len(digits)} digits"))
                 return 0
             if len(digits) > 1 and digits[0] == "0":
-                decimal = str(int(digits))
-                octal = f" or 0o{decimal}" if set(digits) <= set("01234567") else ""
                 self.problems.append(
-                    YAMLProblem(mark, f"{text} starts with a 0, which some read as octal: write {decimal}{octal}")
+                    YAMLProblem(mark, f"{text} starts with a 0, and some read that as octal: write {int(text)}")
                 )
             return int(text)
         for pattern, base in _BASED.items():

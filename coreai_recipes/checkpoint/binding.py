@@ -1,0 +1,191 @@
+"""Every parameter of a decoder bound to the tensor that fills it, or every reason why that cannot be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.checkpoint.names import NameTable, TensorSource, load_names
+from coreai_recipes.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """What the decoder needs of one parameter.
+
+    `shape` is as a checkpoint has it (without the 1 x 1 of a convolution), `kind` the recipe's name for the layer, and
+    `offset` what is added to the stored value: 1.0 for a norm that multiplies by 1 + w.
+    """
+
+    shape: tuple[int, ...]
+    kind: str | None = None
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One parameter of ours and the rows of a checkpoint's tensor that fill it."""
+
+    checkpoint: Checkpoint
+    tensor: str
+    shape: tuple[int, ...]
+    rows: range | None = None
+    transpose: bool = False
+    offset: float = 0.0
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Blocks along the first axis, each valid until the next: as stored, or float32 with `offset` added."""
+        for block in self._stored_blocks():
+            yield block.float() + self.offset if self.offset else block
+
+    def read(self) -> Tensor:
+        """The whole parameter, a copy of its own."""
+        import torch
+
+        whole: Tensor | None = None
+        row = 0
+        for block in self.blocks():
+            if not self.shape:
+                return block.clone()
+            if whole is None:
+                whole = torch.empty(self.shape, dtype=block.dtype)
+            whole[row : row + len(block)] = block
+            row += len(block)
+        return torch.empty(self.shape) if whole is None else whole
+
+    def _stored_blocks(self) -> Iterator[Tensor]:
+        if not self.transpose:
+            yield from self.checkpoint.blocks(self.tensor, self.rows)
+            return
+        # A row of ours is a column of theirs: the whole tensor is needed. Only GPT-2's size of model is stored so.
+        whole = self.checkpoint.read(self.tensor).t()
+        yield whole[self.rows.start : self.rows.stop] if self.rows else whole
+
+
+def bind(
+    parameters: Mapping[str, ParameterInfo], names: str, checkpoint: Checkpoint, *, where: str | None = None
+) -> dict[str, Binding]:
+    """Where each parameter is read from, every name, shape and dtype checked before a weight is read.
+
+    `names` is a family's table or a path to one. `where` begins each line (default: the checkpoint's `place`). Raises
+    CheckpointError with a line for each missing, extra, misshapen or unreadable tensor; from MAX_PROBLEMS on, lines
+    that differ in the layer only are put together.
+    """
+    table = load_names(names)
+    prefix = table.choose_prefix(parameters, checkpoint.tensors)
+    bindings: dict[str, Binding] = {}
+    problems: list[Problem] = []
+    used: set[str] = set()
+    for parameter, info in parameters.items():
+        source = table.find(parameter, prefix) if table.knows(parameter) else None
+        if source is None:
+            what = "have no tensor for" if table.knows(parameter) else "say nothing of"
+            problems.append(Problem(parameter, f"the weight names `{table.name}` {what} the recipe's {{name}}"))
+            continue
+        used.add(source.tensor)
+        binding, problem = bind_parameter(parameter, info, source, parameters, checkpoint)
+        bindings[parameter] = binding
+        if problem:
+            problems.append(problem)
+    for tensor in checkpoint.tensors.keys() - used:
+        if not any(fnmatchcase(tensor, pattern) for pattern in table.ignore):
+            shape = checkpoint.tensors[tensor].shape
+            problems.append(Problem(tensor, f"{{name}} {shape} is extra: {table.describe_extra(tensor, prefix)}"))
+    problems += find_untied_head(parameters, table, checkpoint)
+    if problems:
+        raise CheckpointError(*describe_problems(problems, where or checkpoint.place, bindings, checkpoint))
+    return bindings
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one tensor; `{name}` in the text stands for its name, so that layers can be told alike."""
+
+    name: str
+    text: str
+
+    def line(self) -> str:
+        return self.text.replace("{name}", self.name)
+
+    def likeness(self) -> str:
+        """The line without the numbers of its layers: equal for the same problem in another layer."""
+        return re.sub(r"(?<=\.)\d+(?=\.)", "{i}", self.line())
+
+
+def bind_parameter(
+    parameter: str,
+    info: ParameterInfo,
+    source: TensorSource,
+    parameters: Mapping[str, ParameterInfo],
+    checkpoint: Checkpoint,
+) -> tuple[Binding, Problem | None]:
+    """The binding of one parameter, and what is wrong with the tensor that it would read."""
+    rows, needed = None, info.shape
+    if source.rows:
+        sizes = [parameters[part].shape[0] if part in parameters else 0 for part in source.rows]
+        start = sum(sizes[: source.rows.index(parameter)])
+        rows, needed = range(start, start + info.shape[0]), (sum(sizes), *info.shape[1:])
+    if source.transpose:
+        needed = needed[::-1]
+    binding = Binding(checkpoint, source.tensor, info.shape, rows, source.transpose, info.offset)
+    who = "the recipe" if info.kind is None else f"the recipe's kind `{info.kind}`"
+    stored = checkpoint.tensors.get(source.tensor)
+    if stored is None:
+        return binding, Problem(source.tensor, f"{{name}} is missing, {who} needs it as {needed}")
+    if stored.shape != needed:
+        return binding, Problem(source.tensor, f"{{name}} is {stored.shape}, {who} needs {needed}")
+    reason = checkpoint.why_unreadable(source.tensor)
+    return binding, Problem(source.tensor, f"{{name}} {reason}") if reason else None
+
+
+def find_untied_head(parameters: Iterable[str], table: NameTable, checkpoint: Checkpoint) -> list[Problem]:
+    """A head of its own in the checkpoint, when the recipe ties it and config.json says that it is not tied.
+
+    A tied checkpoint may well hold a copy of its table, so the tensor alone says nothing.
+    """
+    head = table.tensors.get("head.weight")
+    if "head.weight" in parameters or head is None or checkpoint.config.get("tie_word_embeddings") is not False:
+        return []
+    if head.tensor not in checkpoint.tensors:
+        return []
+    text = "{name} is extra: the recipe's head is tied, and config.json has tie_word_embeddings: false"
+    return [Problem(head.tensor, text)]
+
+
+def describe_problems(
+    problems: list[Problem], where: str, bindings: Mapping[str, Binding], checkpoint: Checkpoint
+) -> Iterator[str]:
+    """Finished lines: one for each problem, or for each likeness when there are more than MAX_PROBLEMS."""
+    found = sum(binding.tensor in checkpoint.tensors for binding in bindings.values())
+    if bindings and not found:
+        example = next(iter(sorted(checkpoint.tensors)), "no tensor")
+        model_type = checkpoint.config.get("model_type", "unknown")
+        yield (
+            f"{where}: holds another model: none of the {len(bindings)} tensors that the recipe needs is here "
+            f"(it has {example}, and its model_type is {model_type})"
+        )
+    problems = sorted(set(problems), key=lambda problem: (natural_order(problem.name), problem.text))
+    if len(problems) <= MAX_PROBLEMS:
+        yield from (f"{where}: {problem.line()}" for problem in problems)
+        return
+    alike: dict[str, list[Problem]] = {}
+    for problem in problems:
+        alike.setdefault(problem.likeness(), []).append(problem)
+    for group in alike.values():
+        more = len(group) - 1
+        tail = f" (and the same in {more} more {'layer' if more == 1 else 'layers'})" if more else ""
+        yield f"{where}: {group[0].line()}{tail}"
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts layer 10 after layer 9."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]

@@ -1,0 +1,237 @@
+"""Weight names: YAML tables from our parameters to a family's checkpoint tensors.
+
+A table is names/FAMILY.yaml, or a user's own file given by its path:
+
+    extends: llama                  # keys below win, lists are replaced, null says that the family has no such tensor
+    prefixes: [model., ""]          # names below begin with the first; the one that the checkpoint uses is found
+    ignore: ["*.inv_freq"]          # tensors of the checkpoint that are known not to matter
+    tensors:
+      layers.{i}.mlp.up.weight: model.layers.{i}.mlp.up_proj.weight
+      layers.{i}.attention.q.weight:
+        tensor: model.layers.{i}.self_attn.qkv_proj.weight
+        rows: [layers.{i}.attention.q.weight, layers.{i}.attention.k.weight, layers.{i}.attention.v.weight]
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from coreai_recipes.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from coreai_recipes.recipe.yaml_reader import Node
+
+FOLDER = Path(__file__).with_name("names")
+FIRST_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """An entry: the tensor is `rows`, parameters stacked in this order; with `transpose` it is (in, out)."""
+
+    tensor: str
+    rows: tuple[str, ...] = ()
+    transpose: bool = False
+
+    def at_layer(self, index: str, old_prefix: str, new_prefix: str) -> TensorSource:
+        """The entry for one layer, with the prefix that the checkpoint uses."""
+        tensor = self.tensor.replace("{i}", index)
+        if tensor.startswith(old_prefix):
+            tensor = new_prefix + tensor.removeprefix(old_prefix)
+        return TensorSource(tensor, tuple(part.replace("{i}", index) for part in self.rows), self.transpose)
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """A table with what it extends merged in. `tensors` maps to None what the family has not."""
+
+    name: str
+    prefixes: tuple[str, ...] = ("",)
+    ignore: tuple[str, ...] = ()
+    tensors: Mapping[str, TensorSource | None] = field(default_factory=dict)
+
+    def find(self, parameter: str, prefix: str) -> TensorSource | None:
+        """Where a parameter of ours comes from; None when the family has none. Raises KeyError when nothing is said."""
+        if parameter in self.tensors:
+            source, index = self.tensors[parameter], ""
+        else:
+            match = FIRST_INDEX.search(parameter)
+            index = match[0] if match else ""
+            source = self.tensors[FIRST_INDEX.sub("{i}", parameter, count=1)]
+        return source and source.at_layer(index, self.prefixes[0], prefix)
+
+    def choose_prefix(self, parameters: Iterable[str], tensors: Mapping[str, object]) -> str:
+        """The prefix under which the checkpoint has most of the tensors; the first of equals."""
+
+        def count_found(prefix: str) -> int:
+            sources = (self.find(name, prefix) for name in parameters if self.knows(name))
+            return sum(source is not None and source.tensor in tensors for source in sources)
+
+        return max(self.prefixes, key=count_found)
+
+    def knows(self, parameter: str) -> bool:
+        """Whether the table says anything about a parameter of ours, if only that there is none."""
+        return parameter in self.tensors or FIRST_INDEX.sub("{i}", parameter, count=1) in self.tensors
+
+    def describe_extra(self, tensor: str, prefix: str) -> str:
+        """Why nothing reads a tensor: the recipe has no such parameter, or the table does not know it."""
+        for parameter, source in self.tensors.items():
+            if source is None:
+                continue
+            pattern = re.escape(source.at_layer("{i}", self.prefixes[0], prefix).tensor).replace(r"\{i\}", r"(\d+)")
+            match = re.fullmatch(pattern, tensor)
+            if match:
+                return f"the recipe has no {parameter.replace('{i}', match[1] if match.groups() else '')}"
+        return f"the weight names `{self.name}` do not know it"
+
+
+def load_names(names: str) -> NameTable:
+    """The table of a family by name, or of a file by its path. Raises CheckpointError with everything wrong in it."""
+    return merge_tables(names, ())
+
+
+def list_names() -> list[str]:
+    """The families whose tables ship with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def merge_tables(names: str, seen: tuple[Path, ...]) -> NameTable:
+    path = find_names(names, seen[-1].parent if seen else None)
+    if path in seen:
+        chain = " -> ".join(step.stem for step in (*seen, path))
+        raise CheckpointError(f"{path}: extends itself: {chain}")
+    content = read_names(path)
+    base = merge_tables(content["extends"], (*seen, path)) if "extends" in content else NameTable(path.stem)
+    return NameTable(
+        name=path.stem if path.parent == FOLDER else str(path),
+        prefixes=tuple(content.get("prefixes", base.prefixes)),
+        ignore=tuple(content.get("ignore", base.ignore)),
+        tensors={**base.tensors, **{name: parse_source(entry) for name, entry in content.get("tensors", {}).items()}},
+    )
+
+
+def find_names(names: str, beside: Path | None) -> Path:
+    """The file of a table: a path first (relative to the file that extends it), else a family's."""
+    if names.endswith((".yaml", ".yml")):
+        path = (beside or Path()) / names
+        if path.is_file():
+            return path
+        raise CheckpointError(f"{path}: no such file of weight names; the built-in ones are {', '.join(list_names())}")
+    if names not in list_names():
+        raise CheckpointError(
+            f"weight names `{names}` are not known{suggest(names, list_names())} "
+            f"Built in are {', '.join(list_names())}; your own are given by a path that ends with .yaml"
+        )
+    return FOLDER / f"{names}.yaml"
+
+
+def read_names(path: Path) -> dict[str, Any]:
+    """The content of one file, checked: no unknown key, and every entry well formed."""
+    # Imported here: PyYAML is not needed to open a checkpoint.
+    from coreai_recipes.recipe.yaml_reader import MAX_BYTES, read_yaml
+
+    try:
+        with path.open("rb") as file:
+            root, problems = read_yaml(file.read(MAX_BYTES + 1), str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if root is None or problems:
+        raise CheckpointError(*(f"{problem.mark}: {problem.message}" for problem in problems))
+    if not isinstance(root.value, dict):
+        raise CheckpointError(f"{root.mark}: is not a mapping; its keys are {', '.join(FILE_KEYS)}")
+    CheckpointError.collect(find_mistakes(root))
+    return {key: node.plain() for key, node in root.value.items()}
+
+
+def find_mistakes(root: Node) -> Iterator[str]:
+    """What is wrong with one file of weight names: a finished line each, its place first."""
+    keys: dict[str, Node] = root.value if isinstance(root.value, dict) else {}
+    for key, node in keys.items():
+        yield from (f"{root.keys[key]}: {key}: {mistake}" for mistake in judge(key, node.plain(), FILE_KEYS, "key"))
+    tensors = keys.get("tensors")
+    if tensors is None or not isinstance(tensors.value, dict):
+        return
+    for name, node in tensors.value.items():
+        yield from (f"{tensors.keys[name]}: {name}: {mistake}" for mistake in judge_entry(name, node.plain()))
+
+
+def judge_entry(name: str, entry: object) -> Iterator[str]:
+    """What is wrong with one entry of `tensors`: null, a name, or a mapping of `tensor` and the operations on it."""
+    if entry is None:
+        return
+    fields = {"tensor": entry} if isinstance(entry, str) else entry
+    if not isinstance(fields, dict) or not isinstance(fields.get("tensor"), str):
+        yield "is neither null, nor a tensor's name, nor a mapping with `tensor`"
+        return
+    for key, value in fields.items():
+        yield from (f"{key}: {mistake}" for mistake in judge(key, value, OPERATIONS, "operation"))
+    if ("{i}" in name) != ("{i}" in fields["tensor"]):
+        yield f"{{i}}, the layer, must be on both sides, or on neither: {fields['tensor']}"
+    rows = fields.get("rows")
+    if isinstance(rows, list) and name not in rows:
+        yield f"rows: {name} itself is not among them"
+
+
+def judge(key: str, value: object, known: Mapping[str, Field], noun: str) -> Iterator[str]:
+    """What is wrong with one key and its value, where `known` holds the keys that there are."""
+    if key not in known:
+        yield f"unknown {noun}{suggest(key, known)} There are {', '.join(known)}"
+    elif not known[key].accepts(value):
+        yield f"{value!r:.80} is not {known[key].expected}"
+
+
+def parse_source(entry: str | dict[str, Any] | None) -> TensorSource | None:
+    """An entry that `judge_entry` has passed."""
+    if entry is None:
+        return None
+    fields: dict[str, Any] = {"tensor": entry} if isinstance(entry, str) else entry
+    return TensorSource(fields["tensor"], tuple(fields.get("rows", ())), fields.get("transpose", False))
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean X?).` or a full stop."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)." if near else "."
+
+
+def is_name(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def is_mapping(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def is_boolean(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+class Field(NamedTuple):
+    """What a key may hold, as a check and in words."""
+
+    accepts: Callable[[object], bool]
+    expected: str
+
+
+FILE_KEYS = {
+    "extends": Field(is_name, "the name of a table"),
+    "prefixes": Field(is_list_of_names, "a list of prefixes"),
+    "ignore": Field(is_list_of_names, "a list of patterns"),
+    "tensors": Field(is_mapping, "a mapping"),
+}
+# Of the eight operations that the known families need (rename, rows, take, transpose, stride, half, stack, dequantise)
+# those that a recipe of today uses; a new one is a row here, a field of TensorSource and a step in Binding.
+OPERATIONS = {
+    "tensor": Field(is_name, "a tensor's name"),
+    "rows": Field(is_list_of_names, "a list of parameters"),
+    "transpose": Field(is_boolean, "true or false"),
+}

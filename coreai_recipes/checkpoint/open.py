@@ -1,0 +1,76 @@
+"""What SRC means on the command line: a folder, a .gguf or .safetensors file, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.errors import CheckpointError
+
+HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^\s@]+))?", re.ASCII)
+FILE_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def open_checkpoint(src: str | Path, token: str | None = None) -> Checkpoint:
+    """The checkpoint at `src`: a path that exists, else a hub id ORG/NAME or ORG/NAME@REVISION, which is downloaded.
+
+    Raises CheckpointError when it is neither, and with everything that is wrong with what is there.
+    """
+    path = Path(src).expanduser()
+    if path.exists():
+        return open_path(path)
+    repo_id, revision = split_hub_id(src)
+    from coreai_recipes.checkpoint.hub import fetch_snapshot
+    from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+
+    folder, commit = fetch_snapshot(repo_id, revision, token)
+    return SafetensorsCheckpoint(folder, source=f"{repo_id}@{commit}")
+
+
+def open_headers(src: str | Path, token: str | None = None) -> Checkpoint:
+    """As `open_checkpoint`, but of a hub id only config.json and the headers are read: enough for `bind`'s checks."""
+    path = Path(src).expanduser()
+    if path.exists():
+        return open_path(path)
+    repo_id, revision = split_hub_id(src)
+    from huggingface_hub import constants
+
+    from coreai_recipes.checkpoint.hub import HubHeaders
+
+    if constants.HF_HUB_OFFLINE:
+        return open_checkpoint(src, token)
+    return HubHeaders(repo_id, revision, token)
+
+
+def split_hub_id(src: str | Path) -> tuple[str, str | None]:
+    """ORG/NAME and the revision of a hub id; CheckpointError, with both readings, when `src` is no hub id either."""
+    match = HUB_ID.fullmatch(str(src))
+    if isinstance(src, Path) or match is None:
+        raise CheckpointError(f"checkpoint {src}: no such folder or file; a hub id is ORG/NAME or ORG/NAME@REVISION")
+    if match["revision"] is None and str(src).endswith(FILE_SUFFIXES):
+        raise CheckpointError(f"checkpoint {src}: no such file")
+    return match["repo"], match["revision"]
+
+
+def open_path(path: Path) -> Checkpoint:
+    """The checkpoint in a folder or file that exists; safetensors come first where a folder has GGUF files too."""
+    if path.suffix == ".gguf" and path.is_file():
+        return open_gguf(path)
+    if path.is_dir():
+        names = [file.name for file in path.iterdir() if file.is_file()]
+        quantized = sorted(name for name in names if name.endswith(".gguf"))
+        if quantized and not any(".safetensors" in name for name in names):
+            if len(quantized) > 1:
+                raise CheckpointError(f"checkpoint {path}: holds {len(quantized)} GGUF files; give one of them")
+            return open_gguf(path / quantized[0])
+    from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+
+    return SafetensorsCheckpoint(path)
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """The GGUF file at `path`."""
+    from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
+
+    return GGUFCheckpoint(path)

@@ -1,0 +1,59 @@
+"""Weights become float16 here, and what float16 cannot hold is refused by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coreai_recipes.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLOAT16_MAX = 65504.0
+# torch converts bfloat16 to float32 and float32 to float16 with vector instructions, but not bfloat16 to float16:
+# 5.5 GB/s by way of pieces that stay in the cache, 3.5 GB/s directly.
+PIECE_ELEMENTS = 1 << 18
+
+
+def to_float16(block: Tensor, tensor_name: str, out: Tensor | None = None) -> Tensor:
+    """`block` in float16, in `out` (contiguous, as many elements) when given; a float16 block is given back as it is.
+
+    Raises CheckpointError with `tensor_name` when an element is NaN, infinite, or larger than 65504 in magnitude, also
+    where rounding would still bring it back to 65504.
+    """
+    import torch
+
+    check_range(block, tensor_name)
+    if block.dtype == torch.float16 and out is None:
+        return block
+    if out is None:
+        out = torch.empty(block.shape, dtype=torch.float16)
+    target = out.view(block.shape)
+    if block.dtype != torch.bfloat16 or not block.is_contiguous():
+        target.copy_(block)
+        return target
+    scratch = torch.empty(min(PIECE_ELEMENTS, block.numel()))
+    source, converted = block.view(-1), target.view(-1)
+    for start in range(0, block.numel(), PIECE_ELEMENTS):
+        piece = source[start : start + PIECE_ELEMENTS]
+        converted[start : start + PIECE_ELEMENTS] = scratch[: len(piece)].copy_(piece)
+    return target
+
+
+def check_range(block: Tensor, tensor_name: str) -> None:
+    """CheckpointError, with the first such value, when float16 cannot hold an element of `block`."""
+    import torch
+
+    if block.numel() == 0:
+        return
+    low, high = (bound.item() for bound in torch.aminmax(block))
+    if low >= -FLOAT16_MAX and high <= FLOAT16_MAX:  # false for NaN, which aminmax hands on
+        return
+    flat = block.reshape(-1).double()  # in bfloat16 the comparison would round 65504 to 65536
+    index = int((flat.abs() <= FLOAT16_MAX).logical_not().nonzero()[0])
+    value = flat[index].item()
+    if value != value:
+        raise CheckpointError(f"{tensor_name} holds NaN")
+    if value in (float("inf"), float("-inf")):
+        raise CheckpointError(f"{tensor_name} holds an infinity")
+    raise CheckpointError(f"{tensor_name} holds {value:.7g}, and float16 ends at 65504")

@@ -1,0 +1,170 @@
+"""What pydantic found wrong, in the words of a recipe's writer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from annotated_types import Ge, Gt, Le
+from pydantic import ValidationError
+
+from coreai_recipes.recipe.fields import Form
+from coreai_recipes.recipe.inherit import RECIPE, kind_of, shown
+from coreai_recipes.recipe.rules import Location, Problem, did_you_mean, nearest
+from coreai_recipes.recipe.schema import LayerKind, Recipe
+from coreai_recipes.recipe.yaml_reader import Mark, Node
+
+_NOTHING = Node(None, Mark(""), "null")
+_SCALARS = {int: "a whole number", float: "a number", bool: "`true` or `false`", str: "a word"}
+_WRITTEN_ONLY = {LayerKind: "like", Recipe: "extends"}
+_LARGE = 1 << 30
+MAX_ERRORS = 1000
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One of pydantic's errors, with what stands at its place and what may stand there."""
+
+    type: str
+    context: Mapping[str, Any]
+    location: Location
+    node: Node
+    form: Form
+    holder: Form
+    """What may stand one level up."""
+    holder_kind: str | None
+    """The `kind` that the mapping one level up says."""
+
+
+def explain(error: ValidationError, root: Node) -> list[Problem]:
+    """Every problem of `error` once; the rules' own are left out, for they are found on the plain data."""
+    problems: dict[tuple[Location, str], Problem] = {}
+    for detail in error.errors(include_url=False, include_input=False)[:MAX_ERRORS]:
+        found = None if detail["type"] == "rules" else _find(detail["type"], detail.get("ctx", {}), detail["loc"], root)
+        if found:
+            problem = _problem(found)
+            problems.setdefault((problem.location, problem.message), problem)
+    return list(problems.values())
+
+
+def _find(error_type: str, context: Mapping[str, Any], loc: Location, root: Node) -> _Found | None:
+    """Follow pydantic's location through the tree; None when it tried a union's member that was not meant.
+
+    After a union the location names the member that was tried, which is no key of the recipe: the forms know where.
+    """
+    form, node, location = RECIPE, root, list[str | int]()
+    holder, kind = RECIPE, None
+    steps = iter(loc)
+    for step in steps:
+        whole = form
+        if form.members > 1:
+            narrowed = form.narrow(step)
+            mixed = bool(form.models) and bool(form.scalars) and isinstance(node.value, dict | str)
+            if mixed and bool(narrowed.models) != isinstance(node.value, dict):
+                return None
+            below = next(steps, None)
+            if below is None:
+                break
+            form, step = narrowed, below
+        if step == "[key]":
+            error_type = "bad_key"
+            break
+        holder, kind = whole, kind_of(node)
+        location.append(step)
+        form, node = form.step(step, kind) or Form(), _below(node, step)
+    return _Found(error_type, context, tuple(location), node, form, holder, kind)
+
+
+def _problem(found: _Found) -> Problem:
+    match found.type:
+        case "missing":
+            choices = f"there is only `{found.form.choices[0]}`" if len(found.form.choices) == 1 else None
+            return Problem(found.location, "missing", found.form.description or choices)
+        case "extra_forbidden":
+            return Problem(found.location, "unknown key", _hint_for_unknown(found), at_key=True)
+        case "bad_key":
+            return Problem(
+                found.location, "not a name that a kind can have", "a letter, then letters, digits and `_`", True
+            )
+        case "union_tag_not_found":
+            return Problem(found.location, f"says no `kind`: {_one_of(tuple(found.form.kinds))}")
+        case "union_tag_invalid":
+            tag = _below(found.node, "kind")
+            near = nearest(str(tag.value), found.form.kinds)
+            message = f"{shown(tag)} is not {_one_of(tuple(found.form.kinds))}"
+            return Problem((*found.location, "kind"), message, f"did you mean `{near}`?" if near else None)
+    return Problem(found.location, _wrong_value(found), _hint_for_value(found))
+
+
+def _wrong_value(found: _Found) -> str:
+    value, form = shown(found.node), found.form
+    if form.choices and form.scalars:
+        return f"{value} is neither {_expected(form)}"
+    match found.type:
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            return f"{value} {_outside(form, found.type)}"
+        case "finite_number":
+            return f"{value} is not a finite number"
+        case "string_pattern_mismatch":
+            return f"{value} is not a name"
+        case "string_too_short" | "too_short":
+            return f"{value}: at least one is needed"
+        case "too_long":
+            return f"{found.context['actual_length']} entries, at most {found.context['max_length']} are possible"
+    return f"{value} is not {_expected(form)}"
+
+
+def _expected(form: Form) -> str:
+    """What may stand at a place, as a noun."""
+    words = [_SCALARS.get(scalar, scalar.__name__) for scalar in form.scalars]
+    if form.choices:
+        words.append(_one_of(form.choices))
+    if form.models or form.values:
+        words.append("a mapping")
+    if form.items:
+        words.append("a list")
+    if Gt in form.bounds and form.bounds[Gt] == 0 and words and words[0].endswith("number"):
+        words[0] += " above 0"
+    return (" nor " if form.choices and form.scalars else " or ").join(words)
+
+
+def _outside(form: Form, error_type: str) -> str:
+    """The interval when both its ends tell something, else the end that was passed."""
+    low, high = form.bounds.get(Gt, form.bounds.get(Ge)), form.bounds.get(Le)
+    if low is not None and high is not None and high < _LARGE:
+        return f"is not in {'(' if Gt in form.bounds else '['}{low}, {high}]"
+    if error_type == "less_than_equal":
+        return f"is more than {high}"
+    return f"is not above {low}" if Gt in form.bounds else f"is less than {low}"
+
+
+def _one_of(choices: tuple[Any, ...]) -> str:
+    names = ", ".join(f"`{choice}`" for choice in choices)
+    return names if len(choices) == 1 else f"one of {names}"
+
+
+def _hint_for_unknown(found: _Found) -> str | None:
+    """The nearest key that may stand there, else the kinds that do have the key or one like it."""
+    key, kind = str(found.location[-1]), found.holder_kind
+    written_only = [_WRITTEN_ONLY[model] for model in found.holder.models if model in _WRITTEN_ONLY]
+    known = [*found.holder.fields(kind), *written_only]
+    foreign = [field for field in found.holder.fields() if field not in known]
+    close = key if key in foreign else nearest(key, [*known, *foreign])
+    if close not in foreign:
+        return did_you_mean(key, known)
+    owners = [f"`{owner}`" for owner, model in found.holder.kinds.items() if close in model.model_fields]
+    lead = "" if close == key else f"did you mean `{close}`? "
+    return f"{lead}{' and '.join(owners)} {'has' if len(owners) == 1 else 'have'} it, `{kind}` does not"
+
+
+def _hint_for_value(found: _Found) -> str | None:
+    near = nearest(str(found.node.value), map(str, found.form.choices))
+    return f"did you mean `{near}`?" if near else found.form.description
+
+
+def _below(node: Node, step: str | int) -> Node:
+    """The value under a key or an index, null where there is none."""
+    if isinstance(node.value, dict):
+        return node.value.get(str(step), _NOTHING)
+    if isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+        return node.value[step]
+    return _NOTHING

@@ -1,0 +1,110 @@
+"""What the schema says about one place of a recipe, derived from the pydantic models: there is no second table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+_BOUNDS = {Gt: "gt", Ge: "ge", Lt: "lt", Le: "le"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What may stand at one place: any of these."""
+
+    models: tuple[type[BaseModel], ...] = ()
+    scalars: tuple[type, ...] = ()
+    choices: tuple[Any, ...] = ()
+    items: Any = None
+    """The annotation of a list's entries."""
+    values: Any = None
+    """The annotation of a mapping's values, when its keys are free."""
+    nullable: bool = False
+    members: int = 1
+    """How many members a union has; with more than one, pydantic's locations name the member that was tried."""
+    bounds: Mapping[type, Any] = field(default_factory=dict)
+    description: str | None = None
+
+    @cached_property
+    def kinds(self) -> dict[str, type[BaseModel]]:
+        """The models of a discriminated union by their `kind`."""
+        tagged = (model for model in self.models if "kind" in model.model_fields)
+        return {name: model for model in tagged for name in get_args(model.model_fields["kind"].annotation)}
+
+    def fields(self, kind: Any = None) -> dict[str, FieldInfo]:
+        """The fields that a mapping may have here; those of one kind when it is known."""
+        known = self.kinds.get(kind) if isinstance(kind, str) else None
+        models = (known,) if known else self.models
+        return {name: info for model in models for name, info in model.model_fields.items()}
+
+    def step(self, key: str | int, kind: Any = None) -> "Form | None":
+        """What may stand below `key`, None when nothing is known about it."""
+        if self.models:
+            info = self.fields(kind).get(str(key))
+            return form_of_field(info) if info else None
+        annotation = self.items if isinstance(key, int) else self.values
+        return None if annotation is None else form_of(annotation)
+
+    def narrow(self, member: str | int) -> "Form":
+        """The one member of a union that pydantic's location names: a model by its kind or its class, else no model."""
+        named = {model.__name__: model for model in self.models} | self.kinds
+        models = (named[str(member)],) if str(member) in named else ()
+        return replace(self, models=models, scalars=() if models else self.scalars, members=1)
+
+
+def form_of_field(info: FieldInfo) -> Form:
+    """What may be the value of a model's field."""
+    return _describe(form_of(info.annotation), [info, *info.metadata])
+
+
+def form_of(annotation: Any) -> Form:
+    """What an annotation allows."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _describe(form_of(arguments[0]), arguments[1:])
+    if origin in (Union, UnionType):
+        return _join([form_of(member) for member in arguments])
+    if origin is Literal:
+        return Form(choices=arguments)
+    if origin is list:
+        return Form(items=arguments[0])
+    if origin is dict:
+        return Form(values=arguments[1])
+    if annotation is NoneType:
+        return Form(nullable=True, members=0)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return Form(models=(annotation,))
+    return Form(scalars=(annotation,))
+
+
+def _join(forms: Sequence[Form]) -> Form:
+    return Form(
+        models=tuple(model for form in forms for model in form.models),
+        scalars=tuple(scalar for form in forms for scalar in form.scalars),
+        choices=tuple(choice for form in forms for choice in form.choices),
+        items=next((form.items for form in forms if form.items is not None), None),
+        values=next((form.values for form in forms if form.values is not None), None),
+        nullable=any(form.nullable for form in forms),
+        members=sum(form.members for form in forms),
+        bounds={key: bound for form in forms for key, bound in form.bounds.items()},
+        description=next((form.description for form in forms if form.description), None),
+    )
+
+
+def _describe(form: Form, metadata: Sequence[Any]) -> Form:
+    """`form` with what an annotation's metadata adds: bounds, and the outermost description."""
+    bounds, description = dict(form.bounds), form.description
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            description = item.description or description
+            bounds |= {
+                type(bound): getattr(bound, _BOUNDS[type(bound)]) for bound in item.metadata if type(bound) in _BOUNDS
+            }
+        elif type(item) in _BOUNDS:
+            bounds[type(item)] = getattr(item, _BOUNDS[type(item)])
+    return replace(form, bounds=bounds, description=description)

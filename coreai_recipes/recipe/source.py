@@ -1,0 +1,40 @@
+"""Where recipes are: a path first, else a built-in name. Of ours it imports only the errors."""
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+from coreai_recipes.errors import RecipeError
+
+
+def data_folder(name: str) -> Path:
+    """The folder `recipes` or `schemas`: inside the installed package, or beside it in the repository."""
+    package = Path(__file__).parents[1]
+    installed = package / "_data" / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def built_in_recipes() -> dict[str, Path]:
+    """The recipes that ship with the package, by name."""
+    return {path.stem: path for path in sorted(data_folder("recipes").glob("*.yaml"))}
+
+
+def find_recipe(source: str | Path, beside: Path | None = None) -> Path:
+    """The file of a recipe: `source` as a path (from the folder `beside`), else the built-in recipe of that name.
+
+    Raises RecipeError when it is neither, with the nearest built-in name.
+    """
+    path = Path(source) if beside is None else beside / source
+    if os.path.exists(path) and not os.path.isdir(path):
+        return path
+    name = str(source).removesuffix(".yaml")
+    known = built_in_recipes()
+    if name in known:
+        return known[name]
+    if os.path.isdir(path):
+        raise RecipeError(f"{path}: a folder, not a recipe")
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean `{close[0]}`? " if close else ""
+    raise RecipeError(
+        f"{path}: no such file, and no built-in recipe of that name\n  {hint}`recipe list` names the built-in ones"
+    )

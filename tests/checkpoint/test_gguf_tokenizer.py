@@ -1,0 +1,312 @@
+"""The tokenizer that a GGUF file gives cuts text as the model's own does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf_files import TINY_TOKENIZER
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from coreai_recipes.checkpoint.gguf.architecture import load_table
+from coreai_recipes.checkpoint.gguf.metadata import Metadata
+from coreai_recipes.checkpoint.gguf.tokenizer import build_tokenizer, end_token_ids, write_tokenizer
+from coreai_recipes.errors import CheckpointError
+
+TEXT = """It's 12345 o'clock; WE'LL see 3.14e-10 things, e\u0301mile\u0301 and \u00e9mil\u00e9!
+def function(argument):\n    return argument  ** 2\n\n\n\t# done...\r\n  hello   world
+\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8 \u00bd \u00b2 \u0663\u0664 \U0001f917\U0001f917 na\u00efve caf\u00e9
+CamelCaseWords <<a|b>> $x^2 + 1$ """
+SAMPLES = [
+    TEXT,
+    *TEXT.split("\n"),
+    *TEXT.split(),
+    "",
+    " ",
+    "   lead",
+    "trail   ",
+    "\n\n",
+    "a\u2581b",
+    "<|im_end|>x <s>",
+]
+
+
+def byte_level(normalizer: Any, cuts: list[Any], ignore_merges: bool = False) -> Tokenizer:
+    """A byte-level tokenizer with merges learned from TEXT, as a model's own tokenizer.json describes one."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<pad>", "<s>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    return tokenizer
+
+
+def metadata_of(tokenizer: Tokenizer, pre: str, **extra: Any) -> Metadata:
+    """The pairs that llama.cpp's converter writes for a byte-level tokenizer."""
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    special = {"<pad>", "<s>", "<|im_end|>"}
+    pairs = {
+        **TINY_TOKENIZER,
+        "general.architecture": "llama",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in special else 1 for token in tokens],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in model["merges"]],
+        **{f"tokenizer.ggml.{key}": value for key, value in extra.items()},
+    }
+    return Metadata(Path("model.gguf"), pairs)
+
+
+def transformers_split(module: str, constant: str) -> str:
+    from importlib import import_module
+
+    return str(getattr(import_module(f"transformers.{module}"), constant))
+
+
+def cut_by(regex: str) -> list[Any]:
+    return [
+        pre_tokenizers.Split(Regex(regex), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+def reference(pre: str) -> Tokenizer:
+    """What the models with this `pre` do, from sources other than our table."""
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pre == "gpt-2":
+        return byte_level(None, [whole])
+    if pre == "smollm":
+        return byte_level(None, [pre_tokenizers.Digits(individual_digits=True), whole])
+    if pre == "qwen2":
+        regex = transformers_split("models.qwen2.tokenization_qwen2", "PRETOKENIZE_REGEX")
+        return byte_level(normalizers.NFC(), cut_by(regex))
+    splits = "integrations.gguf.gguf_tokenizer_mapping"
+    if pre == "llama-bpe":
+        return byte_level(None, cut_by(transformers_split(splits, "_LLAMA3_SPLIT")), ignore_merges=True)
+    if pre == "smaug-bpe":
+        return byte_level(None, cut_by(transformers_split(splits, "_LLAMA3_SPLIT")))
+    if pre == "tekken":
+        return byte_level(None, cut_by(transformers_split(splits, "_TEKKEN_SPLIT")), ignore_merges=True)
+    return byte_level(None, cut_by(transformers_split(splits, "_GPT4O_SPLIT")))
+
+
+@pytest.mark.parametrize("pre", [pre for pre in load_table("tokenizers")["pre_tokenizers"] if pre != "default"])
+def test_byte_level_text_is_cut_as_by_the_models_own_tokenizer(pre: str):
+    theirs = reference(pre)
+    ours = build_tokenizer(metadata_of(theirs, pre, add_bos_token=False))
+    for sample in SAMPLES:
+        ids = ours.encode(sample).ids
+        assert ids == theirs.encode(sample).ids, sample
+        assert ours.decode(ids) == theirs.decode(ids)
+
+
+def test_the_default_of_llama_cpp_cuts_digits_by_three_and_punctuation_apart():
+    theirs = byte_level(None, [pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    cut = build_tokenizer(metadata_of(theirs, "default")).pre_tokenizer.pre_tokenize_str("a $12345+b")
+    assert [piece for piece, _ in cut] == ["a", "Ġ", "$", "123", "45", "+", "b"]
+
+
+def test_an_alias_is_the_pre_tokenizer_that_it_names():
+    theirs = byte_level(None, [pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    ours = [build_tokenizer(metadata_of(theirs, pre)).to_str() for pre in ("llama-bpe", "llama3")]
+    assert ours[0] == ours[1]
+
+
+def tiny(**changes: Any) -> Metadata:
+    pairs = {**TINY_TOKENIZER, "general.architecture": "llama", "llama.context_length": 256}
+    pairs |= {key if "." in key else f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+    return Metadata(Path("model.gguf"), {key: value for key, value in pairs.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"pre": "poro-chat"},
+            "tokenizer.ggml.pre is 'poro-chat', which is not supported; known are .*, llama-bpe, .*, smollm",
+        ),
+        ({"pre": None}, "tokenizer.ggml.pre is missing; known are "),
+        ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; known are gpt2 and llama"),
+        ({"model": None}, "tokenizer.ggml.model is None; known are gpt2 and llama"),
+        ({"tokens": None}, "tokenizer.ggml.tokens is missing: the file has no tokenizer"),
+        ({"tokens": ["a", "a"]}, "tokenizer.ggml.tokens has a token twice"),
+        ({"token_type": [1, 2]}, "tokenizer.ggml.token_type has 2 kinds for 96 tokens"),
+        ({"merges": ["a  b"]}, "tokenizer.ggml.merges has a merge that is not two tokens"),
+        ({"merges": ["zz yy"]}, "tokenizer.ggml.tokens and its merges do not fit together: .*zz"),
+        (
+            {"add_bos_token": True, "bos_token_id": None},
+            "tokenizer.ggml.bos_token_id is missing, but add_bos_token asks",
+        ),
+        ({"eos_token_id": 1000}, "tokenizer.ggml.eos_token_id is 1000, but there are 96 tokens"),
+        ({"model": "llama", "merges": None}, "tokenizer.ggml.scores has no score for each token"),
+        ({"model": "llama", "remove_extra_whitespaces": True}, "remove_extra_whitespaces changes the text"),
+        ({"tokenizer.chat_template": 7}, "tokenizer.chat_template is 7, not a text"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_rebuilt_is_refused_by_key(changes: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(CheckpointError, match=message):
+        write_tokenizer(tiny(**changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ids"),
+    [
+        ({}, [94]),
+        ({"add_bos_token": True}, [1, 94]),
+        ({"add_bos_token": True, "add_eos_token": True}, [1, 94, 2]),
+        ({"pre": "llama-bpe"}, [1, 94]),  # llama.cpp's default for this pre-tokenizer
+        ({"pre": "llama-bpe", "add_bos_token": False}, [94]),
+    ],
+)
+def test_the_first_and_last_token_are_added_where_the_file_says_so(
+    changes: dict[str, Any], ids: list[int], tmp_path: Path
+):
+    from transformers import AutoTokenizer
+
+    write_tokenizer(tiny(**changes), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("ab")["input_ids"] == ids
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("ab").ids == ids
+
+
+def test_the_files_load_in_transformers_with_their_template_and_settings(tmp_path: Path):
+    from transformers import AutoTokenizer, GenerationConfig
+
+    write_tokenizer(tiny(), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 0)
+    assert tokenizer.model_max_length == 256
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "<s>ab<|im_end|>"
+    assert tokenizer("<s>ab<|im_end|>")["input_ids"] == [1, 94, 2]
+    generation = GenerationConfig.from_pretrained(tmp_path)
+    assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, [2], 0)
+
+
+def test_unused_tokens_are_left_out_and_user_defined_ones_match_whole():
+    kinds = list(TINY_TOKENIZER["tokenizer.ggml.token_type"])
+    tokens = list(TINY_TOKENIZER["tokenizer.ggml.tokens"])
+    tokens[10], kinds[10] = "<think>", 4
+    tokens[11], kinds[11] = "[PAD11]", 5
+    tokenizer = build_tokenizer(tiny(tokens=tokens, token_type=kinds))
+    assert tokenizer.encode("ab<think>ab").ids == [94, 10, 94]
+    assert tokenizer.decode([94, 10], skip_special_tokens=True) == "ab<think>"
+    assert tokenizer.token_to_id("[PAD11]") is None
+    assert tokenizer.token_to_id("ab") == 94
+
+
+def test_end_tokens_are_those_that_the_file_names_then_the_well_known_ones_it_marks():
+    tokens = list(TINY_TOKENIZER["tokenizer.ggml.tokens"])
+    tokens[5], tokens[6], tokens[7] = "<|endoftext|>", "<|eot_id|>", "<|eom_id|>"
+    kinds = [3, 3, 3, 1, 1, 3, 3, 1, *[1] * 88]  # <|eom_id|> is no control token here, so it does not end anything
+    assert end_token_ids(tiny(tokens=tokens, token_type=kinds)) == [2, 6, 5]
+    assert end_token_ids(tiny(tokens=tokens, token_type=kinds, eot_token_id=9)) == [2, 9, 6, 5]
+
+
+def sentencepiece_metadata(prefix: bool, architecture: str = "llama") -> Metadata:
+    """A small vocabulary whose scores, like Llama's, fall with the order of merging."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁a",
+        "▁▁",
+        "he",
+        "ll",
+        "hell",
+        "hello",
+    ]
+    pieces += ["▁hello", "▁", "a", "h", "e", "l", "o", "w", "r", "d"]
+    kinds = [2, 3, 3, *[6] * 256, *[1] * 16]
+    scores = [0.0] * 259 + [-float(i) for i in range(16)]
+    return tiny(
+        model="llama",
+        tokens=pieces,
+        token_type=kinds,
+        scores=scores,
+        merges=None,
+        pre=None,
+        unknown_token_id=0,
+        padding_token_id=None,
+        add_space_prefix=prefix,
+        **{"general.architecture": architecture},
+    )
+
+
+def pieces_of(tokenizer: Tokenizer, text: str) -> list[str]:
+    return tokenizer.encode(text, add_special_tokens=False).tokens
+
+
+def test_sentencepiece_text_begins_with_a_space_unless_the_file_says_otherwise():
+    with_prefix, without = (build_tokenizer(sentencepiece_metadata(prefix)) for prefix in (True, False))
+    assert pieces_of(with_prefix, "hello a") == ["▁hello", "▁a"]
+    assert pieces_of(without, "hello a") == ["hello", "▁a"]
+    assert pieces_of(with_prefix, "<s>hello</s>a") == ["<s>", "▁hello", "</s>", "▁a"]
+    assert with_prefix.encode("hello").ids[0] == 1  # a sentencepiece vocabulary has <s> by default
+    for tokenizer in (with_prefix, without):
+        assert tokenizer.decode(tokenizer.encode("hello  a é\n").ids) == "hello  a é\n"
+    assert pieces_of(without, "é") == ["<0xC3>", "<0xA9>"]
+
+
+def test_sentencepiece_merges_follow_the_scores_or_for_gemma_the_ids():
+    """`▁▁` comes after `▁a` in both orders of `  a`, unless the scores say otherwise."""
+    by_id = build_tokenizer(sentencepiece_metadata(False, "gemma2"))
+    assert pieces_of(by_id, "  a") == ["▁", "▁a"]
+    metadata = sentencepiece_metadata(False)
+    scores = list(metadata.values["tokenizer.ggml.scores"])
+    scores[260] = 1.0  # ▁▁ before ▁a
+    metadata = Metadata(metadata.path, {**metadata.values, "tokenizer.ggml.scores": scores})
+    assert pieces_of(build_tokenizer(metadata), "  a") == ["▁▁", "a"]
+    gemma = Metadata(metadata.path, {**metadata.values, "general.architecture": "gemma2"})
+    assert pieces_of(build_tokenizer(gemma), "  a") == ["▁", "▁a"]
+
+
+def test_gemmas_runs_of_spaces_are_found_although_they_are_stored_with_real_spaces():
+    metadata = sentencepiece_metadata(False, "gemma2")
+    tokens, kinds = list(metadata.values["tokenizer.ggml.tokens"]), list(metadata.values["tokenizer.ggml.token_type"])
+    tokens[tokens.index("▁▁")], kinds[260] = "  ", 4
+    metadata = Metadata(
+        metadata.path, {**metadata.values, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds}
+    )
+    tokenizer = build_tokenizer(metadata)
+    assert pieces_of(tokenizer, "h  h") == ["h", "▁▁", "h"]
+    assert tokenizer.decode([260]) == "  "
+
+
+def test_sentencepiece_itself_agrees(tmp_path: Path):
+    """Held against the library that such vocabularies come from, where it is installed."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "text.txt").write_text(TEXT * 3, encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"),
+        model_prefix=str(tmp_path / "model"),
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "model.model"))
+    indices = range(theirs.GetPieceSize())
+    metadata = tiny(
+        model="llama",
+        tokens=[theirs.IdToPiece(i) for i in indices],
+        scores=[theirs.GetScore(i) for i in indices],
+        token_type=[
+            2 if theirs.IsUnknown(i) else 3 if theirs.IsControl(i) else 6 if theirs.IsByte(i) else 1 for i in indices
+        ],
+        merges=None,
+    )
+    ours = build_tokenizer(metadata)
+    for sample in SAMPLES[:-1]:  # sentencepiece does not look for control tokens in a text
+        assert ours.encode(sample, add_special_tokens=False).ids == theirs.encode(sample), sample

@@ -1,0 +1,262 @@
+"""A GGUF file gives the tensors, and with its config the very model, that it was converted from."""
+
+import os
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf_files import CONFIGS, float16, random_model, write_gguf
+
+from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
+from coreai_recipes.checkpoint.gguf.architecture import architectures
+from coreai_recipes.checkpoint.gguf.rows import is_readable
+from coreai_recipes.errors import CheckpointError
+
+KINDS = sorted((kind for kind in GGMLQuantizationType if is_readable(kind)), key=lambda kind: kind.name)
+LLAMA = CONFIGS["llama"][1]
+
+
+def test_every_architecture_of_the_table_has_a_case():
+    assert {architecture for architecture, _ in CONFIGS.values()} == set(architectures())
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_the_model_is_the_one_that_was_converted(case: str, tmp_path: Path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    architecture, config = CONFIGS[case]
+    model = random_model(config)
+    state = model.state_dict()
+    checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "model.gguf", architecture, config, state))
+    expected = {name for name in state if name != "lm_head.weight" or not config.tie_word_embeddings}
+    assert set(checkpoint.tensors) == expected
+    for name in expected:
+        ours, theirs = checkpoint.read(name), state[name]
+        assert checkpoint.tensors[name].shape == tuple(theirs.shape)
+        if architectures()[architecture].has_shifted_norm(name):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2**-23)  # one unit in the last place of 1 + w
+            state[name] = ours
+        else:
+            assert torch.equal(ours, theirs), name
+    rebuilt = AutoConfig.for_model(**checkpoint.config)
+    copy = AutoModelForCausalLM.from_config(rebuilt, dtype=torch.float32, attn_implementation="eager").eval()
+    missing, unexpected = copy.load_state_dict(
+        {name: checkpoint.read(name) for name in checkpoint.tensors}, strict=False
+    )
+    assert not unexpected
+    assert missing == (["lm_head.weight"] if config.tie_word_embeddings else [])
+    model.load_state_dict(state)
+    tokens = torch.arange(80).remainder(96)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(copy(tokens).logits, model(tokens).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen2"])
+def test_float16_keeps_the_bits_that_safetensors_would_have(case: str, tmp_path: Path):
+    architecture, config = CONFIGS[case]
+    state = random_model(config).half().state_dict()
+    checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "model.gguf", architecture, config, state, float16))
+    for name in checkpoint.tensors:
+        ours = checkpoint.read(name)
+        assert ours.dtype == (torch.float32 if state[name].ndim == 1 else torch.float16)
+        assert torch.equal(ours.half(), state[name]), name
+
+
+def test_bfloat16_keeps_its_bits(tmp_path: Path):
+    state = random_model(LLAMA).bfloat16().state_dict()
+    path = write_gguf(tmp_path / "model.gguf", "llama", LLAMA, state, lambda name, tensor: GGMLQuantizationType.BF16)
+    checkpoint = GGUFCheckpoint(path)
+    for name in checkpoint.tensors:
+        ours = checkpoint.read(name)
+        assert ours.dtype == torch.bfloat16
+        assert torch.equal(ours, state[name]), name
+
+
+def write_one_tensor(path: Path, stored: str, raw: np.ndarray, kind: GGMLQuantizationType) -> Path:
+    """A one-layer Llama with 256 wide rows, all of whose other tensors are left out."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(256)
+    writer.add_feed_forward_length(512)
+    writer.add_head_count(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_token_list(["a"])
+    writer.add_tensor("token_embd.weight", np.zeros((1, 256), np.float32))
+    writer.add_tensor("blk.0.attn_norm.weight", np.ones(256, np.float32))
+    writer.add_tensor(stored, raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def random_blocks(rows: int, width: int, kind: GGMLQuantizationType, seed: int = 0) -> np.ndarray:
+    """Rows of `kind` made of random bytes: every pattern of bits is a value."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    return np.random.default_rng(seed).integers(0, 256, (rows, width // block * block_bytes), np.uint8)
+
+
+def values_of(raw: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        if kind == GGMLQuantizationType.F64:
+            return raw.view(np.float64).astype(np.float32)
+        return gguf.dequantize(raw, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_type_reads_as_gguf_dequantises_it(kind: GGMLQuantizationType, tmp_path: Path):
+    raw = random_blocks(512, 256, kind)
+    checkpoint = GGUFCheckpoint(write_one_tensor(tmp_path / "model.gguf", "blk.0.ffn_up.weight", raw, kind))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert checkpoint.tensors[name].dtype == kind.name
+    ours = checkpoint.read(name)
+    assert ours.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    np.testing.assert_array_equal(ours.float().numpy(), values_of(raw, kind))
+    np.testing.assert_array_equal(checkpoint.read(name, range(7, 300)).float().numpy(), values_of(raw[7:300], kind))
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in GGMLQuantizationType if kind not in KINDS], ids=lambda kind: kind.name
+)
+def test_a_type_that_gguf_cannot_dequantise_is_refused_by_tensor(kind: GGMLQuantizationType, tmp_path: Path):
+    path = write_one_tensor(tmp_path / "model.gguf", "blk.0.ffn_up.weight", random_blocks(4, 256, kind), kind)
+    with pytest.raises(CheckpointError, match=rf"tensor blk.0.ffn_up.weight has type {kind.name}, which gguf cannot"):
+        GGUFCheckpoint(path)
+
+
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_K])
+def test_rows_of_interleaved_heads_equal_those_of_the_whole(kind: GGMLQuantizationType, tmp_path: Path):
+    raw = random_blocks(256, 256, kind)
+    raw[:, 1] &= 0x3F  # a finite scale
+    checkpoint = GGUFCheckpoint(write_one_tensor(tmp_path / "model.gguf", "blk.0.attn_q.weight", raw, kind))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    values = torch.from_numpy(values_of(raw, kind).copy())
+    whole = values.reshape(4, 32, 2, 256).swapaxes(1, 2).reshape(256, 256)  # (heads, pairs, halves, C)
+    np.testing.assert_array_equal(checkpoint.read(name).float().numpy(), whole.numpy())
+    for rows in (range(1), range(63, 65), range(100, 256), range(5, 250)):
+        np.testing.assert_array_equal(
+            checkpoint.read(name, rows).float().numpy(), whole[rows.start : rows.stop].numpy()
+        )
+
+
+def test_blocks_of_whole_heads_follow_one_another_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("coreai_recipes.checkpoint.gguf.rows.BLOCK_BYTES", 4 * 64 * 30)  # 30 rows: one head of 24
+    state = random_model(LLAMA).state_dict()
+    checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "model.gguf", "llama", LLAMA, state))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    blocks = [block.clone() for block in checkpoint.blocks(name, range(10, 90))]
+    assert [len(block) for block in blocks] == [14, 24, 24, 18]
+    assert torch.equal(torch.cat(blocks), state[name][10:90])
+
+
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0])
+def test_a_quantised_vector_can_be_read_in_parts(kind: GGMLQuantizationType, tmp_path: Path):
+    raw = random_blocks(1, 256, kind)[0]
+    path = write_one_tensor(tmp_path / "model.gguf", "blk.0.ffn_norm.weight", raw, kind)
+    name = "model.layers.0.post_attention_layernorm.weight"
+    whole = values_of(raw[None], kind)[0]
+    np.testing.assert_array_equal(GGUFCheckpoint(path).read(name).numpy(), whole)
+    np.testing.assert_array_equal(GGUFCheckpoint(path).read(name, range(33, 97)).numpy(), whole[33:97])
+
+
+def test_a_block_of_one_tensor_survives_a_block_of_another(tmp_path: Path):
+    state = random_model(LLAMA).state_dict()
+    checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "model.gguf", "llama", LLAMA, state))
+    gate, up = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))
+    for ours, theirs in zip(checkpoint.blocks(gate), checkpoint.blocks(up), strict=True):
+        assert torch.equal(ours, state[gate])
+        assert torch.equal(theirs, state[up])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads resident memory from /proc")
+def test_memory_stays_flat_over_a_large_tensor(tmp_path: Path):
+    width, rows = 1024, 65536  # 128 MiB in float16
+    raw = np.memmap(tmp_path / "raw", np.uint8, "w+", shape=(rows, width * 2))  # zeros that take no space on disk
+    path = write_one_tensor(tmp_path / "model.gguf", "blk.0.ffn_down.weight", raw, GGMLQuantizationType.F16)
+    del raw
+    checkpoint = GGUFCheckpoint(path)
+    before = resident_bytes()
+    most = 0
+    count = 0
+    for block in checkpoint.blocks("model.layers.0.mlp.down_proj.weight"):
+        count += len(block)
+        most = max(most, resident_bytes())
+    assert count == rows
+    assert most - before < 16 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_split_file_reads_like_a_whole_one(tmp_path: Path):
+    state = random_model(LLAMA).state_dict()
+    whole = GGUFCheckpoint(write_gguf(tmp_path / "whole.gguf", "llama", LLAMA, state))
+    parts = split_gguf(tmp_path / "whole.gguf", tmp_path / "part.gguf")
+    checkpoint = GGUFCheckpoint(parts[0])
+    assert checkpoint.config == whole.config
+    assert set(checkpoint.digests()) == {part.name for part in parts}
+    assert set(checkpoint.tensors) == set(state)
+    for name in checkpoint.tensors:
+        assert torch.equal(checkpoint.read(name), state[name])
+    with pytest.raises(CheckpointError, match=r"is not the first of 3 parts; give part-00001-of-00003.gguf"):
+        GGUFCheckpoint(parts[1])
+    parts[2].unlink()
+    with pytest.raises(CheckpointError, match=r"part-00003-of-00003.gguf: is missing: part-00001-of-00003.gguf has 3"):
+        GGUFCheckpoint(parts[0])
+
+
+def split_gguf(path: Path, target: Path) -> list[Path]:
+    """The file in three parts, as gguf's own writer splits it."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(target, "llama", split_max_tensors=-(-len(reader.tensors) // 3))
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(target.parent.glob("part-*.gguf"))
+
+
+def test_a_file_that_has_changed_since_it_was_opened_is_refused(tmp_path: Path):
+    path = write_gguf(tmp_path / "model.gguf", "llama", LLAMA, random_model(LLAMA).state_dict())
+    checkpoint = GGUFCheckpoint(path)
+    os.truncate(path, path.stat().st_size - 1000)
+    with pytest.raises(CheckpointError, match=r"model.gguf: the file has changed since it was opened"):
+        checkpoint.read("model.norm.weight")
+
+
+def test_the_digest_is_that_of_the_file(tmp_path: Path):
+    import hashlib
+
+    path = write_gguf(tmp_path / "model.gguf", "llama", LLAMA, random_model(LLAMA).state_dict())
+    checkpoint = GGUFCheckpoint(path)
+    assert checkpoint.digests() == {"model.gguf": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert checkpoint.source == "model.gguf"
+    assert {info.file for info in checkpoint.tensors.values()} == {"model.gguf"}
+
+
+def test_a_tensor_that_the_architecture_does_not_have_is_refused_by_name(tmp_path: Path):
+    raw = np.zeros((4, 256), np.float32)
+    path = write_one_tensor(tmp_path / "model.gguf", "blk.0.ffn_gate_inp.weight", raw, GGMLQuantizationType.F32)
+    with pytest.raises(
+        CheckpointError, match=r"tensor blk.0.ffn_gate_inp.weight is not one that the architecture llama"
+    ):
+        GGUFCheckpoint(path)
+
+
+def test_heads_that_do_not_fit_the_rows_are_refused(tmp_path: Path):
+    raw = np.zeros((100, 256), np.float32)
+    path = write_one_tensor(tmp_path / "model.gguf", "blk.0.attn_k.weight", raw, GGMLQuantizationType.F32)
+    with pytest.raises(CheckpointError, match=r"blk.0.attn_k.weight has 100 rows, the metadata says 4 heads of 64"):
+        GGUFCheckpoint(path)

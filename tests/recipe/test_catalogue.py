@@ -1,0 +1,55 @@
+"""The built-in recipes: that each is what its checkpoint is, as far as can be told without the weights."""
+
+import subprocess
+import sys
+
+import pytest
+
+from coreai_recipes.recipe import built_in_recipes, count_parameters, list_recipes, load_recipe, load_resolved
+
+# As the model cards and safetensors headers count them; a tied table once.
+PARAMETERS = {
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "llama-3.2-1b": 1_235_814_400,
+    "mistral-7b": 7_248_023_552,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_recipe_has_as_many_parameters_as_its_checkpoint(name):
+    assert count_parameters(load_recipe(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", built_in_recipes())
+def test_every_built_in_recipe_is_called_as_its_file_and_survives_its_own_text(name, tmp_path):
+    resolved = load_resolved(name)
+    assert resolved.recipe.name == name
+    (tmp_path / "again.yaml").write_text(resolved.text())
+    assert load_recipe(tmp_path / "again.yaml") == resolved.recipe
+    assert resolved.notes == ()
+
+
+def test_the_list_tells_family_size_kinds_and_rotary():
+    rows = {row.name: row for row in list_recipes()}
+    assert set(rows) >= set(PARAMETERS)
+    llama = rows["llama-3.2-1b"]
+    assert (llama.family, llama.parameters, llama.kinds, llama.rotary) == (
+        "llama",
+        1_235_814_400,
+        {"full": 16},
+        "full (llama3 x32)",
+    )
+
+
+def test_the_list_imports_neither_torch_nor_coremltools():
+    code = (
+        "import sys; from coreai_recipes.recipe import list_recipes; list_recipes(); "
+        "print([name for name in ('torch', 'numpy', 'coremltools', 'transformers') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

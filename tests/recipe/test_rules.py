@@ -1,0 +1,168 @@
+"""Each rule between fields: where it fires, with its whole sentence, and that its neighbour passes."""
+
+import pytest
+from pydantic import ValidationError
+
+from coreai_recipes.recipe import Recipe
+from coreai_recipes.recipe.rules import Problem, find_problems
+
+SHARED = """\
+    shared:
+      like: full
+      attention: {shares_kv_with: full}
+"""
+
+ROTARY = "rotary: {kind: full, theta: 10000}"
+
+# What to put for what in the small recipe, the problem, and what to put instead that is right.
+RULES = [
+    (
+        "num_kv_heads: 2",
+        "num_kv_heads: 3",
+        "r.yaml:11:59: model.kinds.full.attention.num_kv_heads: 4 heads cannot be shared out among 3 KV heads",
+        "num_kv_heads: 4",
+    ),
+    (
+        "head_dim: 8",
+        "head_dim: 7",
+        "r.yaml:11:72: model.kinds.full.attention.head_dim: 7 is odd, and a rotary turns dimensions in pairs",
+        "head_dim: 6",
+    ),
+    (
+        "{kind: full, num_heads",
+        "{kind: sliding, window: 65, num_heads",
+        "r.yaml:11:42: model.kinds.full.attention.window: "
+        "context 64 is shorter than the window 65: the window would never slide\n"
+        "  raise export.context to 65 or more, or use `kind: full`, which is the same within 64",
+        "{kind: sliding, window: 64, num_heads",
+    ),
+    (
+        ROTARY,
+        "rotary: {kind: partial, theta: 1, factor: 0.2}",
+        "r.yaml:12:49: model.kinds.full.rotary.factor: 0.2 of head_dim 8 leaves no pair to rotate",
+        "rotary: {kind: partial, theta: 1, factor: 0.25}",
+    ),
+    (
+        ROTARY,
+        "rotary: {kind: partial, theta: 1, factor: 0.4}",
+        "r.yaml:12:49: model.kinds.full.rotary.factor: 0.4 of head_dim 8 is 3 dimensions, not whole pairs",
+        "rotary: {kind: partial, theta: 1, factor: 0.5}",
+    ),
+    (
+        ROTARY,
+        "rotary: {kind: proportional, theta: 1, factor: 0.2}",
+        "r.yaml:12:54: model.kinds.full.rotary.factor: 0.2 of head_dim 8 leaves no pair to rotate",
+        "rotary: {kind: proportional, theta: 1, factor: 0.25}",
+    ),
+    (
+        ROTARY,
+        "rotary: {kind: full, theta: 10000, precision: bfloat16}",
+        "r.yaml:12:53: model.kinds.full.rotary.precision: "
+        "angles in bfloat16 lose positions (bfloat16 frequencies: cosine error 0.35 at position 200)\n"
+        "  use float32, or add `lossy: true` if that is what you want",
+        "rotary: {kind: full, theta: 10000, precision: bfloat16, lossy: true}",
+    ),
+    (
+        ROTARY,
+        "rotary: {kind: full, theta: 10000, scaling: {kind: llama3, factor: 8, low_freq_factor: 4, "
+        "high_freq_factor: 4, original_context: 32}}",
+        "r.yaml:12:94: model.kinds.full.rotary.scaling.low_freq_factor: "
+        "4 is not below high_freq_factor 4: between the two lies the smooth passage",
+        "rotary: {kind: full, theta: 10000, scaling: {kind: llama3, factor: 8, low_freq_factor: 1, "
+        "high_freq_factor: 4, original_context: 32}}",
+    ),
+    (
+        "[full, {",
+        "[full, ful, {",
+        "r.yaml:14:18: model.layers.1: there is no kind `ful`\n  did you mean `full`?",
+        "[full, full, {",
+    ),
+    (
+        "of: [full]",
+        "of: [full, other]",
+        "r.yaml:14:41: model.layers.1.of.1: there is no kind `other`\n  there are: full",
+        "of: [full, full]",
+    ),
+    (
+        "  layers:",
+        "    spare: {like: full}\n  layers:",
+        "r.yaml:14:5: model.kinds.spare: no layer is of kind `spare`\n  use it in model.layers, or remove it",
+        "  layers:",
+    ),
+    ("repeat: 3", "repeat: 1024", "r.yaml:14:11: model.layers: more than 1024 layers", "repeat: 1023"),
+    (
+        "prefill: 16",
+        "prefill: 65",
+        "r.yaml:18:24: export.functions.prefill: prefill takes 65 tokens at a call, the context holds 64",
+        "prefill: 64",
+    ),
+    (
+        "prefill: 16",
+        "prefill: 16, score: 65",
+        "r.yaml:18:35: export.functions.score: score takes 65 tokens at a call, the context holds 64",
+        "prefill: 16, score: 64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "wrong", "problem", "right"), RULES, ids=[rule[2].split(": ")[1] for rule in RULES])
+def test_each_rule_fires_and_spares_its_neighbour(small, load, refusal, old, wrong, problem, right):
+    assert refusal(small.replace(old, wrong)) == [problem]
+    load(small.replace(old, right))
+
+
+def shared(small: str) -> str:
+    return small.replace("  layers: [full, {repeat: 3, of: [full]}]", f"{SHARED}  layers: [full, shared]")
+
+
+SHARING = {
+    ("[full, shared]", "[shared, full]"): (
+        "r.yaml:16:35: model.kinds.shared.attention.shares_kv_with: "
+        "no layer of kind `full` comes before the first of `shared`"
+    ),
+    ("shares_kv_with: full", "shares_kv_with: ful"): (
+        "r.yaml:16:35: model.kinds.shared.attention.shares_kv_with: there is no kind `ful`\n  did you mean `full`?"
+    ),
+    ("shares_kv_with: full", "shares_kv_with: shared"): (
+        "r.yaml:16:35: model.kinds.shared.attention.shares_kv_with: `shared` has no cache of its own: it shares one too"
+    ),
+    ("shares_kv_with: full", "shares_kv_with: full, head_dim: 16"): (
+        "r.yaml:16:35: model.kinds.shared.attention.shares_kv_with: "
+        "head_dim is 16 here and 8 in `full`: one cache cannot serve both"
+    ),
+    ("shares_kv_with: full}", "shares_kv_with: full}\n      rotary: {theta: 5}"): (
+        "r.yaml:17:23: model.kinds.shared.rotary.theta: `shared` reads keys that `full` has turned with theta 10000\n"
+        "  make both rotaries equal, or leave out attention.shares_kv_with"
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), SHARING)
+def test_a_cache_is_shared_by_kinds_that_can_read_it(small, load, refusal, old, new):
+    load(shared(small))
+    assert SHARING[old, new] in refusal(shared(small).replace(old, new))
+
+
+def test_a_recipe_made_in_python_keeps_the_rules_too(small, load):
+    data = load(small).data
+    data["export"]["functions"]["prefill"] = 65
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(data)
+    (error,) = caught.value.errors()
+    message = "prefill takes 65 tokens at a call, the context holds 64"
+    assert error["type"] == "rules"
+    assert error["msg"] == f"export.functions.prefill: {message}"
+    assert error["ctx"]["problems"] == [Problem(("export", "functions", "prefill"), message)]
+
+
+def test_field_errors_do_not_hide_the_rules(small, refusal):
+    text = small.replace("vocab_size: 64", "vocab_size: 0").replace("num_kv_heads: 2", "num_kv_heads: 3")
+    assert [problem.split(": ")[1] for problem in refusal(text)] == [
+        "model.vocab_size",
+        "model.kinds.full.attention.num_kv_heads",
+    ]
+
+
+@pytest.mark.parametrize("data", [{}, {"model": 3}, {"model": {"kinds": [1], "layers": "full"}}, {"export": None}])
+def test_rules_are_silent_about_what_is_not_there(data):
+    assert find_problems(data) == []
