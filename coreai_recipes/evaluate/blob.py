@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, decode_elements
+from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, Array, decode_elements
 from coreai_recipes.evaluate.errors import EvaluationError
 
 # One record: the mark, the element type, the size in bytes, the offset of the data, the padding in bits.
@@ -49,10 +49,10 @@ class BlobFile:
             )
         return int(start)
 
-    def read_bytes(self, start: int, count: int) -> np.ndarray:
+    def read_bytes(self, start: int, count: int) -> Array:
         """`count` bytes from `start`, uint8."""
         raw = np.empty(count, np.uint8)
-        view = memoryview(raw)
+        view = raw.data
         done = 0
         with self._lock:
             self._file.seek(start)
@@ -63,7 +63,7 @@ class BlobFile:
                 done += got
         return raw
 
-    def read(self, offset: int, element_type: str, count: int) -> np.ndarray:
+    def read(self, offset: int, element_type: str, count: int) -> Array:
         """The elements of the record at `offset`, in the stored type, flat."""
         kind = ELEMENT_TYPES[element_type]
         raw = self.read_bytes(self.locate(offset, element_type, count), -(-count * kind.bits // 8))
@@ -82,7 +82,7 @@ class BlobFile:
             result[first : first + length].copy_(torch.from_numpy(raw.view(kind.stored)))
         return result
 
-    def read_rows(self, offset: int, element_type: str, shape: tuple[int, ...], rows: list[int]) -> np.ndarray:
+    def read_rows(self, offset: int, element_type: str, shape: tuple[int, ...], rows: list[int]) -> Array:
         """Some rows of the first axis; each must fill whole bytes. (len(rows), *shape[1:])"""
         kind = ELEMENT_TYPES[element_type]
         elements = 1

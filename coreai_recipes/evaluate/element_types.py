@@ -1,10 +1,14 @@
 """The element types of MIL: how each is stored, and which torch type carries its values here. A leaf."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from coremltools.proto import MIL_pb2
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,10 @@ _NAMES_BY_NUMBER = {number: name.lower() for name, number in MIL_pb2.DataType.it
 
 def name_of_element_type(number: int) -> str:
     """The name, in lower case, of a `MIL.DataType` number."""
-    return _NAMES_BY_NUMBER.get(number, f"type {number}")
+    return str(_NAMES_BY_NUMBER.get(number, f"type {number}"))
 
 
-def unpack_bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+def unpack_bits(packed: Array, bits: int, count: int) -> Array:
     """`count` values of `bits` bits each, uint8; the first value lies in the lowest bits of the first byte."""
     if bits == 8:
         return packed[:count]
@@ -70,7 +74,7 @@ def unpack_bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     return np.asarray((single << np.arange(bits, dtype=np.uint8)).sum(1), dtype=np.uint8)
 
 
-def decode_elements(raw: np.ndarray, element_type: ElementType, count: int) -> np.ndarray:
+def decode_elements(raw: Array, element_type: ElementType, count: int) -> Array:
     """`count` elements from the bytes `raw` (uint8), in the stored type, flat."""
     if element_type.bits < 8:
         values = unpack_bits(raw, element_type.bits, count)

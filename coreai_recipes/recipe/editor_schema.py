@@ -13,6 +13,7 @@ from coreai_recipes.recipe.schema import LayerKind, Recipe
 
 Schema = dict[str, Any]
 _PART = "Part"
+_BY_NAME = ("properties", "patternProperties")
 _INHERITS = {
     Recipe.__name__: ("extends", "a recipe to start from: a path beside this file, or a built-in name"),
     LayerKind.__name__: ("like", "the kind that this one starts from"),
@@ -71,10 +72,12 @@ def _tidy(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     tidy = {
-        key: {name: _tidy(entry) for name, entry in value.items()} if key.endswith("roperties") else _tidy(value)
+        key: {name: _tidy(entry) for name, entry in value.items()} if key in _BY_NAME else _tidy(value)
         for key, value in schema.items()
         if key != "discriminator" and not (key == "title" and isinstance(value, str))
     }
+    if "patternProperties" in tidy:
+        tidy["additionalProperties"] = False
     if "oneOf" in tidy:
         tidy["anyOf"] = tidy.pop("oneOf")
     return tidy

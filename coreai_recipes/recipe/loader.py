@@ -221,8 +221,9 @@ def _validate(data: Any, root: Node) -> tuple[Recipe | None, list[Problem]]:
         ]
         if broken:
             # The model has the defaults that a rule may need; the data has the numbers as they were written.
-            written = {problem.location: problem for problem in found}
-            return None, [written.get(problem.location, problem) for problem in broken[0]["ctx"]["problems"]]
+            whole: list[Problem] = broken[0]["ctx"]["problems"]
+            same = [problem.location for problem in whole] == [problem.location for problem in found]
+            return None, found if same else whole
         said: set[Location] = {problem.location for problem in found}
         problems = [
             problem

@@ -135,6 +135,11 @@ def test_what_cannot_be_expressed_is_refused_by_key(key: str, value: Any, messag
     assert message in refusal(tmp_path, extra={f"llama.{key}": value})
 
 
+def test_a_tokenizer_with_more_tokens_than_the_table_has_rows_is_refused(tmp_path: Path):
+    extra = {"tokenizer.ggml.tokens": [str(i) for i in range(97)]}
+    assert "tokenizer.ggml.tokens has 97 tokens, token_embd.weight 96 rows" in refusal(tmp_path, extra=extra)
+
+
 def test_yarn_is_rebuilt(tmp_path: Path):
     scaling = {"type": "yarn", "factor": 4.0, "original_context_length": 64, "yarn_beta_fast": 16.0}
     extra = {f"qwen2.rope.scaling.{key}": value for key, value in scaling.items()}

@@ -45,7 +45,7 @@ BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "version 9": (put(4, "I", 9), "is GGUF version 9"),
     "big endian": (put(4, "I", 3 << 24), "is a big-endian GGUF file"),
     "cut in half": (lambda data: data[: len(data) // 2], "beyond the file: it is cut off or corrupt"),
-    "cut inside the header": (lambda data: data[: data.index(b"ab")], "ends inside tokenizer.ggml.tokens: it is cut off"),
+    "cut inside the header": (lambda data: data[: data.index(b"\xc4\xa0ab")], "ends inside tokenizer.ggml.tok"),
     "2^60 pairs": (put(PAIR_COUNT, "Q", 1 << 60), "claims 1152921504606846976 metadata pairs, more than the file can"),
     "2^63 tensors": (put(TENSOR_COUNT, "Q", 1 << 63), "claims 9223372036854775808 tensors, more than the file"),
     "a key beyond the file": (put(FIRST_KEY, "Q", 1 << 25), "the file ends inside metadata key 0"),

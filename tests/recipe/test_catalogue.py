@@ -1,7 +1,10 @@
 """The built-in recipes: that each is what its checkpoint is, as far as can be told without the weights."""
 
+import json
+import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +27,24 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_recipe_has_as_many_parameters_as_its_checkpoint(name):
     assert count_parameters(load_recipe(name)) == PARAMETERS[name]
+
+
+def test_tiny_llama_is_the_committed_checkpoint():
+    folder = Path(__file__).parents[1] / "checkpoints" / "tiny-llama"
+    config = json.loads((folder / "config.json").read_text())
+    with (folder / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    tensors = {name: info["shape"] for name, info in header.items() if name != "__metadata__"}
+    recipe = load_recipe("tiny-llama")
+    kind = recipe.model.kinds["full"]
+    assert count_parameters(recipe) == sum(math.prod(shape) for shape in tensors.values())
+    assert (recipe.model.hidden_size, recipe.model.vocab_size) == (config["hidden_size"], config["vocab_size"])
+    assert len(recipe.model.layer_kinds) == config["num_hidden_layers"]
+    assert kind.attention.num_heads == config["num_attention_heads"]
+    assert kind.attention.num_kv_heads == config["num_key_value_heads"]
+    assert kind.rotary.theta == config["rope_parameters"]["rope_theta"]
+    assert recipe.model.norm.eps == config["rms_norm_eps"]
+    assert recipe.export.context <= config["max_position_embeddings"]
 
 
 @pytest.mark.parametrize("name", built_in_recipes())

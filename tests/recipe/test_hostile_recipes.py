@@ -17,11 +17,13 @@ from coreai_recipes.recipe.yaml_writer import write_yaml
 GEMMA4 = Path(__file__).with_name("gemma4-e2b.yaml").read_text()
 ANYHOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PIECES = st.sampled_from(
-    ["a", "model", "kinds", "like", "extends", "kind", "full", ":", ": ", "\n", "\n  ", "- ", "[", "]", "{", "}", ",", "&a ",
-     "*a", "!x ", "<<", "|", ">", "'", '"', "#", "---", "...", "%", "?", "~", "1e9", "0x", ".nan", "\t", "\r", "\0", "\\"]
-)  # fmt: skip
+    [*"[]{},:#%?~>'\"\t\r\0", "\n", "\n  ", "- ", ": ", "---", "...", "<<", "&a ", "*a", "!x ", ".nan"]
+) | (st.sampled_from(["a", "model", "kinds", "like", "extends", "kind", "full"]))
 JUNK = st.sampled_from(
     [None, True, -1, 0, 0.5, 1.5, 10**39, float("inf"), "full", "x", "", [], {}, [[]], {"kind": "full"}, {"a": 1}]
+)
+STEPS = st.sampled_from(
+    ["model", "kinds", "full", "sliding", "layers", "0", "repeat", "attention", "rotary", "factor", "kind", "", "like"]
 )
 
 
@@ -30,10 +32,9 @@ def answer(text: str | bytes, *overrides: str) -> None:
     try:
         resolved = load_resolved("r.yaml", overrides)
     except RecipeError as error:
-        assert error.problems
-        for problem in error.problems:
-            assert problem.startswith(("r.yaml:", "--set"))
-            assert problem.count("\n") <= 1
+        strange = [line for line in error.problems if not line.startswith(("r.yaml:", "--set")) or line.count("\n") > 1]
+        if strange or not error.problems:
+            pytest.fail(f"not a finished line: {strange}")
     else:
         Path("again.yaml").write_text(resolved.text())
         assert load_resolved("again.yaml").recipe == resolved.recipe
@@ -89,9 +90,7 @@ def places(data):
             yield from places(data[key])
 
 
-@given(st.lists(st.lists(st.sampled_from(["model", "kinds", "full", "sliding", "layers", "0", "repeat", "attention",
-    "rotary", "factor", "kind", "export", "context", "x", "", "like"]), max_size=6).map(".".join), min_size=1, max_size=3),
-    st.text(max_size=8) | PIECES)  # fmt: skip
+@given(st.lists(st.lists(STEPS, max_size=6).map(".".join), min_size=1, max_size=3), st.text(max_size=8) | PIECES)
 @ANYHOW
 def test_any_set_is_answered(keys, value):
     answer(GEMMA4, *(f"{key}={value}" for key in keys))
@@ -106,13 +105,14 @@ SMALL_HEAD = "recipe: 1\nname: x\nmodel:\n  kinds:\n"
         "".join(f"k{i}: 3\n" for i in range(40_000)),
         SMALL_HEAD + "".join(f"    k{i}: {{like: k{i + 1}}}\n" for i in range(10_000)),
         SMALL_HEAD + "".join(f"    k{i}: {{like: k{i + 1}}}\n" for i in range(63)),
-        SMALL_HEAD + f"    big: {{attention: {{{', '.join(f'a{i}: 1' for i in range(20_000))}}}}}\n"
+        SMALL_HEAD
+        + f"    big: {{attention: {{{', '.join(f'a{i}: 1' for i in range(20_000))}}}}}\n"
         + "".join(f"    k{i}: {{like: big}}\n" for i in range(60)),
         "recipe: 1\nmodel:\n  layers:\n" + "    - {repeat: 1024, of: [a, b, c, d]}\n" * 5_000,
         "recipe: 1\nmodel:\n  kinds: {a: {}}\n  layers:\n" + "    - unknown\n" * 40_000,
     ],
     ids=["unknown keys", "10000 kinds in a row", "63 kinds in a row", "like of something large", "repeats", "layers"],
-)  # fmt: skip
+)
 def test_large_nonsense_is_answered_soon(text):
     started = time.process_time()
     answer(text)

@@ -32,6 +32,9 @@ def rebuild_config(
     prefix = architecture.name
     sizes = {architecture.keys[key]: metadata.positive(f"{prefix}.{key}") for key in REQUIRED}
     check_layers(metadata.path, tensors, sizes["num_hidden_layers"])
+    tokens = metadata.strings("tokenizer.ggml.tokens") or ()
+    if len(tokens) > vocab_size:
+        raise metadata.refuse("tokenizer.ggml.tokens", f"has {len(tokens)} tokens, token_embd.weight {vocab_size} rows")
     config = {**architecture.config, "vocab_size": vocab_size, **sizes}
     for key, field in architecture.keys.items():
         full = f"{prefix}.{key}"

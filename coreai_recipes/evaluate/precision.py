@@ -1,0 +1,127 @@
+"""What float16 does to a program: three answers, from none to the most pessimistic.
+
+`float32`  every float value is float32; the weights keep the values that are stored. What is wrong here is wrong in
+           the graph.
+`rounded`  the result of each operation that the program declares float16 is rounded to float16 (to nearest even,
+           beyond 65504 to infinity); inside, an operation computes in float32.
+`strict`   as `rounded`, and the sums and products inside an operation are float16 too:
+           - a matrix product or convolution adds up 64 input channels at a time in float32, rounds that sum, adds it
+             to the running sum and rounds again;
+           - a reduction does the same with 64 neighbouring elements; a mean divides the rounded sum;
+           - norms, softmax and attention are taken apart into such sums and elementwise steps, each step rounded;
+           - one elementwise function (exp, gelu, ...) is one step: the engine reads it from a table.
+           Real engines keep wider sums; a program that survives this survives them.
+
+An operation *overflows* when a float16 value in it, its result or in `strict` a step inside it, is infinite or NaN
+while all its operands were finite.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Precision = Literal["float32", "rounded", "strict"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+BLOCK = 64
+
+
+class Rounding:
+    """Rounds to float16 and remembers whether a result was not finite since `saw_overflow` was last cleared."""
+
+    def __init__(self) -> None:
+        self.saw_overflow = False
+
+    def round(self, value: Tensor) -> Tensor:
+        value = value.half().float()
+        # One float32 sum is cheaper than isfinite().all(), and finite float16 values cannot overflow it.
+        if not math.isfinite(value.sum()):
+            self.saw_overflow = True
+        return value
+
+
+def is_finite(value: object) -> bool:
+    """Whether a tensor of any type holds neither infinity nor NaN."""
+    return not isinstance(value, Tensor) or not value.is_floating_point() or math.isfinite(value.sum())
+
+
+class Arithmetic:
+    """The sums and products inside operations, in float32. `round` is what happens to a step's result: nothing."""
+
+    def round(self, value: Tensor) -> Tensor:
+        return value
+
+    def sum(self, x: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
+        return x.sum(tuple(axes), keepdim=keep)
+
+    def mean(self, x: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
+        return x.mean(tuple(axes), keepdim=keep)
+
+    def cumulative_sum(self, x: Tensor, axis: int) -> Tensor:
+        return x.cumsum(axis)
+
+    def product(self, x: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
+        for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
+            x = x.prod(axis, keepdim=keep)
+        return x
+
+    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.matmul(x, y)
+
+    def in_blocks(self, channels: int, partial: Callable[[int, int], Tensor]) -> Tensor:
+        """The sum over all channels, where `partial(first, last)` is that over some of them."""
+        return partial(0, channels)
+
+    def softmax(self, x: Tensor, axis: int) -> Tensor:
+        return torch.softmax(x, axis)
+
+
+class Float16Arithmetic(Arithmetic):
+    """The same with every sum and step in float16, as `strict` says above."""
+
+    def __init__(self, rounding: Rounding) -> None:
+        self.round = rounding.round  # type: ignore[method-assign]
+
+    def in_blocks(self, channels: int, partial: Callable[[int, int], Tensor]) -> Tensor:
+        total = self.round(partial(0, min(BLOCK, channels)))
+        for first in range(BLOCK, channels, BLOCK):
+            total = self.round(total + self.round(partial(first, min(first + BLOCK, channels))))
+        return total
+
+    def sum(self, x: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
+        summed = {axis % x.dim() for axis in axes}
+        others = [axis for axis in range(x.dim()) if axis not in summed]
+        flat = x.permute(*others, *sorted(summed)).reshape([x.shape[axis] for axis in others] + [-1])
+        total = self.in_blocks(flat.shape[-1], lambda first, last: flat[..., first:last].sum(-1))
+        return total.reshape([1 if axis in summed else x.shape[axis] for axis in range(x.dim())]) if keep else total
+
+    def mean(self, x: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
+        count = math.prod(x.shape[axis] for axis in axes)
+        return self.round(self.sum(x, axes, keep) / count)
+
+    def cumulative_sum(self, x: Tensor, axis: int) -> Tensor:
+        parts = list(x.unbind(axis))
+        for index in range(1, len(parts)):
+            parts[index] = self.round(parts[index - 1] + parts[index])
+        return torch.stack(parts, axis)
+
+    def product(self, x: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
+        for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
+            total, *parts = x.unbind(axis)
+            for part in parts:
+                total = self.round(total * part)
+            x = total.unsqueeze(axis) if keep else total
+        return x
+
+    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.dim() == 1 or y.dim() == 1:
+            wide = self.matmul(x[None] if x.dim() == 1 else x, y[:, None] if y.dim() == 1 else y)
+            wide = wide.squeeze(-1) if y.dim() == 1 else wide
+            return wide.squeeze(-2 if y.dim() > 1 else -1) if x.dim() == 1 else wide
+        return self.in_blocks(x.shape[-1], lambda first, last: torch.matmul(x[..., first:last], y[..., first:last, :]))
+
+    def softmax(self, x: Tensor, axis: int) -> Tensor:
+        raised = self.round(torch.exp(self.round(x - x.amax(axis, keepdim=True))))
+        return self.round(raised / self.sum(raised, [axis]))

@@ -1,0 +1,68 @@
+"""A saved ML Program, ready to be run with torch."""
+
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from coreai_recipes.evaluate.constants import ConstantStore
+from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
+from coreai_recipes.evaluate.errors import EvaluationError
+from coreai_recipes.evaluate.function import Function
+from coreai_recipes.evaluate.graph import TensorType, read_graph, signature_of
+from coreai_recipes.evaluate.package import Package
+from coreai_recipes.evaluate.precision import PRECISIONS, Precision
+
+
+class Program:
+    """The functions of an .mlpackage, which share one copy of the weights and the states.
+
+    `precision` is explained in `evaluate.precision`. With `stream_weights` a large weight is in memory only while an
+    operation needs it; otherwise it is converted once and kept. Either way the rows of an embedding table are read
+    from the file as they are needed.
+    """
+
+    def __init__(
+        self, path: str | PathLike[str], precision: Precision = "float32", stream_weights: bool = False
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise EvaluationError(f"precision {precision} is not one of {', '.join(PRECISIONS)}")
+        self.path = Path(path)
+        self.precision: Precision = precision
+        self._streams = stream_weights
+        self._package = Package(self.path)
+        self._store = ConstantStore()
+        self._prepared: dict[str, Function] = {}
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The names of the functions, the default one first."""
+        others = sorted(name for name in self._package.functions if name != self.default_function)
+        return (self.default_function, *others)
+
+    @property
+    def default_function(self) -> str:
+        return self._package.default_function
+
+    def function(self, name: str | None = None) -> Function:
+        """The function of that name, or the default one; prepared at the first request."""
+        name = self.default_function if name is None else name
+        if name not in self._package.functions:
+            raise EvaluationError(f"{self.path}: has no function {name}: its functions are {', '.join(self.functions)}")
+        if name not in self._prepared:
+            graph = read_graph(self._package, name)
+            self._prepared[name] = Function(graph, self._store, self.precision, self._streams)
+        return self._prepared[name]
+
+    def make_state(self) -> dict[str, Tensor]:
+        """Zeros for each state by name: one state serves all functions."""
+        found: dict[str, TensorType] = {}
+        for name in self.functions:
+            for state, kind in signature_of(self._package.functions[name])[1].items():
+                if found.setdefault(state, kind) != kind:
+                    raise EvaluationError(f"{self.path}: the state {state} differs between functions")
+        return {
+            name: torch.zeros(kind.shape, dtype=ELEMENT_TYPES[kind.element_type].carrier)
+            for name, kind in found.items()
+        }

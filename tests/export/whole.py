@@ -1,0 +1,102 @@
+"""A package as coremltools alone would make it: each function traced and converted whole, then save_multifunction."""
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.model import Decoder, make_cache
+
+
+class WholeFunction(nn.Module):
+    """One function of the package over a filled decoder, its states as buffers."""
+
+    def __init__(self, decoder: Decoder, function: str) -> None:
+        super().__init__()
+        self.decoder, self.function = decoder, function
+        for name, state in decoder.make_states().items():
+            self.register_buffer(name, state)
+
+    def forward(self, input_ids: Tensor, position: Tensor, count: Tensor | None = None) -> Tensor:
+        decoder = self.decoder
+        ones = torch.ones(1, dtype=torch.int32) if count is None else count
+        x, inputs = decoder.front(input_ids, position, ones)
+        for index, layer in enumerate(decoder.layers):
+            given, slot = inputs[layer.kind], torch.tensor([decoder.slots[index]], dtype=torch.int32)
+            keys, values = getattr(self, f"k_{layer.kind}"), getattr(self, f"v_{layer.kind}")
+            cache = make_cache(keys, values, slot, position, given.place)
+            x = layer(x, given.cos, given.sin, given.mask, cache)
+        if self.function == "prefill":
+            x = x.index_select(3, count - 1)
+        return decoder.logits(x)
+
+
+def convert_whole(decoder: Decoder, folder: Path) -> Path:
+    """The package of a filled decoder, converted whole by coremltools and combined by its save_multifunction."""
+    import coremltools as ct
+    from coremltools.models.utils import MultiFunctionDescriptor, save_multifunction
+
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    descriptor = MultiFunctionDescriptor()
+    for function, queries in decoder.recipe.export.functions.queries.items():
+        ones = torch.ones(1, dtype=torch.int32)
+        example = [torch.ones(1, queries, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)]
+        names = ["input_ids", "position"]
+        if function != "decode":
+            example.append(ones)
+            names.append("count")
+        module = WholeFunction(decoder, function).eval()
+        passes = ct.PassPipeline.DEFAULT
+        passes.remove_passes({"common::add_int16_cast"})
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(module, tuple(example), check_trace=False)
+            model = ct.convert(
+                traced,
+                inputs=[
+                    ct.TensorType(name=name, shape=tuple(value.shape), dtype=np.int32)
+                    for name, value in zip(names, example, strict=True)
+                ],
+                outputs=[ct.TensorType(name="logits", dtype=np.float16)],
+                states=[
+                    ct.StateType(wrapped_type=ct.TensorType(shape=tuple(state.shape), dtype=np.float16), name=name)
+                    for name, state in module.named_buffers()
+                ],
+                minimum_deployment_target=ct.target.iOS18,
+                compute_precision=ct.transform.FP16ComputePrecision(op_selector=_Selector()),
+                pass_pipeline=passes,
+                skip_model_load=True,
+            )
+            path = folder / f"{function}.mlpackage"
+            model.save(str(path))
+        descriptor.add_function(str(path), "main", function)
+    descriptor.default_function_name = "decode"
+    combined = folder / "whole.mlpackage"
+    save_multifunction(descriptor, str(combined))
+    return combined
+
+
+class _Selector:
+    """float16 for all but cosines, sines and what they are computed from."""
+
+    def __init__(self) -> None:
+        self.float32: set[Any] = set()
+        self.seen: set[int] = set()
+
+    def __call__(self, operation: Any) -> bool:
+        block = operation.enclosing_block
+        if id(block) not in self.seen:
+            self.seen.add(id(block))
+            waiting = [found for found in block.operations if found.op_type in ("cos", "sin")]
+            while waiting:
+                found = waiting.pop()
+                if found is not None and found not in self.float32:
+                    self.float32.add(found)
+                    waiting += [v.op for v in found.inputs.values() if not isinstance(v, list | tuple)]
+        return operation not in self.float32

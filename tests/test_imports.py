@@ -1,0 +1,196 @@
+"""The rooms of the house and who may import whom: an arrow never points up (docs: CONTRIBUTING, "The rooms").
+
+Read from the source with `ast`, so an import inside a function counts as much as one at the top of a file.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import coreai_recipes
+
+PACKAGE = Path(coreai_recipes.__file__).parent
+
+# Top to bottom. A room is a module or a folder of coreai_recipes; it may import the rooms of its row, and itself.
+# "*" is every room below; a dotted entry is one module of a room. A new room gets a row below all that import it.
+ROOMS: dict[str, set[str]] = {
+    "cli": {"*"},
+    "console": {"*"},
+    "generate": {"bundle", "evaluate", "checkpoint", "recipe", "errors"},
+    "bundle": {"*"},
+    "plan": {"model", "primitives", "recipe", "errors"},
+    "verification": {"evaluate", "filling", "checkpoint", "model", "primitives", "recipe", "errors"},
+    "verify": {"evaluate", "filling", "checkpoint", "model", "primitives", "recipe", "errors"},
+    "export": {"filling", "checkpoint", "model", "primitives", "recipe", "errors"},
+    "evaluate": {"errors"},
+    "filling": {"checkpoint", "model", "errors"},
+    "checkpoint": {"recipe.yaml_reader", "errors"},
+    "model": {"primitives", "recipe", "errors"},
+    "primitives": {"recipe", "errors"},
+    "recipe": {"errors"},
+    "staging": {"errors"},
+    "errors": set(),
+}
+
+# Packages of others that only some rooms know.
+KNOWN_TO: dict[str, set[str]] = {
+    "coremltools": {"export", "generate"},
+    "coremltools.proto": {"export", "evaluate"},  # the evaluator knows the format, not the converter
+    "transformers": {"verification", "verify", "checkpoint", "generate"},
+    "gguf": {"checkpoint"},
+    "huggingface_hub": {"checkpoint"},
+    "safetensors": {"checkpoint"},
+    "pydantic": {"recipe"},
+    "yaml": {"recipe", "checkpoint"},
+    "typer": {"cli"},
+    "rich": {"cli", "console"},
+}
+
+HEAVY = {"torch", "coremltools", "transformers", "numpy"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module of the package by its name without `coreai_recipes.`; the package's own front page is left out."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            yield name, path
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def imports(source: str, module: str, is_package: bool = False) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything that `source` imports."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name != "coreai_recipes":  # without a name it only says where the package lies
+                    yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                here = ["coreai_recipes", *module.split(".")]
+                parents = here[: len(here) - node.level + is_package]
+                base = ".".join([*parents, base] if base else parents)
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                is_ours = whole.startswith("coreai_recipes.") and is_module(whole.removeprefix("coreai_recipes."))
+                is_theirs = base == "coremltools"  # `from coremltools import proto`
+                yield node.lineno, whole if is_ours or is_theirs else base
+
+
+def is_within(name: str, area: str) -> bool:
+    return name == area or name.startswith(area + ".")
+
+
+def allowed_to(room: str) -> set[str]:
+    below = list(ROOMS)[list(ROOMS).index(room) + 1 :]
+    return set(below) if "*" in ROOMS[room] else ROOMS[room]
+
+
+def why_forbidden(module: str, imported: str) -> str | None:
+    """What is wrong when `module` of ours imports `imported`, or None."""
+    room = module.partition(".")[0]
+    if is_within(imported, "coreai_recipes"):
+        theirs = imported.removeprefix("coreai_recipes").removeprefix(".")
+        if not theirs:
+            return f"{room} imports a name from the package's front page, which stands for every room; import the room"
+        if is_within(theirs, room) or any(is_within(theirs, allowed) for allowed in allowed_to(room)):
+            return None
+        return (
+            f"{room} must not import {theirs}; it may import {', '.join(sorted(allowed_to(room))) or 'nothing of ours'}"
+        )
+    area = max((known for known in KNOWN_TO if is_within(imported, known)), key=len, default=None)
+    if area and room not in KNOWN_TO[area]:
+        return f"{room} must not import {imported}; {area} is known to {', '.join(sorted(KNOWN_TO[area]))} only"
+    return None
+
+
+def test_every_module_is_in_a_room() -> None:
+    homeless = {name.partition(".")[0] for name, _ in modules()} - ROOMS.keys()
+    assert not homeless, f"give {', '.join(sorted(homeless))} a row in ROOMS, below everything that imports it"
+
+
+def test_the_rooms_are_listed_top_to_bottom() -> None:
+    listed = list(ROOMS)
+    for room in ROOMS:
+        above = [other for other in allowed_to(room) if listed.index(other.partition(".")[0]) <= listed.index(room)]
+        assert not above, f"{room} is listed below {', '.join(above)}, which it may import"
+
+
+@pytest.mark.parametrize(("module", "path"), [pytest.param(*each, id=each[0]) for each in modules()])
+def test_no_arrow_points_up(module: str, path: Path) -> None:
+    if module.partition(".")[0] not in ROOMS:
+        pytest.fail("not in a room")
+    is_package = path.name == "__init__.py"
+    found = [
+        f"{path.name}:{line}: {reason}"
+        for line, imported in imports(path.read_text(), module, is_package)
+        if (reason := why_forbidden(module, imported))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_no_two_modules_import_each_other_at_the_top() -> None:
+    """Cycles inside a room: only imports outside functions and TYPE_CHECKING run when a module is loaded."""
+    arrows: dict[str, set[str]] = {}
+    for module, path in modules():
+        tree = ast.parse(path.read_text())
+        top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        named = {name for _, name in imports(ast.unparse(top), module, path.name == "__init__.py")}
+        ours = {name.removeprefix("coreai_recipes.") for name in named if name.startswith("coreai_recipes.")}
+        arrows[module] = ours - {module}
+    TopologicalSorter(arrows).prepare()  # raises CycleError with the cycle
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "reason"),
+    [
+        ("recipe.loader", "from coreai_recipes.errors import RecipeError", None),
+        ("recipe.loader", "from coreai_recipes.recipe import schema", None),
+        ("recipe.loader", "from . import schema", None),
+        ("recipe.loader", "from ..errors import RecipeError", None),
+        ("recipe.loader", "def f():\n    from coreai_recipes.model import Decoder", "recipe must not import model"),
+        ("recipe.loader", "from ..model import Decoder", "recipe must not import model"),
+        ("recipe.loader", "from coreai_recipes import model", "recipe must not import model"),
+        ("recipe.loader", "from coreai_recipes import load_recipe", "recipe imports a name from the package's front"),
+        ("verification.stages", "import coreai_recipes.export.linker", "verification must not import export.linker"),
+        ("checkpoint.names", "from coreai_recipes.recipe.yaml_reader import read_yaml", None),
+        ("checkpoint.names", "from coreai_recipes.recipe.schema import Recipe", "checkpoint must not import recipe"),
+        ("export.convert", "import coremltools as ct", None),
+        ("evaluate.package", "from coremltools.proto import MIL_pb2", None),
+        ("evaluate.package", "from coremltools import proto", None),
+        ("evaluate.package", "from coremltools.models import MLModel", "evaluate must not import coremltools.models"),
+        ("model", "import transformers", "transformers is known to"),
+        ("model", "import torch", None),
+    ],
+)  # fmt: skip
+def test_the_rule_fires_where_it_must_and_nowhere_else(module: str, line: str, reason: str | None) -> None:
+    ((_, imported),) = imports(line, module)
+    found = why_forbidden(module, imported)
+    assert found is None if reason is None else reason in (found or "")
+
+
+LIGHT = [name for name in ("", ".errors", ".staging", ".recipe", ".bundle", ".cli") if not name or is_module(name[1:])]
+
+
+@pytest.mark.parametrize("module", [f"coreai_recipes{name}" for name in LIGHT])
+def test_the_command_line_starts_without_heavy_imports(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({HEAVY} & sys.modules.keys()))"
+    environment_path = [str(PACKAGE.parent), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {environment_path!r}; {code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
