@@ -17,9 +17,12 @@ app = typer.Typer(
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a built-in recipe's name.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that `recipe build` wrote.")]
 CheckpointOption = Annotated[
-    str | None, typer.Option("--checkpoint", metavar="SRC", help="A folder, a GGUF file, or a hub id (ORG/NAME@REVISION).")
+    str | None,
+    typer.Option("--checkpoint", metavar="SRC", help="A folder, a GGUF file, or a hub id (ORG/NAME@REVISION)."),
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field: export.context=512.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field: export.context=512.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
@@ -35,7 +38,13 @@ def list_(as_json: JsonOption = False) -> None:
         console.print_json([{field: getattr(entry, field) for field in fields} for entry in entries])
         return
     rows = [
-        (e.name, e.family or "-", f"{e.parameters / 1e6:,.1f} M", ", ".join(f"{n} {k}" for k, n in e.kinds.items()), e.rotary)
+        (
+            e.name,
+            e.family or "-",
+            f"{e.parameters / 1e6:,.1f} M",
+            ", ".join(f"{n} {k}" for k, n in e.kinds.items()),
+            e.rotary,
+        )
         for e in entries
     ]
     console.print_table(("name", "family", ">parameters", "layers", "rotary"), rows)
@@ -192,7 +201,9 @@ def run(
     opened = Bundle.open(bundle)
     model = open_model(opened.path, opened.manifest, runtime)
     _say_unverified(opened)
-    result = answer(model, text, system=system, raw=raw, max_tokens=max_tokens, sampler=Sampler(temperature, top_p, seed))
+    result = answer(
+        model, text, system=system, raw=raw, max_tokens=max_tokens, sampler=Sampler(temperature, top_p, seed)
+    )
     for piece in result:
         if not as_json:
             print(piece, end="", flush=True)

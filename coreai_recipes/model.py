@@ -165,7 +165,9 @@ class Decoder(nn.Module):
         self.embedding = primitive("embedding", "table")(model.vocab_size, model.hidden_size, model.embedding_scale)
         self.layers = nn.ModuleList(Layer(recipe, name) for name in model.layer_kinds)
         self.norm = build_norm(model.norm, model.hidden_size)
-        self.head = primitive("head", "linear")(model.vocab_size, model.hidden_size, model.head.tied, model.head.softcap)
+        self.head = primitive("head", "linear")(
+            model.vocab_size, model.hidden_size, model.head.tied, model.head.softcap
+        )
         # not a submodule: it holds no weights but the embedding's, which has its name already
         self._front = [Front(recipe, self.embedding)]
         kinds = model.layer_kinds

@@ -107,7 +107,9 @@ def _states(decoder: Decoder) -> Iterator[Finding]:
     if unbounded:
         rows = max(states[name].rows for name in unbounded)
         yield Finding(
-            "cost grows with the cache", "note", f"each step of {', '.join(f'`{n}`' for n in unbounded)} reads {rows} rows"
+            "cost grows with the cache",
+            "note",
+            f"each step of {', '.join(f'`{n}`' for n in unbounded)} reads {rows} rows",
         )
 
 

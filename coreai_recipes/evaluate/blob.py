@@ -90,5 +90,13 @@ class BlobFile:
             elements *= size
         start = self.locate(offset, element_type, elements * shape[0])
         row_bytes = elements * kind.bits // 8
-        parts = [decode_elements(self.read_bytes(start + row * row_bytes, row_bytes), kind, elements) for row in rows]
-        return np.stack(parts).reshape(len(rows), *shape[1:])
+        parts = []
+        done = 0
+        while done < len(rows):
+            length = 1
+            while done + length < len(rows) and rows[done + length] == rows[done] + length:
+                length += 1
+            raw = self.read_bytes(start + rows[done] * row_bytes, length * row_bytes)
+            parts.append(decode_elements(raw, kind, length * elements))
+            done += length
+        return np.concatenate(parts).reshape(len(rows), *shape[1:])

@@ -67,12 +67,16 @@ class Call:
         arithmetic: Arithmetic,
         may_overwrite: bool,
         counts_from_end: bool,
+        streams: bool,
     ) -> None:
-        """`may_overwrite`: nobody else reads the operand x any more. `counts_from_end`: a negative index is valid."""
+        """`may_overwrite`: nobody else reads the operand x any more. `counts_from_end`: a negative index is valid.
+        `streams`: large constants are not to stay in memory.
+        """
         self.node = node
         self.arithmetic = arithmetic
         self.may_overwrite = may_overwrite
         self.counts_from_end = counts_from_end
+        self.streams = streams
         self._constants = constants
         self._shapes = shapes
 

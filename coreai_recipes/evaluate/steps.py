@@ -84,6 +84,7 @@ class Steps:
             self._strict if halves and self._precision == "strict" else self._exact,
             may_overwrite=index in self.liveness.overwriting,
             counts_from_end=self.graph.opset < 7,
+            streams=self._streams,
         )
         registered = OPERATIONS[node.type]
         kernel = registered.prepare(call)

@@ -68,9 +68,7 @@ def export_package(
             raise
     stopwatch.seconds["weights (beside the others)"] = streamed
     digests, functions, hits = exported
-    return Exported(
-        digests | {str(WEIGHTS): digest}, functions, stopwatch.seconds, converted=hits[1], cached=hits[0]
-    )
+    return Exported(digests | {str(WEIGHTS): digest}, functions, stopwatch.seconds, converted=hits[1], cached=hits[0])
 
 
 def _export_program(
@@ -139,7 +137,12 @@ def _float16_blocks(binding: Binding) -> Iterator[NDArray[np.float16]]:
 def _source_digest(fragments: Iterable[Fragment]) -> str:
     """A digest of all code that a conversion depends on: this package's, that of other primitives, and versions."""
     root = Path(coreai_recipes.__file__).parent
-    own = {*(root / "primitives").glob("*.py"), root / "model.py", root / "export/convert.py", root / "export/fragments.py"}
+    own = {
+        *(root / "primitives").glob("*.py"),
+        root / "model.py",
+        root / "export/convert.py",
+        root / "export/fragments.py",
+    }
     others = set().union(*(source_files(fragment.module) for fragment in fragments))
     digests = [sha256(path.read_bytes()).hexdigest() for path in sorted(own | others)]
     return fingerprint(*digests, version("torch"), version("coremltools"), platform.python_version())

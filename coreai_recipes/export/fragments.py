@@ -207,9 +207,7 @@ class _FrontPiece(_Piece):
 
 
 class _LayerPiece(_Piece):
-    def __init__(
-        self, layer: nn.Module, state: tuple[int, ...], inputs: list[str], parameters: dict[str, str]
-    ) -> None:
+    def __init__(self, layer: nn.Module, state: tuple[int, ...], inputs: list[str], parameters: dict[str, str]) -> None:
         super().__init__(layer)
         self.inputs, self.parameter_names = inputs, parameters
         # untouched zeros: no memory until a trace writes a row

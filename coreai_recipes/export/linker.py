@@ -6,9 +6,12 @@ For a layer of kind `full`, its place in the states being 3:
     after:  w = const(blob at 4096); hidden_4 = layer_3_...(hidden_3, mask_full, w)   for each layer
 
 What depends on `slot` alone (the begin and end of the layer's rows) is worked out here and becomes constants, so that
-Core ML's compiler sees static slices; without that, each slice has unknown dimensions.
+Core ML's compiler sees static slices; without that, each slice has unknown dimensions. What two layers work out alike
+(where the call's rows begin, the state as the layer before left it) is worked out once. Both are what coremltools' own
+passes do to a model that is converted whole, and a test holds the two to the same operations.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,6 +43,8 @@ class FunctionLinker:
         self.constants: dict[tuple[str, tuple[int, ...]], str] = {}
         self.known: dict[str, NDArray[Any]] = {}  # integer values that are known here, by name
         self.shapes: dict[str, list[int | None]] = {}
+        self.computed: dict[tuple[Any, ...], str] = {}  # what is computed already, by operation and operands
+        self.writes: Counter[str] = Counter()  # how often each state was written so far
 
     def add_input(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         set_type(self.function.inputs.add(name=name).type.tensorType, DTYPES[dtype], shape)
@@ -83,15 +88,30 @@ class FunctionLinker:
                 shape = tuple(size or 0 for size in shape_of(port.type.tensorType))
                 bound[port.name] = self.add_weight(parameters[port.name], shape)
         block = function.block_specializations[function.opset]
-        needed = _Needed(block, bound, prefix, self)
+        appended = _Appended(bound, prefix, self)
         for operation in block.operations:
-            needed.append(operation)
+            appended.append(operation)
+
+    def finish(self) -> Any:
+        """The function, without the constants that nothing uses any more; every name that is used is defined."""
+        used = {a.name for op in self.block.operations for found in op.inputs.values() for a in found.arguments}
+        defined = {output.name for op in self.block.operations for output in op.outputs}
+        defined |= {port.name for port in self.function.inputs}
+        dangling = (used | set(self.block.outputs)) - defined - {""}  # an operand given in place has no name
+        if dangling:
+            raise RuntimeError(f"names without a definition: {sorted(dangling)[:5]}")
+        kept = [op for op in self.block.operations if op.type != "const" or op.outputs[0].name in used]
+        if len(kept) < len(self.block.operations):
+            copies = [MIL_pb2.Operation.FromString(op.SerializeToString()) for op in kept]
+            del self.block.operations[:]
+            self.block.operations.extend(copies)
+        return self.function
 
 
-class _Needed:
-    """Appends the operations of one fragment, folding what is known."""
+class _Appended:
+    """The operations of one fragment on their way into a function."""
 
-    def __init__(self, block: Any, bound: Mapping[str, str], prefix: str, linker: FunctionLinker) -> None:
+    def __init__(self, bound: dict[str, str], prefix: str, linker: FunctionLinker) -> None:
         self.bound, self.prefix, self.linker = bound, prefix, linker
         self.local: dict[str, NDArray[Any]] = {}  # integer constants of the fragment, by its own names
 
@@ -110,8 +130,10 @@ class _Needed:
                 self.local[operation.outputs[0].name] = integers
             elif operation.attributes["val"].WhichOneof("value") == "blobFileValue":
                 raise RuntimeError(f"{self.prefix}{operation.outputs[0].name}: a stored constant in a fragment")
-        elif self._fold(operation):
+        elif self._fold(operation) or self._reuse(operation):
             return
+        if operation.type == "write_state":
+            self.linker.writes[self.rename(operation.inputs["input"].arguments[0].name)] += 1
         self._copy(operation)
 
     def _fold(self, operation: Any) -> bool:
@@ -128,6 +150,32 @@ class _Needed:
         value.immediateValue.tensor.ints.values.extend(int(v) for v in result.reshape(-1))
         self.linker.known[name] = result
         return True
+
+    def _reuse(self, operation: Any) -> bool:
+        """Take the value of an equal operation of an earlier layer, for integers, booleans and unwritten states."""
+        output = operation.outputs[0] if len(operation.outputs) == 1 else None
+        if output is None or output.name in self.bound:  # what is bound must have its own name
+            return False
+        operands = [
+            (key, tuple(self._operand(argument.name) for argument in found.arguments))
+            for key, found in sorted(operation.inputs.items())
+        ]
+        version = 0
+        if operation.type == "read_state":
+            version = self.linker.writes[self.rename(operation.inputs["input"].arguments[0].name)]
+        elif output.type.tensorType.dataType not in (MIL_pb2.INT32, MIL_pb2.BOOL):
+            return False
+        key = (operation.type, version, *operands)
+        if key in self.linker.computed:
+            self.bound[output.name] = self.linker.computed[key]
+            return True
+        self.linker.computed.setdefault(key, self.rename(output.name))
+        return False
+
+    def _operand(self, name: str) -> Any:
+        """What an operand is: the value of a small constant, else the name in the function."""
+        value = self.value(name)
+        return self.rename(name) if value is None else (value.shape, value.tobytes())
 
     def _copy(self, operation: Any) -> None:
         copy = self.linker.block.operations.add()

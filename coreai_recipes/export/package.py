@@ -39,7 +39,7 @@ def describe_program(functions: dict[str, LinkedFunction], default: str) -> Any:
                 _describe(features.add(name=port_name).type.multiArrayType, port)
         for port_name, port in function.states.items():
             _describe(description.state.add(name=port_name).type.stateType.arrayType, port)
-        model.mlProgram.functions[name].CopyFrom(function.linker.function)
+        model.mlProgram.functions[name].CopyFrom(function.linker.finish())
     return model
 
 

@@ -1,4 +1,4 @@
-"""The two figures of every comparison, exactly as DESIGN.md states them. A leaf: it knows tensors and nothing of ours."""
+"""The two figures of every comparison, exactly as DESIGN.md states them. A leaf: it imports nothing of ours."""
 
 import math
 from dataclasses import dataclass

@@ -1,6 +1,10 @@
-"""Greedy decoding with caches on both sides: transformers' own and our Decoder must say the same."""
+"""Greedy decoding: what transformers writes with its cache, our Decoder must write with its own.
 
-from collections.abc import Callable, Iterator, Sequence
+Ours is given transformers' continuation in one chunk and asked what it would have said at each place. By induction that
+is the same as decoding on its own: up to the first place where they part, its prefix is what it would have written.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +20,10 @@ from coreai_recipes.verify.reference import Reference
 TOKENS = 64
 TIE_GAP = 1e-4
 
-# Takes the tokens that are new and gives the logits (V,) of the last of them.
-Step = Callable[[Sequence[int]], Tensor]
-
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where two continuations part: `gap` is between transformers' two largest logits there."""
+    """A place where the choices differ: `gap` is between transformers' two largest logits there."""
 
     prompt: int
     step: int
@@ -35,28 +36,40 @@ class Divergence:
         return self.gap < TIE_GAP
 
     def __str__(self) -> str:
-        verdict = "a tie" if self.is_tie else "not equal"
         return (
             f"prompt {self.prompt}, token {self.step}: transformers {self.theirs}, ours {self.ours}, "
-            f"top-two gap {self.gap:.2g}: {verdict}"
+            f"top-two gap {self.gap:.2g}"
         )
 
 
-def compare_greedy(
-    recipe: Recipe, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], on_prompt: Callable[[int], None]
-) -> list[Divergence]:
-    """Where the continuations of `prompts` part; empty when all are equal. Both whole models are in memory."""
-    longest = min(recipe.export.context, max(map(len, prompts)) + TOKENS)
-    theirs = Reference(recipe, checkpoint).fill_all()
-    ours = fill_whole(recipe, checkpoint, longest)
-    found = []
-    for index, prompt in enumerate(prompts):
-        with torch.inference_mode():
-            steps = min(TOKENS, longest - len(prompt))
-            parted = _compare(index, prompt, steps, reference_step(theirs), decoder_step(ours))
-        found += [] if parted is None else [parted]
-        on_prompt(index + 1)
-    return found
+def compare_greedy(recipe: Recipe, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]]) -> list[Divergence]:
+    """Where the continuations of `prompts`, cut to one length, differ; empty when all are equal.
+
+    Both whole models are in memory, in float32.
+    """
+    length = min(len(prompt) for prompt in prompts)
+    steps = min(TOKENS, recipe.export.context - length)
+    cut = torch.tensor([list(prompt[:length]) for prompt in prompts])  # (prompts, length)
+    with torch.inference_mode():
+        tokens, gaps = generate(Reference(recipe, checkpoint).fill_all(), cut, steps)
+        decoder = fill_whole(recipe, checkpoint, length + steps)
+        choices = [choose(decoder, prompt[None], theirs) for prompt, theirs in zip(cut, tokens, strict=True)]
+    return list(_find_divergences(tokens, torch.stack(choices), gaps))
+
+
+def generate(model: nn.Module, prompts: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """transformers' greedy tokens after `prompts`, (prompts, steps), and the gap between its two best logits at each."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    tokens, gaps, new = [], [], prompts
+    for _ in range(steps):
+        output: Any = model(input_ids=new, past_key_values=cache, logits_to_keep=1)
+        best = output.logits[:, -1].topk(2)
+        new = best.indices[:, :1]
+        tokens.append(new)
+        gaps.append(best.values[:, :1] - best.values[:, 1:])
+    return torch.cat(tokens, 1), torch.cat(gaps, 1)
 
 
 def fill_whole(recipe: Recipe, checkpoint: Checkpoint, context: int) -> Decoder:
@@ -67,44 +80,19 @@ def fill_whole(recipe: Recipe, checkpoint: Checkpoint, context: int) -> Decoder:
     return decoder
 
 
-def reference_step(model: nn.Module) -> Step:
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
-
-    def step(tokens: Sequence[int]) -> Tensor:
-        output: Any = model(input_ids=torch.tensor([list(tokens)]), past_key_values=cache, logits_to_keep=1)
-        return output.logits[0, -1]  # type: ignore[no-any-return]
-
-    return step
-
-
-def decoder_step(decoder: Decoder) -> Step:
-    states, position = decoder.make_states(), 0
-
-    def step(tokens: Sequence[int]) -> Tensor:
-        nonlocal position
-        logits = decoder(torch.tensor([list(tokens)]), position, len(tokens), states)
-        position += len(tokens)
-        return logits[0, -1]  # type: ignore[no-any-return]
-
-    return step
+def choose(decoder: Decoder, prompt: Tensor, continuation: Tensor) -> Tensor:
+    """Our best token at each place of `continuation` (steps,), after `prompt` (1, S) has gone into the caches."""
+    states = decoder.make_states()
+    first = decoder(prompt, 0, prompt.shape[1], states)[0, -1:]
+    queries = decoder.recipe.export.functions.prefill
+    found = [first]
+    for start in range(0, len(continuation) - 1, queries):
+        chunk = continuation[start : min(start + queries, len(continuation) - 1)][None]
+        found.append(decoder(chunk, prompt.shape[1] + start, chunk.shape[1], states)[0])
+    return torch.cat(found).argmax(-1)
 
 
-def _compare(index: int, prompt: Sequence[int], steps: int, theirs: Step, ours: Step) -> Divergence | None:
-    """Both continue on their own until they part."""
-    for step, (logits, token) in enumerate(_continue(prompt, steps, theirs, ours)):
-        best = logits.topk(2)
-        if int(best.indices[0]) != token:
-            gap = float(best.values[0] - best.values[1])
-            return Divergence(index, step, int(best.indices[0]), token, gap)
-    return None
-
-
-def _continue(prompt: Sequence[int], steps: int, theirs: Step, ours: Step) -> Iterator[tuple[Tensor, int]]:
-    """Their logits and our choice, `steps` times; both go on with their own choice, which is the same till they part."""
-    tokens: Sequence[int] = prompt
-    for _ in range(steps):
-        logits, token = theirs(tokens), int(ours(tokens).argmax())
-        yield logits, token
-        tokens = [token]
+def _find_divergences(theirs: Tensor, ours: Tensor, gaps: Tensor) -> Iterator[Divergence]:
+    for prompt, step in (theirs != ours).nonzero().tolist():
+        here = (prompt, step)
+        yield Divergence(prompt, step, int(theirs[here]), int(ours[here]), float(gaps[here]))

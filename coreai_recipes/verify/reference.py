@@ -358,8 +358,7 @@ def rotary_function(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tens
     takes_both = list(inspect.signature(apply).parameters)[:2] == ["q", "k"]
 
     def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        turned = apply(x, x, cos, sin)[0] if takes_both else apply(x, cos, sin)
-        return turned  # type: ignore[no-any-return]
+        return apply(x, x, cos, sin)[0] if takes_both else apply(x, cos, sin)  # type: ignore[no-any-return]
 
     def rotate_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         width = cos.shape[-1]

@@ -15,18 +15,19 @@ PROMPTS = (
     "def fibonacci(n):",
     "Once upon a time, in a small village by the sea,",
 )
-PASSAGE = """The Moon is the only natural satellite of the Earth. It orbits at an average distance of about 384,400
-kilometres, roughly thirty times the diameter of our planet, and it takes 27.3 days to complete one revolution. Because it
-turns once about its own axis in exactly the same time, we always see the same side of it. The first people to walk on its
-surface were Neil Armstrong and Buzz Aldrin, who landed in the Sea of Tranquillity on 20 July 1969, while Michael Collins
-stayed in orbit. "That's one small step for man," Armstrong said, "one giant leap for mankind." Twelve people have walked
-there so far; the last of them left in December 1972.
+PASSAGE = """\
+The Moon is the only natural satellite of the Earth. It orbits at an average distance of about 384,400 kilometres,
+roughly thirty times the diameter of our planet, and it takes 27.3 days to complete one revolution. Because it turns
+once about its own axis in exactly the same time, we always see the same side of it. The first people to walk on its
+surface were Neil Armstrong and Buzz Aldrin, who landed in the Sea of Tranquillity on 20 July 1969, while Michael
+Collins stayed in orbit. "That's one small step for man," Armstrong said, "one giant leap for mankind." Twelve people
+have walked there so far; the last of them left in December 1972.
 
-Tides are mostly its work. The side of the Earth that faces the Moon is pulled a little more strongly than the centre, and
-the far side a little less, so that the oceans bulge in both directions. As the planet rotates beneath these two bulges, most
-coasts have two high tides and two low tides every day. The friction of all this water slows the rotation down: a day grows
-longer by some two milliseconds in a century, and the Moon drifts away by 3.8 centimetres a year. In code, the length of
-a day after n centuries could be written as
+Tides are mostly its work. The side of the Earth that faces the Moon is pulled a little more strongly than the centre,
+and the far side a little less, so that the oceans bulge in both directions. As the planet rotates beneath these two
+bulges, most coasts have two high tides and two low tides every day. The friction of all this water slows the rotation
+down: a day grows longer by some two milliseconds in a century, and the Moon drifts away by 3.8 centimetres a year. In
+code, the length of a day after n centuries could be written as
 
     def day_length(n):
         return 86400 + 0.002 * n  # seconds

@@ -268,3 +268,21 @@ def test_streamed_weights_give_the_same_and_are_not_kept(tmp_path: Path) -> None
             assert torch.equal(ours, theirs)
         assert sum(tensor.numel() for tensor in kept._store._kept.values()) >= 3 * 256 * 256
         assert sum(tensor.numel() for tensor in streamed._store._kept.values()) == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "strict"])
+def test_a_streamed_head_is_multiplied_some_rows_at_a_time(tmp_path: Path, precision: Any) -> None:
+    """A head of a large vocabulary would otherwise be by far the largest thing in memory."""
+    head, bias = halves(5000, 1024), halves(5000)
+
+    def build(x: Any) -> Any:
+        column = mb.reshape(x=x, shape=[1, 1024, 1, 1])
+        conv = mb.conv(x=column, weight=head[..., None, None], bias=bias)
+        return [mb.linear(x=x, weight=head, bias=bias), mb.reshape(x=conv, shape=[1, 5000])]
+
+    path = write_package(tmp_path / "head.mlpackage", build, {"x": ("float16", (1, 1024))})
+    x = {"x": torch.randn(1, 1024, generator=torch.Generator().manual_seed(0))}
+    streamed, kept = Program(path, precision, stream_weights=True).function(), Program(path, precision).function()
+    assert all(len(step.operands) <= 2 for step in streamed._prepared.steps)
+    for ours, theirs in zip(streamed(x).values(), kept(x).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-1 if precision == "strict" else 1e-4)

@@ -64,7 +64,7 @@ def _number(call: Call, name: str, other: str) -> float | int | None:
 def _register(name: str, function: Callable[[Tensor, Any], Tensor], commutes: bool) -> None:
     @operation(name, moves=name in MOVING)
     def prepare(call: Call) -> Kernel:
-        # A Python number costs torch less than a tensor of one element, and 1/30 of a step is such products.
+        # A Python number costs torch less than a tensor of one element.
         right = _number(call, "y", "x")
         if right is not None:
             return Kernel(lambda x: function(x, right), [call.operand("x")])

@@ -1,7 +1,7 @@
 """Matrix products: matmul, linear, conv, einsum, attention."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as functional
@@ -11,8 +11,29 @@ from coreai_recipes.evaluate.precision import Float16Arithmetic
 from coreai_recipes.evaluate.registry import Call, Kernel, Operand, operation
 
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+# A streamed matrix of more than this, as float32, is multiplied some rows at a time: heads are larger than layers.
+STREAMED_BYTES = 16 << 20
 # Finite in float16 and small enough that its exponential is zero.
 MASKED = -30000.0
+
+
+def _row_blocks(call: Call, weight: Operand) -> Callable[[], Iterator[Tensor]] | None:
+    """What reads a large streamed matrix (O, C, ...) in blocks of whole rows (o, C), or None where it is not one."""
+    source, (outputs, *rest) = weight.source, weight.shape
+    if not call.streams or isinstance(source, str) or not source.is_large:
+        return None
+    columns = math.prod(rest)
+    count = max(1, STREAMED_BYTES // (4 * columns))
+    if count >= outputs or source.rows([0]) is None:
+        return None
+
+    def read() -> Iterator[Tensor]:
+        for first in range(0, outputs, count):
+            rows = source.rows(list(range(first, min(first + count, outputs))))
+            if rows is not None:
+                yield rows.float().reshape(-1, columns)
+
+    return read
 
 
 @operation("matmul")
@@ -32,20 +53,30 @@ def prepare_matmul(call: Call) -> Kernel:
 @operation("linear")
 def prepare_linear(call: Call) -> Kernel:
     arithmetic = call.arithmetic
-    operands = [call.operand("x"), call.operand("weight")]
-    if call.has("bias"):
-        operands.append(call.operand("bias"))
+    x, weight = call.operand("x"), call.operand("weight")
+    bias = [call.operand("bias")] if call.has("bias") else []
 
-    if not isinstance(arithmetic, Float16Arithmetic):
-        return Kernel(functional.linear, operands)
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        total = arithmetic.in_blocks(
+    def multiply(x: Tensor, weight: Tensor) -> Tensor:
+        return arithmetic.in_blocks(
             x.shape[-1], lambda first, last: functional.linear(x[..., first:last], weight[:, first:last])
         )
+
+    blocks = _row_blocks(call, weight)
+    if blocks is not None:
+
+        def run_streamed(x: Tensor, bias: Tensor | None = None) -> Tensor:
+            total = torch.cat([multiply(x, block) for block in blocks()], -1)
+            return total if bias is None else total + bias
+
+        return Kernel(run_streamed, [x, *bias])
+    if not isinstance(arithmetic, Float16Arithmetic):
+        return Kernel(functional.linear, [x, weight, *bias])
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        total = multiply(x, weight)
         return total if bias is None else total + bias
 
-    return Kernel(run, operands)
+    return Kernel(run, [x, weight, *bias])
 
 
 @operation("conv")
@@ -102,7 +133,8 @@ def _pointwise_conv(call: Call, weight: Operand, bias: list[Operand]) -> Kernel:
     outputs, channels = weight.shape[:2]
     shape, result = call.shape("x"), call.result_shape
     operands = [call.operand("x"), Operand(weight.source, (outputs, channels)), *bias]
-    if not isinstance(weight.source, str) and not isinstance(call.arithmetic, Float16Arithmetic):
+    blocks = _row_blocks(call, weight)
+    if blocks is None and not isinstance(weight.source, str) and not isinstance(call.arithmetic, Float16Arithmetic):
         if all(size == 1 for size in (shape[0], *shape[2:])):
             if bias:
                 return Kernel(
@@ -113,15 +145,24 @@ def _pointwise_conv(call: Call, weight: Operand, bias: list[Operand]) -> Kernel:
             return Kernel(lambda x, weight: torch.mm(weight, x.reshape(channels, -1)).view(result), operands)
     arithmetic = call.arithmetic
 
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        columns, matrix = x.flatten(2), weight.reshape(outputs, channels)  # (B, C, S), (O, C)
-        total = arithmetic.in_blocks(
+    def multiply(x: Tensor, matrix: Tensor) -> Tensor:
+        columns = x.flatten(2)  # (B, C, S)
+        return arithmetic.in_blocks(
             channels, lambda first, last: torch.matmul(matrix[:, first:last], columns[:, first:last])
         )
-        total = total if bias is None else total + bias[:, None]
-        return total.reshape(x.shape[0], outputs, *x.shape[2:])
 
-    return Kernel(run, operands)
+    def finish(x: Tensor, total: Tensor, bias: Tensor | None) -> Tensor:
+        total = total if bias is None else total + bias[:, None]
+        return total.reshape(x.shape[0], outputs, *x.shape[2:])  # (B, O, ...)
+
+    if blocks is not None:
+        return Kernel(
+            lambda x, bias=None: finish(x, torch.cat([multiply(x, block) for block in blocks()], 1), bias),
+            [call.operand("x"), *bias],
+        )
+    return Kernel(
+        lambda x, weight, bias=None: finish(x, multiply(x, weight.reshape(outputs, channels)), bias), operands
+    )
 
 
 @operation("einsum")

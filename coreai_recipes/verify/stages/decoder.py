@@ -61,9 +61,9 @@ def _greedy(subject: Subject) -> dict[str, Any]:
     if not subject.fits_in_memory:
         return {"skipped": needs(subject.float32_bytes)}
     prompts = subject.tokens.prompts
-    parted = compare_greedy(
-        subject.recipe, subject.weights, prompts, lambda done: subject.progress(f"{NAME}: greedy", done, len(prompts))
-    )
+    subject.progress(f"{NAME}: greedy", 0, 1)
+    parted = compare_greedy(subject.recipe, subject.weights, prompts)
+    subject.progress(f"{NAME}: greedy", 1, 1)
     wrong = [place for place in parted if not place.is_tie]
     return {
         "equal": not wrong,

@@ -1,0 +1,147 @@
+"""An answer, piece by piece as it is made."""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Literal
+
+from coreai_recipes.errors import UserError
+from coreai_recipes.generate.model import Model
+from coreai_recipes.generate.sampling import Sampler
+
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+class Answer:
+    """Iterating it makes the answer and yields its text; the fields say what was made so far.
+
+    `token_ids` leaves out the end token. `finish_reason` is None until the end: `stop` at an end token, `length` at
+    max_tokens or at the end of the context, `interrupted` when it was left (Ctrl-C, `close`) before.
+    `seconds_to_first_token` counts from the first step of the iteration.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt_ids: Sequence[int],
+        max_tokens: int,
+        sampler: Sampler,
+        on_end: Callable[["Answer"], None] | None = None,
+    ) -> None:
+        if max_tokens < 1:
+            raise UserError(f"max_tokens {max_tokens} is below 1")
+        model.check_prompt(prompt_ids)
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self.prompt_tokens = len(prompt_ids)
+        self.seconds_to_first_token: float | None = None
+        self._seconds = 0.0
+        self._steps = 0  # tokens picked, an end token included
+        self._pieces = self._generate(model, list(prompt_ids), max_tokens, sampler, on_end)
+
+    def __iter__(self) -> Generator[str, None, None]:
+        return self._pieces
+
+    def close(self) -> None:
+        """Make no more of it."""
+        self._pieces.close()
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The rate after the first token, whose time is mostly that of the prompt; None when none came after it."""
+        if self.seconds_to_first_token is None or self._steps < 2:
+            return None
+        return (self._steps - 1) / max(self._seconds - self.seconds_to_first_token, 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "seconds_to_first_token": self.seconds_to_first_token,
+            "tokens_per_second": self.tokens_per_second,
+        }
+
+    def summary(self) -> str:
+        """One line: `7 tokens, 12.3 tokens/s, first after 0.8 s, stop`."""
+        count = len(self.token_ids)
+        parts = [f"{count} token{'' if count == 1 else 's'}"]
+        if self.tokens_per_second is not None:
+            parts.append(f"{self.tokens_per_second:.1f} tokens/s")
+        if self.seconds_to_first_token is not None:
+            parts.append(f"first after {self.seconds_to_first_token:.1f} s")
+        return ", ".join([*parts, self.finish_reason or "unfinished"])
+
+    def _generate(
+        self,
+        model: Model,
+        prompt_ids: list[int],
+        max_tokens: int,
+        sampler: Sampler,
+        on_end: Callable[["Answer"], None] | None,
+    ) -> Generator[str, None, None]:
+        stream = model.tokenizer.stream()
+        started = time.perf_counter()
+        try:
+            while self.finish_reason is None:
+                token = sampler.pick(model.session.feed(prompt_ids + self.token_ids))
+                self._steps += 1
+                self._seconds = time.perf_counter() - started
+                if self.seconds_to_first_token is None:
+                    self.seconds_to_first_token = self._seconds
+                if token in model.eos_token_ids:
+                    self.finish_reason = "stop"
+                    break
+                self.token_ids.append(token)
+                if piece := stream.add(token):
+                    self.text += piece
+                    yield piece
+                room = model.session.context - len(prompt_ids)
+                if len(self.token_ids) == max_tokens or len(self.token_ids) > room:
+                    self.finish_reason = "length"
+            if piece := stream.finish():
+                self.text += piece
+                yield piece
+        finally:
+            self.finish_reason = self.finish_reason or "interrupted"
+            if on_end is not None:
+                on_end(self)
+
+
+def answer(
+    model: Model,
+    text: str,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    max_tokens: int = 256,
+    sampler: Sampler | None = None,
+) -> Answer:
+    """The answer to `text`, which is made as it is iterated. Greedy without a sampler.
+
+    `raw`, and a tokenizer without a chat template, continue the text itself. Raises UserError, before anything is
+    made, for a prompt that is empty or too long, and for `system` where no chat template can hold it.
+    """
+    check_system(model, system, raw)
+    if raw or not model.tokenizer.has_template:
+        prompt_ids = model.tokenizer.encode(text)
+    else:
+        prompt_ids = model.tokenizer.encode_chat([*system_messages(system), {"role": "user", "content": text}])
+    return Answer(model, prompt_ids, max_tokens, sampler or Sampler())
+
+
+def check_system(model: Model, system: str | None, raw: bool = False) -> None:
+    """Raise UserError when there is a system message and no chat template to hold it."""
+    if system is None:
+        return
+    if not model.tokenizer.has_template:
+        raise UserError(
+            f"{model.path}: its tokenizer has no chat template, which --system needs: put the text into the prompt"
+        )
+    if raw:
+        raise UserError("--system needs the chat template that --raw leaves out: give one of the two")
+
+
+def system_messages(system: str | None) -> list[dict[str, str]]:
+    return [] if system is None else [{"role": "system", "content": system}]

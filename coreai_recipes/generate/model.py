@@ -1,0 +1,54 @@
+"""A bundle that is ready to answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreai_recipes.errors import UserError
+
+if TYPE_CHECKING:
+    from coreai_recipes.generate.session import Session
+    from coreai_recipes.generate.tokenizer import BundleTokenizer
+
+
+@dataclass(frozen=True)
+class Model:
+    """`path` is the bundle's; answers share the session, and with it the prefix that they have in common."""
+
+    path: Path
+    tokenizer: "BundleTokenizer"
+    session: "Session"
+    eos_token_ids: frozenset[int]
+    vocab_size: int
+
+    def check_prompt(self, token_ids: Sequence[int]) -> None:
+        """Raise UserError for a prompt that cannot be answered: empty, too long, or with tokens of another model."""
+        context = self.session.context
+        if not token_ids:
+            raise UserError("the prompt has no tokens: give it some text")
+        if len(token_ids) > context:
+            enough = 1 << (len(token_ids) - 1).bit_length()
+            raise UserError(
+                f"the prompt has {len(token_ids)} tokens, the bundle's context holds {context}: "
+                f"shorten it, or build with --set export.context={enough}"
+            )
+        if (highest := max(token_ids)) >= self.vocab_size:
+            raise UserError(
+                f"{self.path}: its tokenizer gives the token {highest}, the model has {self.vocab_size} tokens: "
+                "it is the tokenizer of another model"
+            )
+
+
+def open_model(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = "auto") -> Model:
+    """The bundle's tokenizer and a session on its package. `runtime` is auto, evaluator or coreml.
+
+    Raises UserError when the runtime is not there, or a file of the bundle cannot be read.
+    """
+    from coreai_recipes.generate.runtime import open_runtime
+    from coreai_recipes.generate.session import Session
+    from coreai_recipes.generate.tokenizer import BundleTokenizer
+
+    tokenizer = BundleTokenizer(bundle_path)
+    session = Session(open_runtime(bundle_path, manifest, runtime), manifest)
+    return Model(bundle_path, tokenizer, session, frozenset(manifest["eos_token_ids"]), manifest["vocab_size"])

@@ -1,0 +1,94 @@
+"""One sequence in a package's states, and the calls that lengthen it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coreai_recipes.generate.runtime import Runtime
+
+
+class Session:
+    """Knows which tokens the states hold, and feeds only what is new.
+
+    `prefill` takes chunks and `decode` one token; positions, counts and the context are as DESIGN's contract says.
+    """
+
+    def __init__(self, runtime: "Runtime", manifest: Mapping[str, Any]) -> None:
+        self._runtime = runtime
+        self.context: int = manifest["context"]
+        functions = manifest["packages"][0]["functions"]
+        self._chunk: int = functions["prefill"]["query"] if "prefill" in functions else 1
+        self._logits = {
+            name: [output for output in function["outputs"] if output.split("_")[0] == "logits"]
+            for name, function in functions.items()
+        }
+        spare = [
+            state["rows"] - state["window"] for state in manifest["states"].values() if state["window"] is not None
+        ]
+        # how far a ring can go back; a full cache holds every position in a row of its own
+        self._rollback = min(spare, default=self.context)
+        self._token_ids: list[int] = []
+        self._written = 0  # beyond the last position that any call wrote to, even one that was interrupted
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens that the states hold."""
+        return tuple(self._token_ids)
+
+    def feed(self, token_ids: Sequence[int]) -> "Tensor":
+        """The logits (V,) of the last token of the sequence `token_ids`; what the states hold of it is not fed again.
+
+        Interrupted anywhere, the next call starts from what is certain. Raises ValueError, before any call, for an
+        empty sequence or one that the context cannot hold.
+        """
+        if not 1 <= len(token_ids) <= self.context:
+            raise ValueError(f"{len(token_ids)} tokens were given, but 1 to {self.context} can be fed")
+        token_ids = list(token_ids)
+        self._rewind(self._count_shared(token_ids))
+        while True:
+            position = len(self._token_ids)
+            logits = self._call(token_ids[position : position + self._chunk])
+            if len(self._token_ids) == len(token_ids):
+                return logits
+
+    def _count_shared(self, token_ids: list[int]) -> int:
+        """How many tokens the states and the sequence begin with in common; the last one is always fed."""
+        held = self._token_ids
+        if token_ids[: len(held)] == held:
+            shared = len(held)
+        else:
+            pairs = zip(held, token_ids, strict=False)
+            shared = next((i for i, (old, new) in enumerate(pairs) if old != new), len(token_ids))
+        return min(shared, len(token_ids) - 1)
+
+    def _rewind(self, kept: int) -> None:
+        """Hold the first `kept` tokens only. Where a ring has lost what they need, start anew.
+
+        A ring's rows beyond `kept` hold what was written last, not what a sequence of `kept` tokens would have there;
+        so it is the last written position that counts, also after an earlier rollback.
+        """
+        if self._written - kept > self._rollback:
+            self._token_ids.clear()
+            self._runtime.reset()
+            self._written = 0
+        else:
+            del self._token_ids[kept:]
+
+    def _call(self, token_ids: list[int]) -> "Tensor":
+        import torch
+
+        position, count = len(self._token_ids), len(token_ids)
+        function, query = ("decode", 1) if count == 1 else ("prefill", self._chunk)
+        inputs = {
+            "input_ids": torch.tensor([token_ids + [0] * (query - count)], dtype=torch.int32),
+            "position": torch.tensor([position], dtype=torch.int32),
+        }
+        if function == "prefill":
+            inputs["count"] = torch.tensor([count], dtype=torch.int32)
+        self._written = max(self._written, position + count)
+        outputs = self._runtime.call(function, inputs)
+        self._token_ids += token_ids
+        parts = [outputs[name].reshape(-1) for name in self._logits[function]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
