@@ -140,6 +140,7 @@ def verify(
     *,
     stages: Sequence[str] | None = None,
     require: Sequence[str] = (),
+    runtime: str = "evaluator",
     progress: "Progress | None" = None,
 ) -> "Report":
     """Prove a bundle, or a recipe before it is built, equal to transformers. See the stages of DESIGN.
@@ -149,6 +150,7 @@ def verify(
     from coreai_recipes.verification.stages import run_stages
 
     if isinstance(target, str | Path):
+        recover(Path(target))
         target = Bundle.open(target) if (Path(target) / MANIFEST).exists() else load_recipe(target)
     package = None
     if isinstance(target, Bundle):
@@ -157,7 +159,7 @@ def verify(
     else:
         recipe = target
     source = find_checkpoint(recipe, checkpoint) if checkpoint is not None or _names_checkpoint(recipe) else None
-    return run_stages(recipe, source, package, stages=stages, require=require, on_progress=progress)
+    return run_stages(recipe, source, package, stages=stages, require=require, runtime=runtime, on_progress=progress)
 
 
 def find_checkpoint(recipe: Recipe, checkpoint: "Checkpoint | str | Path | None") -> "Checkpoint":

@@ -273,9 +273,14 @@ def _say_unverified(bundle: Any) -> None:
 
 def main() -> None:
     """The entry point: a user's mistake is a sentence and status 2, an interrupt 130, and neither a traceback."""
+    import logging
+
     import click
 
     from coreai_recipes.errors import UserError
+
+    # it warns of what it cannot load on this system, which nothing here needs
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
 
     try:
         status = app(standalone_mode=False)

@@ -6,6 +6,7 @@ package's own form: one sequence, channels first (1, C, 1, S), states that are r
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from coreai_recipes.primitives.cache import (
 from coreai_recipes.primitives.mlp import build_mlp
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.registry import primitive
-from coreai_recipes.primitives.rotary import Rotary
+from coreai_recipes.primitives.rotary import Rotary, build_rotary
 from coreai_recipes.recipe.rules import Problem
 from coreai_recipes.recipe.schema import LayerKind, Recipe, SlidingAttention
 
@@ -95,7 +96,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache) -> Tensor:
         x = x + self.attention_post_norm(self.attention(self.attention_norm(x), cos, sin, mask, cache))
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+        out: Tensor = x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+        return out
 
 
 class Front(nn.Module):
@@ -107,12 +109,15 @@ class Front(nn.Module):
         self.kinds = {name: recipe.model.kinds[name] for name in dict.fromkeys(recipe.model.layer_kinds)}
         self.states = state_specs(recipe)
         self.rotaries = nn.ModuleDict(
-            {name: Rotary(kind.rotary, kind.attention.head_dim) for name, kind in self.kinds.items()}
+            {name: build_rotary(kind.rotary, kind.attention.head_dim) for name, kind in self.kinds.items()}
         )
 
     def pairs(self, name: str) -> int:
         """How many pairs the angles of a kind hold; 0 when it has no rotary."""
-        return len(self.rotaries[name].inv_freq)  # type: ignore[arg-type]
+        return len(self.rotary(name).inv_freq)
+
+    def rotary(self, name: str) -> Rotary:
+        return cast(Rotary, self.rotaries[name])
 
     def angle_group(self, name: str) -> str:
         """The first kind with the same rotary: kinds that turn alike share their cos and sin."""
@@ -129,11 +134,12 @@ class Front(nn.Module):
         """input_ids (1, S), `position` and `count` (1,) as the package's contract says -> x and the inputs by kind."""
         queries = input_ids.shape[1]
         positions = position + torch.arange(queries, dtype=torch.int32, device=input_ids.device)  # (S,)
-        angles, masks = {}, {}
+        angles: dict[str, tuple[Tensor, Tensor]] = {}
+        masks: dict[str, tuple[Tensor, Tensor | None]] = {}
         for name in self.kinds:
             if self.angle_group(name) == name:
-                cos, sin = self.rotaries[name].angles(positions.unsqueeze(0))  # type: ignore[operator]
-                angles[name] = tuple(a.transpose(1, 2).unsqueeze(2) for a in (cos, sin))  # (1, R/2, 1, S)
+                cos, sin = self.rotary(name).angles(positions.unsqueeze(0))
+                angles[name] = cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2)  # (1, R/2, 1, S)
             if self.mask_group(name) == name:
                 masks[name] = self._mask_and_place(name, positions, position, count, cached)
         inputs = {
@@ -197,21 +203,27 @@ class Decoder(nn.Module):
         at = torch.tensor([position], dtype=torch.int32)
         real = torch.tensor([input_ids.shape[1] if count is None else count], dtype=torch.int32)
         x, inputs = self.front(input_ids, at, real, cached=states is not None)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.stack):
             given = inputs[layer.kind]
             cache = NoCache() if states is None else self.cache(index, states, at, given.place)
             x = layer(x, given.cos, given.sin, given.mask, cache)
         return self.logits(x)
 
+    @property
+    def stack(self) -> list[Layer]:
+        """The layers in running order."""
+        return cast(list[Layer], list(self.layers))
+
     def cache(self, index: int, states: dict[str, Tensor], position: Tensor, place: Tensor | None) -> Cache:
         """The cache of layer `index` in `states`."""
-        kind, slot = self.layers[index].kind, torch.tensor([self.slots[index]], dtype=torch.int32)
+        kind, slot = self.stack[index].kind, torch.tensor([self.slots[index]], dtype=torch.int32)
         return make_cache(states[f"k_{kind}"], states[f"v_{kind}"], slot, position, place)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (1, S, V) of the last hidden state x (1, C, 1, S)."""
-        table = self.embedding.weight[..., None, None] if self.recipe.model.head.tied else None  # (V, C, 1, 1)
-        return self.head(self.norm(x), table)  # type: ignore[no-any-return]
+        weight = cast(Tensor, self.embedding.weight)
+        table = weight[..., None, None] if self.recipe.model.head.tied else None  # (V, C, 1, 1)
+        return cast(Tensor, self.head(self.norm(x), table))
 
 
 def make_cache(keys: Tensor, values: Tensor, slot: Tensor, position: Tensor, place: Tensor | None) -> Cache:

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from coreai_recipes.model import Decoder, build_decoder
+from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.recipe.schema import TurningRotary
+from coreai_recipes.recipe.schema import NoRotary
 
 CHUNK_BYTES = 1_000_000_000  # ANEMLL takes 0.95 GB for a chunk, CoreML-LLM 1.0 to 1.4
 ALIGNMENT = 32  # float16 values in the engine's 64 bytes
@@ -58,8 +59,8 @@ def make_plan(recipe: Recipe) -> Plan:
 
 def _costs(decoder: Decoder) -> Iterator[Cost]:
     recipe = decoder.recipe
-    layers = {name: 0 for name in decoder.front.kinds}
-    for layer in decoder.layers:
+    layers = dict.fromkeys(decoder.front.kinds, 0)
+    for layer in decoder.stack:
         layers[layer.kind] += sum(2 * p.numel() for p in layer.parameters())
     counts = recipe.model.layer_kinds
     for name, size in layers.items():
@@ -115,7 +116,7 @@ def _states(decoder: Decoder) -> Iterator[Finding]:
 
 def _rotaries(recipe: Recipe) -> Iterator[Finding]:
     for name, kind in recipe.model.kinds.items():
-        if isinstance(kind.rotary, TurningRotary) and kind.rotary.precision != "float32":
+        if not isinstance(kind.rotary, NoRotary) and kind.rotary.precision != "float32":
             error = _cosine_error(kind.rotary, kind.attention.head_dim, recipe.export.context)
             found = f"{kind.rotary.precision}: cosines off by up to {error:.3f} within the context"
             yield Finding(f"rotary precision of `{name}`", "warning", found)
@@ -123,11 +124,9 @@ def _rotaries(recipe: Recipe) -> Iterator[Finding]:
             yield Finding(f"rotary precision of `{name}`", "ok", "angles in float32, a small island beside the engine")
 
 
-def _cosine_error(rotary: TurningRotary, head_dim: int, context: int) -> float:
+def _cosine_error(rotary: TurningSpec, head_dim: int, context: int) -> float:
     """The largest error of a cosine at the last position of the context."""
     import torch
-
-    from coreai_recipes.primitives.rotary import Rotary
 
     positions = torch.arange(context)[None]
     exact = Rotary(rotary.model_copy(update={"precision": "float32"}), head_dim).angles(positions)[0]

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -125,16 +125,14 @@ def _inline_constants(model: Any, name: str) -> bytes:
         if int(np.prod(shape)) > LARGEST_CONSTANT:
             raise RuntimeError(f"{name}: constant {operation.outputs[0].name} of shape {shape} is baked in")
         reader, offset = _BlobStorageReader(f"{model.weights_dir}/weight.bin"), value.blobFileValue.offset
-        dtype = value.type.tensorType.dataType
         immediate = value.immediateValue.tensor
-        readers: dict[int, Callable[[], None]] = {
-            MIL_pb2.FLOAT32: lambda: immediate.floats.values.extend(reader.read_float_data(offset)),
-            MIL_pb2.INT32: lambda: immediate.ints.values.extend(reader.read_int32_data(offset)),
-            MIL_pb2.FLOAT16: lambda: setattr(
-                immediate.bytes, "values", np.asarray(reader.read_fp16_data(offset)).tobytes()
-            ),
-        }
-        if dtype not in readers:
-            raise RuntimeError(f"{name}: constant {operation.outputs[0].name} has dtype {dtype}")
-        readers[dtype]()
+        match value.type.tensorType.dataType:
+            case MIL_pb2.FLOAT32:
+                immediate.floats.values.extend(reader.read_float_data(offset))
+            case MIL_pb2.INT32:
+                immediate.ints.values.extend(reader.read_int32_data(offset))
+            case MIL_pb2.FLOAT16:
+                immediate.bytes.values = np.asarray(reader.read_fp16_data(offset)).tobytes()
+            case dtype:
+                raise RuntimeError(f"{name}: constant {operation.outputs[0].name} has dtype {dtype}")
     return bytes(spec.SerializeToString(deterministic=True))

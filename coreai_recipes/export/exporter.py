@@ -1,4 +1,4 @@
-"""The export, in order: convert each fragment or take it from the cache, link, stream the weights, write the package."""
+"""The export, in order: convert what the cache does not have, link, stream the weights, write the package."""
 
 import platform
 import threading

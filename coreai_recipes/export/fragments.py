@@ -122,7 +122,7 @@ def front_fragment(decoder: Decoder, queries: int) -> Fragment:
 def layer_fragment(decoder: Decoder, kind: str, queries: int) -> Fragment:
     """x and what the front computed -> x of the next layer; reads and writes the kind's states."""
     front, model = decoder.front, decoder.recipe.model
-    layer = next(layer for layer in decoder.layers if layer.kind == kind)
+    layer = next(layer for layer in decoder.stack if layer.kind == kind)
     spec = front.states[kind]
     ring = spec.window is not None
     x = Port(FLOAT, (1, model.hidden_size, 1, queries))
@@ -207,6 +207,9 @@ class _FrontPiece(_Piece):
 
 
 class _LayerPiece(_Piece):
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, layer: nn.Module, state: tuple[int, ...], inputs: list[str], parameters: dict[str, str]) -> None:
         super().__init__(layer)
         self.inputs, self.parameter_names = inputs, parameters

@@ -1,14 +1,14 @@
 """weight.bin: Core ML's blob storage, laid out before a single weight is read, then streamed.
 
-The format (MILBlob's StorageFormat.hpp, part of coremltools): a header of 64 bytes with the number of blobs and version
-2; then for each blob a record of 64 bytes (sentinel, data type, size, offset of the data), and the data, both aligned to
+The format (MILBlob's StorageFormat.hpp, in coremltools): a header of 64 bytes with the number of blobs and version 2;
+then for each blob a record of 64 bytes (sentinel, data type, size, offset of the data), and the data, both aligned to
 64. coremltools' own writer takes a tensor whole; this one takes it in blocks, so that a table of any size costs a few
 MiB, and a test holds the two to the same bytes.
 """
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -56,7 +56,7 @@ class WeightLayout:
 
 def write_weights(
     path: Path, layout: WeightLayout, blocks: Mapping[str, Iterable[NDArray[np.float16]]]
-) -> Iterator[tuple[str, int]]:
+) -> Generator[tuple[str, int], None, str]:
     """Write every blob of `layout`, block by block; gives (name, bytes written) after each block.
 
     The generator's return value is the sha256 of the whole file, taken as it is written.
@@ -76,7 +76,7 @@ def write_weights(
             write(RECORD.pack(SENTINEL, FLOAT16, blob.size, blob.offset + RECORD.size, 0))
             written = 0
             for block in blocks[name]:
-                write(memoryview(block).cast("B"))
+                write(block.reshape(-1).view(np.uint8).data)
                 written += block.nbytes
                 yield name, block.nbytes
             if written != blob.size:

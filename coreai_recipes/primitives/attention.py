@@ -8,7 +8,7 @@ from coreai_recipes.primitives.constants import scaled
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
-from coreai_recipes.primitives.rotary import Rotary
+from coreai_recipes.primitives.rotary import build_rotary
 from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm
 
 
@@ -34,7 +34,7 @@ class Attention(nn.Module):
         self.k_norm = build_norm(qk_norm, spec.head_dim) if qk_norm else None
         v_norm = RMSNorm(kind="rms", eps=norm.eps, weight="none")
         self.v_norm = build_norm(v_norm, spec.head_dim) if spec.v_norm else None
-        self.rotary = Rotary(kind.rotary, spec.head_dim)
+        self.rotary = build_rotary(kind.rotary, spec.head_dim)
         self.rotated_query, self.rotated_key = nn.Identity(), nn.Identity()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache) -> Tensor:
@@ -59,7 +59,8 @@ class Attention(nn.Module):
         weights = torch.softmax(scores + mask, 1).view(G, -1, shared * S)
         mixed = torch.matmul(values.transpose(1, 2), weights)  # (G, D, H/G * S)
         mixed = mixed.view(G, D, shared, S).transpose(1, 2).reshape(1, self.num_heads * D, 1, S)
-        return self.o(mixed)
+        out: Tensor = self.o(mixed)
+        return out
 
 
 @register("attention", "full")

@@ -28,7 +28,8 @@ class GatedMLP(nn.Module):
         self.activation = ACTIVATIONS[spec.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        out: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
+        return out
 
 
 def build_mlp(spec: GatedMLPSpec, hidden_size: int) -> nn.Module:

@@ -5,19 +5,20 @@
 """
 
 import math
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.recipe import schema
-from coreai_recipes.recipe.schema import NoRotary, TurningRotary
+from coreai_recipes.recipe.schema import NoRotary
 
-RotarySpec = TurningRotary | NoRotary
+TurningSpec = schema.FullRotary | schema.PartialRotary | schema.ProportionalRotary
+RotarySpec = TurningSpec | NoRotary
 
 
-def inverse_frequencies(spec: TurningRotary, head_dim: int) -> Tensor:
+def inverse_frequencies(spec: TurningSpec, head_dim: int) -> Tensor:
     """Angular frequency of each pair, radians a position, float32: (D/2,) for `full` and `proportional`, (R/2,) for
     `partial`.
 
@@ -69,11 +70,13 @@ class Rotary(nn.Module):
     of a cosine at position 200). `Rotary(spec, head_dim)` gives the registered class of `spec.kind`.
     """
 
-    def __new__(cls, spec: RotarySpec, head_dim: int) -> "Rotary":
+    def __new__(cls, spec: RotarySpec, head_dim: int) -> Self:
         chosen = primitive("rotary", spec.kind) if cls is Rotary else cls
-        return cast(Rotary, super().__new__(chosen))
+        return cast(Self, super().__new__(chosen))
 
-    def __init__(self, spec: TurningRotary, head_dim: int) -> None:
+    spec: TurningSpec
+
+    def __init__(self, spec: TurningSpec, head_dim: int) -> None:
         super().__init__()
         self.spec = spec
         self.head_dim = head_dim
@@ -117,10 +120,15 @@ class Rotary(nn.Module):
         if self.spec.pairing == "half":
             first, second = x.narrow(axis, 0, pairs), x.narrow(axis, pairs, pairs)
             return torch.cat((first * cos - second * sin, second * cos + first * sin, *rest), axis)
-        of_pairs = x.narrow(axis, 0, 2 * pairs).unflatten(axis, (pairs, 2))
+        of_pairs = x.narrow(axis, 0, 2 * pairs).unflatten(axis, (pairs, 2))  # type: ignore[no-untyped-call]
         first, second = of_pairs.select(axis + 1, 0), of_pairs.select(axis + 1, 1)
         turned = torch.stack((first * cos - second * sin, second * cos + first * sin), axis + 1)
         return torch.cat((turned.flatten(axis, axis + 1), *rest), axis)
+
+
+def build_rotary(spec: RotarySpec, head_dim: int) -> Rotary:
+    """The registered rotary of `spec`, for whichever kind."""
+    return Rotary(cast(TurningSpec, spec), head_dim)
 
 
 @register("rotary", "full")

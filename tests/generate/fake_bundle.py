@@ -1,0 +1,178 @@
+"""A model of a few lines with the caches of a real package, and bundles without one: what the tests of generate share."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from coreai_recipes.generate import Model
+from coreai_recipes.generate.session import Session
+from coreai_recipes.generate.tokenizer import BundleTokenizer
+
+VOCAB = 97
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+Think = Callable[[Sequence[Sequence[int | None]]], Tensor]
+
+
+def hashed_logits(seen: Sequence[Sequence[int | None]]) -> Tensor:
+    """Logits that any other sequence of seen tokens would change."""
+    generator = torch.Generator().manual_seed(hash(tuple(map(tuple, seen))) % 2**31)
+    return torch.rand(VOCAB, generator=generator)
+
+
+class FakeRuntime:
+    """Attends over its caches and hashes what it sees; `caches` are (rows, window or None), as DESIGN describes them.
+
+    Each call is held against the package's contract and kept in `calls` as (function, position, count). At the call
+    `interrupt_at` it is interrupted when the first cache is written and the others are not.
+    """
+
+    def __init__(
+        self, caches: Sequence[tuple[int, int | None]], context: int, chunk: int, think: Think = hashed_logits
+    ) -> None:
+        self.caches, self.context, self.chunk, self.think = caches, context, chunk, think
+        self.calls: list[tuple[str, int, int]] = []
+        self.resets = 0
+        self.interrupt_at: int | None = None
+        self._rows = self._empty()
+
+    def _empty(self) -> list[list[int | None]]:
+        return [[None] * rows for rows, _ in self.caches]
+
+    def reset(self) -> None:
+        self.resets += 1
+        self._rows = self._empty()
+
+    def call(self, function: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        query = {"decode": 1, "prefill": self.chunk}[function]
+        assert inputs.keys() == {"input_ids", "position"} | ({"count"} if function == "prefill" else set())
+        assert all(value.dtype == torch.int32 for value in inputs.values())
+        assert inputs["input_ids"].shape == (1, query)
+        position = int(inputs["position"])
+        count = int(inputs.get("count", torch.tensor([1])))
+        assert position >= 0
+        assert 1 <= count <= query
+        assert position + count <= self.context
+        self.calls.append((function, position, count))
+        ids = inputs["input_ids"][0].tolist()
+        assert ids[count:] == [0] * (query - count)
+        seen = []
+        for (rows, window), held in zip(self.caches, self._rows, strict=True):
+            last = position + count - 1
+            first = 0 if window is None else max(0, last - window + 1)
+            seen.append([held[p % rows] if p < position else ids[p - position] for p in range(first, last + 1)])
+        for (rows, window), held in zip(self.caches, self._rows, strict=True):
+            for offset in range(query if window is None else count):  # a ring takes no padding
+                held[(position + offset) % rows] = ids[offset]
+            if len(self.calls) - 1 == self.interrupt_at:
+                raise KeyboardInterrupt
+        return {"logits": self.think(seen).reshape(1, 1, -1)}
+
+
+def expected_seen(token_ids: Sequence[int], caches: Sequence[tuple[int, int | None]]) -> list[list[int]]:
+    """What each cache must show to the last token of a sequence."""
+    return [list(token_ids if window is None else token_ids[-window:]) for _, window in caches]
+
+
+def fake_manifest(caches: Sequence[tuple[int, int | None]], context: int, chunk: int, vocab: int = VOCAB) -> dict[str, Any]:
+    functions = {"decode": {"query": 1, "outputs": {"logits": {}}}}
+    if chunk > 1:
+        functions["prefill"] = {"query": chunk, "outputs": {"logits": {}}}
+    return {
+        "context": context,
+        "vocab_size": vocab,
+        "eos_token_ids": [],
+        "packages": [{"file": "model.mlpackage", "functions": functions}],
+        "states": {f"k_{i}": {"rows": rows, "window": window} for i, (rows, window) in enumerate(caches)},
+    }
+
+
+def fake_session(
+    caches: Sequence[tuple[int, int | None]], context: int = 64, chunk: int = 4, think: Think = hashed_logits
+) -> tuple[Session, FakeRuntime]:
+    runtime = FakeRuntime(caches, context, chunk, think)
+    return Session(runtime, fake_manifest(caches, context, chunk)), runtime
+
+
+def byte_level_tokenizer() -> Tokenizer:
+    """As GPT-2's, Llama 3's and Qwen's are made: bytes, so that a character may be several tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["In the beginning God created the heaven and the earth."] * 4, trainer)
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    return tokenizer
+
+
+def byte_fallback_tokenizer() -> Tokenizer:
+    """As Llama 2's and Gemma's are made: words with a mark for the space, and a token for each byte."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["▁", "▁▁", "a", "b", "é", "▁a", "▁the", ".", ",", "你"]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+def metaspace_tokenizer() -> Tokenizer:
+    tokenizer = byte_fallback_tokenizer()
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
+def write_tokenizer(folder: Path, chat_template: Any = CHATML, tokenizer: Tokenizer | None = None, **config: Any) -> Path:
+    """tokenizer.json and tokenizer_config.json in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (tokenizer or byte_level_tokenizer()).save(str(folder / "tokenizer.json"))
+    document = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        **({} if chat_template is None else {"chat_template": chat_template}),
+        **config,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(document))
+    return folder
+
+
+def scripted_model(
+    folder: Path, script: str, *, context: int = 512, chunk: int = 16, eos: bool = True, chat_template: Any = CHATML
+) -> tuple[Model, FakeRuntime]:
+    """A model that says `script` after any prompt, one byte-level token after the other, and then an end token."""
+    tokenizer = BundleTokenizer(write_tokenizer(folder, chat_template))
+    backend = byte_level_tokenizer()
+    end = backend.token_to_id("<|im_end|>")
+    vocab = backend.get_vocab_size()
+    said: Iterator[int] = iter(())
+
+    def think(seen: Sequence[Sequence[int | None]]) -> Tensor:
+        nonlocal said
+        tokens = [token for token in seen[0] if token is not None]
+        if not hasattr(think, "answer") or tokens[: len(think.prompt)] != think.prompt:  # type: ignore[attr-defined]
+            think.prompt, think.answer = tokens, [*backend.encode(script).ids, end]  # type: ignore[attr-defined]
+        step = len(tokens) - len(think.prompt)  # type: ignore[attr-defined]
+        logits = torch.zeros(vocab)
+        logits[think.answer[min(step, len(think.answer) - 1)]] = 1  # type: ignore[attr-defined]
+        return logits
+
+    caches = [(context + chunk, None)]
+    runtime = FakeRuntime(caches, context, chunk, think)
+    session = Session(runtime, fake_manifest(caches, context, chunk, vocab))
+    return Model(folder, tokenizer, session, frozenset([end] if eos else []), vocab), runtime
