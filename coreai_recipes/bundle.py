@@ -193,10 +193,10 @@ def _manifest(
     functions = {
         name: {
             "query": queries[name],
-            "inputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in inputs.items()},
-            "outputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in outputs.items()},
+            "inputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.inputs.items()},
+            "outputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.outputs.items()},
         }
-        for name, (inputs, outputs) in exported.functions.items()
+        for name, found in exported.signatures.items()
     }
     states = {
         f"{half}_{kind}": {

@@ -145,9 +145,7 @@ def mistral(**changes: Any) -> Pair:
     """Mistral: every layer slides."""
     from transformers import MistralConfig, MistralForCausalLM
 
-    config, export = _config(
-        MistralConfig, changes, {"sliding_window": 7, "rope_parameters": rope_parameters(10000.0)}
-    )
+    config, export = _config(MistralConfig, changes, {"sliding_window": 7, "rope_parameters": rope_parameters(10000.0)})
     kind = _kind(config, {"kind": "full", "theta": 10000.0}, window=config.sliding_window)
     return Pair(_recipe("mistral", config, {"sliding": kind}, export), small_model(MistralForCausalLM, config))
 
@@ -271,9 +269,7 @@ def _gemma_model(softcap: float | None) -> dict[str, Any]:
     }
 
 
-def _recipe(
-    family: str, config: Any, kinds: dict[str, dict[str, Any]], export: dict[str, Any], **model: Any
-) -> Recipe:
+def _recipe(family: str, config: Any, kinds: dict[str, dict[str, Any]], export: dict[str, Any], **model: Any) -> Recipe:
     """The recipe of `config`, its layers of the kinds that the config's layer types name, else all of the only one."""
     types = getattr(config, "layer_types", None) if len(kinds) > 1 else None
     only = next(iter(kinds))

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from coremltools.proto import MIL_pb2
+
+from coreai_recipes.protobuf import MIL_pb2
 
 Array = npt.NDArray[Any]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from coremltools.proto import Model_pb2
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
 from coreai_recipes.evaluate.blob import BlobFile
 from coreai_recipes.evaluate.constants import BlobConstant, Constant, ImmediateConstant
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, Array, decode_elements, name_of_element_type
 from coreai_recipes.evaluate.errors import EvaluationError
+from coreai_recipes.protobuf import Model_pb2
 
 UNKNOWN = -1
 

@@ -113,7 +113,8 @@ def _inline_constants(model: Any, name: str) -> bytes:
     The fragment is then one protobuf, fit for a cache; and none of its constants can be a weight.
     """
     from coremltools.libmilstoragepython import _BlobStorageReader
-    from coremltools.proto import MIL_pb2
+
+    from coreai_recipes.protobuf import MIL_pb2
 
     spec = model.get_spec()
     function = spec.mlProgram.functions["main"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +19,12 @@ import coreai_recipes
 from coreai_recipes.checkpoint.binding import Binding
 from coreai_recipes.checkpoint.range_check import to_float16
 from coreai_recipes.export.cache import FragmentCache, fingerprint
-from coreai_recipes.export.fragments import Fragment, Port, source_files
+from coreai_recipes.export.fragments import Fragment, source_files
 from coreai_recipes.export.weights import WeightLayout, write_weights
 from coreai_recipes.model import Decoder
+
+if TYPE_CHECKING:
+    from coreai_recipes.export.package import Signature
 
 # called with what is being done, how much of it is done, and how much there is
 Progress = Callable[[str, int, int], None]
@@ -28,10 +32,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: digests by path within the package, the functions' ports, seconds by step."""
+    """What an export wrote: digests by path within the package, the functions' signatures, seconds by step."""
 
     digests: dict[str, str]
-    functions: dict[str, tuple[dict[str, Port], dict[str, Port]]]
+    signatures: dict[str, "Signature"]
     seconds: dict[str, float]
     converted: int
     cached: int
@@ -67,14 +71,14 @@ def export_package(
             stop.set()
             raise
     stopwatch.seconds["weights (beside the others)"] = streamed
-    digests, functions, hits = exported
-    return Exported(digests | {str(WEIGHTS): digest}, functions, stopwatch.seconds, converted=hits[1], cached=hits[0])
+    digests, signatures, hits = exported
+    return Exported(digests | {str(WEIGHTS): digest}, signatures, stopwatch.seconds, converted=hits[1], cached=hits[0])
 
 
 def _export_program(
     decoder: Decoder, layout: WeightLayout, package: Path, cache: FragmentCache, stopwatch: "_Stopwatch"
-) -> tuple[dict[str, str], dict[str, tuple[dict[str, Port], dict[str, Port]]], tuple[int, int]]:
-    """Convert, link, write; digests, ports by function, and how many fragments came from the cache and were made."""
+) -> tuple[dict[str, str], dict[str, "Signature"], tuple[int, int]]:
+    """Convert, link, write; digests, signatures by function, how many fragments came from the cache and were made."""
     with stopwatch("imports"):
         from coreai_recipes.export import package as packages
         from coreai_recipes.export.program import fragment_identity, fragments_of, link_program
@@ -98,11 +102,10 @@ def _export_program(
         linked = link_program(decoder, converted, layout)
         if layout.end != end:
             raise RuntimeError("the program uses a weight that is no parameter of the decoder")
-        model = packages.write_model(packages.describe_program(linked, "decode"), package)
+        model = packages.write_model(linked.model, package)
     digests = {str(packages.MODEL): sha256(model).hexdigest()}
     digests["Manifest.json"] = sha256((package / "Manifest.json").read_bytes()).hexdigest()
-    ports = {name: (function.inputs, function.outputs) for name, function in linked.items()}
-    return digests, ports, (len(fragments) - len(made), len(made))
+    return digests, linked.signatures, (len(fragments) - len(made), len(made))
 
 
 def _stream(

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -213,9 +214,10 @@ class _LayerPiece(_Piece):
     def __init__(self, layer: nn.Module, state: tuple[int, ...], inputs: list[str], parameters: dict[str, str]) -> None:
         super().__init__(layer)
         self.inputs, self.parameter_names = inputs, parameters
-        # untouched zeros: no memory until a trace writes a row
-        self.register_buffer("keys", torch.zeros(state, device="cpu"))
-        self.register_buffer("values", torch.zeros(state, device="cpu"))
+        # numpy's zeros take no memory but for the layer that a trace writes: torch.zeros writes all of them, and in
+        # torch.empty there may be a NaN, which coremltools' own comparison of the states then calls inconsistent
+        self.register_buffer("keys", torch.from_numpy(np.zeros(state, np.float32)))
+        self.register_buffer("values", torch.from_numpy(np.zeros(state, np.float32)))
 
     def forward(self, *given: Tensor) -> Tensor:
         named = dict(zip(self.inputs, given, strict=True))

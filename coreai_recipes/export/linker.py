@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from coremltools.proto import MIL_pb2
 from numpy.typing import NDArray
 
 from coreai_recipes.export.mil import (
@@ -29,38 +28,55 @@ from coreai_recipes.export.mil import (
     shape_of,
 )
 from coreai_recipes.export.weights import WeightLayout
+from coreai_recipes.protobuf import MIL_pb2
 
 Values = dict[str, Any]
 
 
 class FunctionLinker:
-    """One function of the program, to which fragments are appended in running order."""
+    """One function of the program, written into the message `function` as fragments are appended in running order."""
 
-    def __init__(self, layout: WeightLayout) -> None:
-        self.function = MIL_pb2.Function(opset=OPSET)
+    def __init__(self, layout: WeightLayout, function: Any) -> None:
+        self.function = function
+        self.function.opset = OPSET
         self.block = self.function.block_specializations[OPSET]
         self.layout = layout
         self.constants: dict[tuple[str, tuple[int, ...]], str] = {}
         self.known: dict[str, NDArray[Any]] = {}  # integer values that are known here, by name
+        self.defined: set[str] = set()
         self.shapes: dict[str, list[int | None]] = {}
         self.computed: dict[tuple[Any, ...], str] = {}  # what is computed already, by operation and operands
         self.writes: Counter[str] = Counter()  # how often each state was written so far
 
     def add_input(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         set_type(self.function.inputs.add(name=name).type.tensorType, DTYPES[dtype], shape)
+        self.defined.add(name)
 
     def add_state(self, name: str, shape: tuple[int, ...]) -> None:
         wrapped = self.function.inputs.add(name=name).type.stateType.wrappedType.tensorType
         set_type(wrapped, DTYPES["float16"], shape)
         self.shapes[name] = list(shape)
+        self.defined.add(name)
 
     def add_output(self, name: str) -> None:
+        self.require(name)
         self.block.outputs.append(name)
 
     def add_integer(self, name: str, value: int) -> str:
         """A value of shape (1,) that the linker knows, and that becomes a constant only where it must."""
         self.known[name] = np.array([value])
         return name
+
+    def require(self, name: str) -> None:
+        """Make sure that `name` is defined: a known value becomes a constant at its first use."""
+        if name in self.defined:
+            return
+        if name not in self.known:
+            raise RuntimeError(f"{name} is used and not defined")
+        known = self.known[name]
+        value = add_const(self.block, name, DTYPES["int32"], known.shape)
+        value.immediateValue.tensor.ints.values.extend(int(v) for v in known.reshape(-1))
+        self.defined.add(name)
 
     def add_weight(self, parameter: str, shape: tuple[int, ...]) -> str:
         """The constant that holds `parameter` in `shape`, one in the function however often it is asked for."""
@@ -73,6 +89,7 @@ class FunctionLinker:
             value.blobFileValue.offset = self.layout.place(parameter, shape)
             self.constants[key] = name
             self.shapes[name] = list(shape)
+            self.defined.add(name)
         return self.constants[key]
 
     def append(self, model: Any, prefix: str, names: Mapping[str, str], parameters: Mapping[str, str]) -> None:
@@ -92,21 +109,6 @@ class FunctionLinker:
         for operation in block.operations:
             appended.append(operation)
 
-    def finish(self) -> Any:
-        """The function, without the constants that nothing uses any more; every name that is used is defined."""
-        used = {a.name for op in self.block.operations for found in op.inputs.values() for a in found.arguments}
-        defined = {output.name for op in self.block.operations for output in op.outputs}
-        defined |= {port.name for port in self.function.inputs}
-        dangling = (used | set(self.block.outputs)) - defined - {""}  # an operand given in place has no name
-        if dangling:
-            raise RuntimeError(f"names without a definition: {sorted(dangling)[:5]}")
-        kept = [op for op in self.block.operations if op.type != "const" or op.outputs[0].name in used]
-        if len(kept) < len(self.block.operations):
-            copies = [MIL_pb2.Operation.FromString(op.SerializeToString()) for op in kept]
-            del self.block.operations[:]
-            self.block.operations.extend(copies)
-        return self.function
-
 
 class _Appended:
     """The operations of one fragment on their way into a function."""
@@ -114,6 +116,7 @@ class _Appended:
     def __init__(self, bound: dict[str, str], prefix: str, linker: FunctionLinker) -> None:
         self.bound, self.prefix, self.linker = bound, prefix, linker
         self.local: dict[str, NDArray[Any]] = {}  # integer constants of the fragment, by its own names
+        self.waiting: dict[str, Any] = {}  # constants of the fragment that nothing has used yet
 
     def rename(self, name: str) -> str:
         return self.bound.get(name) or self.prefix + name
@@ -125,16 +128,29 @@ class _Appended:
 
     def append(self, operation: Any) -> None:
         if operation.type == "const":
+            name = operation.outputs[0].name
             integers = immediate_integers(operation)
             if integers is not None:
-                self.local[operation.outputs[0].name] = integers
+                self.local[name] = integers
             elif operation.attributes["val"].WhichOneof("value") == "blobFileValue":
-                raise RuntimeError(f"{self.prefix}{operation.outputs[0].name}: a stored constant in a fragment")
-        elif self._fold(operation) or self._reuse(operation):
+                raise RuntimeError(f"{self.prefix}{name}: a stored constant in a fragment")
+            self.waiting[name] = operation
+            return
+        if self._fold(operation) or self._reuse(operation):
             return
         if operation.type == "write_state":
             self.linker.writes[self.rename(operation.inputs["input"].arguments[0].name)] += 1
+        for found in operation.inputs.values():
+            for argument in found.arguments:
+                if argument.WhichOneof("binding") == "name":
+                    self._require(argument.name)
         self._copy(operation)
+
+    def _require(self, name: str) -> None:
+        """Bring the constant that an operation uses, at its first use."""
+        if name in self.waiting:
+            self._copy(self.waiting.pop(name))
+        self.linker.require(self.rename(name))
 
     def _fold(self, operation: Any) -> bool:
         """Replace an integer operation on known values by its value."""
@@ -145,10 +161,7 @@ class _Appended:
         if any(value is None for key in ("x", "y", "values") for value in arguments.get(key, [])):
             return False
         result = np.asarray(fold({k: v if k == "values" else v[0] for k, v in arguments.items()}))
-        name = self.rename(operation.outputs[0].name)
-        value = add_const(self.linker.block, name, DTYPES["int32"], result.shape)
-        value.immediateValue.tensor.ints.values.extend(int(v) for v in result.reshape(-1))
-        self.linker.known[name] = result
+        self.linker.known[self.rename(operation.outputs[0].name)] = result
         return True
 
     def _reuse(self, operation: Any) -> bool:
@@ -182,6 +195,7 @@ class _Appended:
         copy.CopyFrom(operation)
         for output in copy.outputs:
             output.name = self.rename(output.name)
+            self.linker.defined.add(output.name)
         for found in copy.inputs.values():
             for argument in found.arguments:
                 if argument.WhichOneof("binding") == "name":

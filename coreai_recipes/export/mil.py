@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from coremltools.proto import MIL_pb2
 from numpy.typing import NDArray
+
+from coreai_recipes.protobuf import MIL_pb2
 
 OPSET = "CoreML8"  # iOS 18
 WEIGHT_FILE = "@model_path/weights/weight.bin"

@@ -7,10 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from coremltools.proto import FeatureTypes_pb2, Model_pb2
-
 from coreai_recipes.export.fragments import Port
-from coreai_recipes.export.linker import FunctionLinker
+from coreai_recipes.protobuf import FeatureTypes_pb2, Model_pb2
 
 MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
@@ -18,29 +16,30 @@ SPECIFICATION_VERSION = 9  # iOS 18
 
 
 @dataclass(frozen=True)
-class LinkedFunction:
-    """A function with what its callers see."""
+class Signature:
+    """What the callers of a function see."""
 
-    linker: FunctionLinker
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     states: dict[str, Port]
 
 
-def describe_program(functions: dict[str, LinkedFunction], default: str) -> Any:
-    """The model message of a program, in the form of coremltools' own save_multifunction."""
+def new_model(default: str) -> Any:
+    """The message of a program without functions yet, in the form of coremltools' own save_multifunction."""
     model = Model_pb2.Model(specificationVersion=SPECIFICATION_VERSION)
     model.mlProgram.version = 1
     model.description.defaultFunctionName = default
-    for name, function in functions.items():
-        description = model.description.functions.add(name=name)
-        for ports, features in ((function.inputs, description.input), (function.outputs, description.output)):
-            for port_name, port in ports.items():
-                _describe(features.add(name=port_name).type.multiArrayType, port)
-        for port_name, port in function.states.items():
-            _describe(description.state.add(name=port_name).type.stateType.arrayType, port)
-        model.mlProgram.functions[name].CopyFrom(function.linker.finish())
     return model
+
+
+def describe_function(model: Any, name: str, signature: Signature) -> None:
+    """Add a function's signature to the model's description."""
+    description = model.description.functions.add(name=name)
+    for ports, features in ((signature.inputs, description.input), (signature.outputs, description.output)):
+        for port_name, port in ports.items():
+            _describe(features.add(name=port_name).type.multiArrayType, port)
+    for port_name, port in signature.states.items():
+        _describe(description.state.add(name=port_name).type.stateType.arrayType, port)
 
 
 def write_model(model: Any, package: Path) -> bytes:

@@ -1,10 +1,8 @@
 """A recipe's whole program: which fragments run in which function, and how their names meet."""
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
-
-from coremltools.proto import Model_pb2
 
 from coreai_recipes.export.fragments import (
     FLOAT,
@@ -17,11 +15,10 @@ from coreai_recipes.export.fragments import (
     pick_fragment,
 )
 from coreai_recipes.export.linker import FunctionLinker
-from coreai_recipes.export.package import LinkedFunction
+from coreai_recipes.export.package import Signature, describe_function, new_model
 from coreai_recipes.export.weights import WeightLayout
 from coreai_recipes.model import Decoder
-
-Convert = Callable[[Fragment], bytes]
+from coreai_recipes.protobuf import Model_pb2
 
 
 def fragments_of(decoder: Decoder) -> dict[str, Fragment]:
@@ -36,18 +33,28 @@ def fragments_of(decoder: Decoder) -> dict[str, Fragment]:
     return {fragment.name: fragment for fragment in found}
 
 
-def link_program(decoder: Decoder, converted: dict[str, bytes], layout: WeightLayout) -> dict[str, LinkedFunction]:
+@dataclass(frozen=True)
+class LinkedProgram:
+    """The model message, and what the callers of each function see."""
+
+    model: Any
+    signatures: dict[str, Signature]
+
+
+def link_program(decoder: Decoder, converted: dict[str, bytes], layout: WeightLayout) -> LinkedProgram:
     """Each function of the recipe, linked from `converted` fragments; the weights get their places in `layout`."""
-    models = {name: Model_pb2.Model.FromString(data) for name, data in converted.items()}
-    return {
-        name: _link_function(decoder, name, queries, models, layout)
-        for name, queries in decoder.recipe.export.functions.queries.items()
-    }
+    fragments = {name: Model_pb2.Model.FromString(data) for name, data in converted.items()}
+    program = LinkedProgram(new_model("decode"), {})
+    for name, queries in decoder.recipe.export.functions.queries.items():
+        linker = FunctionLinker(layout, program.model.mlProgram.functions[name])
+        program.signatures[name] = _link_function(decoder, name, queries, fragments, linker)
+        describe_function(program.model, name, program.signatures[name])
+    return program
 
 
 def _link_function(
-    decoder: Decoder, name: str, queries: int, models: dict[str, Any], layout: WeightLayout
-) -> LinkedFunction:
+    decoder: Decoder, name: str, queries: int, models: dict[str, Any], linker: FunctionLinker
+) -> Signature:
     front, model = decoder.front, decoder.recipe.model
     inputs = {"input_ids": Port(INTEGER, (1, queries)), "position": Port(INTEGER, (1,))}
     if name != "decode":
@@ -57,7 +64,6 @@ def _link_function(
     specs = front.states.items()
     states = {f"{half}_{kind}": Port(FLOAT, spec.shape) for kind, spec in specs for half in "kv"}
 
-    linker = FunctionLinker(layout)
     for port_name, port in inputs.items():
         linker.add_input(port_name, port.dtype, port.shape)
     for state_name, port in states.items():
@@ -91,7 +97,7 @@ def _link_function(
     linker.append(models[head.name], "head_", {"x": last, "logits": "logits"}, head.parameters)
     for output in outputs:
         linker.add_output(output)
-    return LinkedFunction(linker, inputs, outputs, states)
+    return Signature(inputs, outputs, states)
 
 
 def fragment_identity(fragment: Fragment) -> str:

@@ -19,14 +19,17 @@ class TextStream:
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
+        self._skipped = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._ids: list[int] = []  # the tokens of the last piece, which decide the space before the next, and new ones
         self._shown_tokens = 0
         self._shown = ""
 
     def add(self, token_id: int) -> str:
         """The text that this token completes; empty inside a character, and inside a run of byte tokens."""
+        if token_id in self._skipped or (token := self._tokenizer.id_to_token(token_id)) is None:
+            return ""  # not even the end of a run of byte tokens
         self._ids.append(token_id)
-        if BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token_id) or ""):
+        if BYTE_TOKEN.fullmatch(token):
             return ""
         text = self._decode()
         return "" if text.endswith(UNFINISHED) else self._show(text)

@@ -29,7 +29,6 @@ class BundleTokenizer:
         config = _read_json(path / CONFIG)
         self._special_tokens = {name: text for name in SPECIAL_TOKENS if (text := _token_text(config.get(name)))}
         self._backend = _read_tokenizer(path / TOKENIZER)
-        _set_post_processor(self._backend, config, self._special_tokens)
         self._source = _find_template(path, config)
         self._template: ChatTemplate | None = None
 
@@ -38,7 +37,10 @@ class BundleTokenizer:
         return self._source is not None
 
     def encode(self, text: str) -> list[int]:
-        """Plain text, with the special tokens that the tokenizer itself adds (a bos, most often)."""
+        """Plain text, with the special tokens that tokenizer.json adds (a bos, most often).
+
+        tokenizer_config.json's add_bos_token is not read: transformers drops it where there is a tokenizer.json.
+        """
         return list(self._backend.encode(text).ids)
 
     def encode_chat(self, messages: Sequence["Message"]) -> list[int]:
@@ -71,21 +73,6 @@ def _read_tokenizer(path: Path) -> "Tokenizer":
     tokenizer.no_truncation()  # settings of the training run, which would cut a prompt
     tokenizer.no_padding()
     return tokenizer
-
-
-def _set_post_processor(tokenizer: "Tokenizer", config: dict[str, Any], special_tokens: dict[str, str]) -> None:
-    """Where the config says add_bos_token or add_eos_token, that and not tokenizer.json decides, as in transformers."""
-    if not {"add_bos_token", "add_eos_token"} & config.keys():
-        return
-    from tokenizers.processors import TemplateProcessing
-
-    bos, eos = (
-        special_tokens.get(f"{end}_token") if config.get(f"add_{end}_token") else None for end in ("bos", "eos")
-    )
-    single = [text for text in (bos, "$A", eos) if text is not None]
-    known = [(text, index) for text in (bos, eos) if text and (index := tokenizer.token_to_id(text)) is not None]
-    if len(known) == len(single) - 1:  # a special token that the vocabulary lacks cannot be added
-        tokenizer.post_processor = TemplateProcessing(single=single, pair=[*single, "$B"], special_tokens=known)
 
 
 def _find_template(path: Path, config: dict[str, Any]) -> str | None:

@@ -1,10 +1,11 @@
-"""The two figures of every comparison, exactly as DESIGN.md states them. A leaf: it imports nothing of ours."""
+"""The two figures of every comparison, exactly as DESIGN.md states them."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from coreai_recipes.verify.report import Figures
 
 
 def psnr(ref: Tensor, x: Tensor) -> float:
@@ -29,18 +30,6 @@ def snr_min(ref: Tensor, x: Tensor) -> float:
     error = (ref - x).square().sum(-1)
     ratio = 10 * torch.log10(ref.square().sum(-1) / error)
     return torch.where(error == 0, math.inf, ratio).min().item()
-
-
-@dataclass(frozen=True)
-class Figures:
-    """One tensor's two figures, in dB."""
-
-    tensor: str
-    psnr_db: float
-    snr_min_db: float
-
-    def is_below(self, psnr_floor: float, snr_min_floor: float) -> bool:
-        return self.psnr_db < psnr_floor or self.snr_min_db < snr_min_floor
 
 
 def compare(tensor: str, ref: Tensor, x: Tensor) -> Figures:

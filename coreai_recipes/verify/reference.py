@@ -139,7 +139,7 @@ class Reference:
             self._handles.append(layer.register_forward_hook(hook, with_kwargs=True))
         if not isinstance(head, nn.Linear):
             raise UnknownStructure(f"transformers' {type(self.model).__name__} has no linear head")
-        head.forward = lambda x: self._weights.multiply(head, x)  # type: ignore[method-assign]
+        head.forward = lambda input: self._weights.multiply(head, input)  # type: ignore[method-assign]
 
     def _begin(self, layer: nn.Module) -> None:
         self._attention = None
@@ -239,7 +239,7 @@ class _Weights:
         """x times the head's weight, in blocks of rows."""
         tensor = self._find(head, "weight", tuple(head.weight.shape))
         logits = torch.cat([F.linear(x, block.to(x.dtype)) for block in self._checkpoint.blocks(tensor)], -1)
-        if head.bias is None:
+        if "bias" not in self._own(head):
             return logits
         return logits + self._checkpoint.read(self._find(head, "bias", tuple(head.bias.shape))).to(x.dtype)
 
@@ -302,7 +302,7 @@ def make_config(model_type: str, checkpoint: Checkpoint) -> Any:
 
 def first(output: Any) -> Tensor:
     """The hidden states of a module's output: transformers gives them alone or first in a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
 
 
 def _by_position(x: Tensor) -> Tensor:

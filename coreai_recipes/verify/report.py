@@ -1,11 +1,21 @@
-"""What verify found, stage by stage, and its JSON. A leaf: it imports the figures only."""
+"""What verify found, stage by stage, and its JSON. A leaf: it imports nothing of ours, and no torch."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from coreai_recipes.verify.figures import Figures
+
+@dataclass(frozen=True)
+class Figures:
+    """One tensor's two figures, in dB: `verify.figures` has the formulae."""
+
+    tensor: str
+    psnr_db: float
+    snr_min_db: float
+
+    def is_below(self, psnr_floor: float, snr_min_floor: float) -> bool:
+        return self.psnr_db < psnr_floor or self.snr_min_db < snr_min_floor
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class StreamedDecoder:
         with torch.inference_mode():
             x, self._inputs = self.decoder.front(places, position, count, cached=False)
         table.weight = meta
-        return x
+        return x  # type: ignore[no-any-return]
 
     def run_layer(self, index: int, x: Tensor) -> dict[str, Tensor]:
         """x (1, C, 1, S) through layer `index`: query, key, attention and output, each (S, features)."""

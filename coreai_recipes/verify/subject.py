@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.model import build_decoder
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 from coreai_recipes.verify.memory import fits
 from coreai_recipes.verify.tokens import Tokens, choose_tokens
@@ -54,6 +53,8 @@ class Subject:
     @cached_property
     def float32_bytes(self) -> int:
         """What the whole model takes in float32."""
+        from coreai_recipes.model import build_decoder
+
         return 4 * sum(parameter.numel() for parameter in build_decoder(self.recipe).parameters())
 
     @property

@@ -1,7 +1,8 @@
-"""A model of a few lines with the caches of a real package, and bundles without one: what the tests of generate share."""
+"""What the tests of generate share: tokenizers, and a model of a few lines with the caches of a real package."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def expected_seen(token_ids: Sequence[int], caches: Sequence[tuple[int, int | No
     return [list(token_ids if window is None else token_ids[-window:]) for _, window in caches]
 
 
-def fake_manifest(caches: Sequence[tuple[int, int | None]], context: int, chunk: int, vocab: int = VOCAB) -> dict[str, Any]:
+def fake_manifest(
+    caches: Sequence[tuple[int, int | None]], context: int, chunk: int, vocab: int = VOCAB
+) -> dict[str, Any]:
     functions = {"decode": {"query": 1, "outputs": {"logits": {}}}}
     if chunk > 1:
         functions["prefill"] = {"query": chunk, "outputs": {"logits": {}}}
@@ -137,7 +140,9 @@ def metaspace_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(folder: Path, chat_template: Any = CHATML, tokenizer: Tokenizer | None = None, **config: Any) -> Path:
+def write_tokenizer(
+    folder: Path, chat_template: Any = CHATML, tokenizer: Tokenizer | None = None, **config: Any
+) -> Path:
     """tokenizer.json and tokenizer_config.json in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (tokenizer or byte_level_tokenizer()).save(str(folder / "tokenizer.json"))
@@ -155,24 +160,20 @@ def write_tokenizer(folder: Path, chat_template: Any = CHATML, tokenizer: Tokeni
 def scripted_model(
     folder: Path, script: str, *, context: int = 512, chunk: int = 16, eos: bool = True, chat_template: Any = CHATML
 ) -> tuple[Model, FakeRuntime]:
-    """A model that says `script` after any prompt, one byte-level token after the other, and then an end token."""
+    """A model that says `script` (each token at most once) and then an end token, after any token that is not in it."""
     tokenizer = BundleTokenizer(write_tokenizer(folder, chat_template))
     backend = byte_level_tokenizer()
-    end = backend.token_to_id("<|im_end|>")
+    said = [*backend.encode(script).ids, backend.token_to_id("<|im_end|>")]
+    assert len(set(said)) == len(said)
+    following = dict(pairwise(said))
     vocab = backend.get_vocab_size()
-    said: Iterator[int] = iter(())
 
     def think(seen: Sequence[Sequence[int | None]]) -> Tensor:
-        nonlocal said
-        tokens = [token for token in seen[0] if token is not None]
-        if not hasattr(think, "answer") or tokens[: len(think.prompt)] != think.prompt:  # type: ignore[attr-defined]
-            think.prompt, think.answer = tokens, [*backend.encode(script).ids, end]  # type: ignore[attr-defined]
-        step = len(tokens) - len(think.prompt)  # type: ignore[attr-defined]
         logits = torch.zeros(vocab)
-        logits[think.answer[min(step, len(think.answer) - 1)]] = 1  # type: ignore[attr-defined]
+        logits[following.get(seen[0][-1] or 0, said[0])] = 1
         return logits
 
     caches = [(context + chunk, None)]
     runtime = FakeRuntime(caches, context, chunk, think)
     session = Session(runtime, fake_manifest(caches, context, chunk, vocab))
-    return Model(folder, tokenizer, session, frozenset([end] if eos else []), vocab), runtime
+    return Model(folder, tokenizer, session, frozenset(said[-1:] if eos else []), vocab), runtime

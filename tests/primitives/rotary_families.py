@@ -85,9 +85,7 @@ def gemma4(layer_type: str, head_dim: int, **rope: Any) -> Theirs:
             "full_attention": rope if is_full else other,
         },
     )
-    return Theirs(
-        modeling_gemma4.Gemma4TextRotaryEmbedding(config), modeling_gemma4.apply_rotary_pos_emb, layer_type
-    )
+    return Theirs(modeling_gemma4.Gemma4TextRotaryEmbedding(config), modeling_gemma4.apply_rotary_pos_emb, layer_type)
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,7 @@ class Family:
 
     def pair(self, head_dim: int, theta: float) -> tuple[Theirs, Rotary]:
         """Their rotary and ours."""
-        return self.theirs(head_dim, rope_theta=theta, **self.rope), ours(
-            self.kind, head_dim, theta=theta, **self.spec
-        )
+        return self.theirs(head_dim, rope_theta=theta, **self.rope), ours(self.kind, head_dim, theta=theta, **self.spec)
 
     def allows(self, head_dim: int) -> bool:
         """Whether a recipe may say so: the rotated width is whole pairs."""
@@ -111,9 +107,7 @@ class Family:
 
 
 def _partial(family: str, factor: float, **spec: Any) -> Family:
-    return Family(
-        "partial", partial(theirs, family), {"partial_rotary_factor": factor}, {"factor": factor, **spec}
-    )
+    return Family("partial", partial(theirs, family), {"partial_rotary_factor": factor}, {"factor": factor, **spec})
 
 
 def _proportional(factor: float) -> Family:
@@ -132,9 +126,7 @@ FAMILIES: dict[str, Family] = {
         {"rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 8192, **LLAMA3},
         scaling={"kind": "llama3", "factor": 32.0, "original_context": 8192, **LLAMA3},
     ),
-    "linear_scaling": _full(
-        "llama", {"rope_type": "linear", "factor": 8.0}, scaling={"kind": "linear", "factor": 8.0}
-    ),
+    "linear_scaling": _full("llama", {"rope_type": "linear", "factor": 8.0}, scaling={"kind": "linear", "factor": 8.0}),
     "gemma4_sliding": Family("full", partial(gemma4, "sliding_attention"), {"rope_type": "default"}, {}),
     "cohere": _full("cohere", pairing="interleaved", product="float32_rounded_angles"),
     "ernie4_5": _full("ernie4_5", pairing="interleaved", product="float32"),

@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
-from coreai_recipes.verify.figures import Figures, compare
+from coreai_recipes.verify.figures import compare
 from coreai_recipes.verify.greedy import TIE_GAP, TOKENS, compare_greedy
 from coreai_recipes.verify.memory import needs
 from coreai_recipes.verify.reference import LayerRecord, Reference
-from coreai_recipes.verify.report import StageResult, judge, number
+from coreai_recipes.verify.report import Figures, StageResult, judge, number
 from coreai_recipes.verify.streamed import StreamedDecoder, channels_first
 from coreai_recipes.verify.subject import Subject
 
@@ -61,9 +61,9 @@ def _greedy(subject: Subject) -> dict[str, Any]:
     if not subject.fits_in_memory:
         return {"skipped": needs(subject.float32_bytes)}
     prompts = subject.tokens.prompts
-    subject.progress(f"{NAME}: greedy", 0, 1)
-    parted = compare_greedy(subject.recipe, subject.weights, prompts)
-    subject.progress(f"{NAME}: greedy", 1, 1)
+    parted = compare_greedy(
+        subject.recipe, subject.weights, prompts, lambda done: subject.progress(f"{NAME}: greedy", done, len(prompts))
+    )
     wrong = [place for place in parted if not place.is_tie]
     return {
         "equal": not wrong,

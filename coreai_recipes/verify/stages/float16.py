@@ -69,7 +69,8 @@ def _evaluate(subject: Subject, precision: Precision) -> Run:
     calls = plan_calls(queries, len(ids), steps)
     program = open_program(subject, precision)
     state = program.make_state()
-    rows, logits, overflowed = [], [], {}
+    rows, logits = [], []
+    overflowed: dict[str, None] = {}
     for done, call in enumerate(calls, 1):
         answer = run_call(program, state, ids, call, set())
         rows.append(answer.first_row)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.verify.calls import Answer, describe_calls, plan_calls, run_call
-from coreai_recipes.verify.figures import Figures, compare
-from coreai_recipes.verify.report import StageResult, judge
+from coreai_recipes.verify.figures import compare
+from coreai_recipes.verify.report import Figures, StageResult, judge
 from coreai_recipes.verify.runtime import open_program
 from coreai_recipes.verify.streamed import StreamedDecoder
 from coreai_recipes.verify.subject import Subject

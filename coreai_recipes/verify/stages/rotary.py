@@ -5,9 +5,9 @@ from torch import Tensor
 
 from coreai_recipes.model import Decoder, build_decoder
 from coreai_recipes.recipe.schema import NoRotary
-from coreai_recipes.verify.figures import Figures, compare
+from coreai_recipes.verify.figures import compare
 from coreai_recipes.verify.reference import Reference, UnknownStructure, rotary_function
-from coreai_recipes.verify.report import StageResult, figures_json, skip
+from coreai_recipes.verify.report import Figures, StageResult, figures_json, skip
 from coreai_recipes.verify.subject import Subject
 
 NAME = "rotary"

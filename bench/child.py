@@ -1,0 +1,79 @@
+"""A command in a process of its own: its seconds, its peak memory and the JSON that it prints.
+
+The parent must stay small: Linux counts the memory of the process that started a child into the child's peak.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PYTHON = sys.executable
+RECIPE = str(Path(sys.executable).with_name("recipe"))
+MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
+
+
+class ChildError(Exception):
+    """A command failed; the message ends with what it wrote last."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A child that ended well: wall seconds, processor seconds, peak resident bytes, and its JSON."""
+
+    seconds: float
+    processor_seconds: float
+    peak_bytes: int
+    result: Any
+    stderr: str
+
+
+def run(command: Sequence[str], env: Mapping[str, str] | None = None, result: bool = True) -> Finished:
+    """Run `command` to its end. With `result`, its standard output is JSON, or ends with a line of it."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        started = time.perf_counter()
+        child = subprocess.Popen(command, stdout=out, stderr=errors, env={**os.environ, **(env or {})})
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - started
+        child.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it again
+        out.seek(0), errors.seek(0)
+        stdout, stderr = out.read().decode(), errors.read().decode(errors="replace")
+    if child.returncode != 0:
+        last = "\n".join((stdout + stderr).strip().splitlines()[-15:])
+        raise ChildError(f"{' '.join(command)}: exit status {child.returncode}\n{last}")
+    return Finished(
+        seconds,
+        usage.ru_utime + usage.ru_stime,
+        usage.ru_maxrss * MAXRSS_BYTES,
+        read_result(stdout) if result else None,
+        stderr,
+    )
+
+
+def module(name: str, *arguments: object) -> list[str]:
+    """The command that runs a module of `bench.children`."""
+    return [PYTHON, "-m", f"bench.children.{name}", *map(str, arguments)]
+
+
+def read_result(stdout: str) -> Any:
+    """A whole JSON document, or the last line of what was printed."""
+    try:
+        return json.loads(stdout)
+    except ValueError:
+        return json.loads(stdout.strip().splitlines()[-1])
+
+
+def import_seconds(stderr: str, names: Sequence[str]) -> dict[str, float]:
+    """Of a child under PYTHONPROFILEIMPORTTIME: the seconds of each import, with all that it imported first."""
+    found = {}
+    for line in stderr.splitlines():
+        parts = line.removeprefix("import time:").split("|")
+        if line.startswith("import time:") and len(parts) == 3 and parts[2].strip() in names:
+            found[parts[2].strip()] = int(parts[1]) / 1e6
+    return found

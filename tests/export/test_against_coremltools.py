@@ -1,0 +1,209 @@
+"""The linked package against the one that coremltools makes of the same model, converted whole and combined by itself.
+
+Core ML is not at hand to accept the package, so coremltools is the judge. Names aside the two must be the same; every
+difference that remains is named here, with its reason.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from programs import (
+    RECIPES,
+    blob_digest,
+    block_of,
+    export,
+    filled,
+    operation_types,
+    operations_with_types,
+    random_weights,
+    read_model,
+    stored_constants,
+    type_words,
+)
+from whole import convert_whole
+
+from coreai_recipes.evaluate import Program
+from coreai_recipes.export.cache import FragmentCache
+from coreai_recipes.primitives.registry import registered
+from coreai_recipes.recipe.schema import Recipe
+
+DTYPES = {"float16": "fp16", "float32": "fp32"}  # MIL's names where they differ from the protobuf's
+
+
+@dataclass
+class Case:
+    """A recipe's package, `ours`, and the one of coremltools, `theirs`, converted when it is first asked for."""
+
+    name: str
+    recipe: Recipe
+    package: Path
+    convert: Callable[[], Path]
+
+    @cached_property
+    def ours(self) -> Any:
+        return read_model(self.package)
+
+    @cached_property
+    def whole(self) -> Path:
+        return self.convert()
+
+    @cached_property
+    def theirs(self) -> Any:
+        return read_model(self.whole)
+
+    @property
+    def functions(self) -> list[str]:
+        return list(self.recipe.export.functions.queries)
+
+
+@pytest.fixture(params=RECIPES, scope="module")
+def case(request: pytest.FixtureRequest, made: Any, cache: FragmentCache) -> Case:
+    name = request.param
+    recipe = RECIPES[name]()
+
+    def link(folder: Path) -> None:
+        export(recipe, folder, cache)
+
+    def convert(folder: Path) -> None:
+        folder.mkdir()
+        with contextlib.redirect_stderr(io.StringIO()):  # coremltools' progress bars
+            convert_whole(filled(recipe), folder)
+
+    package = made(f"{name}.mlpackage", link)
+    return Case(name, recipe, package, lambda: made(f"{name}-whole", convert) / "whole.mlpackage")
+
+
+def test_the_recipes_hold_every_attention_with_every_rotary() -> None:
+    kinds = [kind for make in RECIPES.values() for kind in make().model.kinds.values()]
+    wanted = {(a, r) for _, a in registered("attention") for _, r in registered("rotary")}
+    assert {(kind.attention.kind, kind.rotary.kind) for kind in kinds} == wanted
+    pairings = {(kind.rotary.kind, getattr(kind.rotary, "pairing", None)) for kind in kinds}
+    assert {("full", "interleaved"), ("full", "half"), ("partial", "interleaved"), ("partial", "half")} <= pairings
+
+
+# --- the same package as coremltools' -----------------------------------------------------------------------------
+
+
+def test_the_description_is_that_of_save_multifunction(case: Case) -> None:
+    theirs = case.theirs.description
+    theirs.ClearField("metadata")  # versions and the date of the conversion
+    assert case.ours.description == theirs
+
+
+def test_versions_opset_and_default_are_those_of_coremltools(case: Case) -> None:
+    ours, theirs = case.ours, case.theirs
+    assert ours.specificationVersion == theirs.specificationVersion == 9
+    assert ours.mlProgram.version == theirs.mlProgram.version
+    assert ours.description.defaultFunctionName == "decode"
+    assert set(ours.mlProgram.functions) == set(theirs.mlProgram.functions) == set(case.functions)
+    for name in case.functions:
+        ours_function, theirs_function = ours.mlProgram.functions[name], theirs.mlProgram.functions[name]
+        assert ours_function.opset == theirs_function.opset == "CoreML8"
+        assert list(ours_function.block_specializations) == list(theirs_function.block_specializations)
+        assert dict(ours_function.attributes) == dict(theirs_function.attributes)
+    assert dict(ours.mlProgram.attributes).keys() == dict(theirs.mlProgram.attributes).keys() - {"buildInfo"}
+
+
+def test_the_functions_take_and_give_the_same_and_hold_the_same_states(case: Case) -> None:
+    for name in case.functions:
+        ours, theirs = (model.mlProgram.functions[name] for model in (case.ours, case.theirs))
+        signature = {port.name: type_words(port) for port in ours.inputs}
+        assert signature == {port.name: type_words(port) for port in theirs.inputs}
+        assert list(block_of(case.ours, name).outputs) == list(block_of(case.theirs, name).outputs) == ["logits"]
+
+
+def test_there_are_as_many_operations_of_each_type_as_in_a_whole_conversion(case: Case) -> None:
+    for name in case.functions:
+        ours, theirs = operation_types(case.ours, name), operation_types(case.theirs, name)
+        different = {kind: (ours[kind], theirs[kind]) for kind in ours | theirs if ours[kind] != theirs[kind]}
+        assert not different, f"{case.name}, {name}: ours and theirs have {different}"
+
+
+def test_operations_give_the_same_types_and_shapes_as_in_a_whole_conversion(case: Case) -> None:
+    for name in case.functions:
+        ours, theirs = operations_with_types(case.ours, name), operations_with_types(case.theirs, name)
+        assert not ours - theirs, f"{case.name}, {name}: ours only {dict(ours - theirs)}, theirs {dict(theirs - ours)}"
+
+
+def test_the_weights_are_the_same_float16_blobs(case: Case) -> None:
+    for name in case.functions:
+        ours, theirs = (
+            {
+                (type_words_of(kind), blob_digest(package, offset))
+                for _, kind, offset in stored_constants(model, name)
+                if type_words_of(kind).startswith("float16")
+            }
+            for model, package in ((case.ours, case.package), (case.theirs, case.whole))
+        )
+        assert ours == theirs
+        assert len(ours) == len(random_weights(case.recipe)) + case.recipe.model.head.tied
+
+
+def type_words_of(tensor: Any) -> str:
+    from programs import _tensor_words
+
+    return _tensor_words(tensor)
+
+
+def test_both_packages_compute_the_same(case: Case) -> None:
+    programs = [Program(path) for path in (case.package, case.whole)]
+    states = [program.make_state() for program in programs]
+    tokens = torch.randint(0, case.recipe.model.vocab_size, (40,))
+    queries, position = case.recipe.export.functions.queries, 0
+    for name, count in (("prefill", 12), ("prefill", 9), ("decode", 1), *([("score", 3)] * ("score" in queries))):
+        ids = torch.zeros(1, queries[name], dtype=torch.int32)
+        ids[0, :count] = tokens[position : position + count]
+        inputs = {"input_ids": ids, "position": torch.tensor([position])}
+        if name != "decode":
+            inputs["count"] = torch.tensor([count])
+        ours, theirs = (p.function(name)(inputs, s)["logits"] for p, s in zip(programs, states, strict=True))
+        kept = count if name == "score" else 1
+        assert torch.equal(ours[:, :kept], theirs[:, :kept])
+        position += count
+
+
+# --- what coremltools makes of ours -------------------------------------------------------------------------------
+
+
+def test_every_type_is_the_one_that_coremltools_infers(case: Case) -> None:
+    from coremltools.converters.mil.frontend.milproto.load import load
+    from coremltools.converters.mil.mil import types
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        program = load(case.ours, case.ours.specificationVersion, str(case.package / "Data/com.apple.CoreML/weights"))
+    assert set(program.functions) == set(case.functions)
+    for name, function in program.functions.items():
+        declared = {out.name: out for op in block_of(case.ours, name).operations for out in op.outputs}
+        inferred = {
+            out.name: f"{types.builtin_to_string(out.dtype)}({', '.join(map(str, out.shape))})"
+            for op in function.operations
+            for out in op.outputs
+            if out.name in declared
+        }
+        tensors = {key: type_words(out) for key, out in declared.items()}
+        for protobuf, mil in DTYPES.items():
+            tensors = {key: words.replace(f"{protobuf}(", f"{mil}(") for key, words in tensors.items()}
+        assert inferred == {key: words for key, words in tensors.items() if key in inferred}
+        assert len(inferred) >= len(operation_types(case.ours, name))
+
+
+def test_no_dimension_is_unknown_and_no_rank_exceeds_five(case: Case) -> None:
+    for name in case.functions:
+        outputs = [out for op in block_of(case.ours, name).operations for out in op.outputs]
+        assert [out.name for out in outputs if "?" in type_words(out)] == []
+        assert max(out.type.tensorType.rank for out in outputs) <= 5
+
+
+def test_coremltools_opens_each_function(case: Case) -> None:
+    import coremltools as ct
+
+    for name in case.functions:
+        model = ct.models.MLModel(str(case.package), skip_model_load=True, function_name=name)
+        assert [function.name for function in model.get_spec().description.functions] == case.functions

@@ -1,0 +1,103 @@
+"""Where a ring keeps each position, against a plain list of what was written where."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from coreai_recipes.primitives.cache import (
+    HIDDEN,
+    FullCache,
+    NoCache,
+    RingCache,
+    mask,
+    ring_key_positions,
+    ring_sources,
+)
+
+searched = settings(max_examples=200, derandomize=True, deadline=None)
+
+
+def one(value: int) -> Tensor:
+    return torch.tensor([value], dtype=torch.int32)
+
+
+@searched
+@given(rows=st.integers(1, 12), next_position=st.integers(0, 60))
+def test_each_row_holds_the_last_position_that_fell_on_it(rows: int, next_position: int) -> None:
+    held = [-1] * rows
+    for position in range(next_position):
+        held[position % rows] = position
+    found = ring_key_positions(rows, one(next_position)).tolist()
+    assert [max(position, -1) for position in found] == held
+    assert all(position % rows == row for row, position in enumerate(found))  # also of the empty ones
+
+
+@searched
+@given(rows=st.integers(1, 12), position=st.integers(0, 60), queries=st.integers(2, 20), data=st.data())
+def test_each_row_takes_the_last_real_token_that_falls_on_it(
+    rows: int, position: int, queries: int, data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(1, queries))
+    expected = list(range(rows))
+    for token in range(count):
+        expected[(position + token) % rows] = rows + token
+    assert ring_sources(rows, one(position), one(count)).tolist() == expected
+
+
+@searched
+@given(window=st.integers(1, 8), start=st.integers(0, 20), queries=st.integers(1, 6))
+def test_a_query_sees_the_window_before_it_and_nothing_empty(window: int, start: int, queries: int) -> None:
+    keys = torch.arange(-3, 30, dtype=torch.int32)
+    asked = torch.arange(start, start + queries, dtype=torch.int32)
+    found = mask(keys, asked, window)
+    assert found.shape == (1, len(keys), 1, queries)
+    assert found.dtype == torch.float32
+    for at, query in enumerate(asked.tolist()):
+        seen = {key for key, value in zip(keys.tolist(), found[0, :, 0, at].tolist(), strict=True) if value == 0}
+        assert seen == {key for key in range(query + 1) if query - key < window}
+        assert set(found[0, :, 0, at].tolist()) <= {0.0, HIDDEN}
+
+
+def states(layers: int, rows: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(layers, 2, rows, 4), torch.randn(layers, 2, rows, 4)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_only_the_layers_own_rows_of_a_full_cache_are_written(queries: int) -> None:
+    keys, values = states(3, 10)
+    expected_keys, expected_values = keys.clone(), values.clone()
+    new_keys, new_values = torch.randn(2, queries, 4), torch.randn(2, queries, 4)
+    expected_keys[1, :, 6 : 6 + queries], expected_values[1, :, 6 : 6 + queries] = new_keys, new_values
+    seen_keys, seen_values = FullCache(keys, values, one(1), one(6)).update(new_keys, new_values)
+    assert torch.equal(keys, expected_keys)
+    assert torch.equal(values, expected_values)
+    assert torch.equal(seen_keys, expected_keys[1])
+    assert torch.equal(seen_values, expected_values[1])
+
+
+def test_one_token_is_in_the_ring_before_the_attention_looks() -> None:
+    keys, values = states(3, 5)
+    before = keys.clone()
+    new = torch.randn(2, 1, 4)
+    seen, _ = RingCache(keys, values, one(2), one(3)).update(new, new)
+    before[2, :, 3:4] = new
+    assert torch.equal(keys, before)
+    assert torch.equal(seen, before[2])
+
+
+def test_several_tokens_see_the_ring_as_it_was_and_then_overwrite_it() -> None:
+    keys, values = states(2, 5)
+    old, new = keys.clone(), torch.randn(2, 3, 4)
+    place = ring_sources(5, one(9), one(2))  # positions 9 and 10 fall on rows 4 and 0; the third is padding
+    seen, _ = RingCache(keys, values, one(0), place).update(new, new)
+    assert torch.equal(seen, torch.cat((old[0], new), 1))
+    assert torch.equal(keys[1], old[1])
+    assert torch.equal(keys[0, :, [4, 0]], new[:, :2])
+    assert torch.equal(keys[0, :, 1:4], old[0, :, 1:4])
+
+
+def test_without_a_cache_what_is_given_is_what_is_seen() -> None:
+    keys, values = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    assert NoCache().update(keys, values) == (keys, values)

@@ -1,0 +1,605 @@
+"""Whole decoders against transformers, and every way of calling one against the plain sequence."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, HEAD_DIM, Pair, llama, mistral, qwen3, small_model
+from figures import psnr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from coreai_recipes import model as model_module
+from coreai_recipes.errors import RecipeError
+from coreai_recipes.model import Decoder, build_decoder, empty, fill, parameter_offset, state_specs
+from coreai_recipes.primitives import cache as cache_module
+from coreai_recipes.recipe.schema import Recipe
+
+CONTEXT, PREFILL, SCORE, WINDOW = 64, 16, 5, 7
+FLOOR = 100
+
+
+@pytest.fixture(autouse=True)
+def _on_small_tensors(small_tensors: None) -> None:
+    pass
+
+
+def random_ids(length: int, seed: int = 0, vocab_size: int = 131) -> Tensor:
+    return torch.randint(0, vocab_size, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+# --- against transformers -------------------------------------------------------------------------------------------
+
+
+def layer_outputs(layers: nn.ModuleList, run: Callable[[], Any]) -> list[Tensor]:
+    """What each layer gives while `run` runs."""
+    outputs: list[Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _m, _i, y: outputs.append(y)) for layer in layers]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_and_the_logits_equal_transformers(family: str) -> None:
+    pair, ids = FAMILIES[family](), random_ids(50)
+    decoder = pair.decoder()
+    theirs = layer_outputs(pair.model.model.layers, lambda: pair.model(ids))
+    ours = layer_outputs(decoder.layers, lambda: decoder(ids))
+    assert len(theirs) == len(ours) == len(pair.recipe.model.layer_kinds)
+    for reference, x in zip(theirs, ours, strict=True):
+        assert psnr(reference, x.squeeze(2).transpose(1, 2)) >= FLOOR
+    assert psnr(pair.model(ids).logits, decoder(ids)) >= FLOOR
+
+
+# one thing of the whole model that a recipe can say wrongly; what belongs to attention is in test_attention.py
+MUTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "an embedding without its scale": ("gemma2", {"embedding": {"scale": 1.0}}),
+    "norms that multiply by w": ("gemma2", {"norm": {"kind": "rms", "eps": 1e-5, "weight": "w"}}),
+    "norms only before": ("gemma2", {"placement": "pre"}),
+    "logits without their softcap": ("gemma2", {"head": {"tied": True, "softcap": None}}),
+    "a head that is the table": ("llama", {"head": {"tied": True}}),
+    "an epsilon that is 1000 times larger": ("llama", {"norm": {"kind": "rms", "eps": 1e-2}}),
+    "layer norms": ("llama", {"norm": {"kind": "layer", "eps": 1e-5, "bias": False}}),
+    "kinds in another order": ("gemma3", {"layers": ["full", "sliding", "sliding"]}),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_recipe_that_says_something_else_is_seen(mutant: str) -> None:
+    family, changes = MUTANTS[mutant]
+    pair, ids = FAMILIES[family](), random_ids(50)
+    data = pair.recipe.model_dump()
+    data["model"].update(changes)
+    assert psnr(pair.model(ids).logits, pair.decoder(Recipe.model_validate(data))(ids)) < 60
+
+
+def stitched() -> tuple[Decoder, Callable[[Tensor], Tensor]]:
+    """A decoder of three kinds that differ in everything a kind may, and transformers' layers in the same order.
+
+    No family of transformers has such kinds; one-layer models of three families, called one after the other, do.
+    """
+    parts = {
+        "wide": llama(num_hidden_layers=1, theta=5e5, num_attention_heads=3, num_key_value_heads=1, head_dim=32),
+        "near": mistral(num_hidden_layers=1, sliding_window=4, num_attention_heads=4, num_key_value_heads=4),
+        "far": qwen3(num_hidden_layers=1, head_dim=24, use_sliding_window=True, sliding_window=11, max_window_layers=0),
+    }
+    order = ["near", "wide", "near", "far", "wide", "far"]
+    kinds = {name: next(iter(part.recipe.model.model_dump()["kinds"].values())) for name, part in parts.items()}
+    kinds["far"]["attention"].update(kind="sliding", window=11)
+    data = parts["wide"].recipe.model_dump()
+    data["model"].update(kinds=kinds, layers=order)
+    recipe = Recipe.model_validate(data)
+    # every layer has weights of its own, so that no two can be mixed up unseen
+    models = [
+        small_model(type(parts[name].model), parts[name].model.config, seed=9 + i) for i, name in enumerate(order)
+    ]
+    for model in models:
+        model.model.norm = nn.Identity()
+    ends = parts["wide"]
+
+    def read(name: str) -> Tensor:
+        if not name.startswith("layers."):
+            return ends.read(name)
+        _, index, rest = name.split(".", 2)
+        return Pair(recipe, models[int(index)]).read(f"layers.0.{rest}")
+
+    def reference(ids: Tensor) -> Tensor:
+        x = ends.model.model.embed_tokens(ids)
+        for model in models:
+            x = model.model(inputs_embeds=x).last_hidden_state
+        return ends.model.lm_head(ends.model.model.norm(x))
+
+    decoder = build_decoder(recipe)
+    fill(decoder, read)
+    return decoder, reference
+
+
+def test_kinds_of_different_windows_and_head_dims_live_in_one_model() -> None:
+    decoder, reference = stitched()
+    ids = random_ids(50)
+    assert psnr(reference(ids), decoder(ids)) >= FLOOR
+    # each kind has angles of its own, and a mask of its own
+    assert {name: decoder.front.angle_group(name) for name in decoder.front.kinds} == {
+        n: n for n in ("near", "wide", "far")
+    }
+    assert decoder.slots == [0, 0, 1, 0, 1, 1]
+
+
+def test_kinds_that_turn_or_see_alike_share_their_angles_and_masks() -> None:
+    """Gemma 2's kinds turn alike, Gemma 3's do not."""
+    gemma2, gemma3 = (build_decoder(FAMILIES[name]().recipe).front for name in ("gemma2", "gemma3"))
+    assert [gemma2.angle_group(name) for name in ("sliding", "full")] == ["sliding", "sliding"]
+    assert [gemma3.angle_group(name) for name in ("sliding", "full")] == ["sliding", "full"]
+    assert [gemma2.mask_group(name) for name in ("sliding", "full")] == ["sliding", "full"]
+
+
+# --- prefill then decode equals decode alone ------------------------------------------------------------------------
+
+
+@dataclass
+class Session:
+    """A decoder with its states, held against the plain sequence of the tokens that survive."""
+
+    decoder: Decoder
+    states: dict[str, Tensor] = field(default_factory=dict)
+    ids: list[int] = field(default_factory=list)
+    written: int = 0
+    """One past the furthest position that any call has written: what a rollback is counted from."""
+
+    def __post_init__(self) -> None:
+        self.states = self.decoder.make_states()
+
+    def call(self, position: int, tokens: list[int], queries: int, padding: int = 0) -> float:
+        """Take `tokens` from `position` on, in a function of `queries` tokens; the figure of their logits."""
+        count = len(tokens)
+        assert position <= len(self.ids)
+        assert position + count <= self.decoder.recipe.export.context
+        given = torch.tensor([tokens + [padding] * (queries - count)], dtype=torch.int32)
+        logits = self.decoder(given, position, count, self.states)
+        self.ids = self.ids[:position] + tokens
+        self.written = max(self.written, len(self.ids))
+        plain = self.decoder(torch.tensor([self.ids]))
+        return psnr(plain[:, position:], logits[:, :count])
+
+
+def worst_figure(decoder: Decoder, calls: list[tuple[int, int, int]], padding: int = 0, seed: int = 1) -> float:
+    """The lowest figure of `calls` (position, count, queries), each with new random tokens."""
+    session, generator = Session(decoder), torch.Generator().manual_seed(seed)
+    figures = []
+    for position, count, queries in calls:
+        tokens = torch.randint(0, 131, (count,), generator=generator).tolist()
+        figures.append(session.call(position, tokens, queries, padding))
+    return min(figures)
+
+
+def in_turn(*counts: int, queries: int = PREFILL, then_decode_to: int = CONTEXT) -> list[tuple[int, int, int]]:
+    """Calls of `queries` tokens with so many real ones each, then single tokens up to a position."""
+    calls, position = [], 0
+    for count in counts:
+        calls.append((position, count, queries))
+        position += count
+    return calls + [(at, 1, 1) for at in range(position, then_decode_to)]
+
+
+@cache
+def full() -> Decoder:
+    return FAMILIES["llama"]().decoder()
+
+
+@cache
+def shifting() -> Decoder:
+    """Without `score`: a ring of exactly the window."""
+    return mistral(functions={"prefill": PREFILL}).decoder()
+
+
+@cache
+def ring() -> Decoder:
+    return mistral().decoder()
+
+
+@cache
+def mixed() -> Decoder:
+    """Full and sliding layers, of different kinds, windows and head_dims."""
+    return stitched()[0]
+
+
+@cache
+def whole_window() -> Decoder:
+    """A window as long as the context."""
+    return mistral(sliding_window=CONTEXT).decoder()
+
+
+@cache
+def capped() -> Decoder:
+    return FAMILIES["gemma2"]().decoder()
+
+
+DECODERS = {
+    "full": full,
+    "shifting": shifting,
+    "ring": ring,
+    "mixed": mixed,
+    "whole_window": whole_window,
+    "capped": capped,
+}
+
+PLANS = {
+    "decode alone": in_turn(),
+    "one chunk": in_turn(16),
+    "chunks that cross the wrap": in_turn(5, 16, 3, 16, 11),
+    "full chunks": in_turn(16, 16, 16, 16),
+    "many short chunks": in_turn(*[3] * 20),
+    "chunks of one token": in_turn(*[1] * 12),
+    "chunks between decode steps": [(0, 1, 1), (1, 13, 16), (14, 1, 1), (15, 1, 1), (16, 16, 16), (32, 1, 1)],
+    "score after prefill": [(0, 16, 16), (16, 5, 5), (21, 4, 5), (25, 1, 5), (26, 1, 1), (27, 2, 16), (29, 5, 5)],
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", DECODERS)
+def test_prefill_then_decode_equals_the_plain_sequence(name: str, plan: str) -> None:
+    assert worst_figure(DECODERS[name](), PLANS[plan]) >= FLOOR
+
+
+@pytest.mark.parametrize("padding", [0, 7, 130])
+@pytest.mark.parametrize("name", ["full", "ring", "mixed"])
+def test_every_count_of_real_tokens_leaves_the_states_right(name: str, padding: int) -> None:
+    for count in range(1, PREFILL + 1):
+        calls = [(0, 9, PREFILL), (9, count, PREFILL), *[(9 + count + i, 1, 1) for i in range(3)]]
+        assert worst_figure(DECODERS[name](), calls, padding) >= FLOOR, count
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_padding_changes_no_bit_of_what_later_calls_return(name: str) -> None:
+    decoder, ids = DECODERS[name](), random_ids(20).tolist()[0]
+    answers = []
+    for padding in (0, 7, 130):
+        session = Session(decoder)
+        session.call(0, ids[:11], PREFILL, padding)
+        session.call(11, ids[11:13], PREFILL, padding)
+        answers.append([decoder(torch.tensor([[ids[at]]]), at, 1, session.states) for at in range(13, 20)])
+    for others in answers[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(answers[0], others, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["ring", "shifting"])
+def test_padding_leaves_the_ring_untouched(kind: str) -> None:
+    decoder, ids = DECODERS[kind](), random_ids(PREFILL)
+    states = decoder.make_states()
+    decoder(ids, 0, 3, states)
+    rows = states["k_sliding"].shape[2]
+    for state in states.values():
+        assert state[:, :, :3].any(-1).all()
+        assert not state[:, :, 3:].any()
+        assert rows == state.shape[2]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_last_positions_of_the_context_take_a_padded_call(name: str) -> None:
+    """`position + Q` may exceed the context by up to Q - 1."""
+    decoder = DECODERS[name]()
+    for start in range(CONTEXT - PREFILL + 1, CONTEXT):
+        calls = in_turn(PREFILL, PREFILL, PREFILL, then_decode_to=start)
+        calls = [*calls[:3], *[(at, 1, 1) for at in range(48, start)]]
+        assert worst_figure(decoder, [*calls, (start, CONTEXT - start, PREFILL)]) >= FLOOR, start
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_session_may_start_again_over_whatever_the_states_hold(name: str) -> None:
+    decoder = DECODERS[name]()
+    for restart in ((0, 3, PREFILL), (0, 1, 1)):
+        calls = [*in_turn(16, 16, 7, then_decode_to=45), restart, *[(restart[1] + i, 1, 1) for i in range(12)]]
+        assert worst_figure(decoder, calls) >= FLOOR
+
+
+def test_ids_and_positions_of_a_chunk_longer_than_the_window_are_all_right() -> None:
+    """A window of 3, chunks of 16: most of a chunk's keys are gone before the next call."""
+    decoder = mistral(sliding_window=3, functions={"prefill": PREFILL, "score": 2}).decoder()
+    assert decoder.make_states()["k_sliding"].shape == (3, 2, 4, HEAD_DIM)
+    for plan in PLANS.values():
+        calls = [call for call in plan if call[2] != SCORE]
+        if len(calls) == len(plan):
+            assert worst_figure(decoder, plan) >= FLOOR
+
+
+# --- rollback -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("back", range(1, SCORE))
+@pytest.mark.parametrize("name", ["ring", "mixed", "full", "capped"])
+def test_a_rollback_within_score_is_exact(name: str, back: int) -> None:
+    """At every place relative to the wrap, taken up again by each function."""
+    for start in range(5, 5 + 12):
+        end = start + SCORE
+        before = in_turn(then_decode_to=start) if start < 8 else in_turn(8, then_decode_to=start)
+        for count, queries in ((1, 1), (SCORE, SCORE), (3, PREFILL)):
+            again = end - back
+            calls = [*before, (start, SCORE, SCORE), (again, count, queries), (again + count, 1, 1)]
+            assert worst_figure(DECODERS[name](), calls) >= FLOOR, (start, count)
+
+
+def test_a_full_cache_rolls_back_by_any_number() -> None:
+    calls = [*in_turn(16, 16, then_decode_to=40), (3, 9, PREFILL), (12, 1, 1), (1, 1, 1), (2, 16, 16), (18, 1, 1)]
+    assert worst_figure(full(), calls) >= FLOOR
+
+
+def test_one_more_than_the_promised_rollback_is_not_exact() -> None:
+    """The ring has no spare row: what N - 1 positions can do, N cannot."""
+    calls = [*in_turn(16, then_decode_to=25), (20, 1, 1), (21, 1, 1)]
+    assert worst_figure(ring(), [*in_turn(16, then_decode_to=25), (21, 1, 1), (22, 1, 1)]) >= FLOOR
+    assert worst_figure(ring(), calls) < 60
+
+
+@st.composite
+def sessions(draw: st.DrawFn, rollback: int | None) -> Iterator[tuple[int, int, int, int]]:
+    """Any valid calls (position, count, queries, padding): `rollback` from the furthest position written, or any."""
+    calls, at, furthest = [], 0, 0
+    for _ in range(draw(st.integers(2, 12))):
+        lowest = 0 if rollback is None else max(0, furthest - rollback)
+        position = draw(st.integers(min(lowest, at), at)) if draw(st.booleans()) else at
+        position = min(position, CONTEXT - 1)
+        if position < lowest:
+            break
+        queries = draw(st.sampled_from([1, SCORE, PREFILL]))
+        count = draw(st.integers(1, min(queries, CONTEXT - position)))
+        calls.append((position, count, queries, draw(st.integers(0, 130))))
+        at = position + count
+        furthest = max(furthest, at)
+    return calls
+
+
+searched = settings(max_examples=40, derandomize=True, deadline=None)
+
+
+def hold_session(decoder: Decoder, calls: list[tuple[int, int, int, int]]) -> None:
+    session, generator = Session(decoder), torch.Generator().manual_seed(len(calls))
+    for position, count, queries, padding in calls:
+        tokens = torch.randint(0, 131, (count,), generator=generator).tolist()
+        assert session.call(position, tokens, queries, padding) >= FLOOR
+
+
+@searched
+@given(sessions(rollback=SCORE - 1))
+def test_any_session_of_a_sliding_model_equals_the_plain_sequence(calls: list[tuple[int, int, int, int]]) -> None:
+    hold_session(ring(), calls)
+
+
+@searched
+@given(sessions(rollback=SCORE - 1))
+def test_any_session_of_a_mixed_model_equals_the_plain_sequence(calls: list[tuple[int, int, int, int]]) -> None:
+    hold_session(mixed(), calls)
+
+
+@searched
+@given(sessions(rollback=None))
+def test_any_session_of_a_full_model_equals_the_plain_sequence(calls: list[tuple[int, int, int, int]]) -> None:
+    hold_session(full(), calls)
+
+
+@searched
+@given(sessions(rollback=0))
+def test_any_session_without_score_equals_the_plain_sequence(calls: list[tuple[int, int, int, int]]) -> None:
+    hold_session(shifting(), calls)
+
+
+# --- the tests above, shown to notice -------------------------------------------------------------------------------
+
+RING_PLAN = [(0, 9, PREFILL), (9, 3, PREFILL), (12, 1, 1), (13, 1, 1)]
+ROLLBACK_PLAN = [*in_turn(16, then_decode_to=25), (21, 1, 1), (22, 1, 1)]
+
+
+def padding_enters(rows: int, position: Tensor, count: Tensor) -> Tensor:
+    return cache_module.ring_sources(rows, position, torch.full_like(count, PREFILL))
+
+
+def nothing_is_written(rows: int, position: Tensor, count: Tensor) -> Tensor:
+    return torch.arange(rows, dtype=torch.int32)
+
+
+def one_row_off(rows: int, next_position: Tensor) -> Tensor:
+    return cache_module.ring_key_positions(rows, next_position + 1)
+
+
+def no_window(key_positions: Tensor, query_positions: Tensor, window: int | None) -> Tensor:
+    return cache_module.mask(key_positions, query_positions, None)
+
+
+def empty_rows_are_seen(key_positions: Tensor, query_positions: Tensor, window: int | None) -> Tensor:
+    return cache_module.mask(key_positions.abs(), query_positions, window)
+
+
+def written_before_it_is_seen(self: Any, state: Tensor, new: Tensor) -> Tensor:
+    at = self.layer[0]
+    seen = torch.cat((state[at], new), 1).index_select(1, self.place)
+    state[at] = seen
+    return torch.cat((seen, new), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement", "plan"),
+    [
+        ("ring_sources", padding_enters, RING_PLAN),
+        ("ring_sources", nothing_is_written, RING_PLAN),
+        ("ring_key_positions", one_row_off, RING_PLAN),
+        ("mask", no_window, ROLLBACK_PLAN),
+        ("mask", empty_rows_are_seen, RING_PLAN),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_fault_in_the_ring_is_seen(
+    monkeypatch: pytest.MonkeyPatch, name: str, replacement: Any, plan: list[tuple[int, int, int]]
+) -> None:
+    assert worst_figure(ring(), plan) >= FLOOR
+    plain = Decoder.forward
+
+    def faulty_when_cached(self: Decoder, ids: Tensor, *args: Any) -> Tensor:
+        with monkeypatch.context() as patch:
+            if args:  # the plain sequence it is compared with stays right
+                patch.setattr(model_module, name, replacement)
+            return plain(self, ids, *args)
+
+    monkeypatch.setattr(Decoder, "forward", faulty_when_cached)
+    assert worst_figure(ring(), plan) < 60
+
+
+def test_a_ring_that_is_written_before_it_is_seen_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module.RingCache, "_write", written_before_it_is_seen)
+    assert worst_figure(ring(), in_turn(16, 16, then_decode_to=32)) < 60
+
+
+def test_a_ring_without_rows_to_roll_back_is_seen() -> None:
+    assert worst_figure(shifting(), ROLLBACK_PLAN) < 60
+
+
+# --- states ---------------------------------------------------------------------------------------------------------
+
+
+def test_states_have_the_rows_that_their_calls_need() -> None:
+    """Full: context plus a last call's padding, in blocks of 32; sliding: the window, and what score may roll back."""
+    specs = state_specs(mixed().recipe)
+    assert list(specs) == ["near", "wide", "far"]  # in the order of first use
+    assert {name: spec.shape for name, spec in specs.items()} == {
+        "near": (2, 4, 4 + SCORE - 1, HEAD_DIM),
+        "wide": (2, 1, 96, 32),  # 64 + 16 - 1 = 79, in blocks of 32
+        "far": (2, 2, 11 + SCORE - 1, 24),
+    }
+    assert {name: spec.window for name, spec in specs.items()} == {"near": 4, "wide": None, "far": 11}
+    assert state_specs(shifting().recipe)["sliding"].rows == WINDOW
+    states = mixed().make_states()
+    assert list(states) == ["k_near", "v_near", "k_wide", "v_wide", "k_far", "v_far"]
+    assert all(state.shape == specs[name[2:]].shape and not state.any() for name, state in states.items())
+    assert mixed().make_states(torch.float16)["k_near"].dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("context", "functions", "rows"),
+    [
+        (64, {"prefill": 16}, 96),
+        (64, {"prefill": 2}, 96),
+        (49, {"prefill": 16}, 64),
+        (50, {"prefill": 16}, 96),
+        (50, {"prefill": 2, "score": 40}, 96),
+        (64, {"prefill": 64}, 128),
+    ],
+)
+def test_a_full_cache_has_room_for_the_padding_of_the_last_call(
+    context: int, functions: dict[str, int], rows: int
+) -> None:
+    assert state_specs(llama(context=context, functions=functions).recipe)["full"].rows == rows
+
+
+# --- parameters -----------------------------------------------------------------------------------------------------
+
+
+def test_a_decoder_is_built_without_memory_and_every_parameter_is_asked_for_once() -> None:
+    pair = FAMILIES["gemma3"]()
+    decoder = build_decoder(pair.recipe)
+    assert not decoder.training
+    names = [name for name, parameter in decoder.named_parameters() if parameter.is_meta]
+    assert names == list(decoder.state_dict())
+    assert not list(decoder.buffers())
+    asked: list[str] = []
+
+    def read(name: str) -> Tensor:
+        asked.append(name)
+        return pair.read(name).to(torch.float64)
+
+    fill(decoder, read)
+    assert asked == names
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in decoder.parameters())
+    # as many numbers as transformers has, tied table and all
+    assert sum(p.numel() for p in decoder.parameters()) == sum(p.numel() for p in pair.model.parameters())
+
+
+def test_a_part_is_filled_by_its_names_in_the_whole() -> None:
+    pair, whole = FAMILIES["qwen2"](), FAMILIES["qwen2"]().decoder()
+    decoder = build_decoder(pair.recipe)
+    fill(decoder.layers[1], pair.read, "layers.1.")
+    assert {name.rsplit(".", 4)[0] for name, p in decoder.named_parameters() if not p.is_meta} <= {"layers.1", "layers"}
+    for name, parameter in decoder.layers[1].named_parameters():
+        assert torch.equal(parameter, whole.layers[1].get_parameter(name))
+    assert all(p.is_meta for p in decoder.layers[0].parameters())
+
+
+def test_an_emptied_layer_gives_its_memory_back_and_can_be_filled_again() -> None:
+    pair = FAMILIES["llama"]()
+    decoder, ids = pair.decoder(), random_ids(9)
+    expected = decoder(ids)
+    empty(decoder.layers[1])
+    assert all(p.is_meta for p in decoder.layers[1].parameters())
+    assert not any(p.is_meta for p in decoder.layers[0].parameters())
+    fill(decoder.layers[1], pair.read, "layers.1.")
+    assert torch.equal(decoder(ids), expected)
+
+
+def changed(recipe: Recipe, *path: str, **changes: Any) -> Recipe:
+    data = recipe.model_dump()
+    block = data
+    for key in path:
+        block = block[key]
+    block.update(changes)
+    return Recipe.model_validate(data)
+
+
+def test_one_is_added_to_the_weights_of_1_plus_w_norms_and_to_nothing_else() -> None:
+    for family in FAMILIES:
+        recipe = FAMILIES[family]().recipe
+        expects = family.startswith("gemma")
+        for name, _ in build_decoder(recipe).named_parameters():
+            assert parameter_offset(recipe, name) == (1.0 if expects and name.endswith("norm.weight") else 0.0), name
+
+
+def test_a_kinds_own_norm_and_a_qk_norm_of_its_own_decide_for_themselves() -> None:
+    recipe = FAMILIES["gemma3"]().recipe  # sliding, sliding, full
+    plain = {"kind": "rms", "eps": 1e-5, "weight": "w"}
+    recipe = changed(recipe, "model", "kinds", "full", norm=plain)
+    recipe = changed(recipe, "model", "kinds", "sliding", "attention", qk_norm={"over": "head", "norm": plain})
+    offsets = {name: parameter_offset(recipe, name) for name, _ in build_decoder(recipe).named_parameters()}
+    assert offsets["norm.weight"] == offsets["layers.0.attention_norm.weight"] == 1.0
+    assert offsets["layers.0.attention.q_norm.weight"] == offsets["layers.0.attention.k_norm.weight"] == 0.0
+    assert {offset for name, offset in offsets.items() if name.startswith("layers.2.")} == {0.0}
+
+
+def test_a_layer_norms_bias_is_taken_as_it_is() -> None:
+    layer_norm = {"kind": "layer", "eps": 1e-5, "weight": "1+w", "bias": True}
+    recipe = changed(FAMILIES["llama"]().recipe, "model", norm=layer_norm)
+    names = dict(build_decoder(recipe).named_parameters())
+    assert "norm.bias" in names
+    assert (parameter_offset(recipe, "norm.weight"), parameter_offset(recipe, "norm.bias")) == (1.0, 0.0)
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_built_yet_is_refused_all_at_once() -> None:
+    recipe = FAMILIES["gemma2"]().recipe
+    data = recipe.model_dump()
+    data["model"]["embedding"]["per_layer"] = {"size": 8, "vocab_size": 131}
+    data["model"]["kinds"]["again"] = data["model"]["kinds"]["full"] | {
+        "attention": data["model"]["kinds"]["full"]["attention"] | {"shares_kv_with": "full"}
+    }
+    data["model"]["layers"] = ["sliding", "full", "again"]
+    with pytest.raises(RecipeError) as error:
+        build_decoder(Recipe.model_validate(data))
+    assert error.value.problems == (
+        "small-gemma2: model.embedding.per_layer: per-layer embeddings cannot be built yet",
+        "small-gemma2: model.kinds.again.attention.shares_kv_with: "
+        "layers that share another's cache cannot be built yet",
+    )
+
+
+def test_an_identical_model_has_an_infinite_figure() -> None:
+    """The figure itself: inf for the same tensor, -inf for a tensor that is not finite."""
+    x = random_ids(9).float()
+    assert psnr(x, x) == math.inf
+    assert psnr(x, x / 0) == -math.inf
+    assert psnr(torch.tensor([3.0, -4.0]), torch.tensor([3.0, -4.1])) == pytest.approx(
+        20 * math.log10(4) - 10 * math.log10(0.005), abs=1e-4
+    )
