@@ -90,7 +90,7 @@ def stitched() -> tuple[Decoder, Callable[[Tensor], Tensor]]:
         "near": mistral(num_hidden_layers=1, sliding_window=4, num_attention_heads=4, num_key_value_heads=4),
         "far": qwen3(num_hidden_layers=1, head_dim=24, use_sliding_window=True, sliding_window=11, max_window_layers=0),
     }
-    order = ["near", "wide", "near", "far", "wide", "far"]
+    order = ["near", "wide", "near", "far", "wide"]
     kinds = {name: next(iter(part.recipe.model.model_dump()["kinds"].values())) for name, part in parts.items()}
     kinds["far"]["attention"].update(kind="sliding", window=11)
     data = parts["wide"].recipe.model_dump()
@@ -129,7 +129,7 @@ def test_kinds_of_different_windows_and_head_dims_live_in_one_model() -> None:
     assert {name: decoder.front.angle_group(name) for name in decoder.front.kinds} == {
         n: n for n in ("near", "wide", "far")
     }
-    assert decoder.slots == [0, 0, 1, 0, 1, 1]
+    assert decoder.slots == [0, 0, 1, 0, 1]
 
 
 def test_kinds_that_turn_or_see_alike_share_their_angles_and_masks() -> None:
@@ -150,33 +150,41 @@ class Session:
     decoder: Decoder
     states: dict[str, Tensor] = field(default_factory=dict)
     ids: list[int] = field(default_factory=list)
-    written: int = 0
-    """One past the furthest position that any call has written: what a rollback is counted from."""
+    unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
+    figures: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.states = self.decoder.make_states()
 
-    def call(self, position: int, tokens: list[int], queries: int, padding: int = 0) -> float:
-        """Take `tokens` from `position` on, in a function of `queries` tokens; the figure of their logits."""
+    def call(self, position: int, tokens: list[int], queries: int, padding: int = 0) -> Tensor:
+        """Take `tokens` from `position` on, in a function of `queries` tokens: their logits."""
         count = len(tokens)
         assert position <= len(self.ids)
         assert position + count <= self.decoder.recipe.export.context
+        if position < len(self.ids):
+            self.check()
         given = torch.tensor([tokens + [padding] * (queries - count)], dtype=torch.int32)
-        logits = self.decoder(given, position, count, self.states)
+        logits = self.decoder(given, position, count, self.states)[:, :count]
         self.ids = self.ids[:position] + tokens
-        self.written = max(self.written, len(self.ids))
+        self.unchecked.append((position, logits))
+        return logits
+
+    def check(self) -> None:
+        """Take the figure of every call since the last rollback: up to there one plain sequence holds them all."""
         plain = self.decoder(torch.tensor([self.ids]))
-        return psnr(plain[:, position:], logits[:, :count])
+        for position, logits in self.unchecked:
+            self.figures.append(psnr(plain[:, position : position + logits.shape[1]], logits))
+        self.unchecked.clear()
 
 
-def worst_figure(decoder: Decoder, calls: list[tuple[int, int, int]], padding: int = 0, seed: int = 1) -> float:
-    """The lowest figure of `calls` (position, count, queries), each with new random tokens."""
+def worst_figure(decoder: Decoder, calls: list[tuple[int, ...]], seed: int = 1) -> float:
+    """The lowest figure of `calls` (position, count, queries[, padding id]), each with new random tokens."""
     session, generator = Session(decoder), torch.Generator().manual_seed(seed)
-    figures = []
-    for position, count, queries in calls:
+    for position, count, queries, *padding in calls:
         tokens = torch.randint(0, 131, (count,), generator=generator).tolist()
-        figures.append(session.call(position, tokens, queries, padding))
-    return min(figures)
+        session.call(position, tokens, queries, *padding)
+    session.check()
+    return min(session.figures)
 
 
 def in_turn(*counts: int, queries: int = PREFILL, then_decode_to: int = CONTEXT) -> list[tuple[int, int, int]]:
@@ -252,8 +260,8 @@ def test_prefill_then_decode_equals_the_plain_sequence(name: str, plan: str) -> 
 @pytest.mark.parametrize("name", ["full", "ring", "mixed"])
 def test_every_count_of_real_tokens_leaves_the_states_right(name: str, padding: int) -> None:
     for count in range(1, PREFILL + 1):
-        calls = [(0, 9, PREFILL), (9, count, PREFILL), *[(9 + count + i, 1, 1) for i in range(3)]]
-        assert worst_figure(DECODERS[name](), calls, padding) >= FLOOR, count
+        calls = [(0, 9, PREFILL, padding), (9, count, PREFILL, padding), *[(9 + count + i, 1, 1) for i in range(3)]]
+        assert worst_figure(DECODERS[name](), calls) >= FLOOR, count
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -286,8 +294,7 @@ def test_the_last_positions_of_the_context_take_a_padded_call(name: str) -> None
     """`position + Q` may exceed the context by up to Q - 1."""
     decoder = DECODERS[name]()
     for start in range(CONTEXT - PREFILL + 1, CONTEXT):
-        calls = in_turn(PREFILL, PREFILL, PREFILL, then_decode_to=start)
-        calls = [*calls[:3], *[(at, 1, 1) for at in range(48, start)]]
+        calls = in_turn(PREFILL, PREFILL, PREFILL, start - 48, then_decode_to=0)
         assert worst_figure(decoder, [*calls, (start, CONTEXT - start, PREFILL)]) >= FLOOR, start
 
 
@@ -318,10 +325,9 @@ def test_a_rollback_within_score_is_exact(name: str, back: int) -> None:
     """At every place relative to the wrap, taken up again by each function."""
     for start in range(5, 5 + 12):
         end = start + SCORE
-        before = in_turn(then_decode_to=start) if start < 8 else in_turn(8, then_decode_to=start)
         for count, queries in ((1, 1), (SCORE, SCORE), (3, PREFILL)):
             again = end - back
-            calls = [*before, (start, SCORE, SCORE), (again, count, queries), (again + count, 1, 1)]
+            calls = [(0, start, PREFILL), (start, SCORE, SCORE), (again, count, queries), (again + count, 1, 1)]
             assert worst_figure(DECODERS[name](), calls) >= FLOOR, (start, count)
 
 
@@ -330,11 +336,12 @@ def test_a_full_cache_rolls_back_by_any_number() -> None:
     assert worst_figure(full(), calls) >= FLOOR
 
 
-def test_one_more_than_the_promised_rollback_is_not_exact() -> None:
-    """The ring has no spare row: what N - 1 positions can do, N cannot."""
-    calls = [*in_turn(16, then_decode_to=25), (20, 1, 1), (21, 1, 1)]
-    assert worst_figure(ring(), [*in_turn(16, then_decode_to=25), (21, 1, 1), (22, 1, 1)]) >= FLOOR
-    assert worst_figure(ring(), calls) < 60
+def test_a_ring_forgets_what_lies_further_back_than_it_promises() -> None:
+    """Else it would be larger than it must be; a token needs one old key less than the window, so N are right too."""
+    written = in_turn(16, then_decode_to=25)
+    for back in range(1, SCORE + 1):
+        assert worst_figure(ring(), [*written, (25 - back, 1, 1), (26 - back, 1, 1)]) >= FLOOR
+    assert worst_figure(ring(), [*written, (25 - SCORE - 1, 1, 1)]) < 60
 
 
 @st.composite
@@ -358,35 +365,28 @@ def sessions(draw: st.DrawFn, rollback: int | None) -> Iterator[tuple[int, int, 
 searched = settings(max_examples=40, derandomize=True, deadline=None)
 
 
-def hold_session(decoder: Decoder, calls: list[tuple[int, int, int, int]]) -> None:
-    session, generator = Session(decoder), torch.Generator().manual_seed(len(calls))
-    for position, count, queries, padding in calls:
-        tokens = torch.randint(0, 131, (count,), generator=generator).tolist()
-        assert session.call(position, tokens, queries, padding) >= FLOOR
-
-
 @searched
 @given(sessions(rollback=SCORE - 1))
 def test_any_session_of_a_sliding_model_equals_the_plain_sequence(calls: list[tuple[int, int, int, int]]) -> None:
-    hold_session(ring(), calls)
+    assert worst_figure(ring(), calls, len(calls)) >= FLOOR
 
 
 @searched
 @given(sessions(rollback=SCORE - 1))
 def test_any_session_of_a_mixed_model_equals_the_plain_sequence(calls: list[tuple[int, int, int, int]]) -> None:
-    hold_session(mixed(), calls)
+    assert worst_figure(mixed(), calls, len(calls)) >= FLOOR
 
 
 @searched
 @given(sessions(rollback=None))
 def test_any_session_of_a_full_model_equals_the_plain_sequence(calls: list[tuple[int, int, int, int]]) -> None:
-    hold_session(full(), calls)
+    assert worst_figure(full(), calls, len(calls)) >= FLOOR
 
 
 @searched
 @given(sessions(rollback=0))
 def test_any_session_without_score_equals_the_plain_sequence(calls: list[tuple[int, int, int, int]]) -> None:
-    hold_session(shifting(), calls)
+    assert worst_figure(shifting(), calls, len(calls)) >= FLOOR
 
 
 # --- the tests above, shown to notice -------------------------------------------------------------------------------
@@ -468,7 +468,7 @@ def test_states_have_the_rows_that_their_calls_need() -> None:
     assert {name: spec.shape for name, spec in specs.items()} == {
         "near": (2, 4, 4 + SCORE - 1, HEAD_DIM),
         "wide": (2, 1, 96, 32),  # 64 + 16 - 1 = 79, in blocks of 32
-        "far": (2, 2, 11 + SCORE - 1, 24),
+        "far": (1, 2, 11 + SCORE - 1, 24),
     }
     assert {name: spec.window for name, spec in specs.items()} == {"near": 4, "wide": None, "far": 11}
     assert state_specs(shifting().recipe)["sliding"].rows == WINDOW
