@@ -54,11 +54,12 @@ def list_(as_json: JsonOption = False) -> None:
 def show(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """The recipe after `extends` and `like`, as YAML."""
     from coreai_recipes.recipe import load_resolved
+    from coreai_recipes.recipe.yaml_writer import write_yaml
 
     resolved = load_resolved(recipe, overrides or ())
     for note in resolved.notes:
         print(f"# {note}")
-    print(resolved.text(), end="")
+    print(write_yaml(resolved.data), end="")
 
 
 @app.command()
@@ -251,10 +252,9 @@ def chat(
 @app.command()
 def schema() -> None:
     """The JSON Schema of recipes, for editors."""
-    from coreai_recipes import console
-    from coreai_recipes.recipe import json_schema
+    from coreai_recipes.recipe.editor_schema import schema_text
 
-    console.print_json(json_schema())
+    print(schema_text(), end="")
 
 
 @app.callback(invoke_without_command=True)

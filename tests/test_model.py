@@ -320,7 +320,7 @@ def test_ids_and_positions_of_a_chunk_longer_than_the_window_are_all_right() -> 
 
 
 @pytest.mark.parametrize("back", range(1, SCORE))
-@pytest.mark.parametrize("name", ["ring", "mixed", "full", "capped"])
+@pytest.mark.parametrize("name", ["ring", "mixed"])
 def test_a_rollback_within_score_is_exact(name: str, back: int) -> None:
     """At every place relative to the wrap, taken up again by each function."""
     for start in range(5, 5 + 12):

@@ -136,7 +136,7 @@ class _Appended:
                 raise RuntimeError(f"{self.prefix}{name}: a stored constant in a fragment")
             self.waiting[name] = operation
             return
-        if self._fold(operation) or self._reuse(operation):
+        if self._fold(operation) or self._reuse(operation) or self._skip(operation):
             return
         if operation.type == "write_state":
             self.linker.writes[self.rename(operation.inputs["input"].arguments[0].name)] += 1
@@ -209,23 +209,38 @@ class _Appended:
             if output.type.WhichOneof("type") == "tensorType":
                 self.linker.shapes[output.name] = shape_of(output.type.tensorType)
 
+    def _skip(self, operation: Any) -> bool:
+        """Take the operand of a slice that takes all of it: the rows of a kind with one layer are its whole state."""
+        output = operation.outputs[0] if operation.type == "slice_by_index" else None
+        if output is None or output.name in self.bound:
+            return False
+        source = self.rename(operation.inputs["x"].arguments[0].name)
+        if None in shape_of(output.type.tensorType) and self._sliced_shape(operation) == self.linker.shapes.get(source):
+            self.bound[output.name] = source
+            return True
+        return False
+
     def _settle_shape(self, operation: Any, copy: Any) -> None:
         """Declare the shape of a slice whose begin and end became known."""
         declared = copy.outputs[0].type.tensorType
-        if None not in shape_of(declared):
-            return
+        shape = self._sliced_shape(operation) if None in shape_of(declared) else None
+        if shape is not None:
+            set_type(declared, declared.dataType, shape)
+
+    def _sliced_shape(self, operation: Any) -> list[int] | None:
+        """The shape that a slice gives, where its begin, its end and what it is taken from are known."""
         given = {key: self.value(found.arguments[0].name) for key, found in operation.inputs.items() if key != "x"}
-        source = self.linker.shapes.get(copy.inputs["x"].arguments[0].name)
+        source = self.linker.shapes.get(self.rename(operation.inputs["x"].arguments[0].name))
         begin, end = given.get("begin"), given.get("end")
         if begin is None or end is None or source is None:
-            return
+            return None
         begin_mask, end_mask = given.get("begin_mask"), given.get("end_mask")
         shape = []
         for axis, size in enumerate(source):
             first = 0 if begin_mask is not None and begin_mask[axis] else int(begin[axis])
             last = size if end_mask is not None and end_mask[axis] else int(end[axis])
             shape.append(int(last or 0) - first)
-        set_type(declared, declared.dataType, shape)
+        return shape
 
 
 def _slice(arguments: Values) -> NDArray[Any]:

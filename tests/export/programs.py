@@ -100,7 +100,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
                 norm={"kind": "layer", "eps": 1e-5},
             ),
         },
-        ["plain", "partial", "plain", "proportional", "none", "plain"],
+        ["plain", "partial", "plain", "proportional", "none"],
         embedding={"scale": "sqrt_hidden_size"},
         head={"tied": True, "softcap": 7.0},
     ),
@@ -111,7 +111,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
             "proportional": layer_kind("sliding", "proportional", attention_softcap=5.0),
             "none": layer_kind("sliding", "none", norm={"kind": "rms", "eps": 1e-6, "weight": "none"}),
         },
-        ["plain", "partial", "plain", "proportional", "none"],
+        ["plain", "partial", "proportional", "none"],
         head={"tied": False},
     ),
     "mixture": lambda: small_recipe(
@@ -228,11 +228,11 @@ def type_words(named: Any) -> str:
     """An output's or input's type in words, ? for an unknown dimension."""
     kind = named.type
     if kind.WhichOneof("type") == "stateType":
-        return "state " + _tensor_words(kind.stateType.wrappedType.tensorType)
-    return _tensor_words(kind.tensorType)
+        return "state " + tensor_words(kind.stateType.wrappedType.tensorType)
+    return tensor_words(kind.tensorType)
 
 
-def _tensor_words(tensor: Any) -> str:
+def tensor_words(tensor: Any) -> str:
     sizes = [str(d.constant.size) if d.WhichOneof("dimension") == "constant" else "?" for d in tensor.dimensions]
     return f"{MIL_pb2.DataType.Name(tensor.dataType).lower()}({', '.join(sizes)})"
 

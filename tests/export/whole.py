@@ -83,7 +83,7 @@ def convert_whole(decoder: Decoder, folder: Path) -> Path:
 
 
 class _Selector:
-    """float16 for all but cosines, sines and what they are computed from."""
+    """float16 for all but cosines, sines, the axes that they are then given, and what they are computed from."""
 
     def __init__(self) -> None:
         self.float32: set[Any] = set()
@@ -93,7 +93,11 @@ class _Selector:
         block = operation.enclosing_block
         if id(block) not in self.seen:
             self.seen.add(id(block))
-            waiting = [found for found in block.operations if found.op_type in ("cos", "sin")]
+            waiting: list[Any] = []
+            for found in block.operations:
+                is_laid_out = found.op_type in ("transpose", "expand_dims") and found.x.op in waiting
+                if found.op_type in ("cos", "sin") or is_laid_out:
+                    waiting.append(found)
             while waiting:
                 found = waiting.pop()
                 if found is not None and found not in self.float32:

@@ -1,0 +1,243 @@
+"""The command line as a user meets it: one clear sentence or list, the right status, no traceback, nothing lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from coreai_recipes import cli
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = REPOSITORY / "tests/checkpoints/tiny-llama"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `recipe` with arguments; gives status, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["recipe", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        output = capsys.readouterr()
+        return int(ended.value.code or 0), output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of tiny-llama, not verified."""
+    from coreai_recipes import build
+
+    out = tmp_path_factory.mktemp("bundles")
+    return build("tiny-llama", TINY, out, verified=False).path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of tiny-llama's checkpoint, to be broken."""
+    return Path(shutil.copytree(TINY, tmp_path / "checkpoint"))
+
+
+def test_list_names_every_built_in_recipe(run: Run) -> None:
+    status, out, _ = run("list")
+    assert status == 0
+    for path in (REPOSITORY / "recipes").glob("*.yaml"):
+        assert path.stem in out
+
+
+def test_list_as_json_is_one_document(run: Run) -> None:
+    status, out, _ = run("list", "--json")
+    assert status == 0
+    assert {"name", "family", "parameters", "kinds", "rotary"} == set(json.loads(out)[0])
+
+
+def test_a_shown_recipe_validates(run: Run, tmp_path: Path) -> None:
+    _, out, _ = run("show", "smollm2-360m")
+    (tmp_path / "shown.yaml").write_text(out)
+    assert run("validate", tmp_path / "shown.yaml")[0] == 0
+
+
+def test_every_built_in_recipe_validates(run: Run) -> None:
+    names = sorted(path.stem for path in (REPOSITORY / "recipes").glob("*.yaml"))
+    status, out, err = run("validate", *names)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [f"{name}: valid" for name in names]
+
+
+def test_one_invalid_recipe_among_others_is_status_2(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("recipe: 1\n")
+    status, out, err = run("validate", "tiny-llama", tmp_path / "bad.yaml")
+    assert status == 2
+    assert "tiny-llama: valid" in out
+    assert f"{tmp_path / 'bad.yaml'}:1:1: name: " in err
+
+
+def test_an_unknown_recipe_says_where_to_look(run: Run) -> None:
+    status, _, err = run("validate", "smolm2-135m")
+    assert status == 2
+    assert "did you mean `smollm2-135m`?" in err
+
+
+def test_an_unknown_primitive_names_those_there_are(run: Run) -> None:
+    status, _, err = run("plan", "tiny-llama", "--set", "model.kinds.full.attention.kind=flash")
+    assert status == 2
+    assert "--set model.kinds.full.attention.kind=flash" in err
+    assert "full" in err
+    assert "sliding" in err
+
+
+def test_a_factor_without_a_kind_is_refused(run: Run) -> None:
+    status, _, err = run("plan", "tiny-llama", "--set", "model.kinds.full.rotary={kind: null, factor: 0.25}")
+    assert status == 2
+    assert "partial" in err
+    assert "proportional" in err
+
+
+def test_a_plan_is_made_without_weights(run: Run) -> None:
+    status, out, _ = run("plan", "qwen3-4b", "--json")
+    plan = json.loads(out)
+    assert status == 0
+    assert plan["functions"] == {"decode": 1, "prefill": 64}
+    assert sum(cost["bytes"] for cost in plan["costs"] if cost["what"].startswith(("weights", "table"))) > 8e9
+
+
+def test_a_build_needs_a_checkpoint_from_somewhere(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("build", "tiny-llama", "--out", tmp_path)
+    assert status == 2
+    assert err == "tiny-llama: the recipe names no checkpoint: give one with --checkpoint SRC\n"
+
+
+def test_the_checkpoint_of_another_model_is_refused_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("build", "smollm2-135m", "--checkpoint", TINY, "--out", tmp_path / "dist")
+    assert status == 2
+    assert "model.embed_tokens.weight is (512, 96), the recipe needs (49152, 576)" in err
+    assert not (tmp_path / "dist").exists()
+
+
+def test_a_truncated_checkpoint_is_refused(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    status, _, err = run("build", "tiny-llama", "--checkpoint", checkpoint, "--out", tmp_path / "dist")
+    assert status == 2
+    assert "model.safetensors" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_wrong_header_length_is_refused(run: Run, checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes((1 << 40).to_bytes(8, "little") + weights.read_bytes()[8:])
+    status, _, err = run("validate", "tiny-llama", "--checkpoint", checkpoint)
+    assert status == 2
+    assert "header" in err
+
+
+@pytest.mark.parametrize("shard", ["missing.safetensors", "../outside.safetensors"])
+def test_an_index_that_names_a_file_that_is_not_there_or_outside_is_refused(
+    run: Run, checkpoint: Path, shard: str
+) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"model.norm.weight": shard}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    status, _, err = run("validate", "tiny-llama", "--checkpoint", checkpoint)
+    assert status == 2
+    assert shard in err
+
+
+def test_half_a_gguf_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "half.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (10).to_bytes(8, "little"))
+    status, _, err = run("build", "tiny-llama", "--checkpoint", tmp_path / "half.gguf")
+    assert status == 2
+    assert "half.gguf" in err
+
+
+def test_a_pickle_is_refused_with_the_reason(run: Run, checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    status, _, err = run("validate", "tiny-llama", "--checkpoint", checkpoint)
+    assert status == 2
+    assert "safetensors" in err
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    status, _, err = run("build", "tiny-llama", "--checkpoint", TINY, "--out", tmp_path / "file", "--no-verify")
+    assert status == 2
+    assert str(tmp_path / "file") in err
+    assert len(err.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_full_disk_is_said_before_anything_is_converted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
+    status, _, err = run("build", "tiny-llama", "--checkpoint", TINY, "--out", tmp_path, "--no-verify")
+    assert status == 2
+    assert "0.00 GB are free" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_bundle_is_said_to_be_none(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("run", tmp_path, "hello")
+    assert status == 2
+    assert f"{tmp_path}: no bundle is here" in err
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_anything_is_generated(run: Run, tiny_bundle: Path) -> None:
+    status, out, err = run("run", tiny_bundle, "In the beginning " * 200)
+    assert (status, out) == (2, "")
+    assert "the bundle's context holds 256" in err
+
+
+def test_running_into_the_end_of_the_context_stops_with_length(run: Run, tiny_bundle: Path) -> None:
+    status, out, _ = run("run", tiny_bundle, "In the beginning", "--max-tokens", 1000, "--json")
+    assert status == 0
+    assert json.loads(out)["finish_reason"] == "length"
+
+
+def test_an_unverified_bundle_is_said_to_be_unverified(run: Run, tiny_bundle: Path) -> None:
+    _, out, err = run("run", tiny_bundle, "In the beginning", "--max-tokens", 4)
+    assert out.strip()
+    assert err.startswith("not verified\n")
+
+
+def test_a_modified_bundle_is_not_verified(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    with (bundle / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    status, _, err = run("verify", bundle, "--checkpoint", TINY)
+    assert status == 2
+    assert err == f"{bundle}: modified since it was built: tokenizer.json\n"
+
+
+def test_nothing_verified_is_status_1(run: Run, tiny_bundle: Path) -> None:
+    status, out, _ = run("verify", tiny_bundle, "--stage", "compressed", "--json")
+    assert status == 1
+    assert json.loads(out)["passed"] is False
+
+
+def test_a_wrong_option_is_status_2(run: Run) -> None:
+    assert run("build", "tiny-llama", "--chekpoint", "x")[0] == 2
+
+
+def test_ctrl_c_while_building_leaves_the_previous_bundle(tmp_path: Path, tiny_bundle: Path) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "tiny-llama")
+    before = (tmp_path / "tiny-llama/manifest.json").read_bytes()
+    command = "import os, signal, coreai_recipes.export.convert as convert\n"
+    command += "convert.convert_fragment = lambda fragment: os.kill(os.getpid(), signal.SIGINT)\n"
+    command += "from coreai_recipes.cli import main\nmain()"
+    arguments = ["build", "tiny-llama", "--checkpoint", str(TINY), "--out", str(tmp_path), "--no-cache", "--no-verify"]
+    ended = subprocess.run(
+        [sys.executable, "-c", command, *arguments], capture_output=True, text=True, env={**os.environ}, check=False
+    )
+    assert (ended.returncode, ended.stderr.strip()) == (130, "interrupted")
+    assert (tmp_path / "tiny-llama/manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-llama"]
+    assert signal.SIGINT == 2
