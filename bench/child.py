@@ -34,8 +34,13 @@ class Finished:
     stderr: str
 
 
-def run(command: Sequence[str], env: Mapping[str, str] | None = None, result: bool = True) -> Finished:
-    """Run `command` to its end. With `result`, its standard output is JSON, or ends with a line of it."""
+def run(
+    command: Sequence[str], env: Mapping[str, str] | None = None, result: bool = True, may_fail: bool = False
+) -> Finished:
+    """Run `command` to its end. With `result`, its standard output is JSON, or ends with a line of it.
+
+    With `may_fail` exit status 1, a verdict of `recipe verify`, is as good as 0. Raises ChildError otherwise.
+    """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         started = time.perf_counter()
         child = subprocess.Popen(command, stdout=out, stderr=errors, env={**os.environ, **(env or {})})
@@ -44,7 +49,7 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None, result: bo
         child.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it again
         out.seek(0), errors.seek(0)
         stdout, stderr = out.read().decode(), errors.read().decode(errors="replace")
-    if child.returncode != 0:
+    if child.returncode not in ((0, 1) if may_fail else (0,)):
         last = "\n".join((stdout + stderr).strip().splitlines()[-15:])
         raise ChildError(f"{' '.join(command)}: exit status {child.returncode}\n{last}")
     return Finished(

@@ -123,7 +123,7 @@ def build(
         manifest = _manifest(recipe, decoder, checkpoint_facts, source.eos_token_ids(), exported, folder)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
-            from coreai_recipes.verification.stages import run_stages
+            from coreai_recipes.verification.run import run_stages
 
             found = run_stages(recipe, source, folder / PACKAGE, on_progress=progress)
             if not found.passed:
@@ -147,7 +147,7 @@ def verify(
 
     Raises UserError when the bundle was modified since it was built, or the checkpoint does not fit.
     """
-    from coreai_recipes.verification.stages import run_stages
+    from coreai_recipes.verification.run import run_stages
 
     if isinstance(target, str | Path):
         recover(Path(target))

@@ -1,13 +1,34 @@
 """The command line: what each command takes and prints. The work is done elsewhere, and imported when it is needed."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+from coreai_recipes.errors import UserError
+
+
+class Commands(TyperGroup):
+    """A user's mistake is a sentence and status 2, an interrupt 130, and neither a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            for problem in error.problems:
+                print(problem, file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
     name="recipe",
+    cls=Commands,
     help="Language models as data: build them for the Apple Neural Engine, proven equal to transformers.",
     no_args_is_help=True,
     add_completion=True,
@@ -70,7 +91,6 @@ def validate(
 ) -> None:
     """Every problem of a recipe at once; with a checkpoint, its tensors' names and shapes too, from headers alone."""
     from coreai_recipes import console
-    from coreai_recipes.errors import UserError
     from coreai_recipes.recipe import load_recipe
 
     results: list[dict[str, Any]] = []
@@ -272,31 +292,11 @@ def _say_unverified(bundle: Any) -> None:
 
 
 def main() -> None:
-    """The entry point: a user's mistake is a sentence and status 2, an interrupt 130, and neither a traceback."""
-    import logging
-
-    import click
-
-    from coreai_recipes.errors import UserError
-
+    """The entry point."""
     # it warns of what it cannot load on this system, which nothing here needs
     logging.getLogger("coremltools").setLevel(logging.ERROR)
-
     try:
-        status = app(standalone_mode=False)
-    except UserError as error:
-        from coreai_recipes import console
-
-        console.print_problems(error.problems)
-        status = 2
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        status = 130
+        app()
     except BrokenPipeError:
         # the reader of our output has left; Python must not complain about it at exit either
         sys.stdout = None
-        status = 0
-    sys.exit(status)

@@ -1,6 +1,6 @@
 """Milliseconds of a decode step of a bundle's package, evaluated in float32.
 
-    python -m bench.children.evaluator_step BUNDLE POSITION THREADS STEPS
+python -m bench.children.evaluator_step BUNDLE POSITION THREADS STEPS
 """
 
 import json

@@ -1,6 +1,6 @@
 """Write a checkpoint of Qwen3-0.6B's shape with random weights, as a folder that transformers and we both read.
 
-    python -m bench.children.make_checkpoint FOLDER LAYERS
+python -m bench.children.make_checkpoint FOLDER LAYERS
 """
 
 import json

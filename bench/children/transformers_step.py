@@ -1,6 +1,6 @@
 """Milliseconds of transformers' own decode step with its cache, in float32.
 
-    python -m bench.children.transformers_step FOLDER_OR_GGUF POSITION THREADS STEPS
+python -m bench.children.transformers_step FOLDER_OR_GGUF POSITION THREADS STEPS
 """
 
 import json

@@ -72,11 +72,19 @@ def describe(runs: Mapping[str, list[child.Finished]], imports: Mapping[str, flo
                 ", ".join(f"{step} {per_second(taken)}" for step, taken in steps.items()),
             )
         )
-        result.figures[name] = {"seconds": seconds[name], "peak_bytes": peaks[name], "steps": steps, "runs": plain(found)}
+        result.figures[name] = {
+            "seconds": seconds[name],
+            "peak_bytes": peaks[name],
+            "steps": steps,
+            "runs": plain(found),
+        }
     result.figures["imports"] = dict(imports)
     shown = ", ".join(f"{name} {per_second(taken)}" for name, taken in imports.items())
     counts = ", ".join(f"{name} {len(found)}" for name, found in runs.items())
-    result.notes = [f"imports of a build, each with what it imports first, s: {shown}", f"runs, the median shown: {counts}"]
+    result.notes = [
+        f"imports of a build, each with what it imports first, s: {shown}",
+        f"runs, the median shown: {counts}",
+    ]
     smaller = peaks[BASELINE] / max(peaks[EMPTY], peaks[FULL])
     result.targets = [
         Target("empty cache, faster than the usual way", seconds[BASELINE] / seconds[EMPTY], 18, at_least=True),

@@ -136,7 +136,7 @@ class _Appended:
                 raise RuntimeError(f"{self.prefix}{name}: a stored constant in a fragment")
             self.waiting[name] = operation
             return
-        if self._fold(operation) or self._reuse(operation) or self._skip(operation):
+        if self._fold(operation) or self._skip(operation) or self._reuse(operation):
             return
         if operation.type == "write_state":
             self.linker.writes[self.rename(operation.inputs["input"].arguments[0].name)] += 1
@@ -211,14 +211,14 @@ class _Appended:
 
     def _skip(self, operation: Any) -> bool:
         """Take the operand of a slice that takes all of it: the rows of a kind with one layer are its whole state."""
-        output = operation.outputs[0] if operation.type == "slice_by_index" else None
-        if output is None or output.name in self.bound:
+        if operation.type != "slice_by_index" or None not in shape_of(operation.outputs[0].type.tensorType):
             return False
-        source = self.rename(operation.inputs["x"].arguments[0].name)
-        if None in shape_of(output.type.tensorType) and self._sliced_shape(operation) == self.linker.shapes.get(source):
-            self.bound[output.name] = source
-            return True
-        return False
+        output = operation.outputs[0]
+        source, shape = self.rename(operation.inputs["x"].arguments[0].name), self._sliced_shape(operation)
+        if shape is None or shape != self.linker.shapes[source] or output.name in self.bound:
+            return False
+        self.bound[output.name] = source
+        return True
 
     def _settle_shape(self, operation: Any, copy: Any) -> None:
         """Declare the shape of a slice whose begin and end became known."""

@@ -5,7 +5,9 @@ difference that remains is named here, with its reason.
 """
 
 import contextlib
+import hashlib
 import io
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from figures import psnr
 from programs import (
     RECIPES,
     blob_digest,
@@ -25,6 +28,7 @@ from programs import (
     random_weights,
     read_model,
     stored_constants,
+    tensor_words,
     type_words,
 )
 from whole import convert_whole
@@ -121,35 +125,58 @@ def test_the_functions_take_and_give_the_same_and_hold_the_same_states(case: Cas
 
 def test_there_are_as_many_operations_of_each_type_as_in_a_whole_conversion(case: Case) -> None:
     for name in case.functions:
-        ours, theirs = operation_types(case.ours, name), operation_types(case.theirs, name)
+        ours, theirs = operation_types(case.ours, name), without_batch_norm(operation_types(case.theirs, name))
         different = {kind: (ours[kind], theirs[kind]) for kind in ours | theirs if ours[kind] != theirs[kind]}
         assert not different, f"{case.name}, {name}: ours and theirs have {different}"
 
 
 def test_operations_give_the_same_types_and_shapes_as_in_a_whole_conversion(case: Case) -> None:
     for name in case.functions:
-        ours, theirs = operations_with_types(case.ours, name), operations_with_types(case.theirs, name)
-        assert not ours - theirs, f"{case.name}, {name}: ours only {dict(ours - theirs)}, theirs {dict(theirs - ours)}"
+        ours = operations_with_types(case.ours, name)
+        theirs = without_batch_norm(operations_with_types(case.theirs, name))
+        assert ours == theirs, f"{case.name}, {name}: ours only {ours - theirs}, theirs {theirs - ours}"
+
+
+def without_batch_norm(counts: Counter[str]) -> Counter[str]:
+    """`counts` with each batch_norm as the mul and add that it was made of.
+
+    coremltools joins the weight and the bias of a LayerNorm so when it sees their values, which the linker never does.
+    Its batch_norm divides by sqrt(1 + 1e-5) besides, which ours does not.
+    """
+    apart: Counter[str] = Counter()
+    for words, count in counts.items():
+        for kind in ("mul", "add") if words.startswith("batch_norm") else ("batch_norm",):
+            apart[words.replace("batch_norm", kind)] += count
+    return apart
 
 
 def test_the_weights_are_the_same_float16_blobs(case: Case) -> None:
+    """Per function: every weight in every shape that it is used in, and nothing else."""
+    channels = case.recipe.model.hidden_size
+    neutral = {stored((channels,), torch.full((channels,), value).half()) for value in (0.0, 1.0)}
     for name in case.functions:
         ours, theirs = (
             {
-                (type_words_of(kind), blob_digest(package, offset))
+                (shape_without_ones(kind), blob_digest(package, offset))
                 for _, kind, offset in stored_constants(model, name)
-                if type_words_of(kind).startswith("float16")
+                if tensor_words(kind).startswith("float16")
             }
             for model, package in ((case.ours, case.package), (case.theirs, case.whole))
         )
-        assert ours == theirs
-        assert len(ours) == len(random_weights(case.recipe)) + case.recipe.model.head.tied
+        assert ours <= theirs
+        assert theirs - ours <= neutral  # the mean and the variance of a batch_norm
+        assert ours == {stored(tuple(w.shape), w.half()) for w in random_weights(case.recipe).values()}
+        dtypes = {tensor_words(kind).partition("(")[0] for _, kind, _ in stored_constants(case.ours, name)}
+        assert dtypes == {"float16"}
 
 
-def type_words_of(tensor: Any) -> str:
-    from programs import _tensor_words
+def stored(shape: tuple[int, ...], values: torch.Tensor) -> tuple[tuple[int, ...], str]:
+    digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()
+    return tuple(size for size in shape if size > 1), digest
 
-    return _tensor_words(tensor)
+
+def shape_without_ones(kind: Any) -> tuple[int, ...]:
+    return tuple(d.constant.size for d in kind.dimensions if d.constant.size > 1)
 
 
 def test_both_packages_compute_the_same(case: Case) -> None:
@@ -165,7 +192,10 @@ def test_both_packages_compute_the_same(case: Case) -> None:
             inputs["count"] = torch.tensor([count])
         ours, theirs = (p.function(name)(inputs, s)["logits"] for p, s in zip(programs, states, strict=True))
         kept = count if name == "score" else 1
-        assert torch.equal(ours[:, :kept], theirs[:, :kept])
+        if case.name == "full":  # which has LayerNorms: see without_batch_norm
+            assert psnr(theirs[:, :kept], ours[:, :kept]) > 80
+        else:
+            assert torch.equal(ours[:, :kept], theirs[:, :kept])
         position += count
 
 

@@ -57,7 +57,9 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         model: Any = LlamaForCausalLM(LlamaConfig(**shape))
     else:
         model = MistralForCausalLM(MistralConfig(**shape, sliding_window=12))
-    model = model.half().float().eval()
+    model.eval()
+    for parameter in model.parameters():  # never model.half(): it would round the buffer of inv_freq too
+        parameter.data = parameter.data.half().float()
     model.save_pretrained(folder / "checkpoint")
     write_tokenizer(folder / "checkpoint")
     (folder / "small.yaml").write_text(
@@ -124,10 +126,8 @@ def test_a_rollback_gives_what_a_fresh_session_gives(built: tuple[Bundle, Any]) 
     session = opened(bundle).session
     base = [3 + (7 * i) % 250 for i in range(40)]
     for token_ids in (base, [*base[:-3], 9], [*base[:-4], 11, 12], [*base[:20], 5], base):
-        logits = session.feed(token_ids)
-        # another split into chunks adds up in another order, no more
-        torch.testing.assert_close(logits, opened(bundle).session.feed(token_ids), rtol=0, atol=1e-4)
-        assert int(logits.argmax()) == int(theirs(torch.tensor([token_ids])).logits[0, -1].argmax())
+        logits = theirs(torch.tensor([token_ids])).logits[0, -1]
+        torch.testing.assert_close(session.feed(token_ids), logits, rtol=0, atol=2e-4)
 
 
 def test_only_the_functions_that_are_needed_are_called(

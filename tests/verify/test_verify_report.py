@@ -136,8 +136,8 @@ def test_positions_are_sampled_from_the_first_to_the_last(context: int) -> None:
 
 
 def test_importing_verify_imports_nothing_heavy() -> None:
-    code = "import sys, coreai_recipes.verify; print({'torch', 'transformers', 'numpy', 'coremltools'} & sys.modules.keys())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
+    heavy = "{'torch', 'transformers', 'numpy', 'coremltools'}"
+    code = f"import sys, coreai_recipes.verify; print({heavy} & sys.modules.keys())"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout == "set()\n"

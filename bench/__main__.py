@@ -1,0 +1,52 @@
+"""`python -m bench [NAME...]`: measure, print the tables, and say of each target whether it is met."""
+
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.child import ChildError
+from bench.options import SMOLLM2, Options, default_folder, default_smollm2
+
+BENCHMARKS = ("startup", "build", "layers", "decode", "fidelity")
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=", ".join(BENCHMARKS))] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of what is ours; the median is shown.")] = 3,
+    baseline_repeats: Annotated[int, typer.Option(min=1, help="Runs of `build`'s baseline, minutes each.")] = 1,
+    smollm2: Annotated[
+        Path | None, typer.Option(help=f"SmolLM2-135M-Instruct, a folder or a GGUF; else $SMOLLM2, else {SMOLLM2}.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Keeps the checkpoints that are made (3 GB).")] = None,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there too.")] = None,
+) -> None:
+    """Measure the figures of the README, side by side in one run."""
+    unknown = [name for name in names or () if name not in BENCHMARKS]
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}: the benchmarks are {', '.join(BENCHMARKS)}")
+    options = Options(repeats, baseline_repeats, smollm2 or default_smollm2(), folder or default_folder())
+    found, failed = {}, False
+    for name in names or BENCHMARKS:
+        before = os.getloadavg()[0]
+        try:
+            result = import_module(f"bench.suite.{name}").measure(options)
+        except ChildError as error:
+            print(f"{name} could not be measured: {error}\n", file=sys.stderr, flush=True)
+            failed = True
+            continue
+        load = f"load average {before:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} processors"
+        result.notes.append(load)
+        result.print()
+        found[name] = result.to_json()
+    if out:
+        out.write_text(json.dumps(found, indent=2) + "\n")
+    raise typer.Exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

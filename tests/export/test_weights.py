@@ -1,0 +1,118 @@
+"""weight.bin is, byte for byte, what coremltools' own writer makes of the same tensors."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from coreai_recipes.export.weights import WeightLayout, write_weights
+
+Arrays = dict[str, NDArray[np.float16]]
+
+
+def random_arrays(*shapes: tuple[int, ...]) -> Arrays:
+    generator = np.random.default_rng(0)
+    return {f"w{i}": generator.standard_normal(shape).astype(np.float16) for i, shape in enumerate(shapes)}
+
+
+def layout_of(arrays: Arrays) -> WeightLayout:
+    layout = WeightLayout()
+    for name, array in arrays.items():
+        layout.place(name, array.shape)
+    return layout
+
+
+def write(path: Path, layout: WeightLayout, blocks: dict[str, Iterable[NDArray[np.float16]]]) -> tuple[str, list[int]]:
+    """The digest that the writer gives, and the size of each block that it told of."""
+    writing, sizes = write_weights(path, layout, blocks), []
+    while True:
+        try:
+            sizes.append(next(writing)[1])
+        except StopIteration as end:
+            return str(end.value), sizes
+
+
+def written_by_coremltools(path: Path, arrays: Arrays) -> list[int]:
+    """The offsets that coremltools' writer gives."""
+    from coremltools.libmilstoragepython import _BlobStorageWriter
+
+    writer = _BlobStorageWriter(str(path))
+    return [writer.write_fp16_data(array.view(np.uint16).ravel()) for array in arrays.values()]
+
+
+def test_bytes_and_offsets_are_those_of_coremltools(tmp_path: Path) -> None:
+    arrays = random_arrays((1, 48, 1, 1), (131, 48), (3,), (64, 32, 1, 1), (1,), (32,), (7, 5, 1, 1))
+    layout = layout_of(arrays)
+    write(tmp_path / "ours", layout, {name: [array] for name, array in arrays.items()})
+    assert [blob.offset for blob in layout.blobs.values()] == written_by_coremltools(tmp_path / "theirs", arrays)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=1, max_size=6), st.integers(1, 11))
+def test_blocks_of_any_size_give_the_bytes_of_coremltools(
+    tmp_path: Path, shapes: list[tuple[int, int]], rows: int
+) -> None:
+    arrays = random_arrays(*shapes)
+    blocks = {name: [a[i : i + rows] for i in range(0, len(a), rows)] for name, a in arrays.items()}
+    _, sizes = write(tmp_path / "ours", layout_of(arrays), blocks)
+    written_by_coremltools(tmp_path / "theirs", arrays)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert sizes == [block.nbytes for name in arrays for block in blocks[name]]
+
+
+def test_a_block_is_written_before_the_next_is_asked_for(tmp_path: Path) -> None:
+    """All blocks of a checkpoint share one buffer."""
+    (array,) = random_arrays((6, 4)).values()
+    buffer = np.empty((2, 4), np.float16)
+
+    def blocks() -> Iterable[NDArray[np.float16]]:
+        for start in (0, 2, 4):
+            buffer[:] = array[start : start + 2]
+            yield buffer
+            buffer[:] = 0
+
+    layout = layout_of({"w0": array})
+    write(tmp_path / "ours", layout, {"w0": blocks()})
+    written = (tmp_path / "ours").read_bytes()
+    assert written[layout.blobs["w0"].offset + 64 :][: array.nbytes] == array.tobytes()
+
+
+def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
+    arrays = random_arrays((5, 7), (64,))
+    digest, _ = write(tmp_path / "ours", layout_of(arrays), {name: [array] for name, array in arrays.items()})
+    assert digest == hashlib.sha256((tmp_path / "ours").read_bytes()).hexdigest()
+
+
+def test_a_tensor_in_two_shapes_is_one_blob() -> None:
+    layout = WeightLayout()
+    offset = layout.place("embedding.weight", (131, 48))
+    end = layout.end
+    assert layout.place("embedding.weight", (131, 48, 1, 1)) == offset
+    assert layout.end == end
+    assert list(layout.blobs) == ["embedding.weight"]
+
+
+def test_a_tensor_in_two_sizes_is_refused() -> None:
+    layout = WeightLayout()
+    layout.place("embedding.weight", (131, 48))
+    with pytest.raises(RuntimeError, match=r"embedding.weight is used as \(131, 48\) and as \(130, 48\)"):
+        layout.place("embedding.weight", (130, 48))
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_a_tensor_of_another_size_than_was_laid_out_is_refused(tmp_path: Path, rows: int) -> None:
+    layout = WeightLayout()
+    layout.place("w", (5, 2))
+    with pytest.raises(RuntimeError, match=f"w: {rows * 4} bytes came, 20 were laid out"):
+        write(tmp_path / "ours", layout, {"w": [np.zeros((rows, 2), np.float16)]})
+
+
+def test_offsets_stand_before_any_weight_is_read() -> None:
+    layout = WeightLayout()
+    assert [layout.place(name, (33,)) for name in "abc"] == [64, 64 + 64 + 128, 64 + 2 * (64 + 128)]
