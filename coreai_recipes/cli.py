@@ -253,20 +253,32 @@ def chat(
     model = open_model(opened.path, opened.manifest, runtime)
     _say_unverified(opened)
     talk = Chat(model, system=system, sampler=Sampler(temperature, top_p, seed), max_tokens=max_tokens)
+    prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
-            line = input("> ")
+            line = input(prompt)
         except EOFError:
             return
         if line.strip() == "/quit":
             return
-        if not line.strip():
-            continue
+        if line.strip():
+            _reply(talk, line)
+
+
+def _reply(talk: Any, line: str) -> None:
+    """One turn; what is wrong with it, or Ctrl-C, ends the turn and not the chat."""
+    try:
         result = talk.reply(line)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return
+    try:
         for piece in result:
             print(piece, end="", flush=True)
-        print()
-        print(result.summary(), file=sys.stderr)
+    except KeyboardInterrupt:
+        result.close()
+    print()
+    print(result.summary(), file=sys.stderr)
 
 
 @app.command()

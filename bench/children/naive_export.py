@@ -1,8 +1,8 @@
 """What a user must do today: transformers' model with a cache of states, traced and converted whole for each function.
 
-The form is that of Apple's own example (Mistral 7B with Core ML, 2024): from_pretrained, a cache whose `update` writes a
-slice of two buffers, torch.jit.trace, ct.convert with those buffers as states, save_multifunction. Shapes are static and
-the passes coremltools' default ones, so that the package has the functions, states and dtypes of ours.
+The form is that of Apple's own example (Mistral 7B with Core ML, 2024): from_pretrained, a cache whose `update` writes
+a slice of two buffers, torch.jit.trace, ct.convert with those buffers as states, save_multifunction. Shapes are static
+and the passes coremltools' default ones, so that the package has the functions, states and dtypes of ours.
 
     python -m bench.children.naive_export CHECKPOINT OUT CONTEXT PREFILL
 """
@@ -31,7 +31,7 @@ HIDDEN = -1e4
 
 
 class SliceUpdateCache(Cache):
-    """Keys and values of all layers in two tensors (layers, 1, KV heads, rows, head_dim), written from `position` on."""
+    """Keys and values of all layers, two tensors (layers, 1, KV heads, rows, head_dim), written from `position` on."""
 
     def __init__(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
         super().__init__(layers=[])

@@ -82,7 +82,6 @@ def write_weights(
             if written != blob.size:
                 raise RuntimeError(f"{name}: {written} bytes came, {blob.size} were laid out")
             position = blob.offset + RECORD.size + blob.size
-        write(bytes(_align(position) - position))
     return digest.hexdigest()
 
 

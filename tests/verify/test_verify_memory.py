@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[2]
 HIDDEN, INTERMEDIATE, HEADS, VOCAB = 512, 1536, 8, 97
 # Run by itself, because a peak is a process's own.
 MEASURE = """
-import resource, sys
+import resource, sys, torch
 from pathlib import Path
 from coreai_recipes.checkpoint import open_checkpoint
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.verify import memory, run_stages
 
 memory.free_bytes = lambda: 0  # no whole model
+torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 recipe = Recipe.model_validate_json((folder / "recipe.json").read_text())
 report = run_stages(recipe, open_checkpoint(folder), None, stages=["torch"])
