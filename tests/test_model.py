@@ -86,7 +86,7 @@ def stitched() -> tuple[Decoder, Callable[[Tensor], Tensor]]:
     No family of transformers has such kinds; one-layer models of three families, called one after the other, do.
     """
     parts = {
-        "wide": llama(num_hidden_layers=1, theta=5e5, num_attention_heads=3, num_key_value_heads=1, head_dim=32),
+        "wide": llama(num_hidden_layers=1, theta=1e6, num_attention_heads=3, num_key_value_heads=1, head_dim=32),
         "near": mistral(num_hidden_layers=1, sliding_window=4, num_attention_heads=4, num_key_value_heads=4),
         "far": qwen3(num_hidden_layers=1, head_dim=24, use_sliding_window=True, sliding_window=11, max_window_layers=0),
     }
@@ -125,7 +125,7 @@ def test_kinds_of_different_windows_and_head_dims_live_in_one_model() -> None:
     decoder, reference = stitched()
     ids = random_ids(50)
     assert psnr(reference(ids), decoder(ids)) >= FLOOR
-    # each kind has angles of its own, and a mask of its own
+    # wide and far have one rotary, but not one head_dim: angles of their own
     assert {name: decoder.front.angle_group(name) for name in decoder.front.kinds} == {
         n: n for n in ("near", "wide", "far")
     }

@@ -30,7 +30,7 @@ IMPORTED = time.perf_counter()
 HIDDEN = -1e4
 
 
-class SliceUpdateCache(Cache):
+class SliceUpdateCache(Cache):  # type: ignore[misc]
     """Keys and values of all layers, two tensors (layers, 1, KV heads, rows, head_dim), written from `position` on."""
 
     def __init__(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
@@ -46,6 +46,11 @@ class SliceUpdateCache(Cache):
 
 class StatefulModel(nn.Module):
     """The inputs and outputs of our package around transformers' model."""
+
+    k_cache: Tensor
+    v_cache: Tensor
+    rows: Tensor
+    steps: Tensor
 
     def __init__(self, model: Any, context: int, queries: int) -> None:
         super().__init__()

@@ -1,13 +1,12 @@
 """A whole build beside what a user must do today for the same package: time and peak memory.
 
-Both read the same checkpoint of Qwen3-0.6B's shape (28 layers, vocabulary 151936, random weights) and write `prefill` of
-64 tokens and `decode` at context 2048. The baseline is `bench.children.naive_export`.
+Both read the same checkpoint of Qwen3-0.6B's shape (28 layers, vocabulary 151936, random weights) and write `prefill`
+of 64 tokens and `decode` at context 2048. The baseline is `bench.children.naive_export`.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from bench import child
 from bench.options import Options
@@ -72,18 +71,14 @@ def describe(runs: Mapping[str, list[child.Finished]], imports: Mapping[str, flo
                 ", ".join(f"{step} {per_second(taken)}" for step, taken in steps.items()),
             )
         )
-        result.figures[name] = {
-            "seconds": seconds[name],
-            "peak_bytes": peaks[name],
-            "steps": steps,
-            "runs": plain(found),
-        }
+        result.figures[name] = {"seconds": seconds[name], "peak_bytes": peaks[name], "steps": steps}
+        result.figures[name]["runs"] = [{"seconds": run.seconds, "peak_bytes": run.peak_bytes} for run in found]
     result.figures["imports"] = dict(imports)
     shown = ", ".join(f"{name} {per_second(taken)}" for name, taken in imports.items())
     counts = ", ".join(f"{name} {len(found)}" for name, found in runs.items())
     result.notes = [
-        f"imports of a build, each with what it imports first, s: {shown}",
-        f"runs, the median shown: {counts}",
+        f"imports of one more build, each with what it imports first, s: {shown}",
+        f"runs, in turn, the median shown: {counts}",
     ]
     smaller = peaks[BASELINE] / max(peaks[EMPTY], peaks[FULL])
     result.targets = [
@@ -92,7 +87,3 @@ def describe(runs: Mapping[str, list[child.Finished]], imports: Mapping[str, flo
         Target("less peak memory than the usual way", smaller, 12, at_least=True),
     ]
     return result
-
-
-def plain(found: list[child.Finished]) -> list[dict[str, Any]]:
-    return [{"seconds": run.seconds, "peak_bytes": run.peak_bytes} for run in found]

@@ -5,6 +5,7 @@ import gc
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -154,4 +155,44 @@ def _inline_constants(model: Any, name: str) -> bytes:
                 immediate.bytes.values = np.asarray(reader.read_fp16_data(offset)).tobytes()
             case dtype:
                 raise RuntimeError(f"{name}: constant {operation.outputs[0].name} has dtype {dtype}")
+    _settle_names(function)
     return bytes(spec.SerializeToString(deterministic=True))
+
+
+def _settle_names(function: Any) -> None:
+    """Name each value after its operation and its turn, each constant standing before the first that uses it.
+
+        before: const_5 = const(), ..., cast_11_dtype_0 = const(), cast_11 = cast(x, cast_11_dtype_0)
+        after:  const_0 = const(), cast_0 = cast(x, const_0), ..., const_1 = const(), add_0 = add(cast_0, const_1)
+
+    coremltools' passes walk sets of objects, so which of two equal constants stays, and which cast is made first,
+    differs from one conversion to the next.
+    """
+    block = function.block_specializations[function.opset]
+    constants = {op.outputs[0].name: op for op in block.operations if op.type == "const"}
+    settled = {name: name for name in (*(port.name for port in function.inputs), *block.outputs)}
+    counts: Counter[str] = Counter()
+    ordered: list[Any] = []
+
+    def settle(operation: Any) -> None:
+        for key in sorted(operation.inputs):
+            for argument in operation.inputs[key].arguments:
+                if argument.WhichOneof("binding") == "name":
+                    if argument.name in constants:
+                        settle(constants.pop(argument.name))
+                    argument.name = settled[argument.name]
+        for output in operation.outputs:
+            if output.name not in settled:
+                settled[output.name] = f"{operation.type}_{counts[operation.type]}"
+                counts[operation.type] += 1
+            output.name = settled[output.name]
+        label = operation.attributes["name"].immediateValue.tensor.strings.values
+        label[:] = [operation.outputs[0].name if operation.outputs else f"{operation.type}_{len(ordered)}"]
+        ordered.append(type(operation).FromString(operation.SerializeToString()))
+
+    for operation in block.operations:
+        if operation.type != "const" or operation.outputs[0].name in block.outputs:
+            constants.pop(operation.outputs[0].name if operation.outputs else "", None)
+            settle(operation)
+    del block.operations[:]
+    block.operations.extend(ordered)

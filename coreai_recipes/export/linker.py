@@ -170,7 +170,7 @@ class _Appended:
         if output is None or output.name in self.bound:  # what is bound must have its own name
             return False
         operands = [
-            (key, tuple(self._operand(argument.name) for argument in found.arguments))
+            (key, tuple(self._operand(argument) for argument in found.arguments))
             for key, found in sorted(operation.inputs.items())
         ]
         version = 0
@@ -185,10 +185,12 @@ class _Appended:
         self.linker.computed.setdefault(key, self.rename(output.name))
         return False
 
-    def _operand(self, name: str) -> Any:
-        """What an operand is: the value of a small constant, else the name in the function."""
-        value = self.value(name)
-        return self.rename(name) if value is None else (value.shape, value.tobytes())
+    def _operand(self, argument: Any) -> Any:
+        """What an operand is: the value of a small constant or of what is given in place, else the function's name."""
+        if argument.WhichOneof("binding") == "value":
+            return argument.value.SerializeToString(deterministic=True)
+        value = self.value(argument.name)
+        return self.rename(argument.name) if value is None else (value.shape, value.tobytes())
 
     def _copy(self, operation: Any) -> None:
         copy = self.linker.block.operations.add()

@@ -3,7 +3,7 @@
 Under xdist the workers share one folder, so that nothing is converted by both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,9 +28,9 @@ def cache(shared: Path) -> FragmentCache:
 
 
 @pytest.fixture(scope="session")
-def made(shared: Path) -> Iterator[object]:
+def made(shared: Path) -> Callable[[str, Callable[[Path], object]], Path]:
     """`made(name, make)`: the folder that `make(folder)` filled, once a session."""
-    yield lambda name, make: once(shared / name, make)
+    return lambda name, make: once(shared / name, make)
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,11 @@ WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
 
 
 def layer_kind(
-    attention: str = "full", rotary: Mapping[str, Any] | str = "full", *, mlp: Mapping[str, Any] | None = None, **more: Any
+    attention: str = "full",
+    rotary: Mapping[str, Any] | str = "full",
+    *,
+    mlp: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """A kind of 4 heads over 2 KV heads; `attention_...` keywords go into the attention, others beside it."""
     sizes = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 24}
@@ -107,7 +111,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "sliding": lambda: small_recipe(
         {
             "plain": layer_kind("sliding", {"kind": "full", "pairing": "interleaved"}),
-            "partial": layer_kind("sliding", "partial", attention_window=5, norm={"kind": "layer", "eps": 1e-5, "bias": False}),
+            "partial": layer_kind(
+                "sliding", "partial", attention_window=5, norm={"kind": "layer", "eps": 1e-5, "bias": False}
+            ),
             "proportional": layer_kind("sliding", "proportional", attention_softcap=5.0),
             "none": layer_kind("sliding", "none", norm={"kind": "rms", "eps": 1e-6, "weight": "none"}),
         },

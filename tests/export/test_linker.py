@@ -1,7 +1,6 @@
 """What the linker does to fragments: for each rewrite a program where it fires and one where it must not."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from programs import (
     read_model,
     small_recipe,
     stored_constants,
+    tensor_words,
     type_words,
 )
 
@@ -317,17 +317,11 @@ def test_all_functions_declare_the_same_states(linked: Any) -> None:
 
 def test_every_function_holds_the_same_weights_at_the_same_offsets(linked: Any) -> None:
     found = [
-        {(name, type_words_of(kind), offset) for name, kind, offset in stored_constants(linked, function)}
+        {(name, tensor_words(kind), offset) for name, kind, offset in stored_constants(linked, function)}
         for function in linked.mlProgram.functions
     ]
     assert found[0]
     assert all(weights == found[0] for weights in found)
-
-
-def type_words_of(kind: Any) -> str:
-    from programs import tensor_words
-
-    return tensor_words(kind)
 
 
 def test_every_name_is_defined_once_and_before_it_is_used(linked: Any) -> None:
@@ -357,26 +351,24 @@ def test_nothing_in_a_layer_works_out_its_place(linked: Any) -> None:
 
 # --- operation counts, a contract: a lost fusion keeps parity and changes the count -----------------------------------
 
-# What one more layer adds, by kind and function.
-A_LAYER: dict[tuple[str, str], dict[str, int]] = {}
+# What one more layer of a Llama adds, whatever the function.
+A_LAYER = {
+    "abs": 2, "add": 7, "concat": 4, "conv": 7, "expand_dims": 2, "matmul": 2, "maximum": 2, "mul": 20, "read_state": 2,
+    "real_div": 4, "reduce_max": 2, "reduce_mean": 2, "reshape": 12, "rsqrt": 2, "silu": 1, "slice_by_index": 6,
+    "slice_update": 2, "softmax": 1, "sub": 2, "transpose": 4, "write_state": 2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("attention", ["full", "sliding"])
-def test_one_more_layer_costs_as_many_operations_as_it_should(
-    attention: str, made: Any, cache: FragmentCache, tmp_path: Path
-) -> None:
+def test_one_more_layer_costs_as_many_operations_as_it_should(attention: str, made: Any, cache: FragmentCache) -> None:
     kinds = {attention: layer_kind(attention)}
-    two, three = (
-        read_model(
-            made(
-                f"{attention}-{layers}.mlpackage",
-                lambda folder, layers=layers: export(
-                    small_recipe(kinds, [{"repeat": layers, "of": [attention]}]), folder, cache
-                ),
-            )
-        )
-        for layers in (2, 3)
-    )
+
+    def model(layers: int) -> Any:
+        recipe = small_recipe(kinds, [{"repeat": layers, "of": [attention]}])
+        return read_model(made(f"{attention}-{layers}.mlpackage", lambda folder: export(recipe, folder, cache)))
+
+    two, three = model(2), model(3)
     for function in ("decode", "prefill"):
+        gathers = {"gather": 2} if (attention, function) == ("sliding", "prefill") else {}  # the ring's rows
         more = operation_types(three, function) - operation_types(two, function)
-        assert dict(more) == A_LAYER.get((attention, function), {}), f"a {attention} layer in {function}: {dict(more)}"
+        assert dict(more) == A_LAYER | gathers, f"a {attention} layer in {function}: {dict(sorted(more.items()))}"

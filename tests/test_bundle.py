@@ -1,0 +1,358 @@
+"""A built folder: what its manifest promises, that it is sealed, and that a build that fails leaves nothing behind."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from coreai_recipes.bundle import Bundle, VerificationError, build
+from coreai_recipes.errors import BundleError, CheckpointError
+from coreai_recipes.recipe import load_recipe
+
+CHECKPOINT = Path(__file__).parent / "checkpoints/tiny-llama"
+NAME = "tiny-llama"
+CONTEXT, PREFILL, LAYERS, VOCAB = 256, 16, 4, 512
+
+
+@pytest.fixture(scope="session")
+def fragments(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Path]:
+    """One fragment cache for all builds of this file, shared between workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "bundle-fragments"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECIPE_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def first(fragments: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle that no test changes."""
+    return build(NAME, CHECKPOINT, tmp_path_factory.mktemp("first"), verified=False)
+
+
+@pytest.fixture
+def bundle(first: Bundle, tmp_path: Path) -> Bundle:
+    """A copy that a test may change."""
+    shutil.copytree(first.path, tmp_path / NAME)
+    return Bundle.open(tmp_path / NAME)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+# --- the manifest, key by key -----------------------------------------------------------------------------------------
+
+
+def test_the_manifest_has_these_keys_and_no_others(first: Bundle) -> None:
+    assert list(first.manifest) == [
+        "format", "name", "recipe_sha256", "checkpoint", "versions", "context", "vocab_size", "packages", "states",
+        "eos_token_ids", "files",
+    ]  # fmt: skip
+    assert json.loads((first.path / "manifest.json").read_text()) == first.manifest
+
+
+def test_the_manifest_says_what_was_built_from_what(first: Bundle) -> None:
+    manifest = first.manifest
+    assert manifest["format"] == 1
+    assert manifest["name"] == NAME
+    assert manifest["recipe_sha256"] == digest(first.path / "recipe.yaml")
+    assert manifest["checkpoint"] == {
+        "source": "tiny-llama",
+        "sha256": {"model.safetensors": digest(CHECKPOINT / "model.safetensors")},
+    }
+    packages = ("coreai-recipes", "coremltools", "torch")
+    assert manifest["versions"] == {package: version(package) for package in packages}
+    assert (manifest["context"], manifest["vocab_size"]) == (CONTEXT, VOCAB)
+    ids = json.loads((CHECKPOINT / "generation_config.json").read_text())["eos_token_id"]
+    assert manifest["eos_token_ids"] == (ids if isinstance(ids, list) else [ids])
+
+
+def test_the_manifest_describes_the_package_and_its_functions(first: Bundle) -> None:
+    one, many = {"dtype": "int32", "shape": [1]}, {"dtype": "int32", "shape": [1, PREFILL]}
+    logits = {"logits": {"dtype": "float16", "shape": [1, 1, VOCAB]}}
+    assert first.manifest["packages"] == [
+        {
+            "file": "model.mlpackage",
+            "role": "all",
+            "layers": [0, LAYERS],
+            "functions": {
+                "decode": {
+                    "query": 1,
+                    "inputs": {"input_ids": {"dtype": "int32", "shape": [1, 1]}, "position": one},
+                    "outputs": logits,
+                },
+                "prefill": {
+                    "query": PREFILL,
+                    "inputs": {"input_ids": many, "position": one, "count": one},
+                    "outputs": logits,
+                },
+            },
+        }
+    ]
+
+
+def test_the_manifest_describes_the_states(first: Bundle) -> None:
+    rows = 288  # context + prefill - 1, in whole blocks of 32
+    state = {"dtype": "float16", "shape": [LAYERS, 2, rows, 32], "kind": "full", "rows": rows, "window": None}
+    assert first.manifest["states"] == {"k_full": state, "v_full": state}
+
+
+def test_the_manifest_is_what_the_package_says_of_itself(first: Bundle) -> None:
+    from coreai_recipes.evaluate import Program
+
+    program = Program(first.package)
+    (package,) = first.manifest["packages"]
+    assert list(package["functions"]) == list(program.functions)
+    for name, described in package["functions"].items():
+        function = program.function(name)
+        for key, found in (("inputs", function.inputs), ("outputs", function.outputs)):
+            promised = {port: (p["dtype"], tuple(p["shape"])) for port, p in described[key].items()}
+            assert promised == {port: tuple(kind) for port, kind in found.items()}
+        states = {key: (s["dtype"], tuple(s["shape"])) for key, s in first.manifest["states"].items()}
+        assert states == {key: tuple(kind) for key, kind in function.states.items()}
+
+
+def test_files_covers_every_file_but_the_manifest_and_the_report(first: Bundle) -> None:
+    found = contents(first.path)
+    assert set(found) - set(first.manifest["files"]) == {"manifest.json", "report.json"}
+    assert {"model.mlpackage/Manifest.json", "recipe.yaml", "tokenizer.json"} <= set(first.manifest["files"])
+    for name, sealed in first.manifest["files"].items():
+        assert sealed == {"bytes": len(found[name]), "sha256": sha256(found[name]).hexdigest()}
+    assert first.bytes == sum(len(found[name]) for name in first.manifest["files"])
+
+
+def test_the_tokenizer_is_as_the_checkpoint_has_it(first: Bundle) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (first.path / name).read_bytes() == (CHECKPOINT / name).read_bytes()
+
+
+def test_the_recipe_loads_back_equal(first: Bundle) -> None:
+    assert first.recipe == load_recipe(NAME)
+
+
+def test_an_override_is_in_the_recipe_that_was_built(fragments: Path, tmp_path: Path) -> None:
+    overrides = ["export.functions.prefill=8"]
+    built = build(NAME, CHECKPOINT, tmp_path, overrides=overrides, verified=False)
+    assert Bundle.open(built.path).recipe == load_recipe(NAME, overrides)
+    assert built.manifest["packages"][0]["functions"]["prefill"]["query"] == 8
+
+
+def test_a_bundle_that_was_not_verified_says_so(first: Bundle) -> None:
+    assert first.report == {"passed": False, "stages": []}
+    assert Bundle.open(first.path).report == first.report
+
+
+# --- sealed -----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_sealed_holds_a_path_or_a_time(first: Bundle) -> None:
+    home, host = str(Path.home()), Path("/etc/hostname")
+    words = [str(first.path.parent), str(first.path.parent.name), str(CHECKPOINT.parent), str(Path.cwd())]
+    words += [home] * (home != "/") + [host.read_text().strip()] * host.is_file()
+    for name, content in contents(first.path).items():
+        assert [word for word in words if word and word.encode() in content] == [], name
+        if not name.endswith(("weight.bin", "tokenizer.json")):
+            assert not re.search(rb"20\d\d-[01]\d-[0-3]\d|conversion_date", content), name
+
+
+def test_two_builds_are_the_same_bytes_wherever_they_are_made(
+    first: Bundle, fragments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    second = build(NAME, CHECKPOINT, "out", verified=False)
+    assert second.path == Path("out") / NAME
+    assert contents(tmp_path / "out" / NAME) == contents(first.path)
+
+
+def test_a_build_over_an_older_bundle_replaces_it_whole(bundle: Bundle, fragments: Path, first: Bundle) -> None:
+    (bundle.path / "left over").write_text("of the older one")
+    build(NAME, CHECKPOINT, bundle.path.parent, verified=False)
+    assert contents(bundle.path) == contents(first.path)
+    assert [path.name for path in bundle.path.parent.iterdir()] == [NAME]
+
+
+def test_safetensors_and_gguf_of_one_model_give_the_same_weights(
+    first: Bundle, fragments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "checkpoint"))
+    from gguf_files import float16, write_gguf
+    from transformers import AutoConfig
+
+    from coreai_recipes.checkpoint.open import open_checkpoint
+
+    source = open_checkpoint(CHECKPOINT)
+    state = {name: source.read(name) for name in source.tensors}
+    write_gguf(tmp_path / "tiny.gguf", "llama", AutoConfig.from_pretrained(CHECKPOINT), state, float16)
+    built = build(NAME, tmp_path / "tiny.gguf", tmp_path / "out", verified=False)
+    assert contents(built.package) == contents(first.package)
+    assert built.manifest["checkpoint"]["source"] == "tiny.gguf"
+
+
+# --- check_files ------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_as_it_was_built_is_in_order(bundle: Bundle) -> None:
+    bundle.check_files()
+
+
+def test_a_new_report_is_no_modification(bundle: Bundle) -> None:
+    (bundle.path / "report.json").write_text('{"passed": true, "stages": []}')
+    Bundle.open(bundle.path).check_files()
+
+
+def test_every_file_that_changed_is_named_in_one_go(bundle: Bundle) -> None:
+    weights = bundle.package / "Data/com.apple.CoreML/weights/weight.bin"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    (bundle.path / "recipe.yaml").write_text("longer than before" * 1000)
+    (bundle.path / "tokenizer.json").unlink()
+    (bundle.package / "extra").write_text("")
+    with pytest.raises(BundleError) as caught:
+        bundle.check_files()
+    assert caught.value.problems == (
+        f"{bundle.path}: missing since it was built: tokenizer.json",
+        f"{bundle.path}: added since it was built: model.mlpackage/extra",
+        f"{bundle.path}: modified since it was built: model.mlpackage/Data/com.apple.CoreML/weights/weight.bin",
+        f"{bundle.path}: modified since it was built: recipe.yaml",
+    )
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_of_a_later_format_is_refused(bundle: Bundle) -> None:
+    manifest = bundle.manifest | {"format": 2}
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle.path)
+    assert caught.value.problems == (f"{bundle.path}: manifest.json has format 2, this version reads format 1",)
+
+
+@pytest.mark.parametrize("content", ["[]", '"text"', "3"])
+def test_a_manifest_that_is_no_mapping_is_refused(bundle: Bundle, content: str) -> None:
+    (bundle.path / "manifest.json").write_text(content)
+    with pytest.raises(BundleError, match=r"manifest.json has format \w+, this version reads format 1"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe"])
+def test_a_manifest_that_is_not_json_is_refused(bundle: Bundle, content: bytes) -> None:
+    (bundle.path / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleError, match=r"its manifest.json or report.json is not JSON"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("place", ["nowhere", "a file", "an empty folder"])
+def test_a_place_without_a_bundle_is_named(tmp_path: Path, place: str) -> None:
+    path = tmp_path / place
+    if place == "a file":
+        path.write_text("")
+    elif place == "an empty folder":
+        path.mkdir()
+    with pytest.raises(BundleError, match="no bundle is here"):
+        Bundle.open(path)
+
+
+# --- builds that fail -------------------------------------------------------------------------------------------------
+
+
+def assert_untouched(bundle: Bundle, first: Bundle) -> None:
+    assert contents(bundle.path) == contents(first.path)
+    assert [path.name for path in bundle.path.parent.iterdir()] == [NAME]
+
+
+def test_a_package_that_does_not_pass_is_not_installed(bundle: Bundle, first: Bundle, fragments: Path) -> None:
+    """Another theta than the checkpoint's config: text stays fluent, and only verification can tell."""
+    with pytest.raises(VerificationError) as caught:
+        build(NAME, CHECKPOINT, bundle.path.parent, overrides=["model.kinds.full.rotary.theta=20000.0"])
+    assert not caught.value.report.passed
+    assert_untouched(bundle, first)
+
+
+def test_a_package_that_does_not_pass_leaves_no_bundle(fragments: Path, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError):
+        build(NAME, CHECKPOINT, tmp_path / "out", overrides=["model.kinds.full.rotary.theta=20000.0"])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def interrupt(step: str, done: int, total: int) -> None:
+    if step == "weights" and done > total // 2:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_build_leaves_the_previous_bundle(bundle: Bundle, first: Bundle, fragments: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build(NAME, CHECKPOINT, bundle.path.parent, verified=False, progress=interrupt)
+    assert_untouched(bundle, first)
+
+
+def test_an_interrupted_first_build_leaves_no_litter(fragments: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build(NAME, CHECKPOINT, tmp_path / "out", verified=False, progress=interrupt)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_interrupt_between_conversions_leaves_the_previous_bundle(
+    bundle: Bundle, first: Bundle, fragments: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coreai_recipes.export.program.link_program", stop)
+    with pytest.raises(KeyboardInterrupt):
+        build(NAME, CHECKPOINT, bundle.path.parent, verified=False)
+    assert_untouched(bundle, first)
+
+
+def test_no_space_is_said_before_anything_is_converted(
+    bundle: Bundle, first: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coreai_recipes.bundle.shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
+    monkeypatch.setattr("coreai_recipes.export.exporter.export_package", None)
+    with pytest.raises(BundleError) as caught:
+        build(NAME, CHECKPOINT, bundle.path.parent, verified=False)
+    (problem,) = caught.value.problems
+    assert re.fullmatch(rf"{re.escape(str(bundle.path.parent))}: \S+ \wB are needed and \S+ \wB are free.*", problem)
+    monkeypatch.undo()
+    assert_untouched(bundle, first)
+
+
+@pytest.mark.parametrize(("value", "words"), [(float("nan"), "holds NaN"), (1e6, "holds 1000000, and float16 ends")])
+def test_a_weight_that_float16_cannot_hold_leaves_the_previous_bundle(
+    value: float, words: str, bundle: Bundle, first: Bundle, fragments: Path, tmp_path_factory: Any
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path_factory.mktemp("broken") / NAME
+    shutil.copytree(CHECKPOINT, broken)
+    tensors = {name: tensor.float() for name, tensor in load_file(broken / "model.safetensors").items()}
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 3] = value
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"model\.layers\.2\.mlp\.up_proj\.weight {words}"):
+        build(NAME, broken, bundle.path.parent, verified=False)
+    assert_untouched(bundle, first)
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        build(NAME, CHECKPOINT, tmp_path / "out", overrides=["model.hidden_size=128"], verified=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_without_a_checkpoint_asks_for_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        build(NAME, None, tmp_path / "out", verified=False)
+    assert caught.value.problems == ("tiny-llama: the recipe names no checkpoint: give one with --checkpoint SRC",)
