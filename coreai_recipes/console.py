@@ -74,7 +74,7 @@ def print_report(report: Mapping[str, Any]) -> None:
         verdict = {True: "passed", False: "FAILED", None: "skipped"}[stage["passed"]]
         rows.append(
             (stage["name"], verdict, _decibels(stage["psnr_db"]), _decibels(stage["snr_min_db"]),
-             _decibels(stage["floor_db"]), _explain(stage["detail"]))
+             _decibels(stage["floor_db"]), _explain(stage))
         )  # fmt: skip
     if rows:
         print_table(("stage", "verdict", ">PSNR dB", ">SNR_min dB", ">floor dB", "detail"), rows)
@@ -96,12 +96,37 @@ def _decibels(value: float | str | None) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value:.1f}"
 
 
-def _explain(detail: Mapping[str, Any]) -> str:
-    """The first thing a reader wants of a stage's detail."""
+def _explain(stage: Mapping[str, Any]) -> str:
+    """The first things that a reader wants of a stage's detail."""
+    detail = stage["detail"]
     if "skipped" in detail:
         return str(detail["skipped"])
-    return "; ".join(f"{key} {_short(value)}" for key, value in detail.items() if not isinstance(value, list | dict))
+    words = []
+    if "first_below" in detail:
+        words.append(f"first below its floor: {_figures(detail['first_below'])}")
+    if "kinds" in detail:
+        words += [f"{kind}: {verdict}" for kind, verdict in detail["kinds"].items()]
+        words.append(f"{detail['sampled']} positions")
+    if "tensors" in detail:
+        words.append(f"{detail['tensors']} tensors at {detail['positions']} positions, lowest {detail['worst_psnr']}")
+    if "greedy" in detail:
+        greedy = detail["greedy"]
+        verdict = greedy.get("skipped") or ("equal" if greedy["equal"] else f"NOT equal: {greedy['not_equal']}")
+        words.append(f"greedy tokens {verdict}")
+    if "rounded" in detail:
+        theirs, strict = detail["transformers_float16"], detail["strict"]
+        words.append(f"top-1 {_percent(detail['rounded'])}")
+        words.append(f"transformers' own float16 {_decibels(theirs['psnr_db'])} dB, top-1 {_percent(theirs)}")
+        words.append(f"sums in float16 too {_decibels(strict['psnr_db'])} dB, top-1 {_percent(strict)}")
+        words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
+    return "; ".join(words)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _figures(found: Any) -> str:
+    if not isinstance(found, Mapping):
+        return str(found)
+    return f"{found['tensor']} ({_decibels(found['psnr_db'])} / {_decibels(found['snr_min_db'])} dB)"
+
+
+def _percent(found: Mapping[str, Any]) -> str:
+    return f"{100 * found['top_1']:.1f} %"

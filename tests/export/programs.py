@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -202,6 +203,7 @@ def once(folder: Path, make: Callable[[Path], object]) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = folder.with_suffix(".done")
         if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
             make(folder)
             done.touch()
     return folder

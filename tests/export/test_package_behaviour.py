@@ -85,9 +85,13 @@ class Session:
 
 @pytest.fixture(scope="module", params=SUBJECTS)
 def subject(request: pytest.FixtureRequest, made: Any, cache: FragmentCache) -> Subject:
-    pair = rounded(FAMILIES[request.param](context=CONTEXT, functions={"prefill": PREFILL, "score": SCORE}))
+    return subject_of(request.param, made, cache)
+
+
+def subject_of(family: str, made: Any, cache: FragmentCache) -> Subject:
+    pair = rounded(FAMILIES[family](context=CONTEXT, functions={"prefill": PREFILL, "score": SCORE}))
     weights = {name: parameter.data for name, parameter in pair.decoder().named_parameters()}
-    package = made(f"{request.param}.mlpackage", lambda folder: export(pair.recipe, folder, cache, weights))
+    package = made(f"{family}.mlpackage", lambda folder: export(pair.recipe, folder, cache, weights))
     tokens = torch.randint(0, pair.recipe.model.vocab_size, (CONTEXT,), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs = pair.model(tokens[None]).logits[0]
@@ -222,18 +226,12 @@ def test_any_plan_of_calls_is_transformers(subject: Subject, plan: list[tuple[st
             session.take(function, min(count, left), padding)
 
 
-@pytest.mark.parametrize("too_far", [SCORE])
-def test_a_rollback_beyond_the_promise_would_be_noticed(too_far: int, made: Any, cache: FragmentCache) -> None:
-    """The ring holds window + N - 1 rows, no more: one further back, and the oldest key is gone."""
-    subject_of = FAMILIES["gemma2"](context=CONTEXT, functions={"prefill": PREFILL, "score": SCORE})
-    pair = rounded(subject_of)
-    weights = {name: parameter.data for name, parameter in pair.decoder().named_parameters()}
-    package = made("gemma2.mlpackage", lambda folder: export(pair.recipe, folder, cache, weights))
-    tokens = torch.randint(0, pair.recipe.model.vocab_size, (CONTEXT,), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        theirs = pair.model(tokens[None]).logits[0]
-    session = Session(Subject(Program(package), tokens, theirs))
+def test_a_rollback_further_than_the_ring_holds_would_be_noticed(made: Any, cache: FragmentCache) -> None:
+    """The ring has window + N - 1 = 11 rows: 6 positions back, the oldest key of the window was overwritten."""
+    subject = subject_of("gemma2", made, cache)
+    session = subject.session()
     session.take_all([16, 16])
-    session.call("score", (tokens[32:37] + 1) % 131)
-    session.position -= too_far
-    assert psnr(theirs[32:33], session.call("decode", tokens[32:33])) < FLOOR
+    session.take("score", SCORE)
+    session.position -= SCORE + 1
+    ours = session.call("decode", subject.tokens[31:32])
+    assert psnr(subject.theirs[31:32], ours) < FLOOR

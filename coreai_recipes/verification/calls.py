@@ -1,0 +1,114 @@
+"""Calls of a package that together go through a sequence: prefill whole, prefill padded, decode, score."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+PADDING_SEED = 11
+
+
+@dataclass(frozen=True)
+class Call:
+    """`function` on the `count` tokens from `position` on; what is beyond them up to `queries` is padding."""
+
+    function: str
+    position: int
+    count: int
+    queries: int
+
+
+class SavedFunction(Protocol):
+    """A function of a package, as the evaluator has it."""
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],
+        state: Any,
+        watch: Callable[[str, Tensor, str], None] | None = None,
+        watch_names: set[str] | None = None,
+    ) -> dict[str, Tensor]: ...
+
+
+class SavedProgram(Protocol):
+    """A package that can be run."""
+
+    def function(self, name: str) -> SavedFunction: ...
+
+    def make_state(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call gave: logits (rows, V), the first of them that of position `first_row`, and watched values by name.
+
+    A watched value is (count, features), its first row that of the call's position.
+    """
+
+    call: Call
+    first_row: int
+    logits: Tensor
+    watched: dict[str, Tensor]
+
+
+def plan_calls(queries: Mapping[str, int], length: int, decode_steps: int) -> list[Call]:
+    """Whole chunks of prefill, one with padding, then decode up to `length`, and a score that steps back.
+
+    There are at least `decode_steps` decode steps, or a quarter of a short sequence.
+    """
+    size = queries["prefill"]
+    steps = min(decode_steps, max(1, length // 4))
+    padded = min(size // 2 + 1, length - steps)
+    whole = (length - steps - padded) // size
+    # what the whole chunks leave over is padded; a remainder as long as a chunk goes to decode
+    padded = min(length - steps - whole * size, size - 1)
+    calls = [Call("prefill", index * size, size, size) for index in range(whole)]
+    if padded:
+        calls.append(Call("prefill", whole * size, padded, size))
+    calls += [Call("decode", position, 1, 1) for position in range(whole * size + padded, length)]
+    if "score" in queries:
+        # N - 1 positions back is as far as its contract goes
+        count = min(queries["score"] - 1, length)
+        calls.append(Call("score", length - count, count, queries["score"]))
+    return calls
+
+
+def describe_calls(calls: Sequence[Call]) -> str:
+    """`prefill 64, prefill 37 of 64, 99 x decode, score 4 of 5 from position 196`."""
+    words = [
+        f"{c.function} {c.count}{f' of {c.queries}' if c.count < c.queries else ''}"
+        f"{f' from position {c.position}' if c.function == 'score' else ''}"
+        for c in calls
+        if c.function != "decode"
+    ]
+    steps = sum(c.function == "decode" for c in calls)
+    words.insert(sum(c.function == "prefill" for c in calls), f"{steps} x decode")
+    return ", ".join(words)
+
+
+def run_call(program: SavedProgram, state: Any, tokens: Sequence[int], call: Call, watch_names: set[str]) -> Answer:
+    """One call on `tokens`, the whole sequence. Padding is other tokens, never zeros: it must leave no trace."""
+    generator = torch.Generator().manual_seed(PADDING_SEED + call.position)
+    real = torch.tensor([tokens[call.position : call.position + call.count]], dtype=torch.int32)
+    places = torch.randint(len(tokens), (1, call.queries - call.count), generator=generator)
+    padding = torch.tensor(list(tokens), dtype=torch.int32)[places]
+    inputs = {
+        "input_ids": torch.cat((real, padding), 1),
+        "position": torch.tensor([call.position], dtype=torch.int32),
+    }
+    if call.function != "decode":
+        inputs["count"] = torch.tensor([call.count], dtype=torch.int32)
+    watched: dict[str, Tensor] = {}
+
+    def watch(name: str, value: Tensor, operation: str) -> None:
+        by_position = value.float().permute(3, 0, 1, 2).reshape(value.shape[3], -1)
+        watched[name] = by_position[: call.count].clone()
+
+    function = program.function(call.function)
+    outputs = function(inputs, state, watch, watch_names) if watch_names else function(inputs, state)
+    logits = outputs["logits"][0].float()  # (1 or N, V)
+    if call.function == "score":
+        return Answer(call, call.position, logits[: call.count], watched)
+    return Answer(call, call.position + call.count - 1, logits, watched)

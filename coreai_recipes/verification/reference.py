@@ -1,0 +1,370 @@
+"""The transformers model that a recipe must equal, run one layer at a time.
+
+The model is built on the meta device by transformers itself. A module gets its weights right before it runs and gives
+them back right after; of a token table only the rows in use are read, and the head goes through in blocks of rows.
+So the peak is one layer, whatever the depth, and the code is transformers' own for every family.
+"""
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.checkpoint.names import load_names
+from coreai_recipes.errors import CheckpointError
+from coreai_recipes.recipe.schema import Recipe
+
+ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
+
+# Where `_recording_attention` leaves what it is given: (attention module, query, key).
+_records: ContextVar[list[tuple[nn.Module, Tensor, Tensor]] | None] = ContextVar("records", default=None)
+
+
+class UnknownStructure(Exception):
+    """A transformers model that is not put together as the decoders that we know; the message says what was missing."""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one layer was given and what it made of it, each (S, features); q and k are those after the rotary.
+
+    `attention` is the attention branch before the residual sum.
+    """
+
+    index: int
+    input: Tensor
+    query: Tensor
+    key: Tensor
+    attention: Tensor
+    output: Tensor
+
+    def compared(self) -> dict[str, Tensor]:
+        """What is compared, in the order of computation."""
+        return {"query": self.query, "key": self.key, "attention": self.attention, "output": self.output}
+
+
+class Reference:
+    """transformers' own model of the recipe's family, with the checkpoint's config and weights in `dtype`."""
+
+    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+        from transformers import AutoModelForCausalLM
+
+        if recipe.reference is None:
+            raise ValueError(f"{recipe.name} has no reference")
+        _register_attention()
+        config = make_config(recipe.reference.model_type, checkpoint)
+        with torch.device("meta"):
+            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
+        self.layers = _find_layers(self.model, config.num_hidden_layers)
+        self._weights = _Weights(self.model, checkpoint, load_names(recipe.weights.names).prefixes)
+        self._on_layer: Callable[[LayerRecord], None] | None = None
+        self._attention: Tensor | None = None
+        _restore_buffers(self.model)
+        self._stream()
+
+    def run(self, input_ids: Sequence[int], on_layer: Callable[[LayerRecord], None] | None = None) -> Tensor:
+        """Logits (S, V) in float32; `on_layer` is called after each layer, while nothing is filled."""
+        self._on_layer = on_layer
+        token = _records.set([])
+        try:
+            with torch.inference_mode():
+                logits = self.model(input_ids=torch.tensor([list(input_ids)]), use_cache=False).logits
+        finally:
+            _records.reset(token)
+        return logits[0].float()  # type: ignore[no-any-return]
+
+    def position_embeddings(self, positions: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, Tensor] | None]:
+        """For each layer the cos and sin (1, S, R) that the model gives it at integer `positions` (S,), if it does.
+
+        They are in `dtype`, as for hidden states in it. No weight is read: the layers only look at what they are given.
+        """
+        found: list[tuple[Tensor, Tensor] | None] = []
+
+        def look(*arguments: Any, **named: Any) -> Any:
+            given = named.get("position_embeddings")
+            is_pair = isinstance(given, tuple) and len(given) == 2 and all(isinstance(g, Tensor) for g in given)
+            found.append(given if is_pair else None)
+            if len(found) == len(self.layers):
+                raise _SeenAll
+            return arguments[0] if arguments else named["hidden_states"]
+
+        model = copy.copy(self.model.base_model)  # shares every module: only the layers are exchanged for lookers
+        model._modules = dict(model._modules)
+        name = next(n for n, child in model._modules.items() if child is self.layers)
+        model._modules[name] = nn.ModuleList(_Looker(layer, look) for layer in self.layers)
+        embeddings = torch.zeros(1, len(positions), model.config.hidden_size, dtype=dtype)
+        try:
+            with torch.inference_mode():
+                model(inputs_embeds=embeddings, position_ids=positions[None], use_cache=False)
+        except _SeenAll:
+            return found
+        raise UnknownStructure(f"transformers' {type(model).__name__} did not run its layers")
+
+    def fill_all(self) -> nn.Module:
+        """The whole model with its weights in memory, to generate with. Nothing streams any more."""
+        for handle in self._handles:
+            handle.remove()
+        self.model.get_output_embeddings().__dict__.pop("forward", None)
+        self._weights.fill(self.model)
+        self.model.tie_weights()
+        return self.model  # type: ignore[no-any-return]
+
+    def _stream(self) -> None:
+        """Hook every module outside of the layers by itself, each layer as a whole."""
+        head = self.model.get_output_embeddings()
+        inside = {id(module) for layer in self.layers for module in layer.modules()}
+        self._handles: list[Any] = []
+        for module in self.model.modules():
+            if id(module) in inside or module is head or not self._weights.owns_any(module):
+                continue
+            if isinstance(module, nn.Embedding):
+                module.padding_idx = None  # only for gradients, and it would be checked against the few rows
+                self._handles.append(module.register_forward_pre_hook(self._weights.fill_rows))
+            else:
+                self._handles.append(module.register_forward_pre_hook(lambda module, _: self._weights.fill(module)))
+            self._handles.append(module.register_forward_hook(lambda module, *_: self._weights.empty(module)))
+        for index, layer in enumerate(self.layers):
+            for module in layer.modules():
+                self._handles.append(module.register_forward_hook(self._keep_attention))
+            self._handles.append(layer.register_forward_pre_hook(lambda layer, _: self._begin(layer)))
+            hook = _LayerHook(index, self._end)
+            self._handles.append(layer.register_forward_hook(hook, with_kwargs=True))
+        if not isinstance(head, nn.Linear):
+            raise UnknownStructure(f"transformers' {type(self.model).__name__} has no linear head")
+        head.forward = lambda input: self._weights.multiply(head, input)  # type: ignore[method-assign]
+
+    def _begin(self, layer: nn.Module) -> None:
+        self._attention = None
+        records = _records.get()
+        if records is not None:
+            records.clear()
+        self._weights.fill(layer)
+
+    def _keep_attention(self, module: nn.Module, _: Any, output: Any) -> None:
+        records = _records.get()
+        if records and records[-1][0] is module:
+            self._attention = first(output)
+
+    def _end(self, index: int, layer: nn.Module, hidden: Tensor, output: Any) -> None:
+        self._weights.empty(layer)
+        if self._on_layer is None:
+            return
+        records = _records.get()
+        if not records or self._attention is None:
+            raise UnknownStructure(f"transformers' {type(layer).__name__} does not call its attention by name")
+        _, query, key = records[-1]
+        self._on_layer(
+            LayerRecord(
+                index,
+                input=_by_position(hidden),
+                query=_by_position(query.transpose(1, 2)),
+                key=_by_position(key.transpose(1, 2)),
+                attention=_by_position(self._attention),
+                output=_by_position(first(output)),
+            )
+        )
+
+
+class _SeenAll(Exception):
+    """Ends a forward pass whose remainder nobody needs."""
+
+
+class _Looker(nn.Module):
+    """Stands in for a decoder layer, with the attributes that its model asks of it."""
+
+    def __init__(self, layer: nn.Module, look: Callable[..., Any]) -> None:
+        super().__init__()
+        self._layer = [layer]  # not a submodule
+        self._look = look
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_layer"][0], name)
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        return self._look(*arguments, **named)
+
+
+@dataclass(frozen=True)
+class _LayerHook:
+    index: int
+    end: Callable[[int, nn.Module, Tensor, Any], None]
+
+    def __call__(self, layer: nn.Module, arguments: Any, named: dict[str, Any], output: Any) -> None:
+        self.end(self.index, layer, arguments[0] if arguments else named["hidden_states"], output)
+
+
+class _Weights:
+    """Fills modules of a transformers model with a checkpoint's tensors, and empties them."""
+
+    def __init__(self, model: Any, checkpoint: Checkpoint, prefixes: Sequence[str]) -> None:
+        self._checkpoint = checkpoint
+        self._prefixes = prefixes
+        self._model_type = model.config.model_type
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._meta: dict[tuple[int, str], Tensor] = {}  # what an emptied module gets back
+        self._tied: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+    def owns_any(self, module: nn.Module) -> bool:
+        return bool(self._own(module))
+
+    def fill(self, module: nn.Module) -> None:
+        """Read every parameter and every stored buffer of `module` and what is inside it."""
+        for child in module.modules():
+            for leaf in self._own(child):
+                wanted = getattr(child, leaf)
+                tensor = self._find(child, leaf, tuple(wanted.shape))
+                self._put(child, leaf, self._checkpoint.read(tensor).to(wanted.dtype))
+
+    def fill_rows(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Give a token table only the rows in use, and the module the ids of those rows."""
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        tensor = self._find(module, "weight", tuple(weight.shape))
+        ids, places = torch.unique(arguments[0], return_inverse=True)
+        rows = [self._checkpoint.read(tensor, range(row, row + 1)) for row in ids.tolist()]
+        self._put(module, "weight", torch.cat(rows).to(weight.dtype))
+        return (places, *arguments[1:])
+
+    def multiply(self, head: nn.Linear, x: Tensor) -> Tensor:
+        """x times the head's weight, in blocks of rows."""
+        tensor = self._find(head, "weight", tuple(head.weight.shape))
+        logits = torch.cat([F.linear(x, block.to(x.dtype)) for block in self._checkpoint.blocks(tensor)], -1)
+        if "bias" not in self._own(head):
+            return logits
+        return logits + self._checkpoint.read(self._find(head, "bias", tuple(head.bias.shape))).to(x.dtype)
+
+    def empty(self, module: nn.Module) -> None:
+        """Put the tensors on the meta device back."""
+        for child in module.modules():
+            for leaf in self._own(child):
+                meta = self._meta.pop((id(child), leaf), None)
+                if meta is not None:
+                    self._set(child, leaf, meta)
+
+    def _own(self, module: nn.Module) -> list[str]:
+        """The names of what `module` itself owns and a checkpoint holds."""
+        buffers = [name for name in module._buffers if name not in module._non_persistent_buffers_set]
+        return [name for name in (*module._parameters, *buffers) if getattr(module, name) is not None]
+
+    def _find(self, module: nn.Module, leaf: str, shape: tuple[int, ...]) -> str:
+        """The checkpoint's name of a tensor, under one of the family's prefixes. Raises CheckpointError."""
+        name = f"{self._names[id(module)]}.{leaf}".lstrip(".")
+        name = self._tied.get(name, name)
+        rest = name.removeprefix("model.")
+        candidates = [name, *(prefix + rest for prefix in self._prefixes)]
+        found = next((candidate for candidate in candidates if candidate in self._checkpoint.tensors), None)
+        place = f"{self._checkpoint.place}: "
+        if found is None:
+            raise CheckpointError(f"{place}{name} is missing, transformers' {self._model_type} needs it as {shape}")
+        stored = self._checkpoint.tensors[found].shape
+        if stored != shape:
+            raise CheckpointError(f"{place}{found} is {stored}, transformers' {self._model_type} needs {shape}")
+        return found
+
+    def _put(self, module: nn.Module, leaf: str, value: Tensor) -> None:
+        self._meta.setdefault((id(module), leaf), getattr(module, leaf))
+        self._set(module, leaf, value)
+
+    @staticmethod
+    def _set(module: nn.Module, leaf: str, value: Tensor) -> None:
+        if leaf in module._parameters and not isinstance(value, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=False)
+        setattr(module, leaf, value)
+
+
+def make_config(model_type: str, checkpoint: Checkpoint) -> Any:
+    """transformers' config of `model_type` from the checkpoint's config.json, or from the text part of it."""
+    from transformers import AutoConfig
+
+    settings = checkpoint.config
+    text = settings.get("text_config")
+    if settings.get("model_type") != model_type and isinstance(text, dict) and text.get("model_type") == model_type:
+        settings = text
+    found = settings.get("model_type")
+    if found != model_type:
+        raise CheckpointError(
+            f"{checkpoint.place}: config.json says model_type {found}, but the recipe's reference is {model_type}"
+        )
+    # what a quantised checkpoint says about itself: its tensors come to us as floats
+    dropped = ("model_type", "quantization_config", "auto_map")
+    return AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
+
+
+def first(output: Any) -> Tensor:
+    """The hidden states of a module's output: transformers gives them alone or first in a tuple."""
+    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+
+
+def _by_position(x: Tensor) -> Tensor:
+    """(1, S, ...) -> (S, features) in float32."""
+    return x[0].reshape(x.shape[1], -1).float()
+
+
+def _find_layers(model: Any, count: int) -> nn.ModuleList:
+    for child in model.base_model.children():
+        if isinstance(child, nn.ModuleList) and len(child) == count:
+            return child
+    raise UnknownStructure(f"transformers' {type(model).__name__} has no list of {count} layers")
+
+
+def _restore_buffers(model: Any) -> None:
+    """Give the buffers that no checkpoint holds (inv_freq above all) their values again, as transformers itself does
+    after it has loaded a model by way of the meta device: `_init_weights` computes them, in their own dtype."""
+    for module in model.modules():
+        names = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
+        for name in names:
+            module._buffers[name] = torch.full_like(module._buffers[name], 0, device="cpu")
+        if names:
+            model._init_weights(module)
+
+
+def _register_attention() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(ATTENTION, _recording_attention)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)
+
+
+def _recording_attention(module: nn.Module, query: Tensor, key: Tensor, *arguments: Any, **named: Any) -> Any:
+    """The family's own eager attention, after a note of q and k."""
+    records = _records.get()
+    if records is not None:
+        records.append((module, query, key))
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None:
+        raise UnknownStructure(f"{type(module).__module__} has no eager_attention_forward")
+    return eager(module, query, key, *arguments, **named)
+
+
+def rotary_function(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`rotate(x, cos, sin)`, x (1, H, S, D), by the function that the layer's own modeling file uses.
+
+    Families pass q and k together or one tensor, and hand over the whole head or only the part that turns.
+    """
+    apply = getattr(sys.modules[type(layer).__module__], "apply_rotary_pos_emb", None)
+    if apply is None:
+        raise UnknownStructure(f"{type(layer).__module__} has no apply_rotary_pos_emb")
+    takes_both = list(inspect.signature(apply).parameters)[:2] == ["q", "k"]
+
+    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return apply(x, x, cos, sin)[0] if takes_both else apply(x, cos, sin)  # type: ignore[no-any-return]
+
+    def rotate_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        width = cos.shape[-1]
+        try:
+            return rotate(x, cos, sin)
+        except RuntimeError:  # the sizes do not fit: this family splits the head before it calls
+            return torch.cat((rotate(x[..., :width], cos, sin), x[..., width:]), -1)
+
+    return rotate_part

@@ -1,0 +1,96 @@
+"""The stages in order: which there are, what each needs, and how their verdicts become a report."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.errors import UserError
+from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.report import Report, StageResult, skip
+from coreai_recipes.verification.subject import Progress, Runtime, Subject
+
+NO_CHECKPOINT = "no checkpoint at hand: give --checkpoint SRC"
+NO_REFERENCE = "the recipe has no reference"
+NO_PACKAGE = "no package"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage by name: the module of `verification.stages` that runs it, and what it cannot do without."""
+
+    module: str
+    needs_reference: bool = True
+    needs_package: bool = False
+
+    def why_not(self, subject: Subject) -> str | None:
+        """Why the stage cannot run on `subject`, or None."""
+        if self.needs_package and subject.package is None:
+            return NO_PACKAGE
+        if self.needs_reference and subject.recipe.reference is None:
+            return NO_REFERENCE
+        return NO_CHECKPOINT if subject.checkpoint is None else None
+
+    def run(self, subject: Subject) -> StageResult:
+        run: Callable[[Subject], StageResult] = import_module(f"coreai_recipes.verification.stages.{self.module}").run
+        return run(subject)
+
+
+STAGES = {
+    "rotary": Stage("rotary"),
+    "torch": Stage("decoder"),
+    "package": Stage("package", needs_reference=False, needs_package=True),
+    "package_float16": Stage("float16", needs_package=True),
+    "compressed": Stage("compressed"),
+}
+
+
+def run_stages(
+    recipe: Recipe,
+    checkpoint: Checkpoint | None,
+    package: Path | None,
+    *,
+    stages: Sequence[str] | None = None,
+    require: Sequence[str] = (),
+    tokens: Sequence[int] | None = None,
+    runtime: Runtime = "evaluator",
+    on_progress: Progress | None = None,
+) -> Report:
+    """Run `stages` (all by default, and those in `require`) in their order; what cannot run is skipped and says why.
+
+    A stage in `require` that is skipped is a failure. `tokens` replaces the fixed English passage.
+    `on_progress(stage, done, total)` is called as a stage goes on. Raises UserError for a stage that there is not.
+    """
+    check_names((*(stages or ()), *require))
+    wanted = [name for name in STAGES if stages is None or name in stages or name in require]
+    given = None if tokens is None else check_tokens(tokens, recipe)
+    subject = Subject(recipe, checkpoint, package, given, runtime, on_progress)
+    results = []
+    for name in wanted:
+        reason = STAGES[name].why_not(subject)
+        result = skip(name, reason) if reason else STAGES[name].run(subject)
+        if result.skipped and name in require:
+            result = StageResult(name, False, detail=result.detail)
+        results.append(result)
+    return Report(tuple(results))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise UserError for stages that there are not."""
+    UserError.collect(
+        f"there is no stage {name}: the stages are {', '.join(STAGES)}"
+        for name in dict.fromkeys(names)
+        if name not in STAGES
+    )
+
+
+def check_tokens(tokens: Sequence[int], recipe: Recipe) -> tuple[int, ...]:
+    """The tokens as the stages take them. Raises UserError when there are none, too many, or one that is unknown."""
+    context, vocab_size = recipe.export.context, recipe.model.vocab_size
+    if not 0 < len(tokens) <= context:
+        raise UserError(f"{len(tokens)} tokens were given; there must be 1 to {context}, the recipe's context")
+    wrong = [token for token in tokens if not 0 <= token < vocab_size]
+    if wrong:
+        raise UserError(f"the token {wrong[0]} is not in the vocabulary of {vocab_size}")
+    return tuple(tokens)

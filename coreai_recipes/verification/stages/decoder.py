@@ -1,0 +1,89 @@
+"""Stage `torch`: our Decoder in float32 against transformers in float32, layer by layer on the same hidden states."""
+
+from typing import Any
+
+from torch import Tensor
+
+from coreai_recipes.verification.figures import compare
+from coreai_recipes.verification.greedy import TIE_GAP, TOKENS, compare_greedy
+from coreai_recipes.verification.memory import needs
+from coreai_recipes.verification.reference import LayerRecord, Reference
+from coreai_recipes.verification.report import Figures, StageResult, judge, number
+from coreai_recipes.verification.streamed import StreamedDecoder, channels_first
+from coreai_recipes.verification.subject import Subject
+
+NAME = "torch"
+PSNR_FLOOR, SNR_MIN_FLOOR = 100.0, 80.0
+
+
+def run(subject: Subject) -> StageResult:
+    """q and k after the rotary, the attention branch and the output of every layer, the logits, and greedy text."""
+    tokens = subject.tokens
+    figures = compare_layers(subject)
+    greedy = _greedy(subject)
+    detail = {
+        "positions": len(tokens.sequence),
+        "tokens": tokens.origin,
+        "lowest": _lowest(figures),
+        "greedy": greedy,
+    }
+    result = judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, detail)
+    if result.passed and greedy.get("equal") is False:
+        return StageResult(NAME, False, result.psnr_db, result.snr_min_db, result.floor_db, result.detail)
+    return result
+
+
+def compare_layers(subject: Subject) -> list[Figures]:
+    """The figures in the order of computation; each of our layers is given what transformers' was given."""
+    ids = subject.tokens.sequence
+    reference = Reference(subject.recipe, subject.weights)
+    ours = StreamedDecoder(subject.recipe, subject.weights)
+    ours.begin(ids)
+    layers = len(reference.layers)
+    figures: list[Figures] = []
+    last: Tensor | None = None
+
+    def look(theirs: LayerRecord) -> None:
+        nonlocal last
+        found = ours.run_layer(theirs.index, channels_first(theirs.input))
+        compared = theirs.compared().items()
+        figures.extend(compare(f"layers.{theirs.index}.{name}", ref, found[name]) for name, ref in compared)
+        last = theirs.output
+        subject.progress(NAME, theirs.index + 1, layers)
+
+    subject.reference_logits = reference.run(ids, look)
+    if last is not None:
+        figures.append(compare("logits", subject.reference_logits, ours.logits(channels_first(last))))
+    return figures
+
+
+def _greedy(subject: Subject) -> dict[str, Any]:
+    if not subject.fits_in_memory:
+        return {"skipped": needs(subject.float32_bytes)}
+    prompts = subject.tokens.prompts
+    parted = compare_greedy(
+        subject.recipe, subject.weights, prompts, lambda done: subject.progress(f"{NAME}: greedy", done, len(prompts))
+    )
+    wrong = [place for place in parted if not place.is_tie]
+    return {
+        "equal": not wrong,
+        "prompts": len(prompts),
+        "tokens": TOKENS,
+        "ties": [str(place) for place in parted if place.is_tie],
+        "tie_gap": TIE_GAP,
+        "not_equal": [str(place) for place in wrong],
+    }
+
+
+def _lowest(figures: list[Figures]) -> dict[str, Any]:
+    """For each sort of tensor the lowest figures over all layers."""
+    sorts: dict[str, list[Figures]] = {}
+    for found in figures:
+        sorts.setdefault(found.tensor.rpartition(".")[2], []).append(found)
+    return {
+        sort: {
+            "psnr_db": number(min(f.psnr_db for f in group)),
+            "snr_min_db": number(min(f.snr_min_db for f in group)),
+        }
+        for sort, group in sorts.items()
+    }

@@ -1,0 +1,117 @@
+"""Our Decoder with one layer filled at a time: the same modules that are converted, at one layer's memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.checkpoint.range_check import to_float16
+from coreai_recipes.filling import bind_decoder, fill_from
+from coreai_recipes.model import LayerInputs, build_decoder, empty
+from coreai_recipes.primitives.cache import NoCache
+from coreai_recipes.recipe.schema import Recipe
+
+
+class StreamedDecoder:
+    """A whole sequence through the Decoder, layer by layer. With `stored` the weights are what the package stores."""
+
+    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, stored: bool = False) -> None:
+        self.decoder = build_decoder(recipe)
+        self.bindings = bind_decoder(self.decoder, checkpoint)
+        self.stored = stored
+        self._inputs: dict[str, LayerInputs] = {}
+
+    def begin(self, input_ids: Sequence[int]) -> Tensor:
+        """The first hidden state (1, C, 1, S); the layers that follow see these tokens."""
+        table = self.decoder.embedding
+        ids, places = torch.unique(torch.tensor([list(input_ids)]), return_inverse=True)
+        meta = table.weight
+        table.weight = nn.Parameter(self._read_rows("embedding.weight", ids.tolist()), requires_grad=False)
+        position, count = (torch.tensor([n], dtype=torch.int32) for n in (0, len(input_ids)))
+        with torch.inference_mode():
+            x, self._inputs = self.decoder.front(places, position, count, cached=False)
+        table.weight = meta
+        return x  # type: ignore[no-any-return]
+
+    def run_layer(self, index: int, x: Tensor) -> dict[str, Tensor]:
+        """x (1, C, 1, S) through layer `index`: query, key, attention and output, each (S, features)."""
+        layer = self.decoder.layers[index]
+        found: dict[str, Tensor] = {}
+        attention: nn.Module = layer.attention  # type: ignore[assignment]
+        watched = {"query": attention.rotated_query, "key": attention.rotated_key, "attention": attention}
+        with self._filled(index), _watch(watched, found), torch.inference_mode():  # type: ignore[arg-type]
+            given = self._inputs[layer.kind]  # type: ignore[index]
+            found["output"] = by_position(layer(x, given.cos, given.sin, given.mask, NoCache()))
+        return found
+
+    def run(self, input_ids: Sequence[int], on_hidden: Callable[[int, Tensor], None]) -> Tensor:
+        """All layers on our own hidden states: `on_hidden(i, x)` is told what goes into layer i (S, C), and at the end
+        what comes out of the last. Returns the logits (S, V)."""
+        x = self.begin(input_ids)
+        on_hidden(0, by_position(x))
+        for index in range(len(self.decoder.layers)):
+            output = self.run_layer(index, x)["output"]
+            on_hidden(index + 1, output)
+            x = channels_first(output)
+        return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (S, V) of the last hidden state x (1, C, 1, S), the head in blocks of rows."""
+        tied = self.decoder.recipe.model.head.tied
+        binding = self.bindings["embedding.weight" if tied else "head.weight"]
+        fill_from(self.decoder.norm, self.bindings, "norm.", self.stored)
+        with torch.inference_mode():
+            x = self.decoder.norm(x)
+            pieces = [
+                self.decoder.head(x, self._as_used(block, binding.tensor)[..., None, None])
+                for block in binding.blocks()
+            ]
+        empty(self.decoder.norm)
+        return torch.cat(pieces, -1)[0]
+
+    @contextmanager
+    def _filled(self, index: int) -> Iterator[None]:
+        layer = self.decoder.layers[index]
+        fill_from(layer, self.bindings, f"layers.{index}.", self.stored)
+        yield
+        empty(layer)
+
+    def _read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        binding = self.bindings[name]
+        start = binding.rows.start if binding.rows else 0
+        found = [
+            replace(binding, rows=range(start + row, start + row + 1), shape=(1, *binding.shape[1:])).read()
+            for row in rows
+        ]
+        return self._as_used(torch.cat(found), binding.tensor)
+
+    def _as_used(self, weight: Tensor, tensor: str) -> Tensor:
+        return to_float16(weight, tensor).float() if self.stored else weight.float()
+
+
+def by_position(x: Tensor) -> Tensor:
+    """(N, C, 1, S) -> (S, N * C): positions first, as transformers has them."""
+    return x.permute(3, 0, 1, 2).reshape(x.shape[3], -1)
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """(S, C) -> (1, C, 1, S), as the engine has it."""
+    return x.t()[None, :, None, :].contiguous()
+
+
+@contextmanager
+def _watch(modules: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterator[None]:
+    """Note what each module gives, by position, under its name."""
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda module, given, output: found.__setitem__(name, by_position(output))
+
+    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,75 @@
+"""What the stages look at, and what they share so that it is computed once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.recipe.schema import Recipe, SlidingAttention
+from coreai_recipes.verification.memory import fits
+from coreai_recipes.verification.tokens import Tokens, choose_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Progress = Callable[[str, int, int], None]
+Runtime = Literal["evaluator", "coreml"]
+
+POSITIONS = 200
+# A ring is made to wrap where that costs no more than this many positions of its window.
+AFFORDABLE_WINDOW = 256
+
+
+@dataclass
+class Subject:
+    """A recipe, the checkpoint that fills it and the package that was made of it, where they are at hand."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint | None
+    package: Path | None
+    given_tokens: tuple[int, ...] | None = None
+    runtime: Runtime = "evaluator"
+    on_progress: Progress | None = None
+    # transformers' logits (S, V) in float32, left by the first stage that ran it
+    reference_logits: "Tensor | None" = field(default=None, repr=False)
+
+    @property
+    def weights(self) -> Checkpoint:
+        """The checkpoint; a stage that uses it has said that it needs it."""
+        if self.checkpoint is None:
+            raise ValueError("this stage needs a checkpoint")
+        return self.checkpoint
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """What is compared: some 200 positions, more where a short window can be made to wrap."""
+        chosen = choose_tokens(self.weights, self.recipe.model.vocab_size, self._length())
+        if self.given_tokens is None:
+            return chosen
+        return Tokens(self.given_tokens, chosen.prompts, "as given")
+
+    @cached_property
+    def float32_bytes(self) -> int:
+        """What the whole model takes in float32."""
+        from coreai_recipes.model import build_decoder
+
+        return 4 * sum(parameter.numel() for parameter in build_decoder(self.recipe).parameters())
+
+    @property
+    def fits_in_memory(self) -> bool:
+        return fits(self.float32_bytes)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(stage, done, total)
+
+    def windows(self) -> list[int]:
+        """The windows of the kinds in use."""
+        kinds = [self.recipe.model.kinds[name].attention for name in dict.fromkeys(self.recipe.model.layer_kinds)]
+        return sorted({kind.window for kind in kinds if isinstance(kind, SlidingAttention)})
+
+    def _length(self) -> int:
+        wrapping = [window + POSITIONS // 2 for window in self.windows() if window <= AFFORDABLE_WINDOW]
+        return min(max(POSITIONS, *wrapping, 0), self.recipe.export.context)
