@@ -1,1 +1,0 @@
-"""A catalogue: one stage of verification a file, each with `run(subject) -> StageResult`."""
