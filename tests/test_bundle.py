@@ -276,16 +276,37 @@ def assert_untouched(bundle: Bundle, first: Bundle) -> None:
 
 def test_a_package_that_does_not_pass_is_not_installed(bundle: Bundle, first: Bundle, fragments: Path) -> None:
     """Another theta than the checkpoint's config: text stays fluent, and only verification can tell."""
+    overrides = ["model.kinds.full.rotary.theta=20000.0", "export.context=64"]
     with pytest.raises(VerificationError) as caught:
-        build(NAME, CHECKPOINT, bundle.path.parent, overrides=["model.kinds.full.rotary.theta=20000.0"])
+        build(NAME, CHECKPOINT, bundle.path.parent, overrides=overrides)
     assert not caught.value.report.passed
     assert_untouched(bundle, first)
 
 
-def test_a_package_that_does_not_pass_leaves_no_bundle(fragments: Path, tmp_path: Path) -> None:
-    with pytest.raises(VerificationError):
-        build(NAME, CHECKPOINT, tmp_path / "out", overrides=["model.kinds.full.rotary.theta=20000.0"])
+def test_a_package_that_does_not_pass_leaves_no_bundle(
+    fragments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coreai_recipes.verification.report import Report, StageResult
+
+    failed = Report((StageResult("package", False, 12.0, 3.0, 90.0),))
+    monkeypatch.setattr("coreai_recipes.verification.run.run_stages", lambda *_, **__: failed)
+    with pytest.raises(VerificationError) as caught:
+        build(NAME, CHECKPOINT, tmp_path / "out")
+    assert caught.value.report is failed
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_package_that_passes_carries_its_report(
+    fragments: Path, first: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coreai_recipes.verification.report import Report, StageResult
+
+    passed = Report((StageResult("package", True, 120.0, 99.0, 90.0),))
+    monkeypatch.setattr("coreai_recipes.verification.run.run_stages", lambda *_, **__: passed)
+    built = build(NAME, CHECKPOINT, tmp_path)
+    assert built.report == Bundle.open(built.path).report == passed.to_json()
+    different = {name for name, data in contents(first.path).items() if contents(built.path)[name] != data}
+    assert different == {"report.json"}
 
 
 def interrupt(step: str, done: int, total: int) -> None:
