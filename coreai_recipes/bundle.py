@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.export.exporter import Exported, Progress
     from coreai_recipes.verification.report import Report
+    from coreai_recipes.verification.subject import Runtime
 
 FORMAT = 1
 PACKAGE = "model.mlpackage"
@@ -140,7 +141,7 @@ def verify(
     *,
     stages: Sequence[str] | None = None,
     require: Sequence[str] = (),
-    runtime: str = "evaluator",
+    runtime: "Runtime" = "evaluator",
     progress: "Progress | None" = None,
 ) -> "Report":
     """Prove a bundle, or a recipe before it is built, equal to transformers. See the stages of DESIGN.

@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -43,6 +43,9 @@ CheckpointOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field: export.context=512.")
+]
+RuntimeOption = Annotated[
+    Literal["auto", "evaluator", "coreml"], typer.Option(help="What runs the package: Core ML where it is, else ours.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
@@ -183,7 +186,9 @@ def verify(
     checkpoint: CheckpointOption = None,
     stage: Annotated[list[str] | None, typer.Option(help="Run this stage only; may be given again.")] = None,
     require: Annotated[list[str] | None, typer.Option(help="Fail when this stage is skipped.")] = None,
-    runtime: Annotated[str, typer.Option(help="evaluator, or coreml on macOS.")] = "evaluator",
+    runtime: Annotated[
+        Literal["evaluator", "coreml"], typer.Option(help="What runs the package: coreml on macOS.")
+    ] = "evaluator",
     as_json: JsonOption = False,
 ) -> None:
     """Prove a bundle, or a recipe before it is built, against transformers."""
@@ -210,7 +215,7 @@ def run(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int | None, typer.Option()] = None,
-    runtime: Annotated[str, typer.Option(help="auto, evaluator or coreml.")] = "auto",
+    runtime: RuntimeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt, streaming."""
@@ -243,7 +248,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int | None, typer.Option()] = None,
-    runtime: Annotated[str, typer.Option(help="auto, evaluator or coreml.")] = "auto",
+    runtime: RuntimeOption = "auto",
 ) -> None:
     """Talk with the model; the cached conversation is read once. `/quit` ends it."""
     from coreai_recipes.bundle import Bundle

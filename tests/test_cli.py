@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from coreai_recipes import cli
 
 REPOSITORY = Path(__file__).parents[1]

@@ -4,7 +4,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -65,7 +65,7 @@ def export_package(
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
         streaming = pool.submit(_stream, package / WEIGHTS, layout, bindings, stop, progress)
         try:
-            exported = _export_program(decoder, layout, package, cache, stopwatch)
+            exported = _export_program(decoder, layout, package, cache, stopwatch, streaming)
             digest, streamed = streaming.result()
         except BaseException:
             stop.set()
@@ -76,7 +76,12 @@ def export_package(
 
 
 def _export_program(
-    decoder: Decoder, layout: WeightLayout, package: Path, cache: FragmentCache, stopwatch: "_Stopwatch"
+    decoder: Decoder,
+    layout: WeightLayout,
+    package: Path,
+    cache: FragmentCache,
+    stopwatch: "_Stopwatch",
+    streaming: Future[tuple[str, float]],
 ) -> tuple[dict[str, str], dict[str, "Signature"], tuple[int, int]]:
     """Convert, link, write; digests, signatures by function, how many fragments came from the cache and were made."""
     with stopwatch("imports"):
@@ -89,6 +94,8 @@ def _export_program(
         def convert(fragment: Fragment) -> bytes:
             from coreai_recipes.export.convert import convert_fragment
 
+            if streaming.done():
+                streaming.result()  # a weight that float16 cannot hold ends the build here, not after all conversions
             made.append(fragment.name)
             return convert_fragment(fragment)
 
