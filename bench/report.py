@@ -41,12 +41,13 @@ class Result:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=SIMPLE_HEAD, title=self.title, title_justify="left", pad_edge=False)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for column in self.columns:
             right = column.startswith(">")
             table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
+        print(self.title)
         console = Console()
         # a pipe has no width: nothing is to be folded for it
         console.print(table) if console.is_terminal else Console(width=160).print(table)

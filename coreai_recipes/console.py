@@ -82,7 +82,10 @@ def print_report(report: Mapping[str, Any]) -> None:
     if not ran:
         reasons = {str(stage["detail"].get("skipped", "skipped")) for stage in report["stages"]}
         print(f"nothing was verified: {'; '.join(sorted(reasons)) or 'no stage was asked for'}")
-    print("not covered: Core ML's own compiler and loader, placement, the hardware's accumulation")
+    if any("coreml" in stage["detail"] for stage in ran):
+        print("not covered: placement")
+    else:
+        print("not covered: Core ML's own compiler and loader, placement, the hardware's accumulation")
 
 
 def print_built(bundle: "Bundle") -> None:
@@ -113,11 +116,14 @@ def _explain(stage: Mapping[str, Any]) -> str:
         greedy = detail["greedy"]
         verdict = greedy.get("skipped") or ("equal" if greedy["equal"] else f"NOT equal: {greedy['not_equal']}")
         words.append(f"greedy tokens {verdict}")
-    if "rounded" in detail:
-        theirs, strict = detail["transformers_float16"], detail["strict"]
-        words.append(f"top-1 {_percent(detail['rounded'])}")
+    if "rounded" in detail or "coreml" in detail:
+        theirs, strict = detail["transformers_float16"], detail.get("strict")
+        if "coreml" in detail:
+            words.append(f"on Core ML ({detail['compute_units']}): {detail['coreml']['calls']}")
+        words.append(f"top-1 {_percent(detail.get('coreml') or detail['rounded'])}")
         words.append(f"transformers' own float16 {_decibels(theirs['psnr_db'])} dB, top-1 {_percent(theirs)}")
-        words.append(f"sums in float16 too {_decibels(strict['psnr_db'])} dB, top-1 {_percent(strict)}")
+        if strict:
+            words.append(f"sums in float16 too {_decibels(strict['psnr_db'])} dB, top-1 {_percent(strict)}")
         words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
     return "; ".join(words)
 

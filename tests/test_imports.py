@@ -21,12 +21,13 @@ PACKAGE = Path(coreai_recipes.__file__).parent
 ROOMS: dict[str, set[str]] = {
     "cli": {"*"},
     "console": {"*"},
-    "generate": {"bundle", "evaluate", "checkpoint", "recipe", "errors"},
+    "generate": {"bundle", "evaluate", "coreml", "checkpoint", "recipe", "errors"},
     "bundle": {"*"},
     "plan": {"model", "primitives", "recipe", "errors"},
-    "verification": {"evaluate", "filling", "checkpoint", "model", "primitives", "recipe", "errors"},
+    "verification": {"evaluate", "coreml", "filling", "checkpoint", "model", "primitives", "recipe", "errors"},
     "export": {"filling", "checkpoint", "model", "primitives", "recipe", "protobuf", "errors"},
     "evaluate": {"protobuf", "errors"},
+    "coreml": {"errors"},
     "filling": {"checkpoint", "model", "errors"},
     "checkpoint": {"recipe.yaml_reader", "errors"},
     "model": {"primitives", "recipe", "errors"},
@@ -39,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
 
 # Packages of others that only some rooms know.
 KNOWN_TO: dict[str, set[str]] = {
-    "coremltools": {"export", "generate"},
+    "coremltools": {"export", "coreml"},
     "transformers": {"verification", "checkpoint", "generate"},
     "gguf": {"checkpoint"},
     "huggingface_hub": {"checkpoint"},

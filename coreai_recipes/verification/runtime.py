@@ -1,9 +1,13 @@
 """What runs the saved package: the evaluator on any OS, or Core ML on macOS."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.errors import UserError
-from coreai_recipes.verification.calls import SavedProgram
+from torch import Tensor
+
+from coreai_recipes.coreml import CoreMLProgram, States
+from coreai_recipes.verification.calls import SavedFunction, SavedProgram
 from coreai_recipes.verification.subject import Subject
 
 if TYPE_CHECKING:
@@ -11,11 +15,37 @@ if TYPE_CHECKING:
 
 
 def open_program(subject: Subject, precision: "Precision") -> SavedProgram:
-    """The subject's package. Weights are streamed when the float32 model takes more than a third of free memory."""
+    """The subject's package. On Core ML `precision` says nothing: it is the hardware's.
+
+    The evaluator streams the weights when the float32 model takes more than a third of free memory.
+    """
     if subject.package is None:
         raise ValueError("this stage needs a package")
-    if subject.runtime != "evaluator":
-        raise UserError(f"runtime {subject.runtime} cannot run this stage yet; the runtime there is: evaluator")
+    if subject.runtime == "coreml":
+        return OnCoreML(CoreMLProgram(subject.package, subject.recipe.export.compute_units))
     from coreai_recipes.evaluate.program import Program
 
     return Program(subject.package, precision, stream_weights=not subject.fits_in_memory)
+
+
+@dataclass(frozen=True)
+class OnCoreML:
+    """Core ML as a SavedProgram of which nothing but the outputs can be watched."""
+
+    program: CoreMLProgram
+
+    def function(self, name: str) -> SavedFunction:
+        def run(
+            inputs: Mapping[str, Any],
+            state: States,
+            watch: Callable[[str, Tensor, str], None] | None = None,
+            watch_names: set[str] | None = None,
+        ) -> dict[str, Tensor]:
+            if watch is not None:
+                raise ValueError("Core ML shows nothing inside")
+            return self.program.call(name, inputs, state)
+
+        return run
+
+    def make_state(self) -> States:
+        return self.program.make_state()

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from coreai_recipes.coreml import why_no_coreml
 from coreai_recipes.errors import BundleError, UserError
-from coreai_recipes.generate.runtime import CoreMLRuntime, open_runtime, why_no_coreml
+from coreai_recipes.generate.runtime import CoreMLRuntime, open_runtime
 
 MANIFEST = {"packages": [{"file": "model.mlpackage"}]}
 
@@ -98,7 +99,7 @@ def test_core_ml_is_taken_where_it_is_there(
 ) -> None:
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "mac_ver", lambda: (release, ("", "", ""), ""))
-    monkeypatch.setattr("coreai_recipes.generate.runtime.find_spec", lambda name: name if bridge else None)
+    monkeypatch.setattr("coreai_recipes.coreml.find_spec", lambda name: name if bridge else None)
     monkeypatch.setattr("coreai_recipes.generate.runtime.EvaluatorRuntime", lambda package: ("evaluator", package))
     recipe = Path(__file__).parents[2] / "recipes/tiny-llama.yaml"
     (tmp_path / "recipe.yaml").write_text(recipe.read_text())
@@ -109,7 +110,7 @@ def test_core_ml_is_taken_where_it_is_there(
         for name in ("auto", "coreml"):
             taken = open_runtime(tmp_path, MANIFEST, name)
             assert isinstance(taken, CoreMLRuntime)
-            assert taken._compute_units == "cpu_and_ne"
+            assert taken._program._compute_units == "cpu_and_ne"
     else:
         assert open_runtime(tmp_path, MANIFEST, "auto") == ("evaluator", package)
         with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk of the small random families, and of the tiny Llama that was really trained."""
+"""Checkpoints and packages of the small random families, and of the tiny Llama that was really trained."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES
-from verify_cases import Saved, save
+from verify_cases import Export, Saved, save
 
-from coreai_recipes.checkpoint import open_checkpoint
-from coreai_recipes.recipe import load_recipe
+from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
+from coreai_recipes.export.cache import FragmentCache
+from coreai_recipes.export.exporter import export_package
+from coreai_recipes.filling import bind_decoder
+from coreai_recipes.model import build_decoder
+from coreai_recipes.recipe import Recipe, load_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -41,3 +45,22 @@ def tiny_llama() -> Saved:
     """The tiny Llama with its recipe."""
     recipe = load_recipe(REPOSITORY / "recipes" / "tiny-llama.yaml")
     return recipe, open_checkpoint(REPOSITORY / "tests" / "checkpoints" / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """`export(recipe, checkpoint)`: the package's path. Fragments that two packages share are converted once."""
+    cache = FragmentCache(tmp_path_factory.mktemp("fragments"))
+
+    def make(recipe: Recipe, checkpoint: Checkpoint) -> Path:
+        decoder = build_decoder(recipe)
+        package = tmp_path_factory.mktemp("package") / "model.mlpackage"
+        export_package(decoder, bind_decoder(decoder, checkpoint), package, cache)
+        return package
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tiny_llama: Saved, export: Export) -> Path:
+    return export(*tiny_llama)

@@ -7,39 +7,13 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
-from verify_cases import Saved, change, save, with_kind, without_rotary
+from verify_cases import Export, Saved, change, save, with_kind, without_rotary
 
-from coreai_recipes.checkpoint import Checkpoint
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.exporter import export_package
-from coreai_recipes.filling import bind_decoder
-from coreai_recipes.model import build_decoder
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.verification import StageResult, run_stages
 from coreai_recipes.verification.calls import Call, describe_calls, plan_calls
 from coreai_recipes.verification.stages import float16
-
-Export = Callable[[Recipe, Checkpoint], Path]
-
-
-@pytest.fixture(scope="session")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """`export(recipe, checkpoint)`: the package's path. Fragments that two packages share are converted once."""
-    cache = FragmentCache(tmp_path_factory.mktemp("fragments"))
-
-    def make(recipe: Recipe, checkpoint: Checkpoint) -> Path:
-        decoder = build_decoder(recipe)
-        package = tmp_path_factory.mktemp("package") / "model.mlpackage"
-        export_package(decoder, bind_decoder(decoder, checkpoint), package, cache)
-        return package
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tiny_package(tiny_llama: Saved, export: Export) -> Path:
-    return export(*tiny_llama)
 
 
 def run(stage: str, recipe: Recipe, checkpoint: Any, package: Path) -> StageResult:

@@ -1,5 +1,6 @@
 """Recipes with one thing changed, and a small model saved as a checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
 from coreai_recipes.recipe import Recipe
 
 Saved = tuple[Recipe, Checkpoint]
+Export = Callable[[Recipe, Checkpoint], Path]
 
 
 def save(pair: Pair, folder: Path) -> Saved:

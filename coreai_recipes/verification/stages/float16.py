@@ -1,7 +1,10 @@
-"""Stage `package_float16`: the saved program in float16, `rounded` and `strict`, against transformers in float32."""
+"""Stage `package_float16`: the saved program in float16 against transformers in float32.
+
+The evaluator runs it twice, `rounded` and `strict`; Core ML once, as the hardware does.
+"""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,16 +18,19 @@ from coreai_recipes.verification.runtime import open_program
 from coreai_recipes.verification.subject import Subject
 
 NAME = "package_float16"
+Mode = Precision | Literal["coreml"]
 ALLOWED_LOSS_DB = 3.0
 # How many decode steps are affordable: as many as multiply this often in all, and never fewer than FEWEST_STEPS.
+# Core ML is given the most.
 PRODUCTS = {"rounded": 20e9, "strict": 4e9}
 FEWEST_STEPS, MOST_STEPS = 8, 128
 
 
 @dataclass(frozen=True)
 class Run:
-    """The logits of one precision at the positions `rows`, and what became infinite or NaN in float16."""
+    """The logits of one mode at the positions `rows`, and what became infinite or NaN in it."""
 
+    mode: Mode
     rows: Tensor
     logits: Tensor
     calls: str
@@ -32,52 +38,65 @@ class Run:
 
 
 def run(subject: Subject) -> StageResult:
-    """Passes when `rounded` loses at most 3 dB more than transformers' own float16, and nothing overflows in either."""
+    """Passes when `rounded`, or Core ML, loses at most 3 dB more than transformers' own float16, and nothing overflows.
+
+    `strict` must not overflow either; its figures are stated.
+    """
     theirs32 = subject.reference_logits
     if theirs32 is None:
         theirs32 = subject.reference_logits = Reference(subject.recipe, subject.weights).run(subject.tokens.sequence)
     theirs16 = Reference(subject.recipe, subject.weights, torch.float16).run(subject.tokens.sequence)
-    rounded = _evaluate(subject, "rounded")
-    strict = _evaluate(subject, "strict")
-    floor = psnr(theirs32[rounded.rows], theirs16[rounded.rows]) - ALLOWED_LOSS_DB
-    found = psnr(theirs32[rounded.rows], rounded.logits)
-    overflowed = [f"{name} ({mode})" for mode, r in (("rounded", rounded), ("strict", strict)) for name in r.overflowed]
-    detail: dict[str, Any] = {
-        "compared_with": "transformers in float32",
-        "rounded": _describe(rounded, theirs32, rounded.logits),
-        "transformers_float16": _describe(rounded, theirs32, theirs16[rounded.rows]),
-        "strict": {
-            **_describe(strict, theirs32, strict.logits),
-            "transformers_float16": _describe(strict, theirs32, theirs16[strict.rows]),
-        },
+    detail: dict[str, Any] = {"runtime": subject.runtime, "compared_with": "transformers in float32"}
+    if subject.runtime == "coreml":
+        judged = _run_package(subject, "coreml")
+        runs = [judged]
+        detail["compute_units"] = subject.recipe.export.compute_units
+    else:
+        judged = _run_package(subject, "rounded")
+        strict = _run_package(subject, "strict")
+        runs = [judged, strict]
+        theirs = _describe(strict, theirs32, theirs16[strict.rows])
+        detail["strict"] = {**_describe(strict, theirs32, strict.logits), "transformers_float16": theirs}
+    ref = theirs32[judged.rows]
+    floor = psnr(ref, theirs16[judged.rows]) - ALLOWED_LOSS_DB
+    found, lowest = psnr(ref, judged.logits), snr_min(ref, judged.logits)
+    overflowed = [f"{name} ({r.mode})" for r in runs for name in r.overflowed]
+    detail |= {
+        judged.mode: _describe(judged, theirs32, judged.logits),
+        "transformers_float16": _describe(judged, theirs32, theirs16[judged.rows]),
         "overflowed": overflowed[:10],
     }
     if overflowed:
         detail["first_below"] = {"tensor": overflowed[0], "psnr_db": "-inf", "snr_min_db": "-inf"}
     elif found < floor:
-        lowest = snr_min(theirs32[rounded.rows], rounded.logits)
         detail["first_below"] = {"tensor": "logits", "psnr_db": number(found), "snr_min_db": number(lowest)}
-    passed = found >= floor and not overflowed
-    return StageResult(NAME, passed, found, snr_min(theirs32[rounded.rows], rounded.logits), floor, detail)
+    return StageResult(NAME, found >= floor and not overflowed, found, lowest, floor, detail)
 
 
-def _evaluate(subject: Subject, precision: Precision) -> Run:
+def _run_package(subject: Subject, mode: Mode) -> Run:
     ids = subject.tokens.sequence
-    affordable = int(PRODUCTS[precision] / (subject.float32_bytes / 4))
-    steps = min(max(affordable, FEWEST_STEPS), MOST_STEPS)
-    queries = {name: size for name, size in subject.recipe.export.functions.queries.items() if name != "score"}
+    queries = subject.recipe.export.functions.queries
+    if mode == "coreml":
+        steps = MOST_STEPS
+        program = open_program(subject, "rounded")
+    else:
+        steps = min(max(int(PRODUCTS[mode] / (subject.float32_bytes / 4)), FEWEST_STEPS), MOST_STEPS)
+        queries = {name: size for name, size in queries.items() if name != "score"}  # stage `package` has it
+        program = open_program(subject, mode)
     calls = plan_calls(queries, len(ids), steps)
-    program = open_program(subject, precision)
     state = program.make_state()
-    rows, logits = [], []
+    rows: list[int] = []
+    logits = []
     overflowed: dict[str, None] = {}
     for done, call in enumerate(calls, 1):
         answer = run_call(program, state, ids, call, set())
-        rows.append(answer.first_row)
+        rows += range(answer.first_row, answer.first_row + len(answer.logits))
         logits.append(answer.logits)
         overflowed |= dict.fromkeys(getattr(program.function(call.function), "overflowed", ()))
-        subject.progress(f"{NAME}: {precision}", done, len(calls))
-    return Run(torch.tensor(rows), torch.cat(logits), describe_calls(calls), list(overflowed))
+        if mode == "coreml" and not answer.logits.isfinite().all():
+            overflowed[f"logits of {call.function}"] = None
+        subject.progress(f"{NAME}: {mode}", done, len(calls))
+    return Run(mode, torch.tensor(rows), torch.cat(logits), describe_calls(calls), list(overflowed))
 
 
 def _describe(run: Run, ref: Tensor, logits: Tensor) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""Core ML through coremltools, on macOS only: the functions of a saved package, on states that they share."""
+
+import platform
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreai_recipes.errors import BundleError, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATES_SINCE = 15  # macOS, whose Core ML has states from then on
+
+
+@dataclass
+class States:
+    """Core ML's state object, zeros that the first function to run makes. All functions declare the same states."""
+
+    made: Any = None
+
+
+class CoreMLProgram:
+    """The functions of a package by name. `compute_units` is the recipe's: cpu_and_ne, cpu_and_gpu, cpu_only or all."""
+
+    def __init__(self, package: Path, compute_units: str) -> None:
+        self._package = package
+        self._compute_units = compute_units
+        self._models: dict[str, Any] = {}
+
+    def call(self, function: str, inputs: Mapping[str, "Tensor"], states: States) -> dict[str, "Tensor"]:
+        """The outputs by name; `states` go on. Raises BundleError when Core ML does not load the function."""
+        import torch
+
+        if function not in self._models:
+            self._models[function] = self._load(function)
+        model = self._models[function]
+        if states.made is None:
+            states.made = model.make_state()
+        given = {name: tensor.numpy() for name, tensor in inputs.items()}
+        return {name: torch.from_numpy(value) for name, value in model.predict(given, state=states.made).items()}
+
+    def make_state(self) -> States:
+        return States()
+
+    def _load(self, function: str) -> Any:
+        """The function as coremltools has it. That it was not loaded shows only when it is asked for a state."""
+        from coremltools import ComputeUnit
+        from coremltools.models import MLModel
+
+        units = ComputeUnit[self._compute_units.upper()]
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model = MLModel(str(self._package), function_name=function, compute_units=units)
+        try:
+            model.make_state()
+        except Exception as error:  # coremltools raises no narrower class, and said the reason in a warning
+            reason = " ".join(str(each.message) for each in said if each.category is RuntimeWarning) or str(error)
+            raise BundleError(
+                f"{self._package}: Core ML does not load the function {function}: {reason}",
+                "  --runtime evaluator runs it without Core ML",
+            ) from None
+        return model
+
+
+def check_coreml() -> None:
+    """Raise UserError when Core ML cannot run a program on this machine."""
+    reason = why_no_coreml()
+    if reason is not None:
+        raise UserError(f"runtime coreml: {reason}: use --runtime evaluator")
+
+
+def why_no_coreml() -> str | None:
+    """Why Core ML cannot run a program with states on this machine; None when it can."""
+    if platform.system() != "Darwin":
+        return f"Core ML is on macOS only, this is {platform.system()}"
+    release = platform.mac_ver()[0]
+    if int(release.partition(".")[0] or 0) < STATES_SINCE:
+        return f"Core ML has states since macOS {STATES_SINCE}, this is macOS {release}"
+    if find_spec("coremltools.libcoremlpython") is None:
+        return "this installation of coremltools lacks its Core ML bridge (coremltools.libcoremlpython)"
+    return None
