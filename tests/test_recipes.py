@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from families import small_model
 
 from coreai_recipes import Recipe, build, load_recipe
 from coreai_recipes.recipe import built_in_recipes
 from coreai_recipes.recipe.schema import FullRotary, Llama3Scaling
-from families import small_model
 
 # Sizes of the same family share their mechanisms, so one of each is built; a new family is a new row by itself.
 SIZES = {
