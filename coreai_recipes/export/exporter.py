@@ -122,7 +122,25 @@ def _stream(
     stop: threading.Event,
     progress: Progress | None,
 ) -> tuple[str, float]:
-    """Write weight.bin; its sha256 and the seconds taken."""
+    """Write weight.bin; its sha256 and the seconds taken.
+
+    Torch works on one thread meanwhile: a second one would spin beside the conversion, and takes no less time for it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _write_blocks(path, layout, bindings, stop, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _write_blocks(
+    path: Path,
+    layout: WeightLayout,
+    bindings: Mapping[str, Binding],
+    stop: threading.Event,
+    progress: Progress | None,
+) -> tuple[str, float]:
     started, done, total = time.perf_counter(), 0, sum(blob.size for blob in layout.blobs.values())
     writing = write_weights(path, layout, {name: _float16_blocks(bindings[name]) for name in layout.blobs})
     while not stop.is_set():

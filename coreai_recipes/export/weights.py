@@ -9,6 +9,7 @@ MiB, and a test holds the two to the same bytes.
 import hashlib
 import struct
 from collections.abc import Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -59,15 +60,16 @@ def write_weights(
 ) -> Generator[tuple[str, int], None, str]:
     """Write every blob of `layout`, block by block; gives (name, bytes written) after each block.
 
-    The generator's return value is the sha256 of the whole file, taken as it is written.
+    The generator's return value is the sha256 of the whole file, taken of each block while it is being written.
     """
     digest = hashlib.sha256()
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1, thread_name_prefix="digest") as hasher:
 
         def write(data: bytes | memoryview) -> None:
-            digest.update(data)
+            hashing = hasher.submit(digest.update, data)
             while len(data):
                 data = data[file.write(data) :]
+            hashing.result()  # the next block may lie in the same buffer
 
         write(HEADER.pack(len(layout.blobs), VERSION))
         position = HEADER.size

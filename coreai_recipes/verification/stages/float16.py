@@ -46,26 +46,25 @@ def run(subject: Subject) -> StageResult:
     if theirs32 is None:
         theirs32 = subject.reference_logits = Reference(subject.recipe, subject.weights).run(subject.tokens.sequence)
     theirs16 = Reference(subject.recipe, subject.weights, torch.float16).run(subject.tokens.sequence)
-    detail: dict[str, Any] = {"runtime": subject.runtime, "compared_with": "transformers in float32"}
-    if subject.runtime == "coreml":
-        judged = _run_package(subject, "coreml")
-        runs = [judged]
-        detail["compute_units"] = subject.recipe.export.compute_units
-    else:
-        judged = _run_package(subject, "rounded")
-        strict = _run_package(subject, "strict")
-        runs = [judged, strict]
-        theirs = _describe(strict, theirs32, theirs16[strict.rows])
-        detail["strict"] = {**_describe(strict, theirs32, strict.logits), "transformers_float16": theirs}
+    modes: tuple[Mode, ...] = ("coreml",) if subject.runtime == "coreml" else ("rounded", "strict")
+    runs = [_run_package(subject, mode) for mode in modes]
+    judged, *stated = runs
     ref = theirs32[judged.rows]
     floor = psnr(ref, theirs16[judged.rows]) - ALLOWED_LOSS_DB
     found, lowest = psnr(ref, judged.logits), snr_min(ref, judged.logits)
     overflowed = [f"{name} ({r.mode})" for r in runs for name in r.overflowed]
-    detail |= {
+    detail: dict[str, Any] = {
+        "runtime": subject.runtime,
+        "compared_with": "transformers in float32",
         judged.mode: _describe(judged, theirs32, judged.logits),
         "transformers_float16": _describe(judged, theirs32, theirs16[judged.rows]),
         "overflowed": overflowed[:10],
     }
+    for other in stated:
+        theirs = _describe(other, theirs32, theirs16[other.rows])
+        detail[other.mode] = {**_describe(other, theirs32, other.logits), "transformers_float16": theirs}
+    if subject.runtime == "coreml":
+        detail["compute_units"] = subject.recipe.export.compute_units
     if overflowed:
         detail["first_below"] = {"tensor": overflowed[0], "psnr_db": "-inf", "snr_min_db": "-inf"}
     elif found < floor:
