@@ -16,7 +16,7 @@ from coreai_recipes.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-HASH_BLOCK_BYTES = 1 << 20
+HASH_BLOCK_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from coreai_recipes.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 2 << 20
 FLOAT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -57,7 +57,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return f"checkpoint {self._hub_source or self.path}"
 
     def blocks(self, name: str, rows: range | None = None) -> Iterator[Tensor]:
-        """Whole rows of the first axis, as many as fit 8 MiB and at least one, in the stored dtype.
+        """Whole rows of the first axis, as many as fit 2 MiB and at least one, in the stored dtype.
 
         Raises CheckpointError for a tensor that is not there, or that is not stored as BF16, F16, F32 or F64.
         """
