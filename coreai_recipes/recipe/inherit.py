@@ -19,9 +19,9 @@ class Merging:
 
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    depths: dict[str, int] = field(default_factory=dict)
-    """How many `like` lie between a kind and its root."""
-    broken: set[str] = field(default_factory=set)
+    depths: dict[Location, int] = field(default_factory=dict)
+    """How many `like` lie between a kind, by its place, and its root."""
+    broken: set[Location] = field(default_factory=set)
     """Kinds whose `like` leads nowhere: what they do not say is not known to be missing."""
 
 
@@ -72,39 +72,49 @@ def _null_is_a_value(form: Form | None, key: str) -> bool:
 
 def expand_likes(root: Node, merging: Merging) -> Node | None:
     """The recipe with every kind written out, None when it is too large; `like` may name a later kind, and chains."""
-    model = root.value.get("model") if isinstance(root.value, dict) else None
-    kinds = model.value.get("kinds") if model and isinstance(model.value, dict) else None
-    if model is None or kinds is None or not isinstance(kinds.value, dict) or len(kinds.value) > MAX_KINDS:
+    for stack in ("model", "draft"):
+        expanded = _expand_stack(root, stack, merging)
+        if expanded is None:
+            return None
+        root = expanded
+    return root
+
+
+def _expand_stack(root: Node, stack: str, merging: Merging) -> Node | None:
+    """The kinds of the model, or of the draft, written out."""
+    holder = root.value.get(stack) if isinstance(root.value, dict) else None
+    kinds = holder.value.get("kinds") if holder and isinstance(holder.value, dict) else None
+    if holder is None or kinds is None or not isinstance(kinds.value, dict) or len(kinds.value) > MAX_KINDS:
         return root
-    written = kinds.value
+    written, at = kinds.value, (stack, "kinds")
     form = Form(models=(LayerKind,))
     expanded: dict[str, Node] = {}
     size = 0
     for name in written:
-        chain = _chain(name, written, merging)
-        merging.depths[name] = len(chain) - 1
+        chain = _chain(at, name, written, merging)
+        merging.depths[*at, name] = len(chain) - 1
         for parent, child in pairwise([None, *reversed(chain)]):
             if child is None or child in expanded:
                 continue
             node = _without_like(written[child])
             if parent is not None:
-                node = _merge(expanded[parent], node, form, ("model", "kinds", child), merging, keep_null=False)
+                node = _merge(expanded[parent], node, form, (*at, child), merging, keep_null=False)
             expanded[child] = node
             size += _size(node)
             if size > MAX_VALUES:
-                problem = Problem(("model", "kinds"), f"more than {MAX_VALUES} values, `like` written out")
+                problem = Problem(at, f"more than {MAX_VALUES} values, `like` written out")
                 merging.problems.append(problem)
                 return None
     new_kinds = replace(kinds, value={name: expanded[name] for name in written})
-    new_model = replace(model, value={**_entries(model), "kinds": new_kinds})
-    return replace(root, value={**_entries(root), "model": new_model})
+    new_holder = replace(holder, value={**_entries(holder), "kinds": new_kinds})
+    return replace(root, value={**_entries(root), stack: new_holder})
 
 
-def _chain(name: str, kinds: dict[str, Node], merging: Merging) -> list[str]:
+def _chain(kinds_at: Location, name: str, kinds: dict[str, Node], merging: Merging) -> list[str]:
     """`name`, the kind that it is like, and so on to one that is like none; a problem cuts it short."""
     chain = [name]
     while (like := _entries(kinds[chain[-1]]).get("like")) is not None and like.value is not None:
-        at: Location = ("model", "kinds", chain[-1], "like")
+        at: Location = (*kinds_at, chain[-1], "like")
         problem = None
         if not isinstance(like.value, str):
             problem = Problem(at, f"{shown(like)} is not the name of a kind")
@@ -116,9 +126,10 @@ def _chain(name: str, kinds: dict[str, Node], merging: Merging) -> list[str]:
         elif len(chain) > MAX_CHAIN:
             problem = Problem(at, f"more than {MAX_CHAIN} kinds like one another in a row")
         if problem:
-            if not merging.broken.intersection(chain):
+            places = {(*kinds_at, kind) for kind in chain}
+            if not merging.broken & places:
                 merging.problems.append(problem)
-            merging.broken.update(chain)
+            merging.broken |= places
             return chain
         chain.append(str(like.value))
     return chain

@@ -176,14 +176,14 @@ class _Loading:
 
     def is_consequence(self, problem: Problem) -> bool:
         """Whether a kind lacks something only because its `like` leads nowhere."""
-        in_kind = problem.location[:2] == ("model", "kinds") and len(problem.location) > 3
+        in_kind = _is_in_kinds(problem.location) and len(problem.location) > 3
         lacks = problem.message.startswith(("missing", "says no `kind`", "`factor` says neither"))
-        return in_kind and lacks and problem.location[2] in self.merging.broken
+        return in_kind and lacks and problem.location[:3] in self.merging.broken
 
     def depth(self, problem: Problem) -> int:
         """Own problems before inherited ones, so that a mistake is named where it was written."""
-        is_kind = problem.location[:2] == ("model", "kinds") and len(problem.location) > 2
-        return self.merging.depths.get(str(problem.location[2]), 0) if is_kind else 0
+        is_kind = _is_in_kinds(problem.location) and len(problem.location) > 2
+        return self.merging.depths.get(problem.location[:3], 0) if is_kind else 0
 
     def report_yaml(self, problems: Iterable[YAMLProblem]) -> None:
         for problem in problems:
@@ -191,7 +191,7 @@ class _Loading:
 
     def report_at(self, mark: Mark, problem: Problem) -> None:
         """One problem; what a kind inherits counts once, whichever kinds inherit it."""
-        in_kind = problem.location[:2] == ("model", "kinds")
+        in_kind = _is_in_kinds(problem.location)
         same = dotted(problem.location[3:] if in_kind else problem.location)
         self.report(mark, dotted(problem.location), problem.message, problem.hint, same)
 
@@ -231,6 +231,10 @@ def _validate(data: Any, root: Node) -> tuple[Recipe | None, list[Problem]]:
             if not (problem.location in said and problem.message.startswith("says no `kind`"))
         ]
         return None, [*problems, *found]
+
+
+def _is_in_kinds(location: Location) -> bool:
+    return location[:2] in (("model", "kinds"), ("draft", "kinds"))
 
 
 def _same(one: Path, other: Path) -> bool:

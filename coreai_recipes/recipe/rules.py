@@ -4,6 +4,7 @@ The rules read data that may be wrong elsewhere (a missing block, a word for a n
 run beside the field checks, and so a user sees every problem at once.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -43,17 +44,21 @@ def expand_layers(layers: Sequence[Any]) -> Iterator[str]:
 def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     """Every broken rule of a recipe given as plain data."""
     problems: list[Problem] = []
-    for name, kind in islice(_mapping(recipe, "model", "kinds").items(), MAX_KINDS):
-        if isinstance(kind, Mapping):
-            problems += _attention_problems(recipe, name, kind)
-            problems += _rotary_problems(name, kind)
-    problems += _layer_problems(recipe)
+    for stack in ("model", "draft"):
+        for name, kind in islice(_mapping(recipe, stack, "kinds").items(), MAX_KINDS):
+            if isinstance(kind, Mapping):
+                at: Location = (stack, "kinds", name)
+                problems += _attention_problems(recipe, at, kind)
+                problems += _rotary_problems(at, kind)
+                problems += _expert_problems(at, kind)
+        problems += _layer_problems(recipe, stack)
+    problems += _draft_problems(recipe)
     problems += _export_problems(recipe)
     return problems
 
 
-def _attention_problems(recipe: Mapping[str, Any], name: str, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    at: Location = ("model", "kinds", name, "attention")
+def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    at: Location = (*kind_at, "attention")
     heads, kv_heads = _integer(kind, "attention", "num_heads"), _integer(kind, "attention", "num_kv_heads")
     if heads and kv_heads and min(heads, kv_heads) > 0 and heads % kv_heads:
         yield Problem((*at, "num_kv_heads"), f"{heads} heads cannot be shared out among {kv_heads} KV heads")
@@ -64,11 +69,13 @@ def _attention_problems(recipe: Mapping[str, Any], name: str, kind: Mapping[str,
             f"context {context} is shorter than the window {window}: the window would never slide",
             f"raise export.context to {window} or more, or use `kind: full`, which is the same within {context}",
         )
-    yield from _sharing_problems(recipe, name, kind)
+    yield from _sharing_problems(recipe, kind_at, kind)
 
 
-def _sharing_problems(recipe: Mapping[str, Any], name: str, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    at: Location = ("model", "kinds", name, "attention", "shares_kv_with")
+def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    """Sharing is with a kind of the model, also for a kind of the draft."""
+    at: Location = (*kind_at, "attention", "shares_kv_with")
+    stack, _, name = kind_at
     owner_name, kinds = _value(kind, "attention", "shares_kv_with"), _mapping(recipe, "model", "kinds")
     if not isinstance(owner_name, str):
         return
@@ -87,22 +94,70 @@ def _sharing_problems(recipe: Mapping[str, Any], name: str, kind: Mapping[str, A
     different = [key for key in ours if key in theirs and ours[key] != theirs[key]]
     if different:
         yield Problem(
-            ("model", "kinds", name, "rotary", different[0]),
+            (*kind_at, "rotary", different[0]),
             f"`{name}` reads keys that `{owner_name}` has turned with {different[0]} {theirs[different[0]]}",
             f"make both rotaries equal, or leave out {'.'.join(map(str, at[-2:]))}",
         )
-    order = _layer_order(recipe)
+    order = _layer_order(recipe, "model")
+    if stack == "draft":
+        if order and owner_name not in order:
+            yield Problem(at, f"no layer of the model is of kind `{owner_name}`")
+        return
     if order and name in order and owner_name not in order[: order.index(name)]:
         yield Problem(at, f"no layer of kind `{owner_name}` comes before the first of `{name}`")
+        return
+    after = order[order.index(name) :] if name in order else []
+    owns = next((n for n in after if _value(kinds, n, "attention", "shares_kv_with") is None and n in kinds), None)
+    if owns is not None:
+        # in `prefill` they run for the last token alone, which a later cache would need in full
+        yield Problem(at, f"a layer of kind `{owns}` comes after it: layers that share a cache are the last ones")
 
 
-def _rotary_problems(name: str, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    at: Location = ("model", "kinds", name, "rotary")
+def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    count, top = _integer(kind, "experts", "num_experts"), _integer(kind, "experts", "router", "top")
+    if count and top and top > count:
+        yield Problem((*kind_at, "experts", "router", "top"), f"{top} of {count} experts cannot be chosen")
+
+
+def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    draft = _mapping(recipe, "draft")
+    if not draft:
+        return
+    for name, kind in islice(_mapping(draft, "kinds").items(), MAX_KINDS):
+        if (
+            isinstance(kind, Mapping)
+            and _mapping(kind, "attention")
+            and not _value(kind, "attention", "shares_kv_with")
+        ):
+            yield Problem(
+                ("draft", "kinds", name, "attention"),
+                "a draft owns no cache: say whose keys and values it reads",
+                "add `shares_kv_with:` and a kind of the model",
+            )
+    ours, theirs = _integer(draft, "vocab_size"), _integer(recipe, "model", "vocab_size")
+    if ours and theirs and ours != theirs:
+        yield Problem(("draft", "vocab_size"), f"{ours} tokens here and {theirs} in the model: they must be the same")
+    clusters, top = _integer(draft, "centroids", "count"), _integer(draft, "centroids", "top")
+    if ours and clusters and ours % clusters:
+        at: Location = ("draft", "centroids", "count")
+        yield Problem(at, f"{ours} tokens cannot be shared out among {clusters} clusters")
+    if clusters and top and top > clusters:
+        yield Problem(("draft", "centroids", "top"), f"{top} of {clusters} clusters cannot be looked into")
+    if _mapping(recipe, "export", "functions") and _integer(recipe, "export", "functions", "score") is None:
+        yield Problem(
+            ("export", "functions"),
+            "a draft's tokens are verified by `score`, which is missing",
+            "add `score: 5`: the last token and 4 drafted ones",
+        )
+
+
+def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    at: Location = (*kind_at, "rotary")
     rotary = _mapping(kind, "rotary")
     rotary_kind, head_dim, factor = rotary.get("kind"), _integer(kind, "attention", "head_dim"), rotary.get("factor")
     if rotary_kind in ("full", "partial", "proportional") and head_dim and head_dim % 2:
         yield Problem(
-            ("model", "kinds", name, "attention", "head_dim"),
+            (*kind_at, "attention", "head_dim"),
             f"{head_dim} is odd, and a rotary turns dimensions in pairs",
         )
     if isinstance(factor, int | float) and head_dim and 0 < factor <= 1:
@@ -138,30 +193,30 @@ def _rotary_problems(name: str, kind: Mapping[str, Any]) -> Iterator[Problem]:
         )
 
 
-def _layer_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
-    kinds, layers = _mapping(recipe, "model", "kinds"), _value(recipe, "model", "layers")
+def _layer_problems(recipe: Mapping[str, Any], stack: str) -> Iterator[Problem]:
+    kinds, layers = _mapping(recipe, stack, "kinds"), _value(recipe, stack, "layers")
     if not isinstance(layers, Sequence) or isinstance(layers, str) or not kinds or len(layers) > MAX_LAYERS:
         return
     for index, entry in enumerate(layers):
-        named: list[tuple[Location, Any]] = [(("model", "layers", index), entry)] if isinstance(entry, str) else []
+        named: list[tuple[Location, Any]] = [((stack, "layers", index), entry)] if isinstance(entry, str) else []
         if isinstance(entry, Mapping) and isinstance(entry.get("of"), Sequence) and not isinstance(entry["of"], str):
-            named = [(("model", "layers", index, "of", i), name) for i, name in enumerate(entry["of"])]
+            named = [((stack, "layers", index, "of", i), name) for i, name in enumerate(entry["of"])]
         for location, name in named:
             if isinstance(name, str) and name not in kinds:
                 yield Problem(location, f"there is no kind `{name}`", did_you_mean(name, kinds))
-    order = _layer_order(recipe)
+    order = _layer_order(recipe, stack)
     if len(order) > MAX_LAYERS:
-        yield Problem(("model", "layers"), f"more than {MAX_LAYERS} layers")
+        yield Problem((stack, "layers"), f"more than {MAX_LAYERS} layers")
         return
     for name in islice(kinds, MAX_KINDS):
         if name not in order:
-            hint = "use it in model.layers, or remove it"
-            yield Problem(("model", "kinds", name), f"no layer is of kind `{name}`", hint, at_key=True)
+            hint = f"use it in {stack}.layers, or remove it"
+            yield Problem((stack, "kinds", name), f"no layer is of kind `{name}`", hint, at_key=True)
 
 
-def _layer_order(recipe: Mapping[str, Any]) -> list[str]:
+def _layer_order(recipe: Mapping[str, Any], stack: str) -> list[str]:
     """The kind of each layer, cut off behind the largest number that a recipe may have."""
-    layers = _value(recipe, "model", "layers")
+    layers = _value(recipe, stack, "layers")
     is_list = isinstance(layers, Sequence) and not isinstance(layers, str)
     return list(islice(expand_layers(layers), MAX_LAYERS + 1)) if is_list else []
 
@@ -175,6 +230,14 @@ def _export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
                 ("export", "functions", function),
                 f"{function} takes {query} tokens at a call, the context holds {context}",
             )
+    scale = _value(recipe, "export", "residual_scale")
+    if isinstance(scale, int | float) and 0 < scale <= 1 and math.frexp(scale)[0] != 0.5:
+        near = 2.0 ** round(math.log2(scale))
+        yield Problem(
+            ("export", "residual_scale"),
+            f"{scale:g} is not a power of two: weights times it would be rounded",
+            f"the nearest is {near:g}",
+        )
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -165,6 +165,10 @@ class Attention(Spec):
         default=None, description="norm of queries and keys before the rotary; Qwen3 has {over: head}"
     )
     v_norm: Flag = Field(default=False, description="RMS norm of each value head, without a weight (Gemma 4)")
+    k_eq_v: Flag = Field(
+        default=False,
+        description="values are k_proj's output before its norm and rotary; there is no v_proj (Gemma 4's 26B and 31B)",
+    )
     scale: PositiveFloat | None = Field(default=None, description="factor of the scores; head_dim^-0.5 if unsaid")
     softcap: PositiveFloat | None = Field(
         default=None, description="scores become softcap * tanh(scores / softcap) (Gemma 2)"
@@ -207,6 +211,28 @@ class GatedMLP(Spec):
 
 MLP = Annotated[GatedMLP, Field()]
 
+
+class Router(Spec):
+    """Chooses a token's experts: the best `top` of softmax(proj(norm(x) * scale * hidden_size^-0.5)), which then sum to
+    one, each times a learned scale of its expert (Gemma 4)."""
+
+    kind: Literal["softmax"]
+    top: Positive = Field(description="experts of each token (top_k_experts); Gemma 4 26B-A4B uses 8")
+
+
+class Experts(Spec):
+    """A mixture of experts beside the dense MLP, both on the same hidden state and each with norms of its own."""
+
+    num_experts: Positive = Field(description="experts of each layer; Gemma 4 26B-A4B has 128")
+    intermediate_size: Positive = Field(description="width of one expert (moe_intermediate_size)")
+    activation: Literal["silu", "gelu_tanh"] = Field(description="of each expert's gate")
+    router: Router = Field(description="how a token's experts are chosen")
+    decode: Literal["gathered", "all"] = Field(
+        default="gathered",
+        description="for one token, gather the weights of its experts, or compute all of them; several take all",
+    )
+
+
 Placement = Literal["pre", "sandwich"]
 
 
@@ -216,6 +242,7 @@ class LayerKind(Spec):
     attention: AttentionKind
     rotary: Rotary
     mlp: MLP
+    experts: Experts | None = Field(default=None, description="a mixture of experts beside the MLP (Gemma 4 26B-A4B)")
     norm: Norm | None = Field(default=None, description="the norms of this kind, when they are not the model's")
     placement: Placement | None = Field(
         default=None, description="where this kind's norms stand, when not where the model's do"
@@ -230,6 +257,7 @@ class PerLayerEmbedding(Spec):
 
     size: Positive = Field(description="columns that each layer takes of a row")
     vocab_size: Positive = Field(description="rows of the second table")
+    activation: Literal["silu", "gelu_tanh"] = Field(default="gelu_tanh", description="of the gate in each layer")
 
 
 class Embedding(Spec):
@@ -257,18 +285,19 @@ class Repeat(Spec):
     )
 
 
-class Model(Spec):
-    """The architecture."""
+class Stack(Spec):
+    """Layers of several kinds, one on another: what a model and its draft have in common."""
 
     vocab_size: Positive = Field(description="rows of the embedding table, with the padding that the checkpoint has")
     hidden_size: Positive = Field(description="width of the residual stream")
-    embedding: Embedding = Field(default=Embedding(), description="the token table")
     norm: Norm = Field(description="the norm of every layer and of the end, unless a kind has its own")
     placement: Placement = Field(
         default="pre",
         description="where the norms of a block stand; `pre`: x + f(norm(x)), `sandwich`: x + norm(f(norm(x)))",
     )
-    head: Head = Field(description="from the last hidden state to logits")
+    layer_scalar: Flag = Field(
+        default=False, description="each layer's output is multiplied by a learned scalar (Gemma 4)"
+    )
     kinds: Annotated[dict[KindName, LayerKind], Field(min_length=1, max_length=rules.MAX_KINDS)] = Field(
         description="layers of one kind differ in their weights only"
     )
@@ -281,16 +310,30 @@ class Model(Spec):
         """The kind of each layer, in order."""
         return tuple(rules.expand_layers(self.layers))
 
-    @property
-    def embedding_scale(self) -> float:
-        scale = self.embedding.scale
-        return math.sqrt(self.hidden_size) if scale == "sqrt_hidden_size" else float(scale)
-
     def norm_of(self, kind: str) -> RMSNorm | LayerNorm:
         return self.kinds[kind].norm or self.norm
 
     def placement_of(self, kind: str) -> Placement:
         return self.kinds[kind].placement or self.placement
+
+
+class Model(Stack):
+    """The architecture."""
+
+    embedding: Embedding = Field(default=Embedding(), description="the token table")
+    head: Head = Field(description="from the last hidden state to logits")
+
+    @property
+    def embedding_scale(self) -> float:
+        scale = self.embedding.scale
+        return math.sqrt(self.hidden_size) if scale == "sqrt_hidden_size" else float(scale)
+
+
+class Centroids(Spec):
+    """An ordered-embedding head: only tokens of the best `top` of `count` equal clusters get a logit of their own."""
+
+    count: Positive = Field(description="clusters of the vocabulary (num_centroids)")
+    top: Positive = Field(description="clusters that are looked into (centroid_intermediate_top_k)")
 
 
 class Functions(Spec):
@@ -321,6 +364,14 @@ class Export(Spec):
     context: Annotated[int, Field(ge=2, le=1 << 20, strict=True)] = Field(description="positions a session can hold")
     functions: Functions = Field(default=Functions(), description="tokens that each function takes at a call")
     states: Literal["per_kind"] = "per_kind"
+    fold: Flag = Field(
+        default=True,
+        description="rotary pairs are brought side by side by permuting weights: fewer operations, the same function",
+    )
+    residual_scale: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] = Field(
+        default=1.0,
+        description="a power of two by which the residual stream is scaled down, so that float16 holds it (Gemma)",
+    )
 
 
 class Reference(Spec):
@@ -338,6 +389,18 @@ class Weights(Spec):
     names: Name = Field(description="the family whose tensor names the checkpoint uses; llama, qwen3 ...")
 
 
+class Draft(Stack):
+    """A small model that drafts tokens for the target to accept or reject. Every layer reads the target's K and V.
+
+    It is given the target's embedding of the last token beside the target's last hidden state, at the last token's
+    position (Gemma 4's assistants).
+    """
+
+    reference: Reference = Field(description="the transformers model to equal, and its checkpoint")
+    centroids: Centroids | None = Field(default=None, description="an ordered-embedding head (use_ordered_embeddings)")
+    weights: Weights = Field(description="where the draft's checkpoint keeps its tensors")
+
+
 class Recipe(Spec):
     """One language model, described as data."""
 
@@ -347,6 +410,7 @@ class Recipe(Spec):
     name: Name = Field(description="what the bundle's folder is called; letters, digits, `.`, `_` and `-`")
     reference: Reference | None = Field(description="the transformers model to equal; null when there is none")
     model: Model = Field(description="the architecture")
+    draft: Draft | None = Field(default=None, description="a model that drafts for this one, built as function `draft`")
     weights: Weights = Field(description="where the checkpoint keeps its tensors")
     export: Export = Field(description="how the package is written")
 

