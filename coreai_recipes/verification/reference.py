@@ -61,6 +61,7 @@ class Reference:
             raise ValueError(f"{recipe.name} has no reference")
         _register_attention()
         config = make_config(recipe.reference.model_type, checkpoint)
+        config._experts_implementation = "eager"  # the grouped product wants widths of whole 16 bytes
         with torch.device("meta"):
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
         self.layers = _find_layers(self.model, config.num_hidden_layers)
@@ -76,7 +77,8 @@ class Reference:
         token = _records.set([])
         try:
             with torch.inference_mode():
-                logits = self.model(input_ids=torch.tensor([list(input_ids)]), use_cache=False).logits
+                ids = torch.tensor([list(input_ids)])
+                logits = self.model(input_ids=ids, use_cache=False, **_keep_all(self.model, len(input_ids))).logits
         finally:
             _records.reset(token)
         return logits[0].float()  # type: ignore[no-any-return]
@@ -100,10 +102,13 @@ class Reference:
         model._modules = dict(model._modules)
         name = next(n for n, child in model._modules.items() if child is self.layers)
         model._modules[name] = nn.ModuleList(_Looker(layer, look) for layer in self.layers)
+        if hasattr(model, "hidden_size_per_layer_input"):
+            model.hidden_size_per_layer_input = 0  # these inputs are made of token ids, and nobody looks at them here
         embeddings = torch.zeros(1, len(positions), model.config.hidden_size, dtype=dtype)
+        kept = _keep_all(model, len(positions))
         try:
             with torch.inference_mode():
-                model(inputs_embeds=embeddings, position_ids=positions[None], use_cache=False)
+                model(inputs_embeds=embeddings, position_ids=positions[None], use_cache=False, **kept)
         except _SeenAll:
             return found
         raise UnknownStructure(f"transformers' {type(model).__name__} did not run its layers")
@@ -298,6 +303,16 @@ def make_config(model_type: str, checkpoint: Checkpoint) -> Any:
     # what a quantised checkpoint says about itself: its tensors come to us as floats
     dropped = ("model_type", "quantization_config", "auto_map")
     return AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
+
+
+def _keep_all(model: Any, length: int) -> dict[str, Tensor]:
+    """The argument that keeps every row, where the model has it.
+
+    Given none, Gemma 4 with shared caches and without per-layer embeddings cuts inputs that are not there
+    (transformers 5.23).
+    """
+    takes_it = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": torch.arange(length)} if takes_it else {}
 
 
 def first(output: Any) -> Tensor:
