@@ -78,7 +78,7 @@ class Reference:
         try:
             with torch.inference_mode():
                 ids = torch.tensor([list(input_ids)])
-                logits = self.model(input_ids=ids, use_cache=False, **_keep_all(self.model, len(input_ids))).logits
+                logits = self.model(input_ids=ids, use_cache=False, **keep_all(self.model, len(input_ids))).logits
         finally:
             _records.reset(token)
         return logits[0].float()  # type: ignore[no-any-return]
@@ -105,7 +105,7 @@ class Reference:
         if hasattr(model, "hidden_size_per_layer_input"):
             model.hidden_size_per_layer_input = 0  # these inputs are made of token ids, and nobody looks at them here
         embeddings = torch.zeros(1, len(positions), model.config.hidden_size, dtype=dtype)
-        kept = _keep_all(model, len(positions))
+        kept = keep_all(model, len(positions))
         try:
             with torch.inference_mode():
                 model(inputs_embeds=embeddings, position_ids=positions[None], use_cache=False, **kept)
@@ -305,7 +305,7 @@ def make_config(model_type: str, checkpoint: Checkpoint) -> Any:
     return AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
 
 
-def _keep_all(model: Any, length: int) -> dict[str, Tensor]:
+def keep_all(model: Any, length: int) -> dict[str, Tensor]:
     """The argument that keeps every row, where the model has it.
 
     Given none, Gemma 4 with shared caches and without per-layer embeddings cuts inputs that are not there
