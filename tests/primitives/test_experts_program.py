@@ -1,14 +1,18 @@
 """The mixture of experts as coremltools converts it, its weights being inputs, evaluated and counted."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import coremltools as ct
 import pytest
+import torch
 from figures import psnr
-from test_experts import HIDDEN, hidden_state, of_layer, their_layer
+from test_experts import EXPERTS, HIDDEN, TOP, WIDTH, hidden_state, of_layer, their_layer
 from torch import Tensor, nn
 
 from coreai_recipes.evaluate import Program
+from coreai_recipes.evaluate.cost import Cost, function_costs
 from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import FLOAT, WEIGHT_PREFIX, Fragment, Port, parameters_as
 from coreai_recipes.export.package import write_model
@@ -103,3 +107,45 @@ def test_the_program_has_the_operations_that_it_needs_and_no_tensor_above_rank_4
     types = function._graph.types
     assert max(len(kind.shape) for kind in types.values()) == 4
     assert {kind.element_type for kind in types.values()} <= {"float16", "int32", "bool"}
+
+
+# --- what they cost ---------------------------------------------------------------------------------------------------
+
+
+def cost_with_stored_weights(form: str, path: Path) -> Cost:
+    """The cost of a form whose weights are constants of the program, as in a package."""
+    decode, tokens = FORMS[form]
+    module = of_layer(their_layer(), decode=decode).eval()
+    model = ct.convert(
+        torch.jit.trace(module, torch.zeros(1, HIDDEN, 1, tokens), check_trace=False),
+        convert_to="mlprogram",
+        inputs=[ct.TensorType(name="x", shape=(1, HIDDEN, 1, tokens))],
+        minimum_deployment_target=ct.target.iOS18,
+        skip_model_load=True,
+    )
+    model.save(str(path))
+    return function_costs(path)["main"]
+
+
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cost]:
+    folder = tmp_path_factory.mktemp("costs")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return {form: cost_with_stored_weights(form, folder / f"{form}.mlpackage") for form in FORMS}
+
+
+def test_one_token_gathered_reads_the_weights_of_its_experts_alone(costs: dict[str, Cost]) -> None:
+    expert = 3 * WIDTH * HIDDEN + 1  # gate, up, down and the scale
+    around = 3 * HIDDEN + EXPERTS * HIDDEN  # two norms, the router's scale and its projection
+    numbers = 4 * EXPERTS  # 0, 1, 2 ... with which the chosen ones are compared
+    assert costs["gathered"].weight_bytes == 2 * (around + TOP * expert)
+    assert costs["all, one token"].weight_bytes == 2 * (around + EXPERTS * expert) + numbers
+    assert costs["all, nine tokens"].weight_bytes == costs["all, one token"].weight_bytes
+
+
+def test_one_token_gathered_computes_its_experts_alone(costs: dict[str, Cost]) -> None:
+    expert = 2 * 3 * WIDTH * HIDDEN
+    assert 1 < costs["gathered"].flops / (TOP * expert) < 1.2
+    assert 1 < costs["all, one token"].flops / (EXPERTS * expert) < 1.1
+    assert 1 < costs["all, nine tokens"].flops / (9 * EXPERTS * expert) < 1.1
