@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.binding import Binding, ParameterInfo, bind
 from coreai_recipes.checkpoint.range_check import to_float16
-from coreai_recipes.folding import stored_as
+from coreai_recipes.draft import Draft
+from coreai_recipes.folding import draft_stored_as, stored_as
 from coreai_recipes.model import Decoder, fill
 from coreai_recipes.primitives.head import Head
 from coreai_recipes.primitives.projection import Projection
@@ -22,6 +23,16 @@ def bind_decoder(decoder: Decoder, checkpoint: Checkpoint) -> dict[str, Binding]
         kind = model.layer_kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
         wanted[name] = ParameterInfo(shape, kind, stored_as(decoder.recipe, name, decoder.form))
     return bind(wanted, decoder.recipe.weights.names, checkpoint, unused=_unused(decoder))
+
+
+def bind_draft(draft: Draft, checkpoint: Checkpoint) -> dict[str, Binding]:
+    """As `bind_decoder`, for a draft and the checkpoint of its own."""
+    kinds = draft.spec.layer_kinds
+    wanted = {}
+    for name, shape in checkpoint_shapes(draft).items():
+        kind = kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
+        wanted[name] = ParameterInfo(shape, kind, draft_stored_as(draft.recipe, name, draft.form))
+    return bind(wanted, draft.spec.weights.names, checkpoint)
 
 
 def _unused(decoder: Decoder) -> Iterator[str]:

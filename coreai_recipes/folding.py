@@ -12,15 +12,21 @@ from coreai_recipes.recipe.schema import LayerKind, LayerNorm, Recipe, RMSNorm, 
 
 def stored_as(recipe: Recipe, name: str, form: Form) -> Rewrite:
     """How the decoder's parameter `name`, in `form`, comes from the checkpoint's tensor."""
-    model, parts = recipe.model, name.split(".")
+    return _stored_as(recipe, recipe.model, name.split("."), form)
+
+
+def draft_stored_as(recipe: Recipe, name: str, form: Form) -> Rewrite:
+    """As `stored_as`, for the parameter `name` of the recipe's draft, whose own stream is never scaled."""
+    if recipe.draft is None:
+        raise ValueError(f"{recipe.name} has no draft")
+    return _stored_as(recipe, recipe.draft, name.split("."), Form(folded=form.folded))
+
+
+def _stored_as(recipe: Recipe, stack: Stack, parts: list[str], form: Form) -> Rewrite:
     if parts[0] != "layers":
-        norm = model.norm if parts[0] == "norm" or parts[:2] == ["per_layer", "norm"] else None
+        norm = stack.norm if parts[0] == "norm" or parts[:2] == ["per_layer", "norm"] else None
         return Rewrite(offset=_added(norm, parts[-1]))
-    return layer_stored_as(recipe, model, model.layer_kinds[int(parts[1])], parts[2:], form)
-
-
-def layer_stored_as(recipe: Recipe, stack: Stack, kind_name: str, parts: list[str], form: Form) -> Rewrite:
-    """As `stored_as`, for the parameter `parts` of a layer of the model or of its draft."""
+    kind_name, parts = stack.layer_kinds[int(parts[1])], parts[2:]
     kind = stack.kinds[kind_name]
     norm = _norm_at(stack, kind_name, parts)
     rows, columns = _orders(recipe, kind, kind_name, parts) if form.folded else (None, None)

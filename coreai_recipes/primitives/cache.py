@@ -111,6 +111,17 @@ def mask(key_positions: Tensor, query_positions: Tensor, window: int | None) -> 
     return ((1 - seen.float()) * HIDDEN).unsqueeze(0).unsqueeze(2)
 
 
+def draft_mask(rows: int, window: int | None, seen: Tensor) -> Tensor:
+    """(1, K, 1, 1) of a draft's one query over the target's rows, of which positions before `seen` (1,) are to be seen.
+
+    Of a ring these are the last window + 1: transformers counts the window of a draft inclusively
+    (masking_utils, `sliding_window_bidirectional_overlay`, flipped).
+    """
+    if window is None:
+        return mask(full_key_positions(rows, seen.device), seen - 1, None)
+    return mask(ring_key_positions(rows, seen), seen - 1, window + 1)
+
+
 def full_key_positions(rows: int, device: torch.device) -> Tensor:
     """The position that each row of a full cache holds, (rows,)."""
     return torch.arange(rows, dtype=torch.int32, device=device)
