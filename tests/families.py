@@ -294,6 +294,62 @@ def gemma4(
     return Pair(recipe, made, GEMMA4_NAMES)
 
 
+def gemma4_draft(pair: Pair, seed: int = 1) -> tuple[Recipe, Any]:
+    """The recipe of a Gemma 4 with a draft of its own, and transformers' draft, random."""
+    from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM
+
+    from coreai_recipes.verification.draft_reference import all_layers_may_share
+
+    target = pair.model.config
+    full = target.per_layer_config[1]
+    text = {
+        "model_type": "gemma4_text",
+        "vocab_size": VOCAB,
+        "hidden_size": 36,
+        "intermediate_size": 44,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "num_attention_heads": 6,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "global_head_dim": full.head_dim,
+        "num_global_key_value_heads": full.num_key_value_heads,
+        "attention_k_eq_v": True,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 7,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 0,
+        "num_kv_shared_layers": 3,
+        "rope_parameters": target.rope_parameters,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+    }
+    with all_layers_may_share():
+        config = Gemma4AssistantConfig(text_config=text, backbone_hidden_size=HIDDEN, attn_implementation="eager")
+        draft = small_model(Gemma4AssistantForCausalLM, config, seed)
+    for index, layer in enumerate(draft.model.layers):
+        layer.layer_scalar.fill_(0.9 + 0.1 * index)
+    data = pair.recipe.model_dump()
+    kinds = {}
+    for name in ("sliding", "full"):
+        kind = copy.deepcopy(data["model"]["kinds"][name])
+        kind["attention"] |= {"shares_kv_with": name}
+        kind |= {"experts": None, "mlp": {**kind["mlp"], "intermediate_size": 44}}
+        kinds[name] = kind
+    data["draft"] = {
+        "reference": {"model_type": "gemma4_assistant"},
+        "vocab_size": VOCAB,
+        "hidden_size": 36,
+        "norm": {"kind": "rms", "eps": 1e-5},
+        "placement": "sandwich",
+        "layer_scalar": True,
+        "kinds": kinds,
+        "layers": ["sliding", "sliding", "full"],
+        "weights": {"names": "gemma4_assistant"},
+    }
+    return Recipe.model_validate(data), draft
+
+
 FAMILIES: dict[str, Callable[..., Pair]] = {
     "llama": llama,
     "llama3_scaled": llama3_scaled,

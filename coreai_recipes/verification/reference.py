@@ -59,16 +59,16 @@ class Reference:
 
         if recipe.reference is None:
             raise ValueError(f"{recipe.name} has no reference")
-        _register_attention()
+        register_attention()
         config = make_config(recipe.reference.model_type, checkpoint)
         config._experts_implementation = "eager"  # the grouped product wants widths of whole 16 bytes
         with torch.device("meta"):
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
         self.layers = _find_layers(self.model, config.num_hidden_layers)
-        self._weights = _Weights(self.model, checkpoint, load_names(recipe.weights.names).prefixes)
+        self._weights = Weights(self.model, checkpoint, load_names(recipe.weights.names).prefixes)
         self._on_layer: Callable[[LayerRecord], None] | None = None
         self._attention: Tensor | None = None
-        _restore_buffers(self.model)
+        restore_buffers(self.model)
         self._stream()
 
     def run(self, input_ids: Sequence[int], on_layer: Callable[[LayerRecord], None] | None = None) -> Tensor:
@@ -209,7 +209,7 @@ class _LayerHook:
         self.end(self.index, layer, arguments[0] if arguments else named["hidden_states"], output)
 
 
-class _Weights:
+class Weights:
     """Fills modules of a transformers model with a checkpoint's tensors, and empties them."""
 
     def __init__(self, model: Any, checkpoint: Checkpoint, prefixes: Sequence[str]) -> None:
@@ -332,18 +332,22 @@ def _find_layers(model: Any, count: int) -> nn.ModuleList:
     raise UnknownStructure(f"transformers' {type(model).__name__} has no list of {count} layers")
 
 
-def _restore_buffers(model: Any) -> None:
+def restore_buffers(model: Any) -> None:
     """Give the buffers that no checkpoint holds (inv_freq above all) their values again, as transformers itself does
     after it has loaded a model by way of the meta device: `_init_weights` computes them, in their own dtype."""
-    for module in model.modules():
+    owners: dict[str, Any] = {}  # a model may hold another, which knows its own modules better
+    for path, module in model.named_modules():
+        if hasattr(module, "_init_weights"):
+            owners[path] = module
         names = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
         for name in names:
             module._buffers[name] = torch.full_like(module._buffers[name], 0, device="cpu")
         if names:
-            model._init_weights(module)
+            inside = [owner for owner in owners if not owner or path == owner or path.startswith(f"{owner}.")]
+            owners[max(inside, key=len)]._init_weights(module)
 
 
-def _register_attention() -> None:
+def register_attention() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
