@@ -41,6 +41,9 @@ CheckpointOption = Annotated[
     str | None,
     typer.Option("--checkpoint", metavar="SRC", help="A folder, a GGUF file, or a hub id (ORG/NAME@REVISION)."),
 ]
+DraftOption = Annotated[
+    str | None, typer.Option("--draft", metavar="SRC", help="The draft's weights; a recipe may name its own.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field: export.context=512.")
 ]
@@ -143,6 +146,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
 def build(
     recipe: RecipeArgument,
     checkpoint: CheckpointOption = None,
+    draft: DraftOption = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle is written to DIR/NAME.")] = Path("dist"),
     overrides: SetOption = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove the package.")] = False,
@@ -158,6 +162,7 @@ def build(
                 recipe,
                 checkpoint,
                 out,
+                draft=draft,
                 overrides=overrides or (),
                 verified=not no_verify,
                 cached=not no_cache,
@@ -184,6 +189,7 @@ def build(
 def verify(
     target: Annotated[str, typer.Argument(metavar="BUNDLE_OR_RECIPE")],
     checkpoint: CheckpointOption = None,
+    draft: DraftOption = None,
     stage: Annotated[list[str] | None, typer.Option(help="Run this stage only; may be given again.")] = None,
     require: Annotated[list[str] | None, typer.Option(help="Fail when this stage is skipped.")] = None,
     runtime: Annotated[
@@ -196,7 +202,13 @@ def verify(
 
     with console.progress_bar() as progress:
         report = bundle.verify(
-            target, checkpoint, stages=stage or None, require=require or (), runtime=runtime, progress=progress
+            target,
+            checkpoint,
+            draft=draft,
+            stages=stage or None,
+            require=require or (),
+            runtime=runtime,
+            progress=progress,
         )
     if as_json:
         console.print_json(report.to_json())
@@ -211,6 +223,9 @@ def run(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="`-` reads it from standard input.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="End after this many tokens.")] = 256,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
+    draft: Annotated[
+        bool, typer.Option("--draft", help="Let the bundle's draft guess ahead: faster, same text.")
+    ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
@@ -228,7 +243,13 @@ def run(
     model = open_model(opened.path, opened.manifest, runtime)
     _say_unverified(opened)
     result = answer(
-        model, text, system=system, raw=raw, max_tokens=max_tokens, sampler=Sampler(temperature, top_p, seed)
+        model,
+        text,
+        system=system,
+        raw=raw,
+        max_tokens=max_tokens,
+        sampler=Sampler(temperature, top_p, seed),
+        draft=draft,
     )
     for piece in result:
         if not as_json:

@@ -21,7 +21,7 @@ PACKAGE = Path(coreai_recipes.__file__).parent
 ROOMS: dict[str, set[str]] = {
     "cli": {"*"},
     "console": {"*"},
-    "generate": {"bundle", "evaluate", "coreml", "checkpoint", "recipe", "errors"},
+    "generate": {"bundle", "evaluate", "speculation", "coreml", "checkpoint", "recipe", "errors"},
     "bundle": {"*"},
     "plan": {"model", "front", "primitives", "recipe", "errors"},
     "verification": {
@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "filling": {"folding", "checkpoint", "draft", "model", "primitives", "errors"},
     "draft": {"front", "primitives", "recipe"},
     "folding": {"checkpoint.rewrite", "primitives", "recipe"},
-    "checkpoint": {"recipe.yaml_reader", "errors"},
+    "checkpoint": {"recipe.yaml_reader", "recipe.source", "errors"},
     "model": {"front", "primitives", "recipe", "errors"},
     "front": {"primitives", "recipe"},
     "primitives": {"recipe", "errors"},
