@@ -1,6 +1,17 @@
 """The torch modules that recipes are composed of: one file a noun, one implementation each, registered by kind."""
 
-from coreai_recipes.primitives import attention, embedding, head, mlp, norm, rotary
+from coreai_recipes.primitives import attention, embedding, experts, head, mlp, norm, rotary
 from coreai_recipes.primitives.registry import primitive, register, registered
 
-__all__ = ["attention", "embedding", "head", "mlp", "norm", "primitive", "register", "registered", "rotary"]
+__all__ = [
+    "attention",
+    "embedding",
+    "experts",
+    "head",
+    "mlp",
+    "norm",
+    "primitive",
+    "register",
+    "registered",
+    "rotary",
+]

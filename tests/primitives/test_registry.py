@@ -58,6 +58,7 @@ def _is_spec(argument: Any) -> bool:
         ("norm", schema.Norm),
         ("attention", schema.AttentionKind),
         ("mlp", schema.MLP),
+        ("experts", schema.Router),
     ],
 )
 def test_every_kind_that_a_recipe_can_say_has_a_primitive(noun: str, union: Any) -> None:
@@ -83,7 +84,8 @@ def test_asking_for_a_missing_noun_says_which_there_are() -> None:
     with pytest.raises(RegistryError) as error:
         primitive("router", "softmax")
     assert str(error.value) == (
-        "there is no primitive router `softmax`; nouns with primitives: attention, embedding, head, mlp, norm, rotary"
+        "there is no primitive router `softmax`; "
+        "nouns with primitives: attention, embedding, experts, head, mlp, norm, rotary"
     )
 
 
