@@ -189,6 +189,10 @@ def verify(
     runtime: Annotated[
         Literal["evaluator", "coreml"], typer.Option(help="What runs the package: coreml on macOS.")
     ] = "evaluator",
+    random: Annotated[
+        bool,
+        typer.Option("--random", help="Of a recipe: with random weights, one layer of each kind where all are many."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Prove a bundle, or a recipe before it is built, against transformers."""
@@ -196,7 +200,13 @@ def verify(
 
     with console.progress_bar() as progress:
         report = bundle.verify(
-            target, checkpoint, stages=stage or None, require=require or (), runtime=runtime, progress=progress
+            target,
+            checkpoint,
+            stages=stage or None,
+            require=require or (),
+            runtime=runtime,
+            random=random,
+            progress=progress,
         )
     if as_json:
         console.print_json(report.to_json())

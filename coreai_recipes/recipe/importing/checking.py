@@ -69,7 +69,11 @@ def why_not_of_type(value: Any, kind: str | None) -> str | None:
             if fits and value > LARGEST:
                 return f"is more than {LARGEST}"
         case "number":
-            fits = is_number and math.isfinite(value) and value > 0 if not isinstance(value, int) else is_number and value > 0
+            fits = (
+                is_number and math.isfinite(value) and value > 0
+                if not isinstance(value, int)
+                else is_number and value > 0
+            )
         case "flag":
             fits = isinstance(value, bool)
         case "word":

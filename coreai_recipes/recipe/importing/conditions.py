@@ -38,7 +38,9 @@ def holds(when: Mapping[str, Any], config: Mapping[str, Any], family: Family, tr
     return True
 
 
-def layers_of(trait: str, count: int, config: Mapping[str, Any], family: Family, known: list[dict[str, str]]) -> list[str]:
+def layers_of(
+    trait: str, count: int, config: Mapping[str, Any], family: Family, known: list[dict[str, str]]
+) -> list[str]:
     """What each of `count` layers is in one respect; `known` is what is known of them already."""
     found = []
     for index in range(count):

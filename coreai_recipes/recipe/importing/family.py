@@ -17,9 +17,9 @@
         values: {sliding: {set: {attention.kind: sliding}}, full: {set: {attention.kind: full}}}
         rules: [{list: layer_types, values: {...}}, {every: 6, is: full}, {all: sliding}]   # the first that says
 
-Paths begin with `model.` or stand in a layer kind (`attention.`, `rotary.`, `mlp.`, `experts.`). `extends` merges mappings
-key by key, replaces lists, and null removes a key. Everything can be read backwards too (`reversing.py`): no rule
-computes what it cannot undo.
+Paths begin with `model.` or stand in a layer kind (`attention.`, `rotary.`, `mlp.`, `experts.`). `extends` merges
+mappings key by key, replaces lists, and null removes a key. Everything can be read backwards too (`reversing.py`): no
+rule computes what it cannot undo.
 """
 
 from collections.abc import Iterator, Mapping
@@ -89,7 +89,14 @@ class FieldRule(_Rule):
         """What a value must be: as said, else as the default is."""
         if self.type or self.default is None:
             return self.type or ("size" if self.absent else None)
-        kinds: dict[type, Type] = {bool: "flag", int: "size", float: "number", str: "word", list: "list", dict: "mapping"}
+        kinds: dict[type, Type] = {
+            bool: "flag",
+            int: "size",
+            float: "number",
+            str: "word",
+            list: "list",
+            dict: "mapping",
+        }
         return kinds[type(self.default)]
 
     @property
@@ -313,6 +320,8 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     root, problems = read_yaml(path.read_bytes(), path.name)
     if root is None or problems or not isinstance(root.value, dict):
-        raise ValueError("; ".join(f"{problem.mark}: {problem.message}" for problem in problems) or f"{path}: no mapping")
+        raise ValueError(
+            "; ".join(f"{problem.mark}: {problem.message}" for problem in problems) or f"{path}: no mapping"
+        )
     plain: dict[str, Any] = root.plain()
     return plain

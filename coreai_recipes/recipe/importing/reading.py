@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, find_config_problems, judge_value, shown
+from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, find_config_problems, judge_value
 from coreai_recipes.recipe.importing.conditions import Unreadable, holds, layers_of, value_in
 from coreai_recipes.recipe.importing.family import Family, FieldRule, key_of
 from coreai_recipes.recipe.importing.folding import fold_layers
@@ -148,7 +148,9 @@ class _Reader:
             del attention["scale"]  # what is unsaid is the same
         return kind
 
-    def set_field(self, kind: dict[str, Any], name: str, field_name: str, rule: FieldRule, config: Mapping[str, Any]) -> None:
+    def set_field(
+        self, kind: dict[str, Any], name: str, field_name: str, rule: FieldRule, config: Mapping[str, Any]
+    ) -> None:
         value = value_in(config, field_name, self.family)
         if not rule.sets or is_off(rule, value):
             return
@@ -159,7 +161,9 @@ class _Reader:
             if not path.endswith("?"):
                 self.put(kind, name, path, to_recipe(rule, value), field_name)
 
-    def set_late(self, kind: dict[str, Any], name: str, field_name: str, rule: FieldRule, config: Mapping[str, Any]) -> None:
+    def set_late(
+        self, kind: dict[str, Any], name: str, field_name: str, rule: FieldRule, config: Mapping[str, Any]
+    ) -> None:
         """What depends on what is there by now."""
         value = value_in(config, field_name, self.family)
         if rule.doubles and value is True:

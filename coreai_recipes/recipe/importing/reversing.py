@@ -4,6 +4,7 @@ What comes out is read forwards again and compared with the recipe, so a recipe 
 refused by that field.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any
@@ -13,7 +14,7 @@ from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.conditions import Unreadable, holds, layers_of
 from coreai_recipes.recipe.importing.family import Family, FieldRule, Trait, family_names, load_family, value_of
 from coreai_recipes.recipe.importing.paths import get_path
-from coreai_recipes.recipe.importing.reading import Traits, holds_traits, is_off, read_model, trait_order
+from coreai_recipes.recipe.importing.reading import Traits, holds_traits, read_model, trait_order
 from coreai_recipes.recipe.importing.rope import write_rope
 from coreai_recipes.recipe.rules import did_you_mean
 from coreai_recipes.recipe.schema import Model, Recipe
@@ -39,15 +40,17 @@ def config_for(recipe: Recipe) -> dict[str, Any]:
         config = _Reverser(recipe.model, family).write()
     except Unreadable as unreadable:
         raise RecipeError(*(f"{recipe.name}: {problem}" for problem in unreadable.args)) from None
-    config = {"model_type": name, **config, **_harmless(family, recipe)}
+    config = {"model_type": name, **config, **_harmless(recipe)}
     _check(recipe, config, family)
     return config
 
 
-def _harmless(family: Family, recipe: Recipe) -> dict[str, Any]:
+def _harmless(recipe: Recipe) -> dict[str, Any]:
     """What makes no difference, but must fit the sizes."""
-    longest = {"max_position_embeddings": recipe.export.context}
-    return {**longest, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    scalings = [getattr(kind.rotary, "scaling", None) for kind in recipe.model.kinds.values()]
+    reach = [math.ceil(scaling.factor * getattr(scaling, "original_context", 1)) for scaling in scalings if scaling]
+    tokens = ("pad_token_id", "bos_token_id", "eos_token_id")
+    return {"max_position_embeddings": max(recipe.export.context, *reach, 1), **dict.fromkeys(tokens)}
 
 
 def _check(recipe: Recipe, config: Mapping[str, Any], family: Family) -> None:
@@ -93,7 +96,9 @@ class _Reverser:
         """What a kind is in each respect."""
         found: Traits = {}
         for trait, spec in self.family.layers.items():
-            value = next((value for value, sets in spec.values.items() if self.is_so(sets.set, sets.shares, kind)), None)
+            value = next(
+                (value for value, sets in spec.values.items() if self.is_so(sets.set, sets.shares, kind)), None
+            )
             if value is None:
                 raise Unreadable(f"model.kinds.{name}: transformers' {self.family.name} has no such layers")
             found[trait] = value
@@ -169,9 +174,8 @@ class _Reverser:
             if not values:
                 continue
             if any(value != values[0] for value in values):
-                raise Unreadable(
-                    f"{path}: {', '.join(map(_shown, dict.fromkeys(values)))}: transformers' {self.family.name} has one {name} for all"
-                )
+                shown = ", ".join(map(_shown, dict.fromkeys(values)))
+                raise Unreadable(f"{path}: {shown}: transformers' {self.family.name} has one {name} for all layers")
             self.config[name] = from_recipe(rule, values[0], name, self.family)
             return
 
@@ -239,7 +243,9 @@ def from_recipe(rule: FieldRule, value: Any, name: str, family: Family) -> Any:
         return value
     found = next((key for key, ours in rule.values.items() if ours == value), None)
     if found is None:
-        raise Unreadable(f"{rule.sets[0].removesuffix('?')}: {_shown(value)}: transformers' {family.name} has no {name} like it")
+        raise Unreadable(
+            f"{rule.sets[0].removesuffix('?')}: {_shown(value)}: transformers' {family.name} has no {name} like it"
+        )
     return value_of(found)
 
 
