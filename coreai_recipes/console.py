@@ -41,6 +41,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     console.print(table) if console.is_terminal else Console(width=200).print(table)
 
 
+def word(value: Any) -> str:
+    """A field's value in a cell."""
+    return "-" if value is None else json.dumps(value) if isinstance(value, bool | list) else str(value)
+
+
 @contextmanager
 def progress_bar() -> "Iterator[Callable[[str, int, int], None] | None]":
     """A bar a step on a terminal's standard error; nothing where nobody looks."""

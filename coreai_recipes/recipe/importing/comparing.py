@@ -57,7 +57,8 @@ def describe_layers(model: Stack) -> list[dict[str, Any]]:
     for name, kind in model.kinds.items():
         data = kind.model_dump(exclude_none=True)
         data["norm"], data["placement"] = model.norm_of(name).model_dump(), model.placement_of(name)
-        data["attention"]["scale"] = kind.attention.score_scale
+        scale, usual = kind.attention.score_scale, kind.attention.head_dim**-0.5
+        data["attention"]["scale"] = "head_dim^-0.5" if scale == usual else scale
         kinds[name] = {path: value for path, value in flatten(data).items() if path not in OURS}
     found = []
     for name in names:

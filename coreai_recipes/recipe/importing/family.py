@@ -1,6 +1,7 @@
 """The language in which a family says how its config.json becomes a recipe, and the loader of families/*.yaml.
 
     # families/llama.yaml
+    about: what the family is known by           # one sentence, for people
     weights: llama                               # the table of weight names
     fixed: {mlp.kind: gated}                     # what no field says: a path in the recipe -> its value
     fields:                                      # a field of config.json, its default in transformers' config class
@@ -191,6 +192,7 @@ class Family(_Rule):
     """How a config.json of one model_type becomes a recipe; or, with `part`, which part of it does, by which family."""
 
     name: str
+    about: str
     part: str | None = None
     family: str | None = None
     draft: bool = False
