@@ -90,6 +90,10 @@ class _Reader:
         """What single layers say over the whole config, by kind."""
         field_name = self.family.per_layer
         given = value_in(self.config, field_name, self.family) if field_name else None
+        if field_name and field_name in self.config and given is None:
+            raise Unreadable(
+                f"{field_name}: null, where it is left out or says something"
+            )  # transformers tells the two apart
         if not given:
             return {}
         for key, fields in given.items():

@@ -87,8 +87,9 @@ class _Reverser:
                 paths = dict.fromkeys(path for each in rows for path in each.set)
                 raise Unreadable(f"{', '.join(paths)}: transformers' {self.family.name} cannot be so")
             self.config |= row.given
-        for name, rule in self.family.fields.items():
-            self.write_field(name, rule, traits)
+        conditions = {name for rule in self.family.fields.values() for name in rule.when}
+        for name in sorted(self.family.fields, key=lambda name: name not in conditions):
+            self.write_field(name, self.family.fields[name], traits)
         self.write_ropes(traits)
         return {name: value for name, value in self.config.items() if value is not _ON}
 
