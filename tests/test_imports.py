@@ -23,6 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "console": {"*"},
     "generate": {"bundle", "evaluate", "coreml", "checkpoint", "recipe", "errors"},
     "bundle": {"*"},
+    "authoring": {"filling", "checkpoint", "model", "recipe", "errors"},
     "plan": {"model", "primitives", "recipe", "errors"},
     "verification": {"evaluate", "coreml", "filling", "checkpoint", "model", "primitives", "recipe", "errors"},
     "export": {"filling", "checkpoint", "model", "primitives", "recipe", "protobuf", "errors"},
