@@ -4,6 +4,7 @@
     about: what the family is known by           # one sentence, for people
     weights: llama                               # the table of weight names
     fixed: {mlp.kind: gated}                     # what no field says: a path in the recipe -> its value
+    derived: {attention.head_dim: hidden_size // num_attention_heads}    # what other fields make
     fields:                                      # a field of config.json, its default in transformers' config class
       hidden_size: {default: 4096, sets: model.hidden_size}
       head_dim: {absent: hidden_size // num_attention_heads, sets: attention.head_dim}
@@ -200,6 +201,7 @@ class Family(_Rule):
     layer_count: str = "num_hidden_layers"
     per_layer: str | None = None
     fixed: Settings = {}
+    derived: dict[str, str] = {}
     fields: dict[str, FieldRule] = {}
     ignored: dict[str, str] = {}
     switches: dict[str, tuple[SwitchRow, ...]] = {}
@@ -218,6 +220,7 @@ class Family(_Rule):
         named = set() if self.part else {self.layer_count}
         for rule in self.fields.values():
             named |= {*rule.when, *(rule.absent.split(" // ") if rule.absent else ())}
+        named |= {name for expression in self.derived.values() for name in expression.split(" // ")}
         for row in (row for rows in self.switches.values() for row in rows):
             named |= set(row.given)
         for layer_rule in (rule for trait in self.layers.values() for rule in trait.rules):

@@ -6,7 +6,7 @@ from typing import Any
 
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, find_config_problems, judge_value
-from coreai_recipes.recipe.importing.conditions import Unreadable, holds, layers_of, value_in
+from coreai_recipes.recipe.importing.conditions import Unreadable, evaluate, holds, layers_of, value_in
 from coreai_recipes.recipe.importing.family import Family, FieldRule, key_of
 from coreai_recipes.recipe.importing.folding import fold_layers
 from coreai_recipes.recipe.importing.paths import get_path, set_path
@@ -119,6 +119,8 @@ class _Reader:
         kind: dict[str, Any] = {}
         for path, value in self.family.fixed.items():
             self.put(kind, name, path, value)
+        for path, expression in self.family.derived.items():
+            self.put(kind, name, path, evaluate(expression, config, self.family))
         for slot in self.family.rope.values():
             if holds_traits(slot.of, traits):
                 paths, problems = read_rope(slot, config, self.family)

@@ -49,8 +49,7 @@ def _harmless(recipe: Recipe) -> dict[str, Any]:
     """What makes no difference, but must fit the sizes."""
     scalings = [getattr(kind.rotary, "scaling", None) for kind in recipe.model.kinds.values()]
     reach = [math.ceil(scaling.factor * getattr(scaling, "original_context", 1)) for scaling in scalings if scaling]
-    tokens = ("pad_token_id", "bos_token_id", "eos_token_id")
-    return {"max_position_embeddings": max(recipe.export.context, *reach, 1), **dict.fromkeys(tokens)}
+    return {"max_position_embeddings": max(recipe.export.context, *reach, 1), "pad_token_id": None}
 
 
 def _check(recipe: Recipe, config: Mapping[str, Any], family: Family) -> None:
