@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -67,7 +67,7 @@ class Bundle:
 
     @property
     def package(self) -> Path:
-        return self.path / str(self.manifest["packages"][0]["file"])
+        return self.path / str(program_entry(self.manifest)["file"])
 
     @property
     def bytes(self) -> int:
@@ -85,6 +85,12 @@ class Bundle:
             if size != sealed[name]["bytes"] or _digest(self.path / name) != sealed[name]["sha256"]:
                 problems.append(f"{self.path}: modified since it was built: {name}")
         BundleError.collect(problems)
+
+
+def program_entry(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's entry of the package that holds the functions; raw tables have entries of their own."""
+    found: dict[str, Any] = next(entry for entry in manifest["packages"] if entry["role"] != "table")
+    return found
 
 
 def build(
@@ -109,9 +115,9 @@ def build(
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.export.exporter import export_package
     from coreai_recipes.filling import bind_decoder
-    from coreai_recipes.model import build_decoder
+    from coreai_recipes.model import build_decoder, exported_form
 
-    decoder = build_decoder(recipe)
+    decoder = build_decoder(recipe, exported_form(recipe))
     bindings = bind_decoder(decoder, source)
     target = Path(out) / recipe.name
     with staged_folder(target) as folder:
@@ -236,7 +242,17 @@ def _manifest(
         for kind, spec in decoder.front.states.items()
         for half in "kv"
     }
-    known = {str(Path(PACKAGE) / name): digest for name, digest in exported.digests.items()}
+    tables = [
+        {
+            "file": file,
+            "role": "table",
+            "dtype": "float16",
+            "shape": list(shape),
+            "row_bytes": 2 * shape[1],
+            "input": input_,
+        }
+        for file, (input_, shape) in exported.tables.items()
+    ]
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     return {
@@ -248,12 +264,13 @@ def _manifest(
         "context": recipe.export.context,
         "vocab_size": recipe.model.vocab_size,
         "packages": [
-            {"file": PACKAGE, "role": "all", "layers": [0, len(recipe.model.layer_kinds)], "functions": functions}
+            *tables,
+            {"file": PACKAGE, "role": "all", "layers": [0, len(recipe.model.layer_kinds)], "functions": functions},
         ],
         "states": states,
         "eos_token_ids": eos_token_ids,
         "files": {
-            name: {"bytes": path.stat().st_size, "sha256": known.get(name) or _digest(path)}
+            name: {"bytes": path.stat().st_size, "sha256": exported.digests.get(name) or _digest(path)}
             for name, path in names.items()
         },
     }

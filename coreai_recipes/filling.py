@@ -1,6 +1,6 @@
 """A decoder's parameters and the checkpoint's tensors that fill them: where a model meets its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -8,21 +8,52 @@ from torch import Tensor, nn
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.binding import Binding, ParameterInfo, bind
 from coreai_recipes.checkpoint.range_check import to_float16
-from coreai_recipes.model import Decoder, fill, parameter_offset
+from coreai_recipes.draft import Draft
+from coreai_recipes.folding import draft_stored_as, stored_as
+from coreai_recipes.model import Decoder, fill
+from coreai_recipes.primitives.head import Head
+from coreai_recipes.primitives.projection import Projection
 
 
 def bind_decoder(decoder: Decoder, checkpoint: Checkpoint) -> dict[str, Binding]:
     """Where each parameter of `decoder` is read from. Raises CheckpointError with every tensor that does not fit."""
     model = decoder.recipe.model
     wanted = {}
-    for name, parameter in decoder.named_parameters():
-        # a convolution's weight is (out, in, 1, 1) here, a norm's (1, C, 1, 1)
-        shape = tuple(parameter.shape[:2]) if parameter.dim() == 4 else tuple(parameter.shape)
-        if name.rpartition(".")[0].endswith("norm"):
-            shape = shape[-1:]
+    for name, shape in checkpoint_shapes(decoder).items():
         kind = model.layer_kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
-        wanted[name] = ParameterInfo(shape, kind, parameter_offset(decoder.recipe, name))
-    return bind(wanted, decoder.recipe.weights.names, checkpoint)
+        wanted[name] = ParameterInfo(shape, kind, stored_as(decoder.recipe, name, decoder.form))
+    return bind(wanted, decoder.recipe.weights.names, checkpoint, unused=_unused(decoder))
+
+
+def bind_draft(draft: Draft, checkpoint: Checkpoint) -> dict[str, Binding]:
+    """As `bind_decoder`, for a draft and the checkpoint of its own."""
+    kinds = draft.spec.layer_kinds
+    wanted = {}
+    for name, shape in checkpoint_shapes(draft).items():
+        kind = kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
+        wanted[name] = ParameterInfo(shape, kind, draft_stored_as(draft.recipe, name, draft.form))
+    return bind(wanted, draft.spec.weights.names, checkpoint)
+
+
+def _unused(decoder: Decoder) -> Iterator[str]:
+    """The keys and values that layers which share a cache do not compute, though checkpoints may hold their weights."""
+    for index, kind in enumerate(decoder.recipe.model.layer_kinds):
+        if decoder.front.shares(kind):
+            for part in ("k", "v", "k_norm", "v_norm"):
+                yield from (f"layers.{index}.attention.{part}.{leaf}" for leaf in ("weight", "bias"))
+
+
+def checkpoint_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape that a checkpoint has of each parameter: matrices without the 1 x 1 of a convolution, vectors flat."""
+    shapes = {}
+    for name, parameter in module.named_parameters():
+        shape = tuple(parameter.shape)
+        if isinstance(module.get_submodule(name.rpartition(".")[0]), Projection | Head) and len(shape) == 4:
+            shape = shape[:2]
+        elif len(shape) > 2 and parameter.numel() == max(shape):
+            shape = (max(shape),)
+        shapes[name] = shape
+    return shapes
 
 
 def fill_from(module: nn.Module, bindings: Mapping[str, Binding], prefix: str = "", stored: bool = False) -> None:

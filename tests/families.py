@@ -9,6 +9,8 @@ two where that would hide a rounding. `context` and `functions` go into the reci
 transformers' config.
 """
 
+import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.model import Decoder, build_decoder, fill, parameter_offset
+from coreai_recipes.folding import stored_as
+from coreai_recipes.model import Decoder, build_decoder, fill
+from coreai_recipes.primitives.layer import PLAIN, Form
 from coreai_recipes.recipe.schema import Recipe
 
 VOCAB, HIDDEN, INTERMEDIATE, LAYERS = 131, 48, 88, 3
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 20
 CONTEXT, FUNCTIONS = 64, {"prefill": 16, "score": 5}
 
-ROOT_NAMES = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+ROOT_NAMES = {
+    "embedding": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "per_layer_table": "model.embed_tokens_per_layer",
+    "per_layer.projection": "model.per_layer_model_projection",
+    "per_layer.norm": "model.per_layer_projection_norm",
+}
 LAYER_NAMES = {
     "attention_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
@@ -39,6 +50,24 @@ SANDWICH_NAMES = {
 }
 
 
+# where a whole name is given, the last word differs too
+GEMMA4_NAMES = {
+    **SANDWICH_NAMES,
+    "scalar": "layer_scalar",
+    "per_layer.gate": "per_layer_input_gate",
+    "per_layer.projection": "per_layer_projection",
+    "per_layer.norm": "post_per_layer_input_norm",
+    "dense_post_norm": "post_feedforward_layernorm_1",
+    "experts.pre_norm": "pre_feedforward_layernorm_2",
+    "experts.post_norm": "post_feedforward_layernorm_2",
+    "experts.router.scale": "router.scale",
+    "experts.router.expert_scale": "router.per_expert_scale",
+    "experts.router.proj": "router.proj",
+    "experts.gate_up": "experts.gate_up_proj",
+    "experts.down": "experts.down_proj",
+}
+
+
 @dataclass(frozen=True)
 class Pair:
     """A recipe, the transformers model that it must equal, and how the model names a layer's tensors."""
@@ -47,21 +76,24 @@ class Pair:
     model: Any
     layer_names: dict[str, str] = field(default_factory=lambda: LAYER_NAMES)
 
-    def decoder(self, recipe: Recipe | None = None) -> Decoder:
-        """The recipe's Decoder (or that of another `recipe`) filled with the model's weights."""
-        decoder = build_decoder(recipe or self.recipe)
-        fill(decoder, lambda name: self.read(name, recipe))
+    def decoder(self, recipe: Recipe | None = None, form: Form = PLAIN) -> Decoder:
+        """The recipe's Decoder (or that of another `recipe`, or in another form) filled with the model's weights."""
+        decoder = build_decoder(recipe or self.recipe, form)
+        fill(decoder, lambda name: self.read(name, recipe, form))
         return decoder
 
-    def read(self, name: str, recipe: Recipe | None = None) -> Tensor:
-        """The model's tensor for our parameter `name`, with what a `1+w` norm adds."""
-        parts = name.split(".")
-        if parts[0] == "layers":
-            theirs = f"model.layers.{parts[1]}.{self.layer_names['.'.join(parts[2:-1])]}"
+    def read(self, name: str, recipe: Recipe | None = None, form: Form = PLAIN) -> Tensor:
+        """The model's tensor for our parameter `name`, rewritten as `form` wants it."""
+        owner, _, leaf = name.rpartition(".")
+        layer = re.fullmatch(r"layers\.(\d+)\.?(.*)", owner)
+        if layer is None:
+            theirs = f"{ROOT_NAMES[owner]}.{leaf}"
+        elif f"{layer[2]}.{leaf}".lstrip(".") in self.layer_names:
+            theirs = f"model.layers.{layer[1]}.{self.layer_names[f'{layer[2]}.{leaf}'.lstrip('.')]}"
         else:
-            theirs = ROOT_NAMES[parts[0]]
-        tensor = self.model.get_parameter(f"{theirs}.{parts[-1]}")
-        return tensor.detach() + parameter_offset(recipe or self.recipe, name)
+            theirs = f"model.layers.{layer[1]}.{self.layer_names[layer[2]]}.{leaf}"
+        tensor = self.model.state_dict()[theirs]
+        return stored_as(recipe or self.recipe, name, form).apply(tensor.detach())
 
 
 def small_model(model_class: Callable[[Any], nn.Module], config: Any, seed: int = 0) -> Any:
@@ -201,6 +233,123 @@ def gemma3(**changes: Any) -> Pair:
     return Pair(recipe, small_model(Gemma3ForCausalLM, config), SANDWICH_NAMES)
 
 
+def gemma4(
+    per_layer: bool = True, sharing: bool = True, k_eq_v: bool = True, experts: bool = True, **changes: Any
+) -> Pair:
+    """Gemma 4, each of its mechanisms on or off: proportional rotary and wider heads on full layers, norms of q, k and
+    v, a scalar for each layer, and per-layer embeddings, shared caches with a doubled MLP, K = V, experts."""
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    types = ["sliding", "full", "sliding", "full", "sliding", "full"][: 6 if sharing else 4]
+    own = {
+        "num_hidden_layers": len(types),
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": 7,
+        "tie_word_embeddings": True,
+        "layer_types": [f"{name}_attention" for name in types],
+        "global_head_dim": 36,
+        "num_global_key_value_heads": 3,
+        "attention_k_eq_v": k_eq_v,
+        "num_kv_shared_layers": 2 if sharing else 0,
+        "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 12 if per_layer else 0,
+        "vocab_size_per_layer_input": VOCAB if per_layer else 0,
+        "final_logit_softcapping": 7.0,
+        "enable_moe_block": experts,
+        "num_experts": 7 if experts else None,
+        "top_k_experts": 3 if experts else None,
+        "moe_intermediate_size": 28 if experts else None,
+        "rope_parameters": {
+            "sliding_attention": rope_parameters(10000.0),
+            "full_attention": {**rope_parameters(1e6), "rope_type": "proportional", "partial_rotary_factor": 0.25},
+        },
+    }
+    config, export = _config(Gemma4TextConfig, changes, own)
+    shared: dict[str, Any] = {"scale": 1.0, "qk_norm": {"over": "head"}, "v_norm": True}
+    proportional = {"kind": "proportional", "factor": 0.25, "theta": 1e6}
+    wide = {"head_dim": 36, "num_kv_heads": 3 if k_eq_v else KV_HEADS, "k_eq_v": k_eq_v}
+    kinds = {
+        "sliding": _kind(config, {"kind": "full", "theta": 10000.0}, window=7, activation="gelu_tanh", **shared),
+        "full": _kind(config, proportional, activation="gelu_tanh", **{**shared, **wide}),
+    }
+    if experts:
+        mixture = {"num_experts": 7, "intermediate_size": 28, "activation": "gelu_tanh"}
+        for kind in kinds.values():
+            kind["experts"] = {**mixture, "router": {"kind": "softmax", "top": 3}}
+    if sharing:
+        types[-2:] = ["sliding_shared", "full_shared"]
+        for name in list(kinds):
+            kind = copy.deepcopy(kinds[name])
+            kind["attention"]["shares_kv_with"] = name
+            kind["mlp"]["intermediate_size"] *= 2
+            kinds[f"{name}_shared"] = kind
+    table = {"per_layer": {"size": 12, "vocab_size": VOCAB}} if per_layer else {}
+    model = _gemma_model(softcap=7.0)
+    model["norm"]["weight"] = "w"
+    model["embedding"] |= table
+    recipe = _recipe("gemma4_text", config, kinds, export, **model, layer_scalar=True, layers=types)
+    made = small_model(Gemma4ForCausalLM, config)
+    for index, layer in enumerate(made.model.layers):
+        layer.layer_scalar.fill_(0.7 + 0.1 * index)
+    return Pair(recipe, made, GEMMA4_NAMES)
+
+
+def gemma4_draft(pair: Pair, seed: int = 1) -> tuple[Recipe, Any]:
+    """The recipe of a Gemma 4 with a draft of its own, and transformers' draft, random."""
+    from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM
+
+    from coreai_recipes.verification.draft_reference import all_layers_may_share
+
+    target = pair.model.config
+    full = target.per_layer_config[1]
+    text = {
+        "model_type": "gemma4_text",
+        "vocab_size": VOCAB,
+        "hidden_size": 36,
+        "intermediate_size": 44,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "num_attention_heads": 6,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "global_head_dim": full.head_dim,
+        "num_global_key_value_heads": full.num_key_value_heads,
+        "attention_k_eq_v": True,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 7,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 0,
+        "num_kv_shared_layers": 3,
+        "rope_parameters": target.rope_parameters,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+    }
+    with all_layers_may_share():
+        config = Gemma4AssistantConfig(text_config=text, backbone_hidden_size=HIDDEN, attn_implementation="eager")
+        draft = small_model(Gemma4AssistantForCausalLM, config, seed)
+    for index, layer in enumerate(draft.model.layers):
+        layer.layer_scalar.fill_(0.9 + 0.1 * index)
+    data = pair.recipe.model_dump()
+    kinds = {}
+    for name in ("sliding", "full"):
+        kind = copy.deepcopy(data["model"]["kinds"][name])
+        kind["attention"] |= {"shares_kv_with": name}
+        kind |= {"experts": None, "mlp": {**kind["mlp"], "intermediate_size": 44}}
+        kinds[name] = kind
+    data["draft"] = {
+        "reference": {"model_type": "gemma4_assistant"},
+        "vocab_size": VOCAB,
+        "hidden_size": 36,
+        "norm": {"kind": "rms", "eps": 1e-5},
+        "placement": "sandwich",
+        "layer_scalar": True,
+        "kinds": kinds,
+        "layers": ["sliding", "sliding", "full"],
+        "weights": {"names": "gemma4_assistant"},
+    }
+    return Recipe.model_validate(data), draft
+
+
 FAMILIES: dict[str, Callable[..., Pair]] = {
     "llama": llama,
     "llama3_scaled": llama3_scaled,
@@ -212,6 +361,7 @@ FAMILIES: dict[str, Callable[..., Pair]] = {
     "mistral": mistral,
     "gemma2": gemma2,
     "gemma3": gemma3,
+    "gemma4": gemma4,
 }
 
 
@@ -250,10 +400,12 @@ def _kind(
     mlp_bias: bool = False,
     **attention: Any,
 ) -> dict[str, Any]:
+    # of the first layer: where layers differ, the caller says in what
+    first = config.per_layer_config[0] if hasattr(config, "per_layer_config") else config
     sizes = {
         "num_heads": config.num_attention_heads,
-        "num_kv_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
+        "num_kv_heads": first.num_key_value_heads,
+        "head_dim": first.head_dim,
     }
     form = {"kind": "full"} if window is None else {"kind": "sliding", "window": window}
     mlp = {"kind": "gated", "activation": activation, "intermediate_size": config.intermediate_size, "bias": mlp_bias}
@@ -284,9 +436,9 @@ def _recipe(family: str, config: Any, kinds: dict[str, dict[str, Any]], export: 
                 "hidden_size": config.hidden_size,
                 "norm": {"kind": "rms", "eps": config.rms_norm_eps},
                 "head": {"tied": config.tie_word_embeddings},
-                **model,
                 "kinds": kinds,
                 "layers": layers,
+                **model,
             },
             "weights": {"names": family},
             "export": export,

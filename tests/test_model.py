@@ -14,10 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from coreai_recipes import model as model_module
+from coreai_recipes import front as front_module
 from coreai_recipes.errors import RecipeError
-from coreai_recipes.model import Decoder, build_decoder, empty, fill, parameter_offset, state_specs
+from coreai_recipes.folding import stored_as
+from coreai_recipes.front import state_specs
+from coreai_recipes.model import Decoder, build_decoder, empty, fill
 from coreai_recipes.primitives import cache as cache_module
+from coreai_recipes.primitives.layer import PLAIN
 from coreai_recipes.recipe.schema import Recipe
 
 CONTEXT, PREFILL, SCORE, WINDOW = 64, 16, 5, 7
@@ -442,7 +445,7 @@ def test_a_fault_in_the_ring_is_seen(
     def faulty_when_cached(self: Decoder, ids: Tensor, *args: Any) -> Tensor:
         with monkeypatch.context() as patch:
             if args:  # the plain sequence it is compared with stays right
-                patch.setattr(model_module, name, replacement)
+                patch.setattr(front_module, name, replacement)
             return plain(self, ids, *args)
 
     monkeypatch.setattr(Decoder, "forward", faulty_when_cached)
@@ -553,7 +556,9 @@ def test_one_is_added_to_the_weights_of_1_plus_w_norms_and_to_nothing_else() -> 
         recipe = FAMILIES[family]().recipe
         expects = family.startswith("gemma")
         for name, _ in build_decoder(recipe).named_parameters():
-            assert parameter_offset(recipe, name) == (1.0 if expects and name.endswith("norm.weight") else 0.0), name
+            assert stored_as(recipe, name, PLAIN).offset == (
+                1.0 if expects and name.endswith("norm.weight") else 0.0
+            ), name
 
 
 def test_a_kinds_own_norm_and_a_qk_norm_of_its_own_decide_for_themselves() -> None:
@@ -561,7 +566,7 @@ def test_a_kinds_own_norm_and_a_qk_norm_of_its_own_decide_for_themselves() -> No
     plain = {"kind": "rms", "eps": 1e-5, "weight": "w"}
     recipe = changed(recipe, "model", "kinds", "full", norm=plain)
     recipe = changed(recipe, "model", "kinds", "sliding", "attention", qk_norm={"over": "head", "norm": plain})
-    offsets = {name: parameter_offset(recipe, name) for name, _ in build_decoder(recipe).named_parameters()}
+    offsets = {name: stored_as(recipe, name, PLAIN).offset for name, _ in build_decoder(recipe).named_parameters()}
     assert offsets["norm.weight"] == offsets["layers.0.attention_norm.weight"] == 1.0
     assert offsets["layers.0.attention.q_norm.weight"] == offsets["layers.0.attention.k_norm.weight"] == 0.0
     assert {offset for name, offset in offsets.items() if name.startswith("layers.2.")} == {0.0}
@@ -572,7 +577,7 @@ def test_a_layer_norms_bias_is_taken_as_it_is() -> None:
     recipe = changed(FAMILIES["llama"]().recipe, "model", norm=layer_norm)
     names = dict(build_decoder(recipe).named_parameters())
     assert "norm.bias" in names
-    assert (parameter_offset(recipe, "norm.weight"), parameter_offset(recipe, "norm.bias")) == (1.0, 0.0)
+    assert [stored_as(recipe, f"norm.{leaf}", PLAIN).offset for leaf in ("weight", "bias")] == [1.0, 0.0]
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.names import NameTable, TensorSource, load_names
+from coreai_recipes.checkpoint.rewrite import AS_STORED, Rewrite
 from coreai_recipes.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,13 +23,12 @@ MAX_PROBLEMS = 20
 class ParameterInfo:
     """What the decoder needs of one parameter.
 
-    `shape` is as a checkpoint has it (without the 1 x 1 of a convolution), `kind` the recipe's name for the layer, and
-    `offset` what is added to the stored value: 1.0 for a norm that multiplies by 1 + w.
+    `shape` is as a checkpoint has it (without the 1 x 1 of a convolution), `kind` the recipe's name for the layer.
     """
 
     shape: tuple[int, ...]
     kind: str | None = None
-    offset: float = 0.0
+    rewrite: Rewrite = AS_STORED
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Binding:
     shape: tuple[int, ...]
     rows: range | None = None
     transpose: bool = False
-    offset: float = 0.0
+    rewrite: Rewrite = AS_STORED
 
     def blocks(self) -> Iterator[Tensor]:
-        """Blocks along the first axis, each valid until the next: as stored, or float32 with `offset` added."""
+        """Blocks along the first axis, each valid until the next, in the dtype that is stored or float32."""
         for block in self._stored_blocks():
-            yield block.float() + self.offset if self.offset else block
+            yield self.rewrite.apply(block)
 
     def read(self) -> Tensor:
         """The whole parameter, a copy of its own."""
@@ -64,7 +64,13 @@ class Binding:
 
     def _stored_blocks(self) -> Iterator[Tensor]:
         if not self.transpose:
-            yield from self.checkpoint.blocks(self.tensor, self.rows)
+            if self.rewrite.row_order is None:
+                yield from self.checkpoint.blocks(self.tensor, self.rows)
+                return
+            # rows change places within a head, so a head is read at a time
+            first, step = self.rows.start if self.rows else 0, len(self.rewrite.row_order)
+            for start in range(first, first + self.shape[0], step):
+                yield self.checkpoint.read(self.tensor, range(start, start + step))
             return
         # A row of ours is a column of theirs: the whole tensor is needed. Only GPT-2's size of model is stored so.
         whole = self.checkpoint.read(self.tensor).t()
@@ -72,11 +78,17 @@ class Binding:
 
 
 def bind(
-    parameters: Mapping[str, ParameterInfo], names: str, checkpoint: Checkpoint, *, where: str | None = None
+    parameters: Mapping[str, ParameterInfo],
+    names: str,
+    checkpoint: Checkpoint,
+    *,
+    unused: Iterable[str] = (),
+    where: str | None = None,
 ) -> dict[str, Binding]:
     """Where each parameter is read from, every name, shape and dtype checked before a weight is read.
 
-    `names` is a family's table or a path to one. `where` begins each line (default: the checkpoint's `place`). Raises
+    `names` is a family's table or a path to one. `unused` are parameters that the model could have and does not need,
+    whose tensors may be there. `where` begins each line (default: the checkpoint's `place`). Raises
     CheckpointError with a line for each missing, extra, misshapen or unreadable tensor; from MAX_PROBLEMS on, lines
     that differ in the layer only are put together.
     """
@@ -96,6 +108,10 @@ def bind(
         bindings[parameter] = binding
         if problem:
             problems.append(problem)
+    for parameter in unused:
+        source = table.find(parameter, prefix) if table.knows(parameter) else None
+        if source is not None:
+            used.add(source.tensor)
     for tensor in checkpoint.tensors.keys() - used:
         if not any(fnmatchcase(tensor, pattern) for pattern in table.ignore):
             shape = checkpoint.tensors[tensor].shape
@@ -136,7 +152,7 @@ def bind_parameter(
         rows, needed = range(start, start + info.shape[0]), (sum(sizes), *info.shape[1:])
     if source.transpose:
         needed = needed[::-1]
-    binding = Binding(checkpoint, source.tensor, info.shape, rows, source.transpose, info.offset)
+    binding = Binding(checkpoint, source.tensor, info.shape, rows, source.transpose, info.rewrite)
     who = "the recipe" if info.kind is None else f"the recipe's kind `{info.kind}`"
     stored = checkpoint.tensors.get(source.tensor)
     if stored is None:

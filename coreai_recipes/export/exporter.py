@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,8 @@ import coreai_recipes
 from coreai_recipes.checkpoint.binding import Binding
 from coreai_recipes.checkpoint.range_check import to_float16
 from coreai_recipes.export.cache import FragmentCache, fingerprint
-from coreai_recipes.export.fragments import Fragment, source_files
-from coreai_recipes.export.weights import WeightLayout, write_weights
+from coreai_recipes.export.fragments import PER_LAYER_ROWS, Fragment, source_files
+from coreai_recipes.export.weights import WeightLayout, write_table, write_weights
 from coreai_recipes.model import Decoder
 
 if TYPE_CHECKING:
@@ -32,10 +33,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: digests by path within the package, the functions' signatures, seconds by step."""
+    """What an export wrote: digests by path from the folder that holds the package, the functions' signatures, the
+    inputs that take rows of raw tables and the tables' shapes by file, seconds by step."""
 
     digests: dict[str, str]
     signatures: dict[str, "Signature"]
+    tables: dict[str, tuple[str, tuple[int, ...]]]
     seconds: dict[str, float]
     converted: int
     cached: int
@@ -58,21 +61,32 @@ def export_package(
     cache = cache or FragmentCache(None)
     layout = WeightLayout()
     for name, parameter in decoder.named_parameters():
-        layout.place(name, tuple(parameter.shape))
+        if name not in decoder.tables:
+            layout.place(name, tuple(parameter.shape))
     (package / WEIGHTS).parent.mkdir(parents=True)
+    tables = {table_file(name): (PER_LAYER_ROWS, tuple(decoder.get_parameter(name).shape)) for name in decoder.tables}
+    places = {name: package.parent / table_file(name) for name in decoder.tables}
     stop = threading.Event()
     stopwatch = _Stopwatch()
+    streams = _Streams(package / WEIGHTS, layout, places, bindings, stop, progress)
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
-        streaming = pool.submit(_stream, package / WEIGHTS, layout, bindings, stop, progress)
+        streaming = pool.submit(streams.run)
         try:
             exported = _export_program(decoder, layout, package, cache, stopwatch, streaming)
-            digest, streamed = streaming.result()
+            streamed, seconds = streaming.result()
         except BaseException:
             stop.set()
             raise
-    stopwatch.seconds["weights (beside the others)"] = streamed
+    stopwatch.seconds["weights (beside the others)"] = seconds
     digests, signatures, hits = exported
-    return Exported(digests | {str(WEIGHTS): digest}, signatures, stopwatch.seconds, converted=hits[1], cached=hits[0])
+    found = {(package.relative_to(package.parent) / name).as_posix(): digest for name, digest in digests.items()}
+    found |= {path.relative_to(package.parent).as_posix(): digest for path, digest in streamed.items()}
+    return Exported(found, signatures, tables, stopwatch.seconds, converted=hits[1], cached=hits[0])
+
+
+def table_file(parameter: str) -> str:
+    """The file beside the package that holds a raw table."""
+    return f"{parameter.removesuffix('.weight')}.bin"
 
 
 def _export_program(
@@ -81,7 +95,7 @@ def _export_program(
     package: Path,
     cache: FragmentCache,
     stopwatch: "_Stopwatch",
-    streaming: Future[tuple[str, float]],
+    streaming: Future[tuple[dict[Path, str], float]],
 ) -> tuple[dict[str, str], dict[str, "Signature"], tuple[int, int]]:
     """Convert, link, write; digests, signatures by function, how many fragments came from the cache and were made."""
     with stopwatch("imports"):
@@ -115,43 +129,46 @@ def _export_program(
     return digests, linked.signatures, (len(fragments) - len(made), len(made))
 
 
-def _stream(
-    path: Path,
-    layout: WeightLayout,
-    bindings: Mapping[str, Binding],
-    stop: threading.Event,
-    progress: Progress | None,
-) -> tuple[str, float]:
-    """Write weight.bin; its sha256 and the seconds taken.
+@dataclass(frozen=True)
+class _Streams:
+    """What is read from the checkpoint and written on in blocks: weight.bin, and raw tables by parameter."""
 
-    Torch works on one thread meanwhile: a second one would spin beside the conversion, and takes no less time for it.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _write_blocks(path, layout, bindings, stop, progress)
-    finally:
-        torch.set_num_threads(threads)
+    weights: Path
+    layout: WeightLayout
+    tables: Mapping[str, Path]
+    bindings: Mapping[str, Binding]
+    stop: threading.Event
+    progress: Progress | None
 
+    def run(self) -> tuple[dict[Path, str], float]:
+        """The sha256 of each file, and the seconds taken.
 
-def _write_blocks(
-    path: Path,
-    layout: WeightLayout,
-    bindings: Mapping[str, Binding],
-    stop: threading.Event,
-    progress: Progress | None,
-) -> tuple[str, float]:
-    started, done, total = time.perf_counter(), 0, sum(blob.size for blob in layout.blobs.values())
-    writing = write_weights(path, layout, {name: _float16_blocks(bindings[name]) for name in layout.blobs})
-    while not stop.is_set():
+        Torch works on one thread meanwhile: a second one would spin beside the conversion, and takes no less time.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        started = time.perf_counter()
         try:
-            _, size = next(writing)
-        except StopIteration as end:
-            return str(end.value), time.perf_counter() - started
-        done += size
-        if progress:
-            progress("weights", done, total)
-    return "", 0.0
+            return dict(self._write()), time.perf_counter() - started
+        finally:
+            torch.set_num_threads(threads)
+
+    def _write(self) -> Iterator[tuple[Path, str]]:
+        done, total = 0, sum(2 * prod(self.bindings[name].shape) for name in (*self.layout.blobs, *self.tables))
+        weights = {name: _float16_blocks(self.bindings[name]) for name in self.layout.blobs}
+        writings = {self.weights: write_weights(self.weights, self.layout, weights)}
+        for name, path in self.tables.items():
+            writings[path] = write_table(path, name, _float16_blocks(self.bindings[name]))
+        for path, writing in writings.items():
+            while not self.stop.is_set():
+                try:
+                    _, size = next(writing)
+                except StopIteration as end:
+                    yield path, str(end.value)
+                    break
+                done += size
+                if self.progress:
+                    self.progress("weights", done, total)
 
 
 def _float16_blocks(binding: Binding) -> Iterator[NDArray[np.float16]]:
@@ -167,6 +184,7 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
     root = Path(coreai_recipes.__file__).parent
     own = {
         *(root / "primitives").glob("*.py"),
+        root / "front.py",
         root / "model.py",
         root / "export/convert.py",
         root / "export/fragments.py",

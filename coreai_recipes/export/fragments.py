@@ -16,10 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.model import Decoder, Front, make_cache
+from coreai_recipes.front import Front, Sharing
+from coreai_recipes.model import Decoder, make_cache
+from coreai_recipes.primitives.cache import Cache, SharedCache
+from coreai_recipes.primitives.per_layer import slice_of
 
 FLOAT, INTEGER = "float16", "int32"
 WEIGHT_PREFIX = "weight_"
+PER_LAYER_ROWS = "per_layer"  # the rows of the per-layer table, which the host looks up
 
 
 @dataclass(frozen=True)
@@ -89,83 +93,112 @@ def source_files(module: nn.Module) -> set[Path]:
     return {Path(inspect.getfile(type(part))) for piece in pieces for part in piece.modules()}
 
 
-def front_fragment(decoder: Decoder, queries: int) -> Fragment:
-    """input_ids, position (and count, if a ring needs it) -> x, and what each kind's layers are given."""
+def sharing_in(decoder: Decoder, function: str) -> Sharing:
+    """How layers that share a cache see it in a function of the package.
+
+    With one token a cache is the same before and after the layers that share it.
+    """
+    if function == "decode" or not any(decoder.front.shares(name) for name in decoder.front.kinds):
+        return "seen"
+    return "last" if function == "prefill" else "after"
+
+
+def counts_tokens(decoder: Decoder, queries: int, sharing: Sharing) -> bool:
+    """Whether the front needs to know how many of the tokens are real."""
+    has_ring = any(spec.window is not None for spec in decoder.front.states.values())
+    return queries > 1 and (has_ring or sharing == "last")
+
+
+def front_fragment(decoder: Decoder, queries: int, sharing: Sharing) -> Fragment:
+    """input_ids, position (and count, and rows of the per-layer table) -> x, and what each kind's layers are given."""
     front, model = decoder.front, decoder.recipe.model
     inputs = {"input_ids": Port(INTEGER, (1, queries)), "position": Port(INTEGER, (1,))}
-    if queries > 1 and any(spec.window is not None for spec in front.states.values()):
+    if counts_tokens(decoder, queries, sharing):
         inputs["count"] = Port(INTEGER, (1,))
-    table = WEIGHT_PREFIX + "embedding"
-    inputs[table] = Port(FLOAT, (model.vocab_size, model.hidden_size))
     outputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, queries))}
-    turning = [name for name in front.kinds if front.angle_group(name) == name and front.pairs(name)]
-    for name in turning:
-        for half in ("cos", "sin"):
-            outputs[f"{half}_{name}"] = Port(FLOAT, (1, front.pairs(name), 1, queries))
-    for name, spec in front.states.items():
-        if front.mask_group(name) == name:
-            ring = spec.window is not None
-            seen = spec.rows + queries if ring and queries > 1 else spec.rows
-            outputs[f"mask_{name}"] = Port(FLOAT, (1, seen, 1, queries))
-            if ring:
-                outputs[f"place_{name}"] = Port(INTEGER, (spec.rows if queries > 1 else 1,))
+    parameters = {WEIGHT_PREFIX + "embedding": "embedding.weight"}
+    if front.per_layer is not None:
+        L, P = front.per_layer.layers, front.per_layer.size
+        inputs[PER_LAYER_ROWS] = Port(FLOAT, (1, queries, L * P))
+        outputs["per_layer_inputs"] = Port(FLOAT, (L, P, 1, queries))
+        names = [f"per_layer.{name}" for name, _ in front.per_layer.named_parameters()]
+        parameters |= {WEIGHT_PREFIX + name.replace(".", "_"): name for name in names}
+    inputs |= {alias: Port(FLOAT, tuple(decoder.get_parameter(name).shape)) for alias, name in parameters.items()}
+    for name in front.kinds:
+        own_queries = front.queries(name, queries, sharing)
+        if front.angle_group(name, sharing) == name and front.pairs(name):
+            for half in ("cos", "sin"):
+                outputs[f"{half}_{name}"] = Port(FLOAT, (1, front.pairs(name), 1, own_queries))
+    for name in front.kinds:
+        if front.mask_group(name, sharing) == name:
+            own_queries, state = front.queries(name, queries, sharing), front.state(name)
+            outputs[f"mask_{name}"] = Port(FLOAT, (1, front.seen_rows(name, queries, sharing), 1, own_queries))
+            if state.window is not None and not (sharing != "seen" and front.shares(name)):
+                outputs[f"place_{name}"] = Port(INTEGER, (state.rows if queries > 1 else 1,))
     return Fragment(
-        f"front_{queries}",
-        _FrontPiece(front, list(outputs), "count" in inputs),
+        f"front_{queries}" if sharing == "seen" else f"front_{queries}_{sharing}",
+        _FrontPiece(front, list(inputs), list(outputs), parameters, sharing),
         inputs,
         outputs,
-        {table: "embedding.weight"},
+        parameters,
         float32_outputs=tuple(name for name in outputs if name.startswith(("cos_", "sin_"))),
-        tables=(table,),
+        tables=(WEIGHT_PREFIX + "embedding",),
     )
 
 
-def layer_fragment(decoder: Decoder, kind: str, queries: int) -> Fragment:
-    """x and what the front computed -> x of the next layer; reads and writes the kind's states."""
+def layer_fragment(decoder: Decoder, kind: str, queries: int, sharing: Sharing) -> Fragment:
+    """x and what the front computed -> x of the next layer; reads and writes the states of the kind, or those that it
+    shares, which it reads alone."""
     front, model = decoder.front, decoder.recipe.model
     layer = next(layer for layer in decoder.stack if layer.kind == kind)
-    spec = front.states[kind]
+    spec, shares = front.state(kind), front.shares(kind)
+    own_queries = front.queries(kind, queries, sharing)
     ring = spec.window is not None
-    x = Port(FLOAT, (1, model.hidden_size, 1, queries))
+    x = Port(FLOAT, (1, model.hidden_size, 1, own_queries))
     inputs = {"x": x}
     if front.pairs(kind):
-        inputs |= {half: Port(FLOAT, (1, front.pairs(kind), 1, queries)) for half in ("cos", "sin")}
-    inputs["mask"] = Port(FLOAT, (1, spec.rows + queries if ring and queries > 1 else spec.rows, 1, queries))
+        inputs |= {half: Port(FLOAT, (1, front.pairs(kind), 1, own_queries)) for half in ("cos", "sin")}
+    inputs["mask"] = Port(FLOAT, (1, front.seen_rows(kind, queries, sharing if shares else "seen"), 1, own_queries))
     inputs["slot"] = Port(INTEGER, (1,))
-    if ring:
+    if ring and not shares:
         inputs["place"] = Port(INTEGER, (spec.rows if queries > 1 else 1,))
-    else:
+    elif not shares:
         inputs["position"] = Port(INTEGER, (1,))
+    if front.per_layer is not None:
+        inputs["per_layer_inputs"] = Port(FLOAT, (front.per_layer.layers, front.per_layer.size, 1, own_queries))
+        inputs["index"] = Port(INTEGER, (1,))
     parameters = {WEIGHT_PREFIX + name.replace(".", "_"): name for name, _ in layer.named_parameters()}
     inputs |= {alias: Port(FLOAT, tuple(layer.get_parameter(name).shape)) for alias, name in parameters.items()}
     states = {name: Port(FLOAT, spec.shape) for name in ("keys", "values")}
-    piece = _LayerPiece(layer, spec.shape, list(inputs), parameters)
-    return Fragment(f"layer_{kind}_{queries}", piece, inputs, {"y": x}, parameters, states)
+    piece = _LayerPiece(layer, spec.shape, list(inputs), parameters, shares)
+    return Fragment(f"layer_{kind}_{own_queries}", piece, inputs, {"y": x}, parameters, states)
 
 
-def pick_fragment(decoder: Decoder, queries: int) -> Fragment:
-    """x of all tokens, count -> x of the last real one."""
-    hidden = decoder.recipe.model.hidden_size
+def pick_fragment(name: str, shape: tuple[int, int, int, int]) -> Fragment:
+    """x (N, C, 1, S) of all tokens, count -> x of the last real one."""
     return Fragment(
-        f"pick_{queries}",
+        f"{name}_{shape[3]}",
         _PickPiece(),
-        {"x": Port(FLOAT, (1, hidden, 1, queries)), "count": Port(INTEGER, (1,))},
-        {"y": Port(FLOAT, (1, hidden, 1, 1))},
+        {"x": Port(FLOAT, shape), "count": Port(INTEGER, (1,))},
+        {"y": Port(FLOAT, (*shape[:3], 1))},
         {},
     )
 
 
 def head_fragment(decoder: Decoder, queries: int) -> Fragment:
-    """x -> logits (1, queries, V)."""
+    """x -> logits (1, queries, V), and what a draft needs of them: the last hidden state behind its norm, `hidden`."""
     model = decoder.recipe.model
     parameters = {f"{WEIGHT_PREFIX}norm_{name}": f"norm.{name}" for name, _ in decoder.norm.named_parameters()}
     inputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, queries))}
     inputs |= {alias: Port(FLOAT, tuple(decoder.get_parameter(name).shape)) for alias, name in parameters.items()}
     table = WEIGHT_PREFIX + "head"
     inputs[table] = Port(FLOAT, (model.vocab_size, model.hidden_size, 1, 1))
-    piece = _HeadPiece(decoder.norm, decoder.head, list(parameters.values()))
+    drafts = decoder.recipe.draft is not None
+    piece = _HeadPiece(decoder.norm, decoder.head, list(parameters.values()), drafts)
     parameters[table] = "embedding.weight" if model.head.tied else "head.weight"
     outputs = {"logits": Port(FLOAT, (1, queries, model.vocab_size))}
+    if drafts:
+        outputs["hidden"] = Port(FLOAT, (1, queries, model.hidden_size))
     return Fragment(f"head_{queries}", piece, inputs, outputs, parameters, tables=(table,))
 
 
@@ -192,28 +225,36 @@ def parameters_as(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[
 
 
 class _FrontPiece(_Piece):
-    def __init__(self, front: Front, outputs: list[str], counts: bool) -> None:
+    def __init__(
+        self, front: Front, inputs: list[str], outputs: list[str], parameters: dict[str, str], sharing: Sharing
+    ) -> None:
         super().__init__(front)
-        self.outputs, self.counts = outputs, counts
+        self.inputs, self.outputs, self.parameter_names, self.sharing = inputs, outputs, parameters, sharing
 
-    def forward(self, input_ids: Tensor, position: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        count = rest[0] if self.counts else torch.ones(1, dtype=torch.int32)
-        with parameters_as(self.piece[0], {"embedding.weight": rest[-1]}):
-            x, inputs = self.piece[0](input_ids, position, count)
-        named = {"x": x}
-        for kind, given in inputs.items():
-            named |= {f"cos_{kind}": given.cos, f"sin_{kind}": given.sin, f"mask_{kind}": given.mask}
-            named[f"place_{kind}"] = given.place
-        return tuple(named[name] for name in self.outputs)
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(self.inputs, given, strict=True))
+        weights = {name: named[alias] for alias, name in self.parameter_names.items()}
+        count = named.get("count", torch.ones(1, dtype=torch.int32))
+        with parameters_as(self.piece[0], weights):
+            x, inputs, per_layer = self.piece[0](
+                named["input_ids"], named["position"], count, named.get(PER_LAYER_ROWS), sharing=self.sharing
+            )
+        found = {"x": x, "per_layer_inputs": per_layer}
+        for kind, of_kind in inputs.items():
+            found |= {f"cos_{kind}": of_kind.cos, f"sin_{kind}": of_kind.sin, f"mask_{kind}": of_kind.mask}
+            found[f"place_{kind}"] = of_kind.place
+        return tuple(found[name] for name in self.outputs)
 
 
 class _LayerPiece(_Piece):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, layer: nn.Module, state: tuple[int, ...], inputs: list[str], parameters: dict[str, str]) -> None:
+    def __init__(
+        self, layer: nn.Module, state: tuple[int, ...], inputs: list[str], parameters: dict[str, str], shares: bool
+    ) -> None:
         super().__init__(layer)
-        self.inputs, self.parameter_names = inputs, parameters
+        self.inputs, self.parameter_names, self.shares = inputs, parameters, shares
         # numpy's zeros take no memory but for the layer that a trace writes: torch.zeros writes all of them, and in
         # torch.empty there may be a NaN, which coremltools' own comparison of the states then calls inconsistent
         self.register_buffer("keys", torch.from_numpy(np.zeros(state, np.float32)))
@@ -224,9 +265,13 @@ class _LayerPiece(_Piece):
         weights = {name: named[alias] for alias, name in self.parameter_names.items()}
         empty = torch.empty(0, device="cpu")
         cos, sin = named.get("cos", empty), named.get("sin", empty)
-        cache = make_cache(self.keys, self.values, named["slot"], named.get("position", empty), named.get("place"))
+        slot = named["slot"]
+        cache: Cache = SharedCache(self.keys, self.values, slot)
+        if not self.shares:
+            cache = make_cache(self.keys, self.values, slot, named.get("position", empty), named.get("place"))
+        of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
         with parameters_as(self.piece[0], weights):
-            return self.piece[0](named["x"], cos, sin, named["mask"], cache)  # type: ignore[no-any-return]
+            return self.piece[0](named["x"], cos, sin, named["mask"], cache, of_layer)  # type: ignore[no-any-return]
 
 
 class _PickPiece(_Piece):
@@ -235,12 +280,15 @@ class _PickPiece(_Piece):
 
 
 class _HeadPiece(_Piece):
-    def __init__(self, norm: nn.Module, head: nn.Module, parameters: list[str]) -> None:
+    def __init__(self, norm: nn.Module, head: nn.Module, parameters: list[str], gives_hidden: bool) -> None:
         super().__init__(norm, head)
         self.parameter_names = [name.removeprefix("norm.") for name in parameters]
+        self.gives_hidden = gives_hidden
 
-    def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *weights: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         norm, head = self.piece
         named = dict(zip(self.parameter_names, weights[:-1], strict=True))
         with parameters_as(norm, named):
-            return head(norm(x), weights[-1])  # type: ignore[no-any-return]
+            normed = norm(x)
+        logits: Tensor = head(normed, weights[-1])
+        return (logits, normed.squeeze(2).transpose(1, 2)) if self.gives_hidden else logits

@@ -7,12 +7,14 @@ from typing import Any
 from coreai_recipes.export.fragments import (
     FLOAT,
     INTEGER,
+    PER_LAYER_ROWS,
     Fragment,
     Port,
     front_fragment,
     head_fragment,
     layer_fragment,
     pick_fragment,
+    sharing_in,
 )
 from coreai_recipes.export.linker import FunctionLinker
 from coreai_recipes.export.package import Signature, describe_function, new_model
@@ -23,13 +25,13 @@ from coreai_recipes.protobuf import Model_pb2
 
 def fragments_of(decoder: Decoder) -> dict[str, Fragment]:
     """Every fragment that the recipe's functions need, by name."""
-    functions = decoder.recipe.export.functions.queries
-    found = []
-    for name, queries in functions.items():
-        found += [front_fragment(decoder, queries), head_fragment(decoder, _head_queries(name, queries))]
-        found += [layer_fragment(decoder, kind, queries) for kind in decoder.front.kinds]
+    found: list[Fragment] = []
+    for name, queries in decoder.recipe.export.functions.queries.items():
+        sharing = sharing_in(decoder, name)
+        found += [front_fragment(decoder, queries, sharing), head_fragment(decoder, _head_queries(name, queries))]
+        found += [layer_fragment(decoder, kind, queries, sharing) for kind in decoder.front.kinds]
         if name == "prefill":
-            found.append(pick_fragment(decoder, queries))
+            found += _picks(decoder, queries).values()
     return {fragment.name: fragment for fragment in found}
 
 
@@ -55,49 +57,72 @@ def link_program(decoder: Decoder, converted: dict[str, bytes], layout: WeightLa
 def _link_function(
     decoder: Decoder, name: str, queries: int, models: dict[str, Any], linker: FunctionLinker
 ) -> Signature:
-    front, model = decoder.front, decoder.recipe.model
+    front, model, sharing = decoder.front, decoder.recipe.model, sharing_in(decoder, name)
     inputs = {"input_ids": Port(INTEGER, (1, queries)), "position": Port(INTEGER, (1,))}
     if name != "decode":
         inputs["count"] = Port(INTEGER, (1,))
-    head_queries = _head_queries(name, queries)
-    outputs = {"logits": Port(FLOAT, (1, head_queries, model.vocab_size))}
-    specs = front.states.items()
-    states = {f"{half}_{kind}": Port(FLOAT, spec.shape) for kind, spec in specs for half in "kv"}
+    head, fragment = head_fragment(decoder, _head_queries(name, queries)), front_fragment(decoder, queries, sharing)
+    if PER_LAYER_ROWS in fragment.inputs:
+        inputs[PER_LAYER_ROWS] = fragment.inputs[PER_LAYER_ROWS]
+    states = {f"{half}_{kind}": Port(FLOAT, spec.shape) for kind, spec in front.states.items() for half in "kv"}
 
     for port_name, port in inputs.items():
         linker.add_input(port_name, port.dtype, port.shape)
     for state_name, port in states.items():
         linker.add_state(state_name, port.shape)
 
-    fragment = front_fragment(decoder, queries)
     shared = {port_name: port_name for port_name in (*inputs, *fragment.outputs)}
     linker.append(models[fragment.name], "front_", {**shared, "x": "hidden_0"}, fragment.parameters)
-    layers = {kind: layer_fragment(decoder, kind, queries) for kind in front.kinds}
+    layers = {kind: layer_fragment(decoder, kind, queries, sharing) for kind in front.kinds}
+    picks = _picks(decoder, queries) if name == "prefill" else {}
+    per_layer, x = "per_layer_inputs", "hidden_0"
+
+    def pick_last() -> tuple[str, str]:
+        """From here on only the last real token is needed."""
+        for value, pick in picks.items():
+            source = x if value == "hidden" else per_layer
+            names = {"x": source, "y": f"{value}_last", "count": "count"}
+            linker.append(models[pick.name], f"pick_{value}_", names, {})
+        picks.clear()
+        return "hidden_last", "per_layer_inputs_last"
+
     for index, kind in enumerate(model.layer_kinds):
+        if picks and front.shares(kind):
+            x, per_layer = pick_last()
+        owner = front.owners[kind]
         names = {
-            "x": f"hidden_{index}",
+            "x": x,
             "y": f"hidden_{index + 1}",
             "slot": linker.add_integer(f"slot_{index}", decoder.slots[index]),
-            "cos": f"cos_{front.angle_group(kind)}",
-            "sin": f"sin_{front.angle_group(kind)}",
-            "mask": f"mask_{front.mask_group(kind)}",
-            "place": f"place_{front.mask_group(kind)}",
+            "index": linker.add_integer(f"index_{index}", index),
+            "cos": f"cos_{front.angle_group(kind, sharing)}",
+            "sin": f"sin_{front.angle_group(kind, sharing)}",
+            "mask": f"mask_{front.mask_group(kind, sharing)}",
+            "place": f"place_{front.mask_group(kind, sharing)}",
+            "per_layer_inputs": per_layer,
             "position": "position",
-            "keys": f"k_{kind}",
-            "values": f"v_{kind}",
+            "keys": f"k_{owner}",
+            "values": f"v_{owner}",
         }
         parameters = {alias: f"layers.{index}.{p}" for alias, p in layers[kind].parameters.items()}
         linker.append(models[layers[kind].name], f"layer_{index}_", names, parameters)
-    last = f"hidden_{len(model.layer_kinds)}"
-    if name == "prefill":
-        names = {"x": last, "y": "hidden_last", "count": "count"}
-        linker.append(models[pick_fragment(decoder, queries).name], "pick_", names, {})
-        last = "hidden_last"
-    head = head_fragment(decoder, head_queries)
-    linker.append(models[head.name], "head_", {"x": last, "logits": "logits"}, head.parameters)
+        x = names["y"]
+    if picks:
+        x, _ = pick_last()
+    outputs = dict(head.outputs)
+    linker.append(models[head.name], "head_", {"x": x, **{name: name for name in outputs}}, head.parameters)
     for output in outputs:
         linker.add_output(output)
     return Signature(inputs, outputs, states)
+
+
+def _picks(decoder: Decoder, queries: int) -> dict[str, Fragment]:
+    """What a prefill picks the last real token of: the hidden state, and what the layers behind it are given."""
+    picks = {"hidden": pick_fragment("pick", (1, decoder.recipe.model.hidden_size, 1, queries))}
+    per_layer = decoder.front.per_layer
+    if per_layer is not None and sharing_in(decoder, "prefill") == "last":
+        picks["per_layer_inputs"] = pick_fragment("pick_per_layer", (per_layer.layers, per_layer.size, 1, queries))
+    return picks
 
 
 def fragment_identity(fragment: Fragment) -> str:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,29 +63,53 @@ def write_weights(
 
     The generator's return value is the sha256 of the whole file, taken of each block while it is being written.
     """
-    digest = hashlib.sha256()
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1, thread_name_prefix="digest") as hasher:
-
-        def write(data: bytes | memoryview) -> None:
-            hashing = hasher.submit(digest.update, data)
-            while len(data):
-                data = data[file.write(data) :]
-            hashing.result()  # the next block may lie in the same buffer
-
-        write(HEADER.pack(len(layout.blobs), VERSION))
+    with _HashedFile(path) as file:
+        file.write(HEADER.pack(len(layout.blobs), VERSION))
         position = HEADER.size
         for name, blob in layout.blobs.items():
-            write(bytes(blob.offset - position))
-            write(RECORD.pack(SENTINEL, FLOAT16, blob.size, blob.offset + RECORD.size, 0))
+            file.write(bytes(blob.offset - position))
+            file.write(RECORD.pack(SENTINEL, FLOAT16, blob.size, blob.offset + RECORD.size, 0))
             written = 0
             for block in blocks[name]:
-                write(block.reshape(-1).view(np.uint8).data)
+                file.write(block.reshape(-1).view(np.uint8).data)
                 written += block.nbytes
                 yield name, block.nbytes
             if written != blob.size:
                 raise RuntimeError(f"{name}: {written} bytes came, {blob.size} were laid out")
             position = blob.offset + RECORD.size + blob.size
-    return digest.hexdigest()
+    return file.digest.hexdigest()
+
+
+def write_table(path: Path, name: str, blocks: Iterable[NDArray[np.float16]]) -> Generator[tuple[str, int], None, str]:
+    """Write a table row after row, without a header; yields and returns as `write_weights`."""
+    with _HashedFile(path) as file:
+        for block in blocks:
+            file.write(block.reshape(-1).view(np.uint8).data)
+            yield name, block.nbytes
+    return file.digest.hexdigest()
+
+
+class _HashedFile:
+    """A new file whose `digest` is taken of each block on another thread, while the block is being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.digest = hashlib.sha256()
+        self._path = path
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb", buffering=0)
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="digest")
+        return self
+
+    def write(self, data: bytes | memoryview) -> None:
+        hashing = self._hasher.submit(self.digest.update, data)
+        while len(data):
+            data = data[self._file.write(data) :]
+        hashing.result()  # the next block may lie in the same buffer
+
+    def __exit__(self, *_: object) -> None:
+        self._hasher.shutdown()
+        self._file.close()
 
 
 def _align(position: int) -> int:

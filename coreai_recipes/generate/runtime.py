@@ -10,6 +10,8 @@ from coreai_recipes.errors import BundleError, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from coreai_recipes.evaluate.table import Table
+
 RUNTIMES = ("auto", "evaluator", "coreml")
 
 
@@ -26,14 +28,17 @@ class Runtime(Protocol):
 class EvaluatorRuntime:
     """The saved program with torch, in float32."""
 
-    def __init__(self, package: Path) -> None:
+    def __init__(self, package: Path, tables: Mapping[str, "Table"]) -> None:
         from coreai_recipes.evaluate import Program
 
         self._program = Program(package, precision="float32")
+        self._tables = tables
         self.reset()
 
     def call(self, function: str, inputs: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-        return self._program.function(function)(inputs, self._states)
+        from coreai_recipes.evaluate.table import with_rows
+
+        return self._program.function(function)(with_rows(inputs, self._tables), self._states)
 
     def reset(self) -> None:
         self._states = self._program.make_state()
@@ -42,12 +47,15 @@ class EvaluatorRuntime:
 class CoreMLRuntime:
     """The saved program on the hardware, in float16. `compute_units` is the recipe's."""
 
-    def __init__(self, package: Path, compute_units: str) -> None:
+    def __init__(self, package: Path, compute_units: str, tables: Mapping[str, "Table"]) -> None:
         self._program = CoreMLProgram(package, compute_units)
+        self._tables = tables
         self.reset()
 
     def call(self, function: str, inputs: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-        return self._program.call(function, inputs, self._states)
+        from coreai_recipes.evaluate.table import with_rows
+
+        return self._program.call(function, with_rows(inputs, self._tables), self._states)
 
     def reset(self) -> None:
         self._states = self._program.make_state()
@@ -57,14 +65,21 @@ def open_runtime(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = 
     """The runtime of that name for the bundle's package. Raises UserError when it cannot be had here."""
     if runtime not in RUNTIMES:
         raise UserError(f"runtime {runtime} is not one of {', '.join(RUNTIMES)}")
-    packages = manifest["packages"]
-    if len(packages) != 1:
-        raise BundleError(f"{bundle_path}: is built as {len(packages)} packages, and only a single one can be run here")
-    package = bundle_path / packages[0]["file"]
+    programs = [entry for entry in manifest["packages"] if entry["role"] != "table"]
+    if len(programs) != 1:
+        raise BundleError(f"{bundle_path}: is built as {len(programs)} packages, and only a single one can be run here")
+    package = bundle_path / programs[0]["file"]
     if runtime == "coreml":
         check_coreml()
     elif runtime == "evaluator" or why_no_coreml() is not None:
-        return EvaluatorRuntime(package)
+        return EvaluatorRuntime(package, _open_tables(bundle_path, manifest))
     from coreai_recipes.recipe import load_recipe
 
-    return CoreMLRuntime(package, load_recipe(bundle_path / "recipe.yaml").export.compute_units)
+    units = load_recipe(bundle_path / "recipe.yaml").export.compute_units
+    return CoreMLRuntime(package, units, _open_tables(bundle_path, manifest))
+
+
+def _open_tables(bundle_path: Path, manifest: Mapping[str, Any]) -> dict[str, "Table"]:
+    from coreai_recipes.evaluate.table import open_tables
+
+    return open_tables(bundle_path, manifest["packages"])

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from coreai_recipes.bundle import program_entry
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -18,7 +20,7 @@ class Session:
     def __init__(self, runtime: "Runtime", manifest: Mapping[str, Any]) -> None:
         self._runtime = runtime
         self.context: int = manifest["context"]
-        functions = manifest["packages"][0]["functions"]
+        functions = program_entry(manifest)["functions"]
         self._chunk: int = functions["prefill"]["query"] if "prefill" in functions else 1
         self._logits = {
             name: [output for output in function["outputs"] if output.split("_")[0] == "logits"]

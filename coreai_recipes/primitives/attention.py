@@ -15,26 +15,28 @@ from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm
 class Attention(nn.Module):
     """x (1, C, 1, S) -> (1, C, 1, S).
 
-    `norm` is the model's norm, from which the q and k norms take what they do not say. `rotated_query` and
-    `rotated_key` pass q (H, D, 1, S) and k (G, D, 1, S) through untouched: places for a hook to look.
+    `norm` is the model's norm, from which the q and k norms take what they do not say. A layer that shares the cache of
+    another has no k and v, and reads what the other has left. `rotated_query` and `rotated_key` pass q (H, D, 1, S) and
+    k (G, D, 1, S) through untouched: places for a hook to look.
     """
 
-    def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm) -> None:
+    def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> None:
         super().__init__()
         spec = kind.attention
         self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         self.scale, self.softcap = spec.score_scale, spec.softcap
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        self.q = Projection(hidden_size, queries, spec.bias != "none")
-        self.k = Projection(hidden_size, keys, spec.bias != "none")
-        self.v = Projection(hidden_size, keys, spec.bias != "none")
-        self.o = Projection(queries, hidden_size, spec.bias == "qkvo")
+        owns, has_bias = spec.shares_kv_with is None, spec.bias != "none"
         qk_norm = None if spec.qk_norm is None else spec.qk_norm.norm or norm
-        self.q_norm = build_norm(qk_norm, spec.head_dim) if qk_norm else None
-        self.k_norm = build_norm(qk_norm, spec.head_dim) if qk_norm else None
         v_norm = RMSNorm(kind="rms", eps=norm.eps, weight="none")
-        self.v_norm = build_norm(v_norm, spec.head_dim) if spec.v_norm else None
-        self.rotary = build_rotary(kind.rotary, spec.head_dim)
+        self.q = Projection(hidden_size, queries, has_bias)
+        self.q_norm = build_norm(qk_norm, spec.head_dim) if qk_norm else None
+        self.k = Projection(hidden_size, keys, has_bias) if owns else None
+        self.k_norm = build_norm(qk_norm, spec.head_dim) if owns and qk_norm else None
+        self.v = Projection(hidden_size, keys, has_bias) if owns and not spec.k_eq_v else None
+        self.v_norm = build_norm(v_norm, spec.head_dim) if owns and spec.v_norm else None
+        self.o = Projection(queries, hidden_size, spec.bias == "qkvo")
+        self.rotary = build_rotary(kind.rotary, spec.head_dim, folded)
         self.rotated_query, self.rotated_key = nn.Identity(), nn.Identity()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache) -> Tensor:
@@ -42,15 +44,12 @@ class Attention(nn.Module):
         G, D, S = self.num_kv_heads, self.head_dim, x.shape[3]
         shared = self.num_heads // G  # query heads of each KV head
         q = self.q(x).view(self.num_heads, D, 1, S)
-        k = self.k(x).view(G, D, 1, S)
-        v = self.v(x).view(G, D, 1, S)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.v_norm is not None:
-            v = self.v_norm(v)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
         q = self.rotated_query(self.rotary.rotate_along(q, cos, sin, 1))
-        k = self.rotated_key(self.rotary.rotate_along(k, cos, sin, 1))
-        keys, values = cache.update(k.view(G, D, S).transpose(1, 2), v.view(G, D, S).transpose(1, 2))  # (G, K, D)
+        keys, values = (
+            cache.read() if self.k is None else cache.update(*self._keys_and_values(x, cos, sin))
+        )  # (G, K, D)
 
         q = scaled(q, self.scale).view(G, shared, D, S).transpose(1, 2).reshape(G, D, shared * S)
         scores = torch.matmul(keys, q).view(G, -1, shared, S)  # (G, K, H/G, S)
@@ -61,6 +60,19 @@ class Attention(nn.Module):
         mixed = mixed.view(G, D, shared, S).transpose(1, 2).reshape(1, self.num_heads * D, 1, S)
         out: Tensor = self.o(mixed)
         return out
+
+    def _keys_and_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """The call's own keys and values, each (G, S, D)."""
+        G, D, S = self.num_kv_heads, self.head_dim, x.shape[3]
+        k = self.k(x).view(G, D, 1, S)  # type: ignore[misc]
+        # where K = V it is the projection itself that is shared: before the norm, before the rotary (Gemma 4)
+        v = k if self.v is None else self.v(x).view(G, D, 1, S)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        if self.v_norm is not None:
+            v = self.v_norm(v)
+        k = self.rotated_key(self.rotary.rotate_along(k, cos, sin, 1))
+        return k.view(G, D, S).transpose(1, 2), v.view(G, D, S).transpose(1, 2)
 
 
 @register("attention", "full")
@@ -73,6 +85,6 @@ class SlidingAttention(Attention):
     """The last `window` positions are seen; the mask and the cache make the difference, the arithmetic is the same."""
 
 
-def build_attention(kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm) -> nn.Module:
-    """The registered attention of `kind`."""
-    return primitive("attention", kind.attention.kind)(kind, hidden_size, norm)
+def build_attention(kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> nn.Module:
+    """The registered attention of `kind`; `folded` turns heads whose dimensions stand in the rotary's fold order."""
+    return primitive("attention", kind.attention.kind)(kind, hidden_size, norm, folded)

@@ -21,24 +21,47 @@ class Cache(Protocol):
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Take the call's own keys and values (G, S, D); give those to attend to, (G, K, D)."""
 
+    def read(self) -> tuple[Tensor, Tensor]:
+        """What a layer that shares the cache attends to, (G, K, D)."""
+
 
 class NoCache:
     """The whole sequence at once: what is given is what is seen."""
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return keys, values
+        self._given = keys, values
+        return self._given
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        return self._given
 
 
 @dataclass
-class FullCache:
-    """One layer's rows of the states `keys` and `values` (L, G, rows, D), written from row `position` on.
+class SharedCache:
+    """One layer's rows of the states `keys` and `values` (L, G, rows, D), as the call has left them.
 
-    `layer` (1,) is the layer's place in the states, `position` (1,) that of the first token.
+    `layer` (1,) is the place in the states of the layer that owns the rows.
     """
 
     key_state: Tensor
     value_state: Tensor
     layer: Tensor
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        raise TypeError("a layer that shares a cache has no keys and values of its own")
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        return self._rows(self.key_state), self._rows(self.value_state)
+
+    def _rows(self, state: Tensor) -> Tensor:
+        at = self.layer[0]
+        return state[at : at + 1].view(state.shape[1:])  # (G, rows, D)
+
+
+@dataclass
+class FullCache(SharedCache):
+    """A layer's rows written from row `position` (1,) on, which is that of the call's first token."""
+
     position: Tensor
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,32 +70,33 @@ class FullCache:
     def _write(self, state: Tensor, new: Tensor) -> Tensor:
         at, first = self.layer[0], self.position[0]
         state[at : at + 1, :, first : first + new.shape[1]] = new.unsqueeze(0)
-        return state[at : at + 1].view(state.shape[1:])  # (G, rows, D)
+        return self._rows(state)
 
 
 @dataclass
-class RingCache:
-    """One layer's rows of a ring. `place` is the row to write (1,) when one token comes, else the source of each row.
+class RingCache(SharedCache):
+    """A layer's rows of a ring. `place` is the row to write (1,) when one token comes, else the source of each row.
 
     With several tokens, row r of the ring afterwards is row `place[r]` of the old rows followed by the new ones: the
     attention must see the ring as it was, because the new tokens overwrite keys that the first of them still need.
     """
 
-    key_state: Tensor
-    value_state: Tensor
-    layer: Tensor
     place: Tensor
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return self._write(self.key_state, keys), self._write(self.value_state, values)
+        self._seen = self._write(self.key_state, keys), self._write(self.value_state, values)
+        return self._seen
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        return self._seen
 
     def _write(self, state: Tensor, new: Tensor) -> Tensor:
         at = self.layer[0]
         if new.shape[1] == 1:
             row = self.place[0]
             state[at : at + 1, :, row : row + 1] = new.unsqueeze(0)
-            return state[at : at + 1].view(state.shape[1:])  # (G, rows, D)
-        seen = torch.cat((state[at : at + 1].view(state.shape[1:]), new), 1)  # (G, rows + S, D)
+            return self._rows(state)
+        seen = torch.cat((self._rows(state), new), 1)  # (G, rows + S, D)
         state[at : at + 1] = seen.index_select(1, self.place).unsqueeze(0)
         return seen
 
@@ -85,6 +109,17 @@ def mask(key_positions: Tensor, query_positions: Tensor, window: int | None) -> 
         seen = seen & (keys > queries - window)
     # arithmetic, because where() would store two constants of (K, S)
     return ((1 - seen.float()) * HIDDEN).unsqueeze(0).unsqueeze(2)
+
+
+def draft_mask(rows: int, window: int | None, seen: Tensor) -> Tensor:
+    """(1, K, 1, 1) of a draft's one query over the target's rows, of which positions before `seen` (1,) are to be seen.
+
+    Of a ring these are the last window + 1: transformers counts the window of a draft inclusively
+    (masking_utils, `sliding_window_bidirectional_overlay`, flipped).
+    """
+    if window is None:
+        return mask(full_key_positions(rows, seen.device), seen - 1, None)
+    return mask(ring_key_positions(rows, seen), seen - 1, window + 1)
 
 
 def full_key_positions(rows: int, device: torch.device) -> Tensor:

@@ -41,6 +41,34 @@ def inverse_frequencies(spec: TurningSpec, head_dim: int) -> Tensor:
     return inv_freq
 
 
+def turning_pairs(spec: RotarySpec, head_dim: int) -> int:
+    """How many pairs really turn: those of `proportional` whose frequency is not zero, all of the others."""
+    if isinstance(spec, NoRotary):
+        return 0
+    if isinstance(spec, schema.ProportionalRotary):
+        return int(spec.factor * head_dim // 2)
+    return int(spec.factor * head_dim) // 2 if isinstance(spec, schema.PartialRotary) else head_dim // 2
+
+
+def fold_order(spec: RotarySpec, head_dim: int) -> tuple[int, ...] | None:
+    """The dimensions of a head in the order that a folded rotary wants, None where they stand so already.
+
+    `interleaved`: the even ones of the width that turns, the odd ones, the rest. `proportional`: the A dimensions that
+    turn, those they are paired with, the rest (Gemma 4's global layers then turn 128 of 512 dimensions).
+    """
+    if isinstance(spec, NoRotary):
+        return None
+    pairs = turning_pairs(spec, head_dim)
+    if isinstance(spec, schema.ProportionalRotary):
+        first, second = range(pairs), range(head_dim // 2, head_dim // 2 + pairs)
+    elif spec.pairing == "interleaved":
+        first, second = range(0, 2 * pairs, 2), range(1, 2 * pairs, 2)
+    else:
+        return None
+    turning = (*first, *second)
+    return (*turning, *(d for d in range(head_dim) if d not in set(turning)))
+
+
 def _series(theta: float, width: int, pairs: int) -> Tensor:
     """theta^(-2i / width) for i = 0 .. pairs - 1."""
     exponents = torch.arange(0, 2 * pairs, 2, dtype=torch.int64, device="cpu").float() / width
@@ -68,19 +96,26 @@ class Rotary(nn.Module):
     The frequencies are neither parameter nor buffer but Python floats that hold float32 values: `.half()`,
     `.to(bfloat16)`, `state_dict()` and tracing cannot reach them (as a buffer cast to bfloat16 they are wrong by 0.35
     of a cosine at position 200). `Rotary(spec, head_dim)` gives the registered class of `spec.kind`.
+
+    `folded` is the same rotation of heads whose dimensions stand in `fold_order`: the pairs that turn come first, as
+    (i, i + R/2), and keep their frequencies to the bit.
     """
 
-    def __new__(cls, spec: RotarySpec, head_dim: int) -> Self:
+    def __new__(cls, spec: RotarySpec, head_dim: int, folded: bool = False) -> Self:
         chosen = primitive("rotary", spec.kind) if cls is Rotary else cls
         return cast(Self, super().__new__(chosen))
 
     spec: TurningSpec
 
-    def __init__(self, spec: TurningSpec, head_dim: int) -> None:
+    def __init__(self, spec: TurningSpec, head_dim: int, folded: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.head_dim = head_dim
-        self.inv_freq: tuple[float, ...] = tuple(inverse_frequencies(spec, head_dim).tolist())
+        self.pairing = "half" if folded else spec.pairing
+        inv_freq = inverse_frequencies(spec, head_dim)
+        self.inv_freq: tuple[float, ...] = tuple(
+            (inv_freq[: turning_pairs(spec, head_dim)] if folded else inv_freq).tolist()
+        )
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin at integer `positions` (B, S): float32 (B, S, R/2), for `proportional` (B, S, D/2)."""
@@ -117,7 +152,7 @@ class Rotary(nn.Module):
         axis %= x.dim()
         pairs, width = len(self.inv_freq), x.shape[axis]
         rest = [x.narrow(axis, 2 * pairs, width - 2 * pairs)] if 2 * pairs < width else []
-        if self.spec.pairing == "half":
+        if self.pairing == "half":
             first, second = x.narrow(axis, 0, pairs), x.narrow(axis, pairs, pairs)
             return torch.cat((first * cos - second * sin, second * cos + first * sin, *rest), axis)
         of_pairs = x.narrow(axis, 0, 2 * pairs).unflatten(axis, (pairs, 2))  # type: ignore[no-untyped-call]
@@ -126,9 +161,9 @@ class Rotary(nn.Module):
         return torch.cat((turned.flatten(axis, axis + 1), *rest), axis)
 
 
-def build_rotary(spec: RotarySpec, head_dim: int) -> Rotary:
+def build_rotary(spec: RotarySpec, head_dim: int, folded: bool = False) -> Rotary:
     """The registered rotary of `spec`, for whichever kind."""
-    return Rotary(cast(TurningSpec, spec), head_dim)
+    return Rotary(cast(TurningSpec, spec), head_dim, folded)
 
 
 @register("rotary", "full")
@@ -150,7 +185,7 @@ class ProportionalRotary(Rotary):
 class NoRotation(Rotary):
     """Nothing turns: cos and sin are empty, and x passes."""
 
-    def __init__(self, spec: NoRotary, head_dim: int) -> None:
+    def __init__(self, spec: NoRotary, head_dim: int, folded: bool = False) -> None:
         nn.Module.__init__(self)
         self.head_dim = head_dim
         self.inv_freq = ()

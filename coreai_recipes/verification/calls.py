@@ -44,7 +44,7 @@ class SavedProgram(Protocol):
 class Answer:
     """What a call gave: logits (rows, V), the first of them that of position `first_row`, and watched values by name.
 
-    A watched value is (count, features), its first row that of the call's position.
+    A watched value is (rows, features): the call's real tokens, or the last of them where only that one was computed.
     """
 
     call: Call

@@ -67,7 +67,8 @@ def generate(model: nn.Module, prompt: Sequence[int], steps: int) -> tuple[Tenso
     cache = DynamicCache(config=model.config)
     tokens, gaps, new = [], [], torch.tensor([list(prompt)])
     for _ in range(steps):
-        output: Any = model(input_ids=new, past_key_values=cache, logits_to_keep=1)
+        last = torch.tensor([new.shape[1] - 1])  # a tensor: see `keep_all`
+        output: Any = model(input_ids=new, past_key_values=cache, logits_to_keep=last)
         best = output.logits[0, -1].topk(2)
         new = best.indices[None, :1]
         tokens.append(best.indices[:1])

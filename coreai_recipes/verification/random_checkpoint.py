@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
 from coreai_recipes.checkpoint.names import load_names
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.filling import checkpoint_shapes
 from coreai_recipes.model import build_decoder
 from coreai_recipes.recipe.importing import config_for
 from coreai_recipes.recipe.schema import LayerKind, Model, Recipe, Repeat
@@ -87,8 +88,7 @@ class RandomCheckpoint(Checkpoint):
     def _list_tensors(self, recipe: Recipe) -> Mapping[str, TensorInfo]:
         """The names of the recipe's table, read from our parameters to the family's tensors."""
         table = load_names(recipe.weights.names)
-        decoder = build_decoder(recipe)
-        shapes = {name: _stored_shape(name, tuple(p.shape)) for name, p in decoder.named_parameters()}
+        shapes = checkpoint_shapes(build_decoder(recipe))
         found: dict[str, TensorInfo] = {}
         for name, shape in shapes.items():
             source = table.find(name, table.prefixes[0]) if table.knows(name) else None
@@ -102,13 +102,6 @@ class RandomCheckpoint(Checkpoint):
             found[source.tensor] = TensorInfo(source.tensor, shape, "F32", "random")
             self._spreads[source.tensor] = _choose_spread(name, shape, recipe.model)
         return found
-
-
-def _stored_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """As a checkpoint has it: a matrix without the 1 x 1 of a convolution, a norm's weight flat."""
-    if name.rpartition(".")[0].endswith("norm"):
-        return (_numbers(shape),)
-    return shape[:2] if len(shape) == 4 else shape
 
 
 def _choose_spread(name: str, shape: tuple[int, ...], model: Model) -> _Spread:

@@ -59,15 +59,16 @@ class Reference:
 
         if recipe.reference is None:
             raise ValueError(f"{recipe.name} has no reference")
-        _register_attention()
+        register_attention()
         config = make_config(recipe.reference.model_type, checkpoint)
+        config._experts_implementation = "eager"  # the grouped product wants widths of whole 16 bytes
         with torch.device("meta"):
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
         self.layers = _find_layers(self.model, config.num_hidden_layers)
-        self._weights = _Weights(self.model, checkpoint, load_names(recipe.weights.names).prefixes)
+        self._weights = Weights(self.model, checkpoint, load_names(recipe.weights.names).prefixes)
         self._on_layer: Callable[[LayerRecord], None] | None = None
         self._attention: Tensor | None = None
-        _restore_buffers(self.model)
+        restore_buffers(self.model)
         self._stream()
 
     def run(self, input_ids: Sequence[int], on_layer: Callable[[LayerRecord], None] | None = None) -> Tensor:
@@ -76,7 +77,8 @@ class Reference:
         token = _records.set([])
         try:
             with torch.inference_mode():
-                logits = self.model(input_ids=torch.tensor([list(input_ids)]), use_cache=False).logits
+                ids = torch.tensor([list(input_ids)])
+                logits = self.model(input_ids=ids, use_cache=False, **keep_all(self.model, len(input_ids))).logits
         finally:
             _records.reset(token)
         return logits[0].float()  # type: ignore[no-any-return]
@@ -100,10 +102,13 @@ class Reference:
         model._modules = dict(model._modules)
         name = next(n for n, child in model._modules.items() if child is self.layers)
         model._modules[name] = nn.ModuleList(_Looker(layer, look) for layer in self.layers)
+        if hasattr(model, "hidden_size_per_layer_input"):
+            model.hidden_size_per_layer_input = 0  # these inputs are made of token ids, and nobody looks at them here
         embeddings = torch.zeros(1, len(positions), model.config.hidden_size, dtype=dtype)
+        kept = keep_all(model, len(positions))
         try:
             with torch.inference_mode():
-                model(inputs_embeds=embeddings, position_ids=positions[None], use_cache=False)
+                model(inputs_embeds=embeddings, position_ids=positions[None], use_cache=False, **kept)
         except _SeenAll:
             return found
         raise UnknownStructure(f"transformers' {type(model).__name__} did not run its layers")
@@ -204,7 +209,7 @@ class _LayerHook:
         self.end(self.index, layer, arguments[0] if arguments else named["hidden_states"], output)
 
 
-class _Weights:
+class Weights:
     """Fills modules of a transformers model with a checkpoint's tensors, and empties them."""
 
     def __init__(self, model: Any, checkpoint: Checkpoint, prefixes: Sequence[str]) -> None:
@@ -300,6 +305,16 @@ def make_config(model_type: str, checkpoint: Checkpoint) -> Any:
     return AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
 
 
+def keep_all(model: Any, length: int) -> dict[str, Tensor]:
+    """The argument that keeps every row, where the model has it.
+
+    Given none, Gemma 4 with shared caches and without per-layer embeddings cuts inputs that are not there
+    (transformers 5.23).
+    """
+    takes_it = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": torch.arange(length)} if takes_it else {}
+
+
 def first(output: Any) -> Tensor:
     """The hidden states of a module's output: transformers gives them alone or first in a tuple."""
     return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
@@ -317,18 +332,22 @@ def _find_layers(model: Any, count: int) -> nn.ModuleList:
     raise UnknownStructure(f"transformers' {type(model).__name__} has no list of {count} layers")
 
 
-def _restore_buffers(model: Any) -> None:
+def restore_buffers(model: Any) -> None:
     """Give the buffers that no checkpoint holds (inv_freq above all) their values again, as transformers itself does
     after it has loaded a model by way of the meta device: `_init_weights` computes them, in their own dtype."""
-    for module in model.modules():
+    owners: dict[str, Any] = {}  # a model may hold another, which knows its own modules better
+    for path, module in model.named_modules():
+        if hasattr(module, "_init_weights"):
+            owners[path] = module
         names = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
         for name in names:
             module._buffers[name] = torch.full_like(module._buffers[name], 0, device="cpu")
         if names:
-            model._init_weights(module)
+            inside = [owner for owner in owners if not owner or path == owner or path.startswith(f"{owner}.")]
+            owners[max(inside, key=len)]._init_weights(module)
 
 
-def _register_attention() -> None:
+def register_attention() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 

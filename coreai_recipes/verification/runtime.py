@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from coreai_recipes.coreml import CoreMLProgram, States
+from coreai_recipes.evaluate.table import Table, with_rows
 from coreai_recipes.verification.calls import SavedFunction, SavedProgram
 from coreai_recipes.verification.subject import Subject
 
 if TYPE_CHECKING:
     from coreai_recipes.evaluate.precision import Precision
+
+PER_LAYER_TABLE_FILE = "per_layer_table.bin"
 
 
 def open_program(subject: Subject, precision: "Precision") -> SavedProgram:
@@ -21,11 +25,41 @@ def open_program(subject: Subject, precision: "Precision") -> SavedProgram:
     """
     if subject.package is None:
         raise ValueError("this stage needs a package")
+    program = _open(subject, subject.package, precision)
+    per_layer = subject.recipe.model.embedding.per_layer
+    if per_layer is None:
+        return program
+    width = len(subject.recipe.model.layer_kinds) * per_layer.size
+    table = Table(subject.package.parent / PER_LAYER_TABLE_FILE, width)
+    return _WithRows(program, {"per_layer": table})
+
+
+def _open(subject: Subject, package: Path, precision: "Precision") -> SavedProgram:
     if subject.runtime == "coreml":
-        return OnCoreML(CoreMLProgram(subject.package, subject.recipe.export.compute_units))
+        return OnCoreML(CoreMLProgram(package, subject.recipe.export.compute_units))
     from coreai_recipes.evaluate.program import Program
 
-    return Program(subject.package, precision, stream_weights=not subject.fits_in_memory)
+    return Program(package, precision, stream_weights=not subject.fits_in_memory)
+
+
+@dataclass(frozen=True)
+class _WithRows:
+    """A program whose functions are handed the rows of their tokens."""
+
+    program: SavedProgram
+    tables: Mapping[str, Table]
+
+    def function(self, name: str) -> SavedFunction:
+        found = self.program.function(name)
+
+        def run(inputs: Mapping[str, Any], *arguments: Any, **named: Any) -> dict[str, Tensor]:
+            return found(with_rows(inputs, self.tables), *arguments, **named)
+
+        run.overflowed = getattr(found, "overflowed", ())  # type: ignore[attr-defined]
+        return run
+
+    def make_state(self) -> Any:
+        return self.program.make_state()
 
 
 @dataclass(frozen=True)

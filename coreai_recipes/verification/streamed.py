@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.range_check import to_float16
 from coreai_recipes.filling import bind_decoder, fill_from
-from coreai_recipes.model import LayerInputs, build_decoder, empty
+from coreai_recipes.front import LayerInputs
+from coreai_recipes.model import PER_LAYER_TABLE, build_decoder, empty
 from coreai_recipes.primitives.cache import NoCache
+from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe.schema import Recipe
 
 
@@ -23,6 +25,8 @@ class StreamedDecoder:
         self.bindings = bind_decoder(self.decoder, checkpoint)
         self.stored = stored
         self._inputs: dict[str, LayerInputs] = {}
+        self._per_layer: Tensor | None = None
+        self._caches: dict[str, NoCache] = {}  # the last one of each kind, which other layers may share
 
     def begin(self, input_ids: Sequence[int]) -> Tensor:
         """The first hidden state (1, C, 1, S); the layers that follow see these tokens."""
@@ -31,9 +35,16 @@ class StreamedDecoder:
         meta = table.weight
         table.weight = nn.Parameter(self._read_rows("embedding.weight", ids.tolist()), requires_grad=False)
         position, count = (torch.tensor([n], dtype=torch.int32) for n in (0, len(input_ids)))
+        rows = None
+        if self.decoder.per_layer is not None:
+            fill_from(self.decoder.per_layer, self.bindings, "per_layer.", self.stored)
+            rows = self._read_rows(PER_LAYER_TABLE, ids.tolist())[places]
         with torch.inference_mode():
-            x, self._inputs = self.decoder.front(places, position, count, cached=False)
+            x, self._inputs, self._per_layer = self.decoder.front(places, position, count, rows, cached=False)
         table.weight = meta
+        if self.decoder.per_layer is not None:
+            empty(self.decoder.per_layer)
+        self._caches = {}
         return x  # type: ignore[no-any-return]
 
     def run_layer(self, index: int, x: Tensor) -> dict[str, Tensor]:
@@ -41,10 +52,16 @@ class StreamedDecoder:
         layer = self.decoder.layers[index]
         found: dict[str, Tensor] = {}
         attention: nn.Module = layer.attention  # type: ignore[assignment]
-        watched = {"query": attention.rotated_query, "key": attention.rotated_key, "attention": attention}
+        watched = {"query": attention.rotated_query, "attention": attention}
+        owner = self.decoder.front.owners[layer.kind]  # type: ignore[index]
+        if owner == layer.kind:
+            watched["key"] = attention.rotated_key
+            self._caches[owner] = NoCache()
+        of_layer = None if self._per_layer is None else slice_of(self._per_layer, torch.tensor([index]))
         with self._filled(index), _watch(watched, found), torch.inference_mode():  # type: ignore[arg-type]
             given = self._inputs[layer.kind]  # type: ignore[index]
-            found["output"] = by_position(layer(x, given.cos, given.sin, given.mask, NoCache()))
+            output = layer(x, given.cos, given.sin, given.mask, self._caches[owner], of_layer)
+            found["output"] = by_position(output)
         return found
 
     def run(self, input_ids: Sequence[int], on_hidden: Callable[[int, Tensor], None]) -> Tensor:

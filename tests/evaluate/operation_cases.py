@@ -520,6 +520,51 @@ for _mode in _MODES:
         lambda d, i, u, m=_mode: mb.scatter_along_axis(data=d, indices=i, updates=u, axis=0, mode=m),
         scattered(_mode, lambda i: (i, torch.arange(2)[None])),
     )
+case(
+    "scatter at a matrix of indices",
+    (normal(2, 5, 3), integers([0, 2], [4, 1]), normal(2, 2, 2, 3)),
+    lambda d, i, u: mb.scatter(data=d, indices=i, updates=u, axis=1, mode="update"),
+    scattered("update", lambda i: (slice(None), i)),
+)
+
+
+def scores_of_best_rows(x: Tensor, clusters: Tensor, ordering: Tensor, table: Tensor) -> Tensor:
+    """Scores (1, V) of the rows that the best two clusters of x (1, C) hold, elsewhere one less than the lowest."""
+    rows = ordering[(x @ clusters.T).topk(2).indices[0]].flatten().long()
+    scores = x @ table[rows].T
+    return torch.full((1, len(table)), scores.min() - 1).scatter(1, rows[None], scores)
+
+
+def build_scores_of_best_rows(x: Any, clusters: Any, ordering: Any, table: Any) -> Any:
+    _, best = mb.topk(x=mb.matmul(x=x, y=clusters, transpose_y=True), k=2, axis=1)
+    rows = mb.reshape(x=mb.gather(x=ordering, indices=best, axis=0), shape=[1, -1])
+    scores = mb.squeeze(
+        x=mb.matmul(x=mb.gather(x=table, indices=rows, axis=0), y=mb.expand_dims(x=x, axes=[2])), axes=[2]
+    )
+    lowest = mb.sub(x=mb.reduce_min(x=scores, axes=[1], keep_dims=True), y=np.float32(1))
+    return mb.scatter_along_axis(
+        data=mb.tile(x=lowest, reps=[1, 12]), indices=rows, updates=scores, axis=1, mode="update"
+    )
+
+
+case(
+    "topk to the scores of a whole vocabulary",  # as an ordered-embedding head has it
+    (normal(1, 5), normal(4, 5), integers([7, 0, 3], [11, 2, 5], [1, 4, 9], [10, 6, 8]), normal(12, 5)),
+    build_scores_of_best_rows,
+    scores_of_best_rows,
+)
+case(
+    "one_hot of the best",
+    X,
+    lambda x: mb.one_hot(indices=mb.topk(x=x, k=2, axis=1)[1], one_hot_vector_size=3, axis=-1),
+    lambda x: F.one_hot(x.topk(2, 1).indices, 3).int(),
+)
+case(
+    "topk in uint16",
+    X,
+    lambda x: mb.cast(x=mb.topk(x=x, k=2, axis=3, output_indices_dtype="uint16")[1], dtype="int32"),
+    lambda x: x.topk(2, 3).indices.int(),
+)
 case("non_zero", X, lambda x: mb.non_zero(x=mb.relu(x=x)), lambda x: x.relu().nonzero().int())
 case(
     "one_hot",

@@ -26,7 +26,7 @@ class WholeFunction(nn.Module):
     def forward(self, input_ids: Tensor, position: Tensor, count: Tensor | None = None) -> Tensor:
         decoder = self.decoder
         ones = torch.ones(1, dtype=torch.int32) if count is None else count
-        x, inputs = decoder.front(input_ids, position, ones)
+        x, inputs, _ = decoder.front(input_ids, position, ones)
         for index, layer in enumerate(decoder.layers):
             given, slot = inputs[layer.kind], torch.tensor([decoder.slots[index]], dtype=torch.int32)
             keys, values = getattr(self, f"k_{layer.kind}"), getattr(self, f"v_{layer.kind}")

@@ -37,7 +37,7 @@ def our_attention(pair: Pair, entered: list[Tensor], recipe: Recipe | None = Non
     """Ours, of `pair` (or of another recipe with its weights), on the same hidden states."""
     decoder = pair.decoder(recipe)
     zero, all_real = torch.zeros(1, dtype=torch.int32), torch.full((1,), S, dtype=torch.int32)
-    _, inputs = decoder.front(torch.zeros(1, S, dtype=torch.int32), zero, all_real, cached=False)
+    _, inputs, _ = decoder.front(torch.zeros(1, S, dtype=torch.int32), zero, all_real, cached=False)
     left = []
     for layer, x in zip(decoder.layers, entered, strict=True):
         given = inputs[layer.kind]
@@ -148,7 +148,10 @@ def test_a_hook_sees_queries_and_keys_as_they_are_after_the_rotary() -> None:
     for name in ("rotated_query", "rotated_key"):
         getattr(attention, name).register_forward_hook(lambda _m, _i, y, name=name: seen.__setitem__(name, y))
     decoder_inputs = pair.decoder().front(
-        torch.zeros(1, S, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), torch.ones(1, dtype=torch.int32), False
+        torch.zeros(1, S, dtype=torch.int32),
+        torch.zeros(1, dtype=torch.int32),
+        torch.ones(1, dtype=torch.int32),
+        cached=False,
     )[1]["full"]
     x = entered[1]
     attention(x.transpose(1, 2).unsqueeze(2), decoder_inputs.cos, decoder_inputs.sin, decoder_inputs.mask, NoCache())

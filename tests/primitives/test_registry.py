@@ -85,7 +85,7 @@ def test_asking_for_a_missing_noun_says_which_there_are() -> None:
         primitive("router", "softmax")
     assert str(error.value) == (
         "there is no primitive router `softmax`; "
-        "nouns with primitives: attention, embedding, experts, head, mlp, norm, rotary"
+        "nouns with primitives: attention, embedding, experts, head, mlp, norm, per_layer, rotary"
     )
 
 

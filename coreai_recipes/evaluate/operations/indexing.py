@@ -136,10 +136,12 @@ def prepare_scatter_along_axis(call: Call) -> Kernel:
 
 @operation("scatter")
 def prepare_scatter(call: Call) -> Kernel:
+    """D[:axis] + N + D[axis + 1:] of updates go to D, where N is the shape of the indices."""
     axis, scatter = call.integer("axis", 0) % len(call.shape("data")), _scatter_of(call)
 
     def run(data: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
         places = _checked(call, indices.reshape(-1), data.shape[axis])
+        updates = updates.reshape(data.shape[:axis] + places.shape + data.shape[axis + 1 :])
         places = places.reshape(-1, *[1] * (data.dim() - axis - 1)).expand(updates.shape)
         return scatter(data, axis, places, updates)
 

@@ -41,6 +41,9 @@ def prepare_matmul(call: Call) -> Kernel:
     matmul = call.arithmetic.matmul
     operands = [call.operand("x"), call.operand("y")]
     transpose_x, transpose_y = call.flag("transpose_x"), call.flag("transpose_y")
+    streamed = _stacked_matmul(call, transpose_x, transpose_y)
+    if streamed is not None:
+        return streamed
     if transpose_x and transpose_y:
         return Kernel(lambda x, y: matmul(x.mT, y.mT), operands)
     if transpose_x:
@@ -48,6 +51,29 @@ def prepare_matmul(call: Call) -> Kernel:
     if transpose_y:
         return Kernel(lambda x, y: matmul(x, y.mT), operands)
     return Kernel(matmul, operands)
+
+
+def _stacked_matmul(call: Call, transpose_x: bool, transpose_y: bool) -> Kernel | None:
+    """A large streamed stack of matrices as x, such as a layer's experts: some matrices at a time. None for others."""
+    (x, y), matmul = (call.operand("x"), call.operand("y")), call.arithmetic.matmul
+    blocks = _row_blocks(call, x) if 2 < len(x.shape) >= len(y.shape) else None
+    if blocks is None:
+        return None
+    is_stacked = len(y.shape) == len(x.shape) and y.shape[0] != 1
+
+    def run(y: Tensor) -> Tensor:
+        y = y.mT if transpose_y else y
+        parts: list[Tensor] = []
+        done = 0
+        for block in blocks():
+            matrices = block.reshape(-1, *x.shape[1:])
+            count = matrices.shape[0]
+            matrices = matrices.mT if transpose_x else matrices
+            parts.append(matmul(matrices, y[done : done + count] if is_stacked else y))
+            done += count
+        return torch.cat(parts)
+
+    return Kernel(run, [y])
 
 
 @operation("linear")

@@ -47,7 +47,10 @@ def compare_layers(subject: Subject) -> list[Figures]:
         nonlocal last
         found = ours.run_layer(theirs.index, channels_first(theirs.input))
         compared = theirs.compared().items()
-        figures.extend(compare(f"layers.{theirs.index}.{name}", ref, found[name]) for name, ref in compared)
+        # a layer that shares another's cache has no keys of its own
+        figures.extend(
+            compare(f"layers.{theirs.index}.{name}", ref, found[name]) for name, ref in compared if name in found
+        )
         last = theirs.output
         subject.progress(NAME, theirs.index + 1, layers)
 

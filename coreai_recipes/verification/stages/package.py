@@ -32,7 +32,8 @@ def run(subject: Subject) -> StageResult:
     for done, call in enumerate(calls, 1):
         answers.append(run_call(program, state, ids, call, watched))
         subject.progress(NAME, done, len(calls))
-    figures = compare_answers(answers, hidden, logits)
+    scale = subject.recipe.export.residual_scale
+    figures = compare_answers(answers, [scale * x for x in hidden], logits)
     return judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, _detail(subject, describe_calls(calls)))
 
 
@@ -41,13 +42,15 @@ def compare_answers(answers: list[Answer], hidden: list[Tensor], logits: Tensor)
 
     Each call's own rows are compared, so a position that was computed twice (by score) counts twice.
     """
-    rows = torch.cat([torch.arange(a.call.position, a.call.position + a.call.count) for a in answers])
     figures = []
     for index, ref in enumerate(hidden):
         name = f"layers.{index - 1}.output" if index else "embedding"
-        found = [a.watched[f"hidden_{index}"] for a in answers if f"hidden_{index}" in a.watched]
+        found = [(a.call, a.watched[f"hidden_{index}"]) for a in answers if f"hidden_{index}" in a.watched]
         if found:
-            figures.append(compare(name, ref[rows], torch.cat(found)))
+            # layers that share a cache are run for the last token of a prefill alone
+            ends = [(call.position + call.count, len(x)) for call, x in found]
+            rows = torch.cat([torch.arange(end - count, end) for end, count in ends])
+            figures.append(compare(name, ref[rows], torch.cat([x for _, x in found])))
     answered = torch.cat([torch.arange(a.first_row, a.first_row + len(a.logits)) for a in answers])
     figures.append(compare("logits", logits[answered], torch.cat([a.logits for a in answers])))
     return figures

@@ -1,0 +1,34 @@
+"""How a parameter differs from the tensor that a checkpoint stores. A leaf: it imports nothing of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A parameter is (tensor + offset) * factor, its rows (or its columns) in `order` within each run of len(order)."""
+
+    offset: float = 0.0
+    factor: float = 1.0
+    row_order: tuple[int, ...] | None = None
+    column_order: tuple[int, ...] | None = None
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """The parameter, from whole heads of the checkpoint's tensor (rows, columns) or (rows,)."""
+        import torch
+
+        if self.offset or self.factor != 1.0:
+            tensor = (tensor.float() + self.offset) * self.factor
+        for axis, order in enumerate((self.row_order, self.column_order)):
+            if order is not None:
+                starts = torch.arange(0, tensor.shape[axis], len(order))
+                tensor = tensor.index_select(axis, (starts[:, None] + torch.tensor(order)).flatten())
+        return tensor
+
+
+AS_STORED = Rewrite()

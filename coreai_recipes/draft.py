@@ -1,0 +1,102 @@
+"""A recipe's draft: a small model that guesses the target's next tokens from its last hidden state and its caches.
+
+It owns no cache: each layer reads the keys and values of the target's last layer of the kind that it names. What it is
+given is the target's embedding of the last token beside the target's last hidden state (then its own, projected back),
+at the position of the last token, which stays the same for a whole round (transformers, gemma4_assistant and
+SinglePositionMultiTokenCandidateGenerator).
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.front import StateSpec, state_specs
+from coreai_recipes.primitives.cache import SharedCache, draft_mask
+from coreai_recipes.primitives.layer import PLAIN, Form, Layer
+from coreai_recipes.primitives.norm import build_norm
+from coreai_recipes.primitives.projection import Projection
+from coreai_recipes.primitives.registry import primitive
+from coreai_recipes.recipe.schema import Recipe
+
+
+class Draft(nn.Module):
+    """The draft of `recipe`. Parameters are on the meta device until filled.
+
+    The target's embedding is its own affair: `forward` is given what it makes of the token.
+    """
+
+    def __init__(self, recipe: Recipe, form: Form = PLAIN) -> None:
+        super().__init__()
+        if recipe.draft is None:
+            raise ValueError(f"{recipe.name} has no draft")
+        spec = recipe.draft
+        self.recipe, self.spec, self.form = recipe, spec, form
+        target_size = recipe.model.hidden_size
+        self.pre_projection = Projection(2 * target_size, spec.hidden_size)
+        # what is scaled is the target's residual stream: this one stays as it is
+        self.layers = nn.ModuleList(Layer(spec, name, form=Form(folded=form.folded)) for name in spec.layer_kinds)
+        self.norm = build_norm(spec.norm, spec.hidden_size)
+        self.post_projection = Projection(spec.hidden_size, target_size)
+        self.head = primitive("head", "linear")(spec.vocab_size, spec.hidden_size, False, None)
+
+    @property
+    def stack(self) -> list[Layer]:
+        return cast(list[Layer], list(self.layers))
+
+    def owner(self, kind: str) -> str:
+        """The kind of the target whose cache the draft's layers of `kind` read."""
+        return cast(str, self.spec.kinds[kind].attention.shares_kv_with)
+
+    @property
+    def owners(self) -> dict[str, StateSpec]:
+        """The states that are read, by kind of the target, in the order of first use."""
+        states = state_specs(self.recipe)
+        return {owner: states[owner] for owner in dict.fromkeys(map(self.owner, self.spec.layer_kinds))}
+
+    def slot(self, owner: str) -> int:
+        """The place in its states of the target's last layer of a kind."""
+        return self.recipe.model.layer_kinds.count(owner) - 1
+
+    def inputs(self, kind: str, position: Tensor, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """cos, sin (1, R/2, 1, 1) and mask (1, rows, 1, 1) of the layers of `kind`.
+
+        `position` (1,) is the last token's, `seen` by kind of the target how many of its positions are seen (1,).
+        """
+        layer = next(layer for layer in self.stack if layer.kind == kind)
+        cos, sin = layer.attention.rotary.angles(position.unsqueeze(0))  # type: ignore[union-attr, operator]
+        owner = self.owner(kind)
+        state = self.owners[owner]
+        mask = draft_mask(state.rows, state.window, seen[owner])
+        return cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2), mask
+
+    def start(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+        """x (1, C', 1, 1) of the last token's embedding (1, C, 1, 1) and the last hidden state (1, 1, C)."""
+        joined = torch.cat((embedded, hidden.transpose(1, 2).unsqueeze(2)), 1)
+        return cast(Tensor, self.pre_projection(joined))
+
+    def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (1, 1, V) and the next hidden state (1, 1, C) of what comes out of the last layer."""
+        x = self.norm(x)
+        return self.head(x), self.post_projection(x).squeeze(2).transpose(1, 2)
+
+    def forward(
+        self, embedded: Tensor, hidden: Tensor, position: int, seen: Mapping[str, int], states: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and the next hidden state, after a target whose `states` are as its last call left them."""
+        at = torch.tensor([position], dtype=torch.int32)
+        counts = {owner: torch.tensor([count], dtype=torch.int32) for owner, count in seen.items()}
+        x = self.start(embedded, hidden)
+        for layer in self.stack:
+            owner = self.owner(layer.kind)
+            slot = torch.tensor([self.slot(owner)], dtype=torch.int32)
+            cache = SharedCache(states[f"k_{owner}"], states[f"v_{owner}"], slot)
+            x = layer(x, *self.inputs(layer.kind, at, counts), cache)
+        return self.finish(x)
+
+
+def build_draft(recipe: Recipe, form: Form = PLAIN) -> Draft:
+    """The recipe's draft on the meta device."""
+    with torch.device("meta"):
+        return Draft(recipe, form).eval()

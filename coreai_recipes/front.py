@@ -1,0 +1,192 @@
+"""What a call computes once, before any layer: the first hidden state; each kind's angles, mask and place to write."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.primitives.cache import full_key_positions, mask, ring_key_positions, ring_sources
+from coreai_recipes.primitives.per_layer import PerLayerInput
+from coreai_recipes.primitives.rotary import Rotary, build_rotary
+from coreai_recipes.recipe.schema import LayerKind, Recipe, SlidingAttention
+
+# How layers that share a cache see it.
+# seen:   as its owner does, from the owner's own keys and values of this call: what torch does.
+# after:  from the states, as the call has left them: what the functions of a package do.
+# last:   as `after`, for the last real token alone: `prefill`, which needs nothing else of these layers.
+Sharing = Literal["seen", "after", "last"]
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """The K and V states of one kind: (layers, KV heads, rows, head_dim) each, float16 in the package."""
+
+    kind: str
+    layers: int
+    num_kv_heads: int
+    rows: int
+    head_dim: int
+    window: int | None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (self.layers, self.num_kv_heads, self.rows, self.head_dim)
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What the front computes once for all layers of a kind: cos, sin, mask and the place to write."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+    place: Tensor | None  # row of a ring for one token, source of each row for several; None for a full cache
+
+
+def owner_of(recipe: Recipe, kind: str) -> str:
+    """The kind whose cache the layers of `kind` attend to: their own, or that which they share."""
+    return recipe.model.kinds[kind].attention.shares_kv_with or kind
+
+
+def state_specs(recipe: Recipe) -> dict[str, StateSpec]:
+    """The states of each kind that owns a cache, by kind, in the order of first use.
+
+    A full cache has spare rows for the padding of a call at its very end; a ring has as many rows beyond its window as
+    `score` may roll back.
+    """
+    kinds, functions = recipe.model.layer_kinds, recipe.export.functions
+    specs = {}
+    for name in dict.fromkeys(kinds):
+        if owner_of(recipe, name) != name:
+            continue
+        attention = recipe.model.kinds[name].attention
+        window = attention.window if isinstance(attention, SlidingAttention) else None
+        if window is None:
+            # the last call may start at context - 1; rows in whole blocks of 32, the engine's alignment
+            rows = -(-(recipe.export.context + max(functions.queries.values()) - 1) // 32) * 32
+        else:
+            rows = window + (functions.score - 1 if functions.score else 0)
+        specs[name] = StateSpec(name, kinds.count(name), attention.num_kv_heads, rows, attention.head_dim, window)
+    return specs
+
+
+class Front(nn.Module):
+    """The modules are the decoder's own: the front holds no weights but its embedding's and its per-layer input's."""
+
+    def __init__(
+        self, recipe: Recipe, embedding: nn.Module, per_layer: PerLayerInput | None = None, folded: bool = False
+    ) -> None:
+        super().__init__()
+        self.embedding, self.per_layer = embedding, per_layer
+        self.kinds = {name: recipe.model.kinds[name] for name in dict.fromkeys(recipe.model.layer_kinds)}
+        self.owners = {name: owner_of(recipe, name) for name in self.kinds}
+        self.states = state_specs(recipe)
+        self.rotaries = nn.ModuleDict(
+            {name: build_rotary(kind.rotary, kind.attention.head_dim, folded) for name, kind in self.kinds.items()}
+        )
+
+    def rotary(self, name: str) -> Rotary:
+        return cast(Rotary, self.rotaries[name])
+
+    def pairs(self, name: str) -> int:
+        """How many pairs the angles of a kind hold; 0 when it has no rotary."""
+        return len(self.rotary(name).inv_freq)
+
+    def state(self, name: str) -> StateSpec:
+        """The states that layers of kind `name` attend to."""
+        return self.states[self.owners[name]]
+
+    def shares(self, name: str) -> bool:
+        """Whether layers of kind `name` attend to a cache of another kind."""
+        return self.owners[name] != name
+
+    def queries(self, name: str, queries: int, sharing: Sharing) -> int:
+        """How many tokens of a call the layers of a kind are run for."""
+        return 1 if sharing == "last" and self.shares(name) else queries
+
+    def seen_rows(self, name: str, queries: int, sharing: Sharing) -> int:
+        """How many keys the layers of a kind attend to in a call of a package."""
+        state = self.state(name)
+        joins_new = state.window is not None and queries > 1 and not (self.shares(name) and sharing != "seen")
+        return state.rows + queries if joins_new else state.rows
+
+    def angle_group(self, name: str, sharing: Sharing = "seen") -> str:
+        """The first kind with the same rotary at the same positions: kinds that turn alike share their cos and sin."""
+        return self._first(name, lambda n: (*_turning(self.kinds[n]), sharing == "last" and self.shares(n)))
+
+    def mask_group(self, name: str, sharing: Sharing = "seen") -> str:
+        """The first kind with the same rows and window: kinds that see alike share their mask."""
+
+        def likeness(n: str) -> tuple[object, ...]:
+            state, shares = self.state(n), sharing != "seen" and self.shares(n)
+            apart = shares and (sharing == "last" or state.window is not None)
+            return state.rows, state.window, apart
+
+        return self._first(name, likeness)
+
+    def _first(self, name: str, likeness: Callable[[str], object]) -> str:
+        wanted = likeness(name)
+        return next(n for n in self.kinds if likeness(n) == wanted)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position: Tensor,
+        count: Tensor,
+        rows: Tensor | None = None,
+        cached: bool = True,
+        sharing: Sharing = "seen",
+    ) -> tuple[Tensor, dict[str, LayerInputs], Tensor | None]:
+        """input_ids (1, S), `position` and `count` (1,) as the package's contract says, `rows` (1, S, L * P) of the
+        per-layer table -> x (1, C, 1, S), the inputs by kind, and the per-layer inputs (L, P, 1, S)."""
+        queries = input_ids.shape[1]
+        positions = position + torch.arange(queries, dtype=torch.int32, device=input_ids.device)  # (S,)
+        angles: dict[str, tuple[Tensor, Tensor]] = {}
+        masks: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for name in self.kinds:
+            alone = self.queries(name, queries, sharing) < queries
+            asked = position + count - 1 if alone else positions
+            if self.angle_group(name, sharing) == name:
+                cos, sin = self.rotary(name).angles(asked.unsqueeze(0))
+                angles[name] = cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2)  # (1, R/2, 1, S)
+            if self.mask_group(name, sharing) == name:
+                if not cached:
+                    masks[name] = mask(positions, positions, self.state(name).window), None
+                elif self.shares(name) and sharing != "seen":
+                    masks[name] = self._mask_after(name, asked, position + count), None
+                else:
+                    masks[name] = self._mask_and_place(name, positions, position, count)
+        inputs = {
+            name: LayerInputs(*angles[self.angle_group(name, sharing)], *masks[self.mask_group(name, sharing)])
+            for name in self.kinds
+        }
+        x = self.embedding(input_ids)
+        return x, inputs, None if self.per_layer is None else self.per_layer(x, rows)
+
+    def _mask_and_place(
+        self, name: str, positions: Tensor, position: Tensor, count: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        state = self.state(name)
+        if state.window is None:
+            return mask(full_key_positions(state.rows, positions.device), positions, None), None
+        if positions.shape[0] == 1:  # the token is in its row before the attention looks
+            return mask(ring_key_positions(state.rows, position + 1), positions, state.window), position % state.rows
+        held = torch.cat((ring_key_positions(state.rows, position), positions))  # (rows + S,)
+        return mask(held, positions, state.window), ring_sources(state.rows, position, count)
+
+    def _mask_after(self, name: str, asked: Tensor, next_position: Tensor) -> Tensor:
+        """The mask of queries at `asked` over the states, in which all before `next_position` (1,) is written.
+
+        A ring then still holds what the first of them needs: its rows beyond the window are as many as a `score` has
+        tokens besides the last.
+        """
+        state = self.state(name)
+        if state.window is None:
+            return mask(full_key_positions(state.rows, asked.device), asked, None)
+        return mask(ring_key_positions(state.rows, next_position), asked, state.window)
+
+
+def _turning(kind: LayerKind) -> tuple[object, int]:
+    return kind.rotary, kind.attention.head_dim

@@ -1,0 +1,67 @@
+"""One layer of a kind: its blocks on the residual stream, with their norms where the recipe puts them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.primitives.attention import build_attention
+from coreai_recipes.primitives.cache import Cache
+from coreai_recipes.primitives.experts import build_experts
+from coreai_recipes.primitives.mlp import build_mlp
+from coreai_recipes.primitives.norm import build_norm
+from coreai_recipes.primitives.per_layer import PerLayerGate
+from coreai_recipes.recipe.schema import LayerNorm, PerLayerEmbedding, RMSNorm, Stack
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the modules of a recipe are to be built: as the reference has them, or rewritten for export.
+
+    Attributes:
+        folded: heads stand in the rotary's fold order (`rotary.fold_order`).
+        residual_scale: the residual stream, what reads it and what is written to it, is scaled by this power of two.
+    """
+
+    folded: bool = False
+    residual_scale: float = 1.0
+
+    def of_stream(self, norm: RMSNorm | LayerNorm) -> RMSNorm | LayerNorm:
+        """The norm of a scaled stream: with eps scaled along, its result is the same to the bit."""
+        return norm.model_copy(update={"eps": norm.eps * self.residual_scale**2})
+
+
+PLAIN = Form()
+
+
+class Layer(nn.Module):
+    """x (1, C, 1, S) -> (1, C, 1, S); `per_layer` (1, P, 1, S) is the layer's own input, where the model has such."""
+
+    def __init__(self, stack: Stack, name: str, per_layer: PerLayerEmbedding | None = None, form: Form = PLAIN) -> None:
+        super().__init__()
+        kind, norm, hidden_size = stack.kinds[name], stack.norm_of(name), stack.hidden_size
+        stream_norm = form.of_stream(norm)
+        sandwich = stack.placement_of(name) == "sandwich"
+        self.kind = name
+        self.attention_norm = build_norm(stream_norm, hidden_size)
+        self.attention = build_attention(kind, hidden_size, norm, form.folded)
+        self.attention_post_norm = build_norm(norm, hidden_size) if sandwich else nn.Identity()
+        self.mlp_norm = build_norm(stream_norm, hidden_size)
+        self.mlp = build_mlp(kind.mlp, hidden_size)
+        self.dense_post_norm = build_norm(norm, hidden_size) if kind.experts else None
+        self.experts = build_experts(kind.experts, hidden_size, norm, stream_norm) if kind.experts else None
+        self.mlp_post_norm = build_norm(norm, hidden_size) if sandwich else nn.Identity()
+        self.per_layer = PerLayerGate(per_layer, hidden_size, norm) if per_layer else None
+        self.scalar = nn.Parameter(torch.empty(1, 1, 1, 1), requires_grad=False) if stack.layer_scalar else None
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache, per_layer: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.attention_post_norm(self.attention(self.attention_norm(x), cos, sin, mask, cache))
+        y = self.mlp(self.mlp_norm(x))
+        if self.experts is not None and self.dense_post_norm is not None:
+            y = self.dense_post_norm(y) + self.experts(x)
+        x = x + self.mlp_post_norm(y)
+        if self.per_layer is not None:
+            x = x + self.per_layer(x, per_layer)
+        return x if self.scalar is None else x * self.scalar
