@@ -147,6 +147,9 @@ def _in_words(location: Location, message: str, read: ModelRead, family: Family,
     kind = str(location[2]) if location[:2] == ("model", "kinds") and len(location) > 2 else None
     path = ".".join(map(str, location[3:] if kind else location[1:]))
     field = read.origins.get((kind, path))
+    if message == "missing":
+        field = next((name for name, rule in family.fields.items() if path in rule.sets and name in config), None)
+        message = f"{shown(config[field])}, and layers of kind {kind} need it" if field else message
     if field is None and path.startswith("rotary."):
         return f"config.json: rope_parameters: {path}: {message}"
     return (

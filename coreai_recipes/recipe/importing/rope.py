@@ -21,7 +21,7 @@ def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tupl
     name = given.get("rope_type", given.get("type")) or "default"
     known = rope_types().get(name) if isinstance(name, str) else None
     if known is None:
-        hint = did_you_mean(str(name), rope_types())
+        hint = did_you_mean(str(name), [word for word, known in rope_types().items() if not known.needs])
         return {}, [f"{place}.rope_type: {shown(name)}: {NOT_UNDERSTOOD}" + (f"\n  {hint}" if hint else "")]
     if known.needs:
         return {}, [f"{place}.rope_type: {shown(name)}: this model needs {known.needs}, which recipes do not have"]
