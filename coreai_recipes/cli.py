@@ -95,12 +95,14 @@ def validate(
     """Every problem of a recipe at once; with a checkpoint, its tensors' names and shapes too, from headers alone."""
     from coreai_recipes import console
     from coreai_recipes.recipe import load_recipe
+    from coreai_recipes.recipe.importing import check_reference
 
     results: list[dict[str, Any]] = []
     for source in recipes:
         problems: list[str] = []
         try:
             loaded = load_recipe(source)
+            check_reference(loaded, source)
             if checkpoint is not None:
                 _check_tensors(loaded, checkpoint)
         except UserError as error:

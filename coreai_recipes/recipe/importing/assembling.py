@@ -8,7 +8,7 @@ from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.checking import find_config_problems, shown
 from coreai_recipes.recipe.importing.choosing import choose_family
 from coreai_recipes.recipe.importing.conditions import holds, value_in
-from coreai_recipes.recipe.importing.family import Family, load_family
+from coreai_recipes.recipe.importing.family import Family, load_family, spread
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.importing.reading import ModelRead, read_model
 from coreai_recipes.recipe.loader import validate_data
@@ -45,6 +45,7 @@ def recipe_from_config(
             f"config.json: model_type: {config.get('model_type')} is a draft, which reads another model's caches\n"
             "  it goes into that model's recipe, under `draft:`"
         )
+    part = spread(part, family)
     read = read_model(part, family)
     longest = part.get("max_position_embeddings")
     data = {
@@ -52,7 +53,7 @@ def recipe_from_config(
         "name": name,
         "reference": {"model_type": family.name, "checkpoint": checkpoint},
         "model": read.data,
-        "weights": {"names": family.weights},
+        "weights": {"names": read.weights},
         "export": {"context": _choose_context(read.data, longest)},
     }
     recipe, problems = validate_data(data)

@@ -113,6 +113,14 @@ class SwitchRow(_Rule):
     set: Settings
 
 
+class RopeType(_Rule):
+    """One of transformers' rope_types: the paths that it sets, and where its parameters go; or what it needs."""
+
+    set: Settings = {}
+    fields: dict[str, FieldRule] = {}
+    needs: str | None = None
+
+
 class RopeSlot(_Rule):
     """Where the rotary parameters of some layers stand.
 
@@ -120,6 +128,7 @@ class RopeSlot(_Rule):
         theta: transformers' default.
         theta_field, scaling_field, partial_field: the spelling before rope_parameters, null where there was none.
         nested: the key in rope_parameters, for families whose kinds have parameters of their own.
+        types: rope_types that mean something of their own here; `fields` are read beside those of any type.
         partial: the default share of the head where heads turn in part, null where they turn whole.
         default: the rope_parameters of a config that has none.
         of: the layers that it is for.
@@ -133,6 +142,18 @@ class RopeSlot(_Rule):
     partial: float | None = None
     default: Settings = {}
     of: dict[str, str] = {}
+    types: dict[str, RopeType] = {}
+    fields: dict[str, FieldRule] = {}
+
+    @property
+    def known_types(self) -> dict[str, RopeType]:
+        """What may stand as rope_type, with everything that is then read."""
+        known = {**rope_types(), **self.types}
+        if not self.fields:
+            return known
+        return {
+            name: each.model_copy(update={"fields": {**each.fields, **self.fields}}) for name, each in known.items()
+        }
 
 
 class LayerRule(_Rule):
@@ -190,7 +211,14 @@ class Trait(_Rule):
 
 
 class Family(_Rule):
-    """How a config.json of one model_type becomes a recipe; or, with `part`, which part of it does, by which family."""
+    """How a config.json of one model_type becomes a recipe; or, with `part`, which part of it does, by which family.
+
+    Attributes:
+        aliases: other names of fields, as transformers' attribute_map has them.
+        inline: fields that hold fields, which are then named `attn_config.clip_qkv`.
+        weights: the table of weight names; a switch may set another.
+        per_layer: the field in which single layers say over what all say.
+    """
 
     name: str
     about: str
@@ -200,6 +228,8 @@ class Family(_Rule):
     weights: str = "llama"
     layer_count: str = "num_hidden_layers"
     per_layer: str | None = None
+    aliases: dict[str, str] = {}
+    inline: tuple[str, ...] = ()
     fixed: Settings = {}
     derived: dict[str, str] = {}
     fields: dict[str, FieldRule] = {}
@@ -244,14 +274,6 @@ class Irrelevant(_Rule):
     needs: str | None = None
 
 
-class RopeType(_Rule):
-    """One of transformers' rope_types: the paths that it sets, and where its parameters go; or what it needs."""
-
-    set: Settings = {}
-    fields: dict[str, FieldRule] = {}
-    needs: str | None = None
-
-
 def family_names() -> list[str]:
     """Every model_type that there is a file for."""
     return sorted(path.stem for path in FAMILIES.glob("*.yaml"))
@@ -288,6 +310,29 @@ def rope_types() -> Mapping[str, RopeType]:
 def refused_models() -> Mapping[str, str]:
     """What recipes lack for a model_type that transformers knows."""
     return _read(TABLES / "refused.yaml")
+
+
+def spread(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """A config with each field under the name that the family's rules have for it."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if name in family.inline and isinstance(value, Mapping):
+            found |= {f"{name}.{key}": inner for key, inner in value.items()}
+        elif family.aliases.get(name, name) not in config or name not in family.aliases:
+            found[family.aliases.get(name, name)] = value
+    return found
+
+
+def gather(fields: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """`spread` undone: fields of fields in their places."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        holder, dot, key = name.partition(".")
+        if dot and holder in family.inline:
+            found.setdefault(holder, {})[key] = value
+        else:
+            found[name] = value
+    return found
 
 
 def key_of(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, find_config_problems, judge_value
 from coreai_recipes.recipe.importing.conditions import Unreadable, evaluate, holds, layers_of, value_in
-from coreai_recipes.recipe.importing.family import Family, FieldRule, key_of
+from coreai_recipes.recipe.importing.family import Family, FieldRule, key_of, spread
 from coreai_recipes.recipe.importing.folding import fold_layers
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.importing.rope import find_foreign_keys, put_rotary, read_rope
@@ -21,15 +21,18 @@ class ModelRead:
     """A stack of layers as a recipe's `model` (or `draft`) says it, plain data.
 
     Attributes:
+        weights: the table of weight names.
         origins: for a path (of the model, or of a kind with the kind's name) the config's field that said it.
     """
 
     data: dict[str, Any]
     origins: dict[tuple[str | None, str], str] = field(default_factory=dict)
+    weights: str = "llama"
 
 
 def read_model(config: Mapping[str, Any], family: Family, place: str = "config.json") -> ModelRead:
     """The model that a config describes. Raises CheckpointError with every field that cannot be read, by name."""
+    config = spread(config, family)
     problems = list(find_config_problems(config, family))
     if not problems:
         try:
@@ -45,6 +48,7 @@ class _Reader:
     def __init__(self, config: Mapping[str, Any], family: Family) -> None:
         self.config, self.family = config, family
         self.model: dict[str, Any] = {}
+        self.weights = family.weights
         self.origins: dict[tuple[str | None, str], str] = {}
         self.problems: list[str] = []
 
@@ -64,7 +68,7 @@ class _Reader:
             raise Unreadable(*self.problems)
         self.model["kinds"] = kinds
         self.model["layers"] = fold_layers(names)
-        return ModelRead(self.model, self.origins)
+        return ModelRead(self.model, self.origins, self.weights)
 
     def traits(self) -> list[Traits]:
         """What each layer is in every respect."""
@@ -182,6 +186,9 @@ class _Reader:
                 self.put(kind, name, bare, to_recipe(rule, value), field_name)
 
     def put(self, kind: dict[str, Any], name: str, path: str, value: Any, origin: str | None = None) -> None:
+        if path == "weights":
+            self.weights = value
+            return
         is_model = path.startswith("model.")
         set_path(self.model if is_model else kind, path.removeprefix("model."), value)
         if origin:

@@ -5,7 +5,7 @@ from typing import Any
 
 from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, judge_value, shown, why_not_of_type
 from coreai_recipes.recipe.importing.conditions import value_in
-from coreai_recipes.recipe.importing.family import Family, RopeSlot, RopeType, rope_types
+from coreai_recipes.recipe.importing.family import Family, RopeSlot, RopeType
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.rules import did_you_mean
 
@@ -19,9 +19,10 @@ def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tupl
     if not isinstance(given, Mapping):
         return {}, [f"{place}: {shown(given)} is not a mapping"]
     name = given.get("rope_type", given.get("type")) or "default"
-    known = rope_types().get(name) if isinstance(name, str) else None
+    types = slot.known_types
+    known = types.get(name) if isinstance(name, str) else None
     if known is None:
-        hint = did_you_mean(str(name), [word for word, known in rope_types().items() if not known.needs])
+        hint = did_you_mean(str(name), [word for word, each in types.items() if not each.needs])
         return {}, [f"{place}.rope_type: {shown(name)}: {NOT_UNDERSTOOD}" + (f"\n  {hint}" if hint else "")]
     if known.needs:
         return {}, [f"{place}.rope_type: {shown(name)}: this model needs {known.needs}, which recipes do not have"]
@@ -74,10 +75,10 @@ def find_foreign_keys(config: Mapping[str, Any], family: Family) -> Iterator[str
         yield from (f"rope_parameters.{key}: {NOT_UNDERSTOOD}" for key in given if key not in nested)
 
 
-def write_rope(slot: RopeSlot, rotary: Mapping[str, Any], family: Family) -> dict[str, Any] | None:
+def write_rope(slot: RopeSlot, rotary: Mapping[str, Any]) -> dict[str, Any] | None:
     """The parameters that `read_rope` reads a kind's `rotary` from; None when it could read none so."""
     kind, scaling = rotary["kind"], get_path(rotary, "scaling.kind")
-    for name, known in rope_types().items():
+    for name, known in slot.known_types.items():
         own_kind = known.set.get("rotary.kind", "partial" if kind == "partial" and slot.partial is not None else "full")
         if known.needs or kind != own_kind or scaling != known.set.get("rotary.scaling.kind"):
             continue
