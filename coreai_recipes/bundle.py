@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,7 @@ def build(
     checkpoint: "Checkpoint | str | Path | None" = None,
     out: str | Path = "dist",
     *,
+    draft: "Checkpoint | str | Path | None" = None,
     overrides: Sequence[str] = (),
     verified: bool = True,
     cached: bool = True,
@@ -105,28 +107,39 @@ def build(
 ) -> Bundle:
     """Build `recipe` from `checkpoint` (its reference's, when none is named) into the folder OUT/NAME.
 
+    The weights of a recipe's draft come from `draft`, or its reference's checkpoint; a recipe without one gets the
+    draft that the config of `draft` describes.
     Raises UserError for what the user can mend, and VerificationError when the package is not equal to transformers;
     then, and when interrupted or killed, the bundle that stood there before is as it was.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     source = find_checkpoint(recipe, checkpoint)
+    recipe, draft_source = find_draft(recipe, draft)
     digests = source.start_digests()  # on a thread of its own, while torch is being imported
+    from coreai_recipes.draft import build_draft
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.export.exporter import export_package
-    from coreai_recipes.filling import bind_decoder
+    from coreai_recipes.filling import bind_decoder, bind_draft
     from coreai_recipes.model import build_decoder, exported_form
 
-    decoder = build_decoder(recipe, exported_form(recipe))
+    form = exported_form(recipe)
+    decoder = build_decoder(recipe, form)
     bindings = bind_decoder(decoder, source)
+    drafter = build_draft(recipe, form) if draft_source else None
+    if drafter is not None and draft_source is not None:
+        bindings |= {f"draft.{name}": binding for name, binding in bind_draft(drafter, draft_source).items()}
     target = Path(out) / recipe.name
     with staged_folder(target) as folder:
-        _check_space(folder, sum(2 * p.numel() for p in decoder.parameters()))
+        _check_space(folder, sum(2 * prod(binding.shape) for binding in bindings.values()))
         cache = FragmentCache(default_root() if cached else None)
-        exported = export_package(decoder, bindings, folder / PACKAGE, cache, progress)
+        exported = export_package(decoder, bindings, folder / PACKAGE, cache, progress, drafter)
         (folder / RECIPE).write_text(recipe_text(recipe))
         source.write_tokenizer(folder)
         checkpoint_facts = {"source": source.source, "sha256": digests.result()}
+        if draft_source is not None:
+            draft_digests = draft_source.start_digests().result()
+            checkpoint_facts["draft"] = {"source": draft_source.source, "sha256": draft_digests}
         manifest = _manifest(recipe, decoder, checkpoint_facts, source.eos_token_ids(), exported, folder)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
@@ -134,7 +147,11 @@ def build(
 
             # a family that the reference cannot take apart skips these stages: that is no proof
             required = ["package"] if recipe.reference is None else ["torch", "package", "package_float16"]
-            found = run_stages(recipe, source, folder / PACKAGE, require=required, on_progress=progress)
+            if draft_source is not None:
+                required.append("draft")
+            found = run_stages(
+                recipe, source, folder / PACKAGE, draft=draft_source, require=required, on_progress=progress
+            )
             if not found.passed:
                 raise VerificationError(found)
             report = found.to_json()
@@ -147,6 +164,7 @@ def verify(
     target: Bundle | Recipe | str | Path,
     checkpoint: "Checkpoint | str | Path | None" = None,
     *,
+    draft: "Checkpoint | str | Path | None" = None,
     stages: Sequence[str] | None = None,
     require: Sequence[str] = (),
     runtime: "Runtime" = "evaluator",
@@ -172,7 +190,35 @@ def verify(
     else:
         recipe = target
     source = find_checkpoint(recipe, checkpoint) if checkpoint is not None or _names_checkpoint(recipe) else None
-    return run_stages(recipe, source, package, stages=stages, require=require, runtime=runtime, on_progress=progress)
+    draft_source = None
+    if draft is not None or (recipe.draft is not None and recipe.draft.reference.checkpoint is not None):
+        recipe, draft_source = find_draft(recipe, draft)
+    return run_stages(
+        recipe,
+        source,
+        package,
+        draft=draft_source,
+        stages=stages,
+        require=require,
+        runtime=runtime,
+        on_progress=progress,
+    )
+
+
+def find_draft(recipe: Recipe, draft: "Checkpoint | str | Path | None") -> tuple[Recipe, "Checkpoint | None"]:
+    """The recipe with the draft that is to be built, and its checkpoint; both None where there is none."""
+    if recipe.draft is None and draft is None:
+        return recipe, None
+    if draft is None and recipe.draft is not None and recipe.draft.reference.checkpoint is None:
+        raise CheckpointError(f"{recipe.name}: the recipe's draft names no checkpoint: give one with --draft SRC")
+    from coreai_recipes.checkpoint.base import Checkpoint
+    from coreai_recipes.checkpoint.open import open_checkpoint
+
+    named = draft if draft is not None else recipe.draft.reference.checkpoint  # type: ignore[union-attr]
+    source = named if isinstance(named, Checkpoint) else open_checkpoint(str(named))
+    if recipe.draft is None:
+        raise CheckpointError(f"{recipe.name}: the recipe has no draft to fill from {source.place}")
+    return recipe, source
 
 
 def _verify_random(
@@ -225,7 +271,7 @@ def _manifest(
     queries = recipe.export.functions.queries
     functions = {
         name: {
-            "query": queries[name],
+            "query": queries.get(name, 1),
             "inputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.inputs.items()},
             "outputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.outputs.items()},
         }

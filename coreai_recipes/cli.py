@@ -41,6 +41,9 @@ CheckpointOption = Annotated[
     str | None,
     typer.Option("--checkpoint", metavar="SRC", help="A folder, a GGUF file, or a hub id (ORG/NAME@REVISION)."),
 ]
+DraftOption = Annotated[
+    str | None, typer.Option("--draft", metavar="SRC", help="The draft's weights; a recipe may name its own.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field: export.context=512.")
 ]
@@ -203,6 +206,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
 def build(
     recipe: RecipeArgument,
     checkpoint: CheckpointOption = None,
+    draft: DraftOption = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle is written to DIR/NAME.")] = Path("dist"),
     overrides: SetOption = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove the package.")] = False,
@@ -218,6 +222,7 @@ def build(
                 recipe,
                 checkpoint,
                 out,
+                draft=draft,
                 overrides=overrides or (),
                 verified=not no_verify,
                 cached=not no_cache,
@@ -244,6 +249,7 @@ def build(
 def verify(
     target: Annotated[str, typer.Argument(metavar="BUNDLE_OR_RECIPE")],
     checkpoint: CheckpointOption = None,
+    draft: DraftOption = None,
     stage: Annotated[list[str] | None, typer.Option(help="Run this stage only; may be given again.")] = None,
     require: Annotated[list[str] | None, typer.Option(help="Fail when this stage is skipped.")] = None,
     runtime: Annotated[
@@ -262,6 +268,7 @@ def verify(
         report = bundle.verify(
             target,
             checkpoint,
+            draft=draft,
             stages=stage or None,
             require=require or (),
             runtime=runtime,
@@ -281,6 +288,9 @@ def run(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="`-` reads it from standard input.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="End after this many tokens.")] = 256,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
+    draft: Annotated[
+        bool, typer.Option("--draft", help="Let the bundle's draft guess ahead: faster, same text.")
+    ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
@@ -298,7 +308,13 @@ def run(
     model = open_model(opened.path, opened.manifest, runtime)
     _say_unverified(opened)
     result = answer(
-        model, text, system=system, raw=raw, max_tokens=max_tokens, sampler=Sampler(temperature, top_p, seed)
+        model,
+        text,
+        system=system,
+        raw=raw,
+        max_tokens=max_tokens,
+        sampler=Sampler(temperature, top_p, seed),
+        draft=draft,
     )
     for piece in result:
         if not as_json:

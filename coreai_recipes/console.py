@@ -121,6 +121,10 @@ def _explain(stage: Mapping[str, Any]) -> str:
         greedy = detail["greedy"]
         verdict = greedy.get("skipped") or ("equal" if greedy["equal"] else f"NOT equal: {greedy['not_equal']}")
         words.append(f"greedy tokens {verdict}")
+    if "accepted_per_round" in detail:
+        unequal = [name for name, equal in detail["equal"].items() if not equal]
+        verdict = f"rounds NOT equal: {detail['not_equal'][0]}" if unequal else "rounds equal, token for token"
+        words.append(f"{verdict}; {detail['accepted_per_round']} drafted tokens accepted a round")
     if "rounded" in detail or "coreml" in detail:
         theirs, strict = detail["transformers_float16"], detail.get("strict")
         if "coreml" in detail:

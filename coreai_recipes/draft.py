@@ -59,13 +59,19 @@ class Draft(nn.Module):
         """The place in its states of the target's last layer of a kind."""
         return self.recipe.model.layer_kinds.count(owner) - 1
 
+    def pairs(self, kind: str) -> int:
+        """How many pairs the angles of a kind hold; 0 when it has no rotary."""
+        return len(self._layer(kind).attention.rotary.inv_freq)  # type: ignore[union-attr, arg-type]
+
+    def _layer(self, kind: str) -> Layer:
+        return next(layer for layer in self.stack if layer.kind == kind)
+
     def inputs(self, kind: str, position: Tensor, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """cos, sin (1, R/2, 1, 1) and mask (1, rows, 1, 1) of the layers of `kind`.
 
         `position` (1,) is the last token's, `seen` by kind of the target how many of its positions are seen (1,).
         """
-        layer = next(layer for layer in self.stack if layer.kind == kind)
-        cos, sin = layer.attention.rotary.angles(position.unsqueeze(0))  # type: ignore[union-attr, operator]
+        cos, sin = self._layer(kind).attention.rotary.angles(position.unsqueeze(0))  # type: ignore[union-attr, operator]
         owner = self.owner(kind)
         state = self.owners[owner]
         mask = draft_mask(state.rows, state.window, seen[owner])

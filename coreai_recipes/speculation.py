@@ -97,7 +97,7 @@ class Speculator:
         for _ in range(most):
             inputs = {
                 "input_ids": torch.tensor([[drafted[-1] if drafted else text[-1]]], dtype=torch.int32),
-                "hidden": hidden,
+                "last_hidden": hidden,
                 "position": torch.tensor([len(text) - 1], dtype=torch.int32),
                 **seen,
             }

@@ -7,17 +7,20 @@ from pathlib import Path
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.recipe.source import data_folder
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^\s@]+))?", re.ASCII)
+EMBEDDED = "embedded:"  # a checkpoint that ships with the package, by its folder in examples/
 FILE_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def open_checkpoint(src: str | Path, token: str | None = None) -> Checkpoint:
-    """The checkpoint at `src`: a path that exists, else a hub id ORG/NAME or ORG/NAME@REVISION, which is downloaded.
+    """The checkpoint at `src`: a path that exists, one that ships with the package, else a hub id ORG/NAME or
+    ORG/NAME@REVISION, which is downloaded.
 
     Raises CheckpointError when it is neither, and with everything that is wrong with what is there.
     """
-    path = Path(src).expanduser()
+    path = find_path(src)
     if path.exists():
         return open_path(path)
     repo_id, revision = split_hub_id(src)
@@ -30,7 +33,7 @@ def open_checkpoint(src: str | Path, token: str | None = None) -> Checkpoint:
 
 def open_headers(src: str | Path, token: str | None = None) -> Checkpoint:
     """As `open_checkpoint`, but of a hub id only config.json and the headers are read: enough for `bind`'s checks."""
-    path = Path(src).expanduser()
+    path = find_path(src)
     if path.exists():
         return open_path(path)
     repo_id, revision = split_hub_id(src)
@@ -41,6 +44,16 @@ def open_headers(src: str | Path, token: str | None = None) -> Checkpoint:
     if constants.HF_HUB_OFFLINE:
         return open_checkpoint(src, token)
     return HubHeaders(repo_id, revision, token)
+
+
+def find_path(src: str | Path) -> Path:
+    """The path that `src` would be; `embedded:NAME` is a folder of the package's own examples."""
+    if isinstance(src, str) and src.startswith(EMBEDDED):
+        path = data_folder("examples") / src.removeprefix(EMBEDDED)
+        if not path.is_dir():
+            raise CheckpointError(f"checkpoint {src}: no such checkpoint ships with the package")
+        return path
+    return Path(src).expanduser()
 
 
 def split_hub_id(src: str | Path) -> tuple[str, str | None]:

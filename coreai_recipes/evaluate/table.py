@@ -20,15 +20,19 @@ class Table:
         return torch.from_numpy(self._rows[input_ids[0].numpy()])[None]
 
 
-def open_tables(folder: Path, packages: list[dict[str, Any]]) -> dict[str, Table]:
-    """The tables among a manifest's `packages`, by the name of the input that takes their rows."""
-    return {
-        entry["input"]: Table(folder / entry["file"], entry["shape"][1])
-        for entry in packages
-        if entry["role"] == "table"
-    }
+class Tables:
+    """A bundle's tables by the name of the input that takes their rows. A draft takes none."""
 
+    def __init__(self, tables: Mapping[str, Table]) -> None:
+        self._tables = tables
 
-def with_rows(inputs: Mapping[str, Tensor], tables: Mapping[str, Table]) -> dict[str, Tensor]:
-    """`inputs` of a function, and the rows of its tokens."""
-    return {**inputs, **{name: table.rows(inputs["input_ids"]) for name, table in tables.items()}}
+    @classmethod
+    def of_manifest(cls, folder: Path, packages: list[dict[str, Any]]) -> "Tables":
+        """The tables among a manifest's `packages`."""
+        found = [entry for entry in packages if entry["role"] == "table"]
+        return cls({entry["input"]: Table(folder / entry["file"], entry["shape"][1]) for entry in found})
+
+    def with_rows(self, function: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`inputs` of a function, and the rows of its tokens."""
+        taken = {} if function == "draft" else self._tables
+        return {**inputs, **{name: table.rows(inputs["input_ids"]) for name, table in taken.items()}}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import coreai_recipes
 from coreai_recipes.checkpoint.binding import Binding
 from coreai_recipes.checkpoint.range_check import to_float16
+from coreai_recipes.draft import Draft
 from coreai_recipes.export.cache import FragmentCache, fingerprint
 from coreai_recipes.export.fragments import PER_LAYER_ROWS, Fragment, source_files
 from coreai_recipes.export.weights import WeightLayout, write_table, write_weights
@@ -50,8 +51,11 @@ def export_package(
     package: Path,
     cache: FragmentCache | None = None,
     progress: Progress | None = None,
+    draft: Draft | None = None,
 ) -> Exported:
     """Write `decoder`, with the weights of `bindings`, as the .mlpackage folder `package`, which must not exist.
+
+    A `draft` becomes one more function; the names of its weights begin with `draft.` in `bindings`.
 
     The weights stream on a second thread while the fragments are converted: neither needs the other. Peak memory does
     not grow with the number of layers. Raises CheckpointError for a weight that float16 cannot hold.
@@ -63,6 +67,8 @@ def export_package(
     for name, parameter in decoder.named_parameters():
         if name not in decoder.tables:
             layout.place(name, tuple(parameter.shape))
+    for name, parameter in draft.named_parameters() if draft else ():
+        layout.place(f"draft.{name}", tuple(parameter.shape))
     (package / WEIGHTS).parent.mkdir(parents=True)
     tables = {table_file(name): (PER_LAYER_ROWS, tuple(decoder.get_parameter(name).shape)) for name in decoder.tables}
     places = {name: package.parent / table_file(name) for name in decoder.tables}
@@ -72,7 +78,7 @@ def export_package(
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
         streaming = pool.submit(streams.run)
         try:
-            exported = _export_program(decoder, layout, package, cache, stopwatch, streaming)
+            exported = _export_program(decoder, draft, layout, package, cache, stopwatch, streaming)
             streamed, seconds = streaming.result()
         except BaseException:
             stop.set()
@@ -91,6 +97,7 @@ def table_file(parameter: str) -> str:
 
 def _export_program(
     decoder: Decoder,
+    draft: Draft | None,
     layout: WeightLayout,
     package: Path,
     cache: FragmentCache,
@@ -102,7 +109,7 @@ def _export_program(
         from coreai_recipes.export import package as packages
         from coreai_recipes.export.program import fragment_identity, fragments_of, link_program
     with stopwatch("conversion"):
-        fragments = fragments_of(decoder)
+        fragments = fragments_of(decoder, draft)
         made: list[str] = []
 
         def convert(fragment: Fragment) -> bytes:
@@ -120,7 +127,7 @@ def _export_program(
         }
     with stopwatch("linking"):
         end = layout.end
-        linked = link_program(decoder, converted, layout)
+        linked = link_program(decoder, converted, layout, draft)
         if layout.end != end:
             raise RuntimeError("the program uses a weight that is no parameter of the decoder")
         model = packages.write_model(linked.model, package)
@@ -184,6 +191,7 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
     root = Path(coreai_recipes.__file__).parent
     own = {
         *(root / "primitives").glob("*.py"),
+        root / "draft.py",
         root / "front.py",
         root / "model.py",
         root / "export/convert.py",

@@ -10,16 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coreai_recipes.draft import Draft
 from coreai_recipes.front import Front, Sharing
 from coreai_recipes.model import Decoder, make_cache
 from coreai_recipes.primitives.cache import Cache, SharedCache
 from coreai_recipes.primitives.per_layer import slice_of
+from coreai_recipes.primitives.registry import primitive
 
 FLOAT, INTEGER = "float16", "int32"
 WEIGHT_PREFIX = "weight_"
@@ -167,11 +169,86 @@ def layer_fragment(decoder: Decoder, kind: str, queries: int, sharing: Sharing) 
     if front.per_layer is not None:
         inputs["per_layer_inputs"] = Port(FLOAT, (front.per_layer.layers, front.per_layer.size, 1, own_queries))
         inputs["index"] = Port(INTEGER, (1,))
-    parameters = {WEIGHT_PREFIX + name.replace(".", "_"): name for name, _ in layer.named_parameters()}
-    inputs |= {alias: Port(FLOAT, tuple(layer.get_parameter(name).shape)) for alias, name in parameters.items()}
-    states = {name: Port(FLOAT, spec.shape) for name in ("keys", "values")}
-    piece = _LayerPiece(layer, spec.shape, list(inputs), parameters, shares)
-    return Fragment(f"layer_{kind}_{own_queries}", piece, inputs, {"y": x}, parameters, states)
+    return _of_layer(f"layer_{kind}_{own_queries}", layer, inputs, spec.shape, shares)
+
+
+def _of_layer(name: str, layer: nn.Module, inputs: dict[str, Port], state: tuple[int, ...], shares: bool) -> Fragment:
+    """The fragment of a layer that takes `inputs` and its weights, over states of the shape `state`."""
+    parameters = weights_of(layer)
+    inputs = {**inputs, **ports_of(layer, parameters)}
+    states = {half: Port(FLOAT, state) for half in ("keys", "values")}
+    piece = _LayerPiece(layer, state, list(inputs), parameters, shares)
+    return Fragment(name, piece, inputs, {"y": inputs["x"]}, parameters, states)
+
+
+def weights_of(module: nn.Module, prefix: str = "") -> dict[str, str]:
+    """The inputs that stand for a module's parameters, and their names below `prefix`."""
+    names = [prefix + name for name, _ in module.named_parameters()]
+    return {WEIGHT_PREFIX + name.replace(".", "_"): name for name in names}
+
+
+def ports_of(module: nn.Module, parameters: Mapping[str, str], prefix: str = "") -> dict[str, Port]:
+    """The shapes of these inputs."""
+    shapes = {alias: module.get_parameter(name.removeprefix(prefix)).shape for alias, name in parameters.items()}
+    return {alias: Port(FLOAT, tuple(shape)) for alias, shape in shapes.items()}
+
+
+def draft_front_fragment(decoder: Decoder, draft: Draft) -> Fragment:
+    """The last token, the target's hidden state, a position and what is seen of each kind -> x, angles and masks."""
+    model, owners = decoder.recipe.model, draft.owners
+    inputs = {
+        "input_ids": Port(INTEGER, (1, 1)),
+        "last_hidden": Port(FLOAT, (1, 1, model.hidden_size)),
+        "position": Port(INTEGER, (1,)),
+        **{f"seen_{owner}": Port(INTEGER, (1,)) for owner in owners},
+    }
+    # not the decoder's own embedding: that of the exported form is scaled with the residual stream
+    with torch.device("meta"):
+        embedding = primitive("embedding", "table")(model.vocab_size, model.hidden_size, model.embedding_scale)
+    table = WEIGHT_PREFIX + "embedding"
+    projection = {WEIGHT_PREFIX + "pre_projection": "draft.pre_projection.weight"}
+    inputs[table] = Port(FLOAT, (model.vocab_size, model.hidden_size))
+    inputs |= ports_of(draft, projection, "draft.")
+    outputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
+    for kind in dict.fromkeys(draft.spec.layer_kinds):
+        pairs = draft.pairs(kind)
+        outputs |= {f"{half}_{kind}": Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
+        outputs[f"mask_{kind}"] = Port(FLOAT, (1, owners[draft.owner(kind)].rows, 1, 1))
+    return Fragment(
+        "draft_front",
+        _DraftFrontPiece(draft, embedding, list(inputs), list(outputs)),
+        inputs,
+        outputs,
+        {table: "embedding.weight", **projection},
+        float32_outputs=tuple(name for name in outputs if name.startswith(("cos_", "sin_"))),
+        tables=(table,),
+    )
+
+
+def draft_layer_fragment(draft: Draft, kind: str) -> Fragment:
+    """A layer of the draft, which reads the target's states."""
+    layer = next(layer for layer in draft.stack if layer.kind == kind)
+    state, pairs = draft.owners[draft.owner(kind)], draft.pairs(kind)
+    inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
+    inputs |= {half: Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
+    inputs |= {"mask": Port(FLOAT, (1, state.rows, 1, 1)), "slot": Port(INTEGER, (1,))}
+    return _of_layer(f"draft_layer_{kind}", layer, inputs, state.shape, shares=True)
+
+
+def draft_head_fragment(draft: Draft) -> Fragment:
+    """x of the draft -> its logits, and the hidden state that it is given next."""
+    parameters = {
+        **weights_of(draft.norm, "draft.norm."),
+        **weights_of(draft.post_projection, "draft.post_projection."),
+    }
+    table = WEIGHT_PREFIX + "draft_head_weight"
+    parameters[table] = "draft.head.weight"
+    inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1)), **ports_of(draft, parameters, "draft.")}
+    outputs = {
+        "logits": Port(FLOAT, (1, 1, draft.spec.vocab_size)),
+        "hidden": Port(FLOAT, (1, 1, draft.recipe.model.hidden_size)),
+    }
+    return Fragment("draft_head", _DraftHeadPiece(draft, parameters), inputs, outputs, parameters, tables=(table,))
 
 
 def pick_fragment(name: str, shape: tuple[int, int, int, int]) -> Fragment:
@@ -272,6 +349,35 @@ class _LayerPiece(_Piece):
         of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
         with parameters_as(self.piece[0], weights):
             return self.piece[0](named["x"], cos, sin, named["mask"], cache, of_layer)  # type: ignore[no-any-return]
+
+
+class _DraftFrontPiece(_Piece):
+    def __init__(self, draft: Draft, embedding: nn.Module, inputs: list[str], outputs: list[str]) -> None:
+        super().__init__(draft, embedding)
+        self.inputs, self.outputs = inputs, outputs
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        draft, embedding = cast(Draft, self.piece[0]), self.piece[1]
+        named = dict(zip(self.inputs, given, strict=True))
+        weights = {"pre_projection.weight": named[WEIGHT_PREFIX + "pre_projection"]}
+        with parameters_as(embedding, {"weight": named[WEIGHT_PREFIX + "embedding"]}), parameters_as(draft, weights):
+            found = {"x": draft.start(embedding(named["input_ids"]), named["last_hidden"])}
+        seen = {name.removeprefix("seen_"): value for name, value in named.items() if name.startswith("seen_")}
+        for kind in dict.fromkeys(draft.spec.layer_kinds):
+            cos, sin, mask = draft.inputs(kind, named["position"], seen)
+            found |= {f"cos_{kind}": cos, f"sin_{kind}": sin, f"mask_{kind}": mask}
+        return tuple(found[name] for name in self.outputs)
+
+
+class _DraftHeadPiece(_Piece):
+    def __init__(self, draft: Draft, parameters: dict[str, str]) -> None:
+        super().__init__(draft)
+        self.parameter_names = [name.removeprefix("draft.") for name in parameters.values()]
+
+    def forward(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        draft = cast(Draft, self.piece[0])
+        with parameters_as(draft, dict(zip(self.parameter_names, weights, strict=True))):
+            return draft.finish(x)
 
 
 class _PickPiece(_Piece):

@@ -4,12 +4,16 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from coreai_recipes.draft import Draft
 from coreai_recipes.export.fragments import (
     FLOAT,
     INTEGER,
     PER_LAYER_ROWS,
     Fragment,
     Port,
+    draft_front_fragment,
+    draft_head_fragment,
+    draft_layer_fragment,
     front_fragment,
     head_fragment,
     layer_fragment,
@@ -22,8 +26,10 @@ from coreai_recipes.export.weights import WeightLayout
 from coreai_recipes.model import Decoder
 from coreai_recipes.protobuf import Model_pb2
 
+DRAFT = "draft"
 
-def fragments_of(decoder: Decoder) -> dict[str, Fragment]:
+
+def fragments_of(decoder: Decoder, draft: Draft | None = None) -> dict[str, Fragment]:
     """Every fragment that the recipe's functions need, by name."""
     found: list[Fragment] = []
     for name, queries in decoder.recipe.export.functions.queries.items():
@@ -32,6 +38,9 @@ def fragments_of(decoder: Decoder) -> dict[str, Fragment]:
         found += [layer_fragment(decoder, kind, queries, sharing) for kind in decoder.front.kinds]
         if name == "prefill":
             found += _picks(decoder, queries).values()
+    if draft is not None:
+        found += [draft_front_fragment(decoder, draft), draft_head_fragment(draft)]
+        found += [draft_layer_fragment(draft, kind) for kind in dict.fromkeys(draft.spec.layer_kinds)]
     return {fragment.name: fragment for fragment in found}
 
 
@@ -43,7 +52,9 @@ class LinkedProgram:
     signatures: dict[str, Signature]
 
 
-def link_program(decoder: Decoder, converted: dict[str, bytes], layout: WeightLayout) -> LinkedProgram:
+def link_program(
+    decoder: Decoder, converted: dict[str, bytes], layout: WeightLayout, draft: Draft | None = None
+) -> LinkedProgram:
     """Each function of the recipe, linked from `converted` fragments; the weights get their places in `layout`."""
     fragments = {name: Model_pb2.Model.FromString(data) for name, data in converted.items()}
     program = LinkedProgram(new_model("decode"), {})
@@ -51,6 +62,10 @@ def link_program(decoder: Decoder, converted: dict[str, bytes], layout: WeightLa
         linker = FunctionLinker(layout, program.model.mlProgram.functions[name])
         program.signatures[name] = _link_function(decoder, name, queries, fragments, linker)
         describe_function(program.model, name, program.signatures[name])
+    if draft is not None:
+        linker = FunctionLinker(layout, program.model.mlProgram.functions[DRAFT])
+        program.signatures[DRAFT] = _link_draft(decoder, draft, fragments, linker)
+        describe_function(program.model, DRAFT, program.signatures[DRAFT])
     return program
 
 
@@ -64,12 +79,7 @@ def _link_function(
     head, fragment = head_fragment(decoder, _head_queries(name, queries)), front_fragment(decoder, queries, sharing)
     if PER_LAYER_ROWS in fragment.inputs:
         inputs[PER_LAYER_ROWS] = fragment.inputs[PER_LAYER_ROWS]
-    states = {f"{half}_{kind}": Port(FLOAT, spec.shape) for kind, spec in front.states.items() for half in "kv"}
-
-    for port_name, port in inputs.items():
-        linker.add_input(port_name, port.dtype, port.shape)
-    for state_name, port in states.items():
-        linker.add_state(state_name, port.shape)
+    states = _declare(decoder, inputs, linker)
 
     shared = {port_name: port_name for port_name in (*inputs, *fragment.outputs)}
     linker.append(models[fragment.name], "front_", {**shared, "x": "hidden_0"}, fragment.parameters)
@@ -111,6 +121,42 @@ def _link_function(
         x, _ = pick_last()
     outputs = dict(head.outputs)
     linker.append(models[head.name], "head_", {"x": x, **{name: name for name in outputs}}, head.parameters)
+    for output in outputs:
+        linker.add_output(output)
+    return Signature(inputs, outputs, states)
+
+
+def _declare(decoder: Decoder, inputs: dict[str, Port], linker: FunctionLinker) -> dict[str, Port]:
+    """Give a function its inputs, and the states, which are the same in all of them."""
+    specs = decoder.front.states.items()
+    states = {f"{half}_{kind}": Port(FLOAT, spec.shape) for kind, spec in specs for half in "kv"}
+    for name, port in inputs.items():
+        linker.add_input(name, port.dtype, port.shape)
+    for name, port in states.items():
+        linker.add_state(name, port.shape)
+    return states
+
+
+def _link_draft(decoder: Decoder, draft: Draft, models: dict[str, Any], linker: FunctionLinker) -> Signature:
+    front, head = draft_front_fragment(decoder, draft), draft_head_fragment(draft)
+    inputs = {name: port for name, port in front.inputs.items() if name not in front.parameters}
+    states = _declare(decoder, inputs, linker)
+    shared = {name: name for name in (*inputs, *front.outputs)}
+    linker.append(models[front.name], "front_", {**shared, "x": "hidden_0"}, front.parameters)
+    for index, kind in enumerate(draft.spec.layer_kinds):
+        fragment, owner = draft_layer_fragment(draft, kind), draft.owner(kind)
+        names = {
+            "x": f"hidden_{index}",
+            "y": f"hidden_{index + 1}",
+            "slot": linker.add_integer(f"slot_{index}", draft.slot(owner)),
+            **{port: f"{port}_{kind}" for port in ("cos", "sin", "mask")},
+            "keys": f"k_{owner}",
+            "values": f"v_{owner}",
+        }
+        parameters = {alias: f"draft.layers.{index}.{name}" for alias, name in fragment.parameters.items()}
+        linker.append(models[fragment.name], f"layer_{index}_", names, parameters)
+    outputs, last = dict(head.outputs), f"hidden_{len(draft.spec.layer_kinds)}"
+    linker.append(models[head.name], "head_", {"x": last, **{name: name for name in outputs}}, head.parameters)
     for output in outputs:
         linker.add_output(output)
     return Signature(inputs, outputs, states)

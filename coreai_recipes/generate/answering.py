@@ -16,7 +16,8 @@ class Answer:
 
     `token_ids` leaves out the end token. `finish_reason` is None until the end: `stop` at an end token, `length` at
     max_tokens or at the end of the context, `interrupted` when it was left (Ctrl-C, `close`) before.
-    `seconds_to_first_token` counts from the first step of the iteration.
+    `seconds_to_first_token` counts from the first step of the iteration. With a draft, `rounds` are the target's calls
+    after the prompt, in which `accepted` of the `drafted` tokens were kept.
     """
 
     def __init__(
@@ -26,10 +27,13 @@ class Answer:
         max_tokens: int,
         sampler: Sampler,
         on_end: Callable[["Answer"], None] | None = None,
+        speculates: bool = False,
     ) -> None:
         if max_tokens < 1:
             raise UserError(f"max_tokens {max_tokens} is below 1")
         model.check_prompt(prompt_ids)
+        if speculates:
+            model.check_draft()
         self.text = ""
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
@@ -37,6 +41,8 @@ class Answer:
         self.seconds_to_first_token: float | None = None
         self._seconds = 0.0
         self._steps = 0  # tokens picked, an end token included
+        self._speculates = speculates
+        self.drafted = self.accepted = self.rounds = 0
         self._pieces = self._generate(model, list(prompt_ids), max_tokens, sampler, on_end)
 
     def __iter__(self) -> Generator[str, None, None]:
@@ -61,6 +67,7 @@ class Answer:
             "prompt_tokens": self.prompt_tokens,
             "seconds_to_first_token": self.seconds_to_first_token,
             "tokens_per_second": self.tokens_per_second,
+            **({"rounds": self.rounds, "drafted": self.drafted, "accepted": self.accepted} if self._speculates else {}),
         }
 
     def summary(self) -> str:
@@ -71,6 +78,10 @@ class Answer:
             parts.append(f"{self.tokens_per_second:.1f} tokens/s")
         if self.seconds_to_first_token is not None:
             parts.append(f"first after {self.seconds_to_first_token:.1f} s")
+        if self._speculates and self.rounds:
+            parts.append(
+                f"{self.accepted / self.rounds:.2f} of {self.drafted / self.rounds:.1f} drafted accepted a round"
+            )
         return ", ".join([*parts, self.finish_reason or "unfinished"])
 
     def _generate(
@@ -84,22 +95,28 @@ class Answer:
         stream = model.tokenizer.stream()
         started = time.perf_counter()
         try:
-            while self.finish_reason is None:
-                token = sampler.pick(model.session.feed(prompt_ids + self.token_ids))
-                self._steps += 1
-                self._seconds = time.perf_counter() - started
-                if self.seconds_to_first_token is None:
-                    self.seconds_to_first_token = self._seconds
-                if token in model.eos_token_ids:
-                    self.finish_reason = "stop"
+            for found in model.continue_text(prompt_ids, max_tokens, sampler, self._speculates):
+                self.rounds += 1 if self._steps else 0
+                self.drafted += len(found.drafted)
+                self.accepted += found.accepted
+                for token in found.tokens:
+                    self._steps += 1
+                    self._seconds = time.perf_counter() - started
+                    if self.seconds_to_first_token is None:
+                        self.seconds_to_first_token = self._seconds
+                    if token in model.eos_token_ids:
+                        self.finish_reason = "stop"
+                        break
+                    self.token_ids.append(token)
+                    if piece := stream.add(token):
+                        self.text += piece
+                        yield piece
+                    room = model.session.context - len(prompt_ids)
+                    if len(self.token_ids) == max_tokens or len(self.token_ids) > room:
+                        self.finish_reason = "length"
+                        break
+                if self.finish_reason is not None:
                     break
-                self.token_ids.append(token)
-                if piece := stream.add(token):
-                    self.text += piece
-                    yield piece
-                room = model.session.context - len(prompt_ids)
-                if len(self.token_ids) == max_tokens or len(self.token_ids) > room:
-                    self.finish_reason = "length"
             if piece := stream.finish():
                 self.text += piece
                 yield piece
@@ -117,18 +134,20 @@ def answer(
     raw: bool = False,
     max_tokens: int = 256,
     sampler: Sampler | None = None,
+    draft: bool = False,
 ) -> Answer:
     """The answer to `text`, which is made as it is iterated. Greedy without a sampler.
 
-    `raw`, and a tokenizer without a chat template, continue the text itself. Raises UserError, before anything is
-    made, for a prompt that is empty or too long, and for `system` where no chat template can hold it.
+    `raw`, and a tokenizer without a chat template, continue the text itself. `draft` lets the bundle's draft guess
+    ahead, which changes the speed and not the text. Raises UserError, before anything is made, for a prompt that is
+    empty or too long, for `system` where no chat template can hold it, and for a draft that is not there.
     """
     check_system(model, system, raw)
     if raw or not model.tokenizer.has_template:
         prompt_ids = model.tokenizer.encode(text)
     else:
         prompt_ids = model.tokenizer.encode_chat([*system_messages(system), {"role": "user", "content": text}])
-    return Answer(model, prompt_ids, max_tokens, sampler or Sampler())
+    return Answer(model, prompt_ids, max_tokens, sampler or Sampler(), speculates=draft)
 
 
 def check_system(model: Model, system: str | None, raw: bool = False) -> None:

@@ -1,13 +1,15 @@
 """A bundle that is ready to answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.errors import UserError
+from coreai_recipes.speculation import Round
 
 if TYPE_CHECKING:
+    from coreai_recipes.generate.sampling import Sampler
     from coreai_recipes.generate.session import Session
     from coreai_recipes.generate.tokenizer import BundleTokenizer
 
@@ -21,6 +23,26 @@ class Model:
     session: "Session"
     eos_token_ids: frozenset[int]
     vocab_size: int
+
+    def continue_text(
+        self, token_ids: Sequence[int], max_tokens: int, sampler: "Sampler", speculates: bool = False
+    ) -> Iterator[Round]:
+        """What follows `token_ids`, in rounds of one token, or of several where the draft's were accepted.
+
+        One by one it goes on for as long as it is asked to and the context holds.
+        """
+        if speculates:
+            yield from self.session.speculate(token_ids, max_tokens, sampler.pick)
+            return
+        text = list(token_ids)
+        while True:
+            text.append(sampler.pick(self.session.feed(text)))
+            yield Round((), 0, (text[-1],))
+
+    def check_draft(self) -> None:
+        """Raise UserError when the bundle has no draft."""
+        if not self.session.has_draft:
+            raise UserError(f"{self.path}: has no draft: build it with --draft SRC, or leave out --draft")
 
     def check_prompt(self, token_ids: Sequence[int]) -> None:
         """Raise UserError for a prompt that cannot be answered: empty, too long, or with tokens of another model."""

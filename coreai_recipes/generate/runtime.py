@@ -10,7 +10,7 @@ from coreai_recipes.errors import BundleError, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coreai_recipes.evaluate.table import Table
+    from coreai_recipes.evaluate.table import Tables
 
 RUNTIMES = ("auto", "evaluator", "coreml")
 
@@ -28,7 +28,7 @@ class Runtime(Protocol):
 class EvaluatorRuntime:
     """The saved program with torch, in float32."""
 
-    def __init__(self, package: Path, tables: Mapping[str, "Table"]) -> None:
+    def __init__(self, package: Path, tables: "Tables") -> None:
         from coreai_recipes.evaluate import Program
 
         self._program = Program(package, precision="float32")
@@ -36,9 +36,7 @@ class EvaluatorRuntime:
         self.reset()
 
     def call(self, function: str, inputs: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-        from coreai_recipes.evaluate.table import with_rows
-
-        return self._program.function(function)(with_rows(inputs, self._tables), self._states)
+        return self._program.function(function)(self._tables.with_rows(function, inputs), self._states)
 
     def reset(self) -> None:
         self._states = self._program.make_state()
@@ -47,15 +45,13 @@ class EvaluatorRuntime:
 class CoreMLRuntime:
     """The saved program on the hardware, in float16. `compute_units` is the recipe's."""
 
-    def __init__(self, package: Path, compute_units: str, tables: Mapping[str, "Table"]) -> None:
+    def __init__(self, package: Path, compute_units: str, tables: "Tables") -> None:
         self._program = CoreMLProgram(package, compute_units)
         self._tables = tables
         self.reset()
 
     def call(self, function: str, inputs: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-        from coreai_recipes.evaluate.table import with_rows
-
-        return self._program.call(function, with_rows(inputs, self._tables), self._states)
+        return self._program.call(function, self._tables.with_rows(function, inputs), self._states)
 
     def reset(self) -> None:
         self._states = self._program.make_state()
@@ -79,7 +75,7 @@ def open_runtime(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = 
     return CoreMLRuntime(package, units, _open_tables(bundle_path, manifest))
 
 
-def _open_tables(bundle_path: Path, manifest: Mapping[str, Any]) -> dict[str, "Table"]:
-    from coreai_recipes.evaluate.table import open_tables
+def _open_tables(bundle_path: Path, manifest: Mapping[str, Any]) -> "Tables":
+    from coreai_recipes.evaluate.table import Tables
 
-    return open_tables(bundle_path, manifest["packages"])
+    return Tables.of_manifest(bundle_path, manifest["packages"])

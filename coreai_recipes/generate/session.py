@@ -1,14 +1,16 @@
 """One sequence in a package's states, and the calls that lengthen it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.bundle import program_entry
+from coreai_recipes.speculation import Round, Speculator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from coreai_recipes.generate.runtime import Runtime
+    from coreai_recipes.speculation import Pick
 
 
 class Session:
@@ -31,6 +33,9 @@ class Session:
         ]
         # how far a ring can go back; a full cache holds every position in a row of its own
         self._rollback = min(spare, default=self.context)
+        states = manifest["states"].values()
+        self._windows: dict[str, int | None] = {state["kind"]: state["window"] for state in states}
+        self._functions: Mapping[str, Any] = functions
         self._token_ids: list[int] = []
         self._written = 0  # beyond the last position that any call wrote to, even one that was interrupted
 
@@ -54,6 +59,36 @@ class Session:
             logits = self._call(token_ids[position : position + self._chunk])
             if len(self._token_ids) == len(token_ids):
                 return logits
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether the package can draft tokens."""
+        return "draft" in self._functions and "score" in self._functions
+
+    def speculate(self, token_ids: Sequence[int], max_tokens: int, pick: "Pick") -> Iterator[Round]:
+        """Rounds of drafted and verified tokens after the sequence `token_ids`: `pick` chooses from logits (V,).
+
+        The tokens are those that `feed` and `pick` would give one by one. Raises ValueError as `feed` does.
+        """
+        if not 1 <= len(token_ids) <= self.context:
+            raise ValueError(f"{len(token_ids)} tokens were given, but 1 to {self.context} can be fed")
+        text = list(token_ids)
+        self._rewind(self._count_shared(text))
+        queries = {name: function["query"] for name, function in self._functions.items()}
+        read = [name.removeprefix("seen_") for name in self._functions["draft"]["inputs"] if name.startswith("seen_")]
+        windows = {kind: self._windows[kind] for kind in read}
+        speculator = Speculator(self._call_and_note, windows, queries, self.context)
+        for found in speculator.rounds(text, max_tokens, pick, skip=len(self._token_ids)):
+            text += found.tokens
+            self._token_ids = text[:-1]  # the last one was picked and not yet fed
+            yield found
+
+    def _call_and_note(self, function: str, inputs: Mapping[str, "Tensor"]) -> Mapping[str, "Tensor"]:
+        """A call of the package, and how far it may have written."""
+        if function != "draft":
+            count = int(inputs["count"]) if "count" in inputs else 1
+            self._written = max(self._written, int(inputs["position"]) + count)
+        return self._runtime.call(function, inputs)
 
     def _count_shared(self, token_ids: list[int]) -> int:
         """How many tokens the states and the sequence begin with in common; the last one is always fed."""
@@ -89,8 +124,7 @@ class Session:
         }
         if function == "prefill":
             inputs["count"] = torch.tensor([count], dtype=torch.int32)
-        self._written = max(self._written, position + count)
-        outputs = self._runtime.call(function, inputs)
+        outputs = self._call_and_note(function, inputs)
         self._token_ids += token_ids
         parts = [outputs[name].reshape(-1) for name in self._logits[function]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

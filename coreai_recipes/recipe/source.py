@@ -8,7 +8,7 @@ from coreai_recipes.errors import RecipeError
 
 
 def data_folder(name: str) -> Path:
-    """The folder `recipes` or `schemas`: inside the installed package, or beside it in the repository."""
+    """The folder `recipes`, `schemas` or `examples`: inside the installed package, or beside it in the repository."""
     package = Path(__file__).parents[1]
     installed = package / "_data" / name
     return installed if installed.is_dir() else package.parent / name

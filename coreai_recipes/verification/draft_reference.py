@@ -30,7 +30,7 @@ def all_layers_may_share() -> Iterator[None]:
     def modes(config: Any) -> list[str | None]:
         if config.num_kv_shared_layers == config.num_hidden_layers:
             return ["reuse"] * config.num_hidden_layers
-        return original.fget(config)  # type: ignore[no-any-return, union-attr]
+        return original.fget(config)  # type: ignore[no-any-return]
 
     with patch.object(Gemma4TextConfig, "kv_sharing_modes", property(modes)):
         yield
@@ -87,8 +87,8 @@ def assisted_rounds(
         recorder.requests.append((length, tuple(candidates[0, length:].tolist())))
         return candidates, logits
 
-    draft.generation_config.num_assistant_tokens = drafts  # type: ignore[union-attr, assignment]
-    draft.generation_config.num_assistant_tokens_schedule = "constant"  # type: ignore[union-attr, assignment]
+    draft.generation_config.num_assistant_tokens = drafts  # type: ignore[union-attr]
+    draft.generation_config.num_assistant_tokens_schedule = "constant"  # type: ignore[union-attr]
     ids = torch.tensor([list(prompt)])
     with torch.inference_mode(), patch.object(Generator, "get_candidates", get_candidates), all_layers_may_share():
         text = target.generate(  # type: ignore[operator]

@@ -76,11 +76,11 @@ def generate(model: nn.Module, prompt: Sequence[int], steps: int) -> tuple[Tenso
     return torch.cat(tokens), torch.cat(gaps)
 
 
-def fill_whole(recipe: Recipe, checkpoint: Checkpoint, context: int) -> Decoder:
-    """The Decoder with all of its weights, and states for no more than `context` positions."""
+def fill_whole(recipe: Recipe, checkpoint: Checkpoint, context: int, stored: bool = False) -> Decoder:
+    """The Decoder with all of its weights (as a package stores them), and states for at most `context` positions."""
     export = recipe.export.model_copy(update={"context": context})
     decoder = build_decoder(recipe.model_copy(update={"export": export}))
-    fill_from(decoder, bind_decoder(decoder, checkpoint))
+    fill_from(decoder, bind_decoder(decoder, checkpoint), stored=stored)
     return decoder
 
 

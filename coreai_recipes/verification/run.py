@@ -43,6 +43,7 @@ STAGES = {
     "torch": Stage("decoder"),
     "package": Stage("package", needs_reference=False, needs_package=True),
     "package_float16": Stage("float16", needs_package=True),
+    "draft": Stage("draft"),
     "compressed": Stage("compressed"),
 }
 
@@ -52,6 +53,7 @@ def run_stages(
     checkpoint: Checkpoint | None,
     package: Path | None,
     *,
+    draft: Checkpoint | None = None,
     stages: Sequence[str] | None = None,
     require: Sequence[str] = (),
     tokens: Sequence[int] | None = None,
@@ -69,7 +71,7 @@ def run_stages(
     if runtime == "coreml":
         check_coreml()
     given = None if tokens is None else check_tokens(tokens, recipe)
-    subject = Subject(recipe, checkpoint, package, given, runtime, on_progress)
+    subject = Subject(recipe, checkpoint, package, draft, given, runtime, on_progress)
     results = []
     for name in wanted:
         result = run_stage(name, subject)

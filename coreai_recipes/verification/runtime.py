@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from coreai_recipes.coreml import CoreMLProgram, States
-from coreai_recipes.evaluate.table import Table, with_rows
+from coreai_recipes.evaluate.table import Table, Tables
 from coreai_recipes.verification.calls import SavedFunction, SavedProgram
 from coreai_recipes.verification.subject import Subject
 
@@ -31,7 +31,7 @@ def open_program(subject: Subject, precision: "Precision") -> SavedProgram:
         return program
     width = len(subject.recipe.model.layer_kinds) * per_layer.size
     table = Table(subject.package.parent / PER_LAYER_TABLE_FILE, width)
-    return _WithRows(program, {"per_layer": table})
+    return _WithRows(program, Tables({"per_layer": table}))
 
 
 def _open(subject: Subject, package: Path, precision: "Precision") -> SavedProgram:
@@ -47,13 +47,13 @@ class _WithRows:
     """A program whose functions are handed the rows of their tokens."""
 
     program: SavedProgram
-    tables: Mapping[str, Table]
+    tables: Tables
 
     def function(self, name: str) -> SavedFunction:
         found = self.program.function(name)
 
         def run(inputs: Mapping[str, Any], *arguments: Any, **named: Any) -> dict[str, Tensor]:
-            return found(with_rows(inputs, self.tables), *arguments, **named)
+            return found(self.tables.with_rows(name, inputs), *arguments, **named)
 
         run.overflowed = getattr(found, "overflowed", ())  # type: ignore[attr-defined]
         return run

@@ -24,11 +24,12 @@ AFFORDABLE_WINDOW = 256
 
 @dataclass
 class Subject:
-    """A recipe, the checkpoint that fills it and the package that was made of it, where they are at hand."""
+    """A recipe, the checkpoints that fill it and its draft, and the package made of it, where they are at hand."""
 
     recipe: Recipe
     checkpoint: Checkpoint | None
     package: Path | None
+    draft: Checkpoint | None = None
     given_tokens: tuple[int, ...] | None = None
     runtime: Runtime = "evaluator"
     on_progress: Progress | None = None

@@ -1,0 +1,199 @@
+"""Stage `draft`: the recipe's draft against transformers', and its rounds against transformers' assisted generation.
+
+Compared are the logits and the hidden state that it is given next, over several steps of a round, on the target's own
+caches at several places; then, token for token, what is drafted and what is accepted, by our torch modules and by the
+functions of the saved package where there is one.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.draft import Draft, build_draft
+from coreai_recipes.filling import bind_draft, fill_from
+from coreai_recipes.model import Decoder
+from coreai_recipes.recipe.schema import Recipe, SlidingAttention
+from coreai_recipes.speculation import Round, Speculator, seen_positions
+from coreai_recipes.verification.draft_reference import assisted_rounds, load_draft
+from coreai_recipes.verification.figures import compare
+from coreai_recipes.verification.greedy import fill_whole
+from coreai_recipes.verification.memory import needs
+from coreai_recipes.verification.reference import Reference
+from coreai_recipes.verification.report import Figures, StageResult, judge, skip
+from coreai_recipes.verification.runtime import open_program
+from coreai_recipes.verification.subject import Subject
+
+NAME = "draft"
+PSNR_FLOOR, SNR_MIN_FLOOR = 100.0, 80.0
+TOKENS = 48
+PLACES = 6
+NO_DRAFT = "no draft in this recipe"
+NO_DRAFT_CHECKPOINT = "no checkpoint of the draft at hand: give --draft SRC"
+
+
+def run(subject: Subject) -> StageResult:
+    recipe = subject.recipe
+    if recipe.draft is None:
+        return skip(NAME, NO_DRAFT)
+    if subject.draft is None:
+        return skip(NAME, NO_DRAFT_CHECKPOINT)
+    if not subject.fits_in_memory:
+        return skip(NAME, needs(subject.float32_bytes))
+    with torch.inference_mode():
+        target, theirs = Reference(recipe, subject.weights).fill_all(), load_draft(recipe, subject.draft)
+        ours = OfTorch.fill(recipe, subject.weights, subject.draft)
+        figures = compare_steps(subject, target, theirs, ours)
+        rounds = _compare_rounds(subject, target, theirs, ours)
+    result = judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, {"positions": PLACES, **rounds})
+    if result.passed and not all(rounds["equal"].values()):
+        return StageResult(NAME, False, result.psnr_db, result.snr_min_db, result.floor_db, result.detail)
+    return result
+
+
+class OfTorch:
+    """The functions of a package by our torch modules, as a Speculator calls them."""
+
+    def __init__(self, decoder: Decoder, draft: Draft) -> None:
+        self.decoder, self.draft = decoder, draft
+        self.reset()
+
+    @classmethod
+    def fill(cls, recipe: Recipe, target: Checkpoint, draft: Checkpoint, stored: bool = False) -> "OfTorch":
+        """Both models with their weights; with `stored` as the package has them, rounded to float16."""
+        drafter = build_draft(recipe)
+        fill_from(drafter, bind_draft(drafter, draft), stored=stored)
+        return cls(fill_whole(recipe, target, recipe.export.context, stored), drafter)
+
+    def reset(self) -> None:
+        self.states = self.decoder.make_states()
+
+    def rounds(self, prompt: Sequence[int], tokens: int) -> list[Round]:
+        return rounds_of(self, self.draft, prompt, tokens)
+
+    def __call__(self, function: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        ids, position = inputs["input_ids"], int(inputs["position"])
+        if function == "draft":
+            seen = {name.removeprefix("seen_"): int(n) for name, n in inputs.items() if name.startswith("seen_")}
+            embedded = self.decoder.embedding(ids)
+            logits, hidden = self.draft(embedded, inputs["last_hidden"], position, seen, self.states)
+            return {"logits": logits, "hidden": hidden}
+        count = int(inputs["count"]) if "count" in inputs else 1
+        x = self.decoder.hidden(ids, position, count, self.states)
+        if function == "prefill":
+            x = x[..., count - 1 : count]
+        return {"logits": self.decoder.logits(x), "hidden": self.decoder.norm(x).squeeze(2).transpose(1, 2)}
+
+
+def windows_of(recipe: Recipe, draft: Draft) -> dict[str, int | None]:
+    """The window of each kind of the target that a draft reads, None for full ones."""
+    kinds = recipe.model.kinds
+    attentions = {owner: kinds[owner].attention for owner in draft.owners}
+    return {owner: a.window if isinstance(a, SlidingAttention) else None for owner, a in attentions.items()}
+
+
+def rounds_of(caller: Any, draft: Draft, prompt: Sequence[int], tokens: int) -> list[Round]:
+    """Greedy rounds from empty states."""
+    recipe = draft.recipe
+    caller.reset()
+    speculator = Speculator(caller, windows_of(recipe, draft), recipe.export.functions.queries, recipe.export.context)
+    return list(speculator.rounds(prompt, tokens, lambda logits: int(logits.argmax())))
+
+
+def compare_steps(subject: Subject, target: nn.Module, theirs: nn.Module, ours: OfTorch) -> list[Figures]:
+    """Logits and hidden states of the steps of a round, each step from transformers' own hidden state before it."""
+    from transformers import DynamicCache
+
+    decoder, draft = ours.decoder, ours.draft
+    ids, windows = subject.tokens.sequence, windows_of(subject.recipe, draft)
+    steps = (subject.recipe.export.functions.score or 2) - 1
+    rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    ends = sorted({max(2, len(ids) * (i + 1) // PLACES) - 1 for i in range(PLACES)})
+    embed = target.get_input_embeddings()  # type: ignore[operator]
+    for done, end in enumerate(ends, 1):
+        cache = DynamicCache(config=target.config)
+        found: Any = target(
+            input_ids=torch.tensor([ids[:end]]),
+            past_key_values=cache,
+            output_hidden_states=True,
+            return_shared_kv_states=True,
+        )
+        ours.reset()
+        for start in range(0, end, 64):
+            chunk = torch.tensor([ids[start : min(end, start + 64)]])
+            decoder.hidden(chunk, start, chunk.shape[1], ours.states)
+        hidden, token = found.hidden_states[-1][:, -1:], torch.tensor([[ids[end]]])
+        seen = {owner: seen_positions(window, end, end + 1, end) for owner, window in windows.items()}
+        for step in range(steps):
+            answer: Any = theirs(
+                inputs_embeds=torch.cat((embed(token), hidden), -1),
+                attention_mask=torch.ones(1, end + 1),
+                position_ids=torch.tensor([[end]]),
+                shared_kv_states=found.shared_kv_states,
+            )
+            logits, next_hidden = draft(decoder.embedding(token), hidden, end, seen, ours.states)
+            rows.setdefault(f"step {step}.logits", []).append((answer.logits[0], logits[0]))
+            rows.setdefault(f"step {step}.hidden", []).append((answer.last_hidden_state[0], next_hidden[0]))
+            hidden, token = answer.last_hidden_state, answer.logits.argmax(-1)
+        subject.progress(NAME, done, len(ends))
+    return [compare(name, *(torch.cat(side) for side in zip(*pairs, strict=True))) for name, pairs in rows.items()]
+
+
+def _compare_rounds(subject: Subject, target: nn.Module, theirs: nn.Module, ours: OfTorch) -> dict[str, Any]:
+    """Rounds of four prompts: ours beside transformers', and the package's beside ours with the weights as stored."""
+    recipe, functions = subject.recipe, subject.recipe.export.functions
+    stored = package = None
+    if subject.package is not None and subject.draft is not None and subject.runtime == "evaluator":
+        stored = OfTorch.fill(recipe, subject.weights, subject.draft, stored=True)
+        package = OfPackage(open_program(subject, "float32"))
+    equal = {"torch": True} if package is None else {"torch": True, "package": True}
+    accepted, calls, parted = 0, 0, []
+    prompts = subject.tokens.prompts
+    for index, prompt in enumerate(prompts):
+        tokens = min(TOKENS, recipe.export.context - len(prompt))
+        pairs = {
+            "torch": (
+                assisted_rounds(target, theirs, prompt, tokens, (functions.score or 2) - 1),
+                ours.rounds(prompt, tokens),
+            )
+        }
+        if package is not None and stored is not None:
+            pairs["package"] = stored.rounds(prompt, tokens), rounds_of(package, ours.draft, prompt, tokens)
+        accepted += sum(r.accepted for r in pairs["torch"][0])
+        calls += len(pairs["torch"][0]) - 1
+        for name, (expected, found) in pairs.items():
+            if found != expected:
+                equal[name] = False
+                parted.append(f"{name}: prompt {index}: {_first_difference(expected, found)}")
+        subject.progress(f"{NAME}: rounds", index + 1, len(prompts))
+    return {
+        "equal": equal,
+        "prompts": len(prompts),
+        "tokens": TOKENS,
+        "accepted_per_round": round(accepted / max(calls, 1), 3),
+        "not_equal": parted,
+    }
+
+
+def _first_difference(theirs: Sequence[Round], ours: Sequence[Round]) -> str:
+    for index, (one, other) in enumerate(zip(theirs, ours, strict=False)):
+        if one != other:
+            return f"round {index}: expected {one}, found {other}"
+    return f"{len(theirs)} rounds expected, {len(ours)} found"
+
+
+class OfPackage:
+    """The functions of the saved package, as a Speculator calls them."""
+
+    def __init__(self, program: Any) -> None:
+        self.program = program
+        self.reset()
+
+    def reset(self) -> None:
+        self.states = self.program.make_state()
+
+    def __call__(self, function: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = self.program.function(function)(inputs, self.states)
+        return outputs
