@@ -183,7 +183,7 @@ def verify(
         target = Bundle.open(target) if (Path(target) / MANIFEST).exists() else load_recipe(target)
     package = None
     if random:
-        return _verify_random(target, checkpoint, stages, require, progress)
+        return _verify_random(target, (checkpoint, draft), stages, require, progress)
     if isinstance(target, Bundle):
         target.check_files()
         recipe, package = target.recipe, target.package
@@ -223,15 +223,15 @@ def find_draft(recipe: Recipe, draft: "Checkpoint | str | Path | None") -> tuple
 
 def _verify_random(
     target: Bundle | Recipe,
-    checkpoint: "Checkpoint | str | Path | None",
+    given: "tuple[Checkpoint | str | Path | None, ...]",
     stages: Sequence[str] | None,
     require: Sequence[str],
     progress: "Progress | None",
 ) -> "Report":
     if isinstance(target, Bundle):
         raise UserError(f"--random takes a recipe: {target.path} is a bundle, which has weights of its own")
-    if checkpoint is not None:
-        raise UserError("--random makes the weights itself: give no --checkpoint beside it")
+    if any(source is not None for source in given):
+        raise UserError("--random makes the weights itself: give no --checkpoint and no --draft beside it")
     from coreai_recipes.verification.random_checkpoint import RandomCheckpoint, make_affordable
     from coreai_recipes.verification.run import run_stages
 

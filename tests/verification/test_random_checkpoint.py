@@ -71,8 +71,10 @@ def test_verify_says_which_weights_it_used(tiny: Recipe) -> None:
 
 
 def test_random_weights_take_the_place_of_a_checkpoint_and_not_of_a_bundle(tiny: Recipe) -> None:
-    with pytest.raises(UserError, match=r"^--random makes the weights itself: give no --checkpoint beside it$"):
-        verify(tiny, "anywhere", random=True)
+    for source in ({"checkpoint": "anywhere"}, {"draft": "anywhere"}):
+        with pytest.raises(UserError) as caught:
+            verify(tiny, random=True, **source)
+        assert str(caught.value) == "--random makes the weights itself: give no --checkpoint and no --draft beside it"
 
 
 def test_a_recipe_of_no_known_family_is_refused(tiny: Recipe) -> None:
