@@ -94,13 +94,16 @@ class RandomCheckpoint(Checkpoint):
             source = table.find(name, table.prefixes[0]) if table.knows(name) else None
             if source is None:
                 continue  # `bind` says so
-            if source.rows:
-                rows = sum(shapes[part][0] for part in source.rows if part in shapes)
+            if source.parts:
+                rows = sum(shapes[part][0] for part in source.parts if part in shapes)
                 shape = (rows, *shape[1:])
             if source.transpose:
                 shape = shape[::-1]
             found[source.tensor] = TensorInfo(source.tensor, shape, "F32", "random")
             self._spreads[source.tensor] = _choose_spread(name, shape, recipe.model)
+        for name, value in table.constants_of(len(recipe.model.layer_kinds), table.prefixes[0]).items():
+            found[name] = TensorInfo(name, (), "F32", "random")
+            self._spreads[name] = _Spread(value, 0.0)
         return found
 
 
