@@ -52,7 +52,7 @@ def config_for(recipe: Recipe, place: str | None = None) -> dict[str, Any]:
         config = _Reverser(recipe, family).write()
     except Unreadable as unreadable:
         raise RecipeError(*(f"{place}: {problem}" for problem in unreadable.args)) from None
-    config = {"model_type": name, **config, **_harmless(recipe)}
+    config = {"model_type": name, **_harmless(recipe, family), **config}
     _check(recipe, config, family, place)
     return config
 
@@ -66,11 +66,11 @@ def check_reference(recipe: Recipe, place: str) -> None:
         config_for(recipe, place)
 
 
-def _harmless(recipe: Recipe) -> dict[str, Any]:
+def _harmless(recipe: Recipe, family: Family) -> dict[str, Any]:
     """What makes no difference, but must fit the sizes."""
     scalings = [getattr(kind.rotary, "scaling", None) for kind in recipe.model.kinds.values()]
     reach = [math.ceil(scaling.factor * getattr(scaling, "original_context", 1)) for scaling in scalings if scaling]
-    return {"max_position_embeddings": max(recipe.export.context, *reach, 1), "pad_token_id": None}
+    return {family.longest: max(recipe.export.context, *reach, 1), "pad_token_id": None}
 
 
 def _check(recipe: Recipe, config: Mapping[str, Any], family: Family, place: str) -> None:
@@ -259,8 +259,8 @@ def from_recipe(rule: FieldRule, value: Any, name: str, family: Family) -> Any:
     """The config's word for the recipe's."""
     if value is None:
         return rule.off
-    if rule.via == "inverse_sqrt":
-        exact = value**-2
+    if rule.via is not None:
+        exact = value**-2 if rule.via == "inverse_sqrt" else 1 / value
         whole = round(exact)
         return whole if whole > 0 and abs(exact - whole) < 1e-6 * whole else exact
     if rule.values is None:
