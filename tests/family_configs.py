@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from coreai_recipes.recipe.importing.family import Family, FieldRule, family_names, load_family
+from coreai_recipes.recipe.importing.family import Family, FieldRule, family_names, gather, load_family
 
 LAYERS = 5
 SIZES: dict[str, Any] = {
@@ -19,6 +19,18 @@ SIZES: dict[str, Any] = {
     "hidden_size_per_layer_input": 12,
     "vocab_size_per_layer_input": 131,
     "pad_token_id": None,
+    "n_embd": 48,
+    "n_layer": LAYERS,
+    "n_head": 6,
+    "n_positions": 256,
+    "n_inner": 88,
+    "d_model": 48,
+    "n_layers": LAYERS,
+    "n_heads": 6,
+    "max_seq_len": 256,
+    "ffn_dim": 88,
+    "ffn_hidden_size": 88,
+    "num_kv_heads": 3,
 }
 TYPES = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
 # For fields whose value no rule can make up: small, and unlike any default.
@@ -41,13 +53,28 @@ UNUSUAL: dict[str, Any] = {
     "num_experts": 5,
     "top_k_experts": 2,
     "moe_intermediate_size": 36,
-    "clip_qkv": None,
+    "clip_qkv": 0.7,
+    "attn_config.clip_qkv": 0.7,
+    "attn_config.softmax_scale": 0.3,
+    "layer_norm_epsilon": 2e-5,
+    "norm_epsilon": 2e-5,
+    "norm_eps": 2e-5,
+    "logit_scale": 0.3,
+    "logits_scaling": 3.0,
+    "residual_multiplier": 0.3,
+    "word_embed_proj_dim": 36,
+    "num_ln_in_parallel_attn": 1,
 }
 # What holds a family's values together.
 TOGETHER: dict[str, dict[str, Any]] = {
     "helium": {"head_dim": 8},  # its o_proj is hidden_size wide on both sides
     "seed_oss": {"attention_bias": True},  # a bias on o alone is nothing that a recipe has
     "ministral": {"head_dim": 20},  # transformers cannot build it without
+    "mpt": {"logit_scale": None},
+    "falcon": {"parallel_attn": True},  # transformers cannot run another one of the new architecture
+    "phi": {"head_dim": 8},  # its q and k norms are hidden_size / num_attention_heads wide
+    "apertus": {"hidden_act": "xielu"},
+    "olmo3": {"layer_types": [*TYPES]},
 }
 # Further configs of a family, for what one config cannot be at once.
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
@@ -58,6 +85,22 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3-nope-slides": ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 7}),
     "seed_oss-no-bias": ("seed_oss", {"attention_bias": False}),
     "llama-old-spelling": ("llama", {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
+    "gpt_neox-old-spelling": ("gpt_neox", {"rotary_emb_base": 5000.0, "rotary_pct": 0.5}),
+    "phi-normed": ("phi", {"qk_layernorm": True}),
+    "cohere-normed": ("cohere", {"use_qk_norm": True}),
+    "persimmon-not-normed": ("persimmon", {"qk_layernorm": False}),
+    "exaone4-full": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS}),
+    "starcoder2-sliding": ("starcoder2", {"sliding_window": 7}),
+    "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False}),
+    "opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 36}),
+    "falcon-7b": ("falcon", {}),
+    "falcon-40b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 3, "bias": True}),
+    "falcon-11b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 3, "num_ln_in_parallel_attn": 1}),
+    "falcon-rw": (
+        "falcon",
+        {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True, "num_attention_heads": 12, "num_kv_heads": None},
+    ),
     "gemma3-old-spelling": (
         "gemma3_text",
         {
@@ -102,13 +145,13 @@ def unusual_config(family: Family) -> dict[str, Any]:
     """Every field of `family` off its default, and a rotary off its default."""
     config = {name: unusual_value(name, rule) for name, rule in family.fields.items() if name != family.per_layer}
     tokens = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
-    return {**config, **_rope(family), **TOGETHER.get(family.name, {}), **tokens}
+    return gather({**config, **_rope(family), **TOGETHER.get(family.name, {}), **tokens}, family)
 
 
 def plain_config(family: Family) -> dict[str, Any]:
     """Sizes alone: every other field is absent."""
     sizes = {name: value for name, value in SIZES.items() if name in family.fields}
-    return {**sizes, **TOGETHER.get(family.name, {}), "pad_token_id": None}
+    return gather({**sizes, **TOGETHER.get(family.name, {}), "pad_token_id": None}, family)
 
 
 def all_configs() -> dict[str, dict[str, Any]]:
