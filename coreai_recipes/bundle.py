@@ -38,12 +38,14 @@ class VerificationError(Exception):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A built folder. `seconds` are those of the build's steps, when it was built just now."""
+    """A built folder. `seconds` are those of the build's steps and `left_out` what of the checkpoint it did not use,
+    when it was built just now."""
 
     path: Path
     manifest: dict[str, Any]
     report: dict[str, Any]
     seconds: dict[str, float] | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
@@ -121,7 +123,7 @@ def build(
     from coreai_recipes.draft import build_draft
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.export.exporter import export_package
-    from coreai_recipes.filling import bind_decoder, bind_draft
+    from coreai_recipes.filling import bind_decoder, bind_draft, left_out
     from coreai_recipes.model import build_decoder, exported_form
 
     form = exported_form(recipe)
@@ -158,7 +160,7 @@ def build(
             report = found.to_json()
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return Bundle(target, manifest, report, exported.seconds)
+    return Bundle(target, manifest, report, exported.seconds, tuple(left_out(bindings, source)))
 
 
 def verify(
