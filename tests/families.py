@@ -440,7 +440,7 @@ def _recipe(family: str, config: Any, kinds: dict[str, dict[str, Any]], export: 
                 "layers": layers,
                 **model,
             },
-            "weights": {"names": family},
+            "weights": {"names": family.removesuffix("_text")},
             "export": export,
         }
     )
