@@ -59,7 +59,7 @@ def cut_down(name: str) -> Recipe:
         if isinstance(spec.attention, SlidingAttention):
             sizes["attention.window"] = WINDOW
         if isinstance(spec.rotary, ProportionalRotary):  # wider heads than the sliding layers', as they are
-            sizes |= {"attention.head_dim": 48, "attention.num_kv_heads": 3}
+            sizes |= {"attention.head_dim": 48, "attention.num_kv_heads": 3 if spec.attention.k_eq_v else 2}
         if spec.mlp.intermediate_size > whole.model.kinds[whole.model.layer_kinds[0]].mlp.intermediate_size:
             sizes["mlp.intermediate_size"] *= 2
         if isinstance(spec.rotary, FullRotary) and isinstance(spec.rotary.scaling, Llama3Scaling):
@@ -112,7 +112,7 @@ def family_settings(recipe: Recipe) -> dict[str, Any]:
         "hidden_activation": "gelu_pytorch_tanh",
         "layer_types": [f"{kind.removesuffix('_shared')}_attention" for kind in model.layer_kinds],
         "sliding_window": sliding.attention.window,
-        "query_pre_attn_scalar": sliding.attention.score_scale**-2,
+        "query_pre_attn_scalar": round(sliding.attention.score_scale**-2),
         "attn_logit_softcapping": sliding.attention.softcap,
         "final_logit_softcapping": model.head.softcap,
         "rope_parameters": rope_parameters(sliding.rotary),
