@@ -165,6 +165,10 @@ def make_checkpoint(recipe: Recipe, folder: Path) -> Path:
         **family_settings(recipe),
     )
     made = small_model(AutoModelForCausalLM.from_config, config, seed=len(recipe.name))
+    for name, parameter in made.named_parameters():
+        if name.endswith("q_norm.weight") and kind.attention.scale == 1.0:
+            # what a trained model has learned: scores that nothing scales would be so sharp that float16 loses them
+            parameter.data *= kind.attention.head_dim**-0.5
     made.to(torch.bfloat16).save_pretrained(folder)
     letters = {chr(32 + index): index for index in range(96)}
     tokenizer = Tokenizer(models.BPE(letters, [], unk_token=" "))
