@@ -217,7 +217,9 @@ def find_draft(recipe: Recipe, draft: "Checkpoint | str | Path | None") -> tuple
     named = draft if draft is not None else recipe.draft.reference.checkpoint  # type: ignore[union-attr]
     source = named if isinstance(named, Checkpoint) else open_checkpoint(str(named))
     if recipe.draft is None:
-        raise CheckpointError(f"{recipe.name}: the recipe has no draft to fill from {source.place}")
+        from coreai_recipes.recipe.importing.assembling import with_draft
+
+        recipe = with_draft(recipe, source.config)
     return recipe, source
 
 

@@ -151,3 +151,37 @@ def _rope(family: Family) -> dict[str, Any]:
             return {"rope_parameters": given}
         found[slot.nested] = given
     return {"rope_parameters": found}
+
+
+DRAFT_TARGET = {
+    "model_type": "gemma4_text",
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": 16,
+    "hidden_size_per_layer_input": 0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+}
+DRAFT_TEXT = {
+    **{key: value for key, value in DRAFT_TARGET.items() if key != "num_kv_shared_layers"},
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "vocab_size_per_layer_input": 0,
+}
+
+
+def assistant(text: dict[str, Any] | None = None, **outer: Any) -> dict[str, Any]:
+    """A draft of DRAFT_TARGET, with changes to its text part and around it."""
+    return {
+        "model_type": "gemma4_assistant",
+        "backbone_hidden_size": 32,
+        "text_config": {**DRAFT_TEXT, **(text or {})},
+        **outer,
+    }

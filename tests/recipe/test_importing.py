@@ -5,6 +5,8 @@ import math
 from typing import Any
 
 import pytest
+from family_configs import DRAFT_TARGET as TARGET
+from family_configs import assistant
 
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing import family_names, load_family
@@ -262,34 +264,6 @@ def test_layers_are_named_after_their_role_and_folded() -> None:
 )
 def test_patterns_are_folded_into_the_shortest_list(kinds: list[str], folded: list[Any]) -> None:
     assert fold_layers(kinds) == folded
-
-
-TARGET = {
-    "model_type": "gemma4_text",
-    **SIZES,
-    "head_dim": 8,
-    "global_head_dim": 16,
-    "sliding_window": 16,
-    "hidden_size_per_layer_input": 0,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
-    "num_kv_shared_layers": 2,
-}
-DRAFT_TEXT = {
-    **{key: value for key, value in TARGET.items() if key != "num_kv_shared_layers"},
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "layer_types": ["sliding_attention", "full_attention"],
-    "vocab_size_per_layer_input": 0,
-}
-
-
-def assistant(text: dict[str, Any] | None = None, **outer: Any) -> dict[str, Any]:
-    return {
-        "model_type": "gemma4_assistant",
-        "backbone_hidden_size": 32,
-        "text_config": {**DRAFT_TEXT, **(text or {})},
-        **outer,
-    }
 
 
 def test_a_draft_reads_the_last_own_cache_of_each_sort() -> None:
