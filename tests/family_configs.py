@@ -26,7 +26,7 @@ UNUSUAL: dict[str, Any] = {
     **SIZES,
     "layer_types": TYPES,
     "max_window_layers": 2,
-    "no_rope_layers": [0, 1, 0, 0, 1],
+    "no_rope_layers": [1, 0, 0, 1, 1],
     "no_rope_layer_interval": 3,
     "sliding_window_pattern": 3,
     "rms_norm_eps": 2e-5,

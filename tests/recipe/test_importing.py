@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from family_configs import DRAFT_TARGET as TARGET
-from family_configs import assistant
+from family_configs import TOGETHER, assistant, decoders, unusual_config
+from hypothesis import given, settings, strategies
 
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.recipe.importing import family_names, load_family
+from coreai_recipes.recipe.importing import config_for, family_names, load_family
 from coreai_recipes.recipe.importing.assembling import draft_from_config, recipe_from_config
+from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import refused_models
 from coreai_recipes.recipe.importing.folding import fold_layers
 from coreai_recipes.recipe.schema import Draft, Recipe
@@ -154,6 +156,11 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         "per_layer_config: layers 0 and 1 differ in it and are alike otherwise",
     ),
     (
+        "gemma4_text",
+        {"num_kv_shared_layers": 1},
+        "num_kv_shared_layers: 1: no layer is left whose cache those of kind full_shared could read",
+    ),
+    (
         "stablelm",
         {"use_parallel_residual": True},
         "use_parallel_residual: true: " + needs("a layer whose halves run side by side"),
@@ -168,6 +175,55 @@ def test_a_mutated_config_is_refused_by_the_name_of_its_field(
     model_type: str, fields: dict[str, Any], problem: str
 ) -> None:
     assert problems(model_type, **fields) == [f"config.json: {problem}"]
+
+
+# What says how layers follow one another only where no list of them is given.
+OVERRULED = {"sliding_window_pattern", "max_window_layers", "no_rope_layer_interval"}
+
+
+@pytest.mark.parametrize("name", decoders())
+def test_no_field_is_dropped_in_silence(name: str) -> None:
+    """Without any one of its fields the unusual config is another model, or none."""
+    family = load_family(name)
+    config = {"model_type": name, **unusual_config(family)}
+    whole = recipe_from_config(config, "small").recipe.model
+    others = {"max_position_embeddings", *OVERRULED, *TOGETHER.get(name, {})}
+    for field in (family.fields.keys() & config.keys()) - others:
+        if family.fields[field].only is not None:
+            continue
+        try:
+            rest = recipe_from_config({key: value for key, value in config.items() if key != field}, "small").recipe
+        except CheckpointError:
+            continue
+        assert compare_models(whole, rest.model) != [], field
+
+
+FAMILIES_OF_KINDS = ("gemma4_text", "gemma3_text", "qwen2", "smollm3", "ministral")
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=strategies.data())
+def test_any_config_of_several_kinds_reads_back_as_the_same_model(data: strategies.DataObject) -> None:
+    family = load_family(data.draw(strategies.sampled_from(FAMILIES_OF_KINDS)))
+    unusual = unusual_config(family)
+    kept = data.draw(strategies.sets(strategies.sampled_from(sorted(unusual))))
+    config = {"model_type": family.name, **SIZES, **{field: unusual[field] for field in sorted(kept)}}
+    count = config["num_hidden_layers"] = data.draw(strategies.integers(1, 9))
+    if "layer_types" in kept:
+        word = strategies.sampled_from(["sliding_attention", "full_attention"])
+        config["layer_types"] = data.draw(strategies.lists(word, min_size=count, max_size=count))
+    if "no_rope_layers" in kept:
+        config["no_rope_layers"] = data.draw(
+            strategies.lists(strategies.integers(0, 1), min_size=count, max_size=count)
+        )
+    if "num_kv_shared_layers" in kept:
+        config["num_kv_shared_layers"] = data.draw(strategies.integers(0, count - 1))
+    try:
+        recipe = recipe_from_config(config, "small").recipe
+    except CheckpointError:
+        return  # what no recipe can be is refused, which other tests look at
+    again = recipe_from_config(config_for(recipe), "small").recipe
+    assert compare_models(again.model, recipe.model) == []
 
 
 def test_every_problem_is_told_at_once() -> None:

@@ -76,7 +76,7 @@ def draft_from_config(config: Mapping[str, Any], recipe: Recipe) -> dict[str, An
         raise CheckpointError(f"config.json: model_type: {outer.name} is no draft")
     # a draft owns no cache, whatever its config says of that
     layers = value_in(part, family.layer_count, family)
-    read = read_model({**part, "num_kv_shared_layers": layers}, family)
+    read = read_model({**part, "num_kv_shared_layers": layers}, family, is_draft=True)
     draft = {key: value for key, value in read.data.items() if key not in ("embedding", "head")}
     problems = list(_fit_sizes(config, outer, recipe))
     for name, kind in draft["kinds"].items():
