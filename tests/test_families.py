@@ -17,7 +17,7 @@ from coreai_recipes.recipe.importing import config_for, load_family
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.conditions import value_in
-from coreai_recipes.recipe.importing.family import irrelevant_fields
+from coreai_recipes.recipe.importing.family import family_names, irrelevant_fields, refused_models
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification import run_stages
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
@@ -140,3 +140,8 @@ def test_irrelevant_fields_leave_the_logits_bit_equal(name: str) -> None:
     irrelevant = {field for field, entry in irrelevant_fields().items() if entry.only is None}
     for field in sorted(fields & irrelevant):
         assert torch.equal(logits(**{field: OTHER_VALUES[field]}), expected), field
+
+
+def test_what_is_refused_is_what_transformers_has() -> None:
+    assert refused_models().keys() - set(CONFIG_MAPPING.keys()) == set()
+    assert set(family_names()) - set(CONFIG_MAPPING.keys()) == set()
