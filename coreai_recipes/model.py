@@ -42,8 +42,9 @@ class Decoder(nn.Module):
         self.per_layer: PerLayerInput | None = None
         if per_layer is not None:
             count = len(model.layer_kinds)
-            self.per_layer_table = nn.Embedding(per_layer.vocab_size, count * per_layer.size)
-            self.per_layer_table.requires_grad_(False)
+            # nn.Embedding's own start draws random numbers, which on the meta device first imports 800 modules of torch
+            rows = torch.empty(per_layer.vocab_size, count * per_layer.size)
+            self.per_layer_table = nn.Embedding.from_pretrained(rows, freeze=True)  # type: ignore[no-untyped-call]
             self.per_layer = PerLayerInput(per_layer, count, model.hidden_size, model.norm, scale)
         self.layers = nn.ModuleList(Layer(model, name, per_layer, form) for name in model.layer_kinds)
         self.norm = build_norm(form.of_stream(model.norm), model.hidden_size)

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coreai_recipes.recipe.loader import load_recipe
-from coreai_recipes.recipe.schema import Attention, GatedMLP, LayerNorm, Model, NoRotary, Recipe, RMSNorm, Rotary
+from coreai_recipes.recipe.schema import (
+    Attention,
+    Experts,
+    GatedMLP,
+    LayerNorm,
+    Model,
+    NoRotary,
+    Recipe,
+    RMSNorm,
+    Rotary,
+)
 from coreai_recipes.recipe.source import built_in_recipes
 
 
@@ -15,7 +25,7 @@ class Entry:
 
     Attributes:
         family: the model_type of the reference, None for an architecture without one.
-        parameters: how many numbers the checkpoint holds, a tied table counted once.
+        parameters: how many numbers the recipe takes of the checkpoint, a tied table counted once.
         kinds: how many layers there are of each kind, in the recipe's order.
         rotary: what turns in each kind, in words.
     """
@@ -48,34 +58,45 @@ def describe_recipe(recipe: Recipe, path: Path) -> Entry:
 
 
 def count_parameters(recipe: Recipe) -> int:
-    """How many numbers the recipe's checkpoint holds; a tied table counts once, tables that are computed not at all."""
+    """How many numbers the recipe takes of its checkpoint: those of its decoder, a tied table counted once.
+
+    A draft is a checkpoint of its own. Without torch, so that `recipe list` is quick; a test holds it to the decoder.
+    """
     model = recipe.model
-    layers = sum(_count_layer(model, kind) for kind in model.layer_kinds)
+    layers = Counter(model.layer_kinds)
     tables = model.vocab_size * model.hidden_size * (1 if model.head.tied else 2)
-    return tables + layers + _count_norm(model.norm, model.hidden_size) + _count_per_layer_embedding(model)
-
-
-def _count_layer(model: Model, kind: str) -> int:
-    spec = model.kinds[kind]
-    norms = 4 if model.placement_of(kind) == "sandwich" else 2
     return (
-        _count_attention(spec.attention, model.hidden_size, spec.norm or model.norm)
-        + _count_mlp(spec.mlp, model.hidden_size)
-        + norms * _count_norm(model.norm_of(kind), model.hidden_size)
+        tables
+        + sum(count * _count_layer(model, kind) for kind, count in layers.items())
+        + _count_norm(model.norm, model.hidden_size)
+        + _count_per_layer_front(model)
     )
 
 
+def _count_layer(model: Model, kind: str) -> int:
+    spec, norm, hidden_size = model.kinds[kind], model.norm_of(kind), model.hidden_size
+    norms = 4 if model.placement_of(kind) == "sandwich" else 2
+    count = _count_attention(spec.attention, hidden_size, norm) + _count_mlp(spec.mlp, hidden_size)
+    if spec.experts is not None:
+        norms += 3  # behind the dense MLP, before and behind the experts
+        count += _count_experts(spec.experts, hidden_size)
+    if model.embedding.per_layer is not None:
+        norms += 1
+        count += 2 * hidden_size * model.embedding.per_layer.size  # a gate and a projection
+    return count + norms * _count_norm(norm, hidden_size) + int(model.layer_scalar)
+
+
 def _count_attention(attention: Attention, hidden_size: int, norm: RMSNorm | LayerNorm) -> int:
-    """Four projections, less k and v where another kind's cache is read."""
-    width = attention.num_heads * attention.head_dim
-    kv_width = 0 if attention.shares_kv_with else attention.num_kv_heads * attention.head_dim
-    count = 2 * hidden_size * (width + kv_width)
+    """Projections and norms of q, k, v and o, less k and v where another kind's cache is read, and v where it is k."""
+    width, kv_width = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
+    keys_and_values = 0 if attention.shares_kv_with else 1 if attention.k_eq_v else 2
+    count = hidden_size * (2 * width + keys_and_values * kv_width)
     if attention.bias != "none":
-        count += width + 2 * kv_width
+        count += width + keys_and_values * kv_width
     if attention.bias == "qkvo":
         count += hidden_size
     if attention.qk_norm:
-        count += (2 if kv_width else 1) * _count_norm(attention.qk_norm.norm or norm, attention.head_dim)
+        count += min(1 + keys_and_values, 2) * _count_norm(attention.qk_norm.norm or norm, attention.head_dim)
     return count
 
 
@@ -83,20 +104,25 @@ def _count_mlp(mlp: GatedMLP, hidden_size: int) -> int:
     return 3 * hidden_size * mlp.intermediate_size + (2 * mlp.intermediate_size + hidden_size if mlp.bias else 0)
 
 
+def _count_experts(experts: Experts, hidden_size: int) -> int:
+    """Gate, up and down of each expert, its row of the router and its scale, and the router's scale of the input."""
+    each = 3 * hidden_size * experts.intermediate_size + hidden_size + 1
+    return experts.num_experts * each + hidden_size
+
+
 def _count_norm(norm: RMSNorm | LayerNorm, size: int) -> int:
     weight = 0 if norm.weight == "none" else size
     return weight + (size if isinstance(norm, LayerNorm) and norm.bias else 0)
 
 
-def _count_per_layer_embedding(model: Model) -> int:
-    """Gemma 4's: the table, its projection and norm, and in each layer a gate, a projection, a norm and one scalar."""
+def _count_per_layer_front(model: Model) -> int:
+    """Gemma 4's second table, and the projection and norm that every layer's inputs come from."""
     table = model.embedding.per_layer
     if table is None:
         return 0
-    layers = len(model.layer_kinds)
-    front = (table.vocab_size + model.hidden_size) * layers * table.size + _count_norm(model.norm, table.size)
-    each = 2 * model.hidden_size * table.size + _count_norm(model.norm, model.hidden_size) + 1
-    return front + layers * each
+    return (table.vocab_size + model.hidden_size) * len(model.layer_kinds) * table.size + _count_norm(
+        model.norm, table.size
+    )
 
 
 def _summarize_rotary(model: Model) -> str:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from families import FAMILIES
 
 from coreai_recipes.recipe import built_in_recipes, count_parameters, list_recipes, load_recipe, load_resolved
 
@@ -21,12 +22,32 @@ PARAMETERS = {
     "qwen3-4b": 4_022_468_096,
     "llama-3.2-1b": 1_235_814_400,
     "mistral-7b": 7_248_023_552,
+    # the text parts alone; what cards say of Gemma 4 E2B and E4B (5.1 B, 8 B) counts towers for images and sound too
+    "gemma4": 4_628_569_379,
+    "gemma4-e4b": 7_463_013_418,
+    "gemma4-26b-a4b": 25_233_141_790,
+    "gemma4-31b": 30_697_345_340,
 }
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_recipe_has_as_many_parameters_as_its_checkpoint(name):
     assert count_parameters(load_recipe(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", built_in_recipes())
+def test_a_recipe_has_as_many_parameters_as_its_decoder(name):
+    from coreai_recipes.model import build_decoder
+
+    recipe = load_recipe(name)
+    assert count_parameters(recipe) == sum(parameter.numel() for parameter in build_decoder(recipe).parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_small_model_has_as_many_parameters_as_its_decoder(family):
+    """Biases, norms of a kind's own, experts beside shared caches: what no built-in recipe combines."""
+    pair = FAMILIES[family]()
+    assert count_parameters(pair.recipe) == sum(parameter.numel() for parameter in pair.decoder().parameters())
 
 
 def test_tiny_llama_is_the_committed_checkpoint():
@@ -53,7 +74,8 @@ def test_every_built_in_recipe_is_called_as_its_file_and_survives_its_own_text(n
     assert resolved.recipe.name == name
     (tmp_path / "again.yaml").write_text(resolved.text())
     assert load_recipe(tmp_path / "again.yaml") == resolved.recipe
-    assert resolved.notes == ()
+    # the window of the sliding kind that the full one is like, and nothing else
+    assert set(resolved.notes) <= {"model.kinds.full.attention.window: dropped, `full` attention has none"}
 
 
 def test_the_list_tells_family_size_kinds_and_rotary():
