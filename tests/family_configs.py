@@ -1,5 +1,6 @@
 """A small config of each family in which every field that its rules read differs from transformers' default."""
 
+from pathlib import Path
 from typing import Any
 
 from coreai_recipes.recipe.importing.family import Family, FieldRule, family_names, load_family
@@ -121,6 +122,17 @@ def all_configs() -> dict[str, dict[str, Any]]:
     for name, (model_type, changes) in FURTHER.items():
         found[name] = {"model_type": model_type, **plain_config(load_family(model_type)), **changes}
     return found
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A tokenizer of single letters, beside a checkpoint that has none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {chr(32 + index): index for index in range(96)}
+    tokenizer = Tokenizer(models.BPE(letters, [], unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=" ").save_pretrained(folder)
 
 
 def unusual_value(name: str, rule: FieldRule) -> Any:
