@@ -24,7 +24,6 @@ FORMAT = 1
 PACKAGE = "model.mlpackage"
 REPORT = "report.json"
 RECIPE = "recipe.yaml"
-SCORED_TOKENS = 5  # where a recipe says nothing: the last token and four drafted ones
 PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
 
 
@@ -220,13 +219,9 @@ def find_draft(recipe: Recipe, draft: "Checkpoint | str | Path | None") -> tuple
     named = draft if draft is not None else recipe.draft.reference.checkpoint  # type: ignore[union-attr]
     source = named if isinstance(named, Checkpoint) else open_checkpoint(str(named))
     if recipe.draft is None:
-        from coreai_recipes.recipe.importing.assembling import draft_from_config
+        from coreai_recipes.recipe.importing.assembling import with_draft
 
-        data = recipe.model_dump()
-        data["draft"] = draft_from_config(source.config, recipe)
-        functions = data["export"]["functions"]
-        functions["score"] = functions["score"] or SCORED_TOKENS
-        recipe = Recipe.model_validate(data)
+        recipe = with_draft(recipe, source.config)
     return recipe, source
 
 
