@@ -21,7 +21,7 @@ BLOCK_BYTES = 8 << 20
 
 
 class BlobFile:
-    """One weight.bin, opened when first needed and read with `readinto`: a mapped page would count as resident until the end."""
+    """One weight.bin, opened when needed and read with `readinto`: a mapped page would stay resident until the end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
