@@ -23,7 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "console": {"*"},
     "generate": {"bundle", "evaluate", "speculation", "coreml", "checkpoint", "recipe", "errors"},
     "bundle": {"*"},
-    "plan": {"model", "front", "primitives", "recipe", "errors"},
+    "plan": {"workload", "draft", "model", "front", "primitives", "recipe", "errors"},
+    "workload": {"draft", "model", "front", "primitives"},
     "verification": {
         *("evaluate", "coreml", "filling", "folding", "checkpoint", "speculation"),
         *("draft", "model", "front", "primitives", "recipe", "errors"),
