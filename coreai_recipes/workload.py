@@ -1,8 +1,8 @@
 """What one call of each function multiplies, from the sizes of the modules: known before anything is converted.
 
-Matrix products alone, a multiply-add counted as two: a projection's weights for each token, and for each query the scores
-over all rows of its cache and what they mix, seen or not. A saved program has norms and the like beside them, and a test
-holds the two to the same products.
+Matrix products alone, a multiply-add counted as two: a projection's weights for each token, and for each query the
+scores over all rows of its cache, seen or not, and what they mix. A saved program has norms and the like beside them,
+and a test holds the two to the same products.
 """
 
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ def draft_flops(draft: Draft) -> int:
 def _layer_flops(layer: Layer, queries: int, rows: int) -> int:
     attention = layer.attention
     width = attention.num_heads * attention.head_dim  # type: ignore[operator]
-    scores_and_mixing = 4 * width * rows  # type: ignore[operator]
+    scores_and_mixing = 4 * width * rows
     experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, Experts))
     return int(queries * (_projection_flops(layer) + scores_and_mixing) + experts)
 
