@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.errors import BundleError, CheckpointError
+from coreai_recipes.errors import BundleError, CheckpointError, UserError
 from coreai_recipes.recipe import Recipe, load_recipe, recipe_text
 from coreai_recipes.staging import MANIFEST, recover, staged_folder
 
@@ -25,6 +25,7 @@ PACKAGE = "model.mlpackage"
 REPORT = "report.json"
 RECIPE = "recipe.yaml"
 COST = ("flops", "weight_bytes", "state_bytes")  # what the manifest says of each function
+SCORED_TOKENS = 5  # where a recipe says nothing: the last token and four drafted ones
 PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
 
 
@@ -181,10 +182,12 @@ def verify(
     stages: Sequence[str] | None = None,
     require: Sequence[str] = (),
     runtime: "Runtime" = "evaluator",
+    random: bool = False,
     progress: "Progress | None" = None,
 ) -> "Report":
     """Prove a bundle, or a recipe before it is built, equal to transformers. See the stages of DESIGN.
 
+    With `random` the weights are random ones in the recipe's shape, one layer of each kind where all would take long.
     Raises UserError when the bundle was modified since it was built, or the checkpoint does not fit.
     """
     from coreai_recipes.verification.run import run_stages
@@ -193,6 +196,8 @@ def verify(
         recover(Path(target))
         target = Bundle.open(target) if (Path(target) / MANIFEST).exists() else load_recipe(target)
     package = None
+    if random:
+        return _verify_random(target, (checkpoint, draft), stages, require, progress)
     if isinstance(target, Bundle):
         target.check_files()
         recipe, package = target.recipe, target.package
@@ -226,8 +231,34 @@ def find_draft(recipe: Recipe, draft: "Checkpoint | str | Path | None") -> tuple
     named = draft if draft is not None else recipe.draft.reference.checkpoint  # type: ignore[union-attr]
     source = named if isinstance(named, Checkpoint) else open_checkpoint(str(named))
     if recipe.draft is None:
-        raise CheckpointError(f"{recipe.name}: the recipe has no draft to fill from {source.place}")
+        from coreai_recipes.recipe.importing.assembling import draft_from_config
+
+        data = recipe.model_dump()
+        data["draft"] = draft_from_config(source.config, recipe)
+        functions = data["export"]["functions"]
+        functions["score"] = functions["score"] or SCORED_TOKENS
+        recipe = Recipe.model_validate(data)
     return recipe, source
+
+
+def _verify_random(
+    target: Bundle | Recipe,
+    given: "tuple[Checkpoint | str | Path | None, ...]",
+    stages: Sequence[str] | None,
+    require: Sequence[str],
+    progress: "Progress | None",
+) -> "Report":
+    if isinstance(target, Bundle):
+        raise UserError(f"--random takes a recipe: {target.path} is a bundle, which has weights of its own")
+    if any(source is not None for source in given):
+        raise UserError("--random makes the weights itself: give no --checkpoint and no --draft beside it")
+    from coreai_recipes.verification.random_checkpoint import RandomCheckpoint, make_affordable
+    from coreai_recipes.verification.run import run_stages
+
+    recipe, layers = make_affordable(target)
+    source = RandomCheckpoint(recipe)
+    report = run_stages(recipe, source, None, stages=stages, require=require, on_progress=progress)
+    return report.with_detail({"weights": source.source, "layers": layers})
 
 
 def find_checkpoint(recipe: Recipe, checkpoint: "Checkpoint | str | Path | None") -> "Checkpoint":

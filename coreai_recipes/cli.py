@@ -98,12 +98,14 @@ def validate(
     """Every problem of a recipe at once; with a checkpoint, its tensors' names and shapes too, from headers alone."""
     from coreai_recipes import console
     from coreai_recipes.recipe import load_recipe
+    from coreai_recipes.recipe.importing import check_reference
 
     results: list[dict[str, Any]] = []
     for source in recipes:
         problems: list[str] = []
         try:
             loaded = load_recipe(source)
+            check_reference(loaded, source)
             if checkpoint is not None:
                 _check_tensors(loaded, checkpoint)
         except UserError as error:
@@ -125,6 +127,64 @@ def _check_tensors(recipe: Any, checkpoint: str) -> None:
     from coreai_recipes.model import build_decoder
 
     bind_decoder(build_decoder(recipe), open_headers(checkpoint))
+
+
+@app.command()
+def new(
+    src: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a GGUF file, or a hub id (ORG/NAME@REVISION).")],
+    out: Annotated[
+        Path | None, typer.Option("-o", metavar="FILE", help="Write it there; else to standard output.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option("--as", metavar="FAMILY", help="Read config.json as that family's, whatever it says.")
+    ] = None,
+) -> None:
+    """A recipe from a checkpoint's config.json and tensor headers; what it cannot express is refused by field name."""
+    from coreai_recipes.authoring import new_recipe, write_new
+
+    made = new_recipe(src, family)
+    if out is None:
+        print(made.text, end="")
+    else:
+        write_new(out, made)
+    for decision in made.decisions:
+        print(decision, file=sys.stderr)
+
+
+@app.command()
+def families(as_json: JsonOption = False) -> None:
+    """The families of models that `recipe new` reads."""
+    from coreai_recipes import console
+    from coreai_recipes.authoring import family_rows
+
+    rows = family_rows()
+    if as_json:
+        console.print_json(rows)
+        return
+    cells = [(row["family"], row["about"], ", ".join(row["recipes"]) or "-") for row in rows]
+    console.print_table(("family", "what it is", "built-in recipes"), cells)
+
+
+@app.command()
+def diff(
+    one: Annotated[str, typer.Argument(metavar="A", help="A recipe, or a checkpoint.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="A recipe, or a checkpoint.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Every field in which two recipes, or a recipe and a checkpoint's config.json, describe different models."""
+    from coreai_recipes import console
+    from coreai_recipes.authoring import compare
+
+    found = compare(one, other)
+    if as_json:
+        console.print_json([{"field": f.path, "layers": list(f.layers), "a": f.one, "b": f.other} for f in found])
+    elif found:
+        console.print_table(
+            ("field", one, other), [(f.where, console.word(f.one), console.word(f.other)) for f in found]
+        )
+    else:
+        print("the same model")
+    raise typer.Exit(1 if found else 0)
 
 
 @app.command()
@@ -196,6 +256,10 @@ def verify(
     runtime: Annotated[
         Literal["evaluator", "coreml"], typer.Option(help="What runs the package: coreml on macOS.")
     ] = "evaluator",
+    random: Annotated[
+        bool,
+        typer.Option("--random", help="Of a recipe: with random weights, one layer of each kind where all are many."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Prove a bundle, or a recipe before it is built, against transformers."""
@@ -209,6 +273,7 @@ def verify(
             stages=stage or None,
             require=require or (),
             runtime=runtime,
+            random=random,
             progress=progress,
         )
     if as_json:

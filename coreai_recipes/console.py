@@ -41,6 +41,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     console.print(table) if console.is_terminal else Console(width=200).print(table)
 
 
+def word(value: Any) -> str:
+    """A field's value in a cell."""
+    return "-" if value is None else json.dumps(value) if isinstance(value, bool | list) else str(value)
+
+
 @contextmanager
 def progress_bar() -> "Iterator[Callable[[str, int, int], None] | None]":
     """A bar a step on a terminal's standard error; nothing where nobody looks."""
@@ -129,6 +134,8 @@ def _explain(stage: Mapping[str, Any]) -> str:
         if strict:
             words.append(f"sums in float16 too {_decibels(strict['psnr_db'])} dB, top-1 {_percent(strict)}")
         words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
+    if "weights" in detail:
+        words.append(f"{detail['weights']}: {detail['layers']}")
     return "; ".join(words)
 
 

@@ -14,6 +14,8 @@ from coreai_recipes.model import Decoder, fill
 from coreai_recipes.primitives.head import Head
 from coreai_recipes.primitives.projection import Projection
 
+ORDERING = "clusters.ordering"  # the tokens of a draft's clusters: whole numbers, not a weight
+
 
 def bind_decoder(decoder: Decoder, checkpoint: Checkpoint) -> dict[str, Binding]:
     """Where each parameter of `decoder` is read from. Raises CheckpointError with every tensor that does not fit."""
@@ -31,7 +33,8 @@ def bind_draft(draft: Draft, checkpoint: Checkpoint) -> dict[str, Binding]:
     wanted = {}
     for name, shape in checkpoint_shapes(draft).items():
         kind = kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
-        wanted[name] = ParameterInfo(shape, kind, draft_stored_as(draft.recipe, name, draft.form))
+        rewrite = draft_stored_as(draft.recipe, name, draft.form)
+        wanted[name] = ParameterInfo(shape, kind, rewrite, is_integer=name.endswith(ORDERING))
     return bind(wanted, draft.spec.weights.names, checkpoint)
 
 
@@ -50,8 +53,8 @@ def checkpoint_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
         shape = tuple(parameter.shape)
         if isinstance(module.get_submodule(name.rpartition(".")[0]), Projection | Head) and len(shape) == 4:
             shape = shape[:2]
-        elif len(shape) > 2 and parameter.numel() == max(shape):
-            shape = (max(shape),)
+        elif name.endswith(ORDERING) or (len(shape) > 2 and parameter.numel() == max(shape)):
+            shape = (parameter.numel(),)
         shapes[name] = shape
     return shapes
 
@@ -64,6 +67,8 @@ def fill_from(module: nn.Module, bindings: Mapping[str, Binding], prefix: str = 
 
     def read(name: str) -> Tensor:
         weight = bindings[name].read()
+        if name.endswith(ORDERING):
+            return weight
         return to_float16(weight, bindings[name].tensor).to(torch.float32) if stored else weight
 
     fill(module, read, prefix)

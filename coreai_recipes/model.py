@@ -44,7 +44,7 @@ class Decoder(nn.Module):
             count = len(model.layer_kinds)
             # nn.Embedding's own start draws random numbers, which on the meta device first imports 800 modules of torch
             rows = torch.empty(per_layer.vocab_size, count * per_layer.size)
-            self.per_layer_table = nn.Embedding.from_pretrained(rows)  # type: ignore[no-untyped-call]
+            self.per_layer_table = nn.Embedding.from_pretrained(rows, freeze=True)  # type: ignore[no-untyped-call]
             self.per_layer = PerLayerInput(per_layer, count, model.hidden_size, model.norm, scale)
         self.layers = nn.ModuleList(Layer(model, name, per_layer, form) for name in model.layer_kinds)
         self.norm = build_norm(form.of_stream(model.norm), model.hidden_size)

@@ -283,7 +283,7 @@ def gemma4(
             kind["attention"]["shares_kv_with"] = name
             kind["mlp"]["intermediate_size"] *= 2
             kinds[f"{name}_shared"] = kind
-    table = {"per_layer": {"size": 12, "vocab_size": VOCAB}} if per_layer else {}
+    table = {"per_layer": {"size": 12, "vocab_size": config.vocab_size_per_layer_input}} if per_layer else {}
     model = _gemma_model(softcap=7.0)
     model["norm"]["weight"] = "w"
     model["embedding"] |= table
@@ -294,8 +294,9 @@ def gemma4(
     return Pair(recipe, made, GEMMA4_NAMES)
 
 
-def gemma4_draft(pair: Pair, seed: int = 1) -> tuple[Recipe, Any]:
-    """The recipe of a Gemma 4 with a draft of its own, and transformers' draft, random."""
+def gemma4_draft(pair: Pair, seed: int = 1, clusters: int | None = None) -> tuple[Recipe, Any]:
+    """The recipe of a Gemma 4 with a draft of its own, and transformers' draft, random; with `clusters` its head looks
+    into the best 3 of as many clusters of the vocabulary."""
     from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM
 
     from coreai_recipes.verification.draft_reference import all_layers_may_share
@@ -304,7 +305,7 @@ def gemma4_draft(pair: Pair, seed: int = 1) -> tuple[Recipe, Any]:
     full = target.per_layer_config[1]
     text = {
         "model_type": "gemma4_text",
-        "vocab_size": VOCAB,
+        "vocab_size": pair.recipe.model.vocab_size,
         "hidden_size": 36,
         "intermediate_size": 44,
         "num_hidden_layers": 3,
@@ -324,11 +325,20 @@ def gemma4_draft(pair: Pair, seed: int = 1) -> tuple[Recipe, Any]:
         "max_position_embeddings": 256,
         "tie_word_embeddings": True,
     }
+    ordered = {"use_ordered_embeddings": True, "num_centroids": clusters, "centroid_intermediate_top_k": 3}
     with all_layers_may_share():
-        config = Gemma4AssistantConfig(text_config=text, backbone_hidden_size=HIDDEN, attn_implementation="eager")
+        config = Gemma4AssistantConfig(
+            text_config=text,
+            backbone_hidden_size=HIDDEN,
+            attn_implementation="eager",
+            **(ordered if clusters else {}),
+        )
         draft = small_model(Gemma4AssistantForCausalLM, config, seed)
     for index, layer in enumerate(draft.model.layers):
         layer.layer_scalar.fill_(0.9 + 0.1 * index)
+    if clusters:
+        generator = torch.Generator().manual_seed(seed)
+        draft.masked_embedding.token_ordering.copy_(torch.randperm(text["vocab_size"], generator=generator))
     data = pair.recipe.model_dump()
     kinds = {}
     for name in ("sliding", "full"):
@@ -338,7 +348,8 @@ def gemma4_draft(pair: Pair, seed: int = 1) -> tuple[Recipe, Any]:
         kinds[name] = kind
     data["draft"] = {
         "reference": {"model_type": "gemma4_assistant"},
-        "vocab_size": VOCAB,
+        "vocab_size": pair.recipe.model.vocab_size,
+        "centroids": {"count": clusters, "top": 3} if clusters else None,
         "hidden_size": 36,
         "norm": {"kind": "rms", "eps": 1e-5},
         "placement": "sandwich",

@@ -554,7 +554,7 @@ def changed(recipe: Recipe, *path: str, **changes: Any) -> Recipe:
 def test_one_is_added_to_the_weights_of_1_plus_w_norms_and_to_nothing_else() -> None:
     for family in FAMILIES:
         recipe = FAMILIES[family]().recipe
-        expects = family.startswith("gemma")
+        expects = family in ("gemma2", "gemma3")  # Gemma 4 multiplies by w
         for name, _ in build_decoder(recipe).named_parameters():
             assert stored_as(recipe, name, PLAIN).offset == (
                 1.0 if expects and name.endswith("norm.weight") else 0.0
@@ -584,19 +584,13 @@ def test_a_layer_norms_bias_is_taken_as_it_is() -> None:
 
 
 def test_what_cannot_be_built_yet_is_refused_all_at_once() -> None:
-    recipe = FAMILIES["gemma2"]().recipe
-    data = recipe.model_dump()
-    data["model"]["embedding"]["per_layer"] = {"size": 8, "vocab_size": 131}
-    data["model"]["kinds"]["again"] = data["model"]["kinds"]["full"] | {
-        "attention": data["model"]["kinds"]["full"]["attention"] | {"shares_kv_with": "full"}
-    }
-    data["model"]["layers"] = ["sliding", "full", "again"]
+    recipe = changed(FAMILIES["gemma2"]().recipe, "model", norm={"kind": "rms", "eps": 1e-5, "weight": "none"})
+    recipe = changed(recipe, "export", residual_scale=0.5)
     with pytest.raises(RecipeError) as error:
-        build_decoder(Recipe.model_validate(data))
-    assert error.value.problems == (
-        "small-gemma2: model.embedding.per_layer: per-layer embeddings cannot be built yet",
-        "small-gemma2: model.kinds.again.attention.shares_kv_with: "
-        "layers that share another's cache cannot be built yet",
+        build_decoder(recipe)
+    assert error.value.problems == tuple(
+        f"small-gemma2: export.residual_scale: the norms behind the blocks of `{kind}` have no weight to take it up"
+        for kind in ("sliding", "full")
     )
 
 

@@ -227,13 +227,14 @@ def draft_layer_fragment(draft: Draft, kind: str) -> Fragment:
 
 def draft_head_fragment(draft: Draft) -> Fragment:
     """x of the draft -> its logits, and the hidden state that it is given next."""
-    parameters = {
-        **weights_of(draft.norm, "draft.norm."),
-        **weights_of(draft.post_projection, "draft.post_projection."),
-    }
+    parameters = weights_of(draft.norm, "draft.norm.") | weights_of(draft.post_projection, "draft.post_projection.")
+    if draft.clusters is not None:
+        parameters |= weights_of(draft.clusters.centroids, "draft.clusters.centroids.")
     table = WEIGHT_PREFIX + "draft_head_weight"
     parameters[table] = "draft.head.weight"
     inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1)), **ports_of(draft, parameters, "draft.")}
+    if draft.clusters is not None:
+        inputs["ordering"] = Port(INTEGER, tuple(draft.clusters.ordering.shape))
     outputs = {
         "logits": Port(FLOAT, (1, 1, draft.spec.vocab_size)),
         "hidden": Port(FLOAT, (1, 1, draft.recipe.model.hidden_size)),
@@ -364,9 +365,10 @@ class _DraftHeadPiece(_Piece):
         super().__init__(draft)
         self.parameter_names = [name.removeprefix("draft.") for name in parameters.values()]
 
-    def forward(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
         draft = cast(Draft, self.piece[0])
-        with parameters_as(draft, dict(zip(self.parameter_names, weights, strict=True))):
+        names = self.parameter_names if draft.clusters is None else [*self.parameter_names, "clusters.ordering"]
+        with parameters_as(draft, dict(zip(names, given, strict=True))):
             return draft.finish(x)
 
 

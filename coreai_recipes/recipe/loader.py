@@ -71,6 +71,14 @@ def load_resolved(source: str | Path, overrides: Sequence[str] = ()) -> Resolved
     return loading.finish(root)
 
 
+def validate_data(data: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe of plain data that was not written in a file, or what is wrong with it, by its place in the data."""
+    root, problems = read_yaml(write_yaml(data).encode(), "")
+    if root is None or problems:
+        raise ValueError("; ".join(problem.message for problem in problems))
+    return _validate(root.plain(), root)
+
+
 def recipe_text(recipe: Recipe) -> str:
     """A recipe as YAML in the schema's order; what is unsaid and without a value is left out."""
     data = recipe.model_dump(exclude_none=True)

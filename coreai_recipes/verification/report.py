@@ -1,8 +1,8 @@
 """What verify found, stage by stage, and its JSON. A leaf: it imports nothing of ours, and no torch."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -67,6 +67,10 @@ class Report:
             return None
         reasons = "; ".join(dict.fromkeys(stage.skipped or "" for stage in self.stages))
         return f"nothing was verified: {reasons or 'no stage was asked for'}"
+
+    def with_detail(self, facts: Mapping[str, Any]) -> "Report":
+        """The report with `facts` in the detail of each stage that ran."""
+        return Report(tuple(s if s.skipped else replace(s, detail={**s.detail, **facts}) for s in self.stages))
 
     def to_json(self) -> dict[str, Any]:
         return {"passed": self.passed, "stages": [stage.to_json() for stage in self.stages]}

@@ -1,11 +1,14 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_files import pack, save_model, write_folder
+from families import gemma4, gemma4_draft
 
 from coreai_recipes.checkpoint import ParameterInfo, bind
 from coreai_recipes.checkpoint.names import FOLDER, list_names, load_names
+from coreai_recipes.checkpoint.rewrite import Rewrite
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
 from coreai_recipes.errors import CheckpointError
 
@@ -15,6 +18,18 @@ FAMILIES = {
     "mistral": {"tie_word_embeddings": False},
     "qwen2": {},
     "qwen3": {"attention_bias": True},
+    "gemma2": {},
+    "gemma3": {"model_type": "gemma3_text"},
+    "gemma4": {
+        "model_type": "gemma4_text",
+        "hidden_size_per_layer_input": 12,
+        "vocab_size_per_layer_input": 99,
+        "enable_moe_block": True,
+        "num_experts": 5,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 28,
+    },
+    "gemma4_assistant": {},
 }
 
 
@@ -39,6 +54,15 @@ def llama(tmp_path_factory) -> SafetensorsCheckpoint:
     return SafetensorsCheckpoint(folder)
 
 
+def save_family(family: str, folder: Path):
+    """A random model with every tensor that the family can have; a draft is made for a target."""
+    if family == "gemma4_assistant":
+        _, model = gemma4_draft(gemma4())
+        model.save_pretrained(folder)
+        return model
+    return save_model(folder, **{"model_type": family, **FAMILIES[family]})
+
+
 def problems(parameters, names, checkpoint) -> list[str]:
     with pytest.raises(CheckpointError) as caught:
         bind(parameters, names, checkpoint)
@@ -48,7 +72,7 @@ def problems(parameters, names, checkpoint) -> list[str]:
 
 @pytest.mark.parametrize("family", list_names())
 def test_every_table_names_every_tensor_of_its_family(family, tmp_path):
-    model = save_model(tmp_path / "model", family, **FAMILIES[family])
+    model = save_family(family, tmp_path / "model")
     checkpoint = SafetensorsCheckpoint(tmp_path / "model")
     table, parameters = load_names(family), {}
     for ours, source in table.tensors.items():
@@ -87,7 +111,7 @@ def test_an_offset_is_added_in_float32(tmp_path):
     stored = torch.tensor([0.001, -0.5, 3.0]).bfloat16()
     save_file({"model.norm.weight": stored}, tmp_path / "model.safetensors")
     checkpoint = SafetensorsCheckpoint(tmp_path)
-    (binding,) = bind({"norm.weight": ParameterInfo((3,), None, 1.0)}, "llama", checkpoint).values()
+    (binding,) = bind({"norm.weight": ParameterInfo((3,), None, Rewrite(offset=1.0))}, "llama", checkpoint).values()
     assert torch.equal(binding.read(), stored.float() + 1.0)
     (binding,) = bind({"norm.weight": ParameterInfo((3,))}, "llama", checkpoint).values()
     assert torch.equal(binding.read(), stored)
@@ -316,7 +340,8 @@ tensors:
     )
     save_model(tmp_path / "model", "gemma2")
     norms = {f"layers.{i}.{name}_post_norm.weight": (48,) for i in range(3) for name in ("attention", "mlp")}
-    parameters = llama_parameters(3) | {name: ParameterInfo(shape, "full", 1.0) for name, shape in norms.items()}
+    one_more = Rewrite(offset=1.0)
+    parameters = llama_parameters(3) | {name: ParameterInfo(shape, "full", one_more) for name, shape in norms.items()}
     checkpoint = SafetensorsCheckpoint(tmp_path / "model")
     bindings = bind(parameters, str(tmp_path / "gemma2.yaml"), checkpoint)
     assert {binding.tensor for binding in bindings.values()} == set(checkpoint.tensors)

@@ -92,7 +92,7 @@ def fake_manifest(
         "context": context,
         "vocab_size": vocab,
         "eos_token_ids": [],
-        "packages": [{"file": "model.mlpackage", "functions": functions}],
+        "packages": [{"file": "model.mlpackage", "role": "all", "functions": functions}],
         "states": {f"k_{i}": {"rows": rows, "window": window} for i, (rows, window) in enumerate(caches)},
     }
 

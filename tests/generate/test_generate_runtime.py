@@ -15,7 +15,7 @@ from coreai_recipes.coreml import why_no_coreml
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.generate.runtime import CoreMLRuntime, open_runtime
 
-MANIFEST = {"packages": [{"file": "model.mlpackage"}]}
+MANIFEST = {"packages": [{"file": "model.mlpackage", "role": "all"}]}
 
 
 class FakeMLModel:
@@ -122,4 +122,4 @@ def test_what_cannot_be_opened_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^runtime ane is not one of auto, evaluator, coreml$"):
         open_runtime(tmp_path, MANIFEST, "ane")
     with pytest.raises(BundleError, match="is built as 2 packages, and only a single one can be run here"):
-        open_runtime(tmp_path, {"packages": [{}, {}]})
+        open_runtime(tmp_path, {"packages": [{"role": "embed"}, {"role": "layers"}]})

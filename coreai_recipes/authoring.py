@@ -1,0 +1,129 @@
+"""Recipes from checkpoints: `recipe new` and `recipe diff`, where config.json meets the tensors' headers."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreai_recipes.checkpoint.open import open_headers
+from coreai_recipes.errors import RecipeError, UserError
+from coreai_recipes.recipe.importing.assembling import Imported, recipe_from_config
+from coreai_recipes.recipe.importing.comparing import Difference, compare_models
+from coreai_recipes.recipe.importing.writing import write_recipe
+from coreai_recipes.recipe.loader import load_recipe
+from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.source import built_in_recipes
+
+if TYPE_CHECKING:
+    from coreai_recipes.checkpoint.base import Checkpoint
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class NewRecipe:
+    """A recipe's text, what it says, and what was decided where the config left room."""
+
+    text: str
+    recipe: Recipe
+    decisions: tuple[str, ...]
+
+
+def new_recipe(src: str | Path, family: str | None = None) -> NewRecipe:
+    """The recipe of a checkpoint, from its config.json and its tensors' headers alone.
+
+    `family` reads the config by that family's rules, whatever its model_type. Raises CheckpointError with every field
+    that is not understood and every tensor that does not fit.
+    """
+    checkpoint = open_headers(src)
+    source = None if Path(src).expanduser().exists() else str(src)
+    name = _name_after(checkpoint, source)
+    imported = recipe_from_config(checkpoint.config, name, source, family)
+    unchecked = _check_tensors(imported.recipe, checkpoint)
+    decisions = [*_decisions(imported, source), *unchecked]
+    heading = [f"Numbers: config.json of {source or checkpoint.source}.", *_wrapped(imported.family.about)]
+    text = write_recipe(imported.recipe, heading, _notes(imported))
+    return NewRecipe(text, imported.recipe, tuple(decisions))
+
+
+def compare(one: str, other: str) -> list[Difference]:
+    """Every field in which two recipes, or a recipe and a checkpoint's config, describe different models."""
+    return compare_models(_open_either(one).model, _open_either(other).model)
+
+
+def _open_either(src: str) -> Recipe:
+    """A recipe by its path or name, else that of a checkpoint's config.json."""
+    if src.endswith(RECIPE_SUFFIXES) or src in built_in_recipes():
+        return load_recipe(src)
+    if not Path(src).exists() and "/" not in src:
+        return load_recipe(src)  # says that there is neither
+    return recipe_from_config(open_headers(src).config, "other").recipe
+
+
+def _check_tensors(recipe: Recipe, checkpoint: "Checkpoint") -> list[str]:
+    """Raise CheckpointError where the headers do not fit the recipe; what could not be compared, in words."""
+    from coreai_recipes.filling import bind_decoder
+    from coreai_recipes.model import build_decoder
+
+    try:
+        decoder = build_decoder(recipe)
+    except RecipeError as error:
+        return [f"its tensors are not checked: {'; '.join(error.problems)}"]
+    bind_decoder(decoder, checkpoint)
+    return []
+
+
+def _name_after(checkpoint: "Checkpoint", source: str | None) -> str:
+    """What the bundle's folder is to be called: the last part of the hub id or the folder's name, in small letters."""
+    last = (source or checkpoint.path.resolve().name).partition("@")[0].rpartition("/")[2].lower()
+    for suffix in (".gguf", ".safetensors"):
+        last = last.removesuffix(suffix)
+    name = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-")
+    return name[:100] or "model"
+
+
+def _notes(imported: Imported) -> dict[str, str]:
+    """Comments behind the lines on which something was decided."""
+    longest, context = imported.longest, imported.recipe.export.context
+    return {"context": f"of the {longest} that it was trained for"} if longest and longest != context else {}
+
+
+def _decisions(imported: Imported, source: str | None) -> list[str]:
+    recipe = imported.recipe
+    said = [f"name: {recipe.name}, after the checkpoint"]
+    if source is None:
+        said.append("reference.checkpoint: left out, for a folder is not everywhere: give --checkpoint SRC")
+    room = f" of the {imported.longest} that it was trained for" if imported.longest else ""
+    said.append(f"export.context: {recipe.export.context} positions{room}")
+    said.append("everything else is what config.json says, and transformers' defaults where it is silent")
+    return said
+
+
+def _wrapped(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, 110)
+
+
+def write_new(path: Path, new: NewRecipe) -> None:
+    """Write the text; UserError when something is there already, or cannot be written."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(new.text)
+    except FileExistsError:
+        raise UserError(f"{path}: exists already; give another name with -o") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from None
+
+
+def family_rows() -> list[dict[str, Any]]:
+    """The families that a config.json can be of, with the built-in recipes of each."""
+    from coreai_recipes.recipe.catalogue import list_recipes
+    from coreai_recipes.recipe.importing.family import family_names, load_family
+
+    built_in: dict[str, list[str]] = {}
+    for entry in list_recipes():
+        built_in.setdefault(entry.family or "", []).append(entry.name)
+    return [
+        {"family": name, "about": load_family(name).about, "recipes": built_in.get(name, [])} for name in family_names()
+    ]

@@ -1,0 +1,97 @@
+"""What a config says by a family's rules: values with their defaults, conditions, and what each layer is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from coreai_recipes.recipe.importing.family import Family, LayerRule, key_of
+
+
+class Unreadable(Exception):
+    """A field that the rules cannot read; the message is a problem's, the field's name first."""
+
+
+def value_in(config: Mapping[str, Any], name: str, family: Family) -> Any:
+    """A field's value: as it stands, else transformers' default; a null that stands for something is that."""
+    rule = family.fields[name]
+    value = config.get(name, rule.default)
+    return evaluate(rule.absent, config, family) if value is None and rule.absent else value
+
+
+def evaluate(expression: str, config: Mapping[str, Any], family: Family) -> Any:
+    """`one` or `one // other`, of the config's fields."""
+    one, _, other = expression.partition(" // ")
+    value = value_in(config, one, family)
+    return value // value_in(config, other, family) if other else value
+
+
+def holds(when: Mapping[str, Any], config: Mapping[str, Any], family: Family, traits: Mapping[str, str] = {}) -> bool:
+    """Whether fields, and what a layer is, are as a rule wants them."""
+    for name, wanted in when.items():
+        if name in family.layers:
+            fits = traits.get(name) == wanted
+        else:
+            value = value_in(config, name, family)
+            is_off = value is None or value == family.fields[name].off
+            fits = is_off != (wanted == "on") if wanted in ("on", "off") else value == wanted
+        if not fits:
+            return False
+    return True
+
+
+def layers_of(
+    trait: str, count: int, config: Mapping[str, Any], family: Family, known: list[dict[str, str]]
+) -> list[str]:
+    """What each of `count` layers is in one respect; `known` is what is known of them already."""
+    found = []
+    for index in range(count):
+        decided = (decide(rule, index, count, config, family, known[index]) for rule in family.layers[trait].rules)
+        value = next((value for value in decided if value is not None), None)
+        if value is None:
+            raise Unreadable(f"layer {index} is nothing that is known of {trait}")
+        found.append(value)
+    return found
+
+
+def decide(
+    rule: LayerRule, index: int, count: int, config: Mapping[str, Any], family: Family, traits: Mapping[str, str]
+) -> str | None:
+    """What one rule says of layer `index`, None when nothing."""
+    if not holds(rule.when, config, family, traits):
+        return None
+
+    def number(of: int | str) -> int:
+        value = value_in(config, of, family) if isinstance(of, str) else of
+        return int(value or 0)
+
+    if rule.all is not None:
+        return rule.all
+    if rule.listed is not None:
+        return _listed(rule.listed, rule, index, count, config, family)
+    if rule.every is not None:
+        n = number(rule.every)
+        said = n > 0 and index % n == rule.at % n
+    elif rule.since is not None:
+        said = index >= number(rule.since)
+    elif rule.last is not None:
+        said = index >= count - number(rule.last)
+    elif rule.first is not None:
+        said = index < number(rule.first)
+    else:
+        said = index in (value_in(config, rule.within or "", family) or ())
+    return rule.value if said else None
+
+
+def _listed(
+    name: str, rule: LayerRule, index: int, count: int, config: Mapping[str, Any], family: Family
+) -> str | None:
+    entries = value_in(config, name, family)
+    if entries is None:
+        return None
+    if len(entries) < count:
+        raise Unreadable(f"{name}: {len(entries)} entries for {count} layers")
+    key = key_of(entries[index])
+    if key not in rule.values:
+        from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, shown
+
+        raise Unreadable(f"{name}.{index}: {shown(entries[index])}: {NOT_UNDERSTOOD}")
+    return rule.values[key]

@@ -1,0 +1,377 @@
+"""The language in which a family says how its config.json becomes a recipe, and the loader of families/*.yaml.
+
+    # families/llama.yaml
+    about: what the family is known by           # one sentence, for people
+    weights: llama                               # the table of weight names
+    fixed: {mlp.kind: gated}                     # what no field says: a path in the recipe -> its value
+    derived: {attention.head_dim: hidden_size // num_attention_heads}    # what other fields make
+    fields:                                      # a field of config.json, its default in transformers' config class
+      hidden_size: {default: 4096, sets: model.hidden_size}
+      head_dim: {absent: hidden_size // num_attention_heads, sets: attention.head_dim}
+      hidden_act: {default: silu, sets: mlp.activation, values: {silu: silu, gelu_new: gelu_tanh}}
+      residual_multiplier: {default: 1.0, only: [1.0], needs: a factor of the residual stream}
+    ignored: {attn_logit_softcapping: why transformers does not look at it}
+    switches:                                    # several fields together: one row must fit
+      bias: [{if: {attention_bias: true, attention_out_bias: false}, set: {attention.bias: qkv}}]
+    rope: {all: {theta: 10000.0}}                # where rotary parameters stand, by the layers they are for
+    layers:                                      # what layers differ in; kinds are the combinations that occur
+      attention:
+        values: {sliding: {set: {attention.kind: sliding}}, full: {set: {attention.kind: full}}}
+        rules: [{list: layer_types, values: {...}}, {every: 6, is: full}, {all: sliding}]   # the first that says
+
+Paths begin with `model.` or stand in a layer kind (`attention.`, `rotary.`, `mlp.`, `experts.`). `extends` merges
+mappings key by key, replaces lists, and null removes a key. Everything can be read backwards too (`reversing.py`): no
+rule computes what it cannot undo.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from coreai_recipes.recipe.yaml_reader import read_yaml
+
+FAMILIES = Path(__file__).parents[1] / "families"
+TABLES = Path(__file__).with_name("tables")
+
+Settings = dict[str, Any]
+Type = Literal["size", "count", "number", "flag", "word", "list", "mapping"]
+
+
+class _Rule(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class FieldRule(_Rule):
+    """One field of config.json.
+
+    Attributes:
+        default: what transformers' config class says when the field is absent.
+        sets: the paths that take its value; one that ends with `?` only where the block that holds it is there.
+        values: the recipe's words for the config's; a value that is not there is refused.
+        off: the value with which the field sets nothing (null, unless said).
+        absent: what null stands for: another field, or `one // other`.
+        via: the scores' factor is the field to the power -1/2.
+        doubles: a path whose value is doubled when the field is true.
+        when: other fields and what they must be, for this one to mean anything; `on` and `off` are words for it.
+        of: the layers that it is for, by what they differ in.
+        only: the values that need nothing of a recipe; any other needs what `needs` names.
+        fits: a draft's field that must equal a field of its target's model.
+    """
+
+    default: Any = None
+    sets: tuple[str, ...] = ()
+    values: dict[str, Any] | None = None
+    off: Any = None
+    absent: str | None = None
+    via: Literal["inverse_sqrt"] | None = None
+    doubles: str | None = None
+    when: Settings = {}
+    of: dict[str, str] = {}
+    only: tuple[Any, ...] | None = None
+    needs: str | None = None
+    fits: str | None = None
+    type: Type | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_one_path(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("sets"), str):
+            return {**data, "sets": (data["sets"],)}
+        return data
+
+    @property
+    def is_off_said(self) -> bool:
+        return "off" in self.model_fields_set
+
+    @property
+    def value_type(self) -> Type | None:
+        """What a value must be: as said, else as the default is."""
+        if self.type or self.default is None:
+            return self.type or ("size" if self.absent else None)
+        kinds: dict[type, Type] = {
+            bool: "flag",
+            int: "size",
+            float: "number",
+            str: "word",
+            list: "list",
+            dict: "mapping",
+        }
+        return kinds[type(self.default)]
+
+    @property
+    def may_be_null(self) -> bool:
+        return self.default is None or self.absent is not None or (self.is_off_said and self.off is None)
+
+
+class SwitchRow(_Rule):
+    """When the fields are so, these paths have these values."""
+
+    given: Settings = Field(alias="if")
+    set: Settings
+
+
+class RopeType(_Rule):
+    """One of transformers' rope_types: the paths that it sets, and where its parameters go; or what it needs."""
+
+    set: Settings = {}
+    fields: dict[str, FieldRule] = {}
+    needs: str | None = None
+
+
+class RopeSlot(_Rule):
+    """Where the rotary parameters of some layers stand.
+
+    Attributes:
+        theta: transformers' default.
+        theta_field, scaling_field, partial_field: the spelling before rope_parameters, null where there was none.
+        nested: the key in rope_parameters, for families whose kinds have parameters of their own.
+        types: rope_types that mean something of their own here; `fields` are read beside those of any type.
+        partial: the default share of the head where heads turn in part, null where they turn whole.
+        default: the rope_parameters of a config that has none.
+        of: the layers that it is for.
+    """
+
+    theta: float
+    theta_field: str | None = "rope_theta"
+    scaling_field: str | None = "rope_scaling"
+    partial_field: str | None = "partial_rotary_factor"
+    nested: str | None = None
+    partial: float | None = None
+    default: Settings = {}
+    of: dict[str, str] = {}
+    types: dict[str, RopeType] = {}
+    fields: dict[str, FieldRule] = {}
+
+    @property
+    def known_types(self) -> dict[str, RopeType]:
+        """What may stand as rope_type, with everything that is then read."""
+        known = {**rope_types(), **self.types}
+        if not self.fields:
+            return known
+        return {
+            name: each.model_copy(update={"fields": {**each.fields, **self.fields}}) for name, each in known.items()
+        }
+
+
+class LayerRule(_Rule):
+    """What some layers are; the pattern is the one key that is said.
+
+    Attributes:
+        listed: a field that lists all layers, when it is not null; `values` are ours for its words.
+        every: layers i with i % n == at % n, n a number or a field.
+        since: layers from that field's index on. last, first: so many. within: a field that lists indices. all: each.
+        value: what they are. when: other fields and what they must be for the rule to say anything.
+    """
+
+    listed: str | None = Field(default=None, alias="list")
+    values: dict[str, str] = {}
+    every: int | str | None = None
+    at: int = -1
+    since: str | None = Field(default=None, alias="from")
+    last: int | str | None = None
+    first: int | str | None = None
+    within: str | None = Field(default=None, alias="in")
+    all: str | None = None
+    value: str | None = Field(default=None, alias="is")
+    when: Settings = {}
+
+    @property
+    def fields(self) -> Iterator[str]:
+        """The config's fields that the pattern reads."""
+        for name in (self.listed, self.every, self.since, self.last, self.first, self.within):
+            if isinstance(name, str):
+                yield name
+
+
+class TraitValue(_Rule):
+    """One thing that a layer can be.
+
+    Attributes:
+        name: its part of the kind's name, when that is not the value itself; empty for none.
+        set: the paths that make a layer this.
+        shares: the layers read the cache of the kind that is this instead, and alike otherwise.
+    """
+
+    name: str | None = None
+    set: Settings = {}
+    shares: str | None = None
+
+
+class Trait(_Rule):
+    """Something in which layers differ: what they can be, and the rules of which the first that says something counts.
+
+    The last value is what a kind is that no other describes.
+    """
+
+    values: dict[str, TraitValue]
+    rules: tuple[LayerRule, ...]
+
+
+class Family(_Rule):
+    """How a config.json of one model_type becomes a recipe; or, with `part`, which part of it does, by which family.
+
+    Attributes:
+        aliases: other names of fields, as transformers' attribute_map has them.
+        inline: fields that hold fields, which are then named `attn_config.clip_qkv`.
+        weights: the table of weight names; a switch may set another.
+        per_layer: the field in which single layers say over what all say.
+    """
+
+    name: str
+    about: str
+    part: str | None = None
+    family: str | None = None
+    draft: bool = False
+    weights: str = "llama"
+    layer_count: str = "num_hidden_layers"
+    per_layer: str | None = None
+    aliases: dict[str, str] = {}
+    inline: tuple[str, ...] = ()
+    fixed: Settings = {}
+    derived: dict[str, str] = {}
+    fields: dict[str, FieldRule] = {}
+    ignored: dict[str, str] = {}
+    switches: dict[str, tuple[SwitchRow, ...]] = {}
+    rope: dict[str, RopeSlot] = {}
+    layers: dict[str, Trait] = {}
+
+    @model_validator(mode="after")
+    def _name_only_what_is_there(self) -> Self:
+        unknown = sorted(self._mentioned() - self.fields.keys() - self.layers.keys())
+        if unknown:
+            raise ValueError(f"no rule in `fields` for {', '.join(unknown)}")
+        return self
+
+    def _mentioned(self) -> set[str]:
+        """The config's fields that rules name."""
+        named = set() if self.part else {self.layer_count}
+        for rule in self.fields.values():
+            named |= {*rule.when, *(rule.absent.split(" // ") if rule.absent else ())}
+        named |= {name for expression in self.derived.values() for name in expression.split(" // ")}
+        for row in (row for rows in self.switches.values() for row in rows):
+            named |= set(row.given)
+        for layer_rule in (rule for trait in self.layers.values() for rule in trait.rules):
+            named |= {*layer_rule.fields, *layer_rule.when}
+        return named
+
+    @property
+    def rope_fields(self) -> set[str]:
+        """Fields of the config that hold rotary parameters, in the old spelling and the new."""
+        slots = self.rope.values()
+        old = {slot.theta_field for slot in slots} | {slot.scaling_field for slot in slots}
+        partial = {slot.partial_field for slot in slots if slot.partial is not None}
+        return {name for name in old | partial if name} | ({"rope_parameters"} if slots else set())
+
+
+class Irrelevant(_Rule):
+    """A field that makes no difference to logits: why, and the values for which that holds when not for all."""
+
+    why: str
+    only: tuple[Any, ...] | None = None
+    needs: str | None = None
+
+
+def family_names() -> list[str]:
+    """Every model_type that there is a file for."""
+    return sorted(path.stem for path in FAMILIES.glob("*.yaml"))
+
+
+@cache
+def load_family(name: str) -> Family:
+    """The rules of a model_type. Raises ValueError for a file that is wrong: it is ours, not the user's."""
+    content = _merged(name, ())
+    content.pop("extends", None)
+    try:
+        return Family.model_validate({"name": name, **content})
+    except ValidationError as error:
+        raise ValueError(f"families/{name}.yaml: {error}") from error
+
+
+@cache
+def irrelevant_fields() -> Mapping[str, Irrelevant]:
+    """What no family needs of a config.json, each with its reason."""
+    table = _read(TABLES / "irrelevant.yaml")
+    return {
+        name: Irrelevant.model_validate({"why": entry} if isinstance(entry, str) else entry)
+        for name, entry in table.items()
+    }
+
+
+@cache
+def rope_types() -> Mapping[str, RopeType]:
+    """transformers' ROPE_INIT_FUNCTIONS in the recipe's words."""
+    return {name: RopeType.model_validate(entry) for name, entry in _read(TABLES / "rope_types.yaml").items()}
+
+
+@cache
+def refused_models() -> Mapping[str, str]:
+    """What recipes lack for a model_type that transformers knows."""
+    return _read(TABLES / "refused.yaml")
+
+
+def spread(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """A config with each field under the name that the family's rules have for it."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if name in family.inline and isinstance(value, Mapping):
+            found |= {f"{name}.{key}": inner for key, inner in value.items()}
+        elif family.aliases.get(name, name) not in config or name not in family.aliases:
+            found[family.aliases.get(name, name)] = value
+    return found
+
+
+def gather(fields: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """`spread` undone: fields of fields in their places."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        holder, dot, key = name.partition(".")
+        if dot and holder in family.inline:
+            found.setdefault(holder, {})[key] = value
+        else:
+            found[name] = value
+    return found
+
+
+def key_of(value: Any) -> str:
+    """A value as a key of a `values` table."""
+    words = {True: "true", False: "false", None: "null"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def value_of(key: str) -> Any:
+    """The value that a key of a `values` table stands for."""
+    words = {"true": True, "false": False, "null": None}
+    return words[key] if key in words else int(key) if key.lstrip("-").isdecimal() else key
+
+
+def _merged(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if name in seen:
+        raise ValueError(f"families: {' -> '.join((*seen, name))} is a circle")
+    content = _read(FAMILIES / f"{name}.yaml")
+    parent = content.get("extends")
+    return content if parent is None else _merge(_merged(parent, (*seen, name)), content)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        elif value is None and key in merged and key not in ("default", "off"):
+            del merged[key]
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    root, problems = read_yaml(path.read_bytes(), path.name)
+    if root is None or problems or not isinstance(root.value, dict):
+        raise ValueError(
+            "; ".join(f"{problem.mark}: {problem.message}" for problem in problems) or f"{path}: no mapping"
+        )
+    plain: dict[str, Any] = root.plain()
+    return plain

@@ -1,0 +1,240 @@
+"""config.json -> a model as a recipe says it, by the rules of its family."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from coreai_recipes.errors import CheckpointError
+from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, find_config_problems, judge_value
+from coreai_recipes.recipe.importing.conditions import Unreadable, evaluate, holds, layers_of, value_in
+from coreai_recipes.recipe.importing.family import Family, FieldRule, key_of, spread
+from coreai_recipes.recipe.importing.folding import fold_layers
+from coreai_recipes.recipe.importing.paths import get_path, set_path
+from coreai_recipes.recipe.importing.rope import find_foreign_keys, put_rotary, read_rope
+from coreai_recipes.recipe.rules import MAX_KINDS, MAX_LAYERS
+
+Traits = dict[str, str]
+
+
+@dataclass
+class ModelRead:
+    """A stack of layers as a recipe's `model` (or `draft`) says it, plain data.
+
+    Attributes:
+        weights: the table of weight names.
+        origins: for a path (of the model, or of a kind with the kind's name) the config's field that said it.
+    """
+
+    data: dict[str, Any]
+    origins: dict[tuple[str | None, str], str] = field(default_factory=dict)
+    weights: str = "llama"
+
+
+def read_model(config: Mapping[str, Any], family: Family, place: str = "config.json") -> ModelRead:
+    """The model that a config describes. Raises CheckpointError with every field that cannot be read, by name."""
+    config = spread(config, family)
+    problems = list(find_config_problems(config, family))
+    if not problems:
+        try:
+            return _Reader(config, family).read()
+        except Unreadable as unreadable:
+            problems = [str(problem) for problem in unreadable.args]
+    raise CheckpointError(*(f"{place}: {problem}" for problem in dict.fromkeys(problems)))
+
+
+class _Reader:
+    """One reading: the layers are told apart first, and each kind is then described."""
+
+    def __init__(self, config: Mapping[str, Any], family: Family) -> None:
+        self.config, self.family = config, family
+        self.model: dict[str, Any] = {}
+        self.weights = family.weights
+        self.origins: dict[tuple[str | None, str], str] = {}
+        self.problems: list[str] = []
+
+    def read(self) -> ModelRead:
+        traits = self.traits()
+        names = [self.kind_name(each) for each in traits]
+        overrides = self.overrides(names)
+        kinds: dict[str, dict[str, Any]] = {}
+        self.problems += find_foreign_keys(self.config, self.family)
+        for name, each in dict(zip(names, traits, strict=True)).items():
+            kinds[name] = self.read_kind(name, each, {**self.config, **overrides.get(name, {})})
+        for name, each in dict(zip(names, traits, strict=True)).items():
+            self.share(name, each, kinds, traits)
+        if len(kinds) > MAX_KINDS:
+            self.problems.append(f"{len(kinds)} kinds of layers; a recipe has {MAX_KINDS} at most")
+        if self.problems:
+            raise Unreadable(*self.problems)
+        self.model["kinds"] = kinds
+        self.model["layers"] = fold_layers(names)
+        return ModelRead(self.model, self.origins, self.weights)
+
+    def traits(self) -> list[Traits]:
+        """What each layer is in every respect."""
+        count = value_in(self.config, self.family.layer_count, self.family)
+        if count > MAX_LAYERS:
+            raise Unreadable(f"{self.family.layer_count}: {count} layers; a recipe has {MAX_LAYERS} at most")
+        found: list[Traits] = [{} for _ in range(count)]
+        for trait in trait_order(self.family):
+            values = layers_of(trait, count, self.config, self.family, found)
+            for layer, value in zip(found, values, strict=True):
+                layer[trait] = value
+        return found
+
+    def kind_name(self, traits: Traits) -> str:
+        """`sliding`, `full_shared`: what the layers are, in a word each."""
+        words = []
+        for trait, spec in self.family.layers.items():
+            name = spec.values[traits[trait]].name
+            words.append(traits[trait] if name is None else name)
+        return "_".join(word for word in words if word) or "layer"
+
+    def overrides(self, names: list[str]) -> dict[str, dict[str, Any]]:
+        """What single layers say over the whole config, by kind."""
+        field_name = self.family.per_layer
+        given = value_in(self.config, field_name, self.family) if field_name else None
+        if field_name and field_name in self.config and given is None:
+            raise Unreadable(
+                f"{field_name}: null, where it is left out or says something"
+            )  # transformers tells the two apart
+        if not given:
+            return {}
+        for key, fields in given.items():
+            if not (key.isdecimal() and int(key) < len(names)) or not isinstance(fields, dict):
+                raise Unreadable(f"{field_name}.{key}: no layer's fields")
+            for name, value in fields.items():
+                rule = self.family.fields.get(name)
+                if rule is None or not rule.sets or any(path.startswith("model.") for path in rule.sets):
+                    raise Unreadable(f"{field_name}.{key}.{name}: {NOT_UNDERSTOOD}")
+                self.problems += [f"{field_name}.{key}.{problem}" for problem in judge_value(name, value, rule)]
+        found: dict[str, dict[str, Any]] = {}
+        for index, name in enumerate(names):
+            fields = given.get(str(index), {})
+            first = names.index(name)
+            if found.setdefault(name, fields) != fields:
+                raise Unreadable(f"{field_name}: layers {first} and {index} differ in it and are alike otherwise")
+        if self.problems:
+            raise Unreadable(*self.problems)
+        return found
+
+    def read_kind(self, name: str, traits: Traits, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A kind's description; what it says of the model as a whole goes there."""
+        kind: dict[str, Any] = {}
+        for path, value in self.family.fixed.items():
+            self.put(kind, name, path, value)
+        for path, expression in self.family.derived.items():
+            self.put(kind, name, path, evaluate(expression, config, self.family))
+        for slot in self.family.rope.values():
+            if holds_traits(slot.of, traits):
+                paths, problems = read_rope(slot, config, self.family)
+                put_rotary(kind, {path: value for path, value in paths.items() if value is not None})
+                self.problems += problems
+        for rows in self.family.switches.values():
+            row = next((row for row in rows if holds(row.given, config, self.family)), None)
+            if row is None:
+                fields = dict.fromkeys(name for each in rows for name in each.given)
+                said = ", ".join(f"{field} {key_of(value_in(config, field, self.family))}" for field in fields)
+                self.problems.append(f"{next(iter(fields))}: {said}: {NOT_UNDERSTOOD}")
+                continue
+            for path, value in row.set.items():
+                self.put(kind, name, path, value, next(iter(row.given)))
+        active = [
+            (field_name, rule)
+            for field_name, rule in self.family.fields.items()
+            if applies(rule, traits, config, self.family)
+        ]
+        for field_name, rule in active:
+            self.set_field(kind, name, field_name, rule, config)
+        for field_name, rule in active:
+            self.set_late(kind, name, field_name, rule, config)
+        for trait, value in traits.items():
+            for path, setting in self.family.layers[trait].values[value].set.items():
+                self.put(kind, name, path, setting)
+        if get_path(kind, "rotary.kind") == "none":
+            kind["rotary"] = {"kind": "none"}
+        attention = kind.get("attention", {})
+        if attention.get("scale") is not None and attention["scale"] == attention.get("head_dim", 0) ** -0.5:
+            del attention["scale"]  # what is unsaid is the same
+        return kind
+
+    def set_field(
+        self, kind: dict[str, Any], name: str, field_name: str, rule: FieldRule, config: Mapping[str, Any]
+    ) -> None:
+        value = value_in(config, field_name, self.family)
+        if not rule.sets or is_off(rule, value):
+            return
+        if value is None:
+            self.problems.append(f"{field_name}: null, and layers of kind {name} need it")
+            return
+        for path in rule.sets:
+            if not path.endswith("?"):
+                self.put(kind, name, path, to_recipe(rule, value), field_name)
+
+    def set_late(
+        self, kind: dict[str, Any], name: str, field_name: str, rule: FieldRule, config: Mapping[str, Any]
+    ) -> None:
+        """What depends on what is there by now."""
+        value = value_in(config, field_name, self.family)
+        if rule.doubles and value is True:
+            self.put(kind, name, rule.doubles, 2 * get_path(kind, rule.doubles), field_name)
+        for path in rule.sets:
+            bare = path.removesuffix("?")
+            holder = bare.rpartition(".")[0]
+            there = get_path({**kind, "model": self.model}, holder)
+            if path.endswith("?") and there and not is_off(rule, value):
+                self.put(kind, name, bare, to_recipe(rule, value), field_name)
+
+    def put(self, kind: dict[str, Any], name: str, path: str, value: Any, origin: str | None = None) -> None:
+        if path == "weights":
+            self.weights = value
+            return
+        is_model = path.startswith("model.")
+        set_path(self.model if is_model else kind, path.removeprefix("model."), value)
+        if origin:
+            self.origins[None if is_model else name, path.removeprefix("model.")] = origin
+
+    def share(self, name: str, traits: Traits, kinds: dict[str, dict[str, Any]], layers: list[Traits]) -> None:
+        """Kinds that read the cache of one that is alike but for this."""
+        for trait, value in traits.items():
+            shares = self.family.layers[trait].values[value].shares
+            if shares is None:
+                continue
+            owner = {**traits, trait: shares}
+            if owner in layers:
+                kinds[name]["attention"]["shares_kv_with"] = self.kind_name(owner)
+            else:
+                # a draft's: its target has the cache
+                kinds[name]["attention"]["shares_kv_with"] = None
+
+
+def trait_order(family: Family) -> list[str]:
+    """Traits whose rules look at another one come after it."""
+    looks = {
+        trait: any(name in family.layers for rule in spec.rules for name in rule.when)
+        for trait, spec in family.layers.items()
+    }
+    return sorted(family.layers, key=lambda trait: looks[trait])
+
+
+def applies(rule: FieldRule, traits: Mapping[str, str], config: Mapping[str, Any], family: Family) -> bool:
+    """Whether a field means anything for a layer."""
+    return holds_traits(rule.of, traits) and holds(rule.when, config, family)
+
+
+def holds_traits(of: Mapping[str, str], traits: Mapping[str, str]) -> bool:
+    return all(traits.get(trait) == value for trait, value in of.items())
+
+
+def is_off(rule: FieldRule, value: Any) -> bool:
+    """Whether a value says that the mechanism is not there."""
+    if value is None:
+        return rule.default is None or (rule.is_off_said and rule.off is None)
+    return rule.off is not None and value == rule.off
+
+
+def to_recipe(rule: FieldRule, value: Any) -> Any:
+    """The recipe's word for the config's."""
+    if rule.via == "inverse_sqrt":
+        return value**-0.5
+    return value if rule.values is None else rule.values[key_of(value)]

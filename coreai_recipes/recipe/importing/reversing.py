@@ -1,0 +1,278 @@
+"""A recipe -> the config.json of transformers' model that it must equal: a family's rules read backwards.
+
+What comes out is read forwards again and compared with the recipe, so a recipe that says what its family cannot be is
+refused by that field.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import product
+from typing import Any
+
+from coreai_recipes.errors import CheckpointError, RecipeError
+from coreai_recipes.recipe.importing.comparing import compare_models
+from coreai_recipes.recipe.importing.conditions import Unreadable, holds, layers_of
+from coreai_recipes.recipe.importing.family import (
+    Family,
+    FieldRule,
+    Trait,
+    family_names,
+    gather,
+    load_family,
+    value_of,
+)
+from coreai_recipes.recipe.importing.paths import get_path
+from coreai_recipes.recipe.importing.reading import Traits, holds_traits, read_model, trait_order
+from coreai_recipes.recipe.importing.rope import write_rope
+from coreai_recipes.recipe.rules import did_you_mean
+from coreai_recipes.recipe.schema import Model, Recipe
+
+MEANT = "write it so, or `reference: null` if it is meant"
+WRONG_PAIRS = f"with other pairs text stays fluent, at 21.6 dB on Gemma 4's full layers: {MEANT}"
+_ON: Any = object()  # stands for the value that the field's own rule will find
+
+
+def config_for(recipe: Recipe, place: str | None = None) -> dict[str, Any]:
+    """The config.json of `recipe.reference.model_type` whose model the recipe equals.
+
+    `place` begins each line of an error (default: the recipe's name). Raises RecipeError when there is no family file
+    for the model_type, and with every field that the family cannot be.
+    """
+    place = place or recipe.name
+    if recipe.reference is None:
+        raise RecipeError(f"{place}: reference: null; a recipe without a reference has no config")
+    name = recipe.reference.model_type
+    if name not in family_names():
+        hint = did_you_mean(name, family_names())
+        raise RecipeError(
+            f"{place}: reference.model_type: nothing is known of `{name}`" + (f"\n  {hint}" if hint else "")
+        )
+    family = load_family(name)
+    try:
+        config = _Reverser(recipe, family).write()
+    except Unreadable as unreadable:
+        raise RecipeError(*(f"{place}: {problem}" for problem in unreadable.args)) from None
+    config = {"model_type": name, **config, **_harmless(recipe)}
+    _check(recipe, config, family, place)
+    return config
+
+
+def check_reference(recipe: Recipe, place: str) -> None:
+    """Raise RecipeError, its lines beginning with `place`, where the recipe's family cannot be what the recipe says.
+
+    A recipe without a reference, or with one that there are no rules for, is not judged.
+    """
+    if recipe.reference is not None and recipe.reference.model_type in family_names():
+        config_for(recipe, place)
+
+
+def _harmless(recipe: Recipe) -> dict[str, Any]:
+    """What makes no difference, but must fit the sizes."""
+    scalings = [getattr(kind.rotary, "scaling", None) for kind in recipe.model.kinds.values()]
+    reach = [math.ceil(scaling.factor * getattr(scaling, "original_context", 1)) for scaling in scalings if scaling]
+    return {"max_position_embeddings": max(recipe.export.context, *reach, 1), "pad_token_id": None}
+
+
+def _check(recipe: Recipe, config: Mapping[str, Any], family: Family, place: str) -> None:
+    """Raise RecipeError where the config's model is not the recipe's."""
+    try:
+        theirs = Model.model_validate(read_model(config, family).data)
+    except CheckpointError as error:
+        raise RecipeError(*(line.replace("config.json", place, 1) for line in error.problems)) from None
+    RecipeError.collect(
+        f"{place}: {difference.where}: {_shown(difference.one)} here, transformers' {family.name} has "
+        f"{_shown(difference.other)}\n  {MEANT}"
+        for difference in compare_models(recipe.model, theirs)
+    )
+
+
+class _Reverser:
+    def __init__(self, recipe: Recipe, family: Family) -> None:
+        model = recipe.model
+        self.weights, self.family = recipe.weights.names, family
+        self.names = model.layer_kinds
+        self.kinds = {name: model.kinds[name].model_dump() for name in dict.fromkeys(self.names)}
+        for name, kind in self.kinds.items():
+            kind["attention"]["scale"] = model.kinds[name].attention.score_scale
+        self.whole = model.model_dump(exclude={"kinds", "layers"})
+        self.config: dict[str, Any] = {}
+
+    def write(self) -> dict[str, Any]:
+        self.config[self.family.layer_count] = len(self.names)
+        traits = {name: self.recognise(name, kind) for name, kind in self.kinds.items()}
+        for trait in trait_order(self.family):
+            self.solve(trait, traits)
+        for rows in self.family.switches.values():
+            row = next((row for row in rows if self.fits(row.set)), None)
+            if row is None:
+                paths = dict.fromkeys(path for each in rows for path in each.set)
+                raise Unreadable(f"{', '.join(paths)}: transformers' {self.family.name} cannot be so")
+            self.config |= row.given
+        conditions = {name for rule in self.family.fields.values() for name in rule.when}
+        for name in sorted(self.family.fields, key=lambda name: name not in conditions):
+            self.write_field(name, self.family.fields[name], traits)
+        self.write_ropes(traits)
+        return gather({name: value for name, value in self.config.items() if value is not _ON}, self.family)
+
+    def recognise(self, name: str, kind: Mapping[str, Any]) -> Traits:
+        """What a kind is in each respect."""
+        found: Traits = {}
+        for trait, spec in self.family.layers.items():
+            value = next(
+                (value for value, sets in spec.values.items() if self.is_so(sets.set, sets.shares, kind)), None
+            )
+            if value is None:
+                raise Unreadable(f"model.kinds.{name}: transformers' {self.family.name} has no such layers")
+            found[trait] = value
+        return found
+
+    @staticmethod
+    def is_so(settings: Mapping[str, Any], shares: str | None, kind: Mapping[str, Any]) -> bool:
+        if shares is not None and get_path(kind, "attention.shares_kv_with") is None:
+            return False
+        return all(get_path(kind, path) == value for path, value in settings.items())
+
+    def fits(self, settings: Mapping[str, Any]) -> bool:
+        """Whether every kind, and the model, is as these settings make it."""
+        for path, value in settings.items():
+            if path == "weights":
+                if self.weights != value:
+                    return False
+            elif path.startswith("model."):
+                if get_path(self.whole, path.removeprefix("model.")) != value:
+                    return False
+            elif any(get_path(kind, path) != value for kind in self.kinds.values()):
+                return False
+        return True
+
+    def solve(self, trait: str, traits: Mapping[str, Traits]) -> None:
+        """Put into the config what makes its layers those of the recipe, in one respect."""
+        spec = self.family.layers[trait]
+        wanted = [traits[name][trait] for name in self.names]
+        known = [{other: value for other, value in traits[name].items() if other != trait} for name in self.names]
+        options = self.options(spec, wanted)
+        for values in product(*options.values()):
+            tried = {**self.config, **dict(zip(options, values, strict=True))}
+            try:
+                if layers_of(trait, len(wanted), tried, self.family, known) == wanted:
+                    self.config = tried
+                    return
+            except Unreadable:
+                continue
+        order = ", ".join(dict.fromkeys(wanted))
+        raise Unreadable(f"model.layers: transformers' {self.family.name} cannot have {order} in this order")
+
+    def options(self, spec: Trait, wanted: list[str]) -> dict[str, list[Any]]:
+        """Values to try for each field that the rules look at, the plainest first."""
+        found: dict[str, list[Any]] = {}
+
+        def offer(name: str, values: Iterable[Any]) -> None:
+            if name not in self.config:
+                found.setdefault(name, []).extend(value for value in values if value not in found.get(name, []))
+
+        for rule in spec.rules:
+            if rule.listed is not None:
+                words = {ours: value_of(theirs) for theirs, ours in reversed(rule.values.items())}
+                listed = [words.get(value) for value in wanted]
+                offer(rule.listed, [listed, None] if None not in listed else [None])
+            if rule.within is not None:
+                offer(rule.within, [[i for i, value in enumerate(wanted) if value == rule.value], []])
+            numbers = (rule.since, rule.last, rule.first)
+            for name in (number for number in numbers if isinstance(number, str)):
+                offer(name, range(len(wanted) + 1))
+            if isinstance(rule.every, str):
+                offer(rule.every, range(1, len(wanted) + 2))
+            for name, value in rule.when.items():
+                if name in self.family.fields:
+                    both = [_ON, self.family.fields[name].off] if value in ("on", "off") else [value, not value]
+                    offer(name, both if (rule.value or rule.all) in wanted else both[::-1])
+        return found
+
+    def write_field(self, name: str, rule: FieldRule, traits: Mapping[str, Traits]) -> None:
+        if self.config.get(name, _ON) is not _ON or not holds(rule.when, self.config, self.family):
+            return
+        if rule.doubles is not None:
+            self.config[name] = self.is_doubled(rule, traits)
+            return
+        for path in rule.sets:
+            values = self.values_at(path.removesuffix("?"), name, rule, traits)
+            if not values:
+                continue
+            if any(value != values[0] for value in values):
+                shown = ", ".join(map(_shown, dict.fromkeys(values)))
+                raise Unreadable(f"{path}: {shown}: transformers' {self.family.name} has one {name} for all layers")
+            self.config[name] = from_recipe(rule, values[0], name, self.family)
+            return
+
+    def values_at(self, path: str, name: str, rule: FieldRule, traits: Mapping[str, Traits]) -> list[Any]:
+        """What the recipe says at a path, in each kind for which this field is the last to say it."""
+        if path.startswith("model."):
+            return [get_path(self.whole, path.removeprefix("model."))]
+        for_all, own = [], []
+        later = self.later_rules(path, name)
+        for kind, data in self.kinds.items():
+            if holds_traits(rule.of, traits[kind]) and get_path(data, path.rpartition(".")[0]) is not None:
+                value = get_path(data, path)
+                for_all.append(value)
+                if not any(self.overrides(other, traits[kind]) for other in later):
+                    own.append(value)
+        return own or for_all[:1]
+
+    def later_rules(self, path: str, name: str) -> list[FieldRule]:
+        names = list(self.family.fields)
+        rules = (self.family.fields[other] for other in names[names.index(name) + 1 :])
+        return [rule for rule in rules if path in rule.sets or path == rule.doubles]
+
+    def overrides(self, rule: FieldRule, traits: Traits) -> bool:
+        return holds_traits(rule.of, traits) and holds(rule.when, self.config, self.family)
+
+    def is_doubled(self, rule: FieldRule, traits: Mapping[str, Traits]) -> bool:
+        path = rule.doubles or ""
+        inside = [get_path(data, path) for kind, data in self.kinds.items() if holds_traits(rule.of, traits[kind])]
+        outside = [get_path(data, path) for kind, data in self.kinds.items() if not holds_traits(rule.of, traits[kind])]
+        return bool(inside and outside) and inside[0] == 2 * outside[0]
+
+    def write_ropes(self, traits: Mapping[str, Traits]) -> None:
+        nested: dict[str, Any] = {}
+        for slot in self.family.rope.values():
+            turning = [
+                name
+                for name, kind in self.kinds.items()
+                if holds_traits(slot.of, traits[name]) and kind["rotary"]["kind"] != "none"
+            ]
+            if not turning:
+                continue
+            rotary = self.kinds[turning[0]]["rotary"]
+            written = write_rope(slot, rotary)
+            if written is None:
+                said = f"{rotary['kind']} here, and transformers' {self.family.name} has no such rotary"
+                raise Unreadable(f"model.kinds.{turning[0]}.rotary.kind: {said}\n  {WRONG_PAIRS}")
+            if slot.nested is None:
+                self.config["rope_parameters"] = written
+            else:
+                nested[slot.nested] = written
+        if nested:
+            self.config["rope_parameters"] = nested
+
+
+def from_recipe(rule: FieldRule, value: Any, name: str, family: Family) -> Any:
+    """The config's word for the recipe's."""
+    if value is None:
+        return rule.off
+    if rule.via == "inverse_sqrt":
+        exact = value**-2
+        whole = round(exact)
+        return whole if whole > 0 and abs(exact - whole) < 1e-6 * whole else exact
+    if rule.values is None:
+        return value
+    found = next((key for key, ours in rule.values.items() if ours == value), None)
+    if found is None:
+        raise Unreadable(
+            f"{rule.sets[0].removesuffix('?')}: {_shown(value)}: transformers' {family.name} has no {name} like it"
+        )
+    return value_of(found)
+
+
+def _shown(value: Any) -> str:
+    words = {True: "true", False: "false", None: "none"}
+    return words[value] if value is None or isinstance(value, bool) else f"{value}"

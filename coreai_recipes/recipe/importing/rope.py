@@ -1,0 +1,108 @@
+"""Rotary parameters: where a config keeps them, in the old spelling and the new, and what a recipe says of them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, judge_value, shown, why_not_of_type
+from coreai_recipes.recipe.importing.conditions import value_in
+from coreai_recipes.recipe.importing.family import Family, RopeSlot, RopeType
+from coreai_recipes.recipe.importing.paths import get_path, set_path
+from coreai_recipes.recipe.rules import did_you_mean
+
+TYPE_KEYS = ("rope_type", "type")
+FACTOR = "partial_rotary_factor"
+
+
+def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:
+    """A kind's `rotary` by its paths, and everything that is wrong with the parameters."""
+    place, given = parameters_of(slot, config)
+    if not isinstance(given, Mapping):
+        return {}, [f"{place}: {shown(given)} is not a mapping"]
+    name = given.get("rope_type", given.get("type")) or "default"
+    types = slot.known_types
+    known = types.get(name) if isinstance(name, str) else None
+    if known is None:
+        hint = did_you_mean(str(name), [word for word, each in types.items() if not each.needs])
+        return {}, [f"{place}.rope_type: {shown(name)}: {NOT_UNDERSTOOD}" + (f"\n  {hint}" if hint else "")]
+    if known.needs:
+        return {}, [f"{place}.rope_type: {shown(name)}: this model needs {known.needs}, which recipes do not have"]
+    problems = list(_find_problems(place, given, known, slot))
+    theta_place = f"{place}.rope_theta" if "rope_theta" in given else slot.theta_field or ""
+    theta = given.get("rope_theta", config.get(slot.theta_field or "", slot.theta))
+    theta = slot.theta if theta is None else theta
+    reason = why_not_of_type(theta, "number")
+    if reason:
+        problems.append(f"{theta_place}: {shown(theta)} {reason}")
+    paths: dict[str, Any] = {"rotary.kind": "full", "rotary.theta": theta, **known.set}
+    for key, rule in known.fields.items():
+        value = given.get(key, rule.default)
+        if value is None and rule.absent:
+            value = value_in(config, rule.absent, family)
+        if value is None and not rule.only:
+            problems.append(f"{place}.{key}: missing, rope_type {shown(name)} needs it")
+        paths |= dict.fromkeys(rule.sets, value)
+    if slot.partial is not None and FACTOR not in known.fields:
+        factor = given.get(FACTOR, config.get(slot.partial_field or "", slot.partial))
+        reason = why_not_of_type(factor, "number")
+        if reason:
+            problems.append(f"{FACTOR}: {shown(factor)} {reason}")
+        elif factor != 1:
+            paths |= {"rotary.kind": "partial", "rotary.factor": factor}
+    return paths, problems
+
+
+def parameters_of(slot: RopeSlot, config: Mapping[str, Any]) -> tuple[str, Any]:
+    """Where the parameters stand, and they: rope_scaling counts before rope_parameters, as in transformers."""
+    old = config.get(slot.scaling_field) if slot.scaling_field else None
+    new = config.get("rope_parameters")
+    if slot.nested is None:
+        return (slot.scaling_field or "", old) if old else ("rope_parameters", new or slot.default)
+    if new is not None and not isinstance(new, Mapping):
+        return "rope_parameters", new
+    own = (new or {}).get(slot.nested)
+    if own is not None and not isinstance(own, Mapping):
+        return f"rope_parameters.{slot.nested}", own
+    if old:
+        return slot.scaling_field or "", {**(own or {}), **old} if isinstance(old, Mapping) else old
+    return f"rope_parameters.{slot.nested}", own or slot.default
+
+
+def find_foreign_keys(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    """Entries of rope_parameters that no layer reads, where each kind of layer has its own."""
+    nested = {slot.nested for slot in family.rope.values()} - {None}
+    given = config.get("rope_parameters")
+    if nested and isinstance(given, Mapping):
+        yield from (f"rope_parameters.{key}: {NOT_UNDERSTOOD}" for key in given if key not in nested)
+
+
+def write_rope(slot: RopeSlot, rotary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The parameters that `read_rope` reads a kind's `rotary` from; None when it could read none so."""
+    kind, scaling = rotary["kind"], get_path(rotary, "scaling.kind")
+    for name, known in slot.known_types.items():
+        own_kind = known.set.get("rotary.kind", "partial" if kind == "partial" and slot.partial is not None else "full")
+        if known.needs or kind != own_kind or scaling != known.set.get("rotary.scaling.kind"):
+            continue
+        given: dict[str, Any] = {"rope_type": name, "rope_theta": rotary["theta"]}
+        for key, rule in known.fields.items():
+            if rule.sets:
+                given[key] = get_path({"rotary": rotary}, rule.sets[0])
+        if slot.partial is not None and FACTOR not in known.fields:
+            given[FACTOR] = rotary["factor"] if kind == "partial" else 1.0
+        return given
+    return None
+
+
+def _find_problems(place: str, given: Mapping[str, Any], known: RopeType, slot: RopeSlot) -> Iterator[str]:
+    for key, value in given.items():
+        if key in known.fields:
+            for problem in judge_value(key, value, known.fields[key]):
+                yield f"{place}.{problem}"
+        elif key == FACTOR and slot.partial is None and value not in (1, None):
+            yield f"{place}.{key}: {shown(value)}: heads of this family turn whole"
+        elif key not in (*TYPE_KEYS, "rope_theta", FACTOR):
+            yield f"{place}.{key}: {NOT_UNDERSTOOD}"
+
+
+def put_rotary(kind: dict[str, Any], paths: Mapping[str, Any]) -> None:
+    for path, value in paths.items():
+        set_path(kind, path, value)

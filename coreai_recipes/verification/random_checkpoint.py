@@ -1,0 +1,139 @@
+"""A checkpoint of random weights in a recipe's shape: every tensor is made when it is read, and nothing is held.
+
+So a recipe can be verified where its weights are not: the config is that of transformers' model of the family, the
+names are those of the family's checkpoints, and no parameter is at its default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
+from coreai_recipes.checkpoint.names import load_names
+from coreai_recipes.errors import CheckpointError
+from coreai_recipes.filling import checkpoint_shapes
+from coreai_recipes.model import build_decoder
+from coreai_recipes.recipe.importing import config_for
+from coreai_recipes.recipe.schema import LayerKind, Model, Recipe, Repeat
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK_NUMBERS = 1 << 18
+# A whole model of this many numbers is verified in about a minute on one core.
+AFFORDABLE_NUMBERS = 120_000_000
+# Entries of a matrix are this over the root of its columns: scores then spread enough for attention to be peaked.
+GAIN = 1.5
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """A tensor's values: `middle` + `width` * a normal number."""
+
+    middle: float
+    width: float
+
+
+class RandomCheckpoint(Checkpoint):
+    """Exactly the tensors that the recipe's decoder reads, float32, their values made of `seed` and their names."""
+
+    def __init__(self, recipe: Recipe, seed: int = 0) -> None:
+        """Raises RecipeError when the recipe's family is not known, or cannot be what the recipe says."""
+        self.source = f"random weights, seed {seed}"
+        self.path = Path("random")
+        self.config = config_for(recipe)
+        self.seed = seed
+        self._spreads: dict[str, _Spread] = {}
+        self.tensors = self._list_tensors(recipe)
+
+    @property
+    def place(self) -> str:
+        return self.source
+
+    def blocks(self, name: str, rows: range | None = None) -> Iterator[Tensor]:
+        shape = self.tensors[name].shape
+        count = shape[0] if shape else 1
+        wanted = range(count) if rows is None else rows
+        step = max(1, BLOCK_NUMBERS // max(1, _numbers(shape[1:])))
+        for start in range(wanted.start - wanted.start % step, wanted.stop, step):
+            block = self._make(name, start // step, (min(step, count - start), *shape[1:]))
+            first, last = max(wanted.start - start, 0), min(wanted.stop - start, len(block))
+            if not shape:
+                yield block[0]
+            elif first < last:
+                yield block[first:last]
+
+    def digests(self) -> dict[str, str]:
+        return {}
+
+    def eos_token_ids(self) -> list[int]:
+        return []
+
+    def write_tokenizer(self, folder: Path) -> None:
+        raise CheckpointError(f"{self.place}: has no tokenizer")
+
+    def _make(self, name: str, index: int, shape: tuple[int, ...]) -> Tensor:
+        """Block `index` of a tensor: the same numbers whichever rows are asked for."""
+        import torch
+
+        digest = hashlib.sha256(f"{self.seed}/{name}/{index}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        spread = self._spreads[name]
+        return torch.randn(shape, generator=generator).mul_(spread.width).add_(spread.middle)
+
+    def _list_tensors(self, recipe: Recipe) -> Mapping[str, TensorInfo]:
+        """The names of the recipe's table, read from our parameters to the family's tensors."""
+        table = load_names(recipe.weights.names)
+        shapes = checkpoint_shapes(build_decoder(recipe))
+        found: dict[str, TensorInfo] = {}
+        for name, shape in shapes.items():
+            source = table.find(name, table.prefixes[0]) if table.knows(name) else None
+            if source is None:
+                continue  # `bind` says so
+            if source.rows:
+                rows = sum(shapes[part][0] for part in source.rows if part in shapes)
+                shape = (rows, *shape[1:])
+            if source.transpose:
+                shape = shape[::-1]
+            found[source.tensor] = TensorInfo(source.tensor, shape, "F32", "random")
+            self._spreads[source.tensor] = _choose_spread(name, shape, recipe.model)
+        return found
+
+
+def _choose_spread(name: str, shape: tuple[int, ...], model: Model) -> _Spread:
+    owner, _, leaf = name.rpartition(".")
+    if owner.endswith("norm") and leaf == "weight":
+        return _Spread(0.0 if model.norm.weight == "1+w" else 1.0, 0.2)
+    if "scal" in leaf:  # a layer's scalar, an expert's scale
+        return _Spread(1.0, 0.1)
+    return _Spread(0.0, 0.2) if len(shape) < 2 else _Spread(0.0, GAIN * shape[-1] ** -0.5)
+
+
+def _numbers(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def cut_to_kinds(recipe: Recipe) -> Recipe:
+    """The recipe with one layer of each kind, in the order of first use: every shape and mechanism, few layers."""
+    names = list(dict.fromkeys(recipe.model.layer_kinds))
+    layers: list[str | Repeat] = [*names]
+    kinds: dict[str, LayerKind] = {name: recipe.model.kinds[name] for name in names}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"layers": layers, "kinds": kinds})})
+
+
+def make_affordable(recipe: Recipe) -> tuple[Recipe, str]:
+    """The recipe, or what of it can be verified in about a minute; and which of the two, in words."""
+    from coreai_recipes.recipe.catalogue import count_parameters
+
+    total = len(recipe.model.layer_kinds)
+    if count_parameters(recipe) <= AFFORDABLE_NUMBERS:
+        return recipe, f"all {total} layers"
+    cut = cut_to_kinds(recipe)
+    return cut, f"one layer of each kind at full width, {len(cut.model.layer_kinds)} of {total}"

@@ -1,0 +1,153 @@
+"""A small config of each family in which every field that its rules read differs from transformers' default."""
+
+from typing import Any
+
+from coreai_recipes.recipe.importing.family import Family, FieldRule, family_names, load_family
+
+LAYERS = 5
+SIZES: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 88,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 20,
+    "global_head_dim": 24,
+    "sliding_window": 7,
+    "max_position_embeddings": 256,
+    "hidden_size_per_layer_input": 12,
+    "vocab_size_per_layer_input": 131,
+    "pad_token_id": None,
+}
+TYPES = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+# For fields whose value no rule can make up: small, and unlike any default.
+UNUSUAL: dict[str, Any] = {
+    **SIZES,
+    "layer_types": TYPES,
+    "max_window_layers": 2,
+    "no_rope_layers": [0, 1, 0, 0, 1],
+    "no_rope_layer_interval": 3,
+    "sliding_window_pattern": 3,
+    "rms_norm_eps": 2e-5,
+    "layer_norm_eps": 2e-5,
+    "query_pre_attn_scalar": 13,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 7.0,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.3,
+    "num_global_key_value_heads": 2,
+    "num_kv_shared_layers": 2,
+    "num_experts": 5,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 36,
+    "clip_qkv": None,
+}
+# What holds a family's values together.
+TOGETHER: dict[str, dict[str, Any]] = {
+    "helium": {"head_dim": 8},  # its o_proj is hidden_size wide on both sides
+    "seed_oss": {"attention_bias": True},  # a bias on o alone is nothing that a recipe has
+    "ministral": {"head_dim": 20},  # transformers cannot build it without
+}
+# Further configs of a family, for what one config cannot be at once.
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral-full": ("mistral", {"sliding_window": None}),
+    "qwen2-from-a-layer-on": ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}),
+    "qwen3-biased": ("qwen3", {"attention_bias": True}),
+    "smollm3-every-second": ("smollm3", {"no_rope_layer_interval": 2}),
+    "smollm3-nope-slides": ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 7}),
+    "seed_oss-no-bias": ("seed_oss", {"attention_bias": False}),
+    "llama-old-spelling": ("llama", {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "gemma3-old-spelling": (
+        "gemma3_text",
+        {
+            "rope_theta": 5000.0,
+            "rope_local_base_freq": 700.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            "sliding_window_pattern": 2,
+        },
+    ),
+    "gemma4-per-layer": ("gemma4_text", {"hidden_size_per_layer_input": 12, "num_kv_shared_layers": 0}),
+    "gemma4-shared": (
+        "gemma4_text",
+        {"num_kv_shared_layers": 2, "layer_types": TYPES, "hidden_size_per_layer_input": 0, "num_key_value_heads": 3},
+    ),
+    "gemma4-keys-are-values": (
+        "gemma4_text",
+        {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 2,
+            "layer_types": TYPES,
+            "hidden_size_per_layer_input": 0,
+        },
+    ),
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.5}
+
+
+def decoders() -> list[str]:
+    """The families that are read by rules of their own, rather than as a part of a larger config."""
+    return [name for name in family_names() if load_family(name).part is None]
+
+
+def unusual_config(family: Family) -> dict[str, Any]:
+    """Every field of `family` off its default, and a rotary off its default."""
+    config = {name: unusual_value(name, rule) for name, rule in family.fields.items() if name != family.per_layer}
+    tokens = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
+    return {**config, **_rope(family), **TOGETHER.get(family.name, {}), **tokens}
+
+
+def plain_config(family: Family) -> dict[str, Any]:
+    """Sizes alone: every other field is absent."""
+    sizes = {name: value for name, value in SIZES.items() if name in family.fields}
+    return {**sizes, **TOGETHER.get(family.name, {}), "pad_token_id": None}
+
+
+def all_configs() -> dict[str, dict[str, Any]]:
+    """Every config by the name of its test, with its model_type."""
+    found = {}
+    for name in decoders():
+        family = load_family(name)
+        found[f"{name}-unusual"] = {"model_type": name, **unusual_config(family)}
+        found[f"{name}-plain"] = {"model_type": name, **plain_config(family)}
+    for name, (model_type, changes) in FURTHER.items():
+        found[name] = {"model_type": model_type, **plain_config(load_family(model_type)), **changes}
+    return found
+
+
+def unusual_value(name: str, rule: FieldRule) -> Any:
+    if name in UNUSUAL:
+        return UNUSUAL[name]
+    if rule.only is not None:
+        return rule.only[-1]
+    if isinstance(rule.default, bool):
+        return not rule.default
+    if rule.values is not None:
+        usual = rule.values[str(rule.default)]
+        return next(word for word, ours in rule.values.items() if ours != usual)
+    raise KeyError(f"{family_of(name)}: {name} needs an unusual value in UNUSUAL")
+
+
+def family_of(field: str) -> str:
+    return ", ".join(name for name in family_names() if field in load_family(name).fields)
+
+
+def _rope(family: Family) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for index, slot in enumerate(family.rope.values()):
+        kind = PROPORTIONAL if slot.default.get("rope_type") == "proportional" else (LLAMA3, LINEAR)[index % 2]
+        given = {**kind, "rope_theta": 12345.0 + index}
+        if slot.partial is not None:
+            given = {"rope_type": "default", "rope_theta": 12345.0, "partial_rotary_factor": 0.8}
+        if slot.nested is None:
+            return {"rope_parameters": given}
+        found[slot.nested] = given
+    return {"rope_parameters": found}

@@ -1,0 +1,184 @@
+"""The language of families/*.yaml: each rule forwards and backwards, on families that are made up."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coreai_recipes.errors import CheckpointError, RecipeError
+from coreai_recipes.recipe import load_recipe
+from coreai_recipes.recipe.importing import check_reference, config_for, family
+from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.recipe.importing.family import load_family
+from coreai_recipes.recipe.schema import Recipe
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+E2B = Path(__file__).with_name("gemma4-e2b.yaml")
+Write = Callable[[str], None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Writes the family `made_up`, which may extend Llama."""
+    (tmp_path / "llama.yaml").write_text((family.FAMILIES / "llama.yaml").read_text())
+    monkeypatch.setattr(family, "FAMILIES", tmp_path)
+    load_family.cache_clear()
+    yield lambda text: (tmp_path / "made_up.yaml").write_text(f"about: made up\n{text}") and None
+    load_family.cache_clear()
+
+
+def read(**fields: Any) -> Recipe:
+    return recipe_from_config({"model_type": "made_up", "num_hidden_layers": 6, **SIZES, **fields}, "small").recipe
+
+
+def round_trip(recipe: Recipe) -> dict[str, Any]:
+    """The config of a recipe, which reads back as the same model."""
+    config = config_for(recipe)
+    assert recipe_from_config(config, "small").recipe.model == recipe.model
+    return config
+
+
+LAYERS = """
+extends: llama
+fields:
+  window: {default: 8, sets: attention.window, of: {attention: sliding}}
+  %s
+layers:
+  attention:
+    values: {sliding: {set: {attention.kind: sliding}}, full: {set: {attention.kind: full}}}
+    rules: [%s, {all: full}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("field", "rule", "said", "sliding"),
+    [
+        ("first_k: {default: 2, type: count}", "{first: first_k, is: sliding}", {"first_k": 3}, [0, 1, 2]),
+        ("first_k: {default: 2, type: count}", "{first: first_k, is: sliding}", {}, [0, 1]),
+        ("last_k: {default: 2, type: count}", "{last: last_k, is: sliding}", {"last_k": 1}, [5]),
+        ("since: {default: 2, type: count}", "{from: since, is: sliding}", {"since": 4}, [4, 5]),
+        ("only_in: {default: null, type: list}", "{in: only_in, is: sliding}", {"only_in": [1, 4]}, [1, 4]),
+        ("only_in: {default: null, type: list}", "{in: only_in, is: sliding}", {}, []),
+        ("step: {default: 2}", "{every: step, is: sliding}", {"step": 3}, [2, 5]),
+        ("step: {default: 2}", "{every: step, at: 0, is: sliding}", {"step": 3}, [0, 3]),
+    ],
+)
+def test_each_pattern_of_layers(write: Write, field: str, rule: str, said: dict[str, Any], sliding: list[int]) -> None:
+    write(LAYERS % (field, rule))
+    recipe = read(**said)
+    assert [i for i, kind in enumerate(recipe.model.layer_kinds) if kind == "sliding"] == sliding
+    round_trip(recipe)
+
+
+def test_a_field_has_other_names_and_fields_may_lie_in_one_another(write: Write) -> None:
+    write(
+        """
+extends: llama
+aliases: {hidden_size: n_embd}
+inline: [attn_config]
+fields:
+  hidden_size: null
+  n_embd: {default: 64, sets: model.hidden_size}
+  head_dim: {absent: n_embd // num_attention_heads}
+  attn_config.softcap: {default: null, type: number, sets: attention.softcap}
+"""
+    )
+    recipe = read(attn_config={"softcap": 5.0})
+    assert (recipe.model.hidden_size, recipe.model.kinds["full"].attention.softcap) == (32, 5.0)
+    config = round_trip(recipe)
+    assert (config["n_embd"], config["attn_config"]) == (32, {"softcap": 5.0})
+    with pytest.raises(CheckpointError, match=r"^config.json: attn_config.alibi: not understood"):
+        read(attn_config={"alibi": True})
+
+
+def test_fields_together_choose_the_weight_names(write: Write) -> None:
+    write(
+        """
+extends: llama
+fields: {new_layout: {default: false}}
+switches:
+  layout:
+    - {if: {new_layout: true}, set: {weights: qwen3}}
+    - {if: {new_layout: false}, set: {weights: llama}}
+"""
+    )
+    assert read().weights.names == "llama"
+    recipe = read(new_layout=True)
+    assert recipe.weights.names == "qwen3"
+    assert round_trip(recipe)["new_layout"] is True
+
+
+def test_a_rope_type_may_mean_something_of_its_own(write: Write) -> None:
+    write(
+        """
+extends: llama
+rope:
+  all:
+    types: {dynamic: {set: {rotary.scaling.kind: linear}, fields: {alpha: {sets: rotary.scaling.factor, type: number}}}}
+    fields: {beta: {default: 0.0, only: [0.0], needs: queries scaled by their position}}
+"""
+    )
+    recipe = read(rope_parameters={"rope_type": "dynamic", "alpha": 3.0, "beta": 0})
+    rotary = recipe.model.kinds["full"].rotary
+    assert (rotary.scaling.kind, rotary.scaling.factor) == ("linear", 3.0)  # type: ignore[union-attr]
+    round_trip(recipe)
+    with pytest.raises(CheckpointError) as caught:
+        read(rope_parameters={"rope_type": "default", "beta": 0.1})
+    assert list(caught.value.problems) == [
+        "config.json: rope_parameters.beta: 0.1: this model needs queries scaled by their position, "
+        "which recipes do not have"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("extends: made_up", "families: made_up -> made_up is a circle"),
+        ("extends: llama\nlayer_count: depth", "no rule in `fields` for depth"),
+        ("extends: llama\nfields: {x: {when: {y: 1}}}", "no rule in `fields` for y"),
+        ("extends: llama\nfields: {x: {setz: model.x}}", "Extra inputs are not permitted"),
+    ],
+)
+def test_a_file_that_is_wrong_is_our_own_mistake(write: Write, text: str, reason: str) -> None:
+    write(text)
+    with pytest.raises(ValueError, match="families") as caught:
+        load_family("made_up")
+    assert reason in str(caught.value)
+
+
+def test_another_rotary_than_the_family_s_is_named_with_what_it_costs() -> None:
+    good = ["model.layer_scalar=true"]
+    check_reference(load_recipe(E2B, good), "mine.yaml")
+    recipe = load_recipe(E2B, [*good, "model.kinds.full.rotary.kind=partial"])
+    with pytest.raises(RecipeError) as caught:
+        check_reference(recipe, "mine.yaml")
+    assert list(caught.value.problems) == [
+        "mine.yaml: model.kinds.full.rotary.kind: partial here, and transformers' gemma4_text has no such rotary\n"
+        "  with other pairs text stays fluent, at 21.6 dB on Gemma 4's full layers: "
+        "write it so, or `reference: null` if it is meant"
+    ]
+
+
+def test_every_field_that_the_family_cannot_be_is_named() -> None:
+    recipe = load_recipe(E2B, ["model.norm.weight=1+w", "model.kinds.sliding.attention.v_norm=false"])
+    with pytest.raises(RecipeError) as caught:
+        check_reference(recipe, "mine.yaml")
+    assert [line.partition(" here")[0] for line in caught.value.problems] == [
+        "mine.yaml: model.layer_scalar: false",
+        "mine.yaml: model.norm.weight: 1+w",
+        "mine.yaml: layers 0 to 34: attention.v_norm: false",
+        "mine.yaml: layers 0 to 34: norm.weight: 1+w",
+    ]
+
+
+def test_a_reference_without_rules_is_not_judged() -> None:
+    recipe = load_recipe("tiny-llama", ["reference.model_type=something", "model.placement=sandwich"])
+    check_reference(recipe, "mine.yaml")
+    check_reference(load_recipe("tiny-llama", ["reference=null", "model.placement=sandwich"]), "mine.yaml")

@@ -1,0 +1,345 @@
+"""config.json -> recipe: every field is used, known not to matter, or refused by its name."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from coreai_recipes.errors import CheckpointError
+from coreai_recipes.recipe.importing import family_names, load_family
+from coreai_recipes.recipe.importing.assembling import draft_from_config, recipe_from_config
+from coreai_recipes.recipe.importing.family import refused_models
+from coreai_recipes.recipe.importing.folding import fold_layers
+from coreai_recipes.recipe.schema import Draft, Recipe
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+NOT_UNDERSTOOD = "not understood; this model needs a mechanism that recipes do not have"
+
+
+def needs(what: str) -> str:
+    return f"this model needs {what}, which recipes do not have"
+
+
+def read(model_type: str, **fields: Any) -> Recipe:
+    return recipe_from_config({"model_type": model_type, **SIZES, **fields}, "small").recipe
+
+
+def problems(model_type: str, **fields: Any) -> list[str]:
+    with pytest.raises(CheckpointError) as caught:
+        read(model_type, **fields)
+    return list(caught.value.problems)
+
+
+# One unknown value in a field that matters -> the problem, which names the field.
+MUTATED: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"attention_dropout_kind": "x"}, f"attention_dropout_kind: {NOT_UNDERSTOOD}"),
+    (
+        "llama",
+        {"hidden_act": "gelu"},
+        f'hidden_act: "gelu": {NOT_UNDERSTOOD}\n  there are: silu, swish, gelu_pytorch_tanh',
+    ),
+    (
+        "llama",
+        {"hidden_act": "gelu_pytorch"},
+        f'hidden_act: "gelu_pytorch": {NOT_UNDERSTOOD}\n  did you mean `gelu_pytorch_tanh`?',
+    ),
+    ("llama", {"hidden_act": 3}, "hidden_act: 3 is not a word"),
+    ("llama", {"attention_bias": "yes"}, 'attention_bias: "yes" is not true or false'),
+    ("llama", {"attention_bias": 1}, "attention_bias: 1 is not true or false"),
+    ("llama", {"mlp_bias": None}, "mlp_bias: null is not true or false"),
+    ("llama", {"hidden_size": -3}, "hidden_size: -3 is not a whole number above 0"),
+    ("llama", {"hidden_size": 32.0}, "hidden_size: 32.0 is not a whole number above 0"),
+    ("llama", {"hidden_size": True}, "hidden_size: true is not a whole number above 0"),
+    ("llama", {"vocab_size": 2**31}, "vocab_size: 2147483648 is more than 2147483647"),
+    ("llama", {"vocab_size": 10**40}, "vocab_size: a number of 41 digits is more than 2147483647"),
+    ("llama", {"num_hidden_layers": 5000}, "num_hidden_layers: 5000 layers; a recipe has 1024 at most"),
+    ("llama", {"num_hidden_layers": 0}, "num_hidden_layers: 0 is not a whole number above 0"),
+    ("llama", {"rms_norm_eps": math.nan}, "rms_norm_eps: nan is not a finite number above 0"),
+    ("llama", {"rms_norm_eps": math.inf}, "rms_norm_eps: inf is not a finite number above 0"),
+    ("llama", {"rms_norm_eps": -1e-6}, "rms_norm_eps: -1e-06 is not a finite number above 0"),
+    ("llama", {"num_key_value_heads": 3}, "num_key_value_heads: 4 heads cannot be shared out among 3 KV heads"),
+    ("llama", {"head_dim": 7}, "head_dim: 7 is odd, and a rotary turns dimensions in pairs"),
+    ("llama", {"rope_theta": 0}, "rope_theta: 0 is not a finite number above 0"),
+    (
+        "llama",
+        {"rope_scaling": {"rope_type": "spiral"}},
+        f'rope_scaling.rope_type: "spiral": {NOT_UNDERSTOOD}\n  there are: default, linear, llama3, proportional',
+    ),
+    (
+        "llama",
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        'rope_scaling.rope_type: "yarn": ' + needs("yarn scaling"),
+    ),
+    ("llama", {"rope_scaling": {"type": "linear"}}, 'rope_scaling.factor: missing, rope_type "linear" needs it'),
+    (
+        "llama",
+        {"rope_scaling": {"type": "linear", "factor": "4"}},
+        'rope_scaling.factor: "4" is not a finite number above 0',
+    ),
+    (
+        "llama",
+        {"rope_scaling": {"type": "linear", "factor": 4.0, "attention_factor": 1.1}},
+        f"rope_scaling.attention_factor: {NOT_UNDERSTOOD}",
+    ),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        "rope_parameters.partial_rotary_factor: 0.5: heads of this family turn whole",
+    ),
+    (
+        "llama",
+        {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}},
+        f"rope_parameters.full_attention: {NOT_UNDERSTOOD}",
+    ),
+    ("llama", {"rope_parameters": [1]}, "rope_parameters: a list is not a mapping"),
+    ("llama", {"partial_rotary_factor": 0.5}, f"partial_rotary_factor: {NOT_UNDERSTOOD}"),
+    ("llama", {"sliding_window": 4096}, f"sliding_window: {NOT_UNDERSTOOD}"),
+    ("llama", {"rope_interleaved": True}, "rope_interleaved: true: " + needs("an interleaved rotary in this family")),
+    (
+        "llama",
+        {"quantization_config": {"bits": 4}},
+        "quantization_config: a mapping: "
+        + needs("weights that are stored quantised (a GGUF file of the model can be read)"),
+    ),
+    ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder: true: " + needs("an encoder")),
+    (
+        "llama",
+        {"architectures": ["LlamaForSequenceClassification"]},
+        "architectures: LlamaForSequenceClassification gives no logits of a next token",
+    ),
+    (
+        "granite",
+        {"residual_multiplier": 0.22},
+        "residual_multiplier: 0.22: " + needs("a factor of what each layer adds"),
+    ),
+    ("granite", {"logits_scaling": 8.0}, "logits_scaling: 8.0: " + needs("a factor of the logits")),
+    ("qwen2", {"layer_types": ["full_attention"] * 3}, "layer_types: 3 entries for 4 layers"),
+    (
+        "qwen2",
+        {"layer_types": ["full_attention", "linear_attention"] * 2},
+        f'layer_types.1: "linear_attention": {NOT_UNDERSTOOD}',
+    ),
+    ("qwen2", {"attention_bias": False}, f"attention_bias: {NOT_UNDERSTOOD}"),
+    (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": None, "layer_types": ["sliding_attention"] * 4},
+        "sliding_window: null, and layers of kind sliding need it",
+    ),
+    (
+        "seed_oss",
+        {"attention_bias": False, "attention_out_bias": True},
+        f"attention_bias: attention_bias false, attention_out_bias true: {NOT_UNDERSTOOD}",
+    ),
+    (
+        "gemma2",
+        {"use_bidirectional_attention": True},
+        "use_bidirectional_attention: true: " + needs("attention to later positions"),
+    ),
+    ("gemma3_text", {"rope_parameters": {"rope_theta": 5.0}}, f"rope_parameters.rope_theta: {NOT_UNDERSTOOD}"),
+    ("gemma4_text", {"per_layer_config": {"9": {"head_dim": 4}}}, "per_layer_config.9: no layer's fields"),
+    ("gemma4_text", {"per_layer_config": {"0": {"vocab_size": 4}}}, f"per_layer_config.0.vocab_size: {NOT_UNDERSTOOD}"),
+    (
+        "gemma4_text",
+        {"per_layer_config": {"0": {"head_dim": 8}}},
+        "per_layer_config: layers 0 and 1 differ in it and are alike otherwise",
+    ),
+    (
+        "stablelm",
+        {"use_parallel_residual": True},
+        "use_parallel_residual: true: " + needs("a layer whose halves run side by side"),
+    ),
+    ("olmo", {"clip_qkv": 8.0}, "clip_qkv: 8.0: " + needs("q, k and v cut off at a value")),
+    ("glm", {"partial_rotary_factor": 1.5}, "rope_parameters: rotary.factor: 1.5 is not in (0, 1]"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "fields", "problem"), MUTATED)
+def test_a_mutated_config_is_refused_by_the_name_of_its_field(
+    model_type: str, fields: dict[str, Any], problem: str
+) -> None:
+    assert problems(model_type, **fields) == [f"config.json: {problem}"]
+
+
+def test_every_problem_is_told_at_once() -> None:
+    assert problems("llama", hidden_size=-1, mystery=1, hidden_act="tanh") == [
+        "config.json: hidden_size: -1 is not a whole number above 0",
+        f"config.json: mystery: {NOT_UNDERSTOOD}",
+        f'config.json: hidden_act: "tanh": {NOT_UNDERSTOOD}\n  there are: silu, swish, gelu_pytorch_tanh',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (
+            {},
+            "model_type: missing, so nothing says which family this is\n"
+            f"  `--as FAMILY` says it: {', '.join(family_names())}",
+        ),
+        ({"model_type": 7}, "model_type: 7 is not a word"),
+        (
+            {"model_type": "bert"},
+            "model_type: bert: an encoder: it has no next token, and a recipe describes a decoder",
+        ),
+        ({"model_type": "siglip"}, "model_type: siglip: a vision model: a recipe describes a decoder of text"),
+        ({"model_type": "t5"}, "model_type: t5: an encoder and a decoder: a recipe describes a decoder alone"),
+        (
+            {"model_type": "qwen3_moe"},
+            "model_type: qwen3_moe: " + needs("a mixture of experts in place of the MLP"),
+        ),
+        (
+            {"model_type": "my_llama", **SIZES, "rms_norm_eps": 1e-5},
+            "model_type: my_llama: not known, but every field is one of Llama's\n"
+            "  if it is a Llama by another name: `--as llama`",
+        ),
+        (
+            {"model_type": "mystery", **SIZES, "warp": 9, "weft": 2},
+            f"model_type: mystery: {NOT_UNDERSTOOD}; Llama has no warp, weft",
+        ),
+        ({"model_type": "gemma3"}, "text_config: missing"),
+        ({"model_type": "gemma3", "text_config": [1]}, "text_config: a list is not a mapping"),
+        (
+            {"model_type": "gemma3", "text_config": {"model_type": "llama"}},
+            'text_config.model_type: "llama" is not gemma3_text',
+        ),
+        (
+            {"model_type": "gemma4_assistant", "text_config": {}},
+            "model_type: gemma4_assistant is a draft, which reads another model's caches\n"
+            "  it goes into that model's recipe, under `draft:`",
+        ),
+    ],
+)
+def test_a_config_of_no_family_says_why(config: dict[str, Any], problem: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        recipe_from_config(config, "small")
+    assert list(caught.value.problems) == [f"config.json: {problem}"]
+
+
+def test_another_name_is_read_as_the_family_that_is_chosen() -> None:
+    config = {"model_type": "my_llama", **SIZES}
+    imported = recipe_from_config(config, "small", chosen="llama")
+    assert imported.recipe.model == read("llama").model
+    with pytest.raises(CheckpointError, match=r"^--as lama: no such family\n  did you mean `llama`\?$"):
+        recipe_from_config(config, "small", chosen="lama")
+
+
+def test_no_model_is_both_read_and_refused() -> None:
+    assert refused_models().keys() & set(family_names()) == set()
+
+
+def test_absent_fields_are_transformers_defaults_and_not_off() -> None:
+    assert read("mistral").model.kinds["sliding"].attention.window == 4096  # type: ignore[union-attr]
+    assert list(read("mistral", sliding_window=None).model.kinds) == ["full"]
+    assert read("qwen3").model.kinds["full"].attention.head_dim == 128
+    assert read("llama").model.kinds["full"].attention.head_dim == 8
+
+
+def test_layers_are_named_after_their_role_and_folded() -> None:
+    kinds = read("smollm3", num_hidden_layers=8)
+    assert json.loads(kinds.model_dump_json())["model"]["layers"] == [{"repeat": 2, "of": ["full"] * 3 + ["full_nope"]}]
+    sliding = read("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    assert sliding.model.layer_kinds == ("full", "sliding", "sliding", "sliding")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "folded"),
+    [
+        (["a"], ["a"]),
+        (["a"] * 30, [{"repeat": 30, "of": ["a"]}]),
+        (["a", "b"] * 3, [{"repeat": 3, "of": ["a", "b"]}]),
+        ((["a"] * 5 + ["b"]) * 4 + ["a"] * 2, [{"repeat": 4, "of": ["a"] * 5 + ["b"]}, {"repeat": 2, "of": ["a"]}]),
+        (["a"] * 28 + ["b"] * 4, [{"repeat": 28, "of": ["a"]}, {"repeat": 4, "of": ["b"]}]),
+        (["a", "b", "c"], ["a", "b", "c"]),
+    ],
+)
+def test_patterns_are_folded_into_the_shortest_list(kinds: list[str], folded: list[Any]) -> None:
+    assert fold_layers(kinds) == folded
+
+
+TARGET = {
+    "model_type": "gemma4_text",
+    **SIZES,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": 16,
+    "hidden_size_per_layer_input": 0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+}
+DRAFT_TEXT = {
+    **{key: value for key, value in TARGET.items() if key != "num_kv_shared_layers"},
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "vocab_size_per_layer_input": 0,
+}
+
+
+def assistant(text: dict[str, Any] | None = None, **outer: Any) -> dict[str, Any]:
+    return {
+        "model_type": "gemma4_assistant",
+        "backbone_hidden_size": 32,
+        "text_config": {**DRAFT_TEXT, **(text or {})},
+        **outer,
+    }
+
+
+def test_a_draft_reads_the_last_own_cache_of_each_sort() -> None:
+    target = recipe_from_config(TARGET, "target").recipe
+    draft = Draft.model_validate(draft_from_config(assistant(use_ordered_embeddings=True, num_centroids=8), target))
+    assert {name: kind.attention.shares_kv_with for name, kind in draft.kinds.items()} == {
+        "sliding": "sliding",
+        "full": "full",
+    }
+    assert draft.layer_kinds == ("sliding", "full")
+    assert (draft.hidden_size, draft.layer_scalar, draft.placement) == (16, True, "sandwich")
+    assert draft.centroids is not None
+    assert (draft.centroids.count, draft.centroids.top) == (8, 32)
+    assert draft.reference.model_type == "gemma4_assistant"
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (assistant(backbone_hidden_size=48), "backbone_hidden_size: 48, and the target's hidden_size is 32"),
+        (
+            assistant({"num_key_value_heads": 4}),
+            "num_kv_heads: 4 in sliding layers, and the target's sliding layers have 2",
+        ),
+        (assistant({"global_head_dim": 8}), "head_dim: 8 in full layers, and the target's full layers have 16"),
+        (assistant({"sliding_window": 8}), "window: 8 in sliding layers, and the target's sliding layers have 16"),
+        (
+            assistant(tie_word_embeddings=False),
+            "tie_word_embeddings: false: " + needs("a head of its own in a draft"),
+        ),
+    ],
+)
+def test_a_draft_that_does_not_fit_is_refused_with_both_numbers(config: dict[str, Any], problem: str) -> None:
+    target = recipe_from_config(TARGET, "target").recipe
+    with pytest.raises(CheckpointError) as caught:
+        draft_from_config(config, target)
+    assert f"config.json: {problem}" in caught.value.problems
+
+
+def test_the_text_part_of_a_larger_config_is_read() -> None:
+    inner = {key: value for key, value in TARGET.items() if key != "model_type"}
+    whole = {"model_type": "gemma4", "text_config": inner, "vision_config": {"depth": 3}, "image_token_id": 9}
+    assert recipe_from_config(whole, "target").recipe == recipe_from_config(TARGET, "target").recipe
+    with pytest.raises(CheckpointError) as caught:
+        recipe_from_config({**whole, "smell_config": {}}, "target")
+    assert list(caught.value.problems) == [f"config.json: smell_config: {NOT_UNDERSTOOD}"]
+
+
+@pytest.mark.parametrize("name", family_names())
+def test_a_family_file_says_what_it_is(name: str) -> None:
+    family = load_family(name)
+    assert family.about
+    assert family.part is None or load_family(str(family.family)).part is None

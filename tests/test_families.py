@@ -1,0 +1,142 @@
+"""Every family: a small random transformers model of unusual values -> config.json -> recipe -> the stages.
+
+Nobody writes a test for a new family: its file in recipe/families is one more parameter here.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import small_model
+from family_configs import TOGETHER, all_configs, decoders, unusual_config
+from transformers import CONFIG_MAPPING
+
+from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+from coreai_recipes.recipe.importing import config_for, load_family
+from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.recipe.importing.comparing import compare_models
+from coreai_recipes.recipe.importing.conditions import value_in
+from coreai_recipes.recipe.importing.family import irrelevant_fields
+from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification import run_stages
+from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
+
+CONFIGS = all_configs()
+
+
+def read_recipe(config: dict[str, Any]) -> Recipe:
+    return recipe_from_config(config, "small").recipe
+
+
+@pytest.fixture
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> SafetensorsCheckpoint:
+    """transformers' model of a config with random weights, as save_pretrained leaves it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = dict(request.param)
+    theirs = AutoConfig.for_model(config.pop("model_type"), **config)
+    theirs._experts_implementation = "eager"
+    small_model(AutoModelForCausalLM.from_config, theirs, seed=3).save_pretrained(tmp_path)
+    return SafetensorsCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", decoders())
+def test_every_field_that_is_read_differs_from_its_default(name: str) -> None:
+    family = load_family(name)
+    config = unusual_config(family)
+    fixed = {field for field, rule in family.fields.items() if rule.only is not None}
+    same = [field for field in config.keys() & family.fields.keys() if config[field] == value_in({}, field, family)]
+    assert set(same) - fixed - TOGETHER.get(name, {}).keys() == set()
+
+
+@pytest.mark.parametrize("name", decoders())
+def test_the_defaults_are_those_of_transformers_config_class(name: str) -> None:
+    of_class = dataclasses.fields(CONFIG_MAPPING[name])
+    theirs = {field.name: field.default for field in of_class if field.default is not dataclasses.MISSING}
+    family = load_family(name)
+    ours = {field: rule.default for field, rule in family.fields.items() if field in theirs}
+    assert ours == {field: theirs[field] for field in ours}
+
+
+@pytest.mark.parametrize("name", decoders())
+def test_every_field_of_transformers_config_class_is_known(name: str) -> None:
+    family = load_family(name)
+    known = family.fields.keys() | irrelevant_fields().keys() | family.ignored.keys() | family.rope_fields
+    unknown = {field.name for field in dataclasses.fields(CONFIG_MAPPING[name])} - known
+    assert unknown == set()
+
+
+@pytest.mark.parametrize("saved", CONFIGS.values(), ids=CONFIGS, indirect=True)
+def test_a_recipe_read_from_a_config_is_transformers_model(
+    saved: SafetensorsCheckpoint, request: pytest.FixtureRequest
+) -> None:
+    recipe = read_recipe(saved.config)
+    given = CONFIGS[request.node.callspec.id]
+    assert compare_models(recipe.model, read_recipe(given).model) == []
+    report = run_stages(recipe, saved, None, stages=["rotary", "torch"])
+    assert [(stage.name, stage.passed, stage.detail) for stage in report.stages if stage.passed is False] == []
+    assert report.stages[-1].passed
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_config_for_a_recipe_reads_back_as_the_same_model(config: dict[str, Any]) -> None:
+    recipe = read_recipe(config)
+    again = read_recipe(config_for(recipe))
+    assert again.model == recipe.model
+    assert again.weights == recipe.weights
+
+
+@pytest.mark.parametrize("name", decoders())
+def test_random_weights_fit_the_recipe_and_its_reference(name: str) -> None:
+    recipe = read_recipe(CONFIGS[f"{name}-unusual"])
+    report = run_stages(recipe, RandomCheckpoint(recipe), None, stages=["torch"])
+    assert report.passed, report.to_json()
+
+
+# Another value for each irrelevant field that transformers' config classes have; what is not here is a label or a note.
+OTHER_VALUES: dict[str, Any] = {
+    "architectures": ["Other"],
+    "transformers_version": "4.0.0",
+    "dtype": "bfloat16",
+    "bos_token_id": 5,
+    "eos_token_id": [6, 7],
+    "pad_token_id": 3,
+    "attention_dropout": 0.5,
+    "hidden_dropout": 0.5,
+    "resid_pdrop": 0.5,
+    "residual_dropout": 0.5,
+    "embd_pdrop": 0.5,
+    "initializer_range": 0.5,
+    "pretraining_tp": 2,
+    "max_position_embeddings": 77,
+    "use_cache": False,
+    "output_hidden_states": True,
+    "return_dict": True,
+    "id2label": {0: "a", 1: "b", 2: "c"},
+    "label2id": {"a": 0, "b": 1, "c": 2},
+    "problem_type": "regression",
+}
+
+
+@pytest.mark.parametrize("name", decoders())
+def test_irrelevant_fields_leave_the_logits_bit_equal(name: str) -> None:
+    """Each by itself, and each of those that the config class has: a new one wants a value above."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = {key: value for key, value in CONFIGS[f"{name}-plain"].items() if key != "model_type"}
+    ids = torch.arange(12)[None]
+
+    def logits(**changes: Any) -> torch.Tensor:
+        theirs = AutoConfig.for_model(name, **{**config, **changes})
+        theirs._experts_implementation = "eager"
+        model = small_model(lambda c: AutoModelForCausalLM.from_config(c, dtype=torch.float32), theirs, seed=3)
+        with torch.inference_mode():
+            return model(input_ids=ids).logits  # type: ignore[no-any-return]
+
+    expected = logits()
+    fields = {field.name for field in dataclasses.fields(CONFIG_MAPPING[name])}
+    irrelevant = {field for field, entry in irrelevant_fields().items() if entry.only is None}
+    for field in sorted(fields & irrelevant):
+        assert torch.equal(logits(**{field: OTHER_VALUES[field]}), expected), field
