@@ -80,7 +80,11 @@ def draft_flops(draft: Draft) -> int:
     states = {layer.kind: draft.owners[draft.owner(layer.kind)] for layer in draft.stack}
     layers = sum(_layer_flops(layer, 1, states[layer.kind].rows) for layer in draft.stack)
     around = _projection_flops(draft.pre_projection) + _projection_flops(draft.post_projection)
-    return layers + around + 2 * draft.spec.vocab_size * draft.spec.hidden_size
+    tokens = draft.spec.vocab_size  # those that get a logit of their own
+    if draft.clusters is not None:
+        tokens = draft.clusters.top * draft.clusters.ordering.shape[1]
+        around += _projection_flops(draft.clusters)
+    return layers + around + 2 * tokens * draft.spec.hidden_size
 
 
 def _layer_flops(layer: Layer, queries: int, rows: int) -> int:

@@ -34,6 +34,7 @@ CASES: dict[str, Callable[[], Recipe]] = {
     "gemma 4, all experts": with_experts_all,
     "gemma 4, plain": lambda: gemma4(per_layer=False, sharing=False, k_eq_v=False, experts=False).recipe,
     "gemma 4 with a draft": lambda: gemma4_draft(gemma4(experts=False))[0],
+    "gemma 4 with a draft of an ordered vocabulary": lambda: gemma4_draft(gemma4(vocab_size=128), clusters=16)[0],
 }
 
 
