@@ -93,16 +93,6 @@ def source_files(module: nn.Module) -> set[Path]:
     return {Path(inspect.getfile(type(part))) for piece in pieces for part in piece.modules()}
 
 
-def sharing_in(decoder: Decoder, function: str) -> Sharing:
-    """How layers that share a cache see it in a function of the package.
-
-    With one token a cache is the same before and after the layers that share it.
-    """
-    if function == "decode" or not any(decoder.front.shares(name) for name in decoder.front.kinds):
-        return "seen"
-    return "last" if function == "prefill" else "after"
-
-
 def counts_tokens(decoder: Decoder, queries: int, sharing: Sharing) -> bool:
     """Whether the front needs to know how many of the tokens are real."""
     has_ring = any(spec.window is not None for spec in decoder.front.states.values())
