@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from coreai_recipes.evaluate.package import Package
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import export_package
 from coreai_recipes.filling import bind_decoder
-from coreai_recipes.front import Front
+from coreai_recipes.front import Front, Sharing
 from coreai_recipes.model import build_decoder, exported_form
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 
@@ -42,11 +43,12 @@ FORMS = {  # fold, last token alone
 def every_token() -> Iterator[None]:
     """Prefill without its shortcut: layers that share a cache run as they do in `score`."""
     ours = Front.sharing
-    Front.sharing = lambda front, name: "after" if name == "prefill" else ours(front, name)  # type: ignore[method-assign]
-    try:
+
+    def sharing(self: Front, function: str) -> Sharing:
+        return "after" if function == "prefill" else ours(self, function)
+
+    with patch.object(Front, "sharing", sharing):
         yield
-    finally:
-        Front.sharing = ours  # type: ignore[method-assign]
 
 
 def export(form: str, folder: Path, recipe: str, overrides: list[str]) -> Path:

@@ -41,7 +41,7 @@ def measure(options: Options) -> Result:
     saved = 1 - ours["prefill"]["flops"] / whole["prefill"]["flops"]
     times = whole["prefill"]["milliseconds"] / ours["prefill"]["milliseconds"]
     result.notes = [
-        f"the last token alone in shared layers: {100 * saved:.0f} % of prefill's flops saved, {times:.1f} times faster",
+        f"the last token alone in shared layers: {100 * saved:.0f} % of prefill's flops saved, {times:.1f} x faster",
         *(describe_fold(function, ours[function], foldless[function]) for function in ours),
         "results: what operations write between them, views and states aside",
         f"median of {STEPS * options.repeats} calls in float32 on one thread, the forms in turn",
