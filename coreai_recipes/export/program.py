@@ -105,7 +105,7 @@ def _link_function(
         return "hidden_last", "per_layer_inputs_last"
 
     for index, kind in enumerate(model.layer_kinds):
-        if picks and front.shares(kind):
+        if picks and front.queries(kind, queries, sharing) < queries:
             x, per_layer = pick_last()
         owner = front.owners[kind]
         names = {
