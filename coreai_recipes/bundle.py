@@ -24,8 +24,11 @@ FORMAT = 1
 PACKAGE = "model.mlpackage"
 REPORT = "report.json"
 RECIPE = "recipe.yaml"
-SCORED_TOKENS = 5  # where a recipe says nothing: the last token and four drafted ones
+COST = ("flops", "weight_bytes", "state_bytes")  # what the manifest says of each function
 PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
+
+
+Costs = dict[str, dict[str, int]]  # by function and figure
 
 
 class VerificationError(Exception):
@@ -38,12 +41,14 @@ class VerificationError(Exception):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A built folder. `seconds` are those of the build's steps, when it was built just now."""
+    """A built folder. `seconds` are those of the build's steps and `left_out` what of the checkpoint it did not use,
+    when it was built just now."""
 
     path: Path
     manifest: dict[str, Any]
     report: dict[str, Any]
     seconds: dict[str, float] | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
@@ -121,7 +126,7 @@ def build(
     from coreai_recipes.draft import build_draft
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.export.exporter import export_package
-    from coreai_recipes.filling import bind_decoder, bind_draft
+    from coreai_recipes.filling import bind_decoder, bind_draft, left_out
     from coreai_recipes.model import build_decoder, exported_form
 
     form = exported_form(recipe)
@@ -134,14 +139,23 @@ def build(
     with staged_folder(target) as folder:
         _check_space(folder, sum(2 * prod(binding.shape) for binding in bindings.values()))
         cache = FragmentCache(default_root() if cached else None)
-        exported = export_package(decoder, bindings, folder / PACKAGE, cache, progress, drafter)
+        costs: Costs = {}
+        exported = export_package(
+            decoder,
+            bindings,
+            folder / PACKAGE,
+            cache,
+            progress,
+            drafter,
+            on_program=lambda package: costs.update(_count_costs(package)),
+        )
         (folder / RECIPE).write_text(recipe_text(recipe))
         source.write_tokenizer(folder)
         checkpoint_facts = {"source": source.source, "sha256": digests.result()}
         if draft_source is not None:
             draft_digests = draft_source.start_digests().result()
             checkpoint_facts["draft"] = {"source": draft_source.source, "sha256": draft_digests}
-        manifest = _manifest(recipe, decoder, checkpoint_facts, source.eos_token_ids(), exported, folder)
+        manifest = _manifest(recipe, decoder, checkpoint_facts, source.eos_token_ids(), exported, costs, folder)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
             from coreai_recipes.verification.run import run_stages
@@ -158,7 +172,7 @@ def build(
             report = found.to_json()
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return Bundle(target, manifest, report, exported.seconds)
+    return Bundle(target, manifest, report, exported.seconds, tuple(left_out(bindings, source)))
 
 
 def verify(
@@ -218,13 +232,9 @@ def find_draft(recipe: Recipe, draft: "Checkpoint | str | Path | None") -> tuple
     named = draft if draft is not None else recipe.draft.reference.checkpoint  # type: ignore[union-attr]
     source = named if isinstance(named, Checkpoint) else open_checkpoint(str(named))
     if recipe.draft is None:
-        from coreai_recipes.recipe.importing.assembling import draft_from_config
+        from coreai_recipes.recipe.importing.assembling import with_draft
 
-        data = recipe.model_dump()
-        data["draft"] = draft_from_config(source.config, recipe)
-        functions = data["export"]["functions"]
-        functions["score"] = functions["score"] or SCORED_TOKENS
-        recipe = Recipe.model_validate(data)
+        recipe = with_draft(recipe, source.config)
     return recipe, source
 
 
@@ -272,6 +282,7 @@ def _manifest(
     checkpoint: dict[str, Any],
     eos_token_ids: list[int],
     exported: "Exported",
+    costs: Costs,
     folder: Path,
 ) -> dict[str, Any]:
     """What a host needs. Nothing in it depends on when or where it was built."""
@@ -281,6 +292,7 @@ def _manifest(
             "query": queries.get(name, 1),
             "inputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.inputs.items()},
             "outputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.outputs.items()},
+            "cost": costs.get(name),
         }
         for name, found in exported.signatures.items()
     }
@@ -327,6 +339,18 @@ def _manifest(
             for name, path in names.items()
         },
     }
+
+
+def _count_costs(package: Path) -> Costs:
+    """By function: what one call computes, and reads of weights and states."""
+    from coreai_recipes.evaluate import EvaluationError
+    from coreai_recipes.evaluate.cost import function_costs
+
+    try:
+        found = function_costs(package)
+    except EvaluationError:  # an operation that nothing here can run: verification says so, an unverified build may be
+        return {}
+    return {name: {figure: getattr(cost, figure) for figure in COST} for name, cost in found.items()}
 
 
 def _check_space(folder: Path, needed: int) -> None:

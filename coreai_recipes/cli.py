@@ -138,11 +138,12 @@ def new(
     family: Annotated[
         str | None, typer.Option("--as", metavar="FAMILY", help="Read config.json as that family's, whatever it says.")
     ] = None,
+    draft: DraftOption = None,
 ) -> None:
     """A recipe from a checkpoint's config.json and tensor headers; what it cannot express is refused by field name."""
     from coreai_recipes.authoring import new_recipe, write_new
 
-    made = new_recipe(src, family)
+    made = new_recipe(src, family, draft)
     if out is None:
         print(made.text, end="")
     else:
@@ -199,6 +200,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
         console.print_json(planned.to_json())
     else:
         console.print_table(("what", ">bytes", "how"), planned.rows())
+        console.print_table(planned.workload_columns(), planned.workload_rows(), title="What a call multiplies")
         console.print_table(("rule", "verdict", "what was found"), planned.rule_rows(), title="Neural Engine rules")
 
 

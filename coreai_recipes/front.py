@@ -105,6 +105,15 @@ class Front(nn.Module):
         """Whether layers of kind `name` attend to a cache of another kind."""
         return self.owners[name] != name
 
+    def sharing(self, function: str) -> Sharing:
+        """How layers that share a cache see it in a function of the package.
+
+        With one token a cache is the same before and after the layers that share it.
+        """
+        if function == "decode" or not any(self.shares(name) for name in self.kinds):
+            return "seen"
+        return "last" if function == "prefill" else "after"
+
     def queries(self, name: str, queries: int, sharing: Sharing) -> int:
         """How many tokens of a call the layers of a kind are run for."""
         return 1 if sharing == "last" and self.shares(name) else queries

@@ -71,10 +71,14 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights, chosen = self.router(x)
         n = self.pre_norm(x).squeeze(2)  # (1, C, S)
-        gathers = self.decode == "gathered" and x.shape[3] == 1
-        mixed = self._gather(n, weights, chosen) if gathers else self._take_all(n, weights, chosen)  # (1, C, S)
+        mix = self._gather if self.gathers(x.shape[3]) else self._take_all
+        mixed = mix(n, weights, chosen)  # (1, C, S)
         out: Tensor = self.post_norm(mixed.unsqueeze(2))
         return out
+
+    def gathers(self, tokens: int) -> bool:
+        """Whether only the chosen experts of a call are read and computed; else all of them are."""
+        return self.decode == "gathered" and tokens == 1
 
     def _gather(self, n: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """One token: the weights of its experts alone are read."""
