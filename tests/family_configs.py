@@ -42,12 +42,29 @@ UNUSUAL: dict[str, Any] = {
     "top_k_experts": 2,
     "moe_intermediate_size": 36,
     "clip_qkv": None,
+    "original_max_position_embeddings": 64,
 }
 # What holds a family's values together.
 TOGETHER: dict[str, dict[str, Any]] = {
     "helium": {"head_dim": 8},  # its o_proj is hidden_size wide on both sides
     "seed_oss": {"attention_bias": True},  # a bias on o alone is nothing that a recipe has
     "ministral": {"head_dim": 20},  # transformers cannot build it without
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 24.0,
+    "beta_slow": 1.5,
+    "truncate": False,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.7,
+}
+LONGROPE = {
+    "rope_theta": 5000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.4],
+    "long_factor": [1.0, 2.5, 9.0, 21.0],
 }
 # Further configs of a family, for what one config cannot be at once.
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
@@ -58,6 +75,30 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3-nope-slides": ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 7}),
     "seed_oss-no-bias": ("seed_oss", {"attention_bias": False}),
     "llama-old-spelling": ("llama", {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "llama-yarn": ("llama", {"rope_parameters": YARN}),
+    "llama-dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5000.0, "factor": 3.0}}),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "head_dim": 8,
+            "rope_parameters": {"rope_type": "longrope", **LONGROPE},
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "phi3-su": (
+        "phi3",
+        {
+            "head_dim": 8,
+            # transformers forgets to carry the config's own into parameters of this name
+            "rope_scaling": {
+                "type": "su",
+                **LONGROPE,
+                "attention_factor": 1.3,
+                "original_max_position_embeddings": 256,
+            },
+            "original_max_position_embeddings": 256,
+        },
+    ),
     "gemma3-old-spelling": (
         "gemma3_text",
         {

@@ -12,6 +12,7 @@ from coreai_recipes.recipe.schema import (
     LayerNorm,
     Model,
     NoRotary,
+    NTKScaling,
     Recipe,
     RMSNorm,
     Rotary,
@@ -139,4 +140,7 @@ def _describe_rotary(rotary: Rotary) -> str:
     words = rotary.kind if factor is None else f"{rotary.kind} {factor:g}"
     if rotary.pairing == "interleaved":
         words += " interleaved"
-    return words if rotary.scaling is None else f"{words} ({rotary.scaling.kind} x{rotary.scaling.factor:g})"
+    if rotary.scaling is None:
+        return words
+    by = rotary.scaling.alpha if isinstance(rotary.scaling, NTKScaling) else rotary.scaling.factor
+    return f"{words} ({rotary.scaling.kind} x{by:g})"

@@ -68,7 +68,98 @@ class Llama3Scaling(Spec):
     original_context: Positive = Field(description="the context the model was trained with before scaling")
 
 
-Scaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="kind")]
+class DynamicScaling(Spec):
+    """theta grows with the length of a call beyond `original_context`: within it nothing is scaled, and a program with
+    a cache ends there."""
+
+    kind: Literal["dynamic"]
+    factor: Factor = Field(description="by how much the context is stretched, were it longer than the trained one")
+    original_context: Positive = Field(
+        description="the context the model was trained with (max_position_embeddings); export.context may not exceed it"
+    )
+
+
+class NTKScaling(Spec):
+    """theta times alpha^(R / (R - 2)), whatever the length: HunYuan, where it is called `dynamic` with an `alpha`."""
+
+    kind: Literal["ntk"]
+    alpha: PositiveFloat = Field(description="by how much theta is stretched; HunYuan uses 1000")
+
+
+class YarnScaling(Spec):
+    """Pairs that turn more than beta_fast times in the original context are kept, those that turn less than beta_slow
+    times divided by `factor`, a ramp between; cos and sin are multiplied by an attention factor."""
+
+    kind: Literal["yarn"]
+    factor: Factor = Field(description="by how much the context is stretched; gpt-oss uses 32, DeepSeek V3 40")
+    original_context: Positive = Field(description="the context the model was trained with before scaling")
+    beta_fast: PositiveFloat = Field(default=32.0, description="turns above which a pair is kept")
+    beta_slow: PositiveFloat = Field(default=1.0, description="turns below which a pair is divided")
+    truncate: Flag = Field(
+        default=True, description="whether the ramp begins and ends at whole pairs; not so in gpt-oss"
+    )
+    attention_factor: PositiveFloat | None = Field(
+        default=None, description="factor of cos and sin; made of factor and the mscales if unsaid"
+    )
+    mscale: PositiveFloat | None = Field(default=None, description="above the line of the attention factor (DeepSeek)")
+    mscale_all_dim: PositiveFloat | None = Field(
+        default=None, description="below the line of the attention factor (DeepSeek)"
+    )
+
+    @property
+    def angle_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return float(self.magnitude(self.mscale) / self.magnitude(self.mscale_all_dim))
+        return self.magnitude(1)
+
+    def magnitude(self, mscale: float) -> float:
+        """0.1 * mscale * ln(factor) + 1 (transformers' get_mscale)."""
+        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
+
+
+class LongRopeScaling(Spec):
+    """Each frequency divided by a factor of its own; cos and sin are multiplied by an attention factor.
+
+    There are two lists, of which one is chosen when the package is built: the long factors when export.context exceeds
+    the original context.
+    """
+
+    kind: Literal["longrope"]
+    factor: PositiveFloat = Field(
+        description="by how much the context is stretched: max_position_embeddings / original_context; Phi-3 uses 32"
+    )
+    original_context: Annotated[int, Field(ge=2, le=2**31 - 1, strict=True)] = Field(
+        description="the longest context for which the short factors serve; Phi-3 uses 4096"
+    )
+    short_factor: Annotated[list[PositiveFloat], Field(min_length=1, max_length=4096)] = Field(
+        description="what divides each pair's frequency within the original context"
+    )
+    long_factor: Annotated[list[PositiveFloat], Field(min_length=1, max_length=4096)] = Field(
+        description="what divides each pair's frequency when the context is longer"
+    )
+    attention_factor: PositiveFloat | None = Field(
+        default=None, description="factor of cos and sin; sqrt(1 + ln(factor) / ln(original_context)) if unsaid"
+    )
+
+    @property
+    def angle_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 1.0 if self.factor <= 1.0 else math.sqrt(1 + math.log(self.factor) / math.log(self.original_context))
+
+    def is_long(self, context: int | None) -> bool:
+        """Whether a session of `context` positions takes the long factors."""
+        return context is not None and context > self.original_context
+
+
+Scaling = Annotated[
+    LinearScaling | Llama3Scaling | DynamicScaling | NTKScaling | YarnScaling | LongRopeScaling,
+    Field(discriminator="kind"),
+]
 
 
 class TurningRotary(Spec):
@@ -107,6 +198,9 @@ class ProportionalRotary(TurningRotary):
     kind: Literal["proportional"]
     factor: Share = Field(description="the share of the head that rotates; Gemma 4 uses 0.25")
     pairing: Literal["half"] = "half"
+    scaling: Annotated[LinearScaling, Field()] | None = Field(
+        default=None, description="how frequencies are stretched beyond the trained context"
+    )
 
 
 class NoRotary(Spec):
@@ -413,6 +507,18 @@ class Recipe(Spec):
     draft: Draft | None = Field(default=None, description="a model that drafts for this one, built as function `draft`")
     weights: Weights = Field(description="where the checkpoint keeps its tensors")
     export: Export = Field(description="how the package is written")
+
+    @property
+    def rotary_choices(self) -> dict[str, str]:
+        """By kind, what was fixed about a rotary that depends on the length of a text: a manifest states it."""
+        return {
+            name: (
+                f"longrope: the {'long' if scaling.is_long(self.export.context) else 'short'} factors, "
+                f"for context {self.export.context} and original context {scaling.original_context}"
+            )
+            for name, kind in self.model.kinds.items()
+            if isinstance(scaling := getattr(kind.rotary, "scaling", None), LongRopeScaling)
+        }
 
     @model_validator(mode="after")
     def _hold_the_rules(self) -> Self:

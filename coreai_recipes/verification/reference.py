@@ -60,7 +60,7 @@ class Reference:
         if recipe.reference is None:
             raise ValueError(f"{recipe.name} has no reference")
         register_attention()
-        config = make_config(recipe.reference.model_type, checkpoint)
+        config = make_config(recipe.reference.model_type, checkpoint, recipe.export.context)
         config._experts_implementation = "eager"  # the grouped product wants widths of whole 16 bytes
         with torch.device("meta"):
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
@@ -287,8 +287,12 @@ class Weights:
         setattr(module, leaf, value)
 
 
-def make_config(model_type: str, checkpoint: Checkpoint) -> Any:
-    """transformers' config of `model_type` from the checkpoint's config.json, or from the text part of it."""
+def make_config(model_type: str, checkpoint: Checkpoint, context: int) -> Any:
+    """transformers' config of `model_type` from the checkpoint's config.json, or from the text part of it.
+
+    A package of `context` positions has chosen between longrope's factors when it was built, transformers chooses at
+    each call: here both its lists are the chosen one.
+    """
     from transformers import AutoConfig
 
     settings = checkpoint.config
@@ -302,7 +306,18 @@ def make_config(model_type: str, checkpoint: Checkpoint) -> Any:
         )
     # what a quantised checkpoint says about itself: its tensors come to us as floats
     dropped = ("model_type", "quantization_config", "auto_map")
-    return AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
+    config = AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
+    _fix_longrope(getattr(config, "rope_parameters", None) or {}, context)
+    return config
+
+
+def _fix_longrope(parameters: dict[str, Any], context: int) -> None:
+    if parameters.get("rope_type") == "longrope":
+        chosen = "long" if context > parameters["original_max_position_embeddings"] else "short"
+        parameters["short_factor"] = parameters["long_factor"] = parameters[f"{chosen}_factor"]
+    for nested in parameters.values():
+        if isinstance(nested, dict):
+            _fix_longrope(nested, context)
 
 
 def keep_all(model: Any, length: int) -> dict[str, Tensor]:
