@@ -37,12 +37,14 @@ class VerificationError(Exception):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A built folder. `seconds` are those of the build's steps, when it was built just now."""
+    """A built folder. `seconds` are those of the build's steps and `left_out` what of the checkpoint it did not use,
+    when it was built just now."""
 
     path: Path
     manifest: dict[str, Any]
     report: dict[str, Any]
     seconds: dict[str, float] | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
@@ -120,7 +122,7 @@ def build(
     from coreai_recipes.draft import build_draft
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.export.exporter import export_package
-    from coreai_recipes.filling import bind_decoder, bind_draft
+    from coreai_recipes.filling import bind_decoder, bind_draft, left_out
     from coreai_recipes.model import build_decoder, exported_form
 
     form = exported_form(recipe)
@@ -157,7 +159,7 @@ def build(
             report = found.to_json()
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return Bundle(target, manifest, report, exported.seconds)
+    return Bundle(target, manifest, report, exported.seconds, tuple(left_out(bindings, source)))
 
 
 def verify(
@@ -217,7 +219,9 @@ def find_draft(recipe: Recipe, draft: "Checkpoint | str | Path | None") -> tuple
     named = draft if draft is not None else recipe.draft.reference.checkpoint  # type: ignore[union-attr]
     source = named if isinstance(named, Checkpoint) else open_checkpoint(str(named))
     if recipe.draft is None:
-        raise CheckpointError(f"{recipe.name}: the recipe has no draft to fill from {source.place}")
+        from coreai_recipes.recipe.importing.assembling import with_draft
+
+        recipe = with_draft(recipe, source.config)
     return recipe, source
 
 

@@ -95,6 +95,8 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 def print_built(bundle: "Bundle") -> None:
     """What a build says at its end."""
+    if bundle.left_out:
+        print(f"left out: {', '.join(bundle.left_out)}")
     seconds = bundle.seconds or {}
     steps = ", ".join(f"{step} {taken:.1f} s" for step, taken in seconds.items() if taken >= 0.05)
     print(f"{bundle.path}  {bundle.bytes / 1e6:.1f} MB  ({steps})")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreai_recipes.front import StateSpec, state_specs
@@ -18,6 +19,7 @@ from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive
+from coreai_recipes.recipe.schema import Draft as DraftSpec
 from coreai_recipes.recipe.schema import Recipe
 
 
@@ -40,6 +42,7 @@ class Draft(nn.Module):
         self.norm = build_norm(spec.norm, spec.hidden_size)
         self.post_projection = Projection(spec.hidden_size, target_size)
         self.head = primitive("head", "linear")(spec.vocab_size, spec.hidden_size, False, None)
+        self.clusters = Clusters(spec) if spec.centroids else None
 
     @property
     def stack(self) -> list[Layer]:
@@ -85,7 +88,8 @@ class Draft(nn.Module):
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (1, 1, V) and the next hidden state (1, 1, C) of what comes out of the last layer."""
         x = self.norm(x)
-        return self.head(x), self.post_projection(x).squeeze(2).transpose(1, 2)
+        logits = self.head(x) if self.clusters is None else self.clusters(x, self.head.weight)
+        return logits, self.post_projection(x).squeeze(2).transpose(1, 2)
 
     def forward(
         self, embedded: Tensor, hidden: Tensor, position: int, seen: Mapping[str, int], states: Mapping[str, Tensor]
@@ -100,6 +104,31 @@ class Draft(nn.Module):
             cache = SharedCache(states[f"k_{owner}"], states[f"v_{owner}"], slot)
             x = layer(x, *self.inputs(layer.kind, at, counts), cache)
         return self.finish(x)
+
+
+class Clusters(nn.Module):
+    """An ordered-embedding head: x (1, C', 1, 1) and the head's table (V, C', 1, 1) -> logits (1, 1, V).
+
+    The vocabulary lies in equal clusters. Tokens of those whose centroids x is nearest to get their own logits, every
+    other one the least of these less 1 (transformers, Gemma4AssistantMaskedEmbedder). `ordering` (clusters, V /
+    clusters) says which tokens each cluster has: whole numbers, that float32 holds and float16 would not.
+    """
+
+    def __init__(self, spec: DraftSpec) -> None:
+        super().__init__()
+        if spec.centroids is None:
+            raise ValueError("the draft has no centroids")
+        count, self.top, self.vocab_size = spec.centroids.count, spec.centroids.top, spec.vocab_size
+        self.centroids = Projection(spec.hidden_size, count)
+        self.ordering = nn.Parameter(torch.empty(count, spec.vocab_size // count), requires_grad=False)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        nearest = torch.topk(self.centroids(x).flatten(1), self.top, 1).indices  # (1, top)
+        tokens = F.embedding(nearest, self.ordering).flatten().long()  # (tokens of these clusters,)
+        rows = F.embedding(tokens, table.squeeze(3).squeeze(2))  # (tokens, C')
+        logits = torch.matmul(rows, x.flatten(2).squeeze(0)).flatten()  # (tokens,)
+        others = (logits.amin(0, keepdim=True) - 1).expand(self.vocab_size)
+        return others.scatter(0, tokens, logits).view(1, 1, self.vocab_size)
 
 
 def build_draft(recipe: Recipe, form: Form = PLAIN) -> Draft:

@@ -1,5 +1,6 @@
 """A decoder's parameters and the checkpoint's tensors that fill them: where a model meets its weights."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -13,6 +14,8 @@ from coreai_recipes.folding import draft_stored_as, stored_as
 from coreai_recipes.model import Decoder, fill
 from coreai_recipes.primitives.head import Head
 from coreai_recipes.primitives.projection import Projection
+
+ORDERING = "clusters.ordering"  # the tokens of a draft's clusters: whole numbers, not a weight
 
 
 def bind_decoder(decoder: Decoder, checkpoint: Checkpoint) -> dict[str, Binding]:
@@ -31,7 +34,8 @@ def bind_draft(draft: Draft, checkpoint: Checkpoint) -> dict[str, Binding]:
     wanted = {}
     for name, shape in checkpoint_shapes(draft).items():
         kind = kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
-        wanted[name] = ParameterInfo(shape, kind, draft_stored_as(draft.recipe, name, draft.form))
+        rewrite = draft_stored_as(draft.recipe, name, draft.form)
+        wanted[name] = ParameterInfo(shape, kind, rewrite, is_integer=name.endswith(ORDERING))
     return bind(wanted, draft.spec.weights.names, checkpoint)
 
 
@@ -50,10 +54,25 @@ def checkpoint_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
         shape = tuple(parameter.shape)
         if isinstance(module.get_submodule(name.rpartition(".")[0]), Projection | Head) and len(shape) == 4:
             shape = shape[:2]
-        elif len(shape) > 2 and parameter.numel() == max(shape):
-            shape = (max(shape),)
+        elif name.endswith(ORDERING) or (len(shape) > 2 and parameter.numel() == max(shape)):
+            shape = (parameter.numel(),)
         shapes[name] = shape
     return shapes
+
+
+def left_out(bindings: Mapping[str, Binding], checkpoint: Checkpoint) -> list[str]:
+    """What of `checkpoint` fills nothing, a line a part: `312 tensors of model.vision_tower`."""
+    used = {binding.tensor for binding in bindings.values() if binding.checkpoint is checkpoint}
+    parts: Counter[str] = Counter()
+    for name in checkpoint.tensors.keys() - used:
+        before, _, after = name.partition(".layers.")
+        is_of_text = before in ("model", "model.language_model", "language_model.model")
+        words = name.split(".")
+        if is_of_text and after:  # keys and values that nobody computes, in layers that share them
+            parts[".".join((before, "layers", "*", *words[words.index("layers") + 2 : -1]))] += 1
+        else:
+            parts[".".join(words[: min(2, len(words) - 1)]) or name] += 1
+    return [f"{count} tensor{'s' if count > 1 else ''} of {part}" for part, count in sorted(parts.items())]
 
 
 def fill_from(module: nn.Module, bindings: Mapping[str, Binding], prefix: str = "", stored: bool = False) -> None:
@@ -64,6 +83,8 @@ def fill_from(module: nn.Module, bindings: Mapping[str, Binding], prefix: str = 
 
     def read(name: str) -> Tensor:
         weight = bindings[name].read()
+        if name.endswith(ORDERING):
+            return weight
         return to_float16(weight, bindings[name].tensor).to(torch.float32) if stored else weight
 
     fill(module, read, prefix)

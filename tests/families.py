@@ -234,7 +234,12 @@ def gemma3(**changes: Any) -> Pair:
 
 
 def gemma4(
-    per_layer: bool = True, sharing: bool = True, k_eq_v: bool = True, experts: bool = True, **changes: Any
+    per_layer: bool = True,
+    sharing: bool = True,
+    k_eq_v: bool = True,
+    experts: bool = True,
+    seed: int = 0,
+    **changes: Any,
 ) -> Pair:
     """Gemma 4, each of its mechanisms on or off: proportional rotary and wider heads on full layers, norms of q, k and
     v, a scalar for each layer, and per-layer embeddings, shared caches with a doubled MLP, K = V, experts."""
@@ -266,10 +271,10 @@ def gemma4(
     }
     config, export = _config(Gemma4TextConfig, changes, own)
     shared: dict[str, Any] = {"scale": 1.0, "qk_norm": {"over": "head"}, "v_norm": True}
-    proportional = {"kind": "proportional", "factor": 0.25, "theta": 1e6}
+    local, proportional = {"kind": "full", "theta": 10000.0}, {"kind": "proportional", "factor": 0.25, "theta": 1e6}
     wide = {"head_dim": 36, "num_kv_heads": 3 if k_eq_v else KV_HEADS, "k_eq_v": k_eq_v}
     kinds = {
-        "sliding": _kind(config, {"kind": "full", "theta": 10000.0}, window=7, activation="gelu_tanh", **shared),
+        "sliding": _kind(config, local, window=config.sliding_window, activation="gelu_tanh", **shared),
         "full": _kind(config, proportional, activation="gelu_tanh", **{**shared, **wide}),
     }
     if experts:
@@ -283,19 +288,20 @@ def gemma4(
             kind["attention"]["shares_kv_with"] = name
             kind["mlp"]["intermediate_size"] *= 2
             kinds[f"{name}_shared"] = kind
-    table = {"per_layer": {"size": 12, "vocab_size": VOCAB}} if per_layer else {}
+    table = {"per_layer": {"size": 12, "vocab_size": config.vocab_size_per_layer_input}} if per_layer else {}
     model = _gemma_model(softcap=7.0)
     model["norm"]["weight"] = "w"
     model["embedding"] |= table
     recipe = _recipe("gemma4_text", config, kinds, export, **model, layer_scalar=True, layers=types)
-    made = small_model(Gemma4ForCausalLM, config)
+    made = small_model(Gemma4ForCausalLM, config, seed)
     for index, layer in enumerate(made.model.layers):
         layer.layer_scalar.fill_(0.7 + 0.1 * index)
     return Pair(recipe, made, GEMMA4_NAMES)
 
 
-def gemma4_draft(pair: Pair, seed: int = 1) -> tuple[Recipe, Any]:
-    """The recipe of a Gemma 4 with a draft of its own, and transformers' draft, random."""
+def gemma4_draft(pair: Pair, seed: int = 1, clusters: int | None = None) -> tuple[Recipe, Any]:
+    """The recipe of a Gemma 4 with a draft of its own, and transformers' draft, random; with `clusters` its head looks
+    into the best 3 of as many clusters of the vocabulary."""
     from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM
 
     from coreai_recipes.verification.draft_reference import all_layers_may_share
@@ -304,7 +310,7 @@ def gemma4_draft(pair: Pair, seed: int = 1) -> tuple[Recipe, Any]:
     full = target.per_layer_config[1]
     text = {
         "model_type": "gemma4_text",
-        "vocab_size": VOCAB,
+        "vocab_size": pair.recipe.model.vocab_size,
         "hidden_size": 36,
         "intermediate_size": 44,
         "num_hidden_layers": 3,
@@ -316,7 +322,7 @@ def gemma4_draft(pair: Pair, seed: int = 1) -> tuple[Recipe, Any]:
         "num_global_key_value_heads": full.num_key_value_heads,
         "attention_k_eq_v": True,
         "rms_norm_eps": 1e-5,
-        "sliding_window": 7,
+        "sliding_window": target.sliding_window,
         "hidden_size_per_layer_input": 0,
         "vocab_size_per_layer_input": 0,
         "num_kv_shared_layers": 3,
@@ -324,11 +330,20 @@ def gemma4_draft(pair: Pair, seed: int = 1) -> tuple[Recipe, Any]:
         "max_position_embeddings": 256,
         "tie_word_embeddings": True,
     }
+    ordered = {"use_ordered_embeddings": True, "num_centroids": clusters, "centroid_intermediate_top_k": 3}
     with all_layers_may_share():
-        config = Gemma4AssistantConfig(text_config=text, backbone_hidden_size=HIDDEN, attn_implementation="eager")
+        config = Gemma4AssistantConfig(
+            text_config=text,
+            backbone_hidden_size=HIDDEN,
+            attn_implementation="eager",
+            **(ordered if clusters else {}),
+        )
         draft = small_model(Gemma4AssistantForCausalLM, config, seed)
     for index, layer in enumerate(draft.model.layers):
         layer.layer_scalar.fill_(0.9 + 0.1 * index)
+    if clusters:
+        generator = torch.Generator().manual_seed(seed)
+        draft.masked_embedding.token_ordering.copy_(torch.randperm(text["vocab_size"], generator=generator))
     data = pair.recipe.model_dump()
     kinds = {}
     for name in ("sliding", "full"):
@@ -338,7 +353,8 @@ def gemma4_draft(pair: Pair, seed: int = 1) -> tuple[Recipe, Any]:
         kinds[name] = kind
     data["draft"] = {
         "reference": {"model_type": "gemma4_assistant"},
-        "vocab_size": VOCAB,
+        "vocab_size": pair.recipe.model.vocab_size,
+        "centroids": {"count": clusters, "top": 3} if clusters else None,
         "hidden_size": 36,
         "norm": {"kind": "rms", "eps": 1e-5},
         "placement": "sandwich",
@@ -440,7 +456,7 @@ def _recipe(family: str, config: Any, kinds: dict[str, dict[str, Any]], export: 
                 "layers": layers,
                 **model,
             },
-            "weights": {"names": family},
+            "weights": {"names": family.removesuffix("_text")},
             "export": export,
         }
     )

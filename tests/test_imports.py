@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "console": {"*"},
     "generate": {"bundle", "evaluate", "speculation", "coreml", "checkpoint", "recipe", "errors"},
     "bundle": {"*"},
-    "authoring": {"filling", "checkpoint", "model", "recipe", "errors"},
+    "authoring": {"filling", "checkpoint", "draft", "model", "recipe", "errors"},
     "plan": {"model", "front", "primitives", "recipe", "errors"},
     "verification": {
         *("evaluate", "coreml", "filling", "folding", "checkpoint", "speculation"),

@@ -29,6 +29,7 @@ class ParameterInfo:
     shape: tuple[int, ...]
     kind: str | None = None
     rewrite: Rewrite = AS_STORED
+    is_integer: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def bind_parameter(
         return binding, Problem(source.tensor, f"{{name}} is missing, {who} needs it as {needed}")
     if stored.shape != needed:
         return binding, Problem(source.tensor, f"{{name}} is {stored.shape}, {who} needs {needed}")
-    reason = checkpoint.why_unreadable(source.tensor)
+    reason = None if info.is_integer else checkpoint.why_unreadable(source.tensor)
     return binding, Problem(source.tensor, f"{{name}} {reason}") if reason else None
 
 

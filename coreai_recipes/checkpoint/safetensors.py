@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 2 << 20
 FLOAT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+INTEGER_DTYPES = {"I64": "int64", "I32": "int32"}  # no weights, but lists of tokens are stored so
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 PICKLE_REASON = (
@@ -59,12 +60,12 @@ class SafetensorsCheckpoint(Checkpoint):
     def blocks(self, name: str, rows: range | None = None) -> Iterator[Tensor]:
         """Whole rows of the first axis, as many as fit 2 MiB and at least one, in the stored dtype.
 
-        Raises CheckpointError for a tensor that is not there, or that is not stored as BF16, F16, F32 or F64.
+        Raises CheckpointError for a tensor that is not there, or that is stored as neither floats nor whole numbers.
         """
         if name not in self.tensors:
             raise CheckpointError(f"{self.place}: has no tensor {name}")
         reason = self.why_unreadable(name)
-        if reason:
+        if reason and self.tensors[name].dtype not in INTEGER_DTYPES:
             raise CheckpointError(f"{self.place}: {name} {reason}")
         shape = self.tensors[name].shape
         wanted = range(shape[0] if shape else 1) if rows is None else rows
@@ -154,7 +155,7 @@ class SafetensorsCheckpoint(Checkpoint):
         info = self.tensors[name]
         stored = self._files[info.file]
         entry = stored.tensors[name]
-        dtype = getattr(torch, FLOAT_DTYPES[info.dtype])
+        dtype = getattr(torch, {**FLOAT_DTYPES, **INTEGER_DTYPES}[info.dtype])
         row_elements = math.prod(info.shape[1:])
         row_bytes = row_elements * dtype.itemsize
         if not row_bytes or not rows:

@@ -23,6 +23,7 @@ from coreai_recipes.draft import Draft
 from coreai_recipes.export.cache import FragmentCache, fingerprint
 from coreai_recipes.export.fragments import PER_LAYER_ROWS, Fragment, source_files
 from coreai_recipes.export.weights import WeightLayout, write_table, write_weights
+from coreai_recipes.filling import ORDERING
 from coreai_recipes.model import Decoder
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def export_package(
         if name not in decoder.tables:
             layout.place(name, tuple(parameter.shape))
     for name, parameter in draft.named_parameters() if draft else ():
-        layout.place(f"draft.{name}", tuple(parameter.shape))
+        if not name.endswith(ORDERING):
+            layout.place(f"draft.{name}", tuple(parameter.shape))
     (package / WEIGHTS).parent.mkdir(parents=True)
     tables = {table_file(name): (PER_LAYER_ROWS, tuple(decoder.get_parameter(name).shape)) for name in decoder.tables}
     places = {name: package.parent / table_file(name) for name in decoder.tables}
@@ -78,7 +80,8 @@ def export_package(
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
         streaming = pool.submit(streams.run)
         try:
-            exported = _export_program(decoder, draft, layout, package, cache, stopwatch, streaming)
+            ordering = _read_ordering(draft, bindings)
+            exported = _export_program(decoder, draft, ordering, layout, package, cache, stopwatch, streaming)
             streamed, seconds = streaming.result()
         except BaseException:
             stop.set()
@@ -90,6 +93,14 @@ def export_package(
     return Exported(found, signatures, tables, stopwatch.seconds, converted=hits[1], cached=hits[0])
 
 
+def _read_ordering(draft: Draft | None, bindings: Mapping[str, Binding]) -> NDArray[np.int32] | None:
+    """The tokens of the draft's clusters, (clusters, tokens of each)."""
+    if draft is None or draft.clusters is None:
+        return None
+    tokens = bindings[f"draft.{ORDERING}"].read().to(torch.int32)
+    return np.asarray(tokens.view(draft.clusters.ordering.shape).numpy())
+
+
 def table_file(parameter: str) -> str:
     """The file beside the package that holds a raw table."""
     return f"{parameter.removesuffix('.weight')}.bin"
@@ -98,6 +109,7 @@ def table_file(parameter: str) -> str:
 def _export_program(
     decoder: Decoder,
     draft: Draft | None,
+    ordering: NDArray[np.int32] | None,
     layout: WeightLayout,
     package: Path,
     cache: FragmentCache,
@@ -127,7 +139,7 @@ def _export_program(
         }
     with stopwatch("linking"):
         end = layout.end
-        linked = link_program(decoder, converted, layout, draft)
+        linked = link_program(decoder, converted, layout, draft, ordering)
         if layout.end != end:
             raise RuntimeError("the program uses a weight that is no parameter of the decoder")
         model = packages.write_model(linked.model, package)
@@ -196,6 +208,7 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
         root / "model.py",
         root / "export/convert.py",
         root / "export/fragments.py",
+        root / "export/draft_fragments.py",
     }
     others = set().union(*(source_files(fragment.module) for fragment in fragments))
     digests = [sha256(path.read_bytes()).hexdigest() for path in sorted(own | others)]

@@ -67,6 +67,14 @@ class FunctionLinker:
         self.known[name] = np.array([value])
         return name
 
+    def add_integers(self, name: str, values: NDArray[np.int32]) -> str:
+        """A constant of whole numbers, which stand in the program: weight.bin holds float16 alone."""
+        value = add_const(self.block, name, DTYPES["int32"], values.shape)
+        value.immediateValue.tensor.ints.values.extend(values.reshape(-1).tolist())
+        self.shapes[name] = list(values.shape)
+        self.defined.add(name)
+        return name
+
     def require(self, name: str) -> None:
         """Make sure that `name` is defined: a known value becomes a constant at its first use."""
         if name in self.defined:

@@ -4,16 +4,17 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from coreai_recipes.draft import Draft
+from coreai_recipes.export.draft_fragments import draft_front_fragment, draft_head_fragment, draft_layer_fragment
 from coreai_recipes.export.fragments import (
     FLOAT,
     INTEGER,
     PER_LAYER_ROWS,
     Fragment,
     Port,
-    draft_front_fragment,
-    draft_head_fragment,
-    draft_layer_fragment,
     front_fragment,
     head_fragment,
     layer_fragment,
@@ -53,9 +54,17 @@ class LinkedProgram:
 
 
 def link_program(
-    decoder: Decoder, converted: dict[str, bytes], layout: WeightLayout, draft: Draft | None = None
+    decoder: Decoder,
+    converted: dict[str, bytes],
+    layout: WeightLayout,
+    draft: Draft | None = None,
+    ordering: NDArray[np.int32] | None = None,
 ) -> LinkedProgram:
-    """Each function of the recipe, linked from `converted` fragments; the weights get their places in `layout`."""
+    """Each function of the recipe, linked from `converted` fragments; the weights get their places in `layout`.
+
+    `ordering` are the tokens of the draft's clusters, where it has such: the one thing of a checkpoint that stands in
+    the program itself.
+    """
     fragments = {name: Model_pb2.Model.FromString(data) for name, data in converted.items()}
     program = LinkedProgram(new_model("decode"), {})
     for name, queries in decoder.recipe.export.functions.queries.items():
@@ -64,7 +73,7 @@ def link_program(
         describe_function(program.model, name, program.signatures[name])
     if draft is not None:
         linker = FunctionLinker(layout, program.model.mlProgram.functions[DRAFT])
-        program.signatures[DRAFT] = _link_draft(decoder, draft, fragments, linker)
+        program.signatures[DRAFT] = _link_draft(decoder, draft, fragments, linker, ordering)
         describe_function(program.model, DRAFT, program.signatures[DRAFT])
     return program
 
@@ -137,7 +146,13 @@ def _declare(decoder: Decoder, inputs: dict[str, Port], linker: FunctionLinker) 
     return states
 
 
-def _link_draft(decoder: Decoder, draft: Draft, models: dict[str, Any], linker: FunctionLinker) -> Signature:
+def _link_draft(
+    decoder: Decoder,
+    draft: Draft,
+    models: dict[str, Any],
+    linker: FunctionLinker,
+    ordering: NDArray[np.int32] | None,
+) -> Signature:
     front, head = draft_front_fragment(decoder, draft), draft_head_fragment(draft)
     inputs = {name: port for name, port in front.inputs.items() if name not in front.parameters}
     states = _declare(decoder, inputs, linker)
@@ -156,7 +171,10 @@ def _link_draft(decoder: Decoder, draft: Draft, models: dict[str, Any], linker: 
         parameters = {alias: f"draft.layers.{index}.{name}" for alias, name in fragment.parameters.items()}
         linker.append(models[fragment.name], f"layer_{index}_", names, parameters)
     outputs, last = dict(head.outputs), f"hidden_{len(draft.spec.layer_kinds)}"
-    linker.append(models[head.name], "head_", {"x": last, **{name: name for name in outputs}}, head.parameters)
+    names = {"x": last, **{name: name for name in outputs}}
+    if ordering is not None:
+        names["ordering"] = linker.add_integers("ordering", ordering)
+    linker.append(models[head.name], "head_", names, head.parameters)
     for output in outputs:
         linker.add_output(output)
     return Signature(inputs, outputs, states)
