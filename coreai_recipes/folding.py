@@ -75,6 +75,10 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
     last_of_blocks = (
         (("attention_post_norm",), ("mlp_post_norm",)) if sandwich else (("attention", "o"), ("mlp", "down"))
     )
+    if not sandwich and parts[0] == "mlp" and parts[-1].startswith("down"):
+        return scale  # of experts
+    if not sandwich and parts[:3] == ["mlp", "shared", "down"]:
+        return scale
     writers = (*last_of_blocks, ("per_layer", "norm"))
     if tuple(parts[:-1]) in writers:
         return scale

@@ -20,6 +20,14 @@ SIZES: dict[str, Any] = {
     "hidden_size_per_layer_input": 12,
     "vocab_size_per_layer_input": 131,
     "pad_token_id": None,
+    "moe_intermediate_size": 36,
+    "shared_expert_intermediate_size": 28,
+    "shared_intermediate_size": 28,
+    "num_experts": 5,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 3,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
 }
 TYPES = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
 # For fields whose value no rule can make up: small, and unlike any default.
@@ -39,9 +47,13 @@ UNUSUAL: dict[str, Any] = {
     "attention_multiplier": 0.3,
     "num_global_key_value_heads": 2,
     "num_kv_shared_layers": 2,
-    "num_experts": 5,
     "top_k_experts": 2,
-    "moe_intermediate_size": 36,
+    "decoder_sparse_step": 2,
+    "mlp_only_layers": [1],
+    "n_group": 3,
+    "topk_group": 2,
+    "first_k_dense_replace": 2,
+    "routed_scaling_factor": 2.5,
     "clip_qkv": None,
     "original_max_position_embeddings": 64,
 }

@@ -34,7 +34,8 @@ class ParameterInfo:
 
 @dataclass(frozen=True)
 class Binding:
-    """One parameter of ours and the rows of a checkpoint's tensor that fill it."""
+    """One parameter of ours and the rows of a checkpoint's tensor that fill it; or, with `stack`, the tensors whose rows
+    are each expert's."""
 
     checkpoint: Checkpoint
     tensor: str
@@ -42,6 +43,12 @@ class Binding:
     rows: range | None = None
     transpose: bool = False
     rewrite: Rewrite = AS_STORED
+    stack: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def tensors(self) -> set[str]:
+        """Every tensor that is read."""
+        return {name for parts in self.stack for name in parts} or {self.tensor}
 
     def blocks(self) -> Iterator[Tensor]:
         """Blocks along the first axis, each valid until the next, in the dtype that is stored or float32."""
@@ -64,6 +71,9 @@ class Binding:
         return torch.empty(self.shape) if whole is None else whole
 
     def _stored_blocks(self) -> Iterator[Tensor]:
+        if self.stack:
+            yield from self._experts()
+            return
         if not self.transpose:
             if self.rewrite.row_order is None:
                 yield from self.checkpoint.blocks(self.tensor, self.rows)
@@ -76,6 +86,13 @@ class Binding:
         # A row of ours is a column of theirs: the whole tensor is needed. Only GPT-2's size of model is stored so.
         whole = self.checkpoint.read(self.tensor).t()
         yield whole[self.rows.start : self.rows.stop] if self.rows else whole
+
+    def _experts(self) -> Iterator[Tensor]:
+        """One expert at a time, (1, rows, columns)."""
+        import torch
+
+        for parts in self.stack:
+            yield torch.cat([self.checkpoint.read(part) for part in parts]).unsqueeze(0)
 
 
 def bind(
@@ -104,11 +121,14 @@ def bind(
             what = "have no tensor for" if table.knows(parameter) else "say nothing of"
             problems.append(Problem(parameter, f"the weight names `{table.name}` {what} the recipe's {{name}}"))
             continue
-        used.add(source.tensor)
-        binding, problem = bind_parameter(parameter, info, source, parameters, checkpoint)
+        if source.stack:
+            binding, found = bind_stack(info, source, checkpoint)
+            problems += found
+        else:
+            binding, problem = bind_parameter(parameter, info, source, parameters, checkpoint)
+            problems += [problem] if problem else []
+        used |= binding.tensors
         bindings[parameter] = binding
-        if problem:
-            problems.append(problem)
     for parameter in unused:
         source = table.find(parameter, prefix) if table.knows(parameter) else None
         if source is not None:
@@ -162,6 +182,16 @@ def bind_parameter(
         return binding, Problem(source.tensor, f"{{name}} is {stored.shape}, {who} needs {needed}")
     reason = None if info.is_integer else checkpoint.why_unreadable(source.tensor)
     return binding, Problem(source.tensor, f"{{name}} {reason}") if reason else None
+
+
+def bind_stack(info: ParameterInfo, source: TensorSource, checkpoint: Checkpoint) -> tuple[Binding, list[Problem]]:
+    """The binding of a parameter (E, rows, columns) whose experts have tensors of their own, and what is wrong with
+    them."""
+    stack = source.of_experts(info.shape[0])
+    part = ParameterInfo((info.shape[1] // len(source.stack), *info.shape[2:]), info.kind)
+    found = (bind_parameter(name, part, TensorSource(name), {}, checkpoint)[1] for parts in stack for name in parts)
+    binding = Binding(checkpoint, source.tensor, info.shape, rewrite=info.rewrite, stack=stack)
+    return binding, [problem for problem in found if problem]
 
 
 def find_untied_head(parameters: Iterable[str], table: NameTable, checkpoint: Checkpoint) -> list[Problem]:

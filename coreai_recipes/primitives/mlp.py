@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.recipe.schema import GatedMLP as GatedMLPSpec
+from coreai_recipes.recipe.schema import MixtureMLP
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -32,6 +33,6 @@ class GatedMLP(nn.Module):
         return out
 
 
-def build_mlp(spec: GatedMLPSpec, hidden_size: int) -> nn.Module:
+def build_mlp(spec: GatedMLPSpec | MixtureMLP, hidden_size: int) -> nn.Module:
     """The registered MLP of `spec`."""
     return primitive("mlp", spec.kind)(spec, hidden_size)

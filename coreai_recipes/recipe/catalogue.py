@@ -10,6 +10,7 @@ from coreai_recipes.recipe.schema import (
     Experts,
     GatedMLP,
     LayerNorm,
+    MixtureMLP,
     Model,
     NoRotary,
     NTKScaling,
@@ -101,8 +102,17 @@ def _count_attention(attention: Attention, hidden_size: int, norm: RMSNorm | Lay
     return count
 
 
-def _count_mlp(mlp: GatedMLP, hidden_size: int) -> int:
+def _count_mlp(mlp: GatedMLP | MixtureMLP, hidden_size: int) -> int:
+    if isinstance(mlp, MixtureMLP):
+        return _count_mixture(mlp, hidden_size)
     return 3 * hidden_size * mlp.intermediate_size + (2 * mlp.intermediate_size + hidden_size if mlp.bias else 0)
+
+
+def _count_mixture(mlp: MixtureMLP, hidden_size: int) -> int:
+    """Gate, up and down of each expert, its row of the router and its bias, and the shared expert with its gate."""
+    each = 3 * hidden_size * mlp.intermediate_size + hidden_size + (mlp.router.bias != "none")
+    shared = 0 if mlp.shared is None else hidden_size * (3 * mlp.shared.width + mlp.shared.gate)
+    return mlp.num_experts * each + shared
 
 
 def _count_experts(experts: Experts, hidden_size: int) -> int:

@@ -115,9 +115,25 @@ def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
 
 
 def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    count, top = _integer(kind, "experts", "num_experts"), _integer(kind, "experts", "router", "top")
-    if count and top and top > count:
-        yield Problem((*kind_at, "experts", "router", "top"), f"{top} of {count} experts cannot be chosen")
+    for block in ("experts", "mlp"):
+        count, router = _integer(kind, block, "num_experts"), _mapping(kind, block, "router")
+        at: Location = (*kind_at, block, "router")
+        top, groups, top_groups = (_integer(router, name) for name in ("top", "groups", "top_groups"))
+        if count and top and top > count:
+            yield Problem((*at, "top"), f"{top} of {count} experts cannot be chosen")
+            continue
+        if groups and top_groups and top_groups > groups:
+            yield Problem((*at, "top_groups"), f"{top_groups} of {groups} groups cannot be chosen")
+            continue
+        if not count or not groups or groups == 1 or min(count, groups) < 1:
+            continue
+        if count % groups:
+            yield Problem((*at, "groups"), f"{count} experts cannot be shared out among {groups} groups")
+        elif count // groups < 2:
+            yield Problem((*at, "groups"), "a group of one expert has no two best scores")
+        elif top and top_groups and top > count // groups * top_groups:
+            within = count // groups * top_groups
+            yield Problem((*at, "top"), f"{top} experts cannot be chosen from the {within} of {top_groups} groups")
 
 
 def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
@@ -197,9 +213,7 @@ def _scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
     ):
         low, high = scaling.get(low_end), scaling.get(high_end)
         if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
-            yield Problem(
-                (*at, low_end), f"{low:g} is not below {high_end} {high:g}: between the two lies the {between}"
-            )
+            yield Problem((*at, low_end), f"{low:g} is not below {high_end} {high:g}: between them lies the {between}")
     width = _rotated_width(kind)
     for name in ("short_factor", "long_factor"):
         factors = scaling.get(name)

@@ -303,7 +303,56 @@ class GatedMLP(Spec):
     bias: Flag = Field(default=False, description="whether the projections carry a bias")
 
 
-MLP = Annotated[GatedMLP, Field()]
+class ExpertRouter(Spec):
+    """Chooses a token's experts by scores of proj(x), and weighs each by its score."""
+
+    score: Literal["softmax", "sigmoid"] = Field(
+        description="what makes scores of logits; softmax (Qwen, Mixtral) or sigmoid (DeepSeek V3, dots1, GLM-4 MoE)"
+    )
+    top: Positive = Field(description="experts of each token (num_experts_per_tok)")
+    bias: Literal["none", "logits", "choice"] = Field(
+        default="none",
+        description="`logits`: the projection's own (gpt-oss); `choice`: added to the scores by which experts are "
+        "chosen, not to those by which they are weighed (e_score_correction_bias; DeepSeek V3)",
+    )
+    groups: Positive = Field(
+        default=1, description="into which experts are divided; experts are chosen from the best groups (n_group)"
+    )
+    top_groups: Positive = Field(
+        default=1, description="groups with the largest sums of their two best scores (topk_group)"
+    )
+    renorm: Flag = Field(default=False, description="whether the weights of a token sum to one (norm_topk_prob)")
+    scale: PositiveFloat = Field(default=1.0, description="factor of the weights (routed_scaling_factor)")
+
+
+class SharedExpert(Spec):
+    """A gated MLP that every token passes through, beside the experts that it chooses."""
+
+    intermediate_size: Positive = Field(description="width of one")
+    count: Positive = Field(default=1, description="how many lie side by side in one MLP (n_shared_experts)")
+    gate: Flag = Field(default=False, description="whether its output is times sigmoid(gate(x)) (Qwen2 MoE)")
+
+    @property
+    def width(self) -> int:
+        return self.intermediate_size * self.count
+
+
+class MixtureMLP(Spec):
+    """A mixture of gated MLPs in place of one: each token passes through the few that its router chooses."""
+
+    kind: Literal["moe"]
+    num_experts: Positive = Field(description="experts of each layer (num_experts, num_local_experts)")
+    activation: Literal["silu", "gelu_tanh"] = Field(description="of each expert's gate (hidden_act)")
+    intermediate_size: Positive = Field(description="width of one expert (moe_intermediate_size)")
+    router: ExpertRouter = Field(description="how a token's experts are chosen and weighed")
+    shared: SharedExpert | None = Field(default=None, description="an MLP for every token beside the experts")
+    decode: Literal["gathered", "all"] = Field(
+        default="gathered",
+        description="for one token, gather the weights of its experts, or compute all of them; several take all",
+    )
+
+
+MLP = Annotated[GatedMLP | MixtureMLP, Field(discriminator="kind")]
 
 
 class Router(Spec):

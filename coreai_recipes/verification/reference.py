@@ -21,6 +21,7 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.names import load_names
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.converted_names import ConvertedNames
 
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
@@ -218,6 +219,7 @@ class Weights:
         self._model_type = model.config.model_type
         self._names = {id(module): name for name, module in model.named_modules()}
         self._meta: dict[tuple[int, str], Tensor] = {}  # what an emptied module gets back
+        self._converted = ConvertedNames(model, checkpoint.tensors)
         self._tied: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)
 
     def owns_any(self, module: nn.Module) -> bool:
@@ -228,8 +230,10 @@ class Weights:
         for child in module.modules():
             for leaf in self._own(child):
                 wanted = getattr(child, leaf)
-                tensor = self._find(child, leaf, tuple(wanted.shape))
-                self._put(child, leaf, self._checkpoint.read(tensor).to(wanted.dtype))
+                value = self._converted.read(self._name(child, leaf), self._checkpoint.read)
+                if value is None:
+                    value = self._checkpoint.read(self._find(child, leaf, tuple(wanted.shape)))
+                self._put(child, leaf, value.to(wanted.dtype))
 
     def fill_rows(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Give a token table only the rows in use, and the module the ids of those rows."""
@@ -263,7 +267,7 @@ class Weights:
 
     def _find(self, module: nn.Module, leaf: str, shape: tuple[int, ...]) -> str:
         """The checkpoint's name of a tensor, under one of the family's prefixes. Raises CheckpointError."""
-        name = f"{self._names[id(module)]}.{leaf}".lstrip(".")
+        name = self._name(module, leaf)
         name = self._tied.get(name, name)
         rest = name.removeprefix("model.")
         candidates = [name, *(prefix + rest for prefix in self._prefixes)]
@@ -275,6 +279,9 @@ class Weights:
         if stored != shape:
             raise CheckpointError(f"{place}{found} is {stored}, transformers' {self._model_type} needs {shape}")
         return found
+
+    def _name(self, module: nn.Module, leaf: str) -> str:
+        return f"{self._names[id(module)]}.{leaf}".lstrip(".")
 
     def _put(self, module: nn.Module, leaf: str, value: Tensor) -> None:
         self._meta.setdefault((id(module), leaf), getattr(module, leaf))

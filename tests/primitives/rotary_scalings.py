@@ -1,4 +1,4 @@
-"""Every scaling of transformers' ROPE_INIT_FUNCTIONS, in its words and in a recipe's, and the families that they meet."""
+"""Every scaling of transformers' ROPE_INIT_FUNCTIONS, in its words and in a recipe's, and the families it meets."""
 
 import random
 from collections.abc import Callable

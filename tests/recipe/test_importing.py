@@ -87,7 +87,7 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     (
         "llama",
         {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 1, "beta_slow": 2}},
-        "rope_parameters: rotary.scaling.beta_slow: 2 is not below beta_fast 1: between the two lies the ramp",
+        "rope_parameters: rotary.scaling.beta_slow: 2 is not below beta_fast 1: between them lies the ramp",
     ),
     (
         "llama",
