@@ -34,8 +34,10 @@ class ParameterInfo:
 
 @dataclass(frozen=True)
 class Binding:
-    """One parameter of ours and the rows of a checkpoint's tensor that fill it; or, with `stack`, the tensors whose rows
-    are each expert's."""
+    """One parameter of ours and the rows of a checkpoint's tensor that fill it.
+
+    With `stack` it is the rows of these tensors for each expert.
+    """
 
     checkpoint: Checkpoint
     tensor: str

@@ -173,14 +173,14 @@ class MixtureMLP(Mixture):
         super().__init__(spec, hidden_size)
         self.router = ScoreRouter(spec.router, spec.num_experts, hidden_size)
         self.shared = _build_shared(spec, hidden_size)
-        self.shared_gate = Projection(hidden_size, 1) if spec.shared and spec.shared.gate else None
+        self.shared_factor = Projection(hidden_size, 1) if spec.shared and spec.shared.gate else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.mix(x, *self.router(x))
         if self.shared is None:
             return y
         shared: Tensor = self.shared(x)
-        return y + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared)
+        return y + (shared if self.shared_factor is None else torch.sigmoid(self.shared_factor(x)) * shared)
 
 
 def _build_shared(spec: schema.MixtureMLP, hidden_size: int) -> nn.Module | None:

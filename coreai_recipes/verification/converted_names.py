@@ -1,5 +1,7 @@
-"""How transformers makes a model's parameters of a checkpoint's tensors where it stores them otherwise: by transformers'
-own table, so that a mistake in ours is seen."""
+"""How transformers makes a model's parameters of a checkpoint's tensors where they are stored otherwise.
+
+It is transformers' own table that is read, so that a mistake in ours is seen.
+"""
 
 import re
 from collections.abc import Callable, Iterable

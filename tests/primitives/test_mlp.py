@@ -1,12 +1,14 @@
 """The gated MLP against transformers', each activation and bias."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
 import pytest
 import torch
 from families import FAMILIES
 from figures import psnr
+from mixture_families import MIXTURES, compared
 from torch import Tensor
 
 from coreai_recipes.primitives.mlp import ACTIVATIONS, build_mlp
@@ -29,7 +31,10 @@ def of_family(name: str) -> Case:
     return compare
 
 
-PARITY: dict[str, dict[str, Case]] = {"gated": {name: of_family(name) for name in ("llama", "llama_biased", "gemma2")}}
+PARITY: dict[str, dict[str, Case]] = {
+    "gated": {name: of_family(name) for name in ("llama", "llama_biased", "gemma2")},
+    "moe": {name: partial(compared, name, "gathered", 9) for name in MIXTURES},  # test_mixture.py has more
+}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, cases in PARITY.items() for name in cases])
