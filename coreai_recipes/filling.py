@@ -65,7 +65,7 @@ def checkpoint_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def left_out(bindings: Mapping[str, Binding], checkpoint: Checkpoint) -> list[str]:
     """What of `checkpoint` fills nothing, a line a part: `312 tensors of model.vision_tower`."""
-    used = {binding.tensor for binding in bindings.values() if binding.checkpoint is checkpoint}
+    used = {name for binding in bindings.values() if binding.checkpoint is checkpoint for name in binding.tensors}
     parts: Counter[str] = Counter()
     for name in checkpoint.tensors.keys() - used:
         before, _, after = name.partition(".layers.")

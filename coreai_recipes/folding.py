@@ -92,6 +92,10 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
     last_of_blocks = (
         (("attention_post_norm",), ("mlp_post_norm",)) if normed_behind else (("attention", "o"), ("mlp", "down"))
     )
+    if not normed_behind and parts[0] == "mlp" and parts[-1].startswith("down"):
+        return scale  # of experts
+    if not normed_behind and parts[:3] == ["mlp", "shared", "down"]:
+        return scale
     if owner in (*last_of_blocks, ("per_layer", "norm")):
         return scale
     readers = [("per_layer", "gate")]

@@ -87,7 +87,10 @@ class Front(nn.Module):
         self.owners = {name: owner_of(recipe, name) for name in self.kinds}
         self.states = state_specs(recipe)
         self.rotaries = nn.ModuleDict(
-            {name: build_rotary(kind.rotary, kind.attention.head_dim, folded) for name, kind in self.kinds.items()}
+            {
+                name: build_rotary(kind.rotary, kind.attention.head_dim, folded, recipe.export.context)
+                for name, kind in self.kinds.items()
+            }
         )
 
     def rotary(self, name: str) -> Rotary:

@@ -108,6 +108,10 @@ def small_model(model_class: Callable[[Any], nn.Module], config: Any, seed: int 
                 parameter.copy_(random * 1.5 * parameter.shape[-1] ** -0.5)
             else:
                 parameter.add_(random * (0.2 if "norm" in name else 0.5))
+        stored = model.state_dict()
+        for name, buffer in model.named_buffers():
+            if name in stored and buffer.is_floating_point():
+                buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))
     return model
 
 

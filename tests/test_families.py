@@ -133,6 +133,8 @@ OTHER_VALUES: dict[str, Any] = {
     "pretraining_tp": 2,
     "max_position_embeddings": 77,
     "use_cache": False,
+    "output_router_logits": True,
+    "router_aux_loss_coef": 0.5,
     "output_hidden_states": True,
     "return_dict": True,
     "id2label": {0: "a", 1: "b", 2: "c"},

@@ -37,7 +37,10 @@ class ParameterInfo:
 
 @dataclass(frozen=True)
 class Binding:
-    """One parameter of ours and the rows of a checkpoint's tensor that fill it: `rows`, or several `runs` of rows."""
+    """One parameter of ours and the rows of a checkpoint's tensor that fill it: `rows`, or several `runs` of rows.
+
+    With `stack` it is the rows of these tensors for each expert.
+    """
 
     checkpoint: Checkpoint
     tensor: str
@@ -46,6 +49,12 @@ class Binding:
     transpose: bool = False
     rewrite: Rewrite = AS_STORED
     runs: tuple[range, ...] = ()
+    stack: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def tensors(self) -> set[str]:
+        """Every tensor that is read."""
+        return {name for parts in self.stack for name in parts} or {self.tensor}
 
     def blocks(self) -> Iterator[Tensor]:
         """Blocks along the first axis, each valid until the next, in the dtype that is stored or float32."""
@@ -68,6 +77,9 @@ class Binding:
         return torch.empty(self.shape) if whole is None else whole
 
     def _stored_blocks(self) -> Iterator[Tensor]:
+        if self.stack:
+            yield from self._experts()
+            return
         if self.runs:
             # each holds whole heads, as a rewrite wants them
             yield from (self.checkpoint.read(self.tensor, run) for run in self.runs)
@@ -84,6 +96,13 @@ class Binding:
         # A row of ours is a column of theirs: the whole tensor is needed. Only GPT-2's size of model is stored so.
         whole = self.checkpoint.read(self.tensor).t()
         yield whole[self.rows.start : self.rows.stop] if self.rows else whole
+
+    def _experts(self) -> Iterator[Tensor]:
+        """One expert at a time, (1, rows, columns)."""
+        import torch
+
+        for parts in self.stack:
+            yield torch.cat([self.checkpoint.read(part) for part in parts]).unsqueeze(0)
 
 
 def bind(
@@ -112,11 +131,14 @@ def bind(
             what = "have no tensor for" if table.knows(parameter) else "say nothing of"
             problems.append(Problem(parameter, f"the weight names `{table.name}` {what} the recipe's {{name}}"))
             continue
-        used.add(source.tensor)
-        binding, problem = bind_parameter(parameter, info, source, parameters, checkpoint)
+        if source.stack:
+            binding, found = bind_stack(info, source, checkpoint)
+            problems += found
+        else:
+            binding, problem = bind_parameter(parameter, info, source, parameters, checkpoint)
+            problems += [problem] if problem else []
+        used |= binding.tensors
         bindings[parameter] = binding
-        if problem:
-            problems.append(problem)
     for parameter in unused:
         source = table.find(parameter, prefix) if table.knows(parameter) else None
         if source is not None:
@@ -125,9 +147,9 @@ def bind(
     for tensor, value in table.constants_of(len(layers), prefix).items():
         if tensor in checkpoint.tensors:
             used.add(tensor)
-            found = float(checkpoint.read(tensor))
-            if not isclose(found, value, rel_tol=2**-8):  # bfloat16 is what many are stored in
-                problems.append(Problem(tensor, f"{{name}} is {found:g}, and {value:g} in every model that is known"))
+            stored = float(checkpoint.read(tensor))
+            if not isclose(stored, value, rel_tol=2**-8):  # bfloat16 is what many are stored in
+                problems.append(Problem(tensor, f"{{name}} is {stored:g}, and {value:g} in every model that is known"))
     for tensor in checkpoint.tensors.keys() - used:
         if not any(fnmatchcase(tensor, pattern) for pattern in table.ignore):
             shape = checkpoint.tensors[tensor].shape
@@ -191,6 +213,16 @@ def find_runs(start: int, size: int, total: int, heads: int) -> tuple[range, ...
     """
     step, first = total // heads, start // heads
     return tuple(range(head * step + first, head * step + first + size // heads) for head in range(heads))
+
+
+def bind_stack(info: ParameterInfo, source: TensorSource, checkpoint: Checkpoint) -> tuple[Binding, list[Problem]]:
+    """The binding of a parameter (E, rows, columns) whose experts have tensors of their own, and what is wrong with
+    them."""
+    stack = source.of_experts(info.shape[0])
+    part = ParameterInfo((info.shape[1] // len(source.stack), *info.shape[2:]), info.kind)
+    found = (bind_parameter(name, part, TensorSource(name), {}, checkpoint)[1] for parts in stack for name in parts)
+    binding = Binding(checkpoint, source.tensor, info.shape, rewrite=info.rewrite, stack=stack)
+    return binding, [problem for problem in found if problem]
 
 
 def find_untied_head(parameters: Iterable[str], table: NameTable, checkpoint: Checkpoint) -> list[Problem]:

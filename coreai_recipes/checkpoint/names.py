@@ -11,6 +11,8 @@ A table is names/FAMILY.yaml, or a user's own file given by its path:
       layers.{i}.attention.q.weight:
         tensor: model.layers.{i}.self_attn.qkv_proj.weight
         rows: [layers.{i}.attention.q.weight, layers.{i}.attention.k.weight, layers.{i}.attention.v.weight]
+      layers.{i}.mlp.gate_up:       # for each expert {e}, the rows of these tensors one below the other
+        stack: [model.layers.{i}.mlp.experts.{e}.gate_proj.weight, model.layers.{i}.mlp.experts.{e}.up_proj.weight]
 
 With `take` in place of `rows` each KV head has its share of the parameters, side by side: [head][q.., k, v].
 """
@@ -20,7 +22,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,25 +38,35 @@ FIRST_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 @dataclass(frozen=True)
 class TensorSource:
     """An entry: the tensor is `rows`, parameters stacked in this order, or `take`, parameters of which each KV head has
-    its share, in this order; with `transpose` it is (in, out)."""
+    its share, in this order; with `transpose` it is (in, out).
+
+    Where an entry is a `stack`, the tensors of each expert {e}, `tensor` is the first of the first expert.
+    """
 
     tensor: str
     rows: tuple[str, ...] = ()
     transpose: bool = False
     take: tuple[str, ...] = ()
+    stack: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The parameters that the tensor holds, none when it is one alone."""
         return self.rows or self.take
 
+    def of_experts(self, count: int) -> tuple[tuple[str, ...], ...]:
+        """The tensors of each of so many experts."""
+        return tuple(tuple(name.replace("{e}", str(e)) for name in self.stack) for e in range(count))
+
     def at_layer(self, index: str, old_prefix: str, new_prefix: str) -> TensorSource:
         """The entry for one layer, with the prefix that the checkpoint uses."""
-        tensor = self.tensor.replace("{i}", index)
-        if tensor.startswith(old_prefix):
-            tensor = new_prefix + tensor.removeprefix(old_prefix)
+
+        def place(name: str) -> str:
+            name = name.replace("{i}", index)
+            return new_prefix + name.removeprefix(old_prefix) if name.startswith(old_prefix) else name
+
         rows, take = (tuple(part.replace("{i}", index) for part in parts) for parts in (self.rows, self.take))
-        return TensorSource(tensor, rows, self.transpose, take)
+        return replace(self, tensor=place(self.tensor), rows=rows, take=take, stack=tuple(map(place, self.stack)))
 
 
 @dataclass(frozen=True)
@@ -186,6 +198,9 @@ def judge_entry(name: str, entry: object) -> Iterator[str]:
     if entry is None:
         return
     fields = {"tensor": entry} if isinstance(entry, str) else entry
+    if isinstance(fields, dict) and "stack" in fields:
+        yield from judge_stack(name, fields)
+        return
     if not isinstance(fields, dict) or not isinstance(fields.get("tensor"), str):
         yield "is neither null, nor a tensor's name, nor a mapping with `tensor`"
         return
@@ -201,6 +216,21 @@ def judge_entry(name: str, entry: object) -> Iterator[str]:
         yield "take: stands alone, without rows or transpose"
 
 
+def judge_stack(name: str, fields: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with an entry that puts the tensors of all experts together."""
+    stack = fields["stack"]
+    if len(fields) > 1:
+        yield "stack: stands alone, without other operations"
+    if not is_list_of_names(stack) or not stack:
+        yield f"stack: {stack!r:.80} is not a list of tensors"
+        return
+    for tensor in stack:
+        if "{e}" not in tensor:
+            yield f"stack: {{e}}, the expert, is missing: {tensor}"
+        if ("{i}" in name) != ("{i}" in tensor):
+            yield f"{{i}}, the layer, must be on both sides, or on neither: {tensor}"
+
+
 def judge(key: str, value: object, known: Mapping[str, Field], noun: str) -> Iterator[str]:
     """What is wrong with one key and its value, where `known` holds the keys that there are."""
     if key not in known:
@@ -214,6 +244,8 @@ def parse_source(entry: str | dict[str, Any] | None) -> TensorSource | None:
     if entry is None:
         return None
     fields: dict[str, Any] = {"tensor": entry} if isinstance(entry, str) else entry
+    if "stack" in fields:
+        return TensorSource(fields["stack"][0].replace("{e}", "0"), stack=tuple(fields["stack"]))
     rows, take = (tuple(fields.get(key, ())) for key in ("rows", "take"))
     return TensorSource(fields["tensor"], rows, fields.get("transpose", False), take)
 

@@ -185,7 +185,12 @@ def fragment_of_layer(
 def weights_of(module: nn.Module, prefix: str = "") -> dict[str, str]:
     """The inputs that stand for a module's parameters, and their names below `prefix`."""
     names = [prefix + name for name, _ in module.named_parameters()]
-    return {WEIGHT_PREFIX + name.replace(".", "_"): name for name in names}
+    found = {WEIGHT_PREFIX + name.replace(".", "_"): name for name in names}
+    if len(found) < len(names):
+        raise ValueError(
+            f"two parameters of {type(module).__name__} would be one input: {set(names) - {*found.values()}}"
+        )
+    return found
 
 
 def weights_of_children(module: nn.Module, prefix: str) -> dict[str, str]:

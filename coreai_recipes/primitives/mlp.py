@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.recipe.schema import GatedMLP as GatedMLPSpec
+from coreai_recipes.recipe.schema import MixtureMLP
 from coreai_recipes.recipe.schema import PlainMLP as PlainMLPSpec
 
 
@@ -80,6 +81,6 @@ class PlainMLP(nn.Module):
         return out
 
 
-def build_mlp(spec: GatedMLPSpec | PlainMLPSpec, hidden_size: int) -> nn.Module:
+def build_mlp(spec: GatedMLPSpec | PlainMLPSpec | MixtureMLP, hidden_size: int) -> nn.Module:
     """The registered MLP of `spec`."""
     return primitive("mlp", spec.kind)(spec, hidden_size)

@@ -10,8 +10,10 @@ from coreai_recipes.recipe.schema import (
     Experts,
     GatedMLP,
     LayerNorm,
+    MixtureMLP,
     Model,
     NoRotary,
+    NTKScaling,
     PlainMLP,
     Recipe,
     RMSNorm,
@@ -116,10 +118,19 @@ def _count_attention(attention: Attention, hidden_size: int, norm: RMSNorm | Lay
     return count
 
 
-def _count_mlp(mlp: GatedMLP | PlainMLP, hidden_size: int) -> int:
+def _count_mlp(mlp: GatedMLP | PlainMLP | MixtureMLP, hidden_size: int) -> int:
+    if isinstance(mlp, MixtureMLP):
+        return _count_mixture(mlp, hidden_size)
     inner = 2 if isinstance(mlp, GatedMLP) else 1
     count = (inner + 1) * hidden_size * mlp.intermediate_size + (2 if mlp.activation == "xielu" else 0)
     return count + (inner * mlp.intermediate_size + hidden_size if mlp.bias else 0)
+
+
+def _count_mixture(mlp: MixtureMLP, hidden_size: int) -> int:
+    """Gate, up and down of each expert, its row of the router and its bias, and the shared expert with its gate."""
+    each = 3 * hidden_size * mlp.intermediate_size + hidden_size + (mlp.router.bias != "none")
+    shared = 0 if mlp.shared is None else hidden_size * (3 * mlp.shared.width + mlp.shared.gate)
+    return mlp.num_experts * each + shared
 
 
 def _count_experts(experts: Experts, hidden_size: int) -> int:
@@ -157,4 +168,7 @@ def _describe_rotary(rotary: Rotary) -> str:
     words = rotary.kind if factor is None else f"{rotary.kind} {factor:g}"
     if rotary.pairing == "interleaved":
         words += " interleaved"
-    return words if rotary.scaling is None else f"{words} ({rotary.scaling.kind} x{rotary.scaling.factor:g})"
+    if rotary.scaling is None:
+        return words
+    by = rotary.scaling.alpha if isinstance(rotary.scaling, NTKScaling) else rotary.scaling.factor
+    return f"{words} ({rotary.scaling.kind} x{by:g})"

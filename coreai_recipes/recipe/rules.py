@@ -50,6 +50,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
                 at: Location = (stack, "kinds", name)
                 problems += _attention_problems(recipe, at, kind)
                 problems += _rotary_problems(at, kind)
+                problems += _scaling_problems(recipe, at, kind)
                 problems += _expert_problems(at, kind)
         problems += _layer_problems(recipe, stack)
     problems += _position_problems(recipe)
@@ -115,9 +116,25 @@ def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
 
 
 def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    count, top = _integer(kind, "experts", "num_experts"), _integer(kind, "experts", "router", "top")
-    if count and top and top > count:
-        yield Problem((*kind_at, "experts", "router", "top"), f"{top} of {count} experts cannot be chosen")
+    for block in ("experts", "mlp"):
+        count, router = _integer(kind, block, "num_experts"), _mapping(kind, block, "router")
+        at: Location = (*kind_at, block, "router")
+        top, groups, top_groups = (_integer(router, name) for name in ("top", "groups", "top_groups"))
+        if count and top and top > count:
+            yield Problem((*at, "top"), f"{top} of {count} experts cannot be chosen")
+            continue
+        if groups and top_groups and top_groups > groups:
+            yield Problem((*at, "top_groups"), f"{top_groups} of {groups} groups cannot be chosen")
+            continue
+        if not count or not groups or groups == 1 or min(count, groups) < 1:
+            continue
+        if count % groups:
+            yield Problem((*at, "groups"), f"{count} experts cannot be shared out among {groups} groups")
+        elif count // groups < 2:
+            yield Problem((*at, "groups"), "a group of one expert has no two best scores")
+        elif top and top_groups and top > count // groups * top_groups:
+            within = count // groups * top_groups
+            yield Problem((*at, "top"), f"{top} experts cannot be chosen from the {within} of {top_groups} groups")
 
 
 def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
@@ -201,12 +218,6 @@ def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
             "`factor` says neither `partial` nor `proportional`: they pair different dimensions",
             "add `kind: partial` (GPT-NeoX, Phi, GLM) or `kind: proportional` (Gemma 4)",
         )
-    low, high = (_value(rotary, "scaling", f"{end}_freq_factor") for end in ("low", "high"))
-    if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
-        yield Problem(
-            (*at, "scaling", "low_freq_factor"),
-            f"{low} is not below high_freq_factor {high}: between the two lies the smooth passage",
-        )
     precision = rotary.get("precision")
     if precision in ("float16", "bfloat16") and rotary.get("lossy") is not True:
         yield Problem(
@@ -214,6 +225,41 @@ def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
             f"angles in {precision} lose positions (bfloat16 frequencies: cosine error 0.35 at position 200)",
             "use float32, or add `lossy: true` if that is what you want",
         )
+
+
+def _scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    at: Location = (*kind_at, "rotary", "scaling")
+    scaling = _mapping(kind, "rotary", "scaling")
+    for low_end, high_end, between in (
+        ("low_freq_factor", "high_freq_factor", "smooth passage"),
+        ("beta_slow", "beta_fast", "ramp"),
+    ):
+        low, high = scaling.get(low_end), scaling.get(high_end)
+        if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
+            yield Problem((*at, low_end), f"{low:g} is not below {high_end} {high:g}: between them lies the {between}")
+    width = _rotated_width(kind)
+    for name in ("short_factor", "long_factor"):
+        factors = scaling.get(name)
+        if isinstance(factors, list) and width and width % 2 == 0 and len(factors) != width // 2:
+            yield Problem((*at, name), f"{len(factors)} factors for the {width // 2} pairs that turn")
+    if scaling.get("kind") in ("dynamic", "ntk") and width == 2:
+        yield Problem((*at, "kind"), "a single pair has no frequency that theta could change")
+    trained, context = _integer(scaling, "original_context"), _integer(recipe, "export", "context")
+    if scaling.get("kind") == "dynamic" and trained and context and context > trained:
+        yield Problem(
+            at,
+            f"context {context} exceeds the trained {trained}: beyond it frequencies change with a text's length, "
+            "and keys in the cache were turned by others",
+            f"set export.context to {trained} or less, or take a scaling that is fixed: yarn, longrope, linear",
+        )
+
+
+def _rotated_width(kind: Mapping[str, Any]) -> int | None:
+    """How many dimensions of a head a full or partial rotary turns, None when the kind does not say."""
+    head_dim, factor = _integer(kind, "attention", "head_dim"), _value(kind, "rotary", "factor")
+    if _value(kind, "rotary", "kind") == "partial":
+        return int(factor * head_dim) if head_dim and isinstance(factor, int | float) and 0 < factor <= 1 else None
+    return head_dim
 
 
 def _layer_problems(recipe: Mapping[str, Any], stack: str) -> Iterator[Problem]:

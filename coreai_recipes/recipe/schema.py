@@ -68,7 +68,98 @@ class Llama3Scaling(Spec):
     original_context: Positive = Field(description="the context the model was trained with before scaling")
 
 
-Scaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="kind")]
+class DynamicScaling(Spec):
+    """theta grows with the length of a call beyond `original_context`: within it nothing is scaled, and a program with
+    a cache ends there."""
+
+    kind: Literal["dynamic"]
+    factor: Factor = Field(description="by how much the context is stretched, were it longer than the trained one")
+    original_context: Positive = Field(
+        description="the context the model was trained with (max_position_embeddings); export.context may not exceed it"
+    )
+
+
+class NTKScaling(Spec):
+    """theta times alpha^(R / (R - 2)), whatever the length: HunYuan, where it is called `dynamic` with an `alpha`."""
+
+    kind: Literal["ntk"]
+    alpha: PositiveFloat = Field(description="by how much theta is stretched; HunYuan uses 1000")
+
+
+class YarnScaling(Spec):
+    """Pairs that turn more than beta_fast times in the original context are kept, those that turn less than beta_slow
+    times divided by `factor`, a ramp between; cos and sin are multiplied by an attention factor."""
+
+    kind: Literal["yarn"]
+    factor: Factor = Field(description="by how much the context is stretched; gpt-oss uses 32, DeepSeek V3 40")
+    original_context: Positive = Field(description="the context the model was trained with before scaling")
+    beta_fast: PositiveFloat = Field(default=32.0, description="turns above which a pair is kept")
+    beta_slow: PositiveFloat = Field(default=1.0, description="turns below which a pair is divided")
+    truncate: Flag = Field(
+        default=True, description="whether the ramp begins and ends at whole pairs; not so in gpt-oss"
+    )
+    attention_factor: PositiveFloat | None = Field(
+        default=None, description="factor of cos and sin; made of factor and the mscales if unsaid"
+    )
+    mscale: PositiveFloat | None = Field(default=None, description="above the line of the attention factor (DeepSeek)")
+    mscale_all_dim: PositiveFloat | None = Field(
+        default=None, description="below the line of the attention factor (DeepSeek)"
+    )
+
+    @property
+    def angle_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return float(self.magnitude(self.mscale) / self.magnitude(self.mscale_all_dim))
+        return self.magnitude(1)
+
+    def magnitude(self, mscale: float) -> float:
+        """0.1 * mscale * ln(factor) + 1 (transformers' get_mscale)."""
+        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
+
+
+class LongRopeScaling(Spec):
+    """Each frequency divided by a factor of its own; cos and sin are multiplied by an attention factor.
+
+    There are two lists, of which one is chosen when the package is built: the long factors when export.context exceeds
+    the original context.
+    """
+
+    kind: Literal["longrope"]
+    factor: PositiveFloat = Field(
+        description="by how much the context is stretched: max_position_embeddings / original_context; Phi-3 uses 32"
+    )
+    original_context: Annotated[int, Field(ge=2, le=2**31 - 1, strict=True)] = Field(
+        description="the longest context for which the short factors serve; Phi-3 uses 4096"
+    )
+    short_factor: Annotated[list[PositiveFloat], Field(min_length=1, max_length=4096)] = Field(
+        description="what divides each pair's frequency within the original context"
+    )
+    long_factor: Annotated[list[PositiveFloat], Field(min_length=1, max_length=4096)] = Field(
+        description="what divides each pair's frequency when the context is longer"
+    )
+    attention_factor: PositiveFloat | None = Field(
+        default=None, description="factor of cos and sin; sqrt(1 + ln(factor) / ln(original_context)) if unsaid"
+    )
+
+    @property
+    def angle_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 1.0 if self.factor <= 1.0 else math.sqrt(1 + math.log(self.factor) / math.log(self.original_context))
+
+    def is_long(self, context: int | None) -> bool:
+        """Whether a session of `context` positions takes the long factors."""
+        return context is not None and context > self.original_context
+
+
+Scaling = Annotated[
+    LinearScaling | Llama3Scaling | DynamicScaling | NTKScaling | YarnScaling | LongRopeScaling,
+    Field(discriminator="kind"),
+]
 
 
 class TurningRotary(Spec):
@@ -107,6 +198,9 @@ class ProportionalRotary(TurningRotary):
     kind: Literal["proportional"]
     factor: Share = Field(description="the share of the head that rotates; Gemma 4 uses 0.25")
     pairing: Literal["half"] = "half"
+    scaling: Annotated[LinearScaling, Field()] | None = Field(
+        default=None, description="how frequencies are stretched beyond the trained context"
+    )
 
 
 class NoRotary(Spec):
@@ -249,7 +343,56 @@ class PlainMLP(Spec):
     bias: Flag = Field(default=False, description="whether the projections carry a bias")
 
 
-MLP = Annotated[GatedMLP | PlainMLP, Field(discriminator="kind")]
+class ExpertRouter(Spec):
+    """Chooses a token's experts by scores of proj(x), and weighs each by its score."""
+
+    score: Literal["softmax", "sigmoid"] = Field(
+        description="what makes scores of logits; softmax (Qwen, Mixtral) or sigmoid (DeepSeek V3, dots1, GLM-4 MoE)"
+    )
+    top: Positive = Field(description="experts of each token (num_experts_per_tok)")
+    bias: Literal["none", "logits", "choice"] = Field(
+        default="none",
+        description="`logits`: the projection's own (gpt-oss); `choice`: added to the scores by which experts are "
+        "chosen, not to those by which they are weighed (e_score_correction_bias; DeepSeek V3)",
+    )
+    groups: Positive = Field(
+        default=1, description="into which experts are divided; experts are chosen from the best groups (n_group)"
+    )
+    top_groups: Positive = Field(
+        default=1, description="groups with the largest sums of their two best scores (topk_group)"
+    )
+    renorm: Flag = Field(default=False, description="whether the weights of a token sum to one (norm_topk_prob)")
+    scale: PositiveFloat = Field(default=1.0, description="factor of the weights (routed_scaling_factor)")
+
+
+class SharedExpert(Spec):
+    """A gated MLP that every token passes through, beside the experts that it chooses."""
+
+    intermediate_size: Positive = Field(description="width of one")
+    count: Positive = Field(default=1, description="how many lie side by side in one MLP (n_shared_experts)")
+    gate: Flag = Field(default=False, description="whether its output is times sigmoid(gate(x)) (Qwen2 MoE)")
+
+    @property
+    def width(self) -> int:
+        return self.intermediate_size * self.count
+
+
+class MixtureMLP(Spec):
+    """A mixture of gated MLPs in place of one: each token passes through the few that its router chooses."""
+
+    kind: Literal["moe"]
+    num_experts: Positive = Field(description="experts of each layer (num_experts, num_local_experts)")
+    activation: Activation = Field(description="of each expert's gate (hidden_act)")
+    intermediate_size: Positive = Field(description="width of one expert (moe_intermediate_size)")
+    router: ExpertRouter = Field(description="how a token's experts are chosen and weighed")
+    shared: SharedExpert | None = Field(default=None, description="an MLP for every token beside the experts")
+    decode: Literal["gathered", "all"] = Field(
+        default="gathered",
+        description="for one token, gather the weights of its experts, or compute all of them; several take all",
+    )
+
+
+MLP = Annotated[GatedMLP | PlainMLP | MixtureMLP, Field(discriminator="kind")]
 
 
 class Router(Spec):
@@ -491,6 +634,18 @@ class Recipe(Spec):
     draft: Draft | None = Field(default=None, description="a model that drafts for this one, built as function `draft`")
     weights: Weights = Field(description="where the checkpoint keeps its tensors")
     export: Export = Field(description="how the package is written")
+
+    @property
+    def rotary_choices(self) -> dict[str, str]:
+        """By kind, what was fixed about a rotary that depends on the length of a text: a manifest states it."""
+        return {
+            name: (
+                f"longrope: the {'long' if scaling.is_long(self.export.context) else 'short'} factors, "
+                f"for context {self.export.context} and original context {scaling.original_context}"
+            )
+            for name, kind in self.model.kinds.items()
+            if isinstance(scaling := getattr(kind.rotary, "scaling", None), LongRopeScaling)
+        }
 
     @model_validator(mode="after")
     def _hold_the_rules(self) -> Self:

@@ -94,6 +94,12 @@ class RandomCheckpoint(Checkpoint):
             source = table.find(name, table.prefixes[0]) if table.knows(name) else None
             if source is None:
                 continue  # `bind` says so
+            if source.stack:
+                each = (shape[1] // len(source.stack), *shape[2:])
+                for tensor in (tensor for parts in source.of_experts(shape[0]) for tensor in parts):
+                    found[tensor] = TensorInfo(tensor, each, "F32", "random")
+                    self._spreads[tensor] = _choose_spread(name, each, recipe.model)
+                continue
             if source.parts:
                 rows = sum(shapes[part][0] for part in source.parts if part in shapes)
                 shape = (rows, *shape[1:])

@@ -22,6 +22,7 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.names import load_names
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.converted_names import ConvertedNames
 
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
@@ -63,7 +64,7 @@ class Reference:
         if recipe.reference is None:
             raise ValueError(f"{recipe.name} has no reference")
         register_attention()
-        config = make_config(recipe.reference.model_type, checkpoint)
+        config = make_config(recipe.reference.model_type, checkpoint, recipe.export.context)
         config._experts_implementation = "eager"  # the grouped product wants widths of whole 16 bytes
         with torch.device("meta"):
             self.model = AutoModelForCausalLM.from_config(
@@ -239,7 +240,7 @@ class Weights:
         self._model_type = model.config.model_type
         self._names = {id(module): name for name, module in model.named_modules()}
         self._meta: dict[tuple[int, str], Tensor] = {}  # what an emptied module gets back
-        self._renamed = find_renamed(model, checkpoint)
+        self._converted = ConvertedNames(model, checkpoint.tensors)
         self._tied: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)
 
     def owns_any(self, module: nn.Module) -> bool:
@@ -250,8 +251,10 @@ class Weights:
         for child in module.modules():
             for leaf in self._own(child):
                 wanted = getattr(child, leaf)
-                tensor = self._find(child, leaf, tuple(wanted.shape))
-                self._put(child, leaf, self._checkpoint.read(tensor).to(wanted.dtype))
+                value = self._converted.read(self._name(child, leaf), self._checkpoint.read)
+                if value is None:
+                    value = self._checkpoint.read(self._find(child, leaf, tuple(wanted.shape)))
+                self._put(child, leaf, value.to(wanted.dtype))
 
     def fill_rows(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Give a token table only the rows in use, and the module the ids of those rows."""
@@ -285,10 +288,10 @@ class Weights:
 
     def _find(self, module: nn.Module, leaf: str, shape: tuple[int, ...]) -> str:
         """The checkpoint's name of a tensor, under one of the family's prefixes. Raises CheckpointError."""
-        name = f"{self._names[id(module)]}.{leaf}".lstrip(".")
+        name = self._name(module, leaf)
         name = self._tied.get(name, name)
         rest = name.removeprefix(next((p for p in ("model.", *self._prefixes) if p and name.startswith(p)), ""))
-        candidates = [name, self._renamed.get(name, name), *(prefix + rest for prefix in self._prefixes)]
+        candidates = [name, self._converted.renamed(name), *(prefix + rest for prefix in self._prefixes)]
         found = next((candidate for candidate in candidates if candidate in self._checkpoint.tensors), None)
         place = f"{self._checkpoint.place}: "
         if found is None:
@@ -297,6 +300,9 @@ class Weights:
         if stored != shape:
             raise CheckpointError(f"{place}{found} is {stored}, transformers' {self._model_type} needs {shape}")
         return found
+
+    def _name(self, module: nn.Module, leaf: str) -> str:
+        return f"{self._names[id(module)]}.{leaf}".lstrip(".")
 
     def _put(self, module: nn.Module, leaf: str, value: Tensor) -> None:
         self._meta.setdefault((id(module), leaf), getattr(module, leaf))
@@ -309,24 +315,12 @@ class Weights:
         setattr(module, leaf, value)
 
 
-def find_renamed(model: Any, checkpoint: Checkpoint) -> dict[str, str]:
-    """The checkpoint's name of each tensor that transformers knows by another (GPT-NeoX's embed_out)."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
+def make_config(model_type: str, checkpoint: Checkpoint, context: int) -> Any:
+    """transformers' config of `model_type` from the checkpoint's config.json, or from the text part of it.
 
-    found = {}
-    renamings = [each for each in get_model_conversion_mapping(model) if type(each) is WeightRenaming]
-    for name in checkpoint.tensors:
-        theirs = name
-        for renaming in renamings:
-            theirs, _ = renaming.rename_source_key(theirs)
-        if theirs != name:
-            found[theirs] = name
-    return found
-
-
-def make_config(model_type: str, checkpoint: Checkpoint) -> Any:
-    """transformers' config of `model_type` from the checkpoint's config.json, or from the text part of it."""
+    A package of `context` positions has chosen between longrope's factors when it was built, transformers chooses at
+    each call: here both its lists are the chosen one.
+    """
     from transformers import AutoConfig
 
     settings = checkpoint.config
@@ -340,7 +334,18 @@ def make_config(model_type: str, checkpoint: Checkpoint) -> Any:
         )
     # what a quantised checkpoint says about itself: its tensors come to us as floats
     dropped = ("model_type", "quantization_config", "auto_map")
-    return AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
+    config = AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
+    _fix_longrope(getattr(config, "rope_parameters", None) or {}, context)
+    return config
+
+
+def _fix_longrope(parameters: dict[str, Any], context: int) -> None:
+    if parameters.get("rope_type") == "longrope":
+        chosen = "long" if context > parameters["original_max_position_embeddings"] else "short"
+        parameters["short_factor"] = parameters["long_factor"] = parameters[f"{chosen}_factor"]
+    for nested in parameters.values():
+        if isinstance(nested, dict):
+            _fix_longrope(nested, context)
 
 
 def keep_all(model: Any, length: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from families import FAMILIES
 from figures import psnr
+from mixture_families import MIXTURES, compared
 from torch import Tensor
 
 from coreai_recipes.primitives.mlp import ACTIVATIONS, XIELU, build_mlp
@@ -47,7 +49,7 @@ def sizes(activation: str) -> dict[str, Any]:
     return {**own, "hidden_act": THEIR_ACTIVATIONS[activation]}
 
 
-def compared(spec: schema.GatedMLP | schema.PlainMLP, theirs: Any) -> tuple[Tensor, Tensor]:
+def compared_mlps(spec: schema.GatedMLP | schema.PlainMLP, theirs: Any) -> tuple[Tensor, Tensor]:
     """Theirs and ours with its weights, which are set at random."""
     generator = torch.Generator().manual_seed(6)
     for parameter in theirs.parameters():
@@ -68,7 +70,7 @@ def gated(activation: str) -> Case:
         from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 
         spec = schema.GatedMLP(kind="gated", activation=activation, intermediate_size=88)
-        return compared(spec, LlamaMLP(LlamaConfig(**sizes(activation))))
+        return compared_mlps(spec, LlamaMLP(LlamaConfig(**sizes(activation))))
 
     return compare
 
@@ -80,8 +82,8 @@ def plain(activation: str, bias: bool = False) -> Case:
 
         spec = schema.PlainMLP(kind="plain", activation=activation, intermediate_size=88, bias=bias)
         if activation == "xielu":
-            return compared(spec, ApertusMLP(ApertusConfig(**sizes(activation))).float())
-        return compared(spec, ArceeMLP(ArceeConfig(**sizes(activation), mlp_bias=bias)))
+            return compared_mlps(spec, ApertusMLP(ApertusConfig(**sizes(activation))).float())
+        return compared_mlps(spec, ArceeMLP(ArceeConfig(**sizes(activation), mlp_bias=bias)))
 
     return compare
 
@@ -93,6 +95,7 @@ PARITY: dict[str, dict[str, Case]] = {
         **{activation: gated(activation) for activation in get_args(schema.Activation)},
     },
     "plain": {**{activation: plain(activation) for activation in PLAIN}, "relu2_biased": plain("relu2", bias=True)},
+    "moe": {name: partial(compared, name, "gathered", 9) for name in MIXTURES},  # test_mixture.py has more
 }
 
 

@@ -114,11 +114,22 @@ class SwitchRow(_Rule):
 
 
 class RopeType(_Rule):
-    """One of transformers' rope_types: the paths that it sets, and where its parameters go; or what it needs."""
+    """One of transformers' rope_types: the paths that it sets, and where its parameters go; or what it needs.
+
+    Attributes:
+        like: the rope_type of which this is another name.
+        derived: paths that take a field of the config, which is none of the parameters.
+        ratio: the parameter that, unsaid, is max_position_embeddings / original_max_position_embeddings.
+        stretch: the scaling that `factor` is when it is not 1, for a type that has one without.
+    """
 
     set: Settings = {}
     fields: dict[str, FieldRule] = {}
     needs: str | None = None
+    like: str | None = None
+    derived: dict[str, str] = {}
+    ratio: str | None = None
+    stretch: str | None = None
 
 
 class RopeSlot(_Rule):
@@ -127,6 +138,7 @@ class RopeSlot(_Rule):
     Attributes:
         theta: transformers' default.
         theta_field, scaling_field, partial_field: the spelling before rope_parameters, null where there was none.
+        original_field: the config's own original_max_position_embeddings, which counts before the parameters'.
         nested: the key in rope_parameters, for families whose kinds have parameters of their own.
         types: rope_types that mean something of their own here; `fields` are read beside those of any type.
         partial: the default share of the head where heads turn in part, null where they turn whole.
@@ -138,6 +150,7 @@ class RopeSlot(_Rule):
     theta_field: str | None = "rope_theta"
     scaling_field: str | None = "rope_scaling"
     partial_field: str | None = "partial_rotary_factor"
+    original_field: str | None = None
     nested: str | None = None
     partial: float | None = None
     default: Settings = {}
@@ -149,6 +162,7 @@ class RopeSlot(_Rule):
     def known_types(self) -> dict[str, RopeType]:
         """What may stand as rope_type, with everything that is then read."""
         known = {**rope_types(), **self.types}
+        known = {name: known[each.like] if each.like else each for name, each in known.items()}
         if not self.fields:
             return known
         return {

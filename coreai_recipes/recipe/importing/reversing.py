@@ -23,7 +23,7 @@ from coreai_recipes.recipe.importing.family import (
 )
 from coreai_recipes.recipe.importing.paths import get_path
 from coreai_recipes.recipe.importing.reading import Traits, holds_traits, read_model, trait_order
-from coreai_recipes.recipe.importing.rope import write_rope
+from coreai_recipes.recipe.importing.rope import write_around, write_rope
 from coreai_recipes.recipe.rules import did_you_mean
 from coreai_recipes.recipe.schema import Model, Recipe
 
@@ -69,7 +69,11 @@ def check_reference(recipe: Recipe, place: str) -> None:
 def _harmless(recipe: Recipe, family: Family) -> dict[str, Any]:
     """What makes no difference, but must fit the sizes."""
     scalings = [getattr(kind.rotary, "scaling", None) for kind in recipe.model.kinds.values()]
-    reach = [math.ceil(scaling.factor * getattr(scaling, "original_context", 1)) for scaling in scalings if scaling]
+    reach = [
+        math.ceil(getattr(scaling, "factor", 1) * getattr(scaling, "original_context", 1))
+        for scaling in scalings
+        if scaling
+    ]
     return {family.longest: max(recipe.export.context, *reach, 1), "pad_token_id": None}
 
 
@@ -243,10 +247,11 @@ class _Reverser:
             if not turning:
                 continue
             rotary = self.kinds[turning[0]]["rotary"]
-            written = write_rope(slot, rotary)
+            written = write_rope(slot, self.kinds[turning[0]])
             if written is None:
                 said = f"{rotary['kind']} here, and transformers' {self.family.name} has no such rotary"
                 raise Unreadable(f"model.kinds.{turning[0]}.rotary.kind: {said}\n  {WRONG_PAIRS}")
+            self.config |= write_around(slot, rotary)
             if slot.nested is None:
                 self.config["rope_parameters"] = written
             else:
