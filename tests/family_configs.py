@@ -86,6 +86,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 20},  # transformers cannot build it without
     "mpt": {"logit_scale": None},
     "falcon": {"parallel_attn": True},  # transformers cannot run another one of the new architecture
+    "opt": {"_remove_final_layer_norm": True},  # there is none where norms stand behind
     "phi": {"head_dim": 8},  # its q and k norms are hidden_size / num_attention_heads wide
     "apertus": {"hidden_act": "xielu"},
     "olmo3": {"layer_types": [*TYPES]},
@@ -244,10 +245,10 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def unusual_value(name: str, rule: FieldRule) -> Any:
-    if name in UNUSUAL:
-        return UNUSUAL[name]
     if rule.only is not None:
         return rule.only[-1]
+    if name in UNUSUAL:
+        return UNUSUAL[name]
     if isinstance(rule.default, bool):
         return not rule.default
     if rule.values is not None:
