@@ -32,8 +32,8 @@ KIND_SIZES = {
     "mlp.intermediate_size": 160,
 }
 WINDOW, PER_LAYER = 24, 20  # a window shorter than the context, so that it slides
-# Norms around each block, and of q and k, round thrice where transformers' rounds once: a random Gemma loses 2 to 3.1 dB
-# to transformers' own float16, by the draw, and 3 are allowed. Where a token stands between two experts it loses 30.
+# Norms around each block, and of q and k, round thrice where transformers' round once: a random Gemma loses 2 to 3.1
+# dB to transformers' own float16, by the draw, and 3 are allowed. A token that stands between two experts loses 30.
 SEEDS = {"gemma2-2b": 3, "gemma4-e4b": 4}
 EXPERTS = {"num_experts": 7, "intermediate_size": 40, "router.top": 3}
 
