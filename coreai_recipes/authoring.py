@@ -1,13 +1,13 @@
 """Recipes from checkpoints: `recipe new` and `recipe diff`, where config.json meets the tensors' headers."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.checkpoint.open import open_headers
 from coreai_recipes.errors import RecipeError, UserError
-from coreai_recipes.recipe.importing.assembling import Imported, recipe_from_config
+from coreai_recipes.recipe.importing.assembling import Imported, recipe_from_config, with_draft
 from coreai_recipes.recipe.importing.comparing import Difference, compare_models
 from coreai_recipes.recipe.importing.writing import write_recipe
 from coreai_recipes.recipe.loader import load_recipe
@@ -29,21 +29,29 @@ class NewRecipe:
     decisions: tuple[str, ...]
 
 
-def new_recipe(src: str | Path, family: str | None = None) -> NewRecipe:
-    """The recipe of a checkpoint, from its config.json and its tensors' headers alone.
+def new_recipe(src: str | Path, family: str | None = None, draft: str | Path | None = None) -> NewRecipe:
+    """The recipe of a checkpoint, from its config.json and its tensors' headers alone; and of a `draft` for it.
 
     `family` reads the config by that family's rules, whatever its model_type. Raises CheckpointError with every field
     that is not understood and every tensor that does not fit.
     """
     checkpoint = open_headers(src)
-    source = None if Path(src).expanduser().exists() else str(src)
+    source = _hub_id(src)
     name = _name_after(checkpoint, source)
     imported = recipe_from_config(checkpoint.config, name, source, family)
+    if draft is not None:
+        drafter = open_headers(draft)
+        imported = replace(imported, recipe=with_draft(imported.recipe, drafter.config, _hub_id(draft)))
+        _check_draft(imported.recipe, drafter)
     unchecked = _check_tensors(imported.recipe, checkpoint)
-    decisions = [*_decisions(imported, source), *unchecked]
+    decisions = [*_decisions(imported, source, family), *unchecked]
     heading = [f"Numbers: config.json of {source or checkpoint.source}.", *_wrapped(imported.family.about)]
     text = write_recipe(imported.recipe, heading, _notes(imported))
     return NewRecipe(text, imported.recipe, tuple(decisions))
+
+
+def _hub_id(src: str | Path) -> str | None:
+    return None if Path(src).expanduser().exists() else str(src)
 
 
 def compare(one: str, other: str) -> list[Difference]:
@@ -73,6 +81,13 @@ def _check_tensors(recipe: Recipe, checkpoint: "Checkpoint") -> list[str]:
     return []
 
 
+def _check_draft(recipe: Recipe, checkpoint: "Checkpoint") -> None:
+    from coreai_recipes.draft import build_draft
+    from coreai_recipes.filling import bind_draft
+
+    bind_draft(build_draft(recipe), checkpoint)
+
+
 def _name_after(checkpoint: "Checkpoint", source: str | None) -> str:
     """What the bundle's folder is to be called: the last part of the hub id or the folder's name, in small letters."""
     last = (source or checkpoint.path.resolve().name).partition("@")[0].rpartition("/")[2].lower()
@@ -88,13 +103,17 @@ def _notes(imported: Imported) -> dict[str, str]:
     return {"context": f"of the {longest} that it was trained for"} if longest and longest != context else {}
 
 
-def _decisions(imported: Imported, source: str | None) -> list[str]:
+def _decisions(imported: Imported, source: str | None, chosen: str | None) -> list[str]:
     recipe = imported.recipe
     said = [f"name: {recipe.name}, after the checkpoint"]
     if source is None:
         said.append("reference.checkpoint: left out, for a folder is not everywhere: give --checkpoint SRC")
     room = f" of the {imported.longest} that it was trained for" if imported.longest else ""
     said.append(f"export.context: {recipe.export.context} positions{room}")
+    if recipe.draft is not None:
+        said.append(f"export.functions.score: {recipe.export.functions.score}, the last token and those drafted")
+    if chosen:
+        said.append(f"reference.model_type: {chosen}, as --as says; transformers' own config.json must say so as well")
     said.append("everything else is what config.json says, and transformers' defaults where it is silent")
     return said
 

@@ -25,7 +25,6 @@ PACKAGE = "model.mlpackage"
 REPORT = "report.json"
 RECIPE = "recipe.yaml"
 COST = ("flops", "weight_bytes", "state_bytes")  # what the manifest says of each function
-SCORED_TOKENS = 5  # where a recipe says nothing: the last token and four drafted ones
 PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
 
 
@@ -42,12 +41,14 @@ class VerificationError(Exception):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A built folder. `seconds` are those of the build's steps, when it was built just now."""
+    """A built folder. `seconds` are those of the build's steps and `left_out` what of the checkpoint it did not use,
+    when it was built just now."""
 
     path: Path
     manifest: dict[str, Any]
     report: dict[str, Any]
     seconds: dict[str, float] | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
@@ -125,7 +126,7 @@ def build(
     from coreai_recipes.draft import build_draft
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.export.exporter import export_package
-    from coreai_recipes.filling import bind_decoder, bind_draft
+    from coreai_recipes.filling import bind_decoder, bind_draft, left_out
     from coreai_recipes.model import build_decoder, exported_form
 
     form = exported_form(recipe)
@@ -171,7 +172,7 @@ def build(
             report = found.to_json()
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return Bundle(target, manifest, report, exported.seconds)
+    return Bundle(target, manifest, report, exported.seconds, tuple(left_out(bindings, source)))
 
 
 def verify(
@@ -231,13 +232,9 @@ def find_draft(recipe: Recipe, draft: "Checkpoint | str | Path | None") -> tuple
     named = draft if draft is not None else recipe.draft.reference.checkpoint  # type: ignore[union-attr]
     source = named if isinstance(named, Checkpoint) else open_checkpoint(str(named))
     if recipe.draft is None:
-        from coreai_recipes.recipe.importing.assembling import draft_from_config
+        from coreai_recipes.recipe.importing.assembling import with_draft
 
-        data = recipe.model_dump()
-        data["draft"] = draft_from_config(source.config, recipe)
-        functions = data["export"]["functions"]
-        functions["score"] = functions["score"] or SCORED_TOKENS
-        recipe = Recipe.model_validate(data)
+        recipe = with_draft(recipe, source.config)
     return recipe, source
 
 

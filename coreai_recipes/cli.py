@@ -138,11 +138,12 @@ def new(
     family: Annotated[
         str | None, typer.Option("--as", metavar="FAMILY", help="Read config.json as that family's, whatever it says.")
     ] = None,
+    draft: DraftOption = None,
 ) -> None:
     """A recipe from a checkpoint's config.json and tensor headers; what it cannot express is refused by field name."""
     from coreai_recipes.authoring import new_recipe, write_new
 
-    made = new_recipe(src, family)
+    made = new_recipe(src, family, draft)
     if out is None:
         print(made.text, end="")
     else:

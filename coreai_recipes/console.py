@@ -95,6 +95,8 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 def print_built(bundle: "Bundle") -> None:
     """What a build says at its end."""
+    if bundle.left_out:
+        print(f"left out: {', '.join(bundle.left_out)}")
     seconds = bundle.seconds or {}
     steps = ", ".join(f"{step} {taken:.1f} s" for step, taken in seconds.items() if taken >= 0.05)
     print(f"{bundle.path}  {bundle.bytes / 1e6:.1f} MB  ({steps})")
@@ -121,6 +123,8 @@ def _explain(stage: Mapping[str, Any]) -> str:
         greedy = detail["greedy"]
         verdict = greedy.get("skipped") or ("equal" if greedy["equal"] else f"NOT equal: {greedy['not_equal']}")
         words.append(f"greedy tokens {verdict}")
+    if detail.get("caches") == "random":
+        words.append(f"on random caches; rounds {detail['rounds']}")
     if "accepted_per_round" in detail:
         unequal = [name for name, equal in detail["equal"].items() if not equal]
         verdict = f"rounds NOT equal: {detail['not_equal'][0]}" if unequal else "rounds equal, token for token"

@@ -1,5 +1,6 @@
 """A decoder's parameters and the checkpoint's tensors that fill them: where a model meets its weights."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -57,6 +58,21 @@ def checkpoint_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
             shape = (parameter.numel(),)
         shapes[name] = shape
     return shapes
+
+
+def left_out(bindings: Mapping[str, Binding], checkpoint: Checkpoint) -> list[str]:
+    """What of `checkpoint` fills nothing, a line a part: `312 tensors of model.vision_tower`."""
+    used = {binding.tensor for binding in bindings.values() if binding.checkpoint is checkpoint}
+    parts: Counter[str] = Counter()
+    for name in checkpoint.tensors.keys() - used:
+        before, _, after = name.partition(".layers.")
+        is_of_text = before in ("model", "model.language_model", "language_model.model")
+        words = name.split(".")
+        if is_of_text and after:  # keys and values that nobody computes, in layers that share them
+            parts[".".join((before, "layers", "*", *words[words.index("layers") + 2 : -1]))] += 1
+        else:
+            parts[".".join(words[: min(2, len(words) - 1)]) or name] += 1
+    return [f"{count} tensor{'s' if count > 1 else ''} of {part}" for part, count in sorted(parts.items())]
 
 
 def fill_from(module: nn.Module, bindings: Mapping[str, Binding], prefix: str = "", stored: bool = False) -> None:

@@ -234,7 +234,12 @@ def gemma3(**changes: Any) -> Pair:
 
 
 def gemma4(
-    per_layer: bool = True, sharing: bool = True, k_eq_v: bool = True, experts: bool = True, **changes: Any
+    per_layer: bool = True,
+    sharing: bool = True,
+    k_eq_v: bool = True,
+    experts: bool = True,
+    seed: int = 0,
+    **changes: Any,
 ) -> Pair:
     """Gemma 4, each of its mechanisms on or off: proportional rotary and wider heads on full layers, norms of q, k and
     v, a scalar for each layer, and per-layer embeddings, shared caches with a doubled MLP, K = V, experts."""
@@ -266,10 +271,10 @@ def gemma4(
     }
     config, export = _config(Gemma4TextConfig, changes, own)
     shared: dict[str, Any] = {"scale": 1.0, "qk_norm": {"over": "head"}, "v_norm": True}
-    proportional = {"kind": "proportional", "factor": 0.25, "theta": 1e6}
+    local, proportional = {"kind": "full", "theta": 10000.0}, {"kind": "proportional", "factor": 0.25, "theta": 1e6}
     wide = {"head_dim": 36, "num_kv_heads": 3 if k_eq_v else KV_HEADS, "k_eq_v": k_eq_v}
     kinds = {
-        "sliding": _kind(config, {"kind": "full", "theta": 10000.0}, window=7, activation="gelu_tanh", **shared),
+        "sliding": _kind(config, local, window=config.sliding_window, activation="gelu_tanh", **shared),
         "full": _kind(config, proportional, activation="gelu_tanh", **{**shared, **wide}),
     }
     if experts:
@@ -288,7 +293,7 @@ def gemma4(
     model["norm"]["weight"] = "w"
     model["embedding"] |= table
     recipe = _recipe("gemma4_text", config, kinds, export, **model, layer_scalar=True, layers=types)
-    made = small_model(Gemma4ForCausalLM, config)
+    made = small_model(Gemma4ForCausalLM, config, seed)
     for index, layer in enumerate(made.model.layers):
         layer.layer_scalar.fill_(0.7 + 0.1 * index)
     return Pair(recipe, made, GEMMA4_NAMES)
@@ -317,7 +322,7 @@ def gemma4_draft(pair: Pair, seed: int = 1, clusters: int | None = None) -> tupl
         "num_global_key_value_heads": full.num_key_value_heads,
         "attention_k_eq_v": True,
         "rms_norm_eps": 1e-5,
-        "sliding_window": 7,
+        "sliding_window": target.sliding_window,
         "hidden_size_per_layer_input": 0,
         "vocab_size_per_layer_input": 0,
         "num_kv_shared_layers": 3,
@@ -451,7 +456,7 @@ def _recipe(family: str, config: Any, kinds: dict[str, dict[str, Any]], export: 
                 "layers": layers,
                 **model,
             },
-            "weights": {"names": family},
+            "weights": {"names": family.removesuffix("_text")},
             "export": export,
         }
     )

@@ -1,5 +1,6 @@
 """A small config of each family in which every field that its rules read differs from transformers' default."""
 
+from pathlib import Path
 from typing import Any
 
 from coreai_recipes.recipe.importing.family import Family, FieldRule, family_names, load_family
@@ -26,7 +27,7 @@ UNUSUAL: dict[str, Any] = {
     **SIZES,
     "layer_types": TYPES,
     "max_window_layers": 2,
-    "no_rope_layers": [0, 1, 0, 0, 1],
+    "no_rope_layers": [1, 0, 0, 1, 1],
     "no_rope_layer_interval": 3,
     "sliding_window_pattern": 3,
     "rms_norm_eps": 2e-5,
@@ -123,6 +124,17 @@ def all_configs() -> dict[str, dict[str, Any]]:
     return found
 
 
+def save_tokenizer(folder: Path) -> None:
+    """A tokenizer of single letters, beside a checkpoint that has none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {chr(32 + index): index for index in range(96)}
+    tokenizer = Tokenizer(models.BPE(letters, [], unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=" ").save_pretrained(folder)
+
+
 def unusual_value(name: str, rule: FieldRule) -> Any:
     if name in UNUSUAL:
         return UNUSUAL[name]
@@ -151,3 +163,37 @@ def _rope(family: Family) -> dict[str, Any]:
             return {"rope_parameters": given}
         found[slot.nested] = given
     return {"rope_parameters": found}
+
+
+DRAFT_TARGET = {
+    "model_type": "gemma4_text",
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": 16,
+    "hidden_size_per_layer_input": 0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+}
+DRAFT_TEXT = {
+    **{key: value for key, value in DRAFT_TARGET.items() if key != "num_kv_shared_layers"},
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "vocab_size_per_layer_input": 0,
+}
+
+
+def assistant(text: dict[str, Any] | None = None, **outer: Any) -> dict[str, Any]:
+    """A draft of DRAFT_TARGET, with changes to its text part and around it."""
+    return {
+        "model_type": "gemma4_assistant",
+        "backbone_hidden_size": 32,
+        "text_config": {**DRAFT_TEXT, **(text or {})},
+        **outer,
+    }

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from family_configs import DRAFT_TARGET as TARGET
+from family_configs import assistant
 
-from coreai_recipes import load_recipe
+from coreai_recipes import build_decoder, load_recipe
 from coreai_recipes.authoring import compare, family_rows, new_recipe
+from coreai_recipes.checkpoint.names import load_names
+from coreai_recipes.draft import build_draft
 from coreai_recipes.errors import CheckpointError, UserError
-from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.filling import checkpoint_shapes
+from coreai_recipes.recipe.importing.assembling import recipe_from_config, with_draft
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import family_names
 from coreai_recipes.recipe.importing.writing import liken, write_recipe
@@ -212,6 +217,38 @@ def test_the_commands_print_write_and_end_as_they_should(tmp_path: Path, checkpo
         "",
         "config.json: mystery: not understood; this model needs a mechanism that recipes do not have\n",
     )
+
+
+def save_zeros(folder: Path, config: dict[str, Any], module: Any, names: str) -> Path:
+    """A checkpoint of the shapes that `module` needs, under a family's names."""
+    import torch
+    from safetensors.torch import save_file
+
+    table = load_names(names)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    found = {table.find(name, table.prefixes[0]): shape for name, shape in checkpoint_shapes(module).items()}
+    save_file(
+        {source.tensor: torch.zeros(shape) for source, shape in found.items() if source}, folder / "model.safetensors"
+    )
+    return folder
+
+
+def test_a_draft_goes_into_the_recipe_of_its_target(tmp_path: Path) -> None:
+    recipe = with_draft(recipe_from_config(TARGET, "target").recipe, assistant())
+    target = save_zeros(tmp_path / "target", TARGET, build_decoder(recipe), "gemma4")
+    draft = save_zeros(tmp_path / "draft", assistant(), build_draft(recipe), "gemma4_assistant")
+    new = new_recipe(target, draft=draft)
+    assert new.recipe == recipe
+    path = tmp_path / "new.yaml"
+    path.write_text(new.text)
+    assert load_recipe(path) == recipe
+    assert new.recipe.export.functions.score == 5
+    assert "export.functions.score: 5, the last token and those drafted" in new.decisions
+    write_config(draft, backbone_hidden_size=48)
+    with pytest.raises(CheckpointError) as caught:
+        new_recipe(target, draft=draft)
+    assert list(caught.value.problems) == ["config.json: backbone_hidden_size: 48, and the target's hidden_size is 32"]
 
 
 def test_nothing_is_written_where_nothing_can_be(tmp_path: Path) -> None:

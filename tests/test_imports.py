@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "bundle": {"*"},
     "plan": {"workload", "draft", "model", "front", "primitives", "recipe", "errors"},
     "workload": {"draft", "model", "front", "primitives"},
-    "authoring": {"filling", "checkpoint", "model", "recipe", "errors"},
+    "authoring": {"filling", "checkpoint", "draft", "model", "recipe", "errors"},
     "verification": {
         *("evaluate", "coreml", "filling", "folding", "checkpoint", "speculation"),
         *("draft", "model", "front", "primitives", "recipe", "errors"),

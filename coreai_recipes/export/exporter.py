@@ -212,6 +212,7 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
         root / "model.py",
         root / "export/convert.py",
         root / "export/fragments.py",
+        root / "export/draft_fragments.py",
     }
     others = set().union(*(source_files(fragment.module) for fragment in fragments))
     digests = [sha256(path.read_bytes()).hexdigest() for path in sorted(own | others)]

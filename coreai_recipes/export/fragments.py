@@ -10,18 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.draft import Draft
 from coreai_recipes.front import Front, Sharing
 from coreai_recipes.model import Decoder, make_cache
 from coreai_recipes.primitives.cache import Cache, SharedCache
 from coreai_recipes.primitives.per_layer import slice_of
-from coreai_recipes.primitives.registry import primitive
 
 FLOAT, INTEGER = "float16", "int32"
 WEIGHT_PREFIX = "weight_"
@@ -69,7 +67,7 @@ class Fragment:
 
 def describe(module: nn.Module) -> list[Any]:
     """The classes of a module tree and every plain value they hold, as JSON that is the same in every process."""
-    if isinstance(module, _Piece):
+    if isinstance(module, Piece):
         return [_plain(module), *(describe(part) for part in module.piece)]
     return [[name, _plain(part)] for name, part in module.named_modules()]
 
@@ -91,7 +89,7 @@ def _plain(module: nn.Module) -> list[Any]:
 
 def source_files(module: nn.Module) -> set[Path]:
     """The files in which the classes of a module tree are written."""
-    pieces = module.piece if isinstance(module, _Piece) else (module,)
+    pieces = module.piece if isinstance(module, Piece) else (module,)
     return {Path(inspect.getfile(type(part))) for piece in pieces for part in piece.modules()}
 
 
@@ -159,10 +157,12 @@ def layer_fragment(decoder: Decoder, kind: str, queries: int, sharing: Sharing) 
     if front.per_layer is not None:
         inputs["per_layer_inputs"] = Port(FLOAT, (front.per_layer.layers, front.per_layer.size, 1, own_queries))
         inputs["index"] = Port(INTEGER, (1,))
-    return _of_layer(f"layer_{kind}_{own_queries}", layer, inputs, spec.shape, shares)
+    return fragment_of_layer(f"layer_{kind}_{own_queries}", layer, inputs, spec.shape, shares)
 
 
-def _of_layer(name: str, layer: nn.Module, inputs: dict[str, Port], state: tuple[int, ...], shares: bool) -> Fragment:
+def fragment_of_layer(
+    name: str, layer: nn.Module, inputs: dict[str, Port], state: tuple[int, ...], shares: bool
+) -> Fragment:
     """The fragment of a layer that takes `inputs` and its weights, over states of the shape `state`."""
     parameters = weights_of(layer)
     inputs = {**inputs, **ports_of(layer, parameters)}
@@ -181,65 +181,6 @@ def ports_of(module: nn.Module, parameters: Mapping[str, str], prefix: str = "")
     """The shapes of these inputs."""
     shapes = {alias: module.get_parameter(name.removeprefix(prefix)).shape for alias, name in parameters.items()}
     return {alias: Port(FLOAT, tuple(shape)) for alias, shape in shapes.items()}
-
-
-def draft_front_fragment(decoder: Decoder, draft: Draft) -> Fragment:
-    """The last token, the target's hidden state, a position and what is seen of each kind -> x, angles and masks."""
-    model, owners = decoder.recipe.model, draft.owners
-    inputs = {
-        "input_ids": Port(INTEGER, (1, 1)),
-        "last_hidden": Port(FLOAT, (1, 1, model.hidden_size)),
-        "position": Port(INTEGER, (1,)),
-        **{f"seen_{owner}": Port(INTEGER, (1,)) for owner in owners},
-    }
-    # not the decoder's own embedding: that of the exported form is scaled with the residual stream
-    with torch.device("meta"):
-        embedding = primitive("embedding", "table")(model.vocab_size, model.hidden_size, model.embedding_scale)
-    table = WEIGHT_PREFIX + "embedding"
-    projection = {WEIGHT_PREFIX + "pre_projection": "draft.pre_projection.weight"}
-    inputs[table] = Port(FLOAT, (model.vocab_size, model.hidden_size))
-    inputs |= ports_of(draft, projection, "draft.")
-    outputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
-    for kind in dict.fromkeys(draft.spec.layer_kinds):
-        pairs = draft.pairs(kind)
-        outputs |= {f"{half}_{kind}": Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
-        outputs[f"mask_{kind}"] = Port(FLOAT, (1, owners[draft.owner(kind)].rows, 1, 1))
-    return Fragment(
-        "draft_front",
-        _DraftFrontPiece(draft, embedding, list(inputs), list(outputs)),
-        inputs,
-        outputs,
-        {table: "embedding.weight", **projection},
-        float32_outputs=tuple(name for name in outputs if name.startswith(("cos_", "sin_"))),
-        tables=(table,),
-    )
-
-
-def draft_layer_fragment(draft: Draft, kind: str) -> Fragment:
-    """A layer of the draft, which reads the target's states."""
-    layer = next(layer for layer in draft.stack if layer.kind == kind)
-    state, pairs = draft.owners[draft.owner(kind)], draft.pairs(kind)
-    inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
-    inputs |= {half: Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
-    inputs |= {"mask": Port(FLOAT, (1, state.rows, 1, 1)), "slot": Port(INTEGER, (1,))}
-    return _of_layer(f"draft_layer_{kind}", layer, inputs, state.shape, shares=True)
-
-
-def draft_head_fragment(draft: Draft) -> Fragment:
-    """x of the draft -> its logits, and the hidden state that it is given next."""
-    parameters = weights_of(draft.norm, "draft.norm.") | weights_of(draft.post_projection, "draft.post_projection.")
-    if draft.clusters is not None:
-        parameters |= weights_of(draft.clusters.centroids, "draft.clusters.centroids.")
-    table = WEIGHT_PREFIX + "draft_head_weight"
-    parameters[table] = "draft.head.weight"
-    inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1)), **ports_of(draft, parameters, "draft.")}
-    if draft.clusters is not None:
-        inputs["ordering"] = Port(INTEGER, tuple(draft.clusters.ordering.shape))
-    outputs = {
-        "logits": Port(FLOAT, (1, 1, draft.spec.vocab_size)),
-        "hidden": Port(FLOAT, (1, 1, draft.recipe.model.hidden_size)),
-    }
-    return Fragment("draft_head", _DraftHeadPiece(draft, parameters), inputs, outputs, parameters, tables=(table,))
 
 
 def pick_fragment(name: str, shape: tuple[int, int, int, int]) -> Fragment:
@@ -270,7 +211,7 @@ def head_fragment(decoder: Decoder, queries: int) -> Fragment:
     return Fragment(f"head_{queries}", piece, inputs, outputs, parameters, tables=(table,))
 
 
-class _Piece(nn.Module):
+class Piece(nn.Module):
     """A wrapper to be traced. The wrapped modules are held in a tuple: their parameters come in as inputs instead."""
 
     def __init__(self, *piece: nn.Module) -> None:
@@ -292,7 +233,7 @@ def parameters_as(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[
             owner._parameters[leaf] = before[name]
 
 
-class _FrontPiece(_Piece):
+class _FrontPiece(Piece):
     def __init__(
         self, front: Front, inputs: list[str], outputs: list[str], parameters: dict[str, str], sharing: Sharing
     ) -> None:
@@ -314,7 +255,7 @@ class _FrontPiece(_Piece):
         return tuple(found[name] for name in self.outputs)
 
 
-class _LayerPiece(_Piece):
+class _LayerPiece(Piece):
     keys: Tensor
     values: Tensor
 
@@ -342,42 +283,12 @@ class _LayerPiece(_Piece):
             return self.piece[0](named["x"], cos, sin, named["mask"], cache, of_layer)  # type: ignore[no-any-return]
 
 
-class _DraftFrontPiece(_Piece):
-    def __init__(self, draft: Draft, embedding: nn.Module, inputs: list[str], outputs: list[str]) -> None:
-        super().__init__(draft, embedding)
-        self.inputs, self.outputs = inputs, outputs
-
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        draft, embedding = cast(Draft, self.piece[0]), self.piece[1]
-        named = dict(zip(self.inputs, given, strict=True))
-        weights = {"pre_projection.weight": named[WEIGHT_PREFIX + "pre_projection"]}
-        with parameters_as(embedding, {"weight": named[WEIGHT_PREFIX + "embedding"]}), parameters_as(draft, weights):
-            found = {"x": draft.start(embedding(named["input_ids"]), named["last_hidden"])}
-        seen = {name.removeprefix("seen_"): value for name, value in named.items() if name.startswith("seen_")}
-        for kind in dict.fromkeys(draft.spec.layer_kinds):
-            cos, sin, mask = draft.inputs(kind, named["position"], seen)
-            found |= {f"cos_{kind}": cos, f"sin_{kind}": sin, f"mask_{kind}": mask}
-        return tuple(found[name] for name in self.outputs)
-
-
-class _DraftHeadPiece(_Piece):
-    def __init__(self, draft: Draft, parameters: dict[str, str]) -> None:
-        super().__init__(draft)
-        self.parameter_names = [name.removeprefix("draft.") for name in parameters.values()]
-
-    def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
-        draft = cast(Draft, self.piece[0])
-        names = self.parameter_names if draft.clusters is None else [*self.parameter_names, "clusters.ordering"]
-        with parameters_as(draft, dict(zip(names, given, strict=True))):
-            return draft.finish(x)
-
-
-class _PickPiece(_Piece):
+class _PickPiece(Piece):
     def forward(self, x: Tensor, count: Tensor) -> Tensor:
         return x.index_select(3, count - 1)
 
 
-class _HeadPiece(_Piece):
+class _HeadPiece(Piece):
     def __init__(self, norm: nn.Module, head: nn.Module, parameters: list[str], gives_hidden: bool) -> None:
         super().__init__(norm, head)
         self.parameter_names = [name.removeprefix("norm.") for name in parameters]

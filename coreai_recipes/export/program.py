@@ -8,15 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreai_recipes.draft import Draft
+from coreai_recipes.export.draft_fragments import draft_front_fragment, draft_head_fragment, draft_layer_fragment
 from coreai_recipes.export.fragments import (
     FLOAT,
     INTEGER,
     PER_LAYER_ROWS,
     Fragment,
     Port,
-    draft_front_fragment,
-    draft_head_fragment,
-    draft_layer_fragment,
     front_fragment,
     head_fragment,
     layer_fragment,

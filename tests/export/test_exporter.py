@@ -58,7 +58,7 @@ def test_a_cache_is_not_needed(tmp_path: Path, cache: FragmentCache) -> None:
 
 def test_the_digests_that_it_gives_are_those_of_the_files(recipe: Recipe, cache: FragmentCache, tmp_path: Path) -> None:
     exported = export(recipe, tmp_path / "model.mlpackage", cache)
-    assert exported.digests == file_digests(tmp_path / "model.mlpackage")
+    assert exported.digests == file_digests(tmp_path)
 
 
 def test_other_weights_change_weight_bin_alone(recipe: Recipe, cache: FragmentCache, tmp_path: Path) -> None:

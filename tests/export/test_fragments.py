@@ -128,9 +128,9 @@ def test_no_conversion_sees_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(coremltools, "convert", convert)
     fragments = (
-        front_fragment(decoder, 1),
-        layer_fragment(decoder, "proportional", 1),
-        layer_fragment(decoder, "none", 12),
+        front_fragment(decoder, 1, "seen"),
+        layer_fragment(decoder, "proportional", 1, "seen"),
+        layer_fragment(decoder, "none", 12, "seen"),
         head_fragment(decoder, 1),
     )
     for fragment in fragments:
@@ -154,7 +154,7 @@ def test_a_constant_that_could_be_a_weight_is_refused() -> None:
 
 def test_a_state_of_a_fragment_is_zeros() -> None:
     """In memory as it comes there may be NaN, which coremltools' comparison of the states calls inconsistent."""
-    fragment = layer_fragment(build_decoder(small_recipe()), "full", 1)
+    fragment = layer_fragment(build_decoder(small_recipe()), "full", 1, "seen")
     assert all(not buffer.any() for buffer in fragment.module.buffers())
 
 

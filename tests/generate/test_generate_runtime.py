@@ -13,6 +13,7 @@ import torch
 
 from coreai_recipes.coreml import why_no_coreml
 from coreai_recipes.errors import BundleError, UserError
+from coreai_recipes.evaluate.table import Tables
 from coreai_recipes.generate.runtime import CoreMLRuntime, open_runtime
 
 MANIFEST = {"packages": [{"file": "model.mlpackage", "role": "all"}]}
@@ -55,7 +56,7 @@ def coreml(monkeypatch: pytest.MonkeyPatch) -> type[FakeMLModel]:
 
 
 def test_all_functions_of_core_ml_share_one_state_until_a_reset(coreml: type[FakeMLModel]) -> None:
-    runtime = CoreMLRuntime(Path("/b/model.mlpackage"), "cpu_and_ne")
+    runtime = CoreMLRuntime(Path("/b/model.mlpackage"), "cpu_and_ne", Tables({}))
     runtime.reset()
     inputs = {"position": torch.tensor([3], dtype=torch.int32)}
     for function in ("prefill", "decode", "prefill"):
@@ -70,7 +71,7 @@ def test_all_functions_of_core_ml_share_one_state_until_a_reset(coreml: type[Fak
 
 def test_a_package_that_core_ml_does_not_load_is_a_sentence(coreml: type[FakeMLModel]) -> None:
     coreml.broken.add("decode")
-    runtime = CoreMLRuntime(Path("/b/model.mlpackage"), "cpu_and_ne")
+    runtime = CoreMLRuntime(Path("/b/model.mlpackage"), "cpu_and_ne", Tables({}))
     with pytest.raises(BundleError) as caught:
         runtime.call("decode", {})
     assert caught.value.problems == (
@@ -100,7 +101,7 @@ def test_core_ml_is_taken_where_it_is_there(
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "mac_ver", lambda: (release, ("", "", ""), ""))
     monkeypatch.setattr("coreai_recipes.coreml.find_spec", lambda name: name if bridge else None)
-    monkeypatch.setattr("coreai_recipes.generate.runtime.EvaluatorRuntime", lambda package: ("evaluator", package))
+    monkeypatch.setattr("coreai_recipes.generate.runtime.EvaluatorRuntime", lambda package, _: ("evaluator", package))
     recipe = Path(__file__).parents[2] / "recipes/tiny-llama.yaml"
     (tmp_path / "recipe.yaml").write_text(recipe.read_text())
     package = tmp_path / "model.mlpackage"

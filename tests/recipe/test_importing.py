@@ -5,10 +5,14 @@ import math
 from typing import Any
 
 import pytest
+from family_configs import DRAFT_TARGET as TARGET
+from family_configs import TOGETHER, assistant, decoders, unusual_config
+from hypothesis import given, settings, strategies
 
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.recipe.importing import family_names, load_family
+from coreai_recipes.recipe.importing import config_for, family_names, load_family
 from coreai_recipes.recipe.importing.assembling import draft_from_config, recipe_from_config
+from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import refused_models
 from coreai_recipes.recipe.importing.folding import fold_layers
 from coreai_recipes.recipe.schema import Draft, Recipe
@@ -152,6 +156,11 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         "per_layer_config: layers 0 and 1 differ in it and are alike otherwise",
     ),
     (
+        "gemma4_text",
+        {"num_kv_shared_layers": 1},
+        "num_kv_shared_layers: 1: no layer is left whose cache those of kind full_shared could read",
+    ),
+    (
         "stablelm",
         {"use_parallel_residual": True},
         "use_parallel_residual: true: " + needs("a layer whose halves run side by side"),
@@ -166,6 +175,55 @@ def test_a_mutated_config_is_refused_by_the_name_of_its_field(
     model_type: str, fields: dict[str, Any], problem: str
 ) -> None:
     assert problems(model_type, **fields) == [f"config.json: {problem}"]
+
+
+# What says how layers follow one another only where no list of them is given.
+OVERRULED = {"sliding_window_pattern", "max_window_layers", "no_rope_layer_interval"}
+
+
+@pytest.mark.parametrize("name", decoders())
+def test_no_field_is_dropped_in_silence(name: str) -> None:
+    """Without any one of its fields the unusual config is another model, or none."""
+    family = load_family(name)
+    config = {"model_type": name, **unusual_config(family)}
+    whole = recipe_from_config(config, "small").recipe.model
+    others = {"max_position_embeddings", *OVERRULED, *TOGETHER.get(name, {})}
+    for field in (family.fields.keys() & config.keys()) - others:
+        if family.fields[field].only is not None:
+            continue
+        try:
+            rest = recipe_from_config({key: value for key, value in config.items() if key != field}, "small").recipe
+        except CheckpointError:
+            continue
+        assert compare_models(whole, rest.model) != [], field
+
+
+FAMILIES_OF_KINDS = ("gemma4_text", "gemma3_text", "qwen2", "smollm3", "ministral")
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=strategies.data())
+def test_any_config_of_several_kinds_reads_back_as_the_same_model(data: strategies.DataObject) -> None:
+    family = load_family(data.draw(strategies.sampled_from(FAMILIES_OF_KINDS)))
+    unusual = unusual_config(family)
+    kept = data.draw(strategies.sets(strategies.sampled_from(sorted(unusual))))
+    config = {"model_type": family.name, **SIZES, **{field: unusual[field] for field in sorted(kept)}}
+    count = config["num_hidden_layers"] = data.draw(strategies.integers(1, 9))
+    if "layer_types" in kept:
+        word = strategies.sampled_from(["sliding_attention", "full_attention"])
+        config["layer_types"] = data.draw(strategies.lists(word, min_size=count, max_size=count))
+    if "no_rope_layers" in kept:
+        config["no_rope_layers"] = data.draw(
+            strategies.lists(strategies.integers(0, 1), min_size=count, max_size=count)
+        )
+    if "num_kv_shared_layers" in kept:
+        config["num_kv_shared_layers"] = data.draw(strategies.integers(0, count - 1))
+    try:
+        recipe = recipe_from_config(config, "small").recipe
+    except CheckpointError:
+        return  # what no recipe can be is refused, which other tests look at
+    again = recipe_from_config(config_for(recipe), "small").recipe
+    assert compare_models(again.model, recipe.model) == []
 
 
 def test_every_problem_is_told_at_once() -> None:
@@ -262,34 +320,6 @@ def test_layers_are_named_after_their_role_and_folded() -> None:
 )
 def test_patterns_are_folded_into_the_shortest_list(kinds: list[str], folded: list[Any]) -> None:
     assert fold_layers(kinds) == folded
-
-
-TARGET = {
-    "model_type": "gemma4_text",
-    **SIZES,
-    "head_dim": 8,
-    "global_head_dim": 16,
-    "sliding_window": 16,
-    "hidden_size_per_layer_input": 0,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
-    "num_kv_shared_layers": 2,
-}
-DRAFT_TEXT = {
-    **{key: value for key, value in TARGET.items() if key != "num_kv_shared_layers"},
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "layer_types": ["sliding_attention", "full_attention"],
-    "vocab_size_per_layer_input": 0,
-}
-
-
-def assistant(text: dict[str, Any] | None = None, **outer: Any) -> dict[str, Any]:
-    return {
-        "model_type": "gemma4_assistant",
-        "backbone_hidden_size": 32,
-        "text_config": {**DRAFT_TEXT, **(text or {})},
-        **outer,
-    }
 
 
 def test_a_draft_reads_the_last_own_cache_of_each_sort() -> None:

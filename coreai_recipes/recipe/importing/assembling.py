@@ -17,6 +17,8 @@ from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 
 CONTEXT = 2048  # what the built-in recipes have: enough to talk, small enough for a phone
 
+DRAFTED = 4  # tokens that a draft proposes at a time, as transformers' constant schedule has them
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -74,7 +76,7 @@ def draft_from_config(config: Mapping[str, Any], recipe: Recipe) -> dict[str, An
         raise CheckpointError(f"config.json: model_type: {outer.name} is no draft")
     # a draft owns no cache, whatever its config says of that
     layers = value_in(part, family.layer_count, family)
-    read = read_model({**part, "num_kv_shared_layers": layers}, family)
+    read = read_model({**part, "num_kv_shared_layers": layers}, family, is_draft=True)
     draft = {key: value for key, value in read.data.items() if key not in ("embedding", "head")}
     problems = list(_fit_sizes(config, outer, recipe))
     for name, kind in draft["kinds"].items():
@@ -91,6 +93,25 @@ def draft_from_config(config: Mapping[str, Any], recipe: Recipe) -> dict[str, An
     return draft
 
 
+def with_draft(recipe: Recipe, config: Mapping[str, Any], checkpoint: str | None = None) -> Recipe:
+    """The recipe with the draft that a draft's config.json describes; drafted tokens are verified DRAFTED at a time.
+
+    Raises CheckpointError as `draft_from_config` does.
+    """
+    draft = draft_from_config(config, recipe)
+    draft["reference"]["checkpoint"] = checkpoint
+    data = recipe.model_dump()
+    data["draft"] = draft
+    functions = data["export"]["functions"]
+    functions["score"] = functions["score"] or min(DRAFTED + 1, recipe.export.context)
+    found, problems = validate_data(data)
+    if found is None or problems:
+        raise CheckpointError(
+            *(f"config.json: gives {'.'.join(map(str, problem.location))}: {problem.message}" for problem in problems)
+        )
+    return found
+
+
 def _fit_sizes(config: Mapping[str, Any], outer: Family, recipe: Recipe) -> list[str]:
     found = list(find_config_problems(config, outer))
     for name, rule in outer.fields.items():
@@ -104,7 +125,8 @@ def _fit_sizes(config: Mapping[str, Any], outer: Family, recipe: Recipe) -> list
 def _fit_kind(name: str, kind: dict[str, Any], recipe: Recipe) -> list[str]:
     """Let a draft's kind read the last own cache of its sort; what keeps it from that."""
     attention = kind["attention"]
-    attention.pop("k_eq_v", None)
+    for mechanism in ("k_eq_v", "v_norm"):  # of keys and values, which a draft does not make
+        attention.pop(mechanism, None)
     owners = [
         owner
         for owner in recipe.model.layer_kinds

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, find_config_problems, judge_value
+from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, find_config_problems, judge_value, shown
 from coreai_recipes.recipe.importing.conditions import Unreadable, evaluate, holds, layers_of, value_in
 from coreai_recipes.recipe.importing.family import Family, FieldRule, key_of, spread
 from coreai_recipes.recipe.importing.folding import fold_layers
@@ -30,23 +30,26 @@ class ModelRead:
     weights: str = "llama"
 
 
-def read_model(config: Mapping[str, Any], family: Family, place: str = "config.json") -> ModelRead:
-    """The model that a config describes. Raises CheckpointError with every field that cannot be read, by name."""
+def read_model(config: Mapping[str, Any], family: Family, is_draft: bool = False) -> ModelRead:
+    """The model that a config describes; a draft's layers may share caches that are another model's.
+
+    Raises CheckpointError with every field that cannot be read, by name.
+    """
     config = spread(config, family)
     problems = list(find_config_problems(config, family))
     if not problems:
         try:
-            return _Reader(config, family).read()
+            return _Reader(config, family, is_draft).read()
         except Unreadable as unreadable:
             problems = [str(problem) for problem in unreadable.args]
-    raise CheckpointError(*(f"{place}: {problem}" for problem in dict.fromkeys(problems)))
+    raise CheckpointError(*(f"config.json: {problem}" for problem in dict.fromkeys(problems)))
 
 
 class _Reader:
     """One reading: the layers are told apart first, and each kind is then described."""
 
-    def __init__(self, config: Mapping[str, Any], family: Family) -> None:
-        self.config, self.family = config, family
+    def __init__(self, config: Mapping[str, Any], family: Family, is_draft: bool) -> None:
+        self.config, self.family, self.is_draft = config, family, is_draft
         self.model: dict[str, Any] = {}
         self.weights = family.weights
         self.origins: dict[tuple[str | None, str], str] = {}
@@ -203,9 +206,12 @@ class _Reader:
             owner = {**traits, trait: shares}
             if owner in layers:
                 kinds[name]["attention"]["shares_kv_with"] = self.kind_name(owner)
-            else:
-                # a draft's: its target has the cache
-                kinds[name]["attention"]["shares_kv_with"] = None
+            elif not self.is_draft:
+                field_name = next(field for rule in self.family.layers[trait].rules for field in rule.fields)
+                said = shown(value_in(self.config, field_name, self.family))
+                self.problems.append(
+                    f"{field_name}: {said}: no layer is left whose cache those of kind {name} could read"
+                )
 
 
 def trait_order(family: Family) -> list[str]:

@@ -1,0 +1,111 @@
+"""The pieces of a draft, each converted once: its front, a layer of each kind, its head. See `export.fragments`."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.draft import Draft
+from coreai_recipes.export.fragments import (
+    FLOAT,
+    INTEGER,
+    WEIGHT_PREFIX,
+    Fragment,
+    Piece,
+    Port,
+    fragment_of_layer,
+    parameters_as,
+    ports_of,
+    weights_of,
+)
+from coreai_recipes.model import Decoder
+from coreai_recipes.primitives.registry import primitive
+
+
+def draft_front_fragment(decoder: Decoder, draft: Draft) -> Fragment:
+    """The last token, the target's hidden state, a position and what is seen of each kind -> x, angles and masks."""
+    model, owners = decoder.recipe.model, draft.owners
+    inputs = {
+        "input_ids": Port(INTEGER, (1, 1)),
+        "last_hidden": Port(FLOAT, (1, 1, model.hidden_size)),
+        "position": Port(INTEGER, (1,)),
+        **{f"seen_{owner}": Port(INTEGER, (1,)) for owner in owners},
+    }
+    # not the decoder's own embedding: that of the exported form is scaled with the residual stream
+    with torch.device("meta"):
+        embedding = primitive("embedding", "table")(model.vocab_size, model.hidden_size, model.embedding_scale)
+    table = WEIGHT_PREFIX + "embedding"
+    projection = {WEIGHT_PREFIX + "pre_projection": "draft.pre_projection.weight"}
+    inputs[table] = Port(FLOAT, (model.vocab_size, model.hidden_size))
+    inputs |= ports_of(draft, projection, "draft.")
+    outputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
+    for kind in dict.fromkeys(draft.spec.layer_kinds):
+        pairs = draft.pairs(kind)
+        outputs |= {f"{half}_{kind}": Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
+        outputs[f"mask_{kind}"] = Port(FLOAT, (1, owners[draft.owner(kind)].rows, 1, 1))
+    return Fragment(
+        "draft_front",
+        _DraftFrontPiece(draft, embedding, list(inputs), list(outputs)),
+        inputs,
+        outputs,
+        {table: "embedding.weight", **projection},
+        float32_outputs=tuple(name for name in outputs if name.startswith(("cos_", "sin_"))),
+        tables=(table,),
+    )
+
+
+def draft_layer_fragment(draft: Draft, kind: str) -> Fragment:
+    """A layer of the draft, which reads the target's states."""
+    layer = next(layer for layer in draft.stack if layer.kind == kind)
+    state, pairs = draft.owners[draft.owner(kind)], draft.pairs(kind)
+    inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
+    inputs |= {half: Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
+    inputs |= {"mask": Port(FLOAT, (1, state.rows, 1, 1)), "slot": Port(INTEGER, (1,))}
+    return fragment_of_layer(f"draft_layer_{kind}", layer, inputs, state.shape, shares=True)
+
+
+def draft_head_fragment(draft: Draft) -> Fragment:
+    """x of the draft -> its logits, and the hidden state that it is given next."""
+    parameters = weights_of(draft.norm, "draft.norm.") | weights_of(draft.post_projection, "draft.post_projection.")
+    if draft.clusters is not None:
+        parameters |= weights_of(draft.clusters.centroids, "draft.clusters.centroids.")
+    table = WEIGHT_PREFIX + "draft_head_weight"
+    parameters[table] = "draft.head.weight"
+    inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1)), **ports_of(draft, parameters, "draft.")}
+    if draft.clusters is not None:
+        inputs["ordering"] = Port(INTEGER, tuple(draft.clusters.ordering.shape))
+    outputs = {
+        "logits": Port(FLOAT, (1, 1, draft.spec.vocab_size)),
+        "hidden": Port(FLOAT, (1, 1, draft.recipe.model.hidden_size)),
+    }
+    return Fragment("draft_head", _DraftHeadPiece(draft, parameters), inputs, outputs, parameters, tables=(table,))
+
+
+class _DraftFrontPiece(Piece):
+    def __init__(self, draft: Draft, embedding: nn.Module, inputs: list[str], outputs: list[str]) -> None:
+        super().__init__(draft, embedding)
+        self.inputs, self.outputs = inputs, outputs
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        draft, embedding = cast(Draft, self.piece[0]), self.piece[1]
+        named = dict(zip(self.inputs, given, strict=True))
+        weights = {"pre_projection.weight": named[WEIGHT_PREFIX + "pre_projection"]}
+        with parameters_as(embedding, {"weight": named[WEIGHT_PREFIX + "embedding"]}), parameters_as(draft, weights):
+            found = {"x": draft.start(embedding(named["input_ids"]), named["last_hidden"])}
+        seen = {name.removeprefix("seen_"): value for name, value in named.items() if name.startswith("seen_")}
+        for kind in dict.fromkeys(draft.spec.layer_kinds):
+            cos, sin, mask = draft.inputs(kind, named["position"], seen)
+            found |= {f"cos_{kind}": cos, f"sin_{kind}": sin, f"mask_{kind}": mask}
+        return tuple(found[name] for name in self.outputs)
+
+
+class _DraftHeadPiece(Piece):
+    def __init__(self, draft: Draft, parameters: dict[str, str]) -> None:
+        super().__init__(draft)
+        self.parameter_names = [name.removeprefix("draft.") for name in parameters.values()]
+
+    def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+        draft = cast(Draft, self.piece[0])
+        names = self.parameter_names if draft.clusters is None else [*self.parameter_names, "clusters.ordering"]
+        with parameters_as(draft, dict(zip(names, given, strict=True))):
+            return draft.finish(x)
