@@ -12,6 +12,8 @@ A table is names/FAMILY.yaml, or a user's own file given by its path:
         rows: [layers.{i}.attention.q.weight, layers.{i}.attention.k.weight, layers.{i}.attention.v.weight]
       layers.{i}.mlp.gate_up:       # for each expert {e}, the rows of these tensors one below the other
         stack: [model.layers.{i}.mlp.experts.{e}.gate_proj.weight, model.layers.{i}.mlp.experts.{e}.up_proj.weight]
+
+`transpose` exchanges the last two axes; with `alternate` the rows of gate and up alternate, and are brought apart.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class TensorSource:
     rows: tuple[str, ...] = ()
     transpose: bool = False
     stack: tuple[str, ...] = ()
+    alternate: bool = False
 
     def of_experts(self, count: int) -> tuple[tuple[str, ...], ...]:
         """The tensors of each of so many experts."""
@@ -223,7 +226,12 @@ def parse_source(entry: str | dict[str, Any] | None) -> TensorSource | None:
     fields: dict[str, Any] = {"tensor": entry} if isinstance(entry, str) else entry
     if "stack" in fields:
         return TensorSource(fields["stack"][0].replace("{e}", "0"), stack=tuple(fields["stack"]))
-    return TensorSource(fields["tensor"], tuple(fields.get("rows", ())), fields.get("transpose", False))
+    return TensorSource(
+        fields["tensor"],
+        tuple(fields.get("rows", ())),
+        fields.get("transpose", False),
+        alternate=fields.get("alternate", False),
+    )
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -267,4 +275,5 @@ OPERATIONS = {
     "tensor": Field(is_name, "a tensor's name"),
     "rows": Field(is_list_of_names, "a list of parameters"),
     "transpose": Field(is_boolean, "true or false"),
+    "alternate": Field(is_boolean, "true or false"),
 }
