@@ -12,26 +12,32 @@ import typer
 from bench.child import ChildError
 from bench.options import SMOLLM2, Options, default_folder, default_smollm2
 
-BENCHMARKS = ("startup", "build", "layers", "decode", "fidelity")
+BENCHMARKS = ("startup", "build", "layers", "decode", "fidelity", "forms", "experts", "e2b")
+GROUPS = {"gemma": ("forms", "experts", "e2b")}
+NAMES = (*BENCHMARKS, *GROUPS)
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=", ".join(BENCHMARKS))] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=", ".join(NAMES))] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of what is ours; the median is shown.")] = 3,
     baseline_repeats: Annotated[int, typer.Option(min=1, help="Runs of `build`'s baseline, minutes each.")] = 1,
     smollm2: Annotated[
         Path | None, typer.Option(help=f"SmolLM2-135M-Instruct, a folder or a GGUF; else $SMOLLM2, else {SMOLLM2}.")
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Keeps the checkpoints that are made (3 GB).")] = None,
+    skip_e2b: Annotated[bool, typer.Option("--skip-e2b", help="Without the full-size E2B: 30 GB, minutes.")] = False,
     out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there too.")] = None,
 ) -> None:
     """Measure the figures of the README, side by side in one run."""
-    unknown = [name for name in names or () if name not in BENCHMARKS]
+    unknown = [name for name in names or () if name not in NAMES]
     if unknown:
-        raise typer.BadParameter(f"{', '.join(unknown)}: the benchmarks are {', '.join(BENCHMARKS)}")
+        raise typer.BadParameter(f"{', '.join(unknown)}: the benchmarks are {', '.join(NAMES)}")
+    chosen = [name for asked in names or BENCHMARKS for name in GROUPS.get(asked, (asked,))]
     options = Options(repeats, baseline_repeats, smollm2 or default_smollm2(), folder or default_folder())
     found, failed = {}, False
-    for name in names or BENCHMARKS:
+    for name in dict.fromkeys(chosen):
+        if name == "e2b" and skip_e2b:
+            continue
         before = os.getloadavg()[0]
         try:
             result = import_module(f"bench.suite.{name}").measure(options)

@@ -145,10 +145,10 @@ def compare(base: str, scaling: str) -> str:
 def write_page() -> Iterator[str]:
     cases = _scalings()
     yield "# Rotaries\n"
-    yield "Made by `python -m bench.rotary_figures`: the pictures by turning unit vectors with the project's own module, the"
-    yield "matrix by comparing it with transformers' own classes. Tests hold both.\n"
+    yield "Made by `python -m bench.rotary_figures`: the pictures by turning unit vectors with the module itself,"
+    yield "the matrix by comparing it with transformers' own classes. Tests hold both.\n"
     yield "## Which dimension turns with which\n"
-    yield "A colour is a frequency, from the fastest (yellow) to the slowest (dark); grey dimensions pass.\n"
+    yield "A colour is a frequency, from the fastest (dark) to the slowest (yellow); grey dimensions pass.\n"
     for kind in SPECS:
         yield f"![{kind}: {WORDS[kind]}](rotary-{kind}.png)\n"
     yield f"{AFTER_KINDS}\n"
@@ -157,8 +157,8 @@ def write_page() -> Iterator[str]:
     yield f"{AFTER_SCALINGS}\n"
     yield "## Compared with transformers\n"
     dims, thetas = ", ".join(map(str, HEAD_DIMS)), " and ".join(f"{theta:g}" for theta in THETAS)
-    yield f"float32 and bfloat16 activations, head_dim {dims}, theta {thetas}, positions from 0 to the last of the context"
-    yield "(131071 where there is no shorter one). The tests compare more, by list and by hypothesis.\n"
+    yield f"float32 and bfloat16 activations, head_dim {dims}, theta {thetas}, positions from 0 to the last of the"
+    yield "context (131071 where there is no shorter one). The tests compare more, by list and by hypothesis.\n"
     bases = list(cases.BASES)
     yield f"| scaling | {' | '.join(bases)} |"
     yield "|---" * (len(bases) + 1) + "|"

@@ -24,7 +24,11 @@ FORMAT = 1
 PACKAGE = "model.mlpackage"
 REPORT = "report.json"
 RECIPE = "recipe.yaml"
+COST = ("flops", "weight_bytes", "state_bytes")  # what the manifest says of each function
 PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
+
+
+Costs = dict[str, dict[str, int]]  # by function and figure
 
 
 class VerificationError(Exception):
@@ -135,14 +139,23 @@ def build(
     with staged_folder(target) as folder:
         _check_space(folder, sum(2 * prod(binding.shape) for binding in bindings.values()))
         cache = FragmentCache(default_root() if cached else None)
-        exported = export_package(decoder, bindings, folder / PACKAGE, cache, progress, drafter)
+        costs: Costs = {}
+        exported = export_package(
+            decoder,
+            bindings,
+            folder / PACKAGE,
+            cache,
+            progress,
+            drafter,
+            on_program=lambda package: costs.update(_count_costs(package)),
+        )
         (folder / RECIPE).write_text(recipe_text(recipe))
         source.write_tokenizer(folder)
         checkpoint_facts = {"source": source.source, "sha256": digests.result()}
         if draft_source is not None:
             draft_digests = draft_source.start_digests().result()
             checkpoint_facts["draft"] = {"source": draft_source.source, "sha256": draft_digests}
-        manifest = _manifest(recipe, decoder, checkpoint_facts, source.eos_token_ids(), exported, folder)
+        manifest = _manifest(recipe, decoder, checkpoint_facts, source.eos_token_ids(), exported, costs, folder)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
             from coreai_recipes.verification.run import run_stages
@@ -269,6 +282,7 @@ def _manifest(
     checkpoint: dict[str, Any],
     eos_token_ids: list[int],
     exported: "Exported",
+    costs: Costs,
     folder: Path,
 ) -> dict[str, Any]:
     """What a host needs. Nothing in it depends on when or where it was built."""
@@ -278,6 +292,7 @@ def _manifest(
             "query": queries.get(name, 1),
             "inputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.inputs.items()},
             "outputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.outputs.items()},
+            "cost": costs.get(name),
         }
         for name, found in exported.signatures.items()
     }
@@ -325,6 +340,18 @@ def _manifest(
             for name, path in names.items()
         },
     }
+
+
+def _count_costs(package: Path) -> Costs:
+    """By function: what one call computes, and reads of weights and states."""
+    from coreai_recipes.evaluate import EvaluationError
+    from coreai_recipes.evaluate.cost import function_costs
+
+    try:
+        found = function_costs(package)
+    except EvaluationError:  # an operation that nothing here can run: verification says so, an unverified build may be
+        return {}
+    return {name: {figure: getattr(cost, figure) for figure in COST} for name, cost in found.items()}
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -200,6 +200,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
         console.print_json(planned.to_json())
     else:
         console.print_table(("what", ">bytes", "how"), planned.rows())
+        console.print_table(planned.workload_columns(), planned.workload_rows(), title="What a call multiplies")
         console.print_table(("rule", "verdict", "what was found"), planned.rule_rows(), title="Neural Engine rules")
 
 

@@ -123,6 +123,8 @@ def _explain(stage: Mapping[str, Any]) -> str:
         greedy = detail["greedy"]
         verdict = greedy.get("skipped") or ("equal" if greedy["equal"] else f"NOT equal: {greedy['not_equal']}")
         words.append(f"greedy tokens {verdict}")
+    if detail.get("caches") == "random":
+        words.append(f"on random caches; rounds {detail['rounds']}")
     if "accepted_per_round" in detail:
         unequal = [name for name, equal in detail["equal"].items() if not equal]
         verdict = f"rounds NOT equal: {detail['not_equal'][0]}" if unequal else "rounds equal, token for token"

@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coreai_recipes.model import Decoder, build_decoder
+from coreai_recipes.draft import Draft, build_draft
+from coreai_recipes.model import PER_LAYER_TABLE, Decoder, build_decoder
+from coreai_recipes.primitives.experts import Experts
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.schema import NoRotary
+from coreai_recipes.workload import DRAFT, Workload, count_workloads, expert_size, saved_by_sharing
 
 CHUNK_BYTES = 1_000_000_000  # ANEMLL takes 0.95 GB for a chunk, CoreML-LLM 1.0 to 1.4
 ALIGNMENT = 32  # float16 values in the engine's 64 bytes
@@ -37,11 +40,26 @@ class Plan:
 
     name: str
     costs: tuple[Cost, ...]
+    workloads: tuple[Workload, ...]
+    saved_in_prefill: Workload | None
     functions: dict[str, int]
     findings: tuple[Finding, ...]
 
     def rows(self) -> list[tuple[str, str, str]]:
         return [(cost.what, f"{cost.bytes:,}", cost.how) for cost in self.costs]
+
+    def workload_columns(self) -> tuple[str, ...]:
+        counts = {**self.functions, **({DRAFT: 1} if any(DRAFT in found.flops for found in self.workloads) else {})}
+        named = [f">{name}" if count == 1 else f">{name} of {count}" for name, count in counts.items()]
+        return ("products", *named, "how")
+
+    def workload_rows(self) -> list[tuple[str, ...]]:
+        """Floating point operations of a call of each function, in all and what the shared caches save of it."""
+        functions = dict.fromkeys(name for found in self.workloads for name in found.flops)
+        total = {name: sum(found.flops.get(name, 0) for found in self.workloads) for name in functions}
+        rows = [*self.workloads, Workload("all", total, "a multiply-add is two")]
+        rows += [self.saved_in_prefill] if self.saved_in_prefill else []
+        return [(r.what, *(f"{r.flops[n]:,}" if n in r.flops else "-" for n in functions), r.how) for r in rows]
 
     def rule_rows(self) -> list[tuple[str, str, str]]:
         return [(finding.rule, finding.verdict, finding.found) for finding in self.findings]
@@ -53,28 +71,74 @@ class Plan:
 def make_plan(recipe: Recipe) -> Plan:
     """The plan of `recipe`. Raises RecipeError for what cannot be built."""
     decoder = build_decoder(recipe)
-    findings = (*_alignment(recipe), *_axes(recipe), *_states(decoder), *_rotaries(recipe), *_size(decoder))
-    return Plan(recipe.name, tuple(_costs(decoder)), recipe.export.functions.queries, findings)
+    draft = build_draft(recipe) if recipe.draft else None
+    findings = (*_alignment(recipe), *_axes(recipe), *_states(decoder), *_rotaries(recipe), *_size(decoder, draft))
+    return Plan(
+        recipe.name,
+        (*_costs(decoder), *_draft_costs(draft)),
+        count_workloads(decoder, draft),
+        _saved_in_prefill(decoder),
+        recipe.export.functions.queries,
+        findings,
+    )
 
 
 def _costs(decoder: Decoder) -> Iterator[Cost]:
     recipe = decoder.recipe
-    layers = dict.fromkeys(decoder.front.kinds, 0)
-    for layer in decoder.stack:
-        layers[layer.kind] += sum(2 * p.numel() for p in layer.parameters())
-    counts = recipe.model.layer_kinds
-    for name, size in layers.items():
-        yield Cost(f"weights of `{name}`", size, f"{counts.count(name)} layers, float16")
+    for name in decoder.front.kinds:
+        layers = [layer for layer in decoder.stack if layer.kind == name]
+        experts = [layer.experts for layer in layers if isinstance(layer.experts, Experts)]
+        stacks = sum(2 * found.num_experts * expert_size(found) for found in experts)
+        size = sum(2 * p.numel() for layer in layers for p in layer.parameters())
+        yield Cost(f"weights of `{name}`", size - stacks, f"{len(layers)} layers, float16")
+        if experts:
+            yield Cost(f"experts of `{name}`", stacks, _describe_experts(experts))
     table = recipe.model.vocab_size * recipe.model.hidden_size * 2
     shape = f"{recipe.model.vocab_size} x {recipe.model.hidden_size}, float16"
     if recipe.model.head.tied:
         yield Cost("table, tied to the head", table, f"{shape}, stored once")
     else:
         yield Cost("table and head", 2 * table, f"twice {shape}")
+    if decoder.per_layer is not None:
+        front = sum(2 * p.numel() for p in decoder.per_layer.parameters())
+        yield Cost("per-layer inputs", front, "their projection and norm, float16")
+        rows, width = decoder.get_parameter(PER_LAYER_TABLE).shape
+        how = f"{rows} x {width}, float16, read by the host, {2 * width:,} bytes a token, never sent to the engine"
+        yield Cost("per-layer table", 2 * rows * width, how)
     for name, spec in decoder.front.states.items():
         values = spec.layers * spec.num_kv_heads * spec.rows * spec.head_dim
         kept = f"a ring of {spec.rows} rows" if spec.window else f"{spec.rows} rows"
         yield Cost(f"states of `{name}`", 4 * values, f"K and V, {spec.layers} layers, {kept}, a session's own")
+
+
+def _describe_experts(experts: list[Experts]) -> str:
+    one = experts[0]
+    layers, each = len(experts), 2 * expert_size(one)
+    in_all = f"{layers} layers of {one.num_experts}, float16; a call of several tokens reads all"
+    if one.gathers(1):
+        return f"{in_all}, decode the {one.router.top} of its token: {layers * one.router.top * each:,} bytes"
+    return f"{in_all}, and so does decode"
+
+
+def _draft_costs(draft: Draft | None) -> Iterator[Cost]:
+    if draft is not None:
+        head = 2 * draft.spec.vocab_size * draft.spec.hidden_size
+        size = sum(2 * p.numel() for p in draft.parameters()) - head
+        yield Cost("weights of the draft", size, f"{len(draft.stack)} layers, which read the target's states; float16")
+        yield Cost("head of the draft", head, f"{draft.spec.vocab_size} x {draft.spec.hidden_size}, float16")
+
+
+def _saved_in_prefill(decoder: Decoder) -> Workload | None:
+    """What the layers that share a cache leave undone, None where there are none."""
+    sharing = [layer.kind for layer in decoder.stack if decoder.front.shares(layer.kind)]
+    if not sharing:
+        return None
+    saved = saved_by_sharing(decoder)
+    whole = saved + sum(found.flops.get("prefill", 0) for found in count_workloads(decoder))
+    how = (
+        f"{100 * saved / whole:.0f} % saved: {len(sharing)} of {len(decoder.stack)} layers run for the last token alone"
+    )
+    return Workload("not computed", {"prefill": saved}, how)
 
 
 def _alignment(recipe: Recipe) -> Iterator[Finding]:
@@ -133,7 +197,8 @@ def _cosine_error(rotary: TurningSpec, head_dim: int, context: int) -> float:
     return float((Rotary(rotary, head_dim).angles(positions)[0] - exact).abs().max())
 
 
-def _size(decoder: Decoder) -> Iterator[Finding]:
-    total = sum(2 * parameter.numel() for parameter in decoder.parameters())
+def _size(decoder: Decoder, draft: Draft | None) -> Iterator[Finding]:
+    total = sum(2 * p.numel() for name, p in decoder.named_parameters() if name not in decoder.tables)
+    total += sum(2 * p.numel() for p in draft.parameters()) if draft else 0
     verdict = "warning" if total > CHUNK_BYTES else "ok"
     yield Finding("a package of about 1 GB", verdict, f"{total / 1e9:.2f} GB in one package")

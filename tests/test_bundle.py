@@ -14,7 +14,9 @@ import pytest
 
 from coreai_recipes.bundle import Bundle, VerificationError, build
 from coreai_recipes.errors import BundleError, CheckpointError
-from coreai_recipes.recipe import load_recipe
+from coreai_recipes.evaluate import EvaluationError
+from coreai_recipes.evaluate.cost import function_costs
+from coreai_recipes.recipe import count_parameters, load_recipe
 
 CHECKPOINT = Path(__file__).parent / "checkpoints/tiny-llama"
 NAME = "tiny-llama"
@@ -80,6 +82,9 @@ def test_the_manifest_says_what_was_built_from_what(first: Bundle) -> None:
 
 
 def test_the_manifest_describes_the_package_and_its_functions(first: Bundle) -> None:
+    costs = function_costs(first.package)
+    figures = ("flops", "weight_bytes", "state_bytes")
+    cost = {name: {figure: getattr(found, figure) for figure in figures} for name, found in costs.items()}
     one, many = {"dtype": "int32", "shape": [1]}, {"dtype": "int32", "shape": [1, PREFILL]}
     logits = {"logits": {"dtype": "float16", "shape": [1, 1, VOCAB]}}
     assert first.manifest["packages"] == [
@@ -92,15 +97,46 @@ def test_the_manifest_describes_the_package_and_its_functions(first: Bundle) -> 
                     "query": 1,
                     "inputs": {"input_ids": {"dtype": "int32", "shape": [1, 1]}, "position": one},
                     "outputs": logits,
+                    "cost": cost["decode"],
                 },
                 "prefill": {
                     "query": PREFILL,
                     "inputs": {"input_ids": many, "position": one, "count": one},
                     "outputs": logits,
+                    "cost": cost["prefill"],
                 },
             },
         }
     ]
+
+
+def test_the_manifest_says_what_a_call_of_each_function_costs(first: Bundle) -> None:
+    functions = first.manifest["packages"][0]["functions"]
+    decode, prefill = (functions[name]["cost"] for name in ("decode", "prefill"))
+    table, parameters = VOCAB * first.recipe.model.hidden_size, count_parameters(first.recipe)
+    assert first.recipe.model.head.tied
+    assert decode["weight_bytes"] == prefill["weight_bytes"] == 2 * parameters
+    rows, head_dim = 288, 32
+    attention = first.recipe.model.kinds["full"].attention
+    # a multiply-add of each weight and token, the table for the last token alone, and of each key and value a query
+    seen = LAYERS * 2 * rows * attention.num_heads * head_dim
+    assert 1 < decode["flops"] / (2 * (parameters + seen)) < 1.2
+    assert 1 < prefill["flops"] / (2 * (PREFILL * (parameters - table + seen) + table)) < 1.2
+    row = 2 * LAYERS * attention.num_kv_heads * head_dim * 2  # keys and values of a position in all layers, float16
+    # each row is read, and those of the call are written before
+    assert decode["state_bytes"] == (rows + 1) * row
+    assert prefill["state_bytes"] == (rows + PREFILL) * row
+
+
+def test_a_program_that_cannot_be_counted_is_built_without_a_cost(
+    fragments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise EvaluationError("control flow")
+
+    monkeypatch.setattr("coreai_recipes.evaluate.cost.function_costs", refuse)
+    built = build(NAME, CHECKPOINT, tmp_path, verified=False)
+    assert [function["cost"] for function in built.manifest["packages"][0]["functions"].values()] == [None, None]
 
 
 def test_the_manifest_describes_the_states(first: Bundle) -> None:

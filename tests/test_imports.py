@@ -23,8 +23,9 @@ ROOMS: dict[str, set[str]] = {
     "console": {"*"},
     "generate": {"bundle", "evaluate", "speculation", "coreml", "checkpoint", "recipe", "errors"},
     "bundle": {"*"},
+    "plan": {"workload", "draft", "model", "front", "primitives", "recipe", "errors"},
+    "workload": {"draft", "model", "front", "primitives"},
     "authoring": {"filling", "checkpoint", "draft", "model", "recipe", "errors"},
-    "plan": {"model", "front", "primitives", "recipe", "errors"},
     "verification": {
         *("evaluate", "coreml", "filling", "folding", "checkpoint", "speculation"),
         *("draft", "model", "front", "primitives", "recipe", "errors"),

@@ -25,4 +25,6 @@ recipe validate $recipes
 recipe new "$work/checkpoint"
 recipe build tiny-llama --checkpoint "$work/checkpoint"
 recipe run dist/tiny-llama "In the beginning" --max-tokens 8
+recipe build gemma4-tiny --no-verify  # its weights are in the wheel
+recipe run dist/gemma4-tiny "In the beginning" --draft --max-tokens 8
 echo "the wheel works"

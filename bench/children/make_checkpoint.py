@@ -82,15 +82,20 @@ def write_weights(path: Path, layers: int) -> None:
             file.write(weight.to(torch.bfloat16).view(torch.int16).numpy().data)
 
 
+def write_tokenizer(folder: Path) -> None:
+    """Three tokens: enough to be a checkpoint."""
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "[EOS]": 1, "the": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def main(folder: Path, layers: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     kinds = ["full_attention"] * layers
     config = {**CONFIG, "num_hidden_layers": layers, "max_window_layers": layers, "layer_types": kinds}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
-    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "[EOS]": 1, "the": 2}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_tokenizer(folder)
     unfinished = folder / "model.unfinished"
     write_weights(unfinished, layers)
     os.replace(unfinished, folder / "model.safetensors")

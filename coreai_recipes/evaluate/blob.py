@@ -1,7 +1,10 @@
 """Reads tensors out of weight.bin."""
 
+import io
+import os
 import struct
 import threading
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +21,22 @@ BLOCK_BYTES = 8 << 20
 
 
 class BlobFile:
-    """One weight.bin, opened once and read with `readinto`: a mapped page would count as resident until the end."""
+    """One weight.bin, opened when needed and read with `readinto`: a mapped page would stay resident until the end."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise EvaluationError(f"{path}: the program's weights cannot be read: {error.strerror}") from None
         self.path = path
-        self.size = path.stat().st_size
         self._lock = threading.Lock()
+
+    @cached_property
+    def _file(self) -> io.FileIO:
+        try:
+            return self.path.open("rb", buffering=0)
+        except OSError as error:
+            raise EvaluationError(f"{self.path}: the program's weights cannot be read: {error.strerror}") from None
+
+    @cached_property
+    def size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
 
     def locate(self, offset: int, element_type: str, count: int) -> int:
         """Where the data of the record at `offset` begins; raises when it does not hold `count` elements."""

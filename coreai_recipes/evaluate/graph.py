@@ -66,10 +66,10 @@ def read_graph(package: Package, name: str) -> Graph:
     graph = Graph(name, opset, inputs, states, tuple(block.outputs), types=dict(inputs))
     problems: dict[str, str] = {}
     for operation in block.operations:
-        results = tuple(_result(output) for output in operation.outputs)
         if operation.type == "const":
-            graph.constants[results[0].name] = package.constant(operation.attributes["val"])
+            graph.constants[operation.outputs[0].name] = package.constant(operation.attributes["val"])
             continue
+        results = tuple(_result(output) for output in operation.outputs)
         operands = {
             key: [
                 binding.name if binding.WhichOneof("binding") == "name" else package.constant(binding.value)

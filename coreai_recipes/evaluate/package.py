@@ -18,10 +18,13 @@ UNKNOWN = -1
 
 
 class Package:
-    """An ML Program as it lies on disk. `functions` are the protobuf's own, `default_function` the name of one."""
+    """An ML Program as it lies on disk. `functions` are the protobuf's own, `default_function` the name of one.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Without `checked` its weights are taken at the program's word: they may still be on their way to the disk.
+    """
+
+    def __init__(self, path: Path, checked: bool = True) -> None:
+        self.path, self._checked = path, checked
         self._model_file = _find_model_file(path)
         try:
             content = self._model_file.read_bytes()
@@ -55,7 +58,8 @@ class Package:
         if value.WhichOneof("value") == "blobFileValue":
             blob = self._blob(value.blobFileValue.fileName)
             constant = BlobConstant(element_type, shape, blob, value.blobFileValue.offset)
-            constant.check()
+            if self._checked:
+                constant.check()
             return constant
         return _immediate(value.immediateValue.tensor, element_type, shape)
 
@@ -88,10 +92,8 @@ def _find_model_file(path: Path) -> Path:
 
 def shape_of(tensor_type: Any) -> tuple[int, ...]:
     """The declared shape of a `MIL.TensorType`; a size that only the run decides is -1."""
-    return tuple(
-        dimension.constant.size if dimension.WhichOneof("dimension") == "constant" else UNKNOWN
-        for dimension in tensor_type.dimensions
-    )
+    # a list, because a program has tens of thousands of types and a generator takes twice as long
+    return tuple([d.constant.size if d.HasField("constant") else UNKNOWN for d in tensor_type.dimensions])
 
 
 def _immediate(tensor: Any, element_type: str, shape: tuple[int, ...]) -> ImmediateConstant:

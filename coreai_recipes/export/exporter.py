@@ -53,10 +53,12 @@ def export_package(
     cache: FragmentCache | None = None,
     progress: Progress | None = None,
     draft: Draft | None = None,
+    on_program: Callable[[Path], object] | None = None,
 ) -> Exported:
     """Write `decoder`, with the weights of `bindings`, as the .mlpackage folder `package`, which must not exist.
 
-    A `draft` becomes one more function; the names of its weights begin with `draft.` in `bindings`.
+    A `draft` becomes one more function; the names of its weights begin with `draft.` in `bindings`. `on_program` is
+    called with the package when its program is written, while most of the weights are still to come.
 
     The weights stream on a second thread while the fragments are converted: neither needs the other. Peak memory does
     not grow with the number of layers. Raises CheckpointError for a weight that float16 cannot hold.
@@ -82,6 +84,8 @@ def export_package(
         try:
             ordering = _read_ordering(draft, bindings)
             exported = _export_program(decoder, draft, ordering, layout, package, cache, stopwatch, streaming)
+            if on_program is not None:
+                on_program(package)
             streamed, seconds = streaming.result()
         except BaseException:
             stop.set()

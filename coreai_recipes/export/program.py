@@ -19,7 +19,6 @@ from coreai_recipes.export.fragments import (
     head_fragment,
     layer_fragment,
     pick_fragment,
-    sharing_in,
 )
 from coreai_recipes.export.linker import FunctionLinker
 from coreai_recipes.export.package import Signature, describe_function, new_model
@@ -34,7 +33,7 @@ def fragments_of(decoder: Decoder, draft: Draft | None = None) -> dict[str, Frag
     """Every fragment that the recipe's functions need, by name."""
     found: list[Fragment] = []
     for name, queries in decoder.recipe.export.functions.queries.items():
-        sharing = sharing_in(decoder, name)
+        sharing = decoder.front.sharing(name)
         found += [front_fragment(decoder, queries, sharing), head_fragment(decoder, _head_queries(name, queries))]
         found += [layer_fragment(decoder, kind, queries, sharing) for kind in decoder.front.kinds]
         if name == "prefill":
@@ -81,7 +80,7 @@ def link_program(
 def _link_function(
     decoder: Decoder, name: str, queries: int, models: dict[str, Any], linker: FunctionLinker
 ) -> Signature:
-    front, model, sharing = decoder.front, decoder.recipe.model, sharing_in(decoder, name)
+    front, model, sharing = decoder.front, decoder.recipe.model, decoder.front.sharing(name)
     inputs = {"input_ids": Port(INTEGER, (1, queries)), "position": Port(INTEGER, (1,))}
     if name != "decode":
         inputs["count"] = Port(INTEGER, (1,))
@@ -106,7 +105,7 @@ def _link_function(
         return "hidden_last", "per_layer_inputs_last"
 
     for index, kind in enumerate(model.layer_kinds):
-        if picks and front.shares(kind):
+        if picks and front.queries(kind, queries, sharing) < queries:
             x, per_layer = pick_last()
         owner = front.owners[kind]
         names = {
@@ -118,6 +117,7 @@ def _link_function(
             "sin": f"sin_{front.angle_group(kind, sharing)}",
             "mask": f"mask_{front.mask_group(kind, sharing)}",
             "place": f"place_{front.mask_group(kind, sharing)}",
+            "temperature": f"temperature_{front.temperature_group(kind, sharing)}",
             "per_layer_inputs": per_layer,
             "position": "position",
             "keys": f"k_{owner}",
@@ -184,7 +184,7 @@ def _picks(decoder: Decoder, queries: int) -> dict[str, Fragment]:
     """What a prefill picks the last real token of: the hidden state, and what the layers behind it are given."""
     picks = {"hidden": pick_fragment("pick", (1, decoder.recipe.model.hidden_size, 1, queries))}
     per_layer = decoder.front.per_layer
-    if per_layer is not None and sharing_in(decoder, "prefill") == "last":
+    if per_layer is not None and decoder.front.sharing("prefill") == "last":
         picks["per_layer_inputs"] = pick_fragment("pick_per_layer", (per_layer.layers, per_layer.size, 1, queries))
     return picks
 

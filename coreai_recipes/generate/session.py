@@ -33,8 +33,7 @@ class Session:
         ]
         # how far a ring can go back; a full cache holds every position in a row of its own
         self._rollback = min(spare, default=self.context)
-        states = manifest["states"].values()
-        self._windows: dict[str, int | None] = {state["kind"]: state["window"] for state in states}
+        self._states: Mapping[str, Any] = manifest["states"]
         self._functions: Mapping[str, Any] = functions
         self._token_ids: list[int] = []
         self._written = 0  # beyond the last position that any call wrote to, even one that was interrupted
@@ -76,7 +75,7 @@ class Session:
         self._rewind(self._count_shared(text))
         queries = {name: function["query"] for name, function in self._functions.items()}
         read = [name.removeprefix("seen_") for name in self._functions["draft"]["inputs"] if name.startswith("seen_")]
-        windows = {kind: self._windows[kind] for kind in read}
+        windows: dict[str, int | None] = {kind: self._states[f"k_{kind}"]["window"] for kind in read}
         speculator = Speculator(self._call_and_note, windows, queries, self.context)
         for found in speculator.rounds(text, max_tokens, pick, skip=len(self._token_ids)):
             text += found.tokens

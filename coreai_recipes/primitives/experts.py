@@ -38,9 +38,12 @@ class Mixture(nn.Module):
         """x (1, C, 1, S), `weights` and numbers of the `chosen` experts (1, top, 1, S) -> (1, C, 1, S); `expert_scale`
         (E, 1, 1) is a factor of each expert's weight."""
         n = x.squeeze(2)  # (1, C, S)
-        gathers = self.decode == "gathered" and x.shape[3] == 1
-        mixed = self._gather if gathers else self._take_all
+        mixed = self._gather if self.gathers(x.shape[3]) else self._take_all
         return mixed(n, weights, chosen, expert_scale).unsqueeze(2)
+
+    def gathers(self, tokens: int) -> bool:
+        """Whether only the chosen experts of a call are read and computed; else all of them are."""
+        return self.decode == "gathered" and tokens == 1
 
     def _gather(self, n: Tensor, weights: Tensor, chosen: Tensor, expert_scale: Tensor | None) -> Tensor:
         """One token: the weights of its experts alone are read."""

@@ -53,6 +53,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
                 problems += _scaling_problems(recipe, at, kind)
                 problems += _expert_problems(at, kind)
         problems += _layer_problems(recipe, stack)
+    problems += _position_problems(recipe)
     problems += _draft_problems(recipe)
     problems += _export_problems(recipe)
     return problems
@@ -134,6 +135,28 @@ def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
         elif top and top_groups and top > count // groups * top_groups:
             within = count // groups * top_groups
             yield Problem((*at, "top"), f"{top} experts cannot be chosen from the {within} of {top_groups} groups")
+
+
+def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    """Learned positions end somewhere; a head that turns and falls off with distance is no known model's."""
+    width = _integer(recipe, "model", "embedding", "width")
+    if width and width == _integer(recipe, "model", "hidden_size"):
+        at: Location = ("model", "embedding", "width")
+        yield Problem(at, f"{width} is hidden_size: there is nothing to project", "leave it out")
+    count, context = _integer(recipe, "model", "embedding", "positions", "count"), _integer(recipe, "export", "context")
+    if count and context and context > count:
+        yield Problem(
+            ("export", "context"),
+            f"{context} positions, and {count} are learned: there are no rows for the others",
+            f"lower it to {count} or less",
+        )
+    for name, kind in islice(_mapping(recipe, "model", "kinds").items(), MAX_KINDS):
+        if _mapping(kind, "attention", "alibi") and _value(kind, "rotary", "kind") not in (None, "none"):
+            yield Problem(
+                ("model", "kinds", name, "rotary", "kind"),
+                "heads that turn, and whose scores fall with distance too (alibi)",
+                "write `kind: none`, or leave out attention.alibi",
+            )
 
 
 def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:

@@ -238,10 +238,35 @@ Norm = Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]
 
 
 class QKNorm(Spec):
-    """Norm of queries and keys before the rotary; what it does not say it takes from the model's norm."""
+    """Norm of queries and keys; what it does not say it takes from the model's norm."""
 
-    over: Literal["head"] = Field(description="`head`: one norm over each head's dimensions")
+    over: Literal["head", "each_head", "width"] = Field(
+        description="`head`: over each head's dimensions, with weights that all heads share; `each_head`: with weights "
+        "of each head's own (StableLM, Cohere); `width`: over the whole projection (OLMo 2)"
+    )
     norm: Norm | None = Field(default=None, description="the norm, when it is not the model's")
+    after_rotary: Flag = Field(default=False, description="whether it comes behind the rotary (Hunyuan)")
+
+
+class Temperature(Spec):
+    """Queries times 1 + beta * log(1 + floor(position / original_context)): longer texts get sharper scores."""
+
+    beta: PositiveFloat = Field(description="how fast scores sharpen (llama_4_scaling_beta); Ministral 3 uses 0.1")
+    original_context: Positive = Field(description="positions that are left as they are")
+
+
+class Alibi(Spec):
+    """Scores fall with the distance of key and query, by a slope of each head's own; it stands in for a rotary.
+
+    The slopes are 2^(-max i / n), i = 1 .. n, for n heads, n a power of two; of other numbers of heads those beyond the
+    largest power of two below take every second slope of the series of 2n (BLOOM and MPT alike).
+    """
+
+    max: PositiveFloat = Field(default=8.0, description="the last slope is 2^-max (alibi_bias_max)")
+    scaled: Flag = Field(default=False, description="the distance is scaled as the scores are (Falcon)")
+    rounding: Literal["none", "bfloat16"] = Field(
+        default="none", description="of slopes, and of slopes times positions; Falcon takes them in bfloat16"
+    )
 
 
 class Attention(Spec):
@@ -255,9 +280,7 @@ class Attention(Spec):
     bias: Literal["none", "qkv", "qkvo"] = Field(
         default="none", description="which projections carry a bias; Qwen2 has qkv"
     )
-    qk_norm: QKNorm | None = Field(
-        default=None, description="norm of queries and keys before the rotary; Qwen3 has {over: head}"
-    )
+    qk_norm: QKNorm | None = Field(default=None, description="norm of queries and keys; Qwen3 has {over: head}")
     v_norm: Flag = Field(default=False, description="RMS norm of each value head, without a weight (Gemma 4)")
     k_eq_v: Flag = Field(
         default=False,
@@ -267,6 +290,11 @@ class Attention(Spec):
     softcap: PositiveFloat | None = Field(
         default=None, description="scores become softcap * tanh(scores / softcap) (Gemma 2)"
     )
+    clip: PositiveFloat | None = Field(
+        default=None, description="queries, keys and values are cut off at this magnitude (clip_qkv; OLMo, MPT)"
+    )
+    temperature: Temperature | None = Field(default=None, description="queries grow with their position (Ministral 3)")
+    alibi: Alibi | None = Field(default=None, description="scores fall with distance (BLOOM, MPT)")
     sinks: Flag = Field(
         default=False, description="a learned logit of each head joins the softmax, and its weight is dropped (gpt-oss)"
     )
@@ -295,12 +323,24 @@ class SlidingAttention(Attention):
 AttentionKind = Annotated[FullAttention | SlidingAttention, Field(discriminator="kind")]
 
 
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+
+
 class GatedMLP(Spec):
     """down(activation(gate(x)) * up(x))."""
 
     kind: Literal["gated"]
-    activation: Literal["silu", "gelu_tanh"] = Field(
-        description="of the gate (hidden_act); gelu_pytorch_tanh is gelu_tanh here"
+    activation: Activation = Field(description="of the gate (hidden_act); gelu_pytorch_tanh is gelu_tanh here")
+    intermediate_size: Positive = Field(description="width between the projections")
+    bias: Flag = Field(default=False, description="whether the projections carry a bias")
+
+
+class PlainMLP(Spec):
+    """down(activation(up(x))): no gate (GPT-2, Phi, Nemotron)."""
+
+    kind: Literal["plain"]
+    activation: Activation | Literal["xielu"] = Field(
+        description="between the projections (hidden_act); gelu_new is gelu_tanh here, xielu has two learned scalars"
     )
     intermediate_size: Positive = Field(description="width between the projections")
     bias: Flag = Field(default=False, description="whether the projections carry a bias")
@@ -352,7 +392,7 @@ class MixtureMLP(Spec):
 
     kind: Literal["moe"]
     num_experts: Positive = Field(description="experts of each layer (num_experts, num_local_experts)")
-    activation: Literal["silu", "gelu_tanh"] = Field(description="of each expert's gate (hidden_act)")
+    activation: Activation = Field(description="of each expert's gate (hidden_act)")
     intermediate_size: Positive = Field(description="width of one expert (moe_intermediate_size)")
     bias: Flag = Field(default=False, description="whether the experts' projections carry a bias (gpt-oss)")
     clamp: Clamp | None = Field(default=None, description="a clamped gate in place of the activation (gpt-oss)")
@@ -364,7 +404,7 @@ class MixtureMLP(Spec):
     )
 
 
-MLP = Annotated[GatedMLP | MixtureMLP, Field(discriminator="kind")]
+MLP = Annotated[GatedMLP | PlainMLP | MixtureMLP, Field(discriminator="kind")]
 
 
 class Router(Spec):
@@ -388,7 +428,7 @@ class Experts(Spec):
     )
 
 
-Placement = Literal["pre", "sandwich"]
+Placement = Literal["pre", "post", "sandwich", "parallel", "parallel_two_norms", "add"]
 
 
 class LayerKind(Spec):
@@ -415,20 +455,43 @@ class PerLayerEmbedding(Spec):
     activation: Literal["silu", "gelu_tanh"] = Field(default="gelu_tanh", description="of the gate in each layer")
 
 
+class LearnedPositions(Spec):
+    """A row for each position, added to the token's (GPT-2, OPT)."""
+
+    count: Positive = Field(description="positions that have a row; the context cannot be longer")
+    offset: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
+        default=0, description="rows before that of position 0; OPT has 2"
+    )
+
+
 class Embedding(Spec):
-    """The token table."""
+    """The token table, and what is added to its rows or done with them before the first layer."""
 
     scale: PositiveFloat | Literal["sqrt_hidden_size"] = Field(
         default=1.0, description="factor of the embedding; Gemma uses sqrt_hidden_size"
     )
     per_layer: PerLayerEmbedding | None = Field(default=None, description="Gemma 4's second table")
+    width: Positive | None = Field(
+        default=None,
+        description="columns of the table when not hidden_size: a projection leads in, and out again before the head "
+        "(OPT-350m)",
+    )
+    norm: Norm | None = Field(default=None, description="a norm of the first hidden state (BLOOM)")
+    positions: LearnedPositions | None = Field(default=None, description="learned positions (GPT-2, OPT)")
 
 
 class Head(Spec):
     """From the last hidden state to logits."""
 
     tied: Flag = Field(description="whether the head is the embedding's table (tie_word_embeddings)")
+    bias: Flag = Field(default=False, description="whether logits have a bias (Phi)")
+    scale: PositiveFloat = Field(
+        default=1.0, description="factor of the logits (Cohere's logit_scale, 1 / Granite's logits_scaling)"
+    )
     softcap: PositiveFloat | None = Field(default=None, description="logits become softcap * tanh(logits / softcap)")
+    norm: Norm | Literal["model", "none"] = Field(
+        default="model", description="the norm before the head, when it is not the model's; `none` where there is none"
+    )
 
 
 class Repeat(Spec):
@@ -448,7 +511,12 @@ class Stack(Spec):
     norm: Norm = Field(description="the norm of every layer and of the end, unless a kind has its own")
     placement: Placement = Field(
         default="pre",
-        description="where the norms of a block stand; `pre`: x + f(norm(x)), `sandwich`: x + norm(f(norm(x)))",
+        description="where the norms of a block f stand, attention and MLP; `pre`: x + f(norm(x)), `post`: "
+        "x + norm(f(x)), `sandwich`: x + norm(f(norm(x))), `add`: norm(x + f(x)); `parallel`: "
+        "x + attention(norm(x)) + mlp(norm(x)), and `parallel_two_norms` the same with a norm for each",
+    )
+    residual_multiplier: PositiveFloat = Field(
+        default=1.0, description="factor of what each block adds to the residual stream (Granite)"
     )
     layer_scalar: Flag = Field(
         default=False, description="each layer's output is multiplied by a learned scalar (Gemma 4)"
@@ -465,6 +533,11 @@ class Stack(Spec):
         """The kind of each layer, in order."""
         return tuple(rules.expand_layers(self.layers))
 
+    @property
+    def final_norm(self) -> RMSNorm | LayerNorm | None:
+        """The norm behind the last layer."""
+        return self.norm
+
     def norm_of(self, kind: str) -> RMSNorm | LayerNorm:
         return self.kinds[kind].norm or self.norm
 
@@ -477,6 +550,11 @@ class Model(Stack):
 
     embedding: Embedding = Field(default=Embedding(), description="the token table")
     head: Head = Field(description="from the last hidden state to logits")
+
+    @property
+    def final_norm(self) -> RMSNorm | LayerNorm | None:
+        said = self.head.norm
+        return self.norm if said == "model" else None if said == "none" else said
 
     @property
     def embedding_scale(self) -> float:

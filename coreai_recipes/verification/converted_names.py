@@ -30,6 +30,11 @@ class ConvertedNames:
             if renamed != name:
                 self._sources.setdefault(renamed, {}).setdefault(pattern, []).append(name)
 
+    def renamed(self, parameter: str) -> str:
+        """The tensor that is the parameter by another name (GPT-NeoX's embed_out), else the parameter's own name."""
+        sources = self._sources.get(parameter, {})
+        return sources[None][0] if None in sources else parameter
+
     def read(self, parameter: str, read: Callable[[str], Tensor]) -> Tensor | None:
         """The parameter, made of what `read` gives for each tensor; None when it is stored as it is."""
         sources = self._sources.get(parameter)

@@ -100,13 +100,16 @@ class RandomCheckpoint(Checkpoint):
                     found[tensor] = TensorInfo(tensor, each, "F32", "random")
                     self._spreads[tensor] = _choose_spread(name, each, recipe.model)
                 continue
-            if source.rows:
-                rows = sum(shapes[part][0] for part in source.rows if part in shapes)
+            if source.parts:
+                rows = sum(shapes[part][0] for part in source.parts if part in shapes)
                 shape = (rows, *shape[1:])
             if source.transpose:
                 shape = (*shape[:-2], shape[-1], shape[-2])
             found[source.tensor] = TensorInfo(source.tensor, shape, "F32", "random")
             self._spreads[source.tensor] = _choose_spread(name, shape, recipe.model)
+        for name, value in table.constants_of(len(recipe.model.layer_kinds), table.prefixes[0]).items():
+            found[name] = TensorInfo(name, (), "F32", "random")
+            self._spreads[name] = _Spread(value, 0.0)
         return found
 
 

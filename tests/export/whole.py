@@ -31,7 +31,7 @@ class WholeFunction(nn.Module):
             given, slot = inputs[layer.kind], torch.tensor([decoder.slots[index]], dtype=torch.int32)
             keys, values = getattr(self, f"k_{layer.kind}"), getattr(self, f"v_{layer.kind}")
             cache = make_cache(keys, values, slot, position, given.place)
-            x = layer(x, given.cos, given.sin, given.mask, cache)
+            x = layer(x, given.cos, given.sin, given.mask, cache, None, given.temperature)
         if self.function == "prefill":
             x = x.index_select(3, count - 1)
         return decoder.logits(x)

@@ -52,8 +52,8 @@ class FieldRule(_Rule):
         sets: the paths that take its value; one that ends with `?` only where the block that holds it is there.
         values: the recipe's words for the config's; a value that is not there is refused.
         off: the value with which the field sets nothing (null, unless said).
-        absent: what null stands for: another field, or `one // other`.
-        via: the scores' factor is the field to the power -1/2.
+        absent: what null stands for: another field, `one // other` or `one * other`, each a field or a number.
+        via: the recipe has the field to the power -1/2, or one over it.
         doubles: a path whose value is doubled when the field is true.
         when: other fields and what they must be, for this one to mean anything; `on` and `off` are words for it.
         of: the layers that it is for, by what they differ in.
@@ -66,7 +66,7 @@ class FieldRule(_Rule):
     values: dict[str, Any] | None = None
     off: Any = None
     absent: str | None = None
-    via: Literal["inverse_sqrt"] | None = None
+    via: Literal["inverse_sqrt", "inverse"] | None = None
     doubles: str | None = None
     when: Settings = {}
     of: dict[str, str] = {}
@@ -231,6 +231,7 @@ class Family(_Rule):
         aliases: other names of fields, as transformers' attribute_map has them.
         inline: fields that hold fields, which are then named `attn_config.clip_qkv`.
         weights: the table of weight names; a switch may set another.
+        longest: the field that says how many positions the model was trained for.
         per_layer: the field in which single layers say over what all say.
     """
 
@@ -241,6 +242,7 @@ class Family(_Rule):
     draft: bool = False
     weights: str = "llama"
     layer_count: str = "num_hidden_layers"
+    longest: str = "max_position_embeddings"
     per_layer: str | None = None
     aliases: dict[str, str] = {}
     inline: tuple[str, ...] = ()
@@ -263,8 +265,8 @@ class Family(_Rule):
         """The config's fields that rules name."""
         named = set() if self.part else {self.layer_count}
         for rule in self.fields.values():
-            named |= {*rule.when, *(rule.absent.split(" // ") if rule.absent else ())}
-        named |= {name for expression in self.derived.values() for name in expression.split(" // ")}
+            named |= {*rule.when, *(fields_in(rule.absent) if rule.absent else ())}
+        named |= {name for expression in self.derived.values() for name in fields_in(expression)}
         for row in (row for rows in self.switches.values() for row in rows):
             named |= set(row.given)
         for layer_rule in (rule for trait in self.layers.values() for rule in trait.rules):
@@ -286,6 +288,11 @@ class Irrelevant(_Rule):
     why: str
     only: tuple[Any, ...] | None = None
     needs: str | None = None
+
+
+def fields_in(expression: str) -> Iterator[str]:
+    """The config's fields that an expression names."""
+    return (word for word in expression.split(" ") if word not in ("//", "*") and not word.isdecimal())
 
 
 def family_names() -> list[str]:

@@ -94,8 +94,9 @@ def find_foreign_keys(config: Mapping[str, Any], family: Family) -> Iterator[str
         yield from (f"rope_parameters.{key}: {NOT_UNDERSTOOD}" for key in given if key not in nested)
 
 
-def write_rope(slot: RopeSlot, rotary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The parameters that `read_rope` reads a kind's `rotary` from; None when it could read none so."""
+def write_rope(slot: RopeSlot, layer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The parameters that `read_rope` reads a kind of `layer` from; None when it could read none so."""
+    rotary = layer["rotary"]
     kind, scaling = rotary["kind"], get_path(rotary, "scaling.kind")
     for name, known in slot.known_types.items():
         own_kind = known.set.get("rotary.kind", "partial" if kind == "partial" and slot.partial is not None else "full")
@@ -104,7 +105,7 @@ def write_rope(slot: RopeSlot, rotary: Mapping[str, Any]) -> dict[str, Any] | No
             continue
         given: dict[str, Any] = {"rope_type": name, "rope_theta": rotary["theta"]}
         for key, rule in known.fields.items():
-            value = get_path({"rotary": rotary}, rule.sets[0]) if rule.sets else None
+            value = get_path(layer, rule.sets[0]) if rule.sets else None
             if value is not None:
                 given[key] = value
         if slot.partial is not None and FACTOR not in known.fields:

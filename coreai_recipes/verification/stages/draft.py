@@ -2,10 +2,12 @@
 
 Compared are the logits and the hidden state that it is given next, over several steps of a round, on the target's own
 caches at several places; then, token for token, what is drafted and what is accepted, by our torch modules and by the
-functions of the saved package where there is one.
+functions of the saved package where there is one. Where the target does not fit in memory the caches are random and
+the rounds are left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ NAME = "draft"
 PSNR_FLOOR, SNR_MIN_FLOOR = 100.0, 80.0
 TOKENS = 48
 PLACES = 6
+LONGEST = 1500  # positions of random caches: beyond every window that is known
 NO_DRAFT = "no draft in this recipe"
 NO_DRAFT_CHECKPOINT = "no checkpoint of the draft at hand: give --draft SRC"
 
@@ -40,17 +43,39 @@ def run(subject: Subject) -> StageResult:
         return skip(NAME, NO_DRAFT)
     if subject.draft is None:
         return skip(NAME, NO_DRAFT_CHECKPOINT)
-    if not subject.fits_in_memory:
-        return skip(NAME, needs(subject.float32_bytes))
     with torch.inference_mode():
-        target, theirs = Reference(recipe, subject.weights).fill_all(), load_draft(recipe, subject.draft)
-        ours = OfTorch.fill(recipe, subject.weights, subject.draft)
-        figures = compare_steps(subject, target, theirs, ours)
+        theirs = load_draft(recipe, subject.draft)
+        if not subject.fits_in_memory:
+            drafter = build_draft(recipe)
+            fill_from(drafter, bind_draft(drafter, subject.draft))
+            figures = compare_steps(subject, theirs, drafter, _random_places(recipe, drafter))
+            skipped = {"caches": "random", "rounds": f"skipped: {needs(subject.float32_bytes)}"}
+            return judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, {"positions": PLACES, **skipped})
+        target, ours = (
+            Reference(recipe, subject.weights).fill_all(),
+            OfTorch.fill(recipe, subject.weights, subject.draft),
+        )
+        figures = compare_steps(subject, theirs, ours.draft, _places(subject, target, ours))
         rounds = _compare_rounds(subject, target, theirs, ours)
     result = judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, {"positions": PLACES, **rounds})
     if result.passed and not all(rounds["equal"].values()):
         return StageResult(NAME, False, result.psnr_db, result.snr_min_db, result.floor_db, result.detail)
     return result
+
+
+@dataclass(frozen=True)
+class Place:
+    """A target that has processed `end` positions and picked `token` (1, 1): its last hidden state (1, 1, C), its keys
+    and values as transformers hands them to a draft and as our states hold them, and the embedding of a token
+    (1, 1, C) by either."""
+
+    end: int
+    token: Tensor
+    hidden: Tensor
+    shared: dict[str, tuple[Tensor, Tensor]]
+    states: dict[str, Tensor]
+    embed: Callable[[Tensor], Tensor]
+    our_embed: Callable[[Tensor], Tensor]
 
 
 class OfTorch:
@@ -102,21 +127,39 @@ def rounds_of(caller: Any, draft: Draft, prompt: Sequence[int], tokens: int) -> 
     return list(speculator.rounds(prompt, tokens, lambda logits: int(logits.argmax())))
 
 
-def compare_steps(subject: Subject, target: nn.Module, theirs: nn.Module, ours: OfTorch) -> list[Figures]:
+def compare_steps(subject: Subject, theirs: nn.Module, draft: Draft, places: Iterable[Place]) -> list[Figures]:
     """Logits and hidden states of the steps of a round, each step from transformers' own hidden state before it."""
-    from transformers import DynamicCache
-
-    decoder, draft = ours.decoder, ours.draft
-    ids, windows = subject.tokens.sequence, windows_of(subject.recipe, draft)
+    windows = windows_of(subject.recipe, draft)
     steps = (subject.recipe.export.functions.score or 2) - 1
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    ends = sorted({max(2, len(ids) * (i + 1) // PLACES) - 1 for i in range(PLACES)})
-    embed = target.get_input_embeddings()  # type: ignore[operator]
-    for done, end in enumerate(ends, 1):
-        cache = DynamicCache(config=target.config)
+    for done, place in enumerate(places, 1):
+        end, token, hidden = place.end, place.token, place.hidden
+        seen = {owner: seen_positions(window, end, end + 1, end) for owner, window in windows.items()}
+        for step in range(steps):
+            answer: Any = theirs(
+                inputs_embeds=torch.cat((place.embed(token), hidden), -1),
+                attention_mask=torch.ones(1, end + 1),
+                position_ids=torch.tensor([[end]]),
+                shared_kv_states=place.shared,
+            )
+            embedded = place.our_embed(token).transpose(1, 2).unsqueeze(2)  # (1, C, 1, 1)
+            logits, next_hidden = draft(embedded, hidden, end, seen, place.states)
+            rows.setdefault(f"step {step}.logits", []).append((answer.logits[0], logits[0]))
+            rows.setdefault(f"step {step}.hidden", []).append((answer.last_hidden_state[0], next_hidden[0]))
+            hidden, token = answer.last_hidden_state, answer.logits.argmax(-1)
+        subject.progress(NAME, done, PLACES)
+    return [compare(name, *(torch.cat(side) for side in zip(*pairs, strict=True))) for name, pairs in rows.items()]
+
+
+def _places(subject: Subject, target: nn.Module, ours: OfTorch) -> Iterator[Place]:
+    """Places in the text that the stages compare, with what the target makes of it up to there."""
+    from transformers import DynamicCache
+
+    ids, decoder = subject.tokens.sequence, ours.decoder
+    for end in sorted({max(2, len(ids) * (i + 1) // PLACES) - 1 for i in range(PLACES)}):
         found: Any = target(
             input_ids=torch.tensor([ids[:end]]),
-            past_key_values=cache,
+            past_key_values=DynamicCache(config=target.config),
             output_hidden_states=True,
             return_shared_kv_states=True,
         )
@@ -124,21 +167,42 @@ def compare_steps(subject: Subject, target: nn.Module, theirs: nn.Module, ours: 
         for start in range(0, end, 64):
             chunk = torch.tensor([ids[start : min(end, start + 64)]])
             decoder.hidden(chunk, start, chunk.shape[1], ours.states)
-        hidden, token = found.hidden_states[-1][:, -1:], torch.tensor([[ids[end]]])
-        seen = {owner: seen_positions(window, end, end + 1, end) for owner, window in windows.items()}
-        for step in range(steps):
-            answer: Any = theirs(
-                inputs_embeds=torch.cat((embed(token), hidden), -1),
-                attention_mask=torch.ones(1, end + 1),
-                position_ids=torch.tensor([[end]]),
-                shared_kv_states=found.shared_kv_states,
-            )
-            logits, next_hidden = draft(decoder.embedding(token), hidden, end, seen, ours.states)
-            rows.setdefault(f"step {step}.logits", []).append((answer.logits[0], logits[0]))
-            rows.setdefault(f"step {step}.hidden", []).append((answer.last_hidden_state[0], next_hidden[0]))
-            hidden, token = answer.last_hidden_state, answer.logits.argmax(-1)
-        subject.progress(NAME, done, len(ends))
-    return [compare(name, *(torch.cat(side) for side in zip(*pairs, strict=True))) for name, pairs in rows.items()]
+        yield Place(
+            end,
+            torch.tensor([[ids[end]]]),
+            found.hidden_states[-1][:, -1:],
+            found.shared_kv_states,
+            ours.states,
+            target.get_input_embeddings(),  # type: ignore[operator]
+            lambda token: decoder.embedding(token).squeeze(2).transpose(1, 2),
+        )
+
+
+def _random_places(recipe: Recipe, draft: Draft) -> Iterator[Place]:
+    """Places of a target that does not fit in memory: random keys, values, hidden states and embeddings."""
+    generator = torch.Generator().manual_seed(0)
+    hidden_size, longest = recipe.model.hidden_size, min(recipe.export.context - 1, LONGEST)
+
+    def embed(token: Tensor) -> Tensor:
+        of_token = torch.Generator().manual_seed(int(token))
+        return torch.randn(1, 1, hidden_size, generator=of_token)
+
+    for index in range(PLACES):
+        end = max(1, longest * (index + 1) // PLACES)
+        states: dict[str, Tensor] = {}
+        shared: dict[str, tuple[Tensor, Tensor]] = {}
+        for owner, state in draft.owners.items():
+            held = min(end, state.rows)
+            positions = torch.arange(end - held, end)
+            both = torch.randn(2, state.num_kv_heads, held, state.head_dim, generator=generator)
+            for half, values in zip("kv", both, strict=True):
+                rows = torch.zeros(1, state.num_kv_heads, state.rows, state.head_dim)
+                rows[0, :, positions % state.rows] = values
+                states[f"{half}_{owner}"] = rows.expand(state.layers, -1, -1, -1)
+            shared[f"{recipe.model.kinds[owner].attention.kind}_attention"] = both[0][None], both[1][None]
+        token = torch.randint(recipe.model.vocab_size, (1, 1), generator=generator)
+        hidden = torch.randn(1, 1, hidden_size, generator=generator)
+        yield Place(end, token, hidden, shared, states, embed, embed)
 
 
 def _compare_rounds(subject: Subject, target: nn.Module, theirs: nn.Module, ours: OfTorch) -> dict[str, Any]:

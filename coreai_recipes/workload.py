@@ -1,0 +1,114 @@
+"""What one call of each function multiplies, from the sizes of the modules: known before anything is converted.
+
+Matrix products alone, a multiply-add counted as two: a projection's weights for each token, and for each query the
+scores over all rows of its cache, seen or not, and what they mix. A saved program has norms and the like beside them,
+and a test holds the two to the same products.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from coreai_recipes.draft import Draft
+from coreai_recipes.front import Sharing
+from coreai_recipes.model import Decoder
+from coreai_recipes.primitives.experts import Experts
+from coreai_recipes.primitives.layer import Layer
+from coreai_recipes.primitives.projection import Projection
+
+DRAFT = "draft"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Floating point operations of one part of a call, by function; `how` says what it is made of."""
+
+    what: str
+    flops: dict[str, int]
+    how: str
+
+
+def count_workloads(decoder: Decoder, draft: Draft | None = None) -> tuple[Workload, ...]:
+    """The parts of each function's call: the layers of each kind, what is around them, the draft."""
+    return tuple(_count_parts(decoder, draft))
+
+
+def saved_by_sharing(decoder: Decoder) -> int:
+    """What `prefill` would multiply beside, if the layers that share a cache ran for every token."""
+    return sum(
+        layer_flops(decoder, layer, "prefill", "after") - layer_flops(decoder, layer, "prefill")
+        for layer in decoder.stack
+        if decoder.front.shares(layer.kind)
+    )
+
+
+def _count_parts(decoder: Decoder, draft: Draft | None) -> Iterator[Workload]:
+    recipe, front = decoder.recipe, decoder.front
+    queries, kinds = recipe.export.functions.queries, recipe.model.layer_kinds
+    for kind in front.kinds:
+        layers = [layer for layer in decoder.stack if layer.kind == kind]
+        flops = {name: sum(layer_flops(decoder, layer, name) for layer in layers) for name in queries}
+        weights = sum(p.weight.numel() for p in layers[0].modules() if isinstance(p, Projection))
+        how = f"{kinds.count(kind)} layers of {weights / 1e6:.1f} M weights, {front.state(kind).rows} rows"
+        experts = layers[0].experts
+        if isinstance(experts, Experts):
+            how += f", {experts.num_experts} experts of {expert_size(experts) / 1e6:.1f} M"
+        if front.shares(kind):
+            how += "; in prefill for the last token alone"
+        yield Workload(f"`{kind}`", flops, how)
+    if front.per_layer is not None:
+        each = _projection_flops(front.per_layer)
+        yield Workload("per-layer inputs", {name: each * size for name, size in queries.items()}, "of each token")
+    table = 2 * recipe.model.vocab_size * recipe.model.hidden_size
+    head = {name: table * (size if name == "score" else 1) for name, size in queries.items()}
+    yield Workload("head", head, "of the last token; of each in score" if "score" in queries else "of the last token")
+    if draft is not None:
+        yield Workload(DRAFT, {DRAFT: draft_flops(draft)}, f"{len(draft.stack)} layers, for one drafted token")
+
+
+def layer_flops(decoder: Decoder, layer: Layer, function: str, sharing: Sharing | None = None) -> int:
+    """Of one layer in a call of `function`, whose own sharing is taken unless another is given."""
+    front = decoder.front
+    sharing = sharing or front.sharing(function)
+    queries = front.queries(layer.kind, decoder.recipe.export.functions.queries[function], sharing)
+    return _layer_flops(layer, queries, front.seen_rows(layer.kind, queries, sharing))
+
+
+def draft_flops(draft: Draft) -> int:
+    """Of one drafted token."""
+    states = {layer.kind: draft.owners[draft.owner(layer.kind)] for layer in draft.stack}
+    layers = sum(_layer_flops(layer, 1, states[layer.kind].rows) for layer in draft.stack)
+    around = _projection_flops(draft.pre_projection) + _projection_flops(draft.post_projection)
+    tokens = draft.spec.vocab_size  # those that get a logit of their own
+    if draft.clusters is not None:
+        tokens = draft.clusters.top * draft.clusters.ordering.shape[1]
+        around += _projection_flops(draft.clusters)
+    return layers + around + 2 * tokens * draft.spec.hidden_size
+
+
+def _layer_flops(layer: Layer, queries: int, rows: int) -> int:
+    attention = layer.attention
+    width = attention.num_heads * attention.head_dim  # type: ignore[operator]
+    scores_and_mixing = 4 * width * rows
+    experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, Experts))
+    return int(queries * (_projection_flops(layer) + scores_and_mixing) + experts)
+
+
+def _projection_flops(module: nn.Module) -> int:
+    """Of all projections of `module`, for one token."""
+    return sum(
+        2 * found.weight.numel() + (0 if found.bias is None else found.bias.numel())
+        for found in module.modules()
+        if isinstance(found, Projection)
+    )
+
+
+def _expert_flops(experts: Experts, queries: int) -> int:
+    computed = experts.router.top if experts.gathers(queries) else experts.num_experts
+    return 2 * queries * computed * expert_size(experts)
+
+
+def expert_size(experts: Experts) -> int:
+    """How many weights one expert has."""
+    return (experts.gate_up.numel() + experts.down.numel()) // experts.num_experts
