@@ -328,6 +328,7 @@ def _manifest(
         "versions": {name: version(name) for name in PINNED},
         "context": recipe.export.context,
         "vocab_size": recipe.model.vocab_size,
+        **({"rotary": recipe.rotary_choices} if recipe.rotary_choices else {}),
         "packages": [
             *tables,
             {"file": PACKAGE, "role": "all", "layers": [0, len(recipe.model.layer_kinds)], "functions": functions},

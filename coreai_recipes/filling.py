@@ -24,7 +24,8 @@ def bind_decoder(decoder: Decoder, checkpoint: Checkpoint) -> dict[str, Binding]
     wanted = {}
     for name, shape in checkpoint_shapes(decoder).items():
         kind = model.layer_kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
-        wanted[name] = ParameterInfo(shape, kind, stored_as(decoder.recipe, name, decoder.form))
+        kv_heads = model.kinds[kind].attention.num_kv_heads if kind else 1
+        wanted[name] = ParameterInfo(shape, kind, stored_as(decoder.recipe, name, decoder.form), kv_heads=kv_heads)
     return bind(wanted, decoder.recipe.weights.names, checkpoint, unused=_unused(decoder))
 
 
@@ -52,7 +53,9 @@ def checkpoint_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for name, parameter in module.named_parameters():
         shape = tuple(parameter.shape)
-        if isinstance(module.get_submodule(name.rpartition(".")[0]), Projection | Head) and len(shape) == 4:
+        owner = module.get_submodule(name.rpartition(".")[0])
+        is_matrix = isinstance(owner, Projection | Head) or getattr(owner, "rows", None) is not None
+        if is_matrix and len(shape) == 4:
             shape = shape[:2]
         elif name.endswith(ORDERING) or (len(shape) > 2 and parameter.numel() == max(shape)):
             shape = (parameter.numel(),)
@@ -62,7 +65,7 @@ def checkpoint_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def left_out(bindings: Mapping[str, Binding], checkpoint: Checkpoint) -> list[str]:
     """What of `checkpoint` fills nothing, a line a part: `312 tensors of model.vision_tower`."""
-    used = {binding.tensor for binding in bindings.values() if binding.checkpoint is checkpoint}
+    used = {name for binding in bindings.values() if binding.checkpoint is checkpoint for name in binding.tensors}
     parts: Counter[str] = Counter()
     for name in checkpoint.tensors.keys() - used:
         before, _, after = name.partition(".layers.")

@@ -24,10 +24,11 @@ def draft_stored_as(recipe: Recipe, name: str, form: Form) -> Rewrite:
 
 def _stored_as(recipe: Recipe, stack: Stack, parts: list[str], form: Form) -> Rewrite:
     if parts[0] != "layers":
-        norm = stack.norm if parts[0] == "norm" or parts[:2] == ["per_layer", "norm"] else None
-        return Rewrite(offset=_added(norm, parts[-1]))
+        return Rewrite(offset=_added(_norm_around(recipe, stack, parts), parts[-1]))
     kind_name, parts = stack.layer_kinds[int(parts[1])], parts[2:]
     kind = stack.kinds[kind_name]
+    if parts[:2] == ["mlp", "activation"]:  # xielu's alphas, whose logits are what a checkpoint has
+        return Rewrite(function="softplus", offset=0.5 if parts[-1] == "alpha_n" else 0.0)
     norm = _norm_at(stack, kind_name, parts)
     rows, columns = _orders(recipe, kind, kind_name, parts) if form.folded else (None, None)
     factor = _stream_factor(stack, kind_name, parts, form.residual_scale)
@@ -37,6 +38,18 @@ def _stored_as(recipe: Recipe, stack: Stack, parts: list[str], form: Form) -> Re
 def _added(norm: RMSNorm | LayerNorm | None, leaf: str) -> float:
     """1 for the weight of a `1+w` norm: the sum is taken in float32, once."""
     return 1.0 if norm is not None and leaf == "weight" and norm.weight == "1+w" else 0.0
+
+
+def _norm_around(recipe: Recipe, stack: Stack, parts: list[str]) -> RMSNorm | LayerNorm | None:
+    """The norm that a parameter outside of the layers belongs to."""
+    match parts[:2]:
+        case ["norm", _]:
+            return stack.final_norm
+        case ["embedding", "norm"]:
+            return recipe.model.embedding.norm
+        case ["per_layer", "norm"]:
+            return stack.norm
+    return None
 
 
 def _norm_at(stack: Stack, kind: str, parts: list[str]) -> RMSNorm | LayerNorm | None:
@@ -60,6 +73,9 @@ def _orders(
     order = fold_order(kind.rotary, kind.attention.head_dim)
     if order is None or parts[0] != "attention":
         return None, None
+    qk_norm = kind.attention.qk_norm
+    if parts[1] in ("q_norm", "k_norm") and qk_norm is not None and qk_norm.over == "each_head":
+        return None, order  # (heads, head_dim)
     if parts[1] in ("q", "k", "q_norm", "k_norm"):
         return order, None
     owner = recipe.model.kinds[kind.attention.shares_kv_with or kind_name]
@@ -67,15 +83,22 @@ def _orders(
 
 
 def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> float:
-    """What a weight takes up of the residual stream's scale: whatever writes to the stream all of it, and the one
-    matrix that reads it without a norm (the per-layer gate) undoes it."""
+    """What a weight takes up of the residual stream's scale: whatever writes to the stream all of it, and matrices that
+    read it without a norm (the per-layer gate; the first of each block where norms stand behind alone) undo it."""
     if scale == 1.0:
         return 1.0
-    sandwich = stack.placement_of(kind) == "sandwich"
+    placement, owner = stack.placement_of(kind), tuple(parts[:-1])
+    normed_behind = placement in ("post", "sandwich")
     last_of_blocks = (
-        (("attention_post_norm",), ("mlp_post_norm",)) if sandwich else (("attention", "o"), ("mlp", "down"))
+        (("attention_post_norm",), ("mlp_post_norm",)) if normed_behind else (("attention", "o"), ("mlp", "down"))
     )
-    writers = (*last_of_blocks, ("per_layer", "norm"))
-    if tuple(parts[:-1]) in writers:
+    if not normed_behind and parts[0] == "mlp" and parts[-1].startswith("down"):
+        return scale  # of experts
+    if not normed_behind and parts[:3] == ["mlp", "shared", "down"]:
         return scale
-    return 1 / scale if parts[:-1] == ["per_layer", "gate"] else 1.0
+    if owner in (*last_of_blocks, ("per_layer", "norm")):
+        return scale
+    readers = [("per_layer", "gate")]
+    if placement == "post":
+        readers += [("attention", part) for part in "qkv"] + [("mlp", "gate"), ("mlp", "up")]
+    return 1 / scale if owner in readers and parts[-1] == "weight" else 1.0

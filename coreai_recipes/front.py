@@ -7,10 +7,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from coreai_recipes.primitives import alibi
 from coreai_recipes.primitives.cache import full_key_positions, mask, ring_key_positions, ring_sources
 from coreai_recipes.primitives.per_layer import PerLayerInput
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
-from coreai_recipes.recipe.schema import LayerKind, Recipe, SlidingAttention
+from coreai_recipes.recipe.schema import LayerKind, Recipe, SlidingAttention, Temperature
 
 # How layers that share a cache see it.
 # seen:   as its owner does, from the owner's own keys and values of this call: what torch does.
@@ -37,12 +38,14 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What the front computes once for all layers of a kind: cos, sin, mask and the place to write."""
+    """What the front computes once for all layers of a kind: cos, sin, mask and the place to write; and the queries'
+    temperature (1, 1, 1, S), where the kind has one."""
 
     cos: Tensor
     sin: Tensor
     mask: Tensor
     place: Tensor | None  # row of a ring for one token, source of each row for several; None for a full cache
+    temperature: Tensor | None = None
 
 
 def owner_of(recipe: Recipe, kind: str) -> str:
@@ -84,7 +87,10 @@ class Front(nn.Module):
         self.owners = {name: owner_of(recipe, name) for name in self.kinds}
         self.states = state_specs(recipe)
         self.rotaries = nn.ModuleDict(
-            {name: build_rotary(kind.rotary, kind.attention.head_dim, folded) for name, kind in self.kinds.items()}
+            {
+                name: build_rotary(kind.rotary, kind.attention.head_dim, folded, recipe.export.context)
+                for name, kind in self.kinds.items()
+            }
         )
 
     def rotary(self, name: str) -> Rotary:
@@ -126,14 +132,31 @@ class Front(nn.Module):
         return self._first(name, lambda n: (*_turning(self.kinds[n]), sharing == "last" and self.shares(n)))
 
     def mask_group(self, name: str, sharing: Sharing = "seen") -> str:
-        """The first kind with the same rows and window: kinds that see alike share their mask."""
+        """The first kind with the same rows, window and slopes: kinds that see alike share their mask."""
 
         def likeness(n: str) -> tuple[object, ...]:
             state, shares = self.state(n), sharing != "seen" and self.shares(n)
             apart = shares and (sharing == "last" or state.window is not None)
-            return state.rows, state.window, apart
+            return state.rows, state.window, apart, self._slopes(n)
 
         return self._first(name, likeness)
+
+    def temperature_group(self, name: str, sharing: Sharing = "seen") -> str:
+        """The first kind whose queries grow alike at the same positions."""
+        return self._first(name, lambda n: (self.kinds[n].attention.temperature, sharing == "last" and self.shares(n)))
+
+    def _slopes(self, name: str) -> tuple[object, ...] | None:
+        """What the slopes of a kind's heads are made of."""
+        spec = self.kinds[name].attention
+        return None if spec.alibi is None else (spec.alibi, spec.num_heads, spec.num_kv_heads, spec.score_scale)
+
+    def mask_shape(self, name: str, queries: int, sharing: Sharing) -> tuple[int, int, int, int]:
+        """(1, K, 1, S), or (G, K, H/G, S) where heads see differently."""
+        rows, attention = self.seen_rows(name, queries, sharing), self.kinds[name].attention
+        asked = self.queries(name, queries, sharing)
+        if attention.alibi is None:
+            return 1, rows, 1, asked
+        return attention.num_kv_heads, rows, attention.num_heads // attention.num_kv_heads, asked
 
     def _first(self, name: str, likeness: Callable[[str], object]) -> str:
         wanted = likeness(name)
@@ -154,24 +177,32 @@ class Front(nn.Module):
         positions = position + torch.arange(queries, dtype=torch.int32, device=input_ids.device)  # (S,)
         angles: dict[str, tuple[Tensor, Tensor]] = {}
         masks: dict[str, tuple[Tensor, Tensor | None]] = {}
+        temperatures: dict[str, Tensor | None] = {}
         for name in self.kinds:
             alone = self.queries(name, queries, sharing) < queries
             asked = position + count - 1 if alone else positions
             if self.angle_group(name, sharing) == name:
                 cos, sin = self.rotary(name).angles(asked.unsqueeze(0))
                 angles[name] = cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2)  # (1, R/2, 1, S)
+            if self.temperature_group(name, sharing) == name:
+                spec = self.kinds[name].attention.temperature
+                temperatures[name] = None if spec is None else _temperature(spec, asked)
             if self.mask_group(name, sharing) == name:
                 if not cached:
-                    masks[name] = mask(positions, positions, self.state(name).window), None
+                    masks[name] = self._see(name, positions, positions, self.state(name).window), None
                 elif self.shares(name) and sharing != "seen":
                     masks[name] = self._mask_after(name, asked, position + count), None
                 else:
                     masks[name] = self._mask_and_place(name, positions, position, count)
         inputs = {
-            name: LayerInputs(*angles[self.angle_group(name, sharing)], *masks[self.mask_group(name, sharing)])
+            name: LayerInputs(
+                *angles[self.angle_group(name, sharing)],
+                *masks[self.mask_group(name, sharing)],
+                temperatures[self.temperature_group(name, sharing)],
+            )
             for name in self.kinds
         }
-        x = self.embedding(input_ids)
+        x = self.embedding(input_ids, positions)
         return x, inputs, None if self.per_layer is None else self.per_layer(x, rows)
 
     def _mask_and_place(
@@ -179,11 +210,12 @@ class Front(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         state = self.state(name)
         if state.window is None:
-            return mask(full_key_positions(state.rows, positions.device), positions, None), None
+            return self._see(name, full_key_positions(state.rows, positions.device), positions, None), None
         if positions.shape[0] == 1:  # the token is in its row before the attention looks
-            return mask(ring_key_positions(state.rows, position + 1), positions, state.window), position % state.rows
+            keys = ring_key_positions(state.rows, position + 1)
+            return self._see(name, keys, positions, state.window), position % state.rows
         held = torch.cat((ring_key_positions(state.rows, position), positions))  # (rows + S,)
-        return mask(held, positions, state.window), ring_sources(state.rows, position, count)
+        return self._see(name, held, positions, state.window), ring_sources(state.rows, position, count)
 
     def _mask_after(self, name: str, asked: Tensor, next_position: Tensor) -> Tensor:
         """The mask of queries at `asked` over the states, in which all before `next_position` (1,) is written.
@@ -193,8 +225,21 @@ class Front(nn.Module):
         """
         state = self.state(name)
         if state.window is None:
-            return mask(full_key_positions(state.rows, asked.device), asked, None)
-        return mask(ring_key_positions(state.rows, next_position), asked, state.window)
+            return self._see(name, full_key_positions(state.rows, asked.device), asked, None)
+        return self._see(name, ring_key_positions(state.rows, next_position), asked, state.window)
+
+    def _see(self, name: str, keys: Tensor, queries: Tensor, window: int | None) -> Tensor:
+        """The mask of the positions `queries` over the positions `keys`, and how scores fall with distance."""
+        hidden, spec = mask(keys, queries, window), self.kinds[name].attention
+        if spec.alibi is None:
+            return hidden
+        return hidden + alibi.bias(spec.alibi, spec.num_heads, spec.num_kv_heads, spec.score_scale, keys, queries)
+
+
+def _temperature(spec: Temperature, positions: Tensor) -> Tensor:
+    """(1, 1, 1, S) float32: the factor of queries at `positions` (S,)."""
+    whole = (positions // spec.original_context).float()
+    return (1 + spec.beta * torch.log(1 + whole)).view(1, 1, 1, -1)
 
 
 def _turning(kind: LayerKind) -> tuple[object, int]:

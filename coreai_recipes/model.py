@@ -36,7 +36,7 @@ class Decoder(nn.Module):
         per_layer = model.embedding.per_layer
         self.recipe, self.form = recipe, form
         self.embedding = primitive("embedding", "table")(
-            model.vocab_size, model.hidden_size, model.embedding_scale * scale
+            model.vocab_size, model.hidden_size, model.embedding_scale, model.embedding, scale
         )
         self.per_layer_table: nn.Embedding | None = None
         self.per_layer: PerLayerInput | None = None
@@ -47,9 +47,10 @@ class Decoder(nn.Module):
             self.per_layer_table = nn.Embedding.from_pretrained(rows, freeze=True)  # type: ignore[no-untyped-call]
             self.per_layer = PerLayerInput(per_layer, count, model.hidden_size, model.norm, scale)
         self.layers = nn.ModuleList(Layer(model, name, per_layer, form) for name in model.layer_kinds)
-        self.norm = build_norm(form.of_stream(model.norm), model.hidden_size)
+        norm, head = model.final_norm, model.head
+        self.norm = build_norm(form.of_stream(norm), model.hidden_size) if norm else nn.Identity()
         self.head = primitive("head", "linear")(
-            model.vocab_size, model.hidden_size, model.head.tied, model.head.softcap
+            model.vocab_size, model.hidden_size, head.tied, head.softcap, head.bias, head.scale, model.embedding.width
         )
         # not a submodule: it holds no weights but those of modules that have their names already
         self._front = [Front(recipe, self.embedding, self.per_layer, form.folded)]
@@ -105,7 +106,7 @@ class Decoder(nn.Module):
             if owner == layer.kind:
                 caches[owner] = NoCache() if states is None else self.cache(index, states, at, given.place)
             of_layer = None if per_layer is None else slice_of(per_layer, torch.tensor([index]))
-            x = layer(x, given.cos, given.sin, given.mask, caches[owner], of_layer)
+            x = layer(x, given.cos, given.sin, given.mask, caches[owner], of_layer, given.temperature)
         return cast(Tensor, x)
 
     @property
@@ -156,9 +157,13 @@ def unbuildable(recipe: Recipe) -> Iterator[Problem]:
     model = recipe.model
     if recipe.export.residual_scale != 1.0:
         for name in dict.fromkeys(model.layer_kinds):
-            if model.placement_of(name) == "sandwich" and model.norm_of(name).weight == "none":
-                at = ("export", "residual_scale")
+            at, placement = ("export", "residual_scale"), model.placement_of(name)
+            if placement in ("post", "sandwich") and model.norm_of(name).weight == "none":
                 yield Problem(at, f"the norms behind the blocks of `{name}` have no weight to take it up")
+            if placement == "add":
+                yield Problem(at, f"the blocks of `{name}` read the residual stream without a norm that would undo it")
+        if model.final_norm is None:
+            yield Problem(("export", "residual_scale"), "no norm before the head would undo it")
 
 
 def fill(module: nn.Module, read: ReadParameter, prefix: str = "") -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from coreai_recipes.recipe.importing.family import Family, FieldRule, family_names, load_family
+from coreai_recipes.recipe.importing.family import Family, FieldRule, family_names, gather, load_family
 
 LAYERS = 5
 SIZES: dict[str, Any] = {
@@ -20,6 +20,26 @@ SIZES: dict[str, Any] = {
     "hidden_size_per_layer_input": 12,
     "vocab_size_per_layer_input": 131,
     "pad_token_id": None,
+    "n_embd": 48,
+    "n_layer": LAYERS,
+    "n_head": 6,
+    "n_positions": 256,
+    "n_inner": 88,
+    "d_model": 48,
+    "n_layers": LAYERS,
+    "n_heads": 6,
+    "max_seq_len": 256,
+    "ffn_dim": 88,
+    "ffn_hidden_size": 88,
+    "num_kv_heads": 3,
+    "moe_intermediate_size": 36,
+    "shared_expert_intermediate_size": 28,
+    "shared_intermediate_size": 28,
+    "num_experts": 5,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 3,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
 }
 TYPES = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
 # For fields whose value no rule can make up: small, and unlike any default.
@@ -39,16 +59,56 @@ UNUSUAL: dict[str, Any] = {
     "attention_multiplier": 0.3,
     "num_global_key_value_heads": 2,
     "num_kv_shared_layers": 2,
-    "num_experts": 5,
     "top_k_experts": 2,
-    "moe_intermediate_size": 36,
-    "clip_qkv": None,
+    "clip_qkv": 0.7,
+    "attn_config.clip_qkv": 0.7,
+    "attn_config.softmax_scale": 0.3,
+    "layer_norm_epsilon": 2e-5,
+    "norm_epsilon": 2e-5,
+    "norm_eps": 2e-5,
+    "logit_scale": 0.3,
+    "logits_scaling": 3.0,
+    "residual_multiplier": 0.3,
+    "word_embed_proj_dim": 36,
+    "num_ln_in_parallel_attn": 1,
+    "decoder_sparse_step": 2,
+    "mlp_only_layers": [1],
+    "n_group": 3,
+    "topk_group": 2,
+    "first_k_dense_replace": 2,
+    "routed_scaling_factor": 2.5,
+    "swiglu_limit": 1.5,
+    "swiglu_alpha": 1.3,
+    "original_max_position_embeddings": 64,
 }
 # What holds a family's values together.
 TOGETHER: dict[str, dict[str, Any]] = {
     "helium": {"head_dim": 8},  # its o_proj is hidden_size wide on both sides
     "seed_oss": {"attention_bias": True},  # a bias on o alone is nothing that a recipe has
     "ministral": {"head_dim": 20},  # transformers cannot build it without
+    "mpt": {"logit_scale": None},
+    "falcon": {"parallel_attn": True},  # transformers cannot run another one of the new architecture
+    "phi": {"head_dim": 8},  # its q and k norms are hidden_size / num_attention_heads wide
+    "apertus": {"hidden_act": "xielu"},
+    "olmo3": {"layer_types": [*TYPES]},
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 24.0,
+    "beta_slow": 1.5,
+    "truncate": False,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.7,
+}
+NTK = {"rope_type": "dynamic", "rope_theta": 5000.0, "alpha": 30.0, "factor": 1.0}
+TEMPERATURE = {**YARN, "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.4}
+LONGROPE = {
+    "rope_theta": 5000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.4],
+    "long_factor": [1.0, 2.5, 9.0, 21.0],
 }
 # Further configs of a family, for what one config cannot be at once.
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
@@ -59,6 +119,56 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3-nope-slides": ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 7}),
     "seed_oss-no-bias": ("seed_oss", {"attention_bias": False}),
     "llama-old-spelling": ("llama", {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
+    "gpt_neox-old-spelling": ("gpt_neox", {"rotary_emb_base": 5000.0, "rotary_pct": 0.5}),
+    "phi-normed": ("phi", {"qk_layernorm": True}),
+    "cohere-normed": ("cohere", {"use_qk_norm": True}),
+    "persimmon-not-normed": ("persimmon", {"qk_layernorm": False}),
+    "exaone4-full": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS}),
+    "starcoder2-sliding": ("starcoder2", {"sliding_window": 7}),
+    "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False}),
+    "opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 36}),
+    "stablelm-12b": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
+    "ministral3-window": ("ministral3", {"sliding_window": 7, "rope_parameters": TEMPERATURE}),
+    "hunyuan-alpha": ("hunyuan_v1_dense", {"rope_parameters": NTK}),
+    "falcon-7b": ("falcon", {}),
+    "falcon-40b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 3, "bias": True}),
+    "falcon-11b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 3, "num_ln_in_parallel_attn": 1}),
+    "falcon-rw": (
+        "falcon",
+        {
+            "alibi": True,
+            "multi_query": False,
+            "parallel_attn": False,
+            "bias": True,
+            "num_attention_heads": 12,
+            "num_kv_heads": None,
+        },
+    ),
+    "llama-yarn": ("llama", {"rope_parameters": YARN}),
+    "llama-dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5000.0, "factor": 3.0}}),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "head_dim": 8,
+            "rope_parameters": {"rope_type": "longrope", **LONGROPE},
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "phi3-su": (
+        "phi3",
+        {
+            "head_dim": 8,
+            # transformers forgets to carry the config's own into parameters of this name
+            "rope_scaling": {
+                "type": "su",
+                **LONGROPE,
+                "attention_factor": 1.3,
+                "original_max_position_embeddings": 256,
+            },
+            "original_max_position_embeddings": 256,
+        },
+    ),
     "gemma3-old-spelling": (
         "gemma3_text",
         {
@@ -103,13 +213,13 @@ def unusual_config(family: Family) -> dict[str, Any]:
     """Every field of `family` off its default, and a rotary off its default."""
     config = {name: unusual_value(name, rule) for name, rule in family.fields.items() if name != family.per_layer}
     tokens = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
-    return {**config, **_rope(family), **TOGETHER.get(family.name, {}), **tokens}
+    return gather({**config, **_rope(family), **TOGETHER.get(family.name, {}), **tokens}, family)
 
 
 def plain_config(family: Family) -> dict[str, Any]:
     """Sizes alone: every other field is absent."""
     sizes = {name: value for name, value in SIZES.items() if name in family.fields}
-    return {**sizes, **TOGETHER.get(family.name, {}), "pad_token_id": None}
+    return gather({**sizes, **TOGETHER.get(family.name, {}), "pad_token_id": None}, family)
 
 
 def all_configs() -> dict[str, dict[str, Any]]:
@@ -156,6 +266,8 @@ def _rope(family: Family) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for index, slot in enumerate(family.rope.values()):
         kind = PROPORTIONAL if slot.default.get("rope_type") == "proportional" else (LLAMA3, LINEAR)[index % 2]
+        if slot.default.get("rope_type") == "yarn":
+            kind = TEMPERATURE
         given = {**kind, "rope_theta": 12345.0 + index}
         if slot.partial is not None:
             given = {"rope_type": "default", "rope_theta": 12345.0, "partial_rotary_factor": 0.8}

@@ -18,7 +18,7 @@ from coreai_recipes.recipe.importing import config_for, load_family
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.conditions import value_in
-from coreai_recipes.recipe.importing.family import family_names, irrelevant_fields, refused_models
+from coreai_recipes.recipe.importing.family import family_names, irrelevant_fields, refused_models, spread
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification import run_stages
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
@@ -47,6 +47,7 @@ def test_every_field_that_is_read_differs_from_its_default(name: str) -> None:
     family = load_family(name)
     config = unusual_config(family)
     fixed = {field for field, rule in family.fields.items() if rule.only is not None}
+    config = spread(config, family)
     same = [field for field in config.keys() & family.fields.keys() if config[field] == value_in({}, field, family)]
     assert set(same) - fixed - TOGETHER.get(name, {}).keys() == set()
 
@@ -64,6 +65,7 @@ def test_the_defaults_are_those_of_transformers_config_class(name: str) -> None:
 def test_every_field_of_transformers_config_class_is_known(name: str) -> None:
     family = load_family(name)
     known = family.fields.keys() | irrelevant_fields().keys() | family.ignored.keys() | family.rope_fields
+    known |= {*family.inline}
     unknown = {field.name for field in dataclasses.fields(CONFIG_MAPPING[name])} - known
     assert unknown == set()
 
@@ -124,10 +126,15 @@ OTHER_VALUES: dict[str, Any] = {
     "resid_pdrop": 0.5,
     "residual_dropout": 0.5,
     "embd_pdrop": 0.5,
+    "attn_pdrop": 0.5,
+    "classifier_dropout": 0.5,
+    "embedding_dropout": 0.5,
     "initializer_range": 0.5,
     "pretraining_tp": 2,
     "max_position_embeddings": 77,
     "use_cache": False,
+    "output_router_logits": True,
+    "router_aux_loss_coef": 0.5,
     "output_hidden_states": True,
     "return_dict": True,
     "id2label": {0: "a", 1: "b", 2: "c"},
@@ -155,6 +162,7 @@ def test_irrelevant_fields_leave_the_logits_bit_equal(name: str) -> None:
     expected = logits()
     fields = {field.name for field in dataclasses.fields(CONFIG_MAPPING[name])}
     irrelevant = {field for field, entry in irrelevant_fields().items() if entry.only is None}
+    irrelevant -= {field for field, rule in load_family(name).fields.items() if rule.sets}
     for field in sorted(fields & irrelevant):
         assert torch.equal(logits(**{field: OTHER_VALUES[field]}), expected), field
 

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import isclose
 from typing import TYPE_CHECKING
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.checkpoint.names import NameTable, TensorSource, load_names
+from coreai_recipes.checkpoint.names import FIRST_INDEX, NameTable, TensorSource, load_names
 from coreai_recipes.checkpoint.rewrite import AS_STORED, Rewrite
 from coreai_recipes.errors import CheckpointError
 
@@ -23,18 +24,23 @@ MAX_PROBLEMS = 20
 class ParameterInfo:
     """What the decoder needs of one parameter.
 
-    `shape` is as a checkpoint has it (without the 1 x 1 of a convolution), `kind` the recipe's name for the layer.
+    `shape` is as a checkpoint has it (without the 1 x 1 of a convolution), `kind` the recipe's name for the layer,
+    which has `kv_heads`.
     """
 
     shape: tuple[int, ...]
     kind: str | None = None
     rewrite: Rewrite = AS_STORED
     is_integer: bool = False
+    kv_heads: int = 1
 
 
 @dataclass(frozen=True)
 class Binding:
-    """One parameter of ours and the rows of a checkpoint's tensor that fill it."""
+    """One parameter of ours and the rows of a checkpoint's tensor that fill it: `rows`, or several `runs` of rows.
+
+    With `stack` it is the rows of these tensors for each expert.
+    """
 
     checkpoint: Checkpoint
     tensor: str
@@ -42,6 +48,14 @@ class Binding:
     rows: range | None = None
     transpose: bool = False
     rewrite: Rewrite = AS_STORED
+    runs: tuple[range, ...] = ()
+    stack: tuple[tuple[str, ...], ...] = ()
+    alternate: bool = False
+
+    @property
+    def tensors(self) -> set[str]:
+        """Every tensor that is read."""
+        return {name for parts in self.stack for name in parts} or {self.tensor}
 
     def blocks(self) -> Iterator[Tensor]:
         """Blocks along the first axis, each valid until the next, in the dtype that is stored or float32."""
@@ -64,6 +78,16 @@ class Binding:
         return torch.empty(self.shape) if whole is None else whole
 
     def _stored_blocks(self) -> Iterator[Tensor]:
+        if self.stack:
+            yield from self._experts()
+            return
+        if self.alternate or (len(self.shape) == 3 and self.transpose):
+            yield from self._rearranged_experts()
+            return
+        if self.runs:
+            # each holds whole heads, as a rewrite wants them
+            yield from (self.checkpoint.read(self.tensor, run) for run in self.runs)
+            return
         if not self.transpose:
             if self.rewrite.row_order is None:
                 yield from self.checkpoint.blocks(self.tensor, self.rows)
@@ -76,6 +100,23 @@ class Binding:
         # A row of ours is a column of theirs: the whole tensor is needed. Only GPT-2's size of model is stored so.
         whole = self.checkpoint.read(self.tensor).t()
         yield whole[self.rows.start : self.rows.stop] if self.rows else whole
+
+    def _experts(self) -> Iterator[Tensor]:
+        """One expert at a time, (1, rows, columns)."""
+        import torch
+
+        for parts in self.stack:
+            yield torch.cat([self.checkpoint.read(part) for part in parts]).unsqueeze(0)
+
+    def _rearranged_experts(self) -> Iterator[Tensor]:
+        """One expert at a time, its axes and its rows as we have them."""
+        import torch
+
+        for expert in range(self.shape[0]):
+            block = self.checkpoint.read(self.tensor, range(expert, expert + 1))
+            if self.transpose:
+                block = block.transpose(1, 2)
+            yield torch.cat((block[:, 0::2], block[:, 1::2]), 1) if self.alternate else block
 
 
 def bind(
@@ -104,15 +145,25 @@ def bind(
             what = "have no tensor for" if table.knows(parameter) else "say nothing of"
             problems.append(Problem(parameter, f"the weight names `{table.name}` {what} the recipe's {{name}}"))
             continue
-        used.add(source.tensor)
-        binding, problem = bind_parameter(parameter, info, source, parameters, checkpoint)
+        if source.stack:
+            binding, found = bind_stack(info, source, checkpoint)
+            problems += found
+        else:
+            binding, problem = bind_parameter(parameter, info, source, parameters, checkpoint)
+            problems += [problem] if problem else []
+        used |= binding.tensors
         bindings[parameter] = binding
-        if problem:
-            problems.append(problem)
     for parameter in unused:
         source = table.find(parameter, prefix) if table.knows(parameter) else None
         if source is not None:
             used.add(source.tensor)
+    layers = {match[0] for match in map(FIRST_INDEX.search, parameters) if match}
+    for tensor, value in table.constants_of(len(layers), prefix).items():
+        if tensor in checkpoint.tensors:
+            used.add(tensor)
+            stored = float(checkpoint.read(tensor))
+            if not isclose(stored, value, rel_tol=2**-8):  # bfloat16 is what many are stored in
+                problems.append(Problem(tensor, f"{{name}} is {stored:g}, and {value:g} in every model that is known"))
     for tensor in checkpoint.tensors.keys() - used:
         if not any(fnmatchcase(tensor, pattern) for pattern in table.ignore):
             shape = checkpoint.tensors[tensor].shape
@@ -147,13 +198,27 @@ def bind_parameter(
 ) -> tuple[Binding, Problem | None]:
     """The binding of one parameter, and what is wrong with the tensor that it would read."""
     rows, needed = None, info.shape
-    if source.rows:
-        sizes = [parameters[part].shape[0] if part in parameters else 0 for part in source.rows]
-        start = sum(sizes[: source.rows.index(parameter)])
-        rows, needed = range(start, start + info.shape[0]), (sum(sizes), *info.shape[1:])
+    runs: tuple[range, ...] = ()
+    if source.parts:
+        sizes = [parameters[part].shape[0] if part in parameters else 0 for part in source.parts]
+        start, total = sum(sizes[: source.parts.index(parameter)]), sum(sizes)
+        needed = (total, *info.shape[1:])
+        if source.take:
+            runs = find_runs(start, info.shape[0], total, info.kv_heads)
+        else:
+            rows = range(start, start + info.shape[0])
     if source.transpose:
-        needed = needed[::-1]
-    binding = Binding(checkpoint, source.tensor, info.shape, rows, source.transpose, info.rewrite)
+        needed = (*needed[:-2], needed[-1], needed[-2])
+    binding = Binding(
+        checkpoint,
+        source.tensor,
+        info.shape,
+        rows,
+        source.transpose,
+        info.rewrite,
+        runs,
+        alternate=source.alternate,
+    )
     who = "the recipe" if info.kind is None else f"the recipe's kind `{info.kind}`"
     stored = checkpoint.tensors.get(source.tensor)
     if stored is None:
@@ -162,6 +227,25 @@ def bind_parameter(
         return binding, Problem(source.tensor, f"{{name}} is {stored.shape}, {who} needs {needed}")
     reason = None if info.is_integer else checkpoint.why_unreadable(source.tensor)
     return binding, Problem(source.tensor, f"{{name}} {reason}") if reason else None
+
+
+def find_runs(start: int, size: int, total: int, heads: int) -> tuple[range, ...]:
+    """Where rows lie that would be `start` .. `start + size` of `total` were they not dealt out among `heads`.
+
+    before: [q q | k | v]      after, 2 heads: [q k v | q k v]
+    """
+    step, first = total // heads, start // heads
+    return tuple(range(head * step + first, head * step + first + size // heads) for head in range(heads))
+
+
+def bind_stack(info: ParameterInfo, source: TensorSource, checkpoint: Checkpoint) -> tuple[Binding, list[Problem]]:
+    """The binding of a parameter (E, rows, columns) whose experts have tensors of their own, and what is wrong with
+    them."""
+    stack = source.of_experts(info.shape[0])
+    part = ParameterInfo((info.shape[1] // len(source.stack), *info.shape[2:]), info.kind)
+    found = (bind_parameter(name, part, TensorSource(name), {}, checkpoint)[1] for parts in stack for name in parts)
+    binding = Binding(checkpoint, source.tensor, info.shape, rewrite=info.rewrite, stack=stack)
+    return binding, [problem for problem in found if problem]
 
 
 def find_untied_head(parameters: Iterable[str], table: NameTable, checkpoint: Checkpoint) -> list[Problem]:

@@ -5,11 +5,18 @@ A table is names/FAMILY.yaml, or a user's own file given by its path:
     extends: llama                  # keys below win, lists are replaced, null says that the family has no such tensor
     prefixes: [model., ""]          # names below begin with the first; the one that the checkpoint uses is found
     ignore: ["*.inv_freq"]          # tensors of the checkpoint that are known not to matter
+    constants: {model.layers.{i}.mlp.act_fn.beta: 0.5}    # scalars that must be so where they are there
     tensors:
       layers.{i}.mlp.up.weight: model.layers.{i}.mlp.up_proj.weight
       layers.{i}.attention.q.weight:
         tensor: model.layers.{i}.self_attn.qkv_proj.weight
         rows: [layers.{i}.attention.q.weight, layers.{i}.attention.k.weight, layers.{i}.attention.v.weight]
+      layers.{i}.mlp.gate_up:       # for each expert {e}, the rows of these tensors one below the other
+        stack: [model.layers.{i}.mlp.experts.{e}.gate_proj.weight, model.layers.{i}.mlp.experts.{e}.up_proj.weight]
+
+`transpose` exchanges the last two axes; with `alternate` the rows of gate and up alternate, and are brought apart.
+
+With `take` in place of `rows` each KV head has its share of the parameters, side by side: [head][q.., k, v].
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,18 +39,37 @@ FIRST_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
 @dataclass(frozen=True)
 class TensorSource:
-    """An entry: the tensor is `rows`, parameters stacked in this order; with `transpose` it is (in, out)."""
+    """An entry: the tensor is `rows`, parameters stacked in this order, or `take`, parameters of which each KV head has
+    its share, in this order; with `transpose` it is (in, out).
+
+    Where an entry is a `stack`, the tensors of each expert {e}, `tensor` is the first of the first expert.
+    """
 
     tensor: str
     rows: tuple[str, ...] = ()
     transpose: bool = False
+    take: tuple[str, ...] = ()
+    stack: tuple[str, ...] = ()
+    alternate: bool = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parameters that the tensor holds, none when it is one alone."""
+        return self.rows or self.take
+
+    def of_experts(self, count: int) -> tuple[tuple[str, ...], ...]:
+        """The tensors of each of so many experts."""
+        return tuple(tuple(name.replace("{e}", str(e)) for name in self.stack) for e in range(count))
 
     def at_layer(self, index: str, old_prefix: str, new_prefix: str) -> TensorSource:
         """The entry for one layer, with the prefix that the checkpoint uses."""
-        tensor = self.tensor.replace("{i}", index)
-        if tensor.startswith(old_prefix):
-            tensor = new_prefix + tensor.removeprefix(old_prefix)
-        return TensorSource(tensor, tuple(part.replace("{i}", index) for part in self.rows), self.transpose)
+
+        def place(name: str) -> str:
+            name = name.replace("{i}", index)
+            return new_prefix + name.removeprefix(old_prefix) if name.startswith(old_prefix) else name
+
+        rows, take = (tuple(part.replace("{i}", index) for part in parts) for parts in (self.rows, self.take))
+        return replace(self, tensor=place(self.tensor), rows=rows, take=take, stack=tuple(map(place, self.stack)))
 
 
 @dataclass(frozen=True)
@@ -53,6 +79,7 @@ class NameTable:
     name: str
     prefixes: tuple[str, ...] = ("",)
     ignore: tuple[str, ...] = ()
+    constants: Mapping[str, float] = field(default_factory=dict)
     tensors: Mapping[str, TensorSource | None] = field(default_factory=dict)
 
     def find(self, parameter: str, prefix: str) -> TensorSource | None:
@@ -64,6 +91,14 @@ class NameTable:
             index = match[0] if match else ""
             source = self.tensors[FIRST_INDEX.sub("{i}", parameter, count=1)]
         return source and source.at_layer(index, self.prefixes[0], prefix)
+
+    def constants_of(self, layers: int, prefix: str) -> dict[str, float]:
+        """The scalars that are known, by the names that the checkpoint has for them."""
+        return {
+            TensorSource(name).at_layer(str(index), self.prefixes[0], prefix).tensor: value
+            for name, value in self.constants.items()
+            for index in range(layers)
+        }
 
     def choose_prefix(self, parameters: Iterable[str], tensors: Mapping[str, object]) -> str:
         """The prefix under which the checkpoint has most of the tensors; the first of equals."""
@@ -111,6 +146,7 @@ def merge_tables(names: str, seen: tuple[Path, ...]) -> NameTable:
         name=path.stem if path.parent == FOLDER else str(path),
         prefixes=tuple(content.get("prefixes", base.prefixes)),
         ignore=tuple(content.get("ignore", base.ignore)),
+        constants=content.get("constants", base.constants),
         tensors={**base.tensors, **{name: parse_source(entry) for name, entry in content.get("tensors", {}).items()}},
     )
 
@@ -165,6 +201,9 @@ def judge_entry(name: str, entry: object) -> Iterator[str]:
     if entry is None:
         return
     fields = {"tensor": entry} if isinstance(entry, str) else entry
+    if isinstance(fields, dict) and "stack" in fields:
+        yield from judge_stack(name, fields)
+        return
     if not isinstance(fields, dict) or not isinstance(fields.get("tensor"), str):
         yield "is neither null, nor a tensor's name, nor a mapping with `tensor`"
         return
@@ -172,9 +211,27 @@ def judge_entry(name: str, entry: object) -> Iterator[str]:
         yield from (f"{key}: {mistake}" for mistake in judge(key, value, OPERATIONS, "operation"))
     if ("{i}" in name) != ("{i}" in fields["tensor"]):
         yield f"{{i}}, the layer, must be on both sides, or on neither: {fields['tensor']}"
-    rows = fields.get("rows")
-    if isinstance(rows, list) and name not in rows:
-        yield f"rows: {name} itself is not among them"
+    for key in ("rows", "take"):
+        parts = fields.get(key)
+        if isinstance(parts, list) and name not in parts:
+            yield f"{key}: {name} itself is not among them"
+    if fields.get("take") and (fields.get("rows") or fields.get("transpose")):
+        yield "take: stands alone, without rows or transpose"
+
+
+def judge_stack(name: str, fields: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with an entry that puts the tensors of all experts together."""
+    stack = fields["stack"]
+    if len(fields) > 1:
+        yield "stack: stands alone, without other operations"
+    if not is_list_of_names(stack) or not stack:
+        yield f"stack: {stack!r:.80} is not a list of tensors"
+        return
+    for tensor in stack:
+        if "{e}" not in tensor:
+            yield f"stack: {{e}}, the expert, is missing: {tensor}"
+        if ("{i}" in name) != ("{i}" in tensor):
+            yield f"{{i}}, the layer, must be on both sides, or on neither: {tensor}"
 
 
 def judge(key: str, value: object, known: Mapping[str, Field], noun: str) -> Iterator[str]:
@@ -190,7 +247,11 @@ def parse_source(entry: str | dict[str, Any] | None) -> TensorSource | None:
     if entry is None:
         return None
     fields: dict[str, Any] = {"tensor": entry} if isinstance(entry, str) else entry
-    return TensorSource(fields["tensor"], tuple(fields.get("rows", ())), fields.get("transpose", False))
+    if "stack" in fields:
+        return TensorSource(fields["stack"][0].replace("{e}", "0"), stack=tuple(fields["stack"]))
+    rows, take = (tuple(fields.get(key, ())) for key in ("rows", "take"))
+    alternate = fields.get("alternate", False)
+    return TensorSource(fields["tensor"], rows, fields.get("transpose", False), take, alternate=alternate)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -211,6 +272,10 @@ def is_mapping(value: object) -> bool:
     return isinstance(value, dict)
 
 
+def is_mapping_of_numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(number, float) for number in value.values())
+
+
 def is_boolean(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -226,6 +291,7 @@ FILE_KEYS = {
     "extends": Field(is_name, "the name of a table"),
     "prefixes": Field(is_list_of_names, "a list of prefixes"),
     "ignore": Field(is_list_of_names, "a list of patterns"),
+    "constants": Field(is_mapping_of_numbers, "a mapping of names to numbers"),
     "tensors": Field(is_mapping, "a mapping"),
 }
 # Of the eight operations that the known families need (rename, rows, take, transpose, stride, half, stack, dequantise)
@@ -234,4 +300,6 @@ OPERATIONS = {
     "tensor": Field(is_name, "a tensor's name"),
     "rows": Field(is_list_of_names, "a list of parameters"),
     "transpose": Field(is_boolean, "true or false"),
+    "alternate": Field(is_boolean, "true or false"),
+    "take": Field(is_list_of_names, "a list of parameters"),
 }

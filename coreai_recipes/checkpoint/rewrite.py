@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -11,17 +11,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A parameter is (tensor + offset) * factor, its rows (or its columns) in `order` within each run of len(order)."""
+    """A parameter is (function(tensor) + offset) * factor, its rows (or its columns) in `order` within each run of
+    len(order)."""
 
     offset: float = 0.0
     factor: float = 1.0
     row_order: tuple[int, ...] | None = None
     column_order: tuple[int, ...] | None = None
+    function: Literal["softplus"] | None = None
 
     def apply(self, tensor: Tensor) -> Tensor:
         """The parameter, from whole heads of the checkpoint's tensor (rows, columns) or (rows,)."""
         import torch
 
+        if self.function == "softplus":
+            tensor = torch.nn.functional.softplus(tensor.float())
         if self.offset or self.factor != 1.0:
             tensor = (tensor.float() + self.offset) * self.factor
         for axis, order in enumerate((self.row_order, self.column_order)):

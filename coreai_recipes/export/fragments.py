@@ -106,7 +106,8 @@ def front_fragment(decoder: Decoder, queries: int, sharing: Sharing) -> Fragment
     if counts_tokens(decoder, queries, sharing):
         inputs["count"] = Port(INTEGER, (1,))
     outputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, queries))}
-    parameters = {WEIGHT_PREFIX + "embedding": "embedding.weight"}
+    table = WEIGHT_PREFIX + "embedding"
+    parameters = {table: "embedding.weight", **weights_of_children(decoder.embedding, "embedding.")}
     if front.per_layer is not None:
         L, P = front.per_layer.layers, front.per_layer.size
         inputs[PER_LAYER_ROWS] = Port(FLOAT, (1, queries, L * P))
@@ -120,9 +121,11 @@ def front_fragment(decoder: Decoder, queries: int, sharing: Sharing) -> Fragment
             for half in ("cos", "sin"):
                 outputs[f"{half}_{name}"] = Port(FLOAT, (1, front.pairs(name), 1, own_queries))
     for name in front.kinds:
+        if front.temperature_group(name, sharing) == name and front.kinds[name].attention.temperature:
+            outputs[f"temperature_{name}"] = Port(FLOAT, (1, 1, 1, front.queries(name, queries, sharing)))
         if front.mask_group(name, sharing) == name:
-            own_queries, state = front.queries(name, queries, sharing), front.state(name)
-            outputs[f"mask_{name}"] = Port(FLOAT, (1, front.seen_rows(name, queries, sharing), 1, own_queries))
+            state = front.state(name)
+            outputs[f"mask_{name}"] = Port(FLOAT, front.mask_shape(name, queries, sharing))
             if state.window is not None and not (sharing != "seen" and front.shares(name)):
                 outputs[f"place_{name}"] = Port(INTEGER, (state.rows if queries > 1 else 1,))
     return Fragment(
@@ -131,8 +134,14 @@ def front_fragment(decoder: Decoder, queries: int, sharing: Sharing) -> Fragment
         inputs,
         outputs,
         parameters,
-        float32_outputs=tuple(name for name in outputs if name.startswith(("cos_", "sin_"))),
-        tables=(WEIGHT_PREFIX + "embedding",),
+        # slopes and angles times positions: float16 has 11 bits for both
+        float32_outputs=tuple(
+            name
+            for name in outputs
+            if name.startswith(("cos_", "sin_", "temperature_"))
+            or (name.startswith("mask_") and front.kinds[name.removeprefix("mask_")].attention.alibi)
+        ),
+        tables=(table,),
     )
 
 
@@ -148,7 +157,9 @@ def layer_fragment(decoder: Decoder, kind: str, queries: int, sharing: Sharing) 
     inputs = {"x": x}
     if front.pairs(kind):
         inputs |= {half: Port(FLOAT, (1, front.pairs(kind), 1, own_queries)) for half in ("cos", "sin")}
-    inputs["mask"] = Port(FLOAT, (1, front.seen_rows(kind, queries, sharing if shares else "seen"), 1, own_queries))
+    if front.kinds[kind].attention.temperature:
+        inputs["temperature"] = Port(FLOAT, (1, 1, 1, own_queries))
+    inputs["mask"] = Port(FLOAT, front.mask_shape(kind, queries, sharing if shares else "seen"))
     inputs["slot"] = Port(INTEGER, (1,))
     if ring and not shares:
         inputs["place"] = Port(INTEGER, (spec.rows if queries > 1 else 1,))
@@ -174,7 +185,17 @@ def fragment_of_layer(
 def weights_of(module: nn.Module, prefix: str = "") -> dict[str, str]:
     """The inputs that stand for a module's parameters, and their names below `prefix`."""
     names = [prefix + name for name, _ in module.named_parameters()]
-    return {WEIGHT_PREFIX + name.replace(".", "_"): name for name in names}
+    found = {WEIGHT_PREFIX + name.replace(".", "_"): name for name in names}
+    if len(found) < len(names):
+        raise ValueError(
+            f"two parameters of {type(module).__name__} would be one input: {set(names) - {*found.values()}}"
+        )
+    return found
+
+
+def weights_of_children(module: nn.Module, prefix: str) -> dict[str, str]:
+    """As `weights_of`, of what is inside the module, not of what it owns itself."""
+    return {alias: name for alias, name in weights_of(module, prefix).items() if "." in name.removeprefix(prefix)}
 
 
 def ports_of(module: nn.Module, parameters: Mapping[str, str], prefix: str = "") -> dict[str, Port]:
@@ -197,18 +218,22 @@ def pick_fragment(name: str, shape: tuple[int, int, int, int]) -> Fragment:
 def head_fragment(decoder: Decoder, queries: int) -> Fragment:
     """x -> logits (1, queries, V), and what a draft needs of them: the last hidden state behind its norm, `hidden`."""
     model = decoder.recipe.model
-    parameters = {f"{WEIGHT_PREFIX}norm_{name}": f"norm.{name}" for name, _ in decoder.norm.named_parameters()}
+    own = [f"norm.{name}" for name, _ in decoder.norm.named_parameters()]
+    own += [f"head.{name}" for name, _ in decoder.head.named_parameters() if name != "weight"]
+    parameters = {WEIGHT_PREFIX + name.replace(".", "_"): name for name in own}
     inputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, queries))}
     inputs |= {alias: Port(FLOAT, tuple(decoder.get_parameter(name).shape)) for alias, name in parameters.items()}
     table = WEIGHT_PREFIX + "head"
-    inputs[table] = Port(FLOAT, (model.vocab_size, model.hidden_size, 1, 1))
+    width = model.embedding.width or model.hidden_size
+    inputs[table] = Port(FLOAT, (model.vocab_size, width, 1, 1))
     drafts = decoder.recipe.draft is not None
     piece = _HeadPiece(decoder.norm, decoder.head, list(parameters.values()), drafts)
     parameters[table] = "embedding.weight" if model.head.tied else "head.weight"
     outputs = {"logits": Port(FLOAT, (1, queries, model.vocab_size))}
     if drafts:
         outputs["hidden"] = Port(FLOAT, (1, queries, model.hidden_size))
-    return Fragment(f"head_{queries}", piece, inputs, outputs, parameters, tables=(table,))
+    tables = tuple(alias for alias, name in parameters.items() if alias == table or name == "head.bias")
+    return Fragment(f"head_{queries}", piece, inputs, outputs, parameters, tables=tables)
 
 
 class Piece(nn.Module):
@@ -251,7 +276,7 @@ class _FrontPiece(Piece):
         found = {"x": x, "per_layer_inputs": per_layer}
         for kind, of_kind in inputs.items():
             found |= {f"cos_{kind}": of_kind.cos, f"sin_{kind}": of_kind.sin, f"mask_{kind}": of_kind.mask}
-            found[f"place_{kind}"] = of_kind.place
+            found |= {f"place_{kind}": of_kind.place, f"temperature_{kind}": of_kind.temperature}
         return tuple(found[name] for name in self.outputs)
 
 
@@ -280,7 +305,9 @@ class _LayerPiece(Piece):
             cache = make_cache(self.keys, self.values, slot, named.get("position", empty), named.get("place"))
         of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
         with parameters_as(self.piece[0], weights):
-            return self.piece[0](named["x"], cos, sin, named["mask"], cache, of_layer)  # type: ignore[no-any-return]
+            return self.piece[0](  # type: ignore[no-any-return]
+                named["x"], cos, sin, named["mask"], cache, of_layer, named.get("temperature")
+            )
 
 
 class _PickPiece(Piece):
@@ -291,13 +318,16 @@ class _PickPiece(Piece):
 class _HeadPiece(Piece):
     def __init__(self, norm: nn.Module, head: nn.Module, parameters: list[str], gives_hidden: bool) -> None:
         super().__init__(norm, head)
-        self.parameter_names = [name.removeprefix("norm.") for name in parameters]
-        self.gives_hidden = gives_hidden
+        self.parameter_names, self.gives_hidden = parameters, gives_hidden
 
     def forward(self, x: Tensor, *weights: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         norm, head = self.piece
         named = dict(zip(self.parameter_names, weights[:-1], strict=True))
-        with parameters_as(norm, named):
+        of_norm, of_head = (
+            {name.removeprefix(part): tensor for name, tensor in named.items() if name.startswith(part)}
+            for part in ("norm.", "head.")
+        )
+        with parameters_as(norm, of_norm), parameters_as(head, of_head):
             normed = norm(x)
-        logits: Tensor = head(normed, weights[-1])
+            logits: Tensor = head(normed, weights[-1])
         return (logits, normed.squeeze(2).transpose(1, 2)) if self.gives_hidden else logits

@@ -117,6 +117,7 @@ def _link_function(
             "sin": f"sin_{front.angle_group(kind, sharing)}",
             "mask": f"mask_{front.mask_group(kind, sharing)}",
             "place": f"place_{front.mask_group(kind, sharing)}",
+            "temperature": f"temperature_{front.temperature_group(kind, sharing)}",
             "per_layer_inputs": per_layer,
             "position": "position",
             "keys": f"k_{owner}",

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.cache import Cache
-from coreai_recipes.primitives.constants import scaled
+from coreai_recipes.primitives.constants import clipped, scaled
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.primitives.rotary import build_rotary
-from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm
+from coreai_recipes.recipe.schema import LayerKind, LayerNorm, QKNorm, RMSNorm
 
 
 class Attention(nn.Module):
@@ -27,26 +27,38 @@ class Attention(nn.Module):
         self.scale, self.softcap = spec.score_scale, spec.softcap
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         owns, has_bias = spec.shares_kv_with is None, spec.bias != "none"
-        qk_norm = None if spec.qk_norm is None else spec.qk_norm.norm or norm
+        self.clip = spec.clip
+        self.norm_over = spec.qk_norm.over if spec.qk_norm else None
+        self.norm_after_rotary = spec.qk_norm is not None and spec.qk_norm.after_rotary
         v_norm = RMSNorm(kind="rms", eps=norm.eps, weight="none")
         self.q = Projection(hidden_size, queries, has_bias)
-        self.q_norm = build_norm(qk_norm, spec.head_dim) if qk_norm else None
+        self.q_norm = self._build_norm(spec.qk_norm, spec.num_heads, norm) if spec.qk_norm else None
         self.k = Projection(hidden_size, keys, has_bias) if owns else None
-        self.k_norm = build_norm(qk_norm, spec.head_dim) if owns and qk_norm else None
+        self.k_norm = self._build_norm(spec.qk_norm, spec.num_kv_heads, norm) if owns and spec.qk_norm else None
         self.v = Projection(hidden_size, keys, has_bias) if owns and not spec.k_eq_v else None
         self.v_norm = build_norm(v_norm, spec.head_dim) if owns and spec.v_norm else None
         self.o = Projection(queries, hidden_size, spec.bias == "qkvo")
+        self.sinks = nn.Parameter(torch.empty(spec.num_heads), requires_grad=False) if spec.sinks else None
         self.rotary = build_rotary(kind.rotary, spec.head_dim, folded)
         self.rotated_query, self.rotated_key = nn.Identity(), nn.Identity()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-        """cos and sin (1, R/2, 1, S), mask (1, K, 1, S) with 0 where a key is seen."""
+    def _build_norm(self, spec: QKNorm, heads: int, norm: RMSNorm | LayerNorm) -> nn.Module:
+        """The norm of queries or keys, of which there are `heads`."""
+        if spec.over == "width":
+            return build_norm(spec.norm or norm, heads * self.head_dim)
+        return build_norm(spec.norm or norm, self.head_dim, heads if spec.over == "each_head" else None)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache, temperature: Tensor | None = None
+    ) -> Tensor:
+        """cos and sin (1, R/2, 1, S), mask (1, K, 1, S) with 0 where a key is seen, or (G, K, H/G, S) where heads see
+        differently; `temperature` (1, 1, 1, S) is a factor of queries, where the recipe has it."""
         G, D, S = self.num_kv_heads, self.head_dim, x.shape[3]
         shared = self.num_heads // G  # query heads of each KV head
-        q = self.q(x).view(self.num_heads, D, 1, S)
-        if self.q_norm is not None:
-            q = self.q_norm(q)
-        q = self.rotated_query(self.rotary.rotate_along(q, cos, sin, 1))
+        q = self._turned(self._clipped(self.q(x)).view(self.num_heads, D, 1, S), self.q_norm, cos, sin)
+        if temperature is not None:
+            q = q * temperature
+        q = self.rotated_query(q)
         keys, values = (
             cache.read() if self.k is None else cache.update(*self._keys_and_values(x, cos, sin))
         )  # (G, K, D)
@@ -55,24 +67,46 @@ class Attention(nn.Module):
         scores = torch.matmul(keys, q).view(G, -1, shared, S)  # (G, K, H/G, S)
         if self.softcap is not None:
             scores = scaled(torch.tanh(scaled(scores, 1 / self.softcap)), self.softcap)
-        weights = torch.softmax(scores + mask, 1).view(G, -1, shared * S)
+        weights = self._weights(scores + mask).view(G, -1, shared * S)
         mixed = torch.matmul(values.transpose(1, 2), weights)  # (G, D, H/G * S)
         mixed = mixed.view(G, D, shared, S).transpose(1, 2).reshape(1, self.num_heads * D, 1, S)
         out: Tensor = self.o(mixed)
         return out
 
+    def _weights(self, scores: Tensor) -> Tensor:
+        """The softmax over keys of scores (G, K, H/G, S); a sink, where a head has one, is a key without a value."""
+        if self.sinks is None:
+            return torch.softmax(scores, 1)
+        G, K, shared, S = scores.shape
+        sinks = self.sinks.view(G, 1, shared, 1).expand(G, 1, shared, S)
+        return torch.softmax(torch.cat((scores, sinks), 1), 1).narrow(1, 0, K)
+
     def _keys_and_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """The call's own keys and values, each (G, S, D)."""
         G, D, S = self.num_kv_heads, self.head_dim, x.shape[3]
-        k = self.k(x).view(G, D, 1, S)  # type: ignore[misc]
+        k = self._clipped(self.k(x)).view(G, D, 1, S)  # type: ignore[misc]
         # where K = V it is the projection itself that is shared: before the norm, before the rotary (Gemma 4)
-        v = k if self.v is None else self.v(x).view(G, D, 1, S)
-        if self.k_norm is not None:
-            k = self.k_norm(k)
+        v = k if self.v is None else self._clipped(self.v(x)).view(G, D, 1, S)
         if self.v_norm is not None:
             v = self.v_norm(v)
-        k = self.rotated_key(self.rotary.rotate_along(k, cos, sin, 1))
+        k = self.rotated_key(self._turned(k, self.k_norm, cos, sin))
         return k.view(G, D, S).transpose(1, 2), v.view(G, D, S).transpose(1, 2)
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        return x if self.clip is None else clipped(x, self.clip)
+
+    def _turned(self, x: Tensor, norm: nn.Module | None, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries or keys (N, D, 1, S), normed and turned, in the recipe's order."""
+        if norm is not None and not self.norm_after_rotary:
+            x = self._normed(x, norm)
+        x = self.rotary.rotate_along(x, cos, sin, 1)
+        return self._normed(x, norm) if norm is not None and self.norm_after_rotary else x
+
+    def _normed(self, x: Tensor, norm: nn.Module) -> Tensor:
+        if self.norm_over == "width":
+            flat: Tensor = norm(x.reshape(1, -1, 1, x.shape[3]))
+            return flat.view(x.shape)
+        return norm(x)  # type: ignore[no-any-return]
 
 
 @register("attention", "full")

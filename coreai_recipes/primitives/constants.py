@@ -22,6 +22,13 @@ def scaled(x: Tensor, factor: float) -> Tensor:
     return x
 
 
+def clipped(x: Tensor, limit: float) -> Tensor:
+    """x within [-limit, limit], exact to 1e-6 even when the program's constants are float16."""
+    if limit <= LARGEST and float(np.float16(limit)) == limit:
+        return x.clamp(-limit, limit)
+    return scaled(scaled(x, 1 / limit).clamp(-1.0, 1.0), limit)
+
+
 @cache
 def _float16_factors(factor: float) -> tuple[float, ...]:
     if factor == 1.0:

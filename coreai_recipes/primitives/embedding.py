@@ -5,17 +5,62 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.constants import scaled
+from coreai_recipes.primitives.norm import build_norm
+from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import register
+from coreai_recipes.recipe.schema import Embedding as EmbeddingSpec
+from coreai_recipes.recipe.schema import LearnedPositions as LearnedPositionsSpec
 
 
 @register("embedding", "table")
 class Embedding(nn.Module):
-    """input_ids (1, S) -> (1, C, 1, S); weight (V, C), each row times `scale`."""
+    """input_ids (1, S) -> (1, C, 1, S); weight (V, C), each row times `scale`.
 
-    def __init__(self, vocab_size: int, hidden_size: int, scale: float) -> None:
+    With a `spec` that says so, rows are `width` long and projected to C, normed, and a row for each position is added.
+    What leaves is times `stream_scale`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        scale: float,
+        spec: EmbeddingSpec | None = None,
+        stream_scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size), requires_grad=False)
-        self.scale = scale
+        spec = spec or EmbeddingSpec()
+        self.weight = nn.Parameter(torch.empty(vocab_size, spec.width or hidden_size), requires_grad=False)
+        self.projection = Projection(spec.width, hidden_size) if spec.width else None
+        self.norm = build_norm(spec.norm, hidden_size) if spec.norm else None
+        self.positions = LearnedPositions(spec.positions, hidden_size) if spec.positions else None
+        is_bare = spec.norm is None and spec.positions is None  # then one factor does for both
+        self.scale, self.stream_scale = (scale * stream_scale, 1.0) if is_bare else (scale, stream_scale)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return scaled(F.embedding(input_ids, self.weight).transpose(1, 2).unsqueeze(2), self.scale)
+    def forward(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """`positions` (S,), integers, are needed where they are learned."""
+        x = F.embedding(input_ids, self.weight).transpose(1, 2).unsqueeze(2)
+        if self.projection is not None:
+            x = self.projection(x)
+        x = scaled(x, self.scale)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        return scaled(x, self.stream_scale)
+
+
+@register("embedding", "positions")
+class LearnedPositions(nn.Module):
+    """positions (S,) -> (1, C, 1, S); weight (offset + count, C). Beyond the last row, where padding stands, it is
+    the last row."""
+
+    def __init__(self, spec: LearnedPositionsSpec, hidden_size: int) -> None:
+        super().__init__()
+        self.offset, self.last = spec.offset, spec.offset + spec.count - 1
+        self.weight = nn.Parameter(torch.empty(self.last + 1, hidden_size), requires_grad=False)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        last = torch.tensor(self.last, dtype=positions.dtype, device=positions.device)
+        rows = torch.minimum(positions + self.offset, last)
+        return F.embedding(rows.unsqueeze(0), self.weight).transpose(1, 2).unsqueeze(2)

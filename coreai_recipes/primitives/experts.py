@@ -1,15 +1,96 @@
-"""A mixture of experts over (1, C, 1, S): each token passes through the few that its router chooses."""
+"""Mixtures of experts over (1, C, 1, S): each token passes through the few that its router chooses."""
 
 import torch
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.constants import scaled
-from coreai_recipes.primitives.mlp import ACTIVATIONS
+from coreai_recipes.primitives.mlp import ACTIVATIONS, GatedMLP
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
-from coreai_recipes.recipe.schema import Experts as ExpertsSpec
+from coreai_recipes.recipe import schema
 from coreai_recipes.recipe.schema import LayerNorm, RMSNorm
+
+# Scores are taken down by this where their group is not chosen: more than any score and its bias.
+FAR_BELOW = 1e4
+SMALLEST = 2.0**-24  # of a sum by which weights are divided, so that scores that are all zero give no NaN
+
+
+class Mixture(nn.Module):
+    """The experts of a mixture: the sum over a token's experts e of w_e down_e(activation(gate_e(n)) * up_e(n)).
+
+    `gate_up` (E, 2I, C) has the I rows of gate before those of up and `down` is (E, C, I).
+    """
+
+    def __init__(self, spec: schema.Experts | schema.MixtureMLP, hidden_size: int) -> None:
+        super().__init__()
+        E, width = spec.num_experts, spec.intermediate_size
+        self.num_experts, self.decode = E, spec.decode
+        self.gate_up = nn.Parameter(torch.empty(E, 2 * width, hidden_size), requires_grad=False)
+        self.down = nn.Parameter(torch.empty(E, hidden_size, width), requires_grad=False)
+        self.activation = ACTIVATIONS[spec.activation]
+        self.clamp = spec.clamp if isinstance(spec, schema.MixtureMLP) else None
+        has_bias = isinstance(spec, schema.MixtureMLP) and spec.bias
+        self.gate_up_bias = nn.Parameter(torch.empty(E, 2 * width), requires_grad=False) if has_bias else None
+        self.down_bias = nn.Parameter(torch.empty(E, hidden_size), requires_grad=False) if has_bias else None
+
+    def mix(self, x: Tensor, weights: Tensor, chosen: Tensor, expert_scale: Tensor | None = None) -> Tensor:
+        """x (1, C, 1, S), `weights` and numbers of the `chosen` experts (1, top, 1, S) -> (1, C, 1, S); `expert_scale`
+        (E, 1, 1) is a factor of each expert's weight."""
+        n = x.squeeze(2)  # (1, C, S)
+        mixed = self._gather if self.gathers(x.shape[3]) else self._take_all
+        return mixed(n, weights, chosen, expert_scale).unsqueeze(2)
+
+    def gathers(self, tokens: int) -> bool:
+        """Whether only the chosen experts of a call are read and computed; else all of them are."""
+        return self.decode == "gathered" and tokens == 1
+
+    def _gather(self, n: Tensor, weights: Tensor, chosen: Tensor, expert_scale: Tensor | None) -> Tensor:
+        """One token: the weights of its experts alone are read."""
+        rows = chosen.flatten()  # (top,)
+        weights = weights.squeeze(0)  # (top, 1, 1)
+        if expert_scale is not None:
+            weights = weights * expert_scale.index_select(0, rows)
+        gate_up, down = (part.index_select(0, rows) for part in (self.gate_up, self.down))
+        biases = (part if part is None else part.index_select(0, rows) for part in (self.gate_up_bias, self.down_bias))
+        return self._sum(n, weights, gate_up, down, *biases)
+
+    def _take_all(self, n: Tensor, weights: Tensor, chosen: Tensor, expert_scale: Tensor | None) -> Tensor:
+        """Several tokens: every expert computes every token, with weight zero where it was not chosen."""
+        experts = torch.arange(self.num_experts, device=n.device).view(-1, 1, 1, 1)
+        is_chosen = (experts == chosen).to(n.dtype)  # (E, top, 1, S)
+        spread = (is_chosen * weights).sum(1)  # (E, 1, S)
+        if expert_scale is not None:
+            spread = spread * expert_scale
+        return self._sum(n, spread, self.gate_up, self.down, self.gate_up_bias, self.down_bias)
+
+    def _sum(
+        self,
+        n: Tensor,
+        weights: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        gate_up_bias: Tensor | None,
+        down_bias: Tensor | None,
+    ) -> Tensor:
+        """The weighted sum of the given experts, (1, C, S); weights (e, 1, S), gate_up (e, 2I, C), down (e, C, I)."""
+        both = torch.matmul(gate_up, n)
+        if gate_up_bias is not None:
+            both = both + gate_up_bias.unsqueeze(2)
+        gate, up = both.chunk(2, dim=1)  # (e, I, S)
+        # before `down`, where a value is not yet a sum of I products: an unchosen expert cannot overflow there
+        hidden = self._gated(gate, up) * weights
+        out = torch.matmul(down, hidden)
+        if down_bias is not None:
+            out = out + down_bias.unsqueeze(2) * weights
+        return out.sum(0, keepdim=True)
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        if self.clamp is None:
+            return self.activation(gate) * up
+        limit = self.clamp.limit
+        gate = torch.minimum(gate, torch.tensor(limit, dtype=gate.dtype, device=gate.device))
+        return gate * torch.sigmoid(scaled(gate, self.clamp.alpha)) * (up.clamp(-limit, limit) + 1)
 
 
 class Router(nn.Module):
@@ -42,12 +123,11 @@ class Router(nn.Module):
 
 
 @register("experts", "softmax")
-class Experts(nn.Module):
+class Experts(Mixture):
     """x (1, C, 1, S), the residual stream before the MLP, -> (1, C, 1, S), to be added to the MLP's own branch.
 
-    post_norm(sum over e of w_e down_e(activation(gate_e(n)) * up_e(n))), with n = pre_norm(x) and w = router(x), as in
-    transformers' Gemma4TextDecoderLayer: pre_feedforward_layernorm_2, router and experts, post_feedforward_layernorm_2.
-    `gate_up` (E, 2I, C) has the I rows of gate before those of up and `down` is (E, C, I), both as in the checkpoint.
+    post_norm(mix(pre_norm(x), router(x))), as in transformers' Gemma4TextDecoderLayer: pre_feedforward_layernorm_2,
+    router and experts, post_feedforward_layernorm_2.
 
     Args:
         norm: the model's norm, of which `post_norm` is one.
@@ -56,53 +136,92 @@ class Experts(nn.Module):
     """
 
     def __init__(
-        self, spec: ExpertsSpec, hidden_size: int, norm: RMSNorm | LayerNorm, stream_norm: RMSNorm | LayerNorm
+        self, spec: schema.Experts, hidden_size: int, norm: RMSNorm | LayerNorm, stream_norm: RMSNorm | LayerNorm
     ) -> None:
-        super().__init__()
-        E, width = spec.num_experts, spec.intermediate_size
-        self.num_experts, self.decode = E, spec.decode
+        super().__init__(spec, hidden_size)
         self.pre_norm = build_norm(stream_norm, hidden_size)
-        self.router = Router(hidden_size, E, spec.router.top, stream_norm.eps)
-        self.gate_up = nn.Parameter(torch.empty(E, 2 * width, hidden_size), requires_grad=False)
-        self.down = nn.Parameter(torch.empty(E, hidden_size, width), requires_grad=False)
+        self.router = Router(hidden_size, spec.num_experts, spec.router.top, stream_norm.eps)
         self.post_norm = build_norm(norm, hidden_size)
-        self.activation = ACTIVATIONS[spec.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         weights, chosen = self.router(x)
-        n = self.pre_norm(x).squeeze(2)  # (1, C, S)
-        mix = self._gather if self.gathers(x.shape[3]) else self._take_all
-        mixed = mix(n, weights, chosen)  # (1, C, S)
-        out: Tensor = self.post_norm(mixed.unsqueeze(2))
+        out: Tensor = self.post_norm(self.mix(self.pre_norm(x), weights, chosen, self.router.expert_scale))
         return out
 
-    def gathers(self, tokens: int) -> bool:
-        """Whether only the chosen experts of a call are read and computed; else all of them are."""
-        return self.decode == "gathered" and tokens == 1
 
-    def _gather(self, n: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """One token: the weights of its experts alone are read."""
-        rows = chosen.flatten()  # (top,)
-        weights = weights.squeeze(0) * self.router.expert_scale.index_select(0, rows)  # (top, 1, 1)
-        return self._mix(n, weights, self.gate_up.index_select(0, rows), self.down.index_select(0, rows))
+class ScoreRouter(nn.Module):
+    """Which `top` of E experts a token takes, and with what weights, by scores of proj(x).
 
-    def _take_all(self, n: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """Several tokens: every expert computes every token, with weight zero where it was not chosen."""
-        experts = torch.arange(self.num_experts, device=n.device).view(-1, 1, 1, 1)
-        is_chosen = (experts == chosen).to(n.dtype)  # (E, top, 1, S)
-        spread = (is_chosen * weights).sum(1) * self.router.expert_scale  # (E, 1, S)
-        return self._mix(n, spread, self.gate_up, self.down)
+    `bias` (1, E, 1, 1), where there is one for the choice, is added to the scores by which experts are chosen and not
+    to those by which they are weighed. Weights are of x's type, as in `Router`.
+    """
 
-    def _mix(self, n: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        """The weighted sum of the given experts, (1, C, S); weights (e, 1, S), gate_up (e, 2I, C), down (e, C, I)."""
-        gate, up = torch.matmul(gate_up, n).chunk(2, dim=1)  # (e, I, S)
-        # before `down`, where a value is not yet a sum of I products: an unchosen expert cannot overflow there
-        hidden = self.activation(gate) * up * weights
-        return torch.matmul(down, hidden).sum(0, keepdim=True)
+    def __init__(self, spec: schema.ExpertRouter, num_experts: int, hidden_size: int) -> None:
+        super().__init__()
+        self.spec, self.num_experts = spec, num_experts
+        self.proj = Projection(hidden_size, num_experts, spec.bias == "logits")
+        bias = torch.empty(1, num_experts, 1, 1)
+        self.bias = nn.Parameter(bias, requires_grad=False) if spec.bias == "choice" else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (1, C, 1, S) -> weights and numbers of the chosen experts, both (1, top, 1, S)."""
+        logits = self.proj(x)  # (1, E, 1, S)
+        if self.spec.score == "softmax" and self.spec.renorm and self.bias is None and self.spec.groups == 1:
+            best, chosen = torch.topk(logits, self.spec.top, dim=1)
+            # the best of a softmax over their sum: the softmax of the best logits
+            return scaled(torch.softmax(best, 1), self.spec.scale), chosen
+        scores = torch.sigmoid(logits) if self.spec.score == "sigmoid" else torch.softmax(logits, 1)
+        chosen = torch.topk(self._to_choose_by(logits, scores), self.spec.top, dim=1)[1]
+        weights = torch.gather(scores, 1, chosen)
+        if self.spec.renorm:
+            weights = weights / torch.maximum(
+                weights.sum(1, keepdim=True), torch.tensor(SMALLEST, dtype=x.dtype, device=x.device)
+            )
+        return scaled(weights, self.spec.scale), chosen
+
+    def _to_choose_by(self, logits: Tensor, scores: Tensor) -> Tensor:
+        """(1, E, 1, S), of which the largest are chosen."""
+        if self.bias is None and self.spec.groups == 1:
+            return logits  # in the same order as the scores, and with all their bits
+        values = scores if self.bias is None else scores + self.bias
+        G = self.spec.groups
+        if G == 1 or self.spec.top_groups == G:
+            return values
+        by_group = values.view(G, -1, values.shape[3])  # (G, E/G, S)
+        sums = torch.topk(by_group, 2, dim=1)[0].sum(1)  # (G, S)
+        best = torch.topk(sums, self.spec.top_groups, dim=0)[1]  # (top groups, S)
+        numbers = torch.arange(G, device=values.device).view(-1, 1, 1)
+        kept = (numbers == best).to(values.dtype).sum(1, keepdim=True)  # (G, 1, S)
+        return (by_group + (kept - 1) * FAR_BELOW).view(values.shape)
+
+
+@register("mlp", "moe")
+class MixtureMLP(Mixture):
+    """mix(x, router(x)), and the shared expert's output where there is one."""
+
+    def __init__(self, spec: schema.MixtureMLP, hidden_size: int) -> None:
+        super().__init__(spec, hidden_size)
+        self.router = ScoreRouter(spec.router, spec.num_experts, hidden_size)
+        self.shared = _build_shared(spec, hidden_size)
+        self.shared_factor = Projection(hidden_size, 1) if spec.shared and spec.shared.gate else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(x, *self.router(x))
+        if self.shared is None:
+            return y
+        shared: Tensor = self.shared(x)
+        return y + (shared if self.shared_factor is None else torch.sigmoid(self.shared_factor(x)) * shared)
+
+
+def _build_shared(spec: schema.MixtureMLP, hidden_size: int) -> nn.Module | None:
+    if spec.shared is None:
+        return None
+    width = spec.shared.width
+    return GatedMLP(schema.GatedMLP(kind="gated", activation=spec.activation, intermediate_size=width), hidden_size)
 
 
 def build_experts(
-    spec: ExpertsSpec, hidden_size: int, norm: RMSNorm | LayerNorm, stream_norm: RMSNorm | LayerNorm
+    spec: schema.Experts, hidden_size: int, norm: RMSNorm | LayerNorm, stream_norm: RMSNorm | LayerNorm
 ) -> nn.Module:
     """The registered mixture of experts of `spec`."""
     return primitive("experts", spec.router.kind)(spec, hidden_size, norm, stream_norm)

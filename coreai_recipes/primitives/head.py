@@ -5,24 +5,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.constants import scaled
+from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import register
 
 
 @register("head", "linear")
 class Head(nn.Module):
-    """x (1, C, 1, S) -> logits (1, S, V). A tied head owns no weight and is given the embedding's, (V, C, 1, 1)."""
+    """x (1, C, 1, S) -> logits (1, S, V). A tied head owns no weight and is given the embedding's, (V, C, 1, 1).
 
-    def __init__(self, vocab_size: int, hidden_size: int, tied: bool, softcap: float | None) -> None:
+    Where the embedding's rows are `width` long, x is projected to that width first. `scale` is taken before the product
+    with the weight, of which C and not V values are scaled; a bias is not scaled.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        tied: bool,
+        softcap: float | None,
+        bias: bool = False,
+        scale: float = 1.0,
+        width: int | None = None,
+    ) -> None:
         super().__init__()
-        shape = (vocab_size, hidden_size, 1, 1)
+        shape = (vocab_size, width or hidden_size, 1, 1)
         self.weight = None if tied else nn.Parameter(torch.empty(shape), requires_grad=False)
-        self.softcap = softcap
+        self.bias = nn.Parameter(torch.empty(vocab_size), requires_grad=False) if bias else None
+        self.projection = Projection(hidden_size, width) if width else None
+        self.scale, self.softcap = scale, softcap
 
-    def forward(self, x: Tensor, table: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """`table` and `bias` stand in for the head's own: those of the rows of a block, or the embedding's."""
         weight = self.weight if table is None else table
         if weight is None:
             raise ValueError("a tied head needs the embedding's table")
-        logits = F.conv2d(x, weight).squeeze(2).transpose(1, 2)  # (1, S, V)
+        if self.projection is not None:
+            x = self.projection(x)
+        bias = self.bias if bias is None else bias
+        logits = F.conv2d(scaled(x, self.scale), weight, bias).squeeze(2).transpose(1, 2)  # (1, S, V)
         if self.softcap is not None:
             logits = scaled(torch.tanh(scaled(logits, 1 / self.softcap)), self.softcap)
         return logits

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from coreai_recipes.primitives.attention import build_attention
 from coreai_recipes.primitives.cache import Cache
+from coreai_recipes.primitives.constants import scaled
 from coreai_recipes.primitives.experts import build_experts
 from coreai_recipes.primitives.mlp import build_mlp
 from coreai_recipes.primitives.norm import build_norm
@@ -41,27 +42,46 @@ class Layer(nn.Module):
         super().__init__()
         kind, norm, hidden_size = stack.kinds[name], stack.norm_of(name), stack.hidden_size
         stream_norm = form.of_stream(norm)
-        sandwich = stack.placement_of(name) == "sandwich"
-        self.kind = name
-        self.attention_norm = build_norm(stream_norm, hidden_size)
+        placement = stack.placement_of(name)
+        before, behind = placement not in ("post", "add"), placement in ("post", "sandwich", "add")
+        self.kind, self.placement, self.multiplier = name, placement, stack.residual_multiplier
+        self.attention_norm = build_norm(stream_norm, hidden_size) if before else nn.Identity()
         self.attention = build_attention(kind, hidden_size, norm, form.folded)
-        self.attention_post_norm = build_norm(norm, hidden_size) if sandwich else nn.Identity()
-        self.mlp_norm = build_norm(stream_norm, hidden_size)
+        self.attention_post_norm = build_norm(norm, hidden_size) if behind else nn.Identity()
+        self.mlp_norm = build_norm(stream_norm, hidden_size) if before and placement != "parallel" else nn.Identity()
         self.mlp = build_mlp(kind.mlp, hidden_size)
         self.dense_post_norm = build_norm(norm, hidden_size) if kind.experts else None
         self.experts = build_experts(kind.experts, hidden_size, norm, stream_norm) if kind.experts else None
-        self.mlp_post_norm = build_norm(norm, hidden_size) if sandwich else nn.Identity()
+        self.mlp_post_norm = build_norm(norm, hidden_size) if behind else nn.Identity()
         self.per_layer = PerLayerGate(per_layer, hidden_size, norm) if per_layer else None
         self.scalar = nn.Parameter(torch.empty(1, 1, 1, 1), requires_grad=False) if stack.layer_scalar else None
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache, per_layer: Tensor | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        cache: Cache,
+        per_layer: Tensor | None = None,
+        temperature: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.attention_post_norm(self.attention(self.attention_norm(x), cos, sin, mask, cache))
-        y = self.mlp(self.mlp_norm(x))
-        if self.experts is not None and self.dense_post_norm is not None:
-            y = self.dense_post_norm(y) + self.experts(x)
-        x = x + self.mlp_post_norm(y)
+        n = self.attention_norm(x)
+        y = self.attention(n, cos, sin, mask, cache, temperature)
+        if self.placement.startswith("parallel"):
+            x = x + scaled(y + self.mlp(n if self.placement == "parallel" else self.mlp_norm(x)), self.multiplier)
+        else:
+            x = self._join(x, y, self.attention_post_norm)
+            y = self.mlp(self.mlp_norm(x))
+            if self.experts is not None and self.dense_post_norm is not None:
+                y = self.dense_post_norm(y) + self.experts(x)
+            x = self._join(x, y, self.mlp_post_norm)
         if self.per_layer is not None:
             x = x + self.per_layer(x, per_layer)
         return x if self.scalar is None else x * self.scalar
+
+    def _join(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
+        """The residual stream and what a block adds to it, with the norm that stands behind, if any."""
+        if self.placement == "add":
+            return norm(x + scaled(y, self.multiplier))  # type: ignore[no-any-return]
+        return x + scaled(norm(y), self.multiplier)

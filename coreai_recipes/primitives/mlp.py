@@ -3,17 +3,51 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.recipe.schema import GatedMLP as GatedMLPSpec
+from coreai_recipes.recipe.schema import MixtureMLP
+from coreai_recipes.recipe.schema import PlainMLP as PlainMLPSpec
+
+
+def relu2(x: Tensor) -> Tensor:
+    """relu(x)^2."""
+    positive = torch.relu(x)
+    return positive * positive
+
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
+    "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": torch.relu,
+    "relu2": relu2,
 }
+
+
+class XIELU(nn.Module):
+    """alpha_p x^2 + x / 2 above zero, alpha_n (exp(x) - 1 - x) + x / 2 below (arXiv 2411.13010).
+
+    The parameters hold the alphas themselves: a checkpoint has the logits of their softplus, which is taken in float32
+    when they are read (`folding`). transformers' eps of -1e-6, which float16 cannot tell from zero, is left out: it
+    makes a difference of 1e-6 at most.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_p = nn.Parameter(torch.empty(1, 1, 1, 1), requires_grad=False)
+        self.alpha_n = nn.Parameter(torch.empty(1, 1, 1, 1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positive = torch.relu(x)
+        negative = x - positive
+        # no sum of the two linear terms: with a float16 of 6e4 it would overflow where the result does not
+        below = F.elu(negative) * self.alpha_n + negative * (0.5 - self.alpha_n)
+        return positive * self.alpha_p * positive + positive * 0.5 + below
 
 
 @register("mlp", "gated")
@@ -32,6 +66,21 @@ class GatedMLP(nn.Module):
         return out
 
 
-def build_mlp(spec: GatedMLPSpec, hidden_size: int) -> nn.Module:
+@register("mlp", "plain")
+class PlainMLP(nn.Module):
+    """down(activation(up(x)))."""
+
+    def __init__(self, spec: PlainMLPSpec, hidden_size: int) -> None:
+        super().__init__()
+        self.up = Projection(hidden_size, spec.intermediate_size, spec.bias)
+        self.down = Projection(spec.intermediate_size, hidden_size, spec.bias)
+        self.activation = XIELU() if spec.activation == "xielu" else ACTIVATIONS[spec.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(self.activation(self.up(x)))
+        return out
+
+
+def build_mlp(spec: GatedMLPSpec | PlainMLPSpec | MixtureMLP, hidden_size: int) -> nn.Module:
     """The registered MLP of `spec`."""
     return primitive("mlp", spec.kind)(spec, hidden_size)

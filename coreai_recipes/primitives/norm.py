@@ -13,17 +13,18 @@ SMALLEST = 2.0**-14
 
 
 class _Norm(nn.Module):
-    """Parameters are (1, C, 1, 1): x is (N, C, 1, S) and the mean is taken over C.
+    """Parameters are (1, C, 1, 1): x is (N, C, 1, S) and the mean is taken over C. With `rows` = N each row of x has
+    weights of its own, (N, C, 1, 1).
 
     The weight of a `1+w` norm holds the sum: one is added in float32 when the checkpoint is read.
     """
 
-    def __init__(self, spec: RMSNormSpec | LayerNormSpec, channels: int) -> None:
+    def __init__(self, spec: RMSNormSpec | LayerNormSpec, channels: int, rows: int | None = None) -> None:
         super().__init__()
-        self.root_eps = spec.eps**0.5
+        self.root_eps, self.rows = spec.eps**0.5, rows
         has_bias = isinstance(spec, LayerNormSpec) and spec.bias
-        self.weight = _parameter(channels) if spec.weight != "none" else None
-        self.bias = _parameter(channels) if has_bias else None
+        self.weight = _parameter(rows or 1, channels) if spec.weight != "none" else None
+        self.bias = _parameter(rows or 1, channels) if has_bias else None
 
     def _rescale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x over its largest magnitude m, and sqrt(eps) / m: x^2 overflows float16 from 256 on, (x/m)^2 never."""
@@ -60,10 +61,10 @@ class LayerNorm(_Norm):
         return self._finish(y * torch.rsqrt((y * y).mean(1, keepdim=True) + root_eps * root_eps))
 
 
-def build_norm(spec: RMSNormSpec | LayerNormSpec, channels: int) -> nn.Module:
-    """The registered norm of `spec` over `channels` channels."""
-    return primitive("norm", spec.kind)(spec, channels)
+def build_norm(spec: RMSNormSpec | LayerNormSpec, channels: int, rows: int | None = None) -> nn.Module:
+    """The registered norm of `spec` over `channels` channels, with weights for each of `rows`."""
+    return primitive("norm", spec.kind)(spec, channels, rows)
 
 
-def _parameter(channels: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(1, channels, 1, 1), requires_grad=False)
+def _parameter(rows: int, channels: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(rows, channels, 1, 1), requires_grad=False)

@@ -18,9 +18,11 @@ TurningSpec = schema.FullRotary | schema.PartialRotary | schema.ProportionalRota
 RotarySpec = TurningSpec | NoRotary
 
 
-def inverse_frequencies(spec: TurningSpec, head_dim: int) -> Tensor:
+def inverse_frequencies(spec: TurningSpec, head_dim: int, context: int | None = None) -> Tensor:
     """Angular frequency of each pair, radians a position, float32: (D/2,) for `full` and `proportional`, (R/2,) for
     `partial`.
+
+    `context` is how many positions a session holds, by which longrope chooses its factors; the short ones if unsaid.
 
     `partial` divides the exponent by its own width R = int(factor * D); `proportional` divides it by D and pads with
     zeros: the zero pairs pass through unrotated, and pair i always holds dimensions i and i + D/2. The arithmetic is
@@ -32,13 +34,14 @@ def inverse_frequencies(spec: TurningSpec, head_dim: int) -> Tensor:
             (_series(spec.theta, head_dim, turning), torch.zeros(head_dim // 2 - turning, device="cpu"))
         )
     else:
-        width = int(spec.factor * head_dim) if isinstance(spec, schema.PartialRotary) else head_dim
-        inv_freq = _series(spec.theta, width, width // 2)
-    if isinstance(spec.scaling, schema.LinearScaling):
-        return inv_freq / spec.scaling.factor
-    if isinstance(spec.scaling, schema.Llama3Scaling):
-        return _scale_llama3(inv_freq, spec.scaling)
-    return inv_freq
+        return _scaled_series(spec, context, 2 * turning_pairs(spec, head_dim))
+    return inv_freq if spec.scaling is None else inv_freq / spec.scaling.factor
+
+
+def attention_factor(spec: RotarySpec) -> float:
+    """What cos and sin are multiplied by, so that long texts do not flatten the scores (yarn and longrope)."""
+    scaling = None if isinstance(spec, NoRotary) else spec.scaling
+    return scaling.angle_factor if isinstance(scaling, schema.YarnScaling | schema.LongRopeScaling) else 1.0
 
 
 def turning_pairs(spec: RotarySpec, head_dim: int) -> int:
@@ -71,8 +74,53 @@ def fold_order(spec: RotarySpec, head_dim: int) -> tuple[int, ...] | None:
 
 def _series(theta: float, width: int, pairs: int) -> Tensor:
     """theta^(-2i / width) for i = 0 .. pairs - 1."""
-    exponents = torch.arange(0, 2 * pairs, 2, dtype=torch.int64, device="cpu").float() / width
-    return 1.0 / (theta**exponents)
+    return 1.0 / (theta ** _exponents(width, pairs))
+
+
+def _exponents(width: int, pairs: int) -> Tensor:
+    return torch.arange(0, 2 * pairs, 2, dtype=torch.int64, device="cpu").float() / width
+
+
+def _scaled_series(spec: schema.FullRotary | schema.PartialRotary, context: int | None, width: int) -> Tensor:
+    """The frequencies of `width` dimensions, with the spec's scaling."""
+    theta, pairs = spec.theta, width // 2
+    match spec.scaling:
+        case schema.LinearScaling(factor=factor):
+            return _series(theta, width, pairs) / factor
+        case schema.Llama3Scaling() as scaling:
+            return _scale_llama3(_series(theta, width, pairs), scaling)
+        case schema.DynamicScaling(factor=factor, original_context=trained):
+            # 1 but for its rounding, which transformers takes too
+            growth = (factor * trained / trained) - (factor - 1)
+            return _series(theta * growth ** (width / (width - 2)), width, pairs)
+        case schema.NTKScaling(alpha=alpha):
+            return _series(theta * alpha ** (width / (width - 2)), width, pairs)
+        case schema.YarnScaling() as scaling:
+            return _scale_yarn(theta, width, scaling)
+        case schema.LongRopeScaling() as scaling:
+            factors = scaling.long_factor if scaling.is_long(context) else scaling.short_factor
+            divisors = torch.tensor(factors, dtype=torch.float32, device="cpu")
+            return 1.0 / (divisors * theta ** _exponents(width, pairs))
+    return _series(theta, width, pairs)
+
+
+def _scale_yarn(theta: float, width: int, scaling: schema.YarnScaling) -> Tensor:
+    """Pairs before the ramp are kept, those behind it divided by factor; the ramp runs from the pair that turns
+    beta_fast times in the original context to that which turns beta_slow times (arXiv 2309.00071)."""
+
+    def pair_of(turns: float) -> float:
+        return (width * math.log(scaling.original_context / (turns * 2 * math.pi))) / (2 * math.log(theta))
+
+    first, last = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, width - 1)
+    if first == last:
+        last += 0.001
+    ramp = (torch.arange(width // 2, dtype=torch.float32, device="cpu") - first) / (last - first)
+    wavelengths = theta ** _exponents(width, width // 2)
+    kept = 1 - torch.clamp(ramp, 0, 1)
+    return 1.0 / (scaling.factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
 
 
 def _scale_llama3(inv_freq: Tensor, scaling: schema.Llama3Scaling) -> Tensor:
@@ -98,21 +146,22 @@ class Rotary(nn.Module):
     of a cosine at position 200). `Rotary(spec, head_dim)` gives the registered class of `spec.kind`.
 
     `folded` is the same rotation of heads whose dimensions stand in `fold_order`: the pairs that turn come first, as
-    (i, i + R/2), and keep their frequencies to the bit.
+    (i, i + R/2), and keep their frequencies to the bit. `context` is how many positions a session holds.
     """
 
-    def __new__(cls, spec: RotarySpec, head_dim: int, folded: bool = False) -> Self:
+    def __new__(cls, spec: RotarySpec, head_dim: int, folded: bool = False, context: int | None = None) -> Self:
         chosen = primitive("rotary", spec.kind) if cls is Rotary else cls
         return cast(Self, super().__new__(chosen))
 
     spec: TurningSpec
 
-    def __init__(self, spec: TurningSpec, head_dim: int, folded: bool = False) -> None:
+    def __init__(self, spec: TurningSpec, head_dim: int, folded: bool = False, context: int | None = None) -> None:
         super().__init__()
         self.spec = spec
         self.head_dim = head_dim
         self.pairing = "half" if folded else spec.pairing
-        inv_freq = inverse_frequencies(spec, head_dim)
+        self.attention_factor = attention_factor(spec)
+        inv_freq = inverse_frequencies(spec, head_dim, context)
         self.inv_freq: tuple[float, ...] = tuple(
             (inv_freq[: turning_pairs(spec, head_dim)] if folded else inv_freq).tolist()
         )
@@ -123,9 +172,13 @@ class Rotary(nn.Module):
         inv_freq = torch.tensor(self.inv_freq, dtype=torch.float32, device=positions.device)
         if precision is torch.float32:
             angles = positions[..., None].float() * inv_freq
-            return angles.cos(), angles.sin()
+            return self._scaled(angles.cos()), self._scaled(angles.sin())
         angles = (positions[..., None].to(precision) * inv_freq.to(precision)).float()
-        return angles.cos().to(precision).float(), angles.sin().to(precision).float()
+        cos, sin = self._scaled(angles.cos()), self._scaled(angles.sin())
+        return cos.to(precision).float(), sin.to(precision).float()
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.attention_factor == 1.0 else x * self.attention_factor
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x (B, H, S, D) turned by cos and sin (B, S, R/2), in x's dtype."""
@@ -161,9 +214,9 @@ class Rotary(nn.Module):
         return torch.cat((turned.flatten(axis, axis + 1), *rest), axis)
 
 
-def build_rotary(spec: RotarySpec, head_dim: int, folded: bool = False) -> Rotary:
+def build_rotary(spec: RotarySpec, head_dim: int, folded: bool = False, context: int | None = None) -> Rotary:
     """The registered rotary of `spec`, for whichever kind."""
-    return Rotary(cast(TurningSpec, spec), head_dim, folded)
+    return Rotary(cast(TurningSpec, spec), head_dim, folded, context)
 
 
 @register("rotary", "full")
@@ -185,7 +238,7 @@ class ProportionalRotary(Rotary):
 class NoRotation(Rotary):
     """Nothing turns: cos and sin are empty, and x passes."""
 
-    def __init__(self, spec: NoRotary, head_dim: int, folded: bool = False) -> None:
+    def __init__(self, spec: NoRotary, head_dim: int, folded: bool = False, context: int | None = None) -> None:
         nn.Module.__init__(self)
         self.head_dim = head_dim
         self.inv_freq = ()

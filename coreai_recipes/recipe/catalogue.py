@@ -10,8 +10,11 @@ from coreai_recipes.recipe.schema import (
     Experts,
     GatedMLP,
     LayerNorm,
+    MixtureMLP,
     Model,
     NoRotary,
+    NTKScaling,
+    PlainMLP,
     Recipe,
     RMSNorm,
     Rotary,
@@ -64,18 +67,30 @@ def count_parameters(recipe: Recipe) -> int:
     """
     model = recipe.model
     layers = Counter(model.layer_kinds)
-    tables = model.vocab_size * model.hidden_size * (1 if model.head.tied else 2)
     return (
-        tables
+        _count_ends(model)
         + sum(count * _count_layer(model, kind) for kind, count in layers.items())
-        + _count_norm(model.norm, model.hidden_size)
+        + (_count_norm(model.final_norm, model.hidden_size) if model.final_norm else 0)
         + _count_per_layer_front(model)
     )
 
 
+def _count_ends(model: Model) -> int:
+    """The embedding and the head."""
+    embedding, width = model.embedding, model.embedding.width or model.hidden_size
+    count = model.vocab_size * width * (1 if model.head.tied else 2)
+    if embedding.width is not None:
+        count += 2 * embedding.width * model.hidden_size  # a projection in and one out
+    if embedding.norm is not None:
+        count += _count_norm(embedding.norm, model.hidden_size)
+    if embedding.positions is not None:
+        count += (embedding.positions.offset + embedding.positions.count) * model.hidden_size
+    return count + (model.vocab_size if model.head.bias else 0)
+
+
 def _count_layer(model: Model, kind: str) -> int:
     spec, norm, hidden_size = model.kinds[kind], model.norm_of(kind), model.hidden_size
-    norms = 4 if model.placement_of(kind) == "sandwich" else 2
+    norms = {"sandwich": 4, "parallel": 1}.get(model.placement_of(kind), 2)
     count = _count_attention(spec.attention, hidden_size, norm) + _count_mlp(spec.mlp, hidden_size)
     if spec.experts is not None:
         norms += 3  # behind the dense MLP, before and behind the experts
@@ -93,15 +108,32 @@ def _count_attention(attention: Attention, hidden_size: int, norm: RMSNorm | Lay
     count = hidden_size * (2 * width + keys_and_values * kv_width)
     if attention.bias != "none":
         count += width + keys_and_values * kv_width
+    if attention.sinks:
+        count += attention.num_heads
     if attention.bias == "qkvo":
         count += hidden_size
     if attention.qk_norm:
-        count += min(1 + keys_and_values, 2) * _count_norm(attention.qk_norm.norm or norm, attention.head_dim)
+        heads = {"head": (1, 1), "each_head": (attention.num_heads, attention.num_kv_heads)}
+        one, other = heads.get(attention.qk_norm.over, (attention.num_heads, attention.num_kv_heads))
+        normed = one + (other if keys_and_values else 0)
+        count += normed * _count_norm(attention.qk_norm.norm or norm, attention.head_dim)
     return count
 
 
-def _count_mlp(mlp: GatedMLP, hidden_size: int) -> int:
-    return 3 * hidden_size * mlp.intermediate_size + (2 * mlp.intermediate_size + hidden_size if mlp.bias else 0)
+def _count_mlp(mlp: GatedMLP | PlainMLP | MixtureMLP, hidden_size: int) -> int:
+    if isinstance(mlp, MixtureMLP):
+        return _count_mixture(mlp, hidden_size)
+    inner = 2 if isinstance(mlp, GatedMLP) else 1
+    count = (inner + 1) * hidden_size * mlp.intermediate_size + (2 if mlp.activation == "xielu" else 0)
+    return count + (inner * mlp.intermediate_size + hidden_size if mlp.bias else 0)
+
+
+def _count_mixture(mlp: MixtureMLP, hidden_size: int) -> int:
+    """Gate, up and down of each expert, its row of the router and its bias, and the shared expert with its gate."""
+    each = 3 * hidden_size * mlp.intermediate_size + hidden_size + (mlp.router.bias != "none")
+    each += 2 * mlp.intermediate_size + hidden_size if mlp.bias else 0
+    shared = 0 if mlp.shared is None else hidden_size * (3 * mlp.shared.width + mlp.shared.gate)
+    return mlp.num_experts * each + shared
 
 
 def _count_experts(experts: Experts, hidden_size: int) -> int:
@@ -139,4 +171,7 @@ def _describe_rotary(rotary: Rotary) -> str:
     words = rotary.kind if factor is None else f"{rotary.kind} {factor:g}"
     if rotary.pairing == "interleaved":
         words += " interleaved"
-    return words if rotary.scaling is None else f"{words} ({rotary.scaling.kind} x{rotary.scaling.factor:g})"
+    if rotary.scaling is None:
+        return words
+    by = rotary.scaling.alpha if isinstance(rotary.scaling, NTKScaling) else rotary.scaling.factor
+    return f"{words} ({rotary.scaling.kind} x{by:g})"

@@ -57,8 +57,10 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
                 problems += _attention_problems(recipe, at, kind)
                 problems += _rotary_problems(at, kind)
                 problems += _reference_problems(recipe, at, kind)
+                problems += _scaling_problems(recipe, at, kind)
                 problems += _expert_problems(at, kind)
         problems += _layer_problems(recipe, stack)
+    problems += _position_problems(recipe)
     problems += _draft_problems(recipe)
     problems += _export_problems(recipe)
     return problems
@@ -121,9 +123,47 @@ def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
 
 
 def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    count, top = _integer(kind, "experts", "num_experts"), _integer(kind, "experts", "router", "top")
-    if count and top and top > count:
-        yield Problem((*kind_at, "experts", "router", "top"), f"{top} of {count} experts cannot be chosen")
+    for block in ("experts", "mlp"):
+        count, router = _integer(kind, block, "num_experts"), _mapping(kind, block, "router")
+        at: Location = (*kind_at, block, "router")
+        top, groups, top_groups = (_integer(router, name) for name in ("top", "groups", "top_groups"))
+        if count and top and top > count:
+            yield Problem((*at, "top"), f"{top} of {count} experts cannot be chosen")
+            continue
+        if groups and top_groups and top_groups > groups:
+            yield Problem((*at, "top_groups"), f"{top_groups} of {groups} groups cannot be chosen")
+            continue
+        if not count or not groups or groups == 1 or min(count, groups) < 1:
+            continue
+        if count % groups:
+            yield Problem((*at, "groups"), f"{count} experts cannot be shared out among {groups} groups")
+        elif count // groups < 2:
+            yield Problem((*at, "groups"), "a group of one expert has no two best scores")
+        elif top and top_groups and top > count // groups * top_groups:
+            within = count // groups * top_groups
+            yield Problem((*at, "top"), f"{top} experts cannot be chosen from the {within} of {top_groups} groups")
+
+
+def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    """Learned positions end somewhere; a head that turns and falls off with distance is no known model's."""
+    width = _integer(recipe, "model", "embedding", "width")
+    if width and width == _integer(recipe, "model", "hidden_size"):
+        at: Location = ("model", "embedding", "width")
+        yield Problem(at, f"{width} is hidden_size: there is nothing to project", "leave it out")
+    count, context = _integer(recipe, "model", "embedding", "positions", "count"), _integer(recipe, "export", "context")
+    if count and context and context > count:
+        yield Problem(
+            ("export", "context"),
+            f"{context} positions, and {count} are learned: there are no rows for the others",
+            f"lower it to {count} or less",
+        )
+    for name, kind in islice(_mapping(recipe, "model", "kinds").items(), MAX_KINDS):
+        if _mapping(kind, "attention", "alibi") and _value(kind, "rotary", "kind") not in (None, "none"):
+            yield Problem(
+                ("model", "kinds", name, "rotary", "kind"),
+                "heads that turn, and whose scores fall with distance too (alibi)",
+                "write `kind: none`, or leave out attention.alibi",
+            )
 
 
 def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
@@ -185,12 +225,6 @@ def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
             "`factor` says neither `partial` nor `proportional`: they pair different dimensions",
             "add `kind: partial` (GPT-NeoX, Phi, GLM) or `kind: proportional` (Gemma 4)",
         )
-    low, high = (_value(rotary, "scaling", f"{end}_freq_factor") for end in ("low", "high"))
-    if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
-        yield Problem(
-            (*at, "scaling", "low_freq_factor"),
-            f"{low} is not below high_freq_factor {high}: between the two lies the smooth passage",
-        )
     precision = rotary.get("precision")
     if precision in ("float16", "bfloat16") and rotary.get("lossy") is not True:
         yield Problem(
@@ -217,6 +251,41 @@ def _reference_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
         "text stays fluent and drafts are rejected",
         f"write `kind: {theirs}`{meant}",
     )
+
+
+def _scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    at: Location = (*kind_at, "rotary", "scaling")
+    scaling = _mapping(kind, "rotary", "scaling")
+    for low_end, high_end, between in (
+        ("low_freq_factor", "high_freq_factor", "smooth passage"),
+        ("beta_slow", "beta_fast", "ramp"),
+    ):
+        low, high = scaling.get(low_end), scaling.get(high_end)
+        if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
+            yield Problem((*at, low_end), f"{low:g} is not below {high_end} {high:g}: between them lies the {between}")
+    width = _rotated_width(kind)
+    for name in ("short_factor", "long_factor"):
+        factors = scaling.get(name)
+        if isinstance(factors, list) and width and width % 2 == 0 and len(factors) != width // 2:
+            yield Problem((*at, name), f"{len(factors)} factors for the {width // 2} pairs that turn")
+    if scaling.get("kind") in ("dynamic", "ntk") and width == 2:
+        yield Problem((*at, "kind"), "a single pair has no frequency that theta could change")
+    trained, context = _integer(scaling, "original_context"), _integer(recipe, "export", "context")
+    if scaling.get("kind") == "dynamic" and trained and context and context > trained:
+        yield Problem(
+            at,
+            f"context {context} exceeds the trained {trained}: beyond it frequencies change with a text's length, "
+            "and keys in the cache were turned by others",
+            f"set export.context to {trained} or less, or take a scaling that is fixed: yarn, longrope, linear",
+        )
+
+
+def _rotated_width(kind: Mapping[str, Any]) -> int | None:
+    """How many dimensions of a head a full or partial rotary turns, None when the kind does not say."""
+    head_dim, factor = _integer(kind, "attention", "head_dim"), _value(kind, "rotary", "factor")
+    if _value(kind, "rotary", "kind") == "partial":
+        return int(factor * head_dim) if head_dim and isinstance(factor, int | float) and 0 < factor <= 1 else None
+    return head_dim
 
 
 def _layer_problems(recipe: Mapping[str, Any], stack: str) -> Iterator[Problem]:

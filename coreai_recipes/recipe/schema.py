@@ -68,7 +68,98 @@ class Llama3Scaling(Spec):
     original_context: Positive = Field(description="the context the model was trained with before scaling")
 
 
-Scaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="kind")]
+class DynamicScaling(Spec):
+    """theta grows with the length of a call beyond `original_context`: within it nothing is scaled, and a program with
+    a cache ends there."""
+
+    kind: Literal["dynamic"]
+    factor: Factor = Field(description="by how much the context is stretched, were it longer than the trained one")
+    original_context: Positive = Field(
+        description="the context the model was trained with (max_position_embeddings); export.context may not exceed it"
+    )
+
+
+class NTKScaling(Spec):
+    """theta times alpha^(R / (R - 2)), whatever the length: HunYuan, where it is called `dynamic` with an `alpha`."""
+
+    kind: Literal["ntk"]
+    alpha: PositiveFloat = Field(description="by how much theta is stretched; HunYuan uses 1000")
+
+
+class YarnScaling(Spec):
+    """Pairs that turn more than beta_fast times in the original context are kept, those that turn less than beta_slow
+    times divided by `factor`, a ramp between; cos and sin are multiplied by an attention factor."""
+
+    kind: Literal["yarn"]
+    factor: Factor = Field(description="by how much the context is stretched; gpt-oss uses 32, DeepSeek V3 40")
+    original_context: Positive = Field(description="the context the model was trained with before scaling")
+    beta_fast: PositiveFloat = Field(default=32.0, description="turns above which a pair is kept")
+    beta_slow: PositiveFloat = Field(default=1.0, description="turns below which a pair is divided")
+    truncate: Flag = Field(
+        default=True, description="whether the ramp begins and ends at whole pairs; not so in gpt-oss"
+    )
+    attention_factor: PositiveFloat | None = Field(
+        default=None, description="factor of cos and sin; made of factor and the mscales if unsaid"
+    )
+    mscale: PositiveFloat | None = Field(default=None, description="above the line of the attention factor (DeepSeek)")
+    mscale_all_dim: PositiveFloat | None = Field(
+        default=None, description="below the line of the attention factor (DeepSeek)"
+    )
+
+    @property
+    def angle_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return float(self.magnitude(self.mscale) / self.magnitude(self.mscale_all_dim))
+        return self.magnitude(1)
+
+    def magnitude(self, mscale: float) -> float:
+        """0.1 * mscale * ln(factor) + 1 (transformers' get_mscale)."""
+        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
+
+
+class LongRopeScaling(Spec):
+    """Each frequency divided by a factor of its own; cos and sin are multiplied by an attention factor.
+
+    There are two lists, of which one is chosen when the package is built: the long factors when export.context exceeds
+    the original context.
+    """
+
+    kind: Literal["longrope"]
+    factor: PositiveFloat = Field(
+        description="by how much the context is stretched: max_position_embeddings / original_context; Phi-3 uses 32"
+    )
+    original_context: Annotated[int, Field(ge=2, le=2**31 - 1, strict=True)] = Field(
+        description="the longest context for which the short factors serve; Phi-3 uses 4096"
+    )
+    short_factor: Annotated[list[PositiveFloat], Field(min_length=1, max_length=4096)] = Field(
+        description="what divides each pair's frequency within the original context"
+    )
+    long_factor: Annotated[list[PositiveFloat], Field(min_length=1, max_length=4096)] = Field(
+        description="what divides each pair's frequency when the context is longer"
+    )
+    attention_factor: PositiveFloat | None = Field(
+        default=None, description="factor of cos and sin; sqrt(1 + ln(factor) / ln(original_context)) if unsaid"
+    )
+
+    @property
+    def angle_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 1.0 if self.factor <= 1.0 else math.sqrt(1 + math.log(self.factor) / math.log(self.original_context))
+
+    def is_long(self, context: int | None) -> bool:
+        """Whether a session of `context` positions takes the long factors."""
+        return context is not None and context > self.original_context
+
+
+Scaling = Annotated[
+    LinearScaling | Llama3Scaling | DynamicScaling | NTKScaling | YarnScaling | LongRopeScaling,
+    Field(discriminator="kind"),
+]
 
 
 class TurningRotary(Spec):
@@ -107,6 +198,9 @@ class ProportionalRotary(TurningRotary):
     kind: Literal["proportional"]
     factor: Share = Field(description="the share of the head that rotates; Gemma 4 uses 0.25")
     pairing: Literal["half"] = "half"
+    scaling: Annotated[LinearScaling, Field()] | None = Field(
+        default=None, description="how frequencies are stretched beyond the trained context"
+    )
 
 
 class NoRotary(Spec):
@@ -144,10 +238,35 @@ Norm = Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]
 
 
 class QKNorm(Spec):
-    """Norm of queries and keys before the rotary; what it does not say it takes from the model's norm."""
+    """Norm of queries and keys; what it does not say it takes from the model's norm."""
 
-    over: Literal["head"] = Field(description="`head`: one norm over each head's dimensions")
+    over: Literal["head", "each_head", "width"] = Field(
+        description="`head`: over each head's dimensions, with weights that all heads share; `each_head`: with weights "
+        "of each head's own (StableLM, Cohere); `width`: over the whole projection (OLMo 2)"
+    )
     norm: Norm | None = Field(default=None, description="the norm, when it is not the model's")
+    after_rotary: Flag = Field(default=False, description="whether it comes behind the rotary (Hunyuan)")
+
+
+class Temperature(Spec):
+    """Queries times 1 + beta * log(1 + floor(position / original_context)): longer texts get sharper scores."""
+
+    beta: PositiveFloat = Field(description="how fast scores sharpen (llama_4_scaling_beta); Ministral 3 uses 0.1")
+    original_context: Positive = Field(description="positions that are left as they are")
+
+
+class Alibi(Spec):
+    """Scores fall with the distance of key and query, by a slope of each head's own; it stands in for a rotary.
+
+    The slopes are 2^(-max i / n), i = 1 .. n, for n heads, n a power of two; of other numbers of heads those beyond the
+    largest power of two below take every second slope of the series of 2n (BLOOM and MPT alike).
+    """
+
+    max: PositiveFloat = Field(default=8.0, description="the last slope is 2^-max (alibi_bias_max)")
+    scaled: Flag = Field(default=False, description="the distance is scaled as the scores are (Falcon)")
+    rounding: Literal["none", "bfloat16"] = Field(
+        default="none", description="of slopes, and of slopes times positions; Falcon takes them in bfloat16"
+    )
 
 
 class Attention(Spec):
@@ -161,9 +280,7 @@ class Attention(Spec):
     bias: Literal["none", "qkv", "qkvo"] = Field(
         default="none", description="which projections carry a bias; Qwen2 has qkv"
     )
-    qk_norm: QKNorm | None = Field(
-        default=None, description="norm of queries and keys before the rotary; Qwen3 has {over: head}"
-    )
+    qk_norm: QKNorm | None = Field(default=None, description="norm of queries and keys; Qwen3 has {over: head}")
     v_norm: Flag = Field(default=False, description="RMS norm of each value head, without a weight (Gemma 4)")
     k_eq_v: Flag = Field(
         default=False,
@@ -172,6 +289,14 @@ class Attention(Spec):
     scale: PositiveFloat | None = Field(default=None, description="factor of the scores; head_dim^-0.5 if unsaid")
     softcap: PositiveFloat | None = Field(
         default=None, description="scores become softcap * tanh(scores / softcap) (Gemma 2)"
+    )
+    clip: PositiveFloat | None = Field(
+        default=None, description="queries, keys and values are cut off at this magnitude (clip_qkv; OLMo, MPT)"
+    )
+    temperature: Temperature | None = Field(default=None, description="queries grow with their position (Ministral 3)")
+    alibi: Alibi | None = Field(default=None, description="scores fall with distance (BLOOM, MPT)")
+    sinks: Flag = Field(
+        default=False, description="a learned logit of each head joins the softmax, and its weight is dropped (gpt-oss)"
     )
     shares_kv_with: KindName | None = Field(
         default=None, description="read the cache of the last layer of that kind; own no k and v (Gemma 4)"
@@ -198,18 +323,88 @@ class SlidingAttention(Attention):
 AttentionKind = Annotated[FullAttention | SlidingAttention, Field(discriminator="kind")]
 
 
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+
+
 class GatedMLP(Spec):
     """down(activation(gate(x)) * up(x))."""
 
     kind: Literal["gated"]
-    activation: Literal["silu", "gelu_tanh"] = Field(
-        description="of the gate (hidden_act); gelu_pytorch_tanh is gelu_tanh here"
+    activation: Activation = Field(description="of the gate (hidden_act); gelu_pytorch_tanh is gelu_tanh here")
+    intermediate_size: Positive = Field(description="width between the projections")
+    bias: Flag = Field(default=False, description="whether the projections carry a bias")
+
+
+class PlainMLP(Spec):
+    """down(activation(up(x))): no gate (GPT-2, Phi, Nemotron)."""
+
+    kind: Literal["plain"]
+    activation: Activation | Literal["xielu"] = Field(
+        description="between the projections (hidden_act); gelu_new is gelu_tanh here, xielu has two learned scalars"
     )
     intermediate_size: Positive = Field(description="width between the projections")
     bias: Flag = Field(default=False, description="whether the projections carry a bias")
 
 
-MLP = Annotated[GatedMLP, Field()]
+class ExpertRouter(Spec):
+    """Chooses a token's experts by scores of proj(x), and weighs each by its score."""
+
+    score: Literal["softmax", "sigmoid"] = Field(
+        description="what makes scores of logits; softmax (Qwen, Mixtral) or sigmoid (DeepSeek V3, dots1, GLM-4 MoE)"
+    )
+    top: Positive = Field(description="experts of each token (num_experts_per_tok)")
+    bias: Literal["none", "logits", "choice"] = Field(
+        default="none",
+        description="`logits`: the projection's own (gpt-oss); `choice`: added to the scores by which experts are "
+        "chosen, not to those by which they are weighed (e_score_correction_bias; DeepSeek V3)",
+    )
+    groups: Positive = Field(
+        default=1, description="into which experts are divided; experts are chosen from the best groups (n_group)"
+    )
+    top_groups: Positive = Field(
+        default=1, description="groups with the largest sums of their two best scores (topk_group)"
+    )
+    renorm: Flag = Field(default=False, description="whether the weights of a token sum to one (norm_topk_prob)")
+    scale: PositiveFloat = Field(default=1.0, description="factor of the weights (routed_scaling_factor)")
+
+
+class SharedExpert(Spec):
+    """A gated MLP that every token passes through, beside the experts that it chooses."""
+
+    intermediate_size: Positive = Field(description="width of one")
+    count: Positive = Field(default=1, description="how many lie side by side in one MLP (n_shared_experts)")
+    gate: Flag = Field(default=False, description="whether its output is times sigmoid(gate(x)) (Qwen2 MoE)")
+
+    @property
+    def width(self) -> int:
+        return self.intermediate_size * self.count
+
+
+class Clamp(Spec):
+    """min(g, limit) * sigmoid(alpha * min(g, limit)) * (clip(u, -limit, limit) + 1) for gate g and up u (gpt-oss)."""
+
+    limit: PositiveFloat = Field(description="where gate and up are cut off (swiglu_limit); gpt-oss uses 7")
+    alpha: PositiveFloat = Field(description="how steep the gate is (swiglu_alpha); gpt-oss uses 1.702")
+
+
+class MixtureMLP(Spec):
+    """A mixture of gated MLPs in place of one: each token passes through the few that its router chooses."""
+
+    kind: Literal["moe"]
+    num_experts: Positive = Field(description="experts of each layer (num_experts, num_local_experts)")
+    activation: Activation = Field(description="of each expert's gate (hidden_act)")
+    intermediate_size: Positive = Field(description="width of one expert (moe_intermediate_size)")
+    bias: Flag = Field(default=False, description="whether the experts' projections carry a bias (gpt-oss)")
+    clamp: Clamp | None = Field(default=None, description="a clamped gate in place of the activation (gpt-oss)")
+    router: ExpertRouter = Field(description="how a token's experts are chosen and weighed")
+    shared: SharedExpert | None = Field(default=None, description="an MLP for every token beside the experts")
+    decode: Literal["gathered", "all"] = Field(
+        default="gathered",
+        description="for one token, gather the weights of its experts, or compute all of them; several take all",
+    )
+
+
+MLP = Annotated[GatedMLP | PlainMLP | MixtureMLP, Field(discriminator="kind")]
 
 
 class Router(Spec):
@@ -233,7 +428,7 @@ class Experts(Spec):
     )
 
 
-Placement = Literal["pre", "sandwich"]
+Placement = Literal["pre", "post", "sandwich", "parallel", "parallel_two_norms", "add"]
 
 
 class LayerKind(Spec):
@@ -260,20 +455,43 @@ class PerLayerEmbedding(Spec):
     activation: Literal["silu", "gelu_tanh"] = Field(default="gelu_tanh", description="of the gate in each layer")
 
 
+class LearnedPositions(Spec):
+    """A row for each position, added to the token's (GPT-2, OPT)."""
+
+    count: Positive = Field(description="positions that have a row; the context cannot be longer")
+    offset: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
+        default=0, description="rows before that of position 0; OPT has 2"
+    )
+
+
 class Embedding(Spec):
-    """The token table."""
+    """The token table, and what is added to its rows or done with them before the first layer."""
 
     scale: PositiveFloat | Literal["sqrt_hidden_size"] = Field(
         default=1.0, description="factor of the embedding; Gemma uses sqrt_hidden_size"
     )
     per_layer: PerLayerEmbedding | None = Field(default=None, description="Gemma 4's second table")
+    width: Positive | None = Field(
+        default=None,
+        description="columns of the table when not hidden_size: a projection leads in, and out again before the head "
+        "(OPT-350m)",
+    )
+    norm: Norm | None = Field(default=None, description="a norm of the first hidden state (BLOOM)")
+    positions: LearnedPositions | None = Field(default=None, description="learned positions (GPT-2, OPT)")
 
 
 class Head(Spec):
     """From the last hidden state to logits."""
 
     tied: Flag = Field(description="whether the head is the embedding's table (tie_word_embeddings)")
+    bias: Flag = Field(default=False, description="whether logits have a bias (Phi)")
+    scale: PositiveFloat = Field(
+        default=1.0, description="factor of the logits (Cohere's logit_scale, 1 / Granite's logits_scaling)"
+    )
     softcap: PositiveFloat | None = Field(default=None, description="logits become softcap * tanh(logits / softcap)")
+    norm: Norm | Literal["model", "none"] = Field(
+        default="model", description="the norm before the head, when it is not the model's; `none` where there is none"
+    )
 
 
 class Repeat(Spec):
@@ -293,7 +511,12 @@ class Stack(Spec):
     norm: Norm = Field(description="the norm of every layer and of the end, unless a kind has its own")
     placement: Placement = Field(
         default="pre",
-        description="where the norms of a block stand; `pre`: x + f(norm(x)), `sandwich`: x + norm(f(norm(x)))",
+        description="where the norms of a block f stand, attention and MLP; `pre`: x + f(norm(x)), `post`: "
+        "x + norm(f(x)), `sandwich`: x + norm(f(norm(x))), `add`: norm(x + f(x)); `parallel`: "
+        "x + attention(norm(x)) + mlp(norm(x)), and `parallel_two_norms` the same with a norm for each",
+    )
+    residual_multiplier: PositiveFloat = Field(
+        default=1.0, description="factor of what each block adds to the residual stream (Granite)"
     )
     layer_scalar: Flag = Field(
         default=False, description="each layer's output is multiplied by a learned scalar (Gemma 4)"
@@ -310,6 +533,11 @@ class Stack(Spec):
         """The kind of each layer, in order."""
         return tuple(rules.expand_layers(self.layers))
 
+    @property
+    def final_norm(self) -> RMSNorm | LayerNorm | None:
+        """The norm behind the last layer."""
+        return self.norm
+
     def norm_of(self, kind: str) -> RMSNorm | LayerNorm:
         return self.kinds[kind].norm or self.norm
 
@@ -322,6 +550,11 @@ class Model(Stack):
 
     embedding: Embedding = Field(default=Embedding(), description="the token table")
     head: Head = Field(description="from the last hidden state to logits")
+
+    @property
+    def final_norm(self) -> RMSNorm | LayerNorm | None:
+        said = self.head.norm
+        return self.norm if said == "model" else None if said == "none" else said
 
     @property
     def embedding_scale(self) -> float:
@@ -413,6 +646,18 @@ class Recipe(Spec):
     draft: Draft | None = Field(default=None, description="a model that drafts for this one, built as function `draft`")
     weights: Weights = Field(description="where the checkpoint keeps its tensors")
     export: Export = Field(description="how the package is written")
+
+    @property
+    def rotary_choices(self) -> dict[str, str]:
+        """By kind, what was fixed about a rotary that depends on the length of a text: a manifest states it."""
+        return {
+            name: (
+                f"longrope: the {'long' if scaling.is_long(self.export.context) else 'short'} factors, "
+                f"for context {self.export.context} and original context {scaling.original_context}"
+            )
+            for name, kind in self.model.kinds.items()
+            if isinstance(scaling := getattr(kind.rotary, "scaling", None), LongRopeScaling)
+        }
 
     @model_validator(mode="after")
     def _hold_the_rules(self) -> Self:

@@ -94,13 +94,22 @@ class RandomCheckpoint(Checkpoint):
             source = table.find(name, table.prefixes[0]) if table.knows(name) else None
             if source is None:
                 continue  # `bind` says so
-            if source.rows:
-                rows = sum(shapes[part][0] for part in source.rows if part in shapes)
+            if source.stack:
+                each = (shape[1] // len(source.stack), *shape[2:])
+                for tensor in (tensor for parts in source.of_experts(shape[0]) for tensor in parts):
+                    found[tensor] = TensorInfo(tensor, each, "F32", "random")
+                    self._spreads[tensor] = _choose_spread(name, each, recipe.model)
+                continue
+            if source.parts:
+                rows = sum(shapes[part][0] for part in source.parts if part in shapes)
                 shape = (rows, *shape[1:])
             if source.transpose:
-                shape = shape[::-1]
+                shape = (*shape[:-2], shape[-1], shape[-2])
             found[source.tensor] = TensorInfo(source.tensor, shape, "F32", "random")
             self._spreads[source.tensor] = _choose_spread(name, shape, recipe.model)
+        for name, value in table.constants_of(len(recipe.model.layer_kinds), table.prefixes[0]).items():
+            found[name] = TensorInfo(name, (), "F32", "random")
+            self._spreads[name] = _Spread(value, 0.0)
         return found
 
 

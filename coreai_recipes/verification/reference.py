@@ -7,6 +7,7 @@ So the peak is one layer, whatever the depth, and the code is transformers' own 
 
 import copy
 import inspect
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -21,11 +22,12 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.names import load_names
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.converted_names import ConvertedNames
 
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
-# Where `_recording_attention` leaves what it is given: (attention module, query, key).
-_records: ContextVar[list[tuple[nn.Module, Tensor, Tensor]] | None] = ContextVar("records", default=None)
+# Where `_recording_attention` leaves what it is given: (attention module, query, key, the factor of the scores).
+_records: ContextVar[list[tuple[nn.Module, Tensor, Tensor, float | None]] | None] = ContextVar("records", default=None)
 
 
 class UnknownStructure(Exception):
@@ -36,19 +38,21 @@ class UnknownStructure(Exception):
 class LayerRecord:
     """What one layer was given and what it made of it, each (S, features); q and k are those after the rotary.
 
-    `attention` is the attention branch before the residual sum.
+    `attention` is the attention branch before the residual sum. Families from before transformers' attention interface
+    (BLOOM, MPT, Falcon) keep q and k to themselves: None.
     """
 
     index: int
     input: Tensor
-    query: Tensor
-    key: Tensor
+    query: Tensor | None
+    key: Tensor | None
     attention: Tensor
     output: Tensor
 
     def compared(self) -> dict[str, Tensor]:
         """What is compared, in the order of computation."""
-        return {"query": self.query, "key": self.key, "attention": self.attention, "output": self.output}
+        found = {"query": self.query, "key": self.key, "attention": self.attention, "output": self.output}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 class Reference:
@@ -60,10 +64,14 @@ class Reference:
         if recipe.reference is None:
             raise ValueError(f"{recipe.name} has no reference")
         register_attention()
-        config = make_config(recipe.reference.model_type, checkpoint)
+        config = make_config(recipe.reference.model_type, checkpoint, recipe.export.context)
         config._experts_implementation = "eager"  # the grouped product wants widths of whole 16 bytes
         with torch.device("meta"):
-            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
+            self.model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=choose_attention(config)
+            ).eval()
+        kinds = recipe.model.layer_kinds
+        self._score_scales = [recipe.model.kinds[name].attention.score_scale for name in kinds]
         self.layers = _find_layers(self.model, config.num_hidden_layers)
         self._weights = Weights(self.model, checkpoint, load_names(recipe.weights.names).prefixes)
         self._on_layer: Callable[[LayerRecord], None] | None = None
@@ -90,13 +98,17 @@ class Reference:
         """
         found: list[tuple[Tensor, Tensor] | None] = []
 
+        # families from before transformers' own recording give their hidden states first in a tuple
+        in_tuple = not getattr(self.model.base_model, "_can_record_outputs", None)
+
         def look(*arguments: Any, **named: Any) -> Any:
             given = named.get("position_embeddings")
             is_pair = isinstance(given, tuple) and len(given) == 2 and all(isinstance(g, Tensor) for g in given)
             found.append(given if is_pair else None)
             if len(found) == len(self.layers):
                 raise _SeenAll
-            return arguments[0] if arguments else named["hidden_states"]
+            hidden = arguments[0] if arguments else named["hidden_states"]
+            return (hidden,) if in_tuple else hidden
 
         model = copy.copy(self.model.base_model)  # shares every module: only the layers are exchanged for lookers
         model._modules = dict(model._modules)
@@ -130,7 +142,7 @@ class Reference:
         for module in self.model.modules():
             if id(module) in inside or module is head or not self._weights.owns_any(module):
                 continue
-            if isinstance(module, nn.Embedding):
+            if isinstance(module, nn.Embedding) and _looks_up_tokens(module):
                 module.padding_idx = None  # only for gradients, and it would be checked against the few rows
                 self._handles.append(module.register_forward_pre_hook(self._weights.fill_rows))
             else:
@@ -138,7 +150,7 @@ class Reference:
             self._handles.append(module.register_forward_hook(lambda module, *_: self._weights.empty(module)))
         for index, layer in enumerate(self.layers):
             for module in layer.modules():
-                self._handles.append(module.register_forward_hook(self._keep_attention))
+                self._handles.append(module.register_forward_hook(self._keep_attention, with_kwargs=True))
             self._handles.append(layer.register_forward_pre_hook(lambda layer, _: self._begin(layer)))
             hook = _LayerHook(index, self._end)
             self._handles.append(layer.register_forward_hook(hook, with_kwargs=True))
@@ -153,25 +165,35 @@ class Reference:
             records.clear()
         self._weights.fill(layer)
 
-    def _keep_attention(self, module: nn.Module, _: Any, output: Any) -> None:
+    def _keep_attention(self, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         records = _records.get()
         if records and records[-1][0] is module:
             self._attention = first(output)
+        elif not records and type(module).__name__.endswith(("Attention", "Attention2")):
+            # BLOOM's attention adds the residual itself
+            arguments = inspect.signature(module.forward).bind(*given, **named).arguments
+            residual = arguments.get("residual")
+            self._attention = first(output) if residual is None else first(output) - residual
 
     def _end(self, index: int, layer: nn.Module, hidden: Tensor, output: Any) -> None:
         self._weights.empty(layer)
         if self._on_layer is None:
             return
         records = _records.get()
-        if not records or self._attention is None:
-            raise UnknownStructure(f"transformers' {type(layer).__name__} does not call its attention by name")
-        _, query, key = records[-1]
+        if self._attention is None:
+            raise UnknownStructure(f"transformers' {type(layer).__name__} has no attention that is known")
+        query, key = None, None
+        if records:
+            _, query, key, scale = records[-1]
+            ours = self._score_scales[index]
+            if scale is not None and not math.isclose(scale, ours, rel_tol=1e-6):
+                query = query * (scale / ours)  # OPT scales its queries before they are handed over
         self._on_layer(
             LayerRecord(
                 index,
                 input=_by_position(hidden),
-                query=_by_position(query.transpose(1, 2)),
-                key=_by_position(key.transpose(1, 2)),
+                query=None if query is None else _by_position(query.transpose(1, 2)),
+                key=None if key is None else _by_position(key.transpose(1, 2)),
                 attention=_by_position(self._attention),
                 output=_by_position(first(output)),
             )
@@ -218,6 +240,7 @@ class Weights:
         self._model_type = model.config.model_type
         self._names = {id(module): name for name, module in model.named_modules()}
         self._meta: dict[tuple[int, str], Tensor] = {}  # what an emptied module gets back
+        self._converted = ConvertedNames(model, checkpoint.tensors)
         self._tied: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)
 
     def owns_any(self, module: nn.Module) -> bool:
@@ -228,8 +251,10 @@ class Weights:
         for child in module.modules():
             for leaf in self._own(child):
                 wanted = getattr(child, leaf)
-                tensor = self._find(child, leaf, tuple(wanted.shape))
-                self._put(child, leaf, self._checkpoint.read(tensor).to(wanted.dtype))
+                value = self._converted.read(self._name(child, leaf), self._checkpoint.read)
+                if value is None:
+                    value = self._checkpoint.read(self._find(child, leaf, tuple(wanted.shape)))
+                self._put(child, leaf, value.to(wanted.dtype))
 
     def fill_rows(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Give a token table only the rows in use, and the module the ids of those rows."""
@@ -263,10 +288,10 @@ class Weights:
 
     def _find(self, module: nn.Module, leaf: str, shape: tuple[int, ...]) -> str:
         """The checkpoint's name of a tensor, under one of the family's prefixes. Raises CheckpointError."""
-        name = f"{self._names[id(module)]}.{leaf}".lstrip(".")
+        name = self._name(module, leaf)
         name = self._tied.get(name, name)
-        rest = name.removeprefix("model.")
-        candidates = [name, *(prefix + rest for prefix in self._prefixes)]
+        rest = name.removeprefix(next((p for p in ("model.", *self._prefixes) if p and name.startswith(p)), ""))
+        candidates = [name, self._converted.renamed(name), *(prefix + rest for prefix in self._prefixes)]
         found = next((candidate for candidate in candidates if candidate in self._checkpoint.tensors), None)
         place = f"{self._checkpoint.place}: "
         if found is None:
@@ -275,6 +300,9 @@ class Weights:
         if stored != shape:
             raise CheckpointError(f"{place}{found} is {stored}, transformers' {self._model_type} needs {shape}")
         return found
+
+    def _name(self, module: nn.Module, leaf: str) -> str:
+        return f"{self._names[id(module)]}.{leaf}".lstrip(".")
 
     def _put(self, module: nn.Module, leaf: str, value: Tensor) -> None:
         self._meta.setdefault((id(module), leaf), getattr(module, leaf))
@@ -287,8 +315,12 @@ class Weights:
         setattr(module, leaf, value)
 
 
-def make_config(model_type: str, checkpoint: Checkpoint) -> Any:
-    """transformers' config of `model_type` from the checkpoint's config.json, or from the text part of it."""
+def make_config(model_type: str, checkpoint: Checkpoint, context: int) -> Any:
+    """transformers' config of `model_type` from the checkpoint's config.json, or from the text part of it.
+
+    A package of `context` positions has chosen between longrope's factors when it was built, transformers chooses at
+    each call: here both its lists are the chosen one.
+    """
     from transformers import AutoConfig
 
     settings = checkpoint.config
@@ -302,7 +334,18 @@ def make_config(model_type: str, checkpoint: Checkpoint) -> Any:
         )
     # what a quantised checkpoint says about itself: its tensors come to us as floats
     dropped = ("model_type", "quantization_config", "auto_map")
-    return AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
+    config = AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
+    _fix_longrope(getattr(config, "rope_parameters", None) or {}, context)
+    return config
+
+
+def _fix_longrope(parameters: dict[str, Any], context: int) -> None:
+    if parameters.get("rope_type") == "longrope":
+        chosen = "long" if context > parameters["original_max_position_embeddings"] else "short"
+        parameters["short_factor"] = parameters["long_factor"] = parameters[f"{chosen}_factor"]
+    for nested in parameters.values():
+        if isinstance(nested, dict):
+            _fix_longrope(nested, context)
 
 
 def keep_all(model: Any, length: int) -> dict[str, Tensor]:
@@ -326,7 +369,7 @@ def _by_position(x: Tensor) -> Tensor:
 
 
 def _find_layers(model: Any, count: int) -> nn.ModuleList:
-    for child in model.base_model.children():
+    for child in model.base_model.modules():
         if isinstance(child, nn.ModuleList) and len(child) == count:
             return child
     raise UnknownStructure(f"transformers' {type(model).__name__} has no list of {count} layers")
@@ -347,6 +390,22 @@ def restore_buffers(model: Any) -> None:
             owners[max(inside, key=len)]._init_weights(module)
 
 
+def choose_attention(config: Any) -> str:
+    """The implementation that notes q and k, where the family calls its attention by name; else torch's own, which adds
+    Falcon's alibi once where its eager form adds it twice; else the only one there is."""
+    from transformers import AutoModelForCausalLM
+
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    if model_class._supports_attention_backend:
+        return ATTENTION
+    return "sdpa" if model_class._supports_sdpa else "eager"
+
+
+def _looks_up_tokens(module: nn.Embedding) -> bool:
+    """Whether it is called with token ids; OPT's learned positions are looked up by a mask."""
+    return next(iter(inspect.signature(module.forward).parameters)) in ("input", "input_ids")
+
+
 def register_attention() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
@@ -359,7 +418,7 @@ def _recording_attention(module: nn.Module, query: Tensor, key: Tensor, *argumen
     """The family's own eager attention, after a note of q and k."""
     records = _records.get()
     if records is not None:
-        records.append((module, query, key))
+        records.append((module, query, key, named.get("scaling")))
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if eager is None:
         raise UnknownStructure(f"{type(module).__module__} has no eager_attention_forward")

@@ -34,6 +34,8 @@ class StreamedDecoder:
         ids, places = torch.unique(torch.tensor([list(input_ids)]), return_inverse=True)
         meta = table.weight
         table.weight = nn.Parameter(self._read_rows("embedding.weight", ids.tolist()), requires_grad=False)
+        for name, part in table.named_children():
+            fill_from(part, self.bindings, f"embedding.{name}.", self.stored)
         position, count = (torch.tensor([n], dtype=torch.int32) for n in (0, len(input_ids)))
         rows = None
         if self.decoder.per_layer is not None:
@@ -42,6 +44,8 @@ class StreamedDecoder:
         with torch.inference_mode():
             x, self._inputs, self._per_layer = self.decoder.front(places, position, count, rows, cached=False)
         table.weight = meta
+        for part in table.children():
+            empty(part)
         if self.decoder.per_layer is not None:
             empty(self.decoder.per_layer)
         self._caches = {}
@@ -60,7 +64,7 @@ class StreamedDecoder:
         of_layer = None if self._per_layer is None else slice_of(self._per_layer, torch.tensor([index]))
         with self._filled(index), _watch(watched, found), torch.inference_mode():  # type: ignore[arg-type]
             given = self._inputs[layer.kind]  # type: ignore[index]
-            output = layer(x, given.cos, given.sin, given.mask, self._caches[owner], of_layer)
+            output = layer(x, given.cos, given.sin, given.mask, self._caches[owner], of_layer, given.temperature)
             found["output"] = by_position(output)
         return found
 
@@ -79,14 +83,21 @@ class StreamedDecoder:
         """Logits (S, V) of the last hidden state x (1, C, 1, S), the head in blocks of rows."""
         tied = self.decoder.recipe.model.head.tied
         binding = self.bindings["embedding.weight" if tied else "head.weight"]
+        head, bias = self.decoder.head, self.bindings.get("head.bias")
         fill_from(self.decoder.norm, self.bindings, "norm.", self.stored)
+        for name, part in head.named_children():
+            fill_from(part, self.bindings, f"head.{name}.", self.stored)
+        biases = None if bias is None else self._as_used(bias.read(), bias.tensor)
+        pieces: list[Tensor] = []
+        row = 0
         with torch.inference_mode():
             x = self.decoder.norm(x)
-            pieces = [
-                self.decoder.head(x, self._as_used(block, binding.tensor)[..., None, None])
-                for block in binding.blocks()
-            ]
-        empty(self.decoder.norm)
+            for block in binding.blocks():
+                weight = self._as_used(block, binding.tensor)[..., None, None]
+                pieces.append(head(x, weight, None if biases is None else biases[row : row + len(block)]))
+                row += len(block)
+        for part in (self.decoder.norm, *head.children()):
+            empty(part)
         return torch.cat(pieces, -1)[0]
 
     @contextmanager

@@ -161,6 +161,45 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }  # fmt: skip
 
 
+# The dense families' mechanisms, one kind for each way in which norms and blocks are put together. Its package is held
+# against torch: a whole conversion folds what it sees the values of, xielu's scalars and the norms of each head.
+def dense_recipe(**more: Any) -> Recipe:
+    return small_recipe(
+        {
+            "alibi": layer_kind(
+                rotary="none",
+                attention_alibi={},
+                attention_bias="qkvo",
+                mlp={"kind": "plain", "activation": "relu2", "bias": True},
+                placement="parallel",
+            ),
+            "post": layer_kind(
+                "sliding",
+                attention_qk_norm={"over": "width"},
+                attention_clip=0.7,
+                mlp={"kind": "plain", "activation": "gelu"},
+                placement="post",
+            ),
+            "two_norms": layer_kind(
+                attention_qk_norm={"over": "each_head", "after_rotary": True},
+                attention_temperature={"beta": 0.3, "original_context": 5},
+                mlp={"activation": "relu"},
+                placement="parallel_two_norms",
+                norm={"kind": "layer", "eps": 1e-5, "bias": False},
+            ),
+            "add": layer_kind("sliding", mlp={"kind": "plain", "activation": "xielu"}, placement="add"),
+            "falcon": layer_kind(
+                "sliding", "none", attention_alibi={"scaled": True, "rounding": "bfloat16"}, mlp={"activation": "gelu"}
+            ),
+        },
+        ["alibi", "post", "two_norms", "add", "falcon"],
+        embedding={"width": 40, "norm": {"kind": "layer", "eps": 1e-5}, "positions": {"count": 64, "offset": 2}},
+        head={"tied": False, "bias": True, "scale": 0.3},
+        residual_multiplier=0.7,
+        **more,
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------- weights
 
 

@@ -42,7 +42,7 @@ class WholeFunction(nn.Module):
             if not shares:
                 cache = make_cache(keys, values, slot, position, of_kind.place)
             of_layer = None if per_layer is None else slice_of(per_layer, torch.tensor([index]))
-            x = layer(x, of_kind.cos, of_kind.sin, of_kind.mask, cache, of_layer)
+            x = layer(x, of_kind.cos, of_kind.sin, of_kind.mask, cache, of_layer, of_kind.temperature)
         if self.function == "prefill" and not alone:
             x = x.index_select(3, count - 1)
         return decoder.logits(x)

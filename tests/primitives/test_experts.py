@@ -124,7 +124,7 @@ def test_experts_equal_their_reference(kind: str, name: str) -> None:
 
 def test_every_activation_that_a_recipe_can_say_is_compared() -> None:
     said = set(get_args(schema.Experts.model_fields["activation"].annotation))
-    assert set(THEIR_ACTIVATIONS) == said == set(ACTIVATIONS)
+    assert set(THEIR_ACTIVATIONS) == said <= set(ACTIVATIONS)
 
 
 def test_one_token_gives_the_same_gathered_and_computed_by_all_experts() -> None:

@@ -65,11 +65,34 @@ def layer(x: Tensor, weight: str = "w", bias: bool = True, eps: float = EPS) -> 
     return theirs(x), ours(x, spec, **{name: p.detach() for name, p in theirs.named_parameters()})
 
 
+def layer_plus_one(x: Tensor) -> tuple[Tensor, Tensor]:
+    from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
+
+    theirs = NemotronLayerNorm1P(x.shape[2], eps=EPS)
+    for parameter in theirs.parameters():
+        parameter.copy_(0.3 * torch.randn(x.shape[2]))
+    spec = schema.LayerNorm(kind="layer", eps=EPS, weight="1+w")
+    return theirs(x), ours(x, spec, weight=1 + theirs.weight, bias=theirs.bias)
+
+
+def each_head(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of each row's own, over the last axis (Cohere's q_norm)."""
+    from transformers.models.cohere.modeling_cohere import CohereLayerNorm
+
+    theirs = CohereLayerNorm((x.shape[0], x.shape[2]), eps=EPS)
+    theirs.weight.copy_(1 + 0.3 * torch.randn(theirs.weight.shape))
+    norm = build_norm(schema.LayerNorm(kind="layer", eps=EPS, bias=False), x.shape[2], rows=x.shape[0])
+    norm.weight.copy_(theirs.weight[..., None, None])
+    return theirs(x.transpose(0, 1)).transpose(0, 1), channels_last(norm(channels_first(x)))
+
+
 PARITY: dict[str, dict[str, Case]] = {
     "rms": {"llama": rms, "gemma": rms_plus_one, "gemma4_v_norm": rms_without_weight},
     "layer": {
         "torch": layer,
         "cohere_without_bias": lambda x: layer(x, bias=False),
+        "cohere_each_head": each_head,
+        "nemotron_1_plus_w": layer_plus_one,
         "olmo_without_anything": lambda x: layer(x, weight="none", bias=False),
     },
 }

@@ -75,12 +75,35 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     (
         "llama",
         {"rope_scaling": {"rope_type": "spiral"}},
-        f'rope_scaling.rope_type: "spiral": {NOT_UNDERSTOOD}\n  there are: default, linear, llama3, proportional',
+        f'rope_scaling.rope_type: "spiral": {NOT_UNDERSTOOD}\n'
+        "  there are: default, linear, llama3, yarn, longrope, dynamic, proportional",
     ),
     (
         "llama",
-        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-        'rope_scaling.rope_type: "yarn": ' + needs("yarn scaling"),
+        {"rope_scaling": {"type": "axial"}},
+        'rope_scaling.rope_type: "axial": ' + needs("an axial rotary"),
+    ),
+    ("llama", {"rope_scaling": {"type": "yarn"}}, 'rope_scaling.factor: missing, rope_type "yarn" needs it'),
+    (
+        "llama",
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 1, "beta_slow": 2}},
+        "rope_parameters: rotary.scaling.beta_slow: 2 is not below beta_fast 1: between them lies the ramp",
+    ),
+    (
+        "llama",
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [1.0] * 4}},
+        "rope_parameters: rotary.scaling.short_factor: 2 factors for the 4 pairs that turn",
+    ),
+    (
+        "llama",
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4}},
+        'rope_scaling.long_factor: missing, rope_type "longrope" needs it',
+    ),
+    (
+        "gemma3_text",
+        {"rope_parameters": {"sliding_attention": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}},
+        "rope_parameters.sliding_attention.truncate: false: transformers does not read it where layers have parameters "
+        "of their own",
     ),
     ("llama", {"rope_scaling": {"type": "linear"}}, 'rope_scaling.factor: missing, rope_type "linear" needs it'),
     (

@@ -67,9 +67,32 @@ RULES = [
         "rotary: {kind: full, theta: 10000, scaling: {kind: llama3, factor: 8, low_freq_factor: 4, "
         "high_freq_factor: 4, original_context: 32}}",
         "r.yaml:12:94: model.kinds.full.rotary.scaling.low_freq_factor: "
-        "4 is not below high_freq_factor 4: between the two lies the smooth passage",
+        "4 is not below high_freq_factor 4: between them lies the smooth passage",
         "rotary: {kind: full, theta: 10000, scaling: {kind: llama3, factor: 8, low_freq_factor: 1, "
         "high_freq_factor: 4, original_context: 32}}",
+    ),
+    (
+        ROTARY,
+        "rotary: {kind: full, theta: 10000, scaling: {kind: yarn, factor: 8, beta_slow: 32, original_context: 32}}",
+        "r.yaml:12:86: model.kinds.full.rotary.scaling.beta_slow: "
+        "32 is not below beta_fast 32: between them lies the ramp",
+        "rotary: {kind: full, theta: 10000, scaling: {kind: yarn, factor: 8, beta_slow: 31, original_context: 32}}",
+    ),
+    (
+        ROTARY,
+        "rotary: {kind: full, theta: 10000, scaling: {kind: dynamic, factor: 8, original_context: 63}}",
+        "r.yaml:12:51: model.kinds.full.rotary.scaling: context 64 exceeds the trained 63: beyond it frequencies "
+        "change with a text's length, and keys in the cache were turned by others\n"
+        "  set export.context to 63 or less, or take a scaling that is fixed: yarn, longrope, linear",
+        "rotary: {kind: full, theta: 10000, scaling: {kind: dynamic, factor: 8, original_context: 64}}",
+    ),
+    (
+        ROTARY,
+        "rotary: {kind: partial, factor: 0.5, theta: 10000, scaling: {kind: longrope, factor: 8, original_context: 32, "
+        "short_factor: [1, 2], long_factor: [1, 2, 3, 4]}}",
+        "r.yaml:12:152: model.kinds.full.rotary.scaling.long_factor: 4 factors for the 2 pairs that turn",
+        "rotary: {kind: partial, factor: 0.5, theta: 10000, scaling: {kind: longrope, factor: 8, original_context: 32, "
+        "short_factor: [1, 2], long_factor: [1, 2]}}",
     ),
     (
         "[full, {",

@@ -49,7 +49,7 @@ def recipe_from_config(
         )
     part = spread(part, family)
     read = read_model(part, family)
-    longest = part.get("max_position_embeddings")
+    longest = part.get(family.longest)
     data = {
         "recipe": 1,
         "name": name,
@@ -161,6 +161,8 @@ def _choose_context(model: Mapping[str, Any], longest: Any) -> int:
     windows = [kind["attention"].get("window") or 0 for kind in model["kinds"].values()]
     window = max(size for size in windows) if windows else 0
     wanted = max(CONTEXT, 2 * window if isinstance(window, int) else 0)
+    positions = get_path(model, "embedding.positions.count")
+    longest = positions or longest
     limit = longest if isinstance(longest, int) and longest >= 2 else wanted
     return max(min(wanted, limit, 1 << 20), min(window, 1 << 20))
 

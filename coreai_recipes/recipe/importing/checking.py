@@ -33,12 +33,18 @@ def find_config_problems(config: Mapping[str, Any], family: Family) -> Iterator[
     for name, value in config.items():
         if name in family.fields:
             yield from judge_value(name, value, family.fields[name])
-        elif name in irrelevant:
-            yield from _judge_irrelevant(name, value, irrelevant[name])
+        elif _inner(name, family) in irrelevant:
+            yield from _judge_irrelevant(name, value, irrelevant[_inner(name, family)])
         elif name == "rope_parameters" or name in family.rope_fields:
             continue  # judged where they are read, by their layers
         elif name != family.part and name not in family.ignored:
             yield f"{shorten(name)}: {NOT_UNDERSTOOD}"
+
+
+def _inner(name: str, family: Family) -> str:
+    """The name of a field inside of one that holds fields, which may have those that every config has."""
+    holder, _, inner = name.partition(".")
+    return inner if holder in family.inline else name
 
 
 def judge_value(name: str, value: Any, rule: FieldRule) -> Iterator[str]:

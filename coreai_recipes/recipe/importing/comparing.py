@@ -73,6 +73,8 @@ def describe_layers(model: Stack) -> list[dict[str, Any]]:
 def _compare(one: dict[str, Any], other: dict[str, Any]) -> Iterator[Difference]:
     for path in dict.fromkeys([*one, *other]):
         a, b = one.get(path, ABSENT), other.get(path, ABSENT)
+        if (a, b) in ((ABSENT, False), (False, ABSENT)):
+            continue  # what is not there is not so either
         if a != b or isinstance(a, bool) != isinstance(b, bool):
             yield Difference(path, a, b)
 

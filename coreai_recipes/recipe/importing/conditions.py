@@ -18,10 +18,16 @@ def value_in(config: Mapping[str, Any], name: str, family: Family) -> Any:
 
 
 def evaluate(expression: str, config: Mapping[str, Any], family: Family) -> Any:
-    """`one` or `one // other`, of the config's fields."""
-    one, _, other = expression.partition(" // ")
-    value = value_in(config, one, family)
-    return value // value_in(config, other, family) if other else value
+    """`one`, `one // other` or `one * other`, of the config's fields and of numbers."""
+
+    def term(word: str) -> Any:
+        return int(word) if word.isdecimal() else value_in(config, word, family)
+
+    one, *rest = expression.split(" ")
+    if not rest:
+        return term(one)
+    operator, other = rest
+    return term(one) * term(other) if operator == "*" else term(one) // term(other)
 
 
 def holds(when: Mapping[str, Any], config: Mapping[str, Any], family: Family, traits: Mapping[str, str] = {}) -> bool:

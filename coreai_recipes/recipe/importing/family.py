@@ -52,8 +52,8 @@ class FieldRule(_Rule):
         sets: the paths that take its value; one that ends with `?` only where the block that holds it is there.
         values: the recipe's words for the config's; a value that is not there is refused.
         off: the value with which the field sets nothing (null, unless said).
-        absent: what null stands for: another field, or `one // other`.
-        via: the scores' factor is the field to the power -1/2.
+        absent: what null stands for: another field, `one // other` or `one * other`, each a field or a number.
+        via: the recipe has the field to the power -1/2, or one over it.
         doubles: a path whose value is doubled when the field is true.
         when: other fields and what they must be, for this one to mean anything; `on` and `off` are words for it.
         of: the layers that it is for, by what they differ in.
@@ -66,7 +66,7 @@ class FieldRule(_Rule):
     values: dict[str, Any] | None = None
     off: Any = None
     absent: str | None = None
-    via: Literal["inverse_sqrt"] | None = None
+    via: Literal["inverse_sqrt", "inverse"] | None = None
     doubles: str | None = None
     when: Settings = {}
     of: dict[str, str] = {}
@@ -114,11 +114,22 @@ class SwitchRow(_Rule):
 
 
 class RopeType(_Rule):
-    """One of transformers' rope_types: the paths that it sets, and where its parameters go; or what it needs."""
+    """One of transformers' rope_types: the paths that it sets, and where its parameters go; or what it needs.
+
+    Attributes:
+        like: the rope_type of which this is another name.
+        derived: paths that take a field of the config, which is none of the parameters.
+        ratio: the parameter that, unsaid, is max_position_embeddings / original_max_position_embeddings.
+        stretch: the scaling that `factor` is when it is not 1, for a type that has one without.
+    """
 
     set: Settings = {}
     fields: dict[str, FieldRule] = {}
     needs: str | None = None
+    like: str | None = None
+    derived: dict[str, str] = {}
+    ratio: str | None = None
+    stretch: str | None = None
 
 
 class RopeSlot(_Rule):
@@ -127,6 +138,7 @@ class RopeSlot(_Rule):
     Attributes:
         theta: transformers' default.
         theta_field, scaling_field, partial_field: the spelling before rope_parameters, null where there was none.
+        original_field: the config's own original_max_position_embeddings, which counts before the parameters'.
         nested: the key in rope_parameters, for families whose kinds have parameters of their own.
         types: rope_types that mean something of their own here; `fields` are read beside those of any type.
         partial: the default share of the head where heads turn in part, null where they turn whole.
@@ -138,6 +150,7 @@ class RopeSlot(_Rule):
     theta_field: str | None = "rope_theta"
     scaling_field: str | None = "rope_scaling"
     partial_field: str | None = "partial_rotary_factor"
+    original_field: str | None = None
     nested: str | None = None
     partial: float | None = None
     default: Settings = {}
@@ -149,6 +162,7 @@ class RopeSlot(_Rule):
     def known_types(self) -> dict[str, RopeType]:
         """What may stand as rope_type, with everything that is then read."""
         known = {**rope_types(), **self.types}
+        known = {name: known[each.like] if each.like else each for name, each in known.items()}
         if not self.fields:
             return known
         return {
@@ -217,6 +231,7 @@ class Family(_Rule):
         aliases: other names of fields, as transformers' attribute_map has them.
         inline: fields that hold fields, which are then named `attn_config.clip_qkv`.
         weights: the table of weight names; a switch may set another.
+        longest: the field that says how many positions the model was trained for.
         per_layer: the field in which single layers say over what all say.
     """
 
@@ -227,6 +242,7 @@ class Family(_Rule):
     draft: bool = False
     weights: str = "llama"
     layer_count: str = "num_hidden_layers"
+    longest: str = "max_position_embeddings"
     per_layer: str | None = None
     aliases: dict[str, str] = {}
     inline: tuple[str, ...] = ()
@@ -249,8 +265,8 @@ class Family(_Rule):
         """The config's fields that rules name."""
         named = set() if self.part else {self.layer_count}
         for rule in self.fields.values():
-            named |= {*rule.when, *(rule.absent.split(" // ") if rule.absent else ())}
-        named |= {name for expression in self.derived.values() for name in expression.split(" // ")}
+            named |= {*rule.when, *(fields_in(rule.absent) if rule.absent else ())}
+        named |= {name for expression in self.derived.values() for name in fields_in(expression)}
         for row in (row for rows in self.switches.values() for row in rows):
             named |= set(row.given)
         for layer_rule in (rule for trait in self.layers.values() for rule in trait.rules):
@@ -272,6 +288,11 @@ class Irrelevant(_Rule):
     why: str
     only: tuple[Any, ...] | None = None
     needs: str | None = None
+
+
+def fields_in(expression: str) -> Iterator[str]:
+    """The config's fields that an expression names."""
+    return (word for word in expression.split(" ") if word not in ("//", "*") and not word.isdecimal())
 
 
 def family_names() -> list[str]:

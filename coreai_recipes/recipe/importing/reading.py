@@ -69,6 +69,9 @@ class _Reader:
             self.problems.append(f"{len(kinds)} kinds of layers; a recipe has {MAX_KINDS} at most")
         if self.problems:
             raise Unreadable(*self.problems)
+        embedding = self.model.get("embedding", {})
+        if embedding.get("width") == self.model.get("hidden_size"):
+            embedding.pop("width", None)  # what is unsaid is the same
         self.model["kinds"] = kinds
         self.model["layers"] = fold_layers(names)
         return ModelRead(self.model, self.origins, self.weights)
@@ -241,6 +244,6 @@ def is_off(rule: FieldRule, value: Any) -> bool:
 
 def to_recipe(rule: FieldRule, value: Any) -> Any:
     """The recipe's word for the config's."""
-    if rule.via == "inverse_sqrt":
-        return value**-0.5
+    if rule.via is not None:
+        return value**-0.5 if rule.via == "inverse_sqrt" else 1 / value
     return value if rule.values is None else rule.values[key_of(value)]

@@ -23,7 +23,7 @@ from coreai_recipes.recipe.importing.family import (
 )
 from coreai_recipes.recipe.importing.paths import get_path
 from coreai_recipes.recipe.importing.reading import Traits, holds_traits, read_model, trait_order
-from coreai_recipes.recipe.importing.rope import write_rope
+from coreai_recipes.recipe.importing.rope import write_around, write_rope
 from coreai_recipes.recipe.rules import did_you_mean
 from coreai_recipes.recipe.schema import Model, Recipe
 
@@ -52,7 +52,7 @@ def config_for(recipe: Recipe, place: str | None = None) -> dict[str, Any]:
         config = _Reverser(recipe, family).write()
     except Unreadable as unreadable:
         raise RecipeError(*(f"{place}: {problem}" for problem in unreadable.args)) from None
-    config = {"model_type": name, **config, **_harmless(recipe)}
+    config = {"model_type": name, **_harmless(recipe, family), **config}
     _check(recipe, config, family, place)
     return config
 
@@ -66,11 +66,15 @@ def check_reference(recipe: Recipe, place: str) -> None:
         config_for(recipe, place)
 
 
-def _harmless(recipe: Recipe) -> dict[str, Any]:
+def _harmless(recipe: Recipe, family: Family) -> dict[str, Any]:
     """What makes no difference, but must fit the sizes."""
     scalings = [getattr(kind.rotary, "scaling", None) for kind in recipe.model.kinds.values()]
-    reach = [math.ceil(scaling.factor * getattr(scaling, "original_context", 1)) for scaling in scalings if scaling]
-    return {"max_position_embeddings": max(recipe.export.context, *reach, 1), "pad_token_id": None}
+    reach = [
+        math.ceil(getattr(scaling, "factor", 1) * getattr(scaling, "original_context", 1))
+        for scaling in scalings
+        if scaling
+    ]
+    return {family.longest: max(recipe.export.context, *reach, 1), "pad_token_id": None}
 
 
 def _check(recipe: Recipe, config: Mapping[str, Any], family: Family, place: str) -> None:
@@ -243,10 +247,11 @@ class _Reverser:
             if not turning:
                 continue
             rotary = self.kinds[turning[0]]["rotary"]
-            written = write_rope(slot, rotary)
+            written = write_rope(slot, self.kinds[turning[0]])
             if written is None:
                 said = f"{rotary['kind']} here, and transformers' {self.family.name} has no such rotary"
                 raise Unreadable(f"model.kinds.{turning[0]}.rotary.kind: {said}\n  {WRONG_PAIRS}")
+            self.config |= write_around(slot, rotary)
             if slot.nested is None:
                 self.config["rope_parameters"] = written
             else:
@@ -259,8 +264,8 @@ def from_recipe(rule: FieldRule, value: Any, name: str, family: Family) -> Any:
     """The config's word for the recipe's."""
     if value is None:
         return rule.off
-    if rule.via == "inverse_sqrt":
-        exact = value**-2
+    if rule.via is not None:
+        exact = value**-2 if rule.via == "inverse_sqrt" else 1 / value
         whole = round(exact)
         return whole if whole > 0 and abs(exact - whole) < 1e-6 * whole else exact
     if rule.values is None:

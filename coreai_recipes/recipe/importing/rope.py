@@ -11,6 +11,8 @@ from coreai_recipes.recipe.rules import did_you_mean
 
 TYPE_KEYS = ("rope_type", "type")
 FACTOR = "partial_rotary_factor"
+ORIGINAL = "original_max_position_embeddings"
+ORIGINAL_PATH = "rotary.scaling.original_context"
 
 
 def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:
@@ -35,12 +37,22 @@ def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tupl
         problems.append(f"{theta_place}: {shown(theta)} {reason}")
     paths: dict[str, Any] = {"rotary.kind": "full", "rotary.theta": theta, **known.set}
     for key, rule in known.fields.items():
-        value = given.get(key, rule.default)
+        value = given.get(key)
+        if key == ORIGINAL and slot.original_field:
+            value = value_in(config, slot.original_field, family)
+        value = rule.default if value is None else value
         if value is None and rule.absent:
             value = value_in(config, rule.absent, family)
-        if value is None and not rule.only:
+        if value is None and key == known.ratio:
+            value = _ratio(paths, config, family)
+        if value is None and not rule.only and not rule.is_off_said:
             problems.append(f"{place}.{key}: missing, rope_type {shown(name)} needs it")
         paths |= dict.fromkeys(rule.sets, value)
+    paths |= {path: value_in(config, field, family) for path, field in known.derived.items()}
+    if known.stretch:
+        factor = paths.pop("rotary.scaling.factor", 1)
+        if factor != 1:
+            paths |= {"rotary.scaling.kind": known.stretch, "rotary.scaling.factor": factor}
     if slot.partial is not None and FACTOR not in known.fields:
         factor = given.get(FACTOR, config.get(slot.partial_field or "", slot.partial))
         reason = why_not_of_type(factor, "number")
@@ -49,6 +61,13 @@ def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tupl
         elif factor != 1:
             paths |= {"rotary.kind": "partial", "rotary.factor": factor}
     return paths, problems
+
+
+def _ratio(paths: Mapping[str, Any], config: Mapping[str, Any], family: Family) -> float | None:
+    """By how much the context was stretched, as transformers reckons it when the parameters do not say."""
+    longest, original = value_in(config, "max_position_embeddings", family), paths.get(ORIGINAL_PATH)
+    fits = all(why_not_of_type(value, "size") is None for value in (longest, original))
+    return longest / original if fits else None
 
 
 def parameters_of(slot: RopeSlot, config: Mapping[str, Any]) -> tuple[str, Any]:
@@ -75,26 +94,47 @@ def find_foreign_keys(config: Mapping[str, Any], family: Family) -> Iterator[str
         yield from (f"rope_parameters.{key}: {NOT_UNDERSTOOD}" for key in given if key not in nested)
 
 
-def write_rope(slot: RopeSlot, rotary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The parameters that `read_rope` reads a kind's `rotary` from; None when it could read none so."""
+def write_rope(slot: RopeSlot, layer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The parameters that `read_rope` reads a kind of `layer` from; None when it could read none so."""
+    rotary = layer["rotary"]
     kind, scaling = rotary["kind"], get_path(rotary, "scaling.kind")
     for name, known in slot.known_types.items():
         own_kind = known.set.get("rotary.kind", "partial" if kind == "partial" and slot.partial is not None else "full")
-        if known.needs or kind != own_kind or scaling != known.set.get("rotary.scaling.kind"):
+        scalings = {known.set.get("rotary.scaling.kind"), known.stretch or known.set.get("rotary.scaling.kind")}
+        if known.needs or kind != own_kind or scaling not in scalings:
             continue
         given: dict[str, Any] = {"rope_type": name, "rope_theta": rotary["theta"]}
         for key, rule in known.fields.items():
-            if rule.sets:
-                given[key] = get_path({"rotary": rotary}, rule.sets[0])
+            value = get_path(layer, rule.sets[0]) if rule.sets else None
+            if value is not None:
+                given[key] = value
         if slot.partial is not None and FACTOR not in known.fields:
             given[FACTOR] = rotary["factor"] if kind == "partial" else 1.0
         return given
     return None
 
 
+def write_around(slot: RopeSlot, rotary: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's own fields that `read_rope` reads beside the parameters."""
+    original = get_path(rotary, ORIGINAL_PATH.removeprefix("rotary."))
+    known = next((each for each in slot.known_types.values() if _scales(each, rotary)), None)
+    found = {} if known is None else dict.fromkeys(known.derived.values(), original)
+    if slot.original_field and known is not None and ORIGINAL in known.fields:
+        found[slot.original_field] = original
+    return found
+
+
+def _scales(known: RopeType, rotary: Mapping[str, Any]) -> bool:
+    scaling = known.set.get("rotary.scaling.kind")
+    return scaling is not None and scaling == get_path(rotary, "scaling.kind")
+
+
 def _find_problems(place: str, given: Mapping[str, Any], known: RopeType, slot: RopeSlot) -> Iterator[str]:
     for key, value in given.items():
-        if key in known.fields:
+        if key == "truncate" and value is False and slot.nested is not None and key in known.fields:
+            # modeling_rope_utils looks for it beside the layers' own parameters
+            yield f"{place}.{key}: false: transformers does not read it where layers have parameters of their own"
+        elif key in known.fields:
             for problem in judge_value(key, value, known.fields[key]):
                 yield f"{place}.{problem}"
         elif key == FACTOR and slot.partial is None and value not in (1, None):
