@@ -106,6 +106,8 @@ def small_model(model_class: Callable[[Any], nn.Module], config: Any, seed: int 
             random = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1:
                 parameter.copy_(random * 1.5 * parameter.shape[-1] ** -0.5)
+            elif name.endswith(("bias", "sinks")):
+                parameter.copy_(random * 0.5)  # sinks begin at random
             else:
                 parameter.add_(random * (0.2 if "norm" in name else 0.5))
         stored = model.state_dict()

@@ -77,6 +77,8 @@ UNUSUAL: dict[str, Any] = {
     "topk_group": 2,
     "first_k_dense_replace": 2,
     "routed_scaling_factor": 2.5,
+    "swiglu_limit": 1.5,
+    "swiglu_alpha": 1.3,
     "original_max_position_embeddings": 64,
 }
 # What holds a family's values together.

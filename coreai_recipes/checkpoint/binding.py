@@ -50,6 +50,7 @@ class Binding:
     rewrite: Rewrite = AS_STORED
     runs: tuple[range, ...] = ()
     stack: tuple[tuple[str, ...], ...] = ()
+    alternate: bool = False
 
     @property
     def tensors(self) -> set[str]:
@@ -80,6 +81,9 @@ class Binding:
         if self.stack:
             yield from self._experts()
             return
+        if self.alternate or (len(self.shape) == 3 and self.transpose):
+            yield from self._rearranged_experts()
+            return
         if self.runs:
             # each holds whole heads, as a rewrite wants them
             yield from (self.checkpoint.read(self.tensor, run) for run in self.runs)
@@ -103,6 +107,16 @@ class Binding:
 
         for parts in self.stack:
             yield torch.cat([self.checkpoint.read(part) for part in parts]).unsqueeze(0)
+
+    def _rearranged_experts(self) -> Iterator[Tensor]:
+        """One expert at a time, its axes and its rows as we have them."""
+        import torch
+
+        for expert in range(self.shape[0]):
+            block = self.checkpoint.read(self.tensor, range(expert, expert + 1))
+            if self.transpose:
+                block = block.transpose(1, 2)
+            yield torch.cat((block[:, 0::2], block[:, 1::2]), 1) if self.alternate else block
 
 
 def bind(
@@ -194,8 +208,17 @@ def bind_parameter(
         else:
             rows = range(start, start + info.shape[0])
     if source.transpose:
-        needed = needed[::-1]
-    binding = Binding(checkpoint, source.tensor, info.shape, rows, source.transpose, info.rewrite, runs)
+        needed = (*needed[:-2], needed[-1], needed[-2])
+    binding = Binding(
+        checkpoint,
+        source.tensor,
+        info.shape,
+        rows,
+        source.transpose,
+        info.rewrite,
+        runs,
+        alternate=source.alternate,
+    )
     who = "the recipe" if info.kind is None else f"the recipe's kind `{info.kind}`"
     stored = checkpoint.tensors.get(source.tensor)
     if stored is None:

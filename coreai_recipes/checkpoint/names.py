@@ -14,6 +14,8 @@ A table is names/FAMILY.yaml, or a user's own file given by its path:
       layers.{i}.mlp.gate_up:       # for each expert {e}, the rows of these tensors one below the other
         stack: [model.layers.{i}.mlp.experts.{e}.gate_proj.weight, model.layers.{i}.mlp.experts.{e}.up_proj.weight]
 
+`transpose` exchanges the last two axes; with `alternate` the rows of gate and up alternate, and are brought apart.
+
 With `take` in place of `rows` each KV head has its share of the parameters, side by side: [head][q.., k, v].
 """
 
@@ -48,6 +50,7 @@ class TensorSource:
     transpose: bool = False
     take: tuple[str, ...] = ()
     stack: tuple[str, ...] = ()
+    alternate: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -247,7 +250,8 @@ def parse_source(entry: str | dict[str, Any] | None) -> TensorSource | None:
     if "stack" in fields:
         return TensorSource(fields["stack"][0].replace("{e}", "0"), stack=tuple(fields["stack"]))
     rows, take = (tuple(fields.get(key, ())) for key in ("rows", "take"))
-    return TensorSource(fields["tensor"], rows, fields.get("transpose", False), take)
+    alternate = fields.get("alternate", False)
+    return TensorSource(fields["tensor"], rows, fields.get("transpose", False), take, alternate=alternate)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -296,5 +300,6 @@ OPERATIONS = {
     "tensor": Field(is_name, "a tensor's name"),
     "rows": Field(is_list_of_names, "a list of parameters"),
     "transpose": Field(is_boolean, "true or false"),
+    "alternate": Field(is_boolean, "true or false"),
     "take": Field(is_list_of_names, "a list of parameters"),
 }

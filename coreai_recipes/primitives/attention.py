@@ -38,6 +38,7 @@ class Attention(nn.Module):
         self.v = Projection(hidden_size, keys, has_bias) if owns and not spec.k_eq_v else None
         self.v_norm = build_norm(v_norm, spec.head_dim) if owns and spec.v_norm else None
         self.o = Projection(queries, hidden_size, spec.bias == "qkvo")
+        self.sinks = nn.Parameter(torch.empty(spec.num_heads), requires_grad=False) if spec.sinks else None
         self.rotary = build_rotary(kind.rotary, spec.head_dim, folded)
         self.rotated_query, self.rotated_key = nn.Identity(), nn.Identity()
 
@@ -66,11 +67,19 @@ class Attention(nn.Module):
         scores = torch.matmul(keys, q).view(G, -1, shared, S)  # (G, K, H/G, S)
         if self.softcap is not None:
             scores = scaled(torch.tanh(scaled(scores, 1 / self.softcap)), self.softcap)
-        weights = torch.softmax(scores + mask, 1).view(G, -1, shared * S)
+        weights = self._weights(scores + mask).view(G, -1, shared * S)
         mixed = torch.matmul(values.transpose(1, 2), weights)  # (G, D, H/G * S)
         mixed = mixed.view(G, D, shared, S).transpose(1, 2).reshape(1, self.num_heads * D, 1, S)
         out: Tensor = self.o(mixed)
         return out
+
+    def _weights(self, scores: Tensor) -> Tensor:
+        """The softmax over keys of scores (G, K, H/G, S); a sink, where a head has one, is a key without a value."""
+        if self.sinks is None:
+            return torch.softmax(scores, 1)
+        G, K, shared, S = scores.shape
+        sinks = self.sinks.view(G, 1, shared, 1).expand(G, 1, shared, S)
+        return torch.softmax(torch.cat((scores, sinks), 1), 1).narrow(1, 0, K)
 
     def _keys_and_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """The call's own keys and values, each (G, S, D)."""

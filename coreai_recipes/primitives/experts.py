@@ -29,6 +29,10 @@ class Mixture(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(E, 2 * width, hidden_size), requires_grad=False)
         self.down = nn.Parameter(torch.empty(E, hidden_size, width), requires_grad=False)
         self.activation = ACTIVATIONS[spec.activation]
+        self.clamp = spec.clamp if isinstance(spec, schema.MixtureMLP) else None
+        has_bias = isinstance(spec, schema.MixtureMLP) and spec.bias
+        self.gate_up_bias = nn.Parameter(torch.empty(E, 2 * width), requires_grad=False) if has_bias else None
+        self.down_bias = nn.Parameter(torch.empty(E, hidden_size), requires_grad=False) if has_bias else None
 
     def mix(self, x: Tensor, weights: Tensor, chosen: Tensor, expert_scale: Tensor | None = None) -> Tensor:
         """x (1, C, 1, S), `weights` and numbers of the `chosen` experts (1, top, 1, S) -> (1, C, 1, S); `expert_scale`
@@ -47,7 +51,9 @@ class Mixture(nn.Module):
         weights = weights.squeeze(0)  # (top, 1, 1)
         if expert_scale is not None:
             weights = weights * expert_scale.index_select(0, rows)
-        return self._sum(n, weights, self.gate_up.index_select(0, rows), self.down.index_select(0, rows))
+        gate_up, down = (part.index_select(0, rows) for part in (self.gate_up, self.down))
+        biases = (part if part is None else part.index_select(0, rows) for part in (self.gate_up_bias, self.down_bias))
+        return self._sum(n, weights, gate_up, down, *biases)
 
     def _take_all(self, n: Tensor, weights: Tensor, chosen: Tensor, expert_scale: Tensor | None) -> Tensor:
         """Several tokens: every expert computes every token, with weight zero where it was not chosen."""
@@ -56,14 +62,35 @@ class Mixture(nn.Module):
         spread = (is_chosen * weights).sum(1)  # (E, 1, S)
         if expert_scale is not None:
             spread = spread * expert_scale
-        return self._sum(n, spread, self.gate_up, self.down)
+        return self._sum(n, spread, self.gate_up, self.down, self.gate_up_bias, self.down_bias)
 
-    def _sum(self, n: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    def _sum(
+        self,
+        n: Tensor,
+        weights: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        gate_up_bias: Tensor | None,
+        down_bias: Tensor | None,
+    ) -> Tensor:
         """The weighted sum of the given experts, (1, C, S); weights (e, 1, S), gate_up (e, 2I, C), down (e, C, I)."""
-        gate, up = torch.matmul(gate_up, n).chunk(2, dim=1)  # (e, I, S)
+        both = torch.matmul(gate_up, n)
+        if gate_up_bias is not None:
+            both = both + gate_up_bias.unsqueeze(2)
+        gate, up = both.chunk(2, dim=1)  # (e, I, S)
         # before `down`, where a value is not yet a sum of I products: an unchosen expert cannot overflow there
-        hidden = self.activation(gate) * up * weights
-        return torch.matmul(down, hidden).sum(0, keepdim=True)
+        hidden = self._gated(gate, up) * weights
+        out = torch.matmul(down, hidden)
+        if down_bias is not None:
+            out = out + down_bias.unsqueeze(2) * weights
+        return out.sum(0, keepdim=True)
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        if self.clamp is None:
+            return self.activation(gate) * up
+        limit = self.clamp.limit
+        gate = torch.minimum(gate, torch.tensor(limit, dtype=gate.dtype, device=gate.device))
+        return gate * torch.sigmoid(scaled(gate, self.clamp.alpha)) * (up.clamp(-limit, limit) + 1)
 
 
 class Router(nn.Module):

@@ -108,6 +108,8 @@ def _count_attention(attention: Attention, hidden_size: int, norm: RMSNorm | Lay
     count = hidden_size * (2 * width + keys_and_values * kv_width)
     if attention.bias != "none":
         count += width + keys_and_values * kv_width
+    if attention.sinks:
+        count += attention.num_heads
     if attention.bias == "qkvo":
         count += hidden_size
     if attention.qk_norm:
@@ -129,6 +131,7 @@ def _count_mlp(mlp: GatedMLP | PlainMLP | MixtureMLP, hidden_size: int) -> int:
 def _count_mixture(mlp: MixtureMLP, hidden_size: int) -> int:
     """Gate, up and down of each expert, its row of the router and its bias, and the shared expert with its gate."""
     each = 3 * hidden_size * mlp.intermediate_size + hidden_size + (mlp.router.bias != "none")
+    each += 2 * mlp.intermediate_size + hidden_size if mlp.bias else 0
     shared = 0 if mlp.shared is None else hidden_size * (3 * mlp.shared.width + mlp.shared.gate)
     return mlp.num_experts * each + shared
 

@@ -295,6 +295,9 @@ class Attention(Spec):
     )
     temperature: Temperature | None = Field(default=None, description="queries grow with their position (Ministral 3)")
     alibi: Alibi | None = Field(default=None, description="scores fall with distance (BLOOM, MPT)")
+    sinks: Flag = Field(
+        default=False, description="a learned logit of each head joins the softmax, and its weight is dropped (gpt-oss)"
+    )
     shares_kv_with: KindName | None = Field(
         default=None, description="read the cache of the last layer of that kind; own no k and v (Gemma 4)"
     )
@@ -377,6 +380,13 @@ class SharedExpert(Spec):
         return self.intermediate_size * self.count
 
 
+class Clamp(Spec):
+    """min(g, limit) * sigmoid(alpha * min(g, limit)) * (clip(u, -limit, limit) + 1) for gate g and up u (gpt-oss)."""
+
+    limit: PositiveFloat = Field(description="where gate and up are cut off (swiglu_limit); gpt-oss uses 7")
+    alpha: PositiveFloat = Field(description="how steep the gate is (swiglu_alpha); gpt-oss uses 1.702")
+
+
 class MixtureMLP(Spec):
     """A mixture of gated MLPs in place of one: each token passes through the few that its router chooses."""
 
@@ -384,6 +394,8 @@ class MixtureMLP(Spec):
     num_experts: Positive = Field(description="experts of each layer (num_experts, num_local_experts)")
     activation: Activation = Field(description="of each expert's gate (hidden_act)")
     intermediate_size: Positive = Field(description="width of one expert (moe_intermediate_size)")
+    bias: Flag = Field(default=False, description="whether the experts' projections carry a bias (gpt-oss)")
+    clamp: Clamp | None = Field(default=None, description="a clamped gate in place of the activation (gpt-oss)")
     router: ExpertRouter = Field(description="how a token's experts are chosen and weighed")
     shared: SharedExpert | None = Field(default=None, description="an MLP for every token beside the experts")
     decode: Literal["gathered", "all"] = Field(

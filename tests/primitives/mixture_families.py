@@ -26,6 +26,16 @@ QWEN2_NAMES = {
 }
 
 
+GPT_OSS_NAMES = {
+    "router.proj.weight": "router.weight",
+    "router.proj.bias": "router.bias",
+    "gate_up": "transposed alternating experts.gate_up_proj",
+    "gate_up_bias": "alternating experts.gate_up_proj_bias",
+    "down": "transposed experts.down_proj",
+    "down_bias": "experts.down_proj_bias",
+}
+
+
 @dataclass(frozen=True)
 class Mixture:
     """A block of transformers' with random weights, and what a recipe says of it."""
@@ -34,6 +44,7 @@ class Mixture:
     router: dict[str, Any]
     names: dict[str, str] = field(default_factory=lambda: NAMES)
     shared: dict[str, Any] | None = None
+    more: dict[str, Any] = field(default_factory=dict)
 
     def spec(self, decode: str = "gathered", **router: Any) -> schema.MixtureMLP:
         return schema.MixtureMLP.model_validate(
@@ -45,6 +56,7 @@ class Mixture:
                 "router": {"top": TOP, **self.router, **router},
                 "shared": self.shared,
                 "decode": decode,
+                **self.more,
             }
         )
 
@@ -53,7 +65,12 @@ class Mixture:
         module = build_mlp(self.spec(decode, **router), HIDDEN)
         stored = theirs.state_dict()
         for name, parameter in module.named_parameters():
-            parameter.copy_(stored[self.names[name]].view(parameter.shape))
+            tensor = stored[self.names[name].rpartition(" ")[2]]
+            if self.names[name].startswith("transposed"):
+                tensor = tensor.transpose(1, 2)
+            if "alternating" in self.names[name]:
+                tensor = torch.cat((tensor[:, 0::2], tensor[:, 1::2]), 1)
+            parameter.copy_(tensor.reshape(parameter.shape))
         return module
 
 
@@ -133,6 +150,15 @@ MIXTURES = {
         SIGMOID_NAMES,
         TWO_SHARED,
     ),
+    "gpt_oss": Mixture(
+        _make(
+            "gpt_oss", "GptOssMLP", "GptOssConfig",
+            num_local_experts=EXPERTS, intermediate_size=WIDTH, swiglu_limit=1.5, swiglu_alpha=1.3,
+        ),
+        {"score": "softmax", "renorm": True, "bias": "logits"},
+        GPT_OSS_NAMES,
+        more={"bias": True, "clamp": {"limit": 1.5, "alpha": 1.3}},
+    ),
 }  # fmt: skip
 
 
@@ -149,4 +175,10 @@ def engine(module: nn.Module, x: Tensor) -> Tensor:
 def compared(name: str, decode: str, tokens: int) -> tuple[Tensor, Tensor]:
     mixture = MIXTURES[name]
     block, x = mixture.block(), hidden_state(tokens)
-    return block(x), engine(mixture.ours(block, decode), x)
+    return theirs(block, x), engine(mixture.ours(block, decode), x)
+
+
+def theirs(block: nn.Module, x: Tensor) -> Tensor:
+    """What transformers' block gives; gpt-oss's gives the router's scores too."""
+    y = block(x)
+    return y[0] if isinstance(y, tuple) else y
