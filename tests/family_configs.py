@@ -267,7 +267,7 @@ def _rope(family: Family) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for index, slot in enumerate(family.rope.values()):
         kind = PROPORTIONAL if slot.default.get("rope_type") == "proportional" else (LLAMA3, LINEAR)[index % 2]
-        if slot.default.get("rope_type") == "yarn":
+        if "llama_4_scaling_beta" in slot.default:
             kind = TEMPERATURE
         given = {**kind, "rope_theta": 12345.0 + index}
         if slot.partial is not None:

@@ -368,7 +368,7 @@ tensors:
         "3:1: ignore: 'lm_head.weight' is not a list of patterns",
         "5:3: norm.weight: is neither null, nor a tensor's name, nor a mapping with `tensor`",
         "6:3: layers.{i}.a.weight: {i}, the layer, must be on both sides, or on neither: model.layers.0.a",
-        "7:3: layers.{i}.b.weight: flip: unknown operation. There are tensor, rows, transpose, take",
+        "7:3: layers.{i}.b.weight: flip: unknown operation. There are tensor, rows, transpose, alternate, take",
         "8:3: layers.{i}.c.weight: transpose: 1 is not true or false",
         "8:3: layers.{i}.c.weight: rows: layers.{i}.c.weight itself is not among them",
     ]
