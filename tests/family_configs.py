@@ -88,7 +88,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 20},  # transformers cannot build it without
     "mpt": {"logit_scale": None},
     "falcon": {"parallel_attn": True},  # transformers cannot run another one of the new architecture
-    "opt": {"_remove_final_layer_norm": True},  # there is none where norms stand behind
+    # scores of random weights that are not scaled choose one key each, and float16 another where two are near
+    "gpt_bigcode": {"scale_attn_weights": True},
     "phi": {"head_dim": 8},  # its q and k norms are hidden_size / num_attention_heads wide
     "apertus": {"hidden_act": "xielu"},
     "olmo3": {"layer_types": [*TYPES]},
@@ -127,6 +128,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "persimmon-not-normed": ("persimmon", {"qk_layernorm": False}),
     "exaone4-full": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS}),
     "starcoder2-sliding": ("starcoder2", {"sliding_window": 7}),
+    "gpt_bigcode-unscaled": ("gpt_bigcode", {"scale_attn_weights": False}),
     "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False}),
     "opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 36}),
     "stablelm-12b": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),

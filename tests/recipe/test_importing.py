@@ -260,9 +260,13 @@ def test_a_mutated_config_is_refused_by_the_name_of_its_field(
 
 # What says how layers follow one another only where no list of them is given.
 OVERRULED = {"sliding_window_pattern", "max_window_layers", "no_rope_layer_interval"}
-# What a family does not ask for where the unusual config is so: the new Falcon's KV heads are a number of their own, and
-# of Phi-3's rotaries longrope alone has an original context.
-UNASKED = {"falcon": {"multi_query"}, "phi3": {"original_max_position_embeddings"}}
+# What a family does not ask for where the unusual config is so: the new Falcon's KV heads are a number of their own, of
+# Phi-3's rotaries longrope alone has an original context, and OPT has no norm at the end where norms stand behind.
+UNASKED = {
+    "falcon": {"multi_query"},
+    "phi3": {"original_max_position_embeddings"},
+    "opt": {"_remove_final_layer_norm"},
+}
 
 
 @pytest.mark.parametrize("name", decoders())
