@@ -126,6 +126,8 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "phi-normed": ("phi", {"qk_layernorm": True}),
     "cohere-normed": ("cohere", {"use_qk_norm": True}),
     "persimmon-not-normed": ("persimmon", {"qk_layernorm": False}),
+    # as the 32B on the hub says it
+    "exaone4-pattern-in-letters": ("exaone4", {"sliding_window_pattern": "LLLG", "layer_types": TYPES}),
     "exaone4-full": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS}),
     "starcoder2-sliding": ("starcoder2", {"sliding_window": 7}),
     "gpt_bigcode-unscaled": ("gpt_bigcode", {"scale_attn_weights": False}),
@@ -221,7 +223,8 @@ def unusual_config(family: Family) -> dict[str, Any]:
 
 def plain_config(family: Family) -> dict[str, Any]:
     """Sizes alone: every other field is absent."""
-    sizes = {name: value for name, value in SIZES.items() if name in family.fields}
+    free = {name for name, rule in family.fields.items() if rule.only is None}
+    sizes = {name: value for name, value in SIZES.items() if name in free}
     return gather({**sizes, **TOGETHER.get(family.name, {}), "pad_token_id": None}, family)
 
 

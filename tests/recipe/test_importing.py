@@ -202,6 +202,11 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     ("gpt_neox", {"rotary_dim": 8}, f"rotary_dim: {NOT_UNDERSTOOD}"),
     ("phi", {"qk_layernorm": "rms"}, 'qk_layernorm: "rms" is not true or false'),
     ("cohere2", {"use_qk_norm": True}, f"use_qk_norm: {NOT_UNDERSTOOD}"),
+    (
+        "exaone4",
+        {"sliding_window_pattern": "LLLG"},
+        "sliding_window_pattern: 'LLLG': not understood where nothing lists the layers",
+    ),
     ("olmo3", {"layer_types": ["conv"] * 4}, f'layer_types.0: "conv": {NOT_UNDERSTOOD}'),
     (
         "gpt2",
