@@ -39,6 +39,11 @@ SIZES: dict[str, Any] = {
     "num_local_experts": 5,
     "num_experts_per_tok": 3,
     "n_routed_experts": 6,
+    "kv_lora_rank": 28,
+    "q_lora_rank": 36,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 14,
     "n_shared_experts": 2,
 }
 TYPES = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
@@ -76,13 +81,16 @@ UNUSUAL: dict[str, Any] = {
     "n_group": 3,
     "topk_group": 2,
     "first_k_dense_replace": 2,
-    "routed_scaling_factor": 2.5,
+    "routed_scaling_factor": 1.7,
     "swiglu_limit": 1.5,
     "swiglu_alpha": 1.3,
     "original_max_position_embeddings": 64,
 }
 # What holds a family's values together.
 TOGETHER: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
+    "youtu": {"num_key_value_heads": 6},  # each head has keys of its own
+    "olmoe": {"head_dim": 8},  # its q and k norms are hidden_size wide
     "helium": {"head_dim": 8},  # its o_proj is hidden_size wide on both sides
     "seed_oss": {"attention_bias": True},  # a bias on o alone is nothing that a recipe has
     "ministral": {"head_dim": 20},  # transformers cannot build it without
@@ -114,6 +122,8 @@ LONGROPE = {
 }
 # Further configs of a family, for what one config cannot be at once.
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v3-yarn": ("deepseek_v3", {"rope_parameters": YARN, "attention_bias": True, "q_lora_rank": None}),
+    "youtu-halves": ("youtu", {"rope_interleave": False, "rope_parameters": YARN}),
     "mistral-full": ("mistral", {"sliding_window": None}),
     "qwen2-from-a-layer-on": ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}),
     "qwen3-biased": ("qwen3", {"attention_bias": True}),
@@ -272,8 +282,8 @@ def _rope(family: Family) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for index, slot in enumerate(family.rope.values()):
         kind = PROPORTIONAL if slot.default.get("rope_type") == "proportional" else (LLAMA3, LINEAR)[index % 2]
-        if "llama_4_scaling_beta" in slot.default:
-            kind = TEMPERATURE
+        if slot.default.get("rope_type") == "yarn":
+            kind = TEMPERATURE if "llama_4_scaling_beta" in slot.default else YARN
         given = {**kind, "rope_theta": 12345.0 + index}
         if slot.partial is not None:
             given = {"rope_type": "default", "rope_theta": 12345.0, "partial_rotary_factor": 0.8}
