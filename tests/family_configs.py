@@ -96,6 +96,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 20},  # transformers cannot build it without
     "mpt": {"logit_scale": None},
     "falcon": {"parallel_attn": True},  # transformers cannot run another one of the new architecture
+    # scores of random weights that are not scaled choose one key each, and float16 another where two are near
+    "gpt_bigcode": {"scale_attn_weights": True},
     "phi": {"head_dim": 8},  # its q and k norms are hidden_size / num_attention_heads wide
     "apertus": {"hidden_act": "xielu"},
     "olmo3": {"layer_types": [*TYPES]},
@@ -134,8 +136,11 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "phi-normed": ("phi", {"qk_layernorm": True}),
     "cohere-normed": ("cohere", {"use_qk_norm": True}),
     "persimmon-not-normed": ("persimmon", {"qk_layernorm": False}),
+    # as the 32B on the hub says it
+    "exaone4-pattern-in-letters": ("exaone4", {"sliding_window_pattern": "LLLG", "layer_types": TYPES}),
     "exaone4-full": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS}),
     "starcoder2-sliding": ("starcoder2", {"sliding_window": 7}),
+    "gpt_bigcode-unscaled": ("gpt_bigcode", {"scale_attn_weights": False}),
     "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False}),
     "opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 36}),
     "stablelm-12b": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
@@ -228,7 +233,8 @@ def unusual_config(family: Family) -> dict[str, Any]:
 
 def plain_config(family: Family) -> dict[str, Any]:
     """Sizes alone: every other field is absent."""
-    sizes = {name: value for name, value in SIZES.items() if name in family.fields}
+    free = {name for name, rule in family.fields.items() if rule.only is None}
+    sizes = {name: value for name, value in SIZES.items() if name in free}
     return gather({**sizes, **TOGETHER.get(family.name, {}), "pad_token_id": None}, family)
 
 
@@ -256,10 +262,10 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def unusual_value(name: str, rule: FieldRule) -> Any:
-    if name in UNUSUAL:
-        return UNUSUAL[name]
     if rule.only is not None:
         return rule.only[-1]
+    if name in UNUSUAL:
+        return UNUSUAL[name]
     if isinstance(rule.default, bool):
         return not rule.default
     if rule.values is not None:

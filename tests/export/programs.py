@@ -51,6 +51,26 @@ def layer_kind(
     }
 
 
+def gemma4_kinds() -> dict[str, Any]:
+    """Sliding layers with experts and full ones with K = V, and layers that share the caches of both."""
+    normed = {"attention_qk_norm": {"over": "head"}, "attention_v_norm": True, "attention_scale": 1.0}
+    mixture = {
+        "num_experts": 5,
+        "intermediate_size": 28,
+        "activation": "gelu_tanh",
+        "router": {"kind": "softmax", "top": 2},
+    }
+    wide = {"attention_head_dim": 32, "attention_k_eq_v": True, **normed}
+    return {
+        "sliding": layer_kind("sliding", experts=mixture, **normed),
+        "full": layer_kind("full", "proportional", **wide),
+        "sliding_shared": layer_kind(
+            "sliding", attention_shares_kv_with="sliding", mlp={"intermediate_size": 104}, **normed
+        ),
+        "full_shared": layer_kind("full", "proportional", attention_shares_kv_with="full", experts=mixture, **wide),
+    }
+
+
 def small_recipe(
     kinds: Mapping[str, Any] | None = None,
     layers: list[Any] | None = None,
@@ -129,6 +149,14 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         ["sliding", "full", "sliding"],
         score=4,
         placement="sandwich",
+    ),
+    "gemma4": lambda: small_recipe(
+        gemma4_kinds(),
+        ["sliding", "full", "sliding_shared", "full_shared"],
+        score=4,
+        placement="sandwich",
+        layer_scalar=True,
+        embedding={"scale": "sqrt_hidden_size", "per_layer": {"size": 10, "vocab_size": 131}},
     ),
 }  # fmt: skip
 

@@ -35,6 +35,7 @@ from whole import convert_whole
 
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
+from coreai_recipes.model import PER_LAYER_TABLE
 from coreai_recipes.primitives.registry import registered
 from coreai_recipes.recipe.schema import Recipe
 
@@ -165,7 +166,8 @@ def test_the_weights_are_the_same_float16_blobs(case: Case) -> None:
         )
         assert ours <= theirs
         assert theirs - ours <= neutral  # the mean and the variance of a batch_norm
-        assert ours == {stored(tuple(w.shape), w.half()) for w in random_weights(case.recipe).values()}
+        kept = {name: w for name, w in random_weights(case.recipe).items() if name != PER_LAYER_TABLE}
+        assert ours == {stored(tuple(w.shape), w.half()) for w in kept.values()}
         dtypes = {tensor_words(kind).partition("(")[0] for _, kind, _ in stored_constants(case.ours, name)}
         assert dtypes == {"float16"}
 
@@ -183,13 +185,15 @@ def test_both_packages_compute_the_same(case: Case) -> None:
     programs = [Program(path) for path in (case.package, case.whole)]
     states = [program.make_state() for program in programs]
     tokens = torch.randint(0, case.recipe.model.vocab_size, (40,))
-    queries, position = case.recipe.export.functions.queries, 0
+    queries, weights, position = case.recipe.export.functions.queries, random_weights(case.recipe), 0
     for name, count in (("prefill", 12), ("prefill", 9), ("decode", 1), *([("score", 3)] * ("score" in queries))):
         ids = torch.zeros(1, queries[name], dtype=torch.int32)
         ids[0, :count] = tokens[position : position + count]
         inputs = {"input_ids": ids, "position": torch.tensor([position])}
         if name != "decode":
             inputs["count"] = torch.tensor([count])
+        if PER_LAYER_TABLE in weights:
+            inputs["per_layer"] = weights[PER_LAYER_TABLE][ids.long()]
         ours, theirs = (p.function(name)(inputs, s)["logits"] for p, s in zip(programs, states, strict=True))
         kept = count if name == "score" else 1
         if case.name == "full":  # which has LayerNorms: see without_batch_norm

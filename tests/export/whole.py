@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.model import Decoder, make_cache
+from coreai_recipes.primitives.cache import Cache, SharedCache
+from coreai_recipes.primitives.per_layer import slice_of
 
 
 class WholeFunction(nn.Module):
@@ -23,16 +25,25 @@ class WholeFunction(nn.Module):
         for name, state in decoder.make_states().items():
             self.register_buffer(name, state)
 
-    def forward(self, input_ids: Tensor, position: Tensor, count: Tensor | None = None) -> Tensor:
-        decoder = self.decoder
-        ones = torch.ones(1, dtype=torch.int32) if count is None else count
-        x, inputs, _ = decoder.front(input_ids, position, ones)
-        for index, layer in enumerate(decoder.layers):
-            given, slot = inputs[layer.kind], torch.tensor([decoder.slots[index]], dtype=torch.int32)
-            keys, values = getattr(self, f"k_{layer.kind}"), getattr(self, f"v_{layer.kind}")
-            cache = make_cache(keys, values, slot, position, given.place)
-            x = layer(x, given.cos, given.sin, given.mask, cache, None, given.temperature)
-        if self.function == "prefill":
+    def forward(self, input_ids: Tensor, position: Tensor, *given: Tensor) -> Tensor:
+        """`given` are the count, except for decode, and the rows of the per-layer table where there is one."""
+        decoder, sharing, rest = self.decoder, self.decoder.front.sharing(self.function), list(given)
+        count = torch.ones(1, dtype=torch.int32) if self.function == "decode" else rest.pop(0)
+        x, inputs, per_layer = decoder.front(input_ids, position, count, rest[0] if rest else None, sharing=sharing)
+        alone = False  # whether only the last real token is left
+        for index, layer in enumerate(decoder.stack):
+            shares, owner = decoder.front.shares(layer.kind), decoder.front.owners[layer.kind]
+            if shares and sharing == "last" and not alone:
+                x, alone = x.index_select(3, count - 1), True
+                per_layer = None if per_layer is None else per_layer.index_select(3, count - 1)
+            of_kind, slot = inputs[layer.kind], torch.tensor([decoder.slots[index]], dtype=torch.int32)
+            keys, values = getattr(self, f"k_{owner}"), getattr(self, f"v_{owner}")
+            cache: Cache = SharedCache(keys, values, slot)
+            if not shares:
+                cache = make_cache(keys, values, slot, position, of_kind.place)
+            of_layer = None if per_layer is None else slice_of(per_layer, torch.tensor([index]))
+            x = layer(x, of_kind.cos, of_kind.sin, of_kind.mask, cache, of_layer, of_kind.temperature)
+        if self.function == "prefill" and not alone:
             x = x.index_select(3, count - 1)
         return decoder.logits(x)
 
@@ -51,6 +62,10 @@ def convert_whole(decoder: Decoder, folder: Path) -> Path:
         if function != "decode":
             example.append(ones)
             names.append("count")
+        if decoder.front.per_layer is not None:
+            width = decoder.front.per_layer.layers * decoder.front.per_layer.size
+            example.append(torch.zeros(1, queries, width))
+            names.append("per_layer")
         module = WholeFunction(decoder, function).eval()
         passes = ct.PassPipeline.DEFAULT
         passes.remove_passes({"common::add_int16_cast"})
@@ -60,7 +75,9 @@ def convert_whole(decoder: Decoder, folder: Path) -> Path:
             model = ct.convert(
                 traced,
                 inputs=[
-                    ct.TensorType(name=name, shape=tuple(value.shape), dtype=np.int32)
+                    ct.TensorType(
+                        name=name, shape=tuple(value.shape), dtype=np.float16 if value.is_floating_point() else np.int32
+                    )
                     for name, value in zip(names, example, strict=True)
                 ],
                 outputs=[ct.TensorType(name="logits", dtype=np.float16)],

@@ -166,6 +166,78 @@ def test_a_cache_is_shared_by_kinds_that_can_read_it(small, load, refusal, old, 
     assert SHARING[old, new] in refusal(shared(small).replace(old, new))
 
 
+PROPORTIONAL = "rotary: {kind: proportional, theta: 10000, factor: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "wrong", "right"),
+    [("gemma4_text", "partial", "proportional"), ("gemma4_unified_text", "partial", "proportional"),
+     ("phi", "proportional", "partial"), ("glm", "proportional", "partial")],
+)  # fmt: skip
+def test_a_rotary_that_the_reference_does_not_have_is_named_with_its_cost(
+    small, load, refusal, model_type, wrong, right
+):
+    text = small.replace("model_type: llama", f"model_type: {model_type}").replace(ROTARY, PROPORTIONAL)
+    assert refusal(text.replace("proportional", wrong)) == [
+        f"r.yaml:12:22: model.kinds.full.rotary.kind: {model_type} has `{right}`, and `{wrong}` pairs other "
+        "dimensions: 21.6 dB on Gemma 4's global layers, where text stays fluent and drafts are rejected\n"
+        f"  write `kind: {right}`; if another architecture is meant, say `reference: null`"
+    ]
+    load(text.replace("proportional", right))
+    load(text.replace("proportional", wrong).replace(f"{{model_type: {model_type}}}", "null"))
+    load(text.replace(PROPORTIONAL, ROTARY))
+
+
+DRAFTED = """\
+draft:
+  reference: {model_type: gemma4_assistant}
+  vocab_size: 64
+  hidden_size: 24
+  norm: {kind: rms, eps: 1e-5}
+  kinds:
+    full:
+      attention: {kind: full, num_heads: 4, num_kv_heads: 2, head_dim: 8, shares_kv_with: full}
+      rotary: {kind: full, theta: 10000}
+      mlp: {kind: gated, activation: silu, intermediate_size: 48}
+  layers: [full]
+  weights: {names: gemma4_assistant}
+"""
+
+DRAFTS_ROTARY = "full}\n      rotary: {kind: full, theta: 10000}"
+DRAFTS = {
+    ("num_kv_heads: 2, head_dim: 8, s", "num_kv_heads: 4, head_dim: 8, s"): (
+        "r.yaml:26:91: draft.kinds.full.attention.shares_kv_with: "
+        "num_kv_heads is 4 here and 2 in `full`: one cache cannot serve both"
+    ),
+    ("head_dim: 8, s", "head_dim: 16, s"): (
+        "r.yaml:26:92: draft.kinds.full.attention.shares_kv_with: "
+        "head_dim is 16 here and 8 in `full`: one cache cannot serve both"
+    ),
+    (", shares_kv_with: full", ""): (
+        "r.yaml:26:18: draft.kinds.full.attention: a draft owns no cache: say whose keys and values it reads\n"
+        "  add `shares_kv_with:` and a kind of the model"
+    ),
+    ("  vocab_size: 64\n  hidden_size: 24", "  vocab_size: 65\n  hidden_size: 24"): (
+        "r.yaml:21:15: draft.vocab_size: 65 tokens here and 64 in the model: they must be the same"
+    ),
+    (", score: 5", ""): (
+        "r.yaml:18:14: export.functions: a draft's tokens are verified by `score`, which is missing\n"
+        "  add `score: 5`: the last token and 4 drafted ones"
+    ),
+    (DRAFTS_ROTARY, DRAFTS_ROTARY.replace("full, theta", "partial, factor: 0.5, theta")): (
+        "r.yaml:27:22: draft.kinds.full.rotary.kind: `full` reads keys that `full` has turned with kind full\n"
+        "  make both rotaries equal, or leave out attention.shares_kv_with"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new"), DRAFTS)
+def test_a_draft_must_fit_its_target(small, load, refusal, old, new):
+    text = small.replace("prefill: 16}", "prefill: 16, score: 5}") + DRAFTED
+    load(text)
+    assert DRAFTS[old, new] in refusal(text.replace(old, new))
+
+
 def test_a_recipe_made_in_python_keeps_the_rules_too(small, load):
     data = load(small).data
     data["export"]["functions"]["prefill"] = 65

@@ -1,0 +1,133 @@
+"""A residual stream beyond float16's range: lost without `residual_scale`, held with it, and the same in float32."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import Pair, gemma2, gemma4
+from figures import psnr
+from torch import Tensor
+
+from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
+from coreai_recipes.evaluate import Program
+from coreai_recipes.evaluate.table import Table
+from coreai_recipes.export.cache import FragmentCache
+from coreai_recipes.export.exporter import export_package
+from coreai_recipes.filling import bind_decoder
+from coreai_recipes.model import build_decoder, exported_form
+from coreai_recipes.primitives.layer import Form
+from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification import StageResult, run_stages
+
+SCALE, LARGEST = 2.0**-7, 65504
+
+
+@pytest.fixture(autouse=True)
+def _on_small_tensors(small_tensors: None) -> None:
+    pass
+
+
+def overflowing(pair: Pair) -> Pair:
+    """The pair with a stream as trained Gemmas have it: the norms behind the blocks write what float16 cannot hold.
+
+    The per-layer gate reads the stream without a norm, and its activation wants the value itself: its weights are as
+    small as the stream is large, or no scale of the stream could keep it in range.
+    """
+    one = 1.0 if pair.recipe.model.norm.weight == "1+w" else 0.0
+    with torch.no_grad():
+        for name, parameter in pair.model.named_parameters():
+            if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
+                parameter.copy_((parameter + one) * 3e4 - one)
+            if name.endswith("per_layer_input_gate.weight"):
+                parameter.mul_(1e-5)
+    return pair
+
+
+MODELS: dict[str, Callable[[], Pair]] = {
+    "gemma2": lambda: overflowing(gemma2(functions={"prefill": 8}, context=32)),
+    "gemma4": lambda: overflowing(gemma4(sharing=False, functions={"prefill": 8}, context=32)),
+}
+
+
+def scaled_to(recipe: Recipe, scale: float) -> Recipe:
+    data = recipe.model_dump()
+    data["export"]["residual_scale"] = scale
+    return Recipe.model_validate(data)
+
+
+def random_ids(length: int) -> Tensor:
+    return torch.randint(0, 131, (1, length), generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_stream_does_leave_float16s_range_and_the_logits_are_the_same(name: str) -> None:
+    pair, ids = MODELS[name](), random_ids(24)
+    plain, scaled = pair.decoder(), pair.decoder(form=Form(residual_scale=SCALE))
+    assert plain.hidden(ids).abs().max() > LARGEST
+    assert scaled.hidden(ids).abs().max() < LARGEST / 4
+    assert psnr(pair.model(ids).logits, scaled(ids)) >= 90
+    assert torch.equal(scaled(ids), plain(ids))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], tuple[Recipe, Checkpoint, Path]]:
+    """The package of the overflowing Gemma 4, its stream scaled."""
+    folder = tmp_path_factory.mktemp("overflowing")
+    pair, fragments = MODELS["gemma4"](), FragmentCache(folder / "fragments")
+    pair.model.save_pretrained(folder / "checkpoint")
+    checkpoint = open_checkpoint(folder / "checkpoint")
+
+    def export(scale: float) -> tuple[Recipe, Checkpoint, Path]:
+        recipe = scaled_to(pair.recipe, scale)
+        package = folder / f"{scale:g}" / "model.mlpackage"
+        if not package.exists():
+            decoder = build_decoder(recipe, exported_form(recipe))
+            export_package(decoder, bind_decoder(decoder, checkpoint), package, fragments)
+        return recipe, checkpoint, package
+
+    return export
+
+
+Exported = Callable[[float], tuple[Recipe, Checkpoint, Path]]
+
+
+def halves(exported: Exported, scale: float) -> StageResult:
+    return run_stages(*exported(scale), stages=["package_float16"]).stages[0]
+
+
+def test_without_the_scale_the_float16_program_overflows_and_the_stage_names_where(exported: Exported) -> None:
+    result = halves(exported, 1.0)
+    assert result.passed is False
+    assert result.detail["first_below"]["tensor"] == result.detail["overflowed"][0]
+    assert any("layer_" in name or "hidden_" in name for name in result.detail["overflowed"])
+
+
+def test_with_the_scale_nothing_overflows(exported: Exported) -> None:
+    assert halves(exported, SCALE).detail["overflowed"] == []
+
+
+@pytest.mark.parametrize("precision", ["rounded", "strict"])
+def test_with_the_scale_no_value_of_the_program_comes_near_the_range(exported: Exported, precision: Any) -> None:
+    recipe, _, package = exported(SCALE)
+    per_layer = recipe.model.embedding.per_layer
+    assert per_layer is not None
+    table = Table(package.parent / "per_layer_table.bin", len(recipe.model.layer_kinds) * per_layer.size)
+    program = Program(package, precision)
+    state, ids = program.make_state(), random_ids(12).to(torch.int32)
+    largest: dict[str, float] = {}
+
+    def watch(name: str, value: Tensor, operation: str) -> None:
+        if value.is_floating_point():
+            largest[name] = value.abs().max().item()
+
+    for function, start, count in (("prefill", 0, 8), ("decode", 8, 1), ("decode", 9, 1)):
+        given = ids[:, start : start + count]
+        inputs = {"input_ids": given, "position": torch.tensor([start]), "per_layer": table.rows(given)}
+        if function == "prefill":
+            inputs["count"] = torch.tensor([count])
+        program.function(function)(inputs, state, watch)
+        assert len(largest) > 300
+        assert {name: value for name, value in largest.items() if not value <= LARGEST / 4} == {}
+    assert max(value for name, value in largest.items() if name.startswith("hidden_")) > LARGEST / 64
