@@ -128,6 +128,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2-sliding": ("starcoder2", {"sliding_window": 7}),
     "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False}),
     "opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 36}),
+    "opt-no-final-norm": ("opt", {"_remove_final_layer_norm": True}),
     "stablelm-12b": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "ministral3-window": ("ministral3", {"sliding_window": 7, "rope_parameters": TEMPERATURE}),
     "hunyuan-alpha": ("hunyuan_v1_dense", {"rope_parameters": NTK}),
@@ -246,10 +247,10 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def unusual_value(name: str, rule: FieldRule) -> Any:
-    if name in UNUSUAL:
-        return UNUSUAL[name]
     if rule.only is not None:
         return rule.only[-1]
+    if name in UNUSUAL:
+        return UNUSUAL[name]
     if isinstance(rule.default, bool):
         return not rule.default
     if rule.values is not None:
@@ -267,7 +268,7 @@ def _rope(family: Family) -> dict[str, Any]:
     for index, slot in enumerate(family.rope.values()):
         kind = PROPORTIONAL if slot.default.get("rope_type") == "proportional" else (LLAMA3, LINEAR)[index % 2]
         if slot.default.get("rope_type") == "yarn":
-            kind = TEMPERATURE
+            kind = TEMPERATURE if "llama_4_scaling_beta" in slot.known_types["yarn"].fields else YARN
         given = {**kind, "rope_theta": 12345.0 + index}
         if slot.partial is not None:
             given = {"rope_type": "default", "rope_theta": 12345.0, "partial_rotary_factor": 0.8}

@@ -46,7 +46,8 @@ def test_a_recipe_with_ten_mistakes_and_more_reports_each_with_its_place(refusal
         "r.yaml:11:62: model.kinds.full.attention.headdim: unknown key\n  did you mean `head_dim`?",
         "r.yaml:12:39: model.kinds.full.rotary.factor: 1.5 is not in (0, 1]\n"
         "  the share of the head that rotates; GPT-NeoX uses 0.25, Phi-2 0.4",
-        "r.yaml:13:38: model.kinds.full.mlp.activation: `sillu` is not one of `silu`, `gelu_tanh`\n"
+        "r.yaml:13:38: model.kinds.full.mlp.activation: `sillu` is not one of "
+        "`silu`, `gelu`, `gelu_tanh`, `relu`, `relu2`\n"
         "  did you mean `silu`?",
         "r.yaml:14:18: model.layers.1: there is no kind `ful`\n  did you mean `full`?",
         "r.yaml:15:10: weights.names: missing\n  the family whose tensor names the checkpoint uses; llama, qwen3 ...",
@@ -114,7 +115,9 @@ MISTAKES = {
     ("kind: full, theta: 10000", "kind: proportional, theta: 1, factor: 0.25, pairing: interleaved"): (
         "r.yaml:12:69: model.kinds.full.rotary.pairing: `interleaved` is not `half`"
     ),
-    ("kind: gated", "kind: dense"): "r.yaml:13:19: model.kinds.full.mlp.kind: `dense` is not `gated`",
+    ("kind: gated", "kind: dense"): (
+        "r.yaml:13:19: model.kinds.full.mlp.kind: `dense` is not one of `gated`, `plain`, `moe`"
+    ),
     ("{repeat: 3, of: [full]}", "{repeat: 0, of: [full]}"): (
         "r.yaml:14:27: model.layers.1.repeat: 0 is not in [1, 1024]\n  how often the pattern is stacked"
     ),
