@@ -7,7 +7,7 @@ power of two it is multiplied, and in which order the dimensions of each head st
 from coreai_recipes.checkpoint.rewrite import Rewrite
 from coreai_recipes.primitives.layer import Form
 from coreai_recipes.primitives.rotary import fold_order
-from coreai_recipes.recipe.schema import LayerKind, LayerNorm, Recipe, RMSNorm, Stack
+from coreai_recipes.recipe.schema import LatentAttention, LayerKind, LayerNorm, Recipe, RMSNorm, Stack
 
 
 def stored_as(recipe: Recipe, name: str, form: Form) -> Rewrite:
@@ -56,6 +56,9 @@ def _norm_at(stack: Stack, kind: str, parts: list[str]) -> RMSNorm | LayerNorm |
     """The norm that a layer's parameter belongs to, None when it belongs to none."""
     if len(parts) < 2 or not parts[-2].endswith("norm"):
         return None
+    attention = stack.kinds[kind].attention
+    if parts[-2] in ("q_a_norm", "kv_a_norm") and isinstance(attention, LatentAttention):
+        return attention.latent_norm
     qk_norm = stack.kinds[kind].attention.qk_norm
     if parts[-2] in ("q_norm", "k_norm") and qk_norm is not None and qk_norm.norm is not None:
         return qk_norm.norm
@@ -70,9 +73,13 @@ def _orders(
     Queries and keys, and the norms over their heads, are permuted alike, so that their products stay. Where V is the
     key projection's own output it is permuted with it, and so the columns of o that it meets; else o is left alone.
     """
-    order = fold_order(kind.rotary, kind.attention.head_dim)
+    order = fold_order(kind.rotary, kind.attention.rotary_dim)
     if order is None or parts[0] != "attention":
         return None, None
+    if isinstance(kind.attention, LatentAttention):
+        nope = kind.attention.nope_dim
+        of_head = (*range(nope), *(nope + dimension for dimension in order))
+        return {"q": of_head, "q_b": of_head, "k_rope": order}.get(parts[1]), None
     qk_norm = kind.attention.qk_norm
     if parts[1] in ("q_norm", "k_norm") and qk_norm is not None and qk_norm.over == "each_head":
         return None, order  # (heads, head_dim)

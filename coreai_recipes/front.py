@@ -88,7 +88,7 @@ class Front(nn.Module):
         self.states = state_specs(recipe)
         self.rotaries = nn.ModuleDict(
             {
-                name: build_rotary(kind.rotary, kind.attention.head_dim, folded, recipe.export.context)
+                name: build_rotary(kind.rotary, kind.attention.rotary_dim, folded, recipe.export.context)
                 for name, kind in self.kinds.items()
             }
         )
@@ -243,4 +243,4 @@ def _temperature(spec: Temperature, positions: Tensor) -> Tensor:
 
 
 def _turning(kind: LayerKind) -> tuple[object, int]:
-    return kind.rotary, kind.attention.head_dim
+    return kind.rotary, kind.attention.rotary_dim

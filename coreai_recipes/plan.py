@@ -181,7 +181,7 @@ def _states(decoder: Decoder) -> Iterator[Finding]:
 def _rotaries(recipe: Recipe) -> Iterator[Finding]:
     for name, kind in recipe.model.kinds.items():
         if not isinstance(kind.rotary, NoRotary) and kind.rotary.precision != "float32":
-            error = _cosine_error(kind.rotary, kind.attention.head_dim, recipe.export.context)
+            error = _cosine_error(kind.rotary, kind.attention.rotary_dim, recipe.export.context)
             found = f"{kind.rotary.precision}: cosines off by up to {error:.3f} within the context"
             yield Finding(f"rotary precision of `{name}`", "warning", found)
         else:

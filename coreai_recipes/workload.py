@@ -13,7 +13,7 @@ from torch import nn
 from coreai_recipes.draft import Draft
 from coreai_recipes.front import Sharing
 from coreai_recipes.model import Decoder
-from coreai_recipes.primitives.experts import Experts
+from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
 
@@ -51,8 +51,7 @@ def _count_parts(decoder: Decoder, draft: Draft | None) -> Iterator[Workload]:
         flops = {name: sum(layer_flops(decoder, layer, name) for layer in layers) for name in queries}
         weights = sum(p.weight.numel() for p in layers[0].modules() if isinstance(p, Projection))
         how = f"{kinds.count(kind)} layers of {weights / 1e6:.1f} M weights, {front.state(kind).rows} rows"
-        experts = layers[0].experts
-        if isinstance(experts, Experts):
+        for experts in (part for part in layers[0].modules() if isinstance(part, Mixture)):
             how += f", {experts.num_experts} experts of {expert_size(experts) / 1e6:.1f} M"
         if front.shares(kind):
             how += "; in prefill for the last token alone"
@@ -91,7 +90,7 @@ def _layer_flops(layer: Layer, queries: int, rows: int) -> int:
     attention = layer.attention
     width = attention.num_heads * attention.head_dim  # type: ignore[operator]
     scores_and_mixing = 4 * width * rows
-    experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, Experts))
+    experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, Mixture))
     return int(queries * (_projection_flops(layer) + scores_and_mixing) + experts)
 
 
@@ -104,11 +103,11 @@ def _projection_flops(module: nn.Module) -> int:
     )
 
 
-def _expert_flops(experts: Experts, queries: int) -> int:
-    computed = experts.router.top if experts.gathers(queries) else experts.num_experts
+def _expert_flops(experts: Mixture, queries: int) -> int:
+    computed = experts.top if experts.gathers(queries) else experts.num_experts
     return 2 * queries * computed * expert_size(experts)
 
 
-def expert_size(experts: Experts) -> int:
+def expert_size(experts: Mixture) -> int:
     """How many weights one expert has."""
     return (experts.gate_up.numel() + experts.down.numel()) // experts.num_experts

@@ -112,7 +112,8 @@ def small_model(model_class: Callable[[Any], nn.Module], config: Any, seed: int 
                 parameter.add_(random * (0.2 if "norm" in name else 0.5))
         stored = model.state_dict()
         for name, buffer in model.named_buffers():
-            if name in stored and buffer.is_floating_point():
+            # a bare number is the same in every model of its family (xielu's beta), and held to be so
+            if name in stored and buffer.is_floating_point() and buffer.dim():
                 buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))
     return model
 

@@ -39,6 +39,11 @@ SIZES: dict[str, Any] = {
     "num_local_experts": 5,
     "num_experts_per_tok": 3,
     "n_routed_experts": 6,
+    "kv_lora_rank": 28,
+    "q_lora_rank": 36,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 14,
     "n_shared_experts": 2,
 }
 TYPES = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
@@ -76,18 +81,23 @@ UNUSUAL: dict[str, Any] = {
     "n_group": 3,
     "topk_group": 2,
     "first_k_dense_replace": 2,
-    "routed_scaling_factor": 2.5,
+    "routed_scaling_factor": 1.7,
     "swiglu_limit": 1.5,
     "swiglu_alpha": 1.3,
     "original_max_position_embeddings": 64,
 }
 # What holds a family's values together.
 TOGETHER: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
+    "youtu": {"num_key_value_heads": 6},  # each head has keys of its own
+    "olmoe": {"head_dim": 8},  # its q and k norms are hidden_size wide
     "helium": {"head_dim": 8},  # its o_proj is hidden_size wide on both sides
     "seed_oss": {"attention_bias": True},  # a bias on o alone is nothing that a recipe has
     "ministral": {"head_dim": 20},  # transformers cannot build it without
     "mpt": {"logit_scale": None},
     "falcon": {"parallel_attn": True},  # transformers cannot run another one of the new architecture
+    # scores of random weights that are not scaled choose one key each, and float16 another where two are near
+    "gpt_bigcode": {"scale_attn_weights": True},
     "phi": {"head_dim": 8},  # its q and k norms are hidden_size / num_attention_heads wide
     "apertus": {"hidden_act": "xielu"},
     "olmo3": {"layer_types": [*TYPES]},
@@ -112,6 +122,8 @@ LONGROPE = {
 }
 # Further configs of a family, for what one config cannot be at once.
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v3-yarn": ("deepseek_v3", {"rope_parameters": YARN, "attention_bias": True, "q_lora_rank": None}),
+    "youtu-halves": ("youtu", {"rope_interleave": False, "rope_parameters": YARN}),
     "mistral-full": ("mistral", {"sliding_window": None}),
     "qwen2-from-a-layer-on": ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}),
     "qwen3-biased": ("qwen3", {"attention_bias": True}),
@@ -124,8 +136,11 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "phi-normed": ("phi", {"qk_layernorm": True}),
     "cohere-normed": ("cohere", {"use_qk_norm": True}),
     "persimmon-not-normed": ("persimmon", {"qk_layernorm": False}),
+    # as the 32B on the hub says it
+    "exaone4-pattern-in-letters": ("exaone4", {"sliding_window_pattern": "LLLG", "layer_types": TYPES}),
     "exaone4-full": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS}),
     "starcoder2-sliding": ("starcoder2", {"sliding_window": 7}),
+    "gpt_bigcode-unscaled": ("gpt_bigcode", {"scale_attn_weights": False}),
     "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False}),
     "opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 36}),
     "opt-no-final-norm": ("opt", {"_remove_final_layer_norm": True}),
@@ -219,7 +234,8 @@ def unusual_config(family: Family) -> dict[str, Any]:
 
 def plain_config(family: Family) -> dict[str, Any]:
     """Sizes alone: every other field is absent."""
-    sizes = {name: value for name, value in SIZES.items() if name in family.fields}
+    free = {name for name, rule in family.fields.items() if rule.only is None}
+    sizes = {name: value for name, value in SIZES.items() if name in free}
     return gather({**sizes, **TOGETHER.get(family.name, {}), "pad_token_id": None}, family)
 
 
@@ -268,7 +284,7 @@ def _rope(family: Family) -> dict[str, Any]:
     for index, slot in enumerate(family.rope.values()):
         kind = PROPORTIONAL if slot.default.get("rope_type") == "proportional" else (LLAMA3, LINEAR)[index % 2]
         if slot.default.get("rope_type") == "yarn":
-            kind = TEMPERATURE if "llama_4_scaling_beta" in slot.known_types["yarn"].fields else YARN
+            kind = TEMPERATURE if "llama_4_scaling_beta" in slot.default else YARN
         given = {**kind, "rope_theta": 12345.0 + index}
         if slot.partial is not None:
             given = {"rope_type": "default", "rope_theta": 12345.0, "partial_rotary_factor": 0.8}

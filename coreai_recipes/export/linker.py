@@ -31,6 +31,7 @@ from coreai_recipes.export.weights import WeightLayout
 from coreai_recipes.protobuf import MIL_pb2
 
 Values = dict[str, Any]
+CUTS = ("slice_by_index", "reshape")
 
 
 class FunctionLinker:
@@ -173,7 +174,8 @@ class _Appended:
         return True
 
     def _reuse(self, operation: Any) -> bool:
-        """Take the value of an equal operation of an earlier layer, for integers, booleans and unwritten states."""
+        """Take the value of an equal operation of an earlier layer: integers, booleans, states not written since, and
+        what is cut from these, which layers that share a cache cut alike."""
         output = operation.outputs[0] if len(operation.outputs) == 1 else None
         if output is None or output.name in self.bound:  # what is bound must have its own name
             return False
@@ -184,7 +186,7 @@ class _Appended:
         version = 0
         if operation.type == "read_state":
             version = self.linker.writes[self.rename(operation.inputs["input"].arguments[0].name)]
-        elif output.type.tensorType.dataType not in (MIL_pb2.INT32, MIL_pb2.BOOL):
+        elif output.type.tensorType.dataType not in (MIL_pb2.INT32, MIL_pb2.BOOL) and operation.type not in CUTS:
             return False
         key = (operation.type, version, *operands)
         if key in self.linker.computed:
@@ -220,12 +222,21 @@ class _Appended:
                 self.linker.shapes[output.name] = shape_of(output.type.tensorType)
 
     def _skip(self, operation: Any) -> bool:
-        """Take the operand of a slice that takes all of it: the rows of a kind with one layer are its whole state."""
-        if operation.type != "slice_by_index" or None not in shape_of(operation.outputs[0].type.tensorType):
+        """Take the operand of a slice that takes all of it, and of a reshape to the shape that it has already.
+
+        The rows of a kind with one layer are its whole state, and a slice may turn out to need no reshape.
+        """
+        if operation.type not in CUTS:
             return False
-        output = operation.outputs[0]
-        source, shape = self.rename(operation.inputs["x"].arguments[0].name), self._sliced_shape(operation)
-        if shape is None or shape != self.linker.shapes[source] or output.name in self.bound:
+        output, declared = operation.outputs[0], shape_of(operation.outputs[0].type.tensorType)
+        is_settled = None not in declared
+        if output.name in self.bound or is_settled != (operation.type == "reshape"):
+            return False
+        shape = declared if is_settled else self._sliced_shape(operation)
+        if shape is None:
+            return False
+        source = self.rename(operation.inputs["x"].arguments[0].name)
+        if shape != self.linker.shapes.get(source):
             return False
         self.bound[output.name] = source
         return True

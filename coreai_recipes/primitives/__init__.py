@@ -1,6 +1,6 @@
 """The torch modules that recipes are composed of: one file a noun, one implementation each, registered by kind."""
 
-from coreai_recipes.primitives import attention, embedding, experts, head, mlp, norm, rotary
+from coreai_recipes.primitives import attention, embedding, experts, head, latent, mlp, norm, rotary
 from coreai_recipes.primitives.registry import primitive, register, registered
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "embedding",
     "experts",
     "head",
+    "latent",
     "mlp",
     "norm",
     "primitive",

@@ -9,10 +9,41 @@ from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.primitives.rotary import build_rotary
-from coreai_recipes.recipe.schema import LayerKind, LayerNorm, QKNorm, RMSNorm
+from coreai_recipes.recipe.schema import LatentAttention, LayerKind, LayerNorm, QKNorm, RMSNorm
 
 
-class Attention(nn.Module):
+class AttentionCore(nn.Module):
+    """What queries do with keys and values, however they are made."""
+
+    def __init__(self, kind: LayerKind) -> None:
+        super().__init__()
+        spec = kind.attention
+        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.scale, self.softcap = kind.score_scale, spec.softcap
+        self.sinks = nn.Parameter(torch.empty(spec.num_heads), requires_grad=False) if spec.sinks else None
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """q (H, D, 1, S), keys and values (G, K, D) -> (1, H * D, 1, S)."""
+        G, D, S = self.num_kv_heads, self.head_dim, q.shape[3]
+        shared = self.num_heads // G  # query heads of each KV head
+        q = scaled(q, self.scale).view(G, shared, D, S).transpose(1, 2).reshape(G, D, shared * S)
+        scores = torch.matmul(keys, q).view(G, -1, shared, S)  # (G, K, H/G, S)
+        if self.softcap is not None:
+            scores = scaled(torch.tanh(scaled(scores, 1 / self.softcap)), self.softcap)
+        weights = self._weights(scores + mask).view(G, -1, shared * S)
+        mixed = torch.matmul(values.transpose(1, 2), weights)  # (G, D, H/G * S)
+        return mixed.view(G, D, shared, S).transpose(1, 2).reshape(1, self.num_heads * D, 1, S)
+
+    def _weights(self, scores: Tensor) -> Tensor:
+        """The softmax over keys of scores (G, K, H/G, S); a sink, where a head has one, is a key without a value."""
+        if self.sinks is None:
+            return torch.softmax(scores, 1)
+        G, K, shared, S = scores.shape
+        sinks = self.sinks.view(G, 1, shared, 1).expand(G, 1, shared, S)
+        return torch.softmax(torch.cat((scores, sinks), 1), 1).narrow(1, 0, K)
+
+
+class Attention(AttentionCore):
     """x (1, C, 1, S) -> (1, C, 1, S).
 
     `norm` is the model's norm, from which the q and k norms take what they do not say. A layer that shares the cache of
@@ -21,10 +52,10 @@ class Attention(nn.Module):
     """
 
     def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> None:
-        super().__init__()
+        super().__init__(kind)
         spec = kind.attention
-        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        self.scale, self.softcap = spec.score_scale, spec.softcap
+        if isinstance(spec, LatentAttention):
+            raise TypeError("latent attention makes its keys otherwise")
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         owns, has_bias = spec.shares_kv_with is None, spec.bias != "none"
         self.clip = spec.clip
@@ -38,7 +69,6 @@ class Attention(nn.Module):
         self.v = Projection(hidden_size, keys, has_bias) if owns and not spec.k_eq_v else None
         self.v_norm = build_norm(v_norm, spec.head_dim) if owns and spec.v_norm else None
         self.o = Projection(queries, hidden_size, spec.bias == "qkvo")
-        self.sinks = nn.Parameter(torch.empty(spec.num_heads), requires_grad=False) if spec.sinks else None
         self.rotary = build_rotary(kind.rotary, spec.head_dim, folded)
         self.rotated_query, self.rotated_key = nn.Identity(), nn.Identity()
 
@@ -53,40 +83,22 @@ class Attention(nn.Module):
     ) -> Tensor:
         """cos and sin (1, R/2, 1, S), mask (1, K, 1, S) with 0 where a key is seen, or (G, K, H/G, S) where heads see
         differently; `temperature` (1, 1, 1, S) is a factor of queries, where the recipe has it."""
-        G, D, S = self.num_kv_heads, self.head_dim, x.shape[3]
-        shared = self.num_heads // G  # query heads of each KV head
-        q = self._turned(self._clipped(self.q(x)).view(self.num_heads, D, 1, S), self.q_norm, cos, sin)
+        q = self._turned(self.q(x).view(self.num_heads, self.head_dim, 1, x.shape[3]), self.q_norm, cos, sin)
         if temperature is not None:
             q = q * temperature
         q = self.rotated_query(q)
         keys, values = (
             cache.read() if self.k is None else cache.update(*self._keys_and_values(x, cos, sin))
         )  # (G, K, D)
-
-        q = scaled(q, self.scale).view(G, shared, D, S).transpose(1, 2).reshape(G, D, shared * S)
-        scores = torch.matmul(keys, q).view(G, -1, shared, S)  # (G, K, H/G, S)
-        if self.softcap is not None:
-            scores = scaled(torch.tanh(scaled(scores, 1 / self.softcap)), self.softcap)
-        weights = self._weights(scores + mask).view(G, -1, shared * S)
-        mixed = torch.matmul(values.transpose(1, 2), weights)  # (G, D, H/G * S)
-        mixed = mixed.view(G, D, shared, S).transpose(1, 2).reshape(1, self.num_heads * D, 1, S)
-        out: Tensor = self.o(mixed)
+        out: Tensor = self.o(self.attend(q, keys, values, mask))
         return out
-
-    def _weights(self, scores: Tensor) -> Tensor:
-        """The softmax over keys of scores (G, K, H/G, S); a sink, where a head has one, is a key without a value."""
-        if self.sinks is None:
-            return torch.softmax(scores, 1)
-        G, K, shared, S = scores.shape
-        sinks = self.sinks.view(G, 1, shared, 1).expand(G, 1, shared, S)
-        return torch.softmax(torch.cat((scores, sinks), 1), 1).narrow(1, 0, K)
 
     def _keys_and_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """The call's own keys and values, each (G, S, D)."""
         G, D, S = self.num_kv_heads, self.head_dim, x.shape[3]
-        k = self._clipped(self.k(x)).view(G, D, 1, S)  # type: ignore[misc]
+        k = self.k(x).view(G, D, 1, S)  # type: ignore[misc]
         # where K = V it is the projection itself that is shared: before the norm, before the rotary (Gemma 4)
-        v = k if self.v is None else self._clipped(self.v(x)).view(G, D, 1, S)
+        v = self._clipped(k if self.v is None else self.v(x).view(G, D, 1, S))
         if self.v_norm is not None:
             v = self.v_norm(v)
         k = self.rotated_key(self._turned(k, self.k_norm, cos, sin))
@@ -96,10 +108,10 @@ class Attention(nn.Module):
         return x if self.clip is None else clipped(x, self.clip)
 
     def _turned(self, x: Tensor, norm: nn.Module | None, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries or keys (N, D, 1, S), normed and turned, in the recipe's order."""
+        """Queries or keys (N, D, 1, S), normed and turned, in the recipe's order; cut off before they turn."""
         if norm is not None and not self.norm_after_rotary:
             x = self._normed(x, norm)
-        x = self.rotary.rotate_along(x, cos, sin, 1)
+        x = self.rotary.rotate_along(self._clipped(x), cos, sin, 1)
         return self._normed(x, norm) if norm is not None and self.norm_after_rotary else x
 
     def _normed(self, x: Tensor, norm: nn.Module) -> Tensor:

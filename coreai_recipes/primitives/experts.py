@@ -25,7 +25,7 @@ class Mixture(nn.Module):
     def __init__(self, spec: schema.Experts | schema.MixtureMLP, hidden_size: int) -> None:
         super().__init__()
         E, width = spec.num_experts, spec.intermediate_size
-        self.num_experts, self.decode = E, spec.decode
+        self.num_experts, self.top, self.decode = E, spec.router.top, spec.decode
         self.gate_up = nn.Parameter(torch.empty(E, 2 * width, hidden_size), requires_grad=False)
         self.down = nn.Parameter(torch.empty(E, hidden_size, width), requires_grad=False)
         self.activation = ACTIVATIONS[spec.activation]

@@ -9,6 +9,7 @@ from coreai_recipes.recipe.schema import (
     Attention,
     Experts,
     GatedMLP,
+    LatentAttention,
     LayerNorm,
     MixtureMLP,
     Model,
@@ -101,8 +102,26 @@ def _count_layer(model: Model, kind: str) -> int:
     return count + norms * _count_norm(norm, hidden_size) + int(model.layer_scalar)
 
 
-def _count_attention(attention: Attention, hidden_size: int, norm: RMSNorm | LayerNorm) -> int:
+def _count_latent(attention: LatentAttention, hidden_size: int) -> int:
+    """Projections to and from the short rows, their norms, and o."""
+    queries, values = attention.num_heads * attention.head_dim, attention.num_heads * attention.value_dim
+    passing = attention.num_heads * attention.nope_dim
+    row = attention.kv_rank + attention.rope_dim
+    count = hidden_size * (row + values) + attention.kv_rank * (passing + values)
+    count += _count_norm(attention.latent_norm, attention.kv_rank)
+    biases = row + hidden_size
+    if attention.q_rank is None:
+        count += hidden_size * queries
+    else:
+        count += attention.q_rank * (hidden_size + queries) + _count_norm(attention.latent_norm, attention.q_rank)
+        biases += attention.q_rank
+    return count + (biases if attention.bias == "qkvo" else 0)
+
+
+def _count_attention(attention: Attention | LatentAttention, hidden_size: int, norm: RMSNorm | LayerNorm) -> int:
     """Projections and norms of q, k, v and o, less k and v where another kind's cache is read, and v where it is k."""
+    if isinstance(attention, LatentAttention):
+        return _count_latent(attention, hidden_size)
     width, kv_width = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
     keys_and_values = 0 if attention.shares_kv_with else 1 if attention.k_eq_v else 2
     count = hidden_size * (2 * width + keys_and_values * kv_width)

@@ -71,6 +71,14 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
     heads, kv_heads = _integer(kind, "attention", "num_heads"), _integer(kind, "attention", "num_kv_heads")
     if heads and kv_heads and min(heads, kv_heads) > 0 and heads % kv_heads:
         yield Problem((*at, "num_kv_heads"), f"{heads} heads cannot be shared out among {kv_heads} KV heads")
+    if (
+        _value(kind, "attention", "kind") == "latent"
+        and heads
+        and kv_heads
+        and heads > kv_heads
+        and not heads % kv_heads
+    ):
+        yield Problem((*at, "num_kv_heads"), f"latent attention makes keys of its own for each of {heads} heads")
     window, context = _integer(kind, "attention", "window"), _integer(recipe, "export", "context")
     if _value(kind, "attention", "kind") == "sliding" and window and context and window > context:
         yield Problem(
@@ -201,10 +209,14 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
 def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
     at: Location = (*kind_at, "rotary")
     rotary = _mapping(kind, "rotary")
-    rotary_kind, head_dim, factor = rotary.get("kind"), _integer(kind, "attention", "head_dim"), rotary.get("factor")
+    is_latent = _value(kind, "attention", "kind") == "latent"
+    size_name = "rope_dim" if is_latent else "head_dim"
+    rotary_kind, head_dim, factor = rotary.get("kind"), _integer(kind, "attention", size_name), rotary.get("factor")
+    if is_latent and rotary_kind in ("partial", "proportional"):
+        yield Problem((*at, "kind"), "latent attention says with rope_dim what turns", "use `kind: full`")
     if rotary_kind in ("full", "partial", "proportional") and head_dim and head_dim % 2:
         yield Problem(
-            (*kind_at, "attention", "head_dim"),
+            (*kind_at, "attention", size_name),
             f"{head_dim} is odd, and a rotary turns dimensions in pairs",
         )
     if isinstance(factor, int | float) and head_dim and 0 < factor <= 1:
@@ -282,7 +294,8 @@ def _scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
 
 def _rotated_width(kind: Mapping[str, Any]) -> int | None:
     """How many dimensions of a head a full or partial rotary turns, None when the kind does not say."""
-    head_dim, factor = _integer(kind, "attention", "head_dim"), _value(kind, "rotary", "factor")
+    size_name = "rope_dim" if _value(kind, "attention", "kind") == "latent" else "head_dim"
+    head_dim, factor = _integer(kind, "attention", size_name), _value(kind, "rotary", "factor")
     if _value(kind, "rotary", "kind") == "partial":
         return int(factor * head_dim) if head_dim and isinstance(factor, int | float) and 0 < factor <= 1 else None
     return head_dim

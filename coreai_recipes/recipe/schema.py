@@ -291,7 +291,8 @@ class Attention(Spec):
         default=None, description="scores become softcap * tanh(scores / softcap) (Gemma 2)"
     )
     clip: PositiveFloat | None = Field(
-        default=None, description="queries, keys and values are cut off at this magnitude (clip_qkv; OLMo, MPT)"
+        default=None,
+        description="queries, keys and values are cut off at this magnitude before they turn (clip_qkv; OLMo, MPT)",
     )
     temperature: Temperature | None = Field(default=None, description="queries grow with their position (Ministral 3)")
     alibi: Alibi | None = Field(default=None, description="scores fall with distance (BLOOM, MPT)")
@@ -305,6 +306,11 @@ class Attention(Spec):
     @property
     def score_scale(self) -> float:
         return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def rotary_dim(self) -> int:
+        """The dimensions of a head that are given to its rotary."""
+        return self.head_dim
 
 
 class FullAttention(Attention):
@@ -320,7 +326,59 @@ class SlidingAttention(Attention):
     window: Positive = Field(description="how many positions a query sees, itself among them (sliding_window)")
 
 
-AttentionKind = Annotated[FullAttention | SlidingAttention, Field(discriminator="kind")]
+class LatentAttention(Spec):
+    """Every earlier position is seen; keys and values of all heads are made of one short row (DeepSeek V2 and V3).
+
+    A head is `nope_dim` dimensions that pass and, behind them, `rope_dim` that turn, which in keys all heads share.
+    Where the rotary is scaled by yarn, scores are scaled by the square of its magnitude for mscale_all_dim too.
+    """
+
+    kind: Literal["latent"]
+    num_heads: Positive = Field(description="query heads (num_attention_heads)")
+    num_kv_heads: Positive = Field(description="as many: each head has keys of its own (num_key_value_heads)")
+    nope_dim: Positive = Field(description="dimensions of a head that have no position (qk_nope_head_dim)")
+    rope_dim: Positive = Field(description="dimensions of a head that turn (qk_rope_head_dim)")
+    value_dim: Positive = Field(description="dimensions of a head's values (v_head_dim)")
+    q_rank: Positive | None = Field(
+        default=None, description="width of the row that queries are made of (q_lora_rank); unsaid, the hidden state"
+    )
+    kv_rank: Positive = Field(description="width of the row that keys and values are made of (kv_lora_rank)")
+    latent_norm: Norm = Field(
+        default=RMSNorm(kind="rms", eps=1e-6), description="the norm of both rows; in transformers always this one"
+    )
+    bias: Literal["none", "qkvo"] = Field(
+        default="none", description="whether what reads the hidden state, and o, carry a bias (attention_bias)"
+    )
+    scale: PositiveFloat | None = Field(
+        default=None, description="factor of the scores; (nope_dim + rope_dim)^-0.5 if unsaid"
+    )
+
+    # what this attention never has
+    qk_norm: ClassVar[QKNorm | None] = None
+    v_norm: ClassVar[bool] = False
+    k_eq_v: ClassVar[bool] = False
+    softcap: ClassVar[float | None] = None
+    sinks: ClassVar[bool] = False
+    clip: ClassVar[float | None] = None
+    temperature: ClassVar[Temperature | None] = None
+    alibi: ClassVar[Alibi | None] = None
+    shares_kv_with: ClassVar[str | None] = None
+
+    @property
+    def head_dim(self) -> int:
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """The dimensions of a head that are given to its rotary."""
+        return self.rope_dim
+
+    @property
+    def score_scale(self) -> float:
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+
+AttentionKind = Annotated[FullAttention | SlidingAttention | LatentAttention, Field(discriminator="kind")]
 
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
@@ -442,6 +500,16 @@ class LayerKind(Spec):
     placement: Placement | None = Field(
         default=None, description="where this kind's norms stand, when not where the model's do"
     )
+
+    @property
+    def score_scale(self) -> float:
+        """The factor of scores."""
+        scaling = getattr(self.rotary, "scaling", None)
+        scale = self.attention.score_scale
+        if isinstance(self.attention, LatentAttention) and isinstance(scaling, YarnScaling) and scaling.mscale_all_dim:
+            magnitude = scaling.magnitude(scaling.mscale_all_dim)
+            return scale * magnitude * magnitude
+        return scale
 
 
 # --- the model ------------------------------------------------------------------------------------------------------

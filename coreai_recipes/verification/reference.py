@@ -71,7 +71,7 @@ class Reference:
                 config, dtype=dtype, attn_implementation=choose_attention(config)
             ).eval()
         kinds = recipe.model.layer_kinds
-        self._score_scales = [recipe.model.kinds[name].attention.score_scale for name in kinds]
+        self._score_scales = [recipe.model.kinds[name].score_scale for name in kinds]
         self.layers = _find_layers(self.model, config.num_hidden_layers)
         self._weights = Weights(self.model, checkpoint, load_names(recipe.weights.names).prefixes)
         self._on_layer: Callable[[LayerRecord], None] | None = None
@@ -433,6 +433,15 @@ def rotary_function(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tens
     apply = getattr(sys.modules[type(layer).__module__], "apply_rotary_pos_emb", None)
     if apply is None:
         raise UnknownStructure(f"{type(layer).__module__} has no apply_rotary_pos_emb")
+    interleaved = getattr(sys.modules[type(layer).__module__], "apply_rotary_pos_emb_interleave", None)
+    config = getattr(getattr(layer, "self_attn", None), "config", None)
+    if interleaved is not None and getattr(config, "rope_interleave", False):
+
+        def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            """As they leave, the first ones of all pairs come before the second ones."""
+            return interleaved(x, x, cos, sin)[0].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)  # type: ignore[no-any-return]
+
+        return rotate_pairs
     takes_both = list(inspect.signature(apply).parameters)[:2] == ["q", "k"]
 
     def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def gemma4_kinds() -> dict[str, Any]:
         "sliding_shared": layer_kind(
             "sliding", attention_shares_kv_with="sliding", mlp={"intermediate_size": 104}, **normed
         ),
-        "full_shared": layer_kind("full", "proportional", attention_shares_kv_with="full", experts=mixture, **wide),
+        "full_shared": layer_kind("full", "proportional", attention_shares_kv_with="full", **wide),
     }
 
 

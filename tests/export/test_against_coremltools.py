@@ -39,6 +39,7 @@ from coreai_recipes.model import PER_LAYER_TABLE
 from coreai_recipes.primitives.registry import registered
 from coreai_recipes.recipe.schema import Recipe
 
+SCALED = "per_layer.projection.weight"
 DTYPES = {"float16": "fp16", "float32": "fp32"}  # MIL's names where they differ from the protobuf's
 
 
@@ -127,15 +128,28 @@ def test_the_functions_take_and_give_the_same_and_hold_the_same_states(case: Cas
 def test_there_are_as_many_operations_of_each_type_as_in_a_whole_conversion(case: Case) -> None:
     for name in case.functions:
         ours, theirs = operation_types(case.ours, name), without_batch_norm(operation_types(case.theirs, name))
+        ours["mul"] -= sum(scales_in_weights(case, name).values())
         different = {kind: (ours[kind], theirs[kind]) for kind in ours | theirs if ours[kind] != theirs[kind]}
         assert not different, f"{case.name}, {name}: ours and theirs have {different}"
 
 
 def test_operations_give_the_same_types_and_shapes_as_in_a_whole_conversion(case: Case) -> None:
     for name in case.functions:
-        ours = operations_with_types(case.ours, name)
+        ours = operations_with_types(case.ours, name) - scales_in_weights(case, name)
         theirs = without_batch_norm(operations_with_types(case.theirs, name))
         assert ours == theirs, f"{case.name}, {name}: ours only {ours - theirs}, theirs {theirs - ours}"
+
+
+def scales_in_weights(case: Case, function: str) -> Counter[str]:
+    """The products that coremltools multiplies into the weights of the projection before them, whose values it sees.
+
+    Of all our projections only that of the per-layer inputs is followed by a constant; 48^-0.5 takes three factors.
+    """
+    per_layer, queries = case.recipe.model.embedding.per_layer, case.recipe.export.functions.queries[function]
+    if per_layer is None:
+        return Counter()
+    columns = len(case.recipe.model.layer_kinds) * per_layer.size
+    return Counter({f"mul -> float16(1, {columns}, 1, {queries})": 3})
 
 
 def without_batch_norm(counts: Counter[str]) -> Counter[str]:
@@ -164,9 +178,13 @@ def test_the_weights_are_the_same_float16_blobs(case: Case) -> None:
             }
             for model, package in ((case.ours, case.package), (case.theirs, case.whole))
         )
-        assert ours <= theirs
-        assert theirs - ours <= neutral  # the mean and the variance of a batch_norm
         kept = {name: w for name, w in random_weights(case.recipe).items() if name != PER_LAYER_TABLE}
+        # coremltools writes what is small into the program itself, and scales one of them: see scales_in_weights
+        apart = {stored(tuple(w.shape), w.half()) for key, w in kept.items() if w.numel() < 10 or key == SCALED}
+        columns = kept[SCALED].shape[:2] if SCALED in kept else ()
+        assert ours - theirs <= apart
+        added = {(shape, digest) for shape, digest in theirs - ours if shape not in (columns, columns[:1])}
+        assert added <= neutral  # the mean and the variance of a batch_norm
         assert ours == {stored(tuple(w.shape), w.half()) for w in kept.values()}
         dtypes = {tensor_words(kind).partition("(")[0] for _, kind, _ in stored_constants(case.ours, name)}
         assert dtypes == {"float16"}
@@ -196,8 +214,8 @@ def test_both_packages_compute_the_same(case: Case) -> None:
             inputs["per_layer"] = weights[PER_LAYER_TABLE][ids.long()]
         ours, theirs = (p.function(name)(inputs, s)["logits"] for p, s in zip(programs, states, strict=True))
         kept = count if name == "score" else 1
-        if case.name == "full":  # which has LayerNorms: see without_batch_norm
-            assert psnr(theirs[:, :kept], ours[:, :kept]) > 80
+        if case.name in ("full", "gemma4"):  # see without_batch_norm and scales_in_weights
+            assert psnr(theirs[:, :kept], ours[:, :kept]) > {"full": 80, "gemma4": 60}[case.name]
         else:
             assert torch.equal(ours[:, :kept], theirs[:, :kept])
         position += count

@@ -7,6 +7,8 @@ import pytest
 import torch
 from families import FAMILIES, Pair, llama, mistral
 from figures import psnr
+from test_latent import CASES as LATENT
+from test_latent import case as latent_case
 from torch import Tensor
 
 from coreai_recipes.primitives.cache import NoCache
@@ -60,6 +62,7 @@ def of_kind(kind: str, make: Callable[[], Pair]) -> Callable[[], list[Compare]]:
 
 
 PARITY: dict[str, dict[str, Callable[[], list[Compare]]]] = {
+    "latent": {name: lambda name=name: latent_case(name)() for name in LATENT},  # test_latent.py has more
     "full": {
         "llama": of_kind("full", FAMILIES["llama"]),
         "llama_biased_everywhere": of_kind("full", FAMILIES["llama_biased"]),

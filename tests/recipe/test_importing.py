@@ -25,8 +25,19 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-ACTIVATIONS = "silu, swish, gelu_pytorch_tanh, gelu_new, gelu, relu, relu2"
+# Families that have other names for some of them, or none: what is left.
+OTHERWISE = {
+    "gpt_neox": SIZES.keys() - {"num_key_value_heads"},
+    "falcon": {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"},
+    "opt": {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"},
+    "gpt2": {"vocab_size"},
+    "bloom": {"vocab_size", "hidden_size"},
+    "mpt": {"vocab_size"},
+}
 NOT_UNDERSTOOD = "not understood; this model needs a mechanism that recipes do not have"
+
+
+ACTIVATIONS = "silu, swish, gelu_pytorch_tanh, gelu_new, gelu, relu, relu2"
 
 
 def needs(what: str) -> str:
@@ -34,7 +45,8 @@ def needs(what: str) -> str:
 
 
 def read(model_type: str, **fields: Any) -> Recipe:
-    return recipe_from_config({"model_type": model_type, **SIZES, **fields}, "small").recipe
+    sizes = {name: size for name, size in SIZES.items() if model_type not in OTHERWISE or name in OTHERWISE[model_type]}
+    return recipe_from_config({"model_type": model_type, **sizes, **fields}, "small").recipe
 
 
 def problems(model_type: str, **fields: Any) -> list[str]:
@@ -48,8 +60,8 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"attention_dropout_kind": "x"}, f"attention_dropout_kind: {NOT_UNDERSTOOD}"),
     (
         "llama",
-        {"hidden_act": "mish"},
-        f'hidden_act: "mish": {NOT_UNDERSTOOD}\n  there are: {ACTIVATIONS}',
+        {"hidden_act": "quick"},
+        f'hidden_act: "quick": {NOT_UNDERSTOOD}\n  there are: {ACTIVATIONS}',
     ),
     (
         "llama",
@@ -143,9 +155,8 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         {"architectures": ["LlamaForSequenceClassification"]},
         "architectures: LlamaForSequenceClassification gives no logits of a next token",
     ),
-    ("granite", {"residual_multiplier": -0.22}, "residual_multiplier: -0.22 is not a finite number above 0"),
-    ("granite", {"logits_scaling": 0}, "logits_scaling: 0 is not a finite number above 0"),
-    ("granite", {"logits_multiplier": 8.0}, f"logits_multiplier: {NOT_UNDERSTOOD}"),
+    ("granite", {"residual_multiplier": 0.0}, "residual_multiplier: 0.0 is not a finite number above 0"),
+    ("granite", {"logits_scaling": "8"}, 'logits_scaling: "8" is not a finite number above 0'),
     ("qwen2", {"layer_types": ["full_attention"] * 3}, "layer_types: 3 entries for 4 layers"),
     (
         "qwen2",
@@ -181,8 +192,66 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         {"num_kv_shared_layers": 1},
         "num_kv_shared_layers: 1: no layer is left whose cache those of kind full_shared could read",
     ),
-    ("stablelm", {"use_parallel_residual": "yes"}, 'use_parallel_residual: "yes" is not true or false'),
+    ("stablelm", {"use_parallel_residual": 1}, "use_parallel_residual: 1 is not true or false"),
     ("olmo", {"clip_qkv": -8.0}, "clip_qkv: -8.0 is not a finite number above 0"),
+    (
+        "gpt_neox",
+        {"hidden_act": "gelu_fast"},
+        f'hidden_act: "gelu_fast": {NOT_UNDERSTOOD}\n  there are: {ACTIVATIONS}',
+    ),
+    ("gpt_neox", {"rotary_dim": 8}, f"rotary_dim: {NOT_UNDERSTOOD}"),
+    ("phi", {"qk_layernorm": "rms"}, 'qk_layernorm: "rms" is not true or false'),
+    ("cohere2", {"use_qk_norm": True}, f"use_qk_norm: {NOT_UNDERSTOOD}"),
+    (
+        "exaone4",
+        {"sliding_window_pattern": "LLLG"},
+        "sliding_window_pattern: 'LLLG': not understood where nothing lists the layers",
+    ),
+    ("olmo3", {"layer_types": ["conv"] * 4}, f'layer_types.0: "conv": {NOT_UNDERSTOOD}'),
+    (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx: true: " + needs("a scale of each layer's own"),
+    ),
+    ("gpt2", {"add_cross_attention": True}, "add_cross_attention: true: " + needs("attention to an encoder")),
+    ("gpt2", {"n_embd": 0}, "n_embd: 0 is not a whole number above 0"),
+    (
+        "opt",
+        {"activation_function": "tanh"},
+        f'activation_function: "tanh": {NOT_UNDERSTOOD}\n  there are: relu, gelu, gelu_new, silu',
+    ),
+    (
+        "bloom",
+        {"apply_residual_connection_post_layernorm": True},
+        "apply_residual_connection_post_layernorm: true: " + needs("a residual taken behind the norm"),
+    ),
+    (
+        "mpt",
+        {"attn_config": {"qk_ln": True}},
+        "attn_config.qk_ln: true: " + needs("q and k norms, which transformers' MPT does not have"),
+    ),
+    (
+        "mpt",
+        {"attn_config": {"alibi_bias_max": 16}},
+        "attn_config.alibi_bias_max: 16: " + needs("other slopes, which transformers' MPT does not have"),
+    ),
+    ("mpt", {"attn_config": {"sink": 1}}, f"attn_config.sink: {NOT_UNDERSTOOD}"),
+    (
+        "falcon",
+        {"new_decoder_architecture": True, "parallel_attn": False},
+        "new_decoder_architecture: new_decoder_architecture true, parallel_attn false, num_ln_in_parallel_attn null, "
+        f"multi_query true: {NOT_UNDERSTOOD}",
+    ),
+    (
+        "hunyuan_v1_dense",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+        'rope_parameters.alpha: missing, rope_type "dynamic" needs it',
+    ),
+    (
+        "ministral3",
+        {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}},
+        f"rope_parameters.llama_4_scaling_beta: {NOT_UNDERSTOOD}",
+    ),
     ("iquestcoder", {"clip_qkv": 8.0}, "clip_qkv: 8.0: " + needs("q, k and v cut off at a value")),
     ("glm", {"partial_rotary_factor": 1.5}, "rope_parameters: rotary.factor: 1.5 is not in (0, 1]"),
 ]
@@ -276,8 +345,8 @@ def test_every_problem_is_told_at_once() -> None:
         ({"model_type": "siglip"}, "model_type: siglip: a vision model: a recipe describes a decoder of text"),
         ({"model_type": "t5"}, "model_type: t5: an encoder and a decoder: a recipe describes a decoder alone"),
         (
-            {"model_type": "phimoe"},
-            "model_type: phimoe: " + needs("a mixture of experts in place of the MLP"),
+            {"model_type": "lfm2"},
+            "model_type: lfm2: " + needs("short convolutions"),
         ),
         (
             {"model_type": "my_llama", **SIZES, "rms_norm_eps": 1e-5},

@@ -115,9 +115,10 @@ MISTAKES = {
     ("kind: full, theta: 10000", "kind: proportional, theta: 1, factor: 0.25, pairing: interleaved"): (
         "r.yaml:12:69: model.kinds.full.rotary.pairing: `interleaved` is not `half`"
     ),
-    ("kind: gated", "kind: dense"): (
-        "r.yaml:13:19: model.kinds.full.mlp.kind: `dense` is not one of `gated`, `plain`, `moe`"
-    ),
+    (
+        "kind: gated",
+        "kind: dense",
+    ): "r.yaml:13:19: model.kinds.full.mlp.kind: `dense` is not one of `gated`, `plain`, `moe`",
     ("{repeat: 3, of: [full]}", "{repeat: 0, of: [full]}"): (
         "r.yaml:14:27: model.layers.1.repeat: 0 is not in [1, 1024]\n  how often the pattern is stacked"
     ),

@@ -66,7 +66,7 @@ def judge_value(name: str, value: Any, rule: FieldRule) -> Iterator[str]:
 
 def why_not_of_type(value: Any, kind: str | None) -> str | None:
     """The end of a sentence that says why a value is not of that type."""
-    if kind is None:
+    if kind in (None, "any"):
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     match kind:

@@ -67,6 +67,8 @@ def decide(
 
     def number(of: int | str) -> int:
         value = value_in(config, of, family) if isinstance(of, str) else of
+        if value is not None and not isinstance(value, int):
+            raise Unreadable(f"{of}: {value!r:.40}: not understood where nothing lists the layers")
         return int(value or 0)
 
     if rule.all is not None:

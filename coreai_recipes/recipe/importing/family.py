@@ -37,7 +37,7 @@ FAMILIES = Path(__file__).parents[1] / "families"
 TABLES = Path(__file__).with_name("tables")
 
 Settings = dict[str, Any]
-Type = Literal["size", "count", "number", "flag", "word", "list", "mapping"]
+Type = Literal["size", "count", "number", "flag", "word", "list", "mapping", "any"]
 
 
 class _Rule(BaseModel):

@@ -10,7 +10,8 @@ from coreai_recipes.recipe.yaml_writer import write_yaml
 _ORDERS = {
     "": ("recipe", "name", "reference", "model", "draft", "weights", "export"),
     "model": (
-        "vocab_size", "hidden_size", "embedding", "norm", "placement", "layer_scalar", "head", "kinds", "layers",
+        "vocab_size", "hidden_size", "embedding", "norm", "placement", "residual_multiplier", "layer_scalar", "head",
+        "kinds", "layers",
     ),
     "draft": (
         "reference", "vocab_size", "hidden_size", "norm", "placement", "layer_scalar", "centroids", "kinds", "layers",
@@ -18,7 +19,7 @@ _ORDERS = {
     ),
     "attention": (
         "kind", "window", "num_heads", "num_kv_heads", "head_dim", "shares_kv_with", "bias", "qk_norm", "v_norm",
-        "k_eq_v", "scale", "softcap",
+        "k_eq_v", "scale", "softcap", "clip", "temperature", "alibi",
     ),
 }  # fmt: skip
 

@@ -66,7 +66,7 @@ def _compare(
     if given is None:
         raise UnknownStructure("transformers' layers of this family are not given position_embeddings")
     rotary = decoder.front.rotaries[name]
-    head_dim: int = decoder.layers[layer].attention.head_dim  # type: ignore[assignment, union-attr]
+    head_dim: int = rotary.head_dim  # type: ignore[assignment]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, HEADS, len(positions), head_dim, generator=generator).to(dtype)  # (B, H, S, D)
     theirs = rotary_function(reference.layers[layer])(x, *given)
