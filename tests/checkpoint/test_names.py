@@ -88,6 +88,82 @@ def test_every_table_names_every_tensor_of_its_family(family, tmp_path):
     assert all(torch.equal(binding.read(), state[binding.tensor]) for binding in bindings.values())
 
 
+def experts_checkpoint(folder: Path, **tensors: torch.Tensor) -> SafetensorsCheckpoint:
+    from safetensors.torch import save_file
+
+    write_folder(folder, b"")
+    save_file({name.replace("__", "."): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    return SafetensorsCheckpoint(folder)
+
+
+def write_table(folder: Path, text: str) -> str:
+    path = folder / "own.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+STACK = """
+tensors:
+  layers.{i}.mlp.gate_up: {stack: ["h.{i}.experts.{e}.gate", "h.{i}.experts.{e}.up"]}
+"""
+
+
+def test_tensors_of_experts_are_put_together_one_expert_at_a_time(tmp_path):
+    parts = {f"h.1.experts.{e}.{part}": torch.randn(3, 5) for e in range(12) for part in ("gate", "up")}
+    checkpoint = experts_checkpoint(tmp_path, **parts)
+    wanted = {"layers.1.mlp.gate_up": ParameterInfo((12, 6, 5), "moe")}
+    (binding,) = bind(wanted, write_table(tmp_path, STACK), checkpoint).values()
+    expected = [torch.cat((parts[f"h.1.experts.{e}.gate"], parts[f"h.1.experts.{e}.up"])) for e in range(12)]
+    assert [block.shape for block in binding.blocks()] == [(1, 6, 5)] * 12
+    assert torch.equal(binding.read(), torch.stack(expected))
+
+
+def test_an_expert_that_is_missing_or_misshapen_is_named(tmp_path):
+    parts = {f"h.0.experts.{e}.{part}": torch.randn(3, 5) for e in range(2) for part in ("gate", "up")}
+    parts["h.0.experts.1.up"] = torch.randn(4, 5)
+    checkpoint = experts_checkpoint(tmp_path, **parts)
+    wanted = {"layers.0.mlp.gate_up": ParameterInfo((3, 6, 5), "moe")}
+    assert problems(wanted, write_table(tmp_path, STACK), checkpoint) == [
+        "h.0.experts.1.up is (4, 5), the recipe's kind `moe` needs (3, 5)",
+        "h.0.experts.2.gate is missing, the recipe's kind `moe` needs it as (3, 5)",
+        "h.0.experts.2.up is missing, the recipe's kind `moe` needs it as (3, 5)",
+    ]
+
+
+def test_experts_in_one_tensor_are_transposed_and_rows_that_alternate_brought_apart(tmp_path):
+    stored = {"h.0.gate_up": torch.randn(4, 5, 6), "h.0.bias": torch.randn(4, 6), "h.0.down": torch.randn(4, 3, 5)}
+    checkpoint = experts_checkpoint(tmp_path, **stored)
+    table = write_table(
+        tmp_path,
+        """
+tensors:
+  layers.{i}.mlp.gate_up: {tensor: "h.{i}.gate_up", transpose: true, alternate: true}
+  layers.{i}.mlp.gate_up_bias: {tensor: "h.{i}.bias", alternate: true}
+  layers.{i}.mlp.down: {tensor: "h.{i}.down", transpose: true}
+""",
+    )
+    shapes = {"gate_up": (4, 6, 5), "gate_up_bias": (4, 6), "down": (4, 5, 3)}
+    found = bind({f"layers.0.mlp.{name}": ParameterInfo(shape) for name, shape in shapes.items()}, table, checkpoint)
+    apart = [0, 2, 4, 1, 3, 5]
+    assert torch.equal(found["layers.0.mlp.gate_up"].read(), stored["h.0.gate_up"].transpose(1, 2)[:, apart])
+    assert torch.equal(found["layers.0.mlp.gate_up_bias"].read(), stored["h.0.bias"][:, apart])
+    assert torch.equal(found["layers.0.mlp.down"].read(), stored["h.0.down"].transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("{stack: [], tensor: h}", "stack: stands alone, without other operations"),
+        ("{stack: h}", "stack: 'h' is not a list of tensors"),
+        ('{stack: ["h.{i}.up"]}', "stack: {e}, the expert, is missing: h.{i}.up"),
+        ('{stack: ["h.{e}.up"]}', "{i}, the layer, must be on both sides, or on neither: h.{e}.up"),
+    ],
+)
+def test_a_stack_that_cannot_be_is_refused(tmp_path, entry, problem):
+    table = write_table(tmp_path, f"tensors:\n  layers.{{i}}.mlp.gate_up: {entry}\n")
+    assert any(line.endswith(problem) for line in refusal(table))
+
+
 def test_a_decoder_is_bound_to_the_tensors_of_transformers(llama):
     bindings = bind(llama_parameters(12), "llama", llama)
     assert bindings["layers.11.mlp.down.weight"].tensor == "model.layers.11.mlp.down_proj.weight"
