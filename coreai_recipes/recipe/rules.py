@@ -14,12 +14,6 @@ from typing import Any
 MAX_KINDS = 64
 MAX_LAYERS = 1024
 
-# Which of the two rotaries that turn a part of the head the model of a reference has. Mixing them up keeps text fluent.
-PART_THAT_TURNS = {
-    **dict.fromkeys(("gemma4_text", "gemma4_unified_text", "gemma4_assistant"), "proportional"),
-    **dict.fromkeys(("glm", "glm4", "gpt_neox", "nemotron", "phi", "stablelm"), "partial"),
-}
-
 Location = tuple[str | int, ...]
 
 
@@ -56,7 +50,6 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
                 at: Location = (stack, "kinds", name)
                 problems += _attention_problems(recipe, at, kind)
                 problems += _rotary_problems(at, kind)
-                problems += _reference_problems(recipe, at, kind)
                 problems += _scaling_problems(recipe, at, kind)
                 problems += _expert_problems(at, kind)
         problems += _layer_problems(recipe, stack)
@@ -244,25 +237,6 @@ def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
             f"angles in {precision} lose positions (bfloat16 frequencies: cosine error 0.35 at position 200)",
             "use float32, or add `lossy: true` if that is what you want",
         )
-
-
-def _reference_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    """A rotary that the model of the reference does not have, so that the two could never be equal."""
-    is_draft = kind_at[0] == "draft"
-    model_type = _value(recipe, *(("draft",) if is_draft else ()), "reference", "model_type")
-    ours, theirs = (
-        _value(kind, "rotary", "kind"),
-        PART_THAT_TURNS.get(model_type) if isinstance(model_type, str) else None,
-    )
-    if theirs is None or ours == theirs or ours not in PART_THAT_TURNS.values():
-        return
-    meant = "" if is_draft else "; if another architecture is meant, say `reference: null`"
-    yield Problem(
-        (*kind_at, "rotary", "kind"),
-        f"{model_type} has `{theirs}`, and `{ours}` pairs other dimensions: 21.6 dB on Gemma 4's global layers, where "
-        "text stays fluent and drafts are rejected",
-        f"write `kind: {theirs}`{meant}",
-    )
 
 
 def _scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
