@@ -97,17 +97,17 @@ def validate(
 ) -> None:
     """Every problem of a recipe at once; with a checkpoint, its tensors' names and shapes too, from headers alone."""
     from coreai_recipes import console
-    from coreai_recipes.recipe import load_recipe
+    from coreai_recipes.recipe import load_resolved
     from coreai_recipes.recipe.importing import check_reference
 
     results: list[dict[str, Any]] = []
     for source in recipes:
         problems: list[str] = []
         try:
-            loaded = load_recipe(source)
-            check_reference(loaded, source)
+            resolved = load_resolved(source)
+            check_reference(resolved)
             if checkpoint is not None:
-                _check_tensors(loaded, checkpoint)
+                _check_tensors(resolved.recipe, checkpoint)
         except UserError as error:
             problems += error.problems
         results.append({"recipe": source, "valid": not problems, "problems": problems})

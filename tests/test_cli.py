@@ -242,3 +242,17 @@ def test_ctrl_c_while_building_leaves_the_previous_bundle(tmp_path: Path, tiny_b
     assert (tmp_path / "tiny-llama/manifest.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["tiny-llama"]
     assert signal.SIGINT == 2
+
+
+def test_a_rotary_that_the_reference_does_not_have_is_status_2_with_its_line(run: Run, tmp_path: Path) -> None:
+    _, text, _ = run("show", "gemma4-e4b")
+    lines = text.splitlines()
+    number = next(at for at, line in enumerate(lines, 1) if "kind: proportional" in line)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(text.replace("kind: proportional", "kind: partial"))
+    status, out, err = run("validate", recipe)
+    assert (status, out) == (2, "")
+    column = lines[number - 1].index("proportional") + 1
+    assert f"{recipe}:{number}:{column}: model.kinds.full.rotary.kind: `partial` here" in err
+    assert "21.6 dB on Gemma 4's global layers, where text stays fluent and drafts are rejected" in err
+    assert "write `kind: proportional`; if another architecture is meant, say `reference: null`" in err

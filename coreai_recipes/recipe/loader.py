@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,11 +38,23 @@ class Resolved:
         recipe: the validated recipe.
         data: the recipe as written, after `extends`, `--set` and `like`: plain mappings, lists and scalars.
         notes: what was dropped on the way, for `recipe show`.
+        root: `data` with the place of each value.
     """
 
     recipe: Recipe
     data: dict[str, Any]
     notes: tuple[str, ...]
+    root: Node = field(repr=False, compare=False)
+
+    def describe(self, problems: Iterable[Problem]) -> list[str]:
+        """Problems that are found after loading, as it tells its own: `path:line:column: dotted.field: message`."""
+        lines: dict[tuple[Mark, str, str], str] = {}
+        for problem in problems:
+            mark = mark_at(self.root, problem.location, problem.at_key)
+            hint = f"\n  {problem.hint}" if problem.hint else ""
+            line = f"{mark}: {dotted(problem.location)}: {problem.message}{hint}"
+            lines.setdefault((mark, _field_for_all(problem.location), problem.message), line)
+        return list(lines.values())
 
     def text(self) -> str:
         """The whole recipe as YAML with its defaults: a bundle's recipe.yaml, which loads back as an equal recipe."""
@@ -180,7 +192,7 @@ class _Loading:
                 self.report_at(mark_at(root, problem.location, problem.at_key), problem)
         if self.lines or recipe is None:
             self.stop()
-        return Resolved(recipe, data, tuple(self.merging.notes))
+        return Resolved(recipe, data, tuple(self.merging.notes), root)
 
     def is_consequence(self, problem: Problem) -> bool:
         """Whether a kind lacks something only because its `like` leads nowhere."""
@@ -199,9 +211,7 @@ class _Loading:
 
     def report_at(self, mark: Mark, problem: Problem) -> None:
         """One problem; what a kind inherits counts once, whichever kinds inherit it."""
-        in_kind = _is_in_kinds(problem.location)
-        same = dotted(problem.location[3:] if in_kind else problem.location)
-        self.report(mark, dotted(problem.location), problem.message, problem.hint, same)
+        self.report(mark, dotted(problem.location), problem.message, problem.hint, _field_for_all(problem.location))
 
     def report(self, mark: Mark, field: str, message: str, hint: str | None = None, same: str = "") -> None:
         """One line, unless there is one of that message about the `same` field at that place."""
@@ -243,6 +253,11 @@ def _validate(data: Any, root: Node) -> tuple[Recipe | None, list[Problem]]:
 
 def _is_in_kinds(location: Location) -> bool:
     return location[:2] in (("model", "kinds"), ("draft", "kinds"))
+
+
+def _field_for_all(location: Location) -> str:
+    """A field by a name that it has in whichever kinds inherit it."""
+    return dotted(location[3:] if _is_in_kinds(location) else location)
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -14,7 +14,6 @@ from typing import Any
 MAX_KINDS = 64
 MAX_LAYERS = 1024
 
-
 Location = tuple[str | int, ...]
 
 

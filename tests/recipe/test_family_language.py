@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from coreai_recipes.errors import CheckpointError, RecipeError
-from coreai_recipes.recipe import load_recipe
+from coreai_recipes.recipe import Resolved, load_resolved
 from coreai_recipes.recipe.importing import check_reference, config_for, family
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.family import load_family
@@ -153,32 +153,58 @@ def test_a_file_that_is_wrong_is_our_own_mistake(write: Write, text: str, reason
     assert reason in str(caught.value)
 
 
-def test_another_rotary_than_the_family_s_is_named_with_what_it_costs() -> None:
-    good = ["model.layer_scalar=true"]
-    check_reference(load_recipe(E2B, good), "mine.yaml")
-    recipe = load_recipe(E2B, [*good, "model.kinds.full.rotary.kind=partial"])
-    with pytest.raises(RecipeError) as caught:
-        check_reference(recipe, "mine.yaml")
-    assert list(caught.value.problems) == [
-        "mine.yaml: model.kinds.full.rotary.kind: partial here, and transformers' gemma4_text has no such rotary\n"
-        "  with other pairs text stays fluent, at 21.6 dB on Gemma 4's full layers: "
-        "write it so, or `reference: null` if it is meant"
+@pytest.mark.parametrize(
+    ("model_type", "wrong", "right"),
+    [
+        ("gemma4_text", "partial", "proportional"),
+        ("gemma4_unified_text", "partial", "proportional"),
+        ("phi", "proportional", "partial"),
+        ("glm", "proportional", "partial"),
+    ],
+)
+def test_another_rotary_than_the_family_s_is_named_with_its_line_and_what_it_costs(
+    small: str, load: Callable[..., Resolved], model_type: str, wrong: str, right: str
+) -> None:
+    text = small.replace("model_type: llama", f"model_type: {model_type}")
+    text = text.replace("{kind: full, theta: 10000}", f"{{kind: {wrong}, theta: 10000, factor: 0.5}}")
+    assert against_reference(load(text))[:1] == [
+        f"r.yaml:12:22: model.kinds.full.rotary.kind: `{wrong}` here, and transformers' {model_type} has `{right}`, "
+        "which pairs other dimensions: 21.6 dB on Gemma 4's global layers, where text stays fluent and drafts are "
+        f"rejected\n  write `kind: {right}`; if another architecture is meant, say `reference: null`"
     ]
+    right_kind = load(text.replace(f"kind: {wrong}", f"kind: {right}"))
+    assert not any("rotary.kind" in problem for problem in against_reference(right_kind))
+    assert against_reference(load(text.replace(f"{{model_type: {model_type}}}", "null"))) == []
 
 
-def test_every_field_that_the_family_cannot_be_is_named() -> None:
-    recipe = load_recipe(E2B, ["model.norm.weight=1+w", "model.kinds.sliding.attention.v_norm=false"])
-    with pytest.raises(RecipeError) as caught:
-        check_reference(recipe, "mine.yaml")
-    assert [line.partition(" here")[0] for line in caught.value.problems] == [
-        "mine.yaml: model.layer_scalar: false",
-        "mine.yaml: model.norm.weight: 1+w",
-        "mine.yaml: layers 0 to 34: attention.v_norm: false",
-        "mine.yaml: layers 0 to 34: norm.weight: 1+w",
+def test_a_deliberate_experiment_with_another_rotary_still_loads() -> None:
+    good = "model.layer_scalar=true"
+    assert against_reference(load_resolved(E2B, [good])) == []
+    problem, *_ = against_reference(load_resolved(E2B, [good, "model.kinds.full.rotary.kind=partial"]))
+    assert problem.startswith(
+        "--set model.kinds.full.rotary.kind=partial: model.kinds.full.rotary.kind: `partial` here"
+    )
+
+
+def test_every_field_that_the_family_cannot_be_is_named_where_it_is_written() -> None:
+    resolved = load_resolved(E2B, ["model.norm.weight=1+w", "model.kinds.sliding.attention.v_norm=false"])
+    assert [problem.partition(" here")[0] for problem in against_reference(resolved)] == [
+        f"{E2B}:5:1: model.layer_scalar: false",
+        "--set model.norm.weight=1+w: model.norm.weight: 1+w",
+        "--set model.kinds.sliding.attention.v_norm=false: model.kinds.sliding.attention.v_norm: false",
     ]
 
 
 def test_a_reference_without_rules_is_not_judged() -> None:
-    recipe = load_recipe("tiny-llama", ["reference.model_type=something", "model.placement=sandwich"])
-    check_reference(recipe, "mine.yaml")
-    check_reference(load_recipe("tiny-llama", ["reference=null", "model.placement=sandwich"]), "mine.yaml")
+    unknown = load_resolved("tiny-llama", ["reference.model_type=something", "model.placement=sandwich"])
+    assert against_reference(unknown) == []
+    assert against_reference(load_resolved("tiny-llama", ["reference=null", "model.placement=sandwich"])) == []
+
+
+def against_reference(resolved: Resolved) -> list[str]:
+    """What `check_reference` says of a recipe."""
+    try:
+        check_reference(resolved)
+    except RecipeError as error:
+        return list(error.problems)
+    return []

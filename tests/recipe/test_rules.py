@@ -166,28 +166,6 @@ def test_a_cache_is_shared_by_kinds_that_can_read_it(small, load, refusal, old, 
     assert SHARING[old, new] in refusal(shared(small).replace(old, new))
 
 
-PROPORTIONAL = "rotary: {kind: proportional, theta: 10000, factor: 0.5}"
-
-
-@pytest.mark.parametrize(
-    ("model_type", "wrong", "right"),
-    [("gemma4_text", "partial", "proportional"), ("gemma4_unified_text", "partial", "proportional"),
-     ("phi", "proportional", "partial"), ("glm", "proportional", "partial")],
-)  # fmt: skip
-def test_a_rotary_that_the_reference_does_not_have_is_named_with_its_cost(
-    small, load, refusal, model_type, wrong, right
-):
-    text = small.replace("model_type: llama", f"model_type: {model_type}").replace(ROTARY, PROPORTIONAL)
-    assert refusal(text.replace("proportional", wrong)) == [
-        f"r.yaml:12:22: model.kinds.full.rotary.kind: {model_type} has `{right}`, and `{wrong}` pairs other "
-        "dimensions: 21.6 dB on Gemma 4's global layers, where text stays fluent and drafts are rejected\n"
-        f"  write `kind: {right}`; if another architecture is meant, say `reference: null`"
-    ]
-    load(text.replace("proportional", right))
-    load(text.replace("proportional", wrong).replace(f"{{model_type: {model_type}}}", "null"))
-    load(text.replace(PROPORTIONAL, ROTARY))
-
-
 DRAFTED = """\
 draft:
   reference: {model_type: gemma4_assistant}

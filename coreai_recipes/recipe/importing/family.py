@@ -159,10 +159,19 @@ class RopeSlot(_Rule):
     fields: dict[str, FieldRule] = {}
 
     @property
+    def usual_kind(self) -> str:
+        """The rotary that these layers have when no config says otherwise."""
+        if self.default.get("rope_type") == "proportional":
+            return "proportional"
+        return "full" if self.partial is None else "partial"
+
+    @property
     def known_types(self) -> dict[str, RopeType]:
         """What may stand as rope_type, with everything that is then read."""
         known = {**rope_types(), **self.types}
         known = {name: known[each.like] if each.like else each for name, each in known.items()}
+        if self.partial is not None:  # no model turns both, and the two pair different dimensions
+            known = {name: each for name, each in known.items() if each.set.get("rotary.kind") != "proportional"}
         if not self.fields:
             return known
         return {

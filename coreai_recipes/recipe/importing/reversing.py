@@ -5,12 +5,12 @@ refused by that field.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
 from coreai_recipes.errors import CheckpointError, RecipeError
-from coreai_recipes.recipe.importing.comparing import compare_models
+from coreai_recipes.recipe.importing.comparing import Difference, compare_models, describe_indices
 from coreai_recipes.recipe.importing.conditions import Unreadable, holds, layers_of
 from coreai_recipes.recipe.importing.family import (
     Family,
@@ -24,12 +24,20 @@ from coreai_recipes.recipe.importing.family import (
 from coreai_recipes.recipe.importing.paths import get_path
 from coreai_recipes.recipe.importing.reading import Traits, holds_traits, read_model, trait_order
 from coreai_recipes.recipe.importing.rope import write_around, write_rope
-from coreai_recipes.recipe.rules import did_you_mean
+from coreai_recipes.recipe.inherit import dotted
+from coreai_recipes.recipe.loader import Resolved
+from coreai_recipes.recipe.rules import Location, Problem, did_you_mean
 from coreai_recipes.recipe.schema import Model, Recipe
 
-MEANT = "write it so, or `reference: null` if it is meant"
-WRONG_PAIRS = f"with other pairs text stays fluent, at 21.6 dB on Gemma 4's full layers: {MEANT}"
+MEANT = "if another architecture is meant, say `reference: null`"
+WRONG_PAIRS = "21.6 dB on Gemma 4's global layers, where text stays fluent and drafts are rejected"
 _ON: Any = object()  # stands for the value that the field's own rule will find
+
+
+class Impossible(Exception):
+    """What the family cannot be; the arguments are Problems, with their places in the recipe."""
+
+    args: tuple[Problem, ...]
 
 
 def config_for(recipe: Recipe, place: str | None = None) -> dict[str, Any]:
@@ -50,20 +58,28 @@ def config_for(recipe: Recipe, place: str | None = None) -> dict[str, Any]:
     family = load_family(name)
     try:
         config = _Reverser(recipe, family).write()
-    except Unreadable as unreadable:
-        raise RecipeError(*(f"{place}: {problem}" for problem in unreadable.args)) from None
-    config = {"model_type": name, **_harmless(recipe, family), **config}
-    _check(recipe, config, family, place)
+        config = {"model_type": name, **_harmless(recipe, family), **config}
+        _check(recipe, config, family)
+    except Impossible as impossible:
+        lines = (f"{place}: {dotted(problem.location)}: {problem.message}" for problem in impossible.args)
+        raise RecipeError(*lines) from impossible
     return config
 
 
-def check_reference(recipe: Recipe, place: str) -> None:
-    """Raise RecipeError, its lines beginning with `place`, where the recipe's family cannot be what the recipe says.
+def check_reference(resolved: Resolved) -> None:
+    """Raise RecipeError where the recipe's family cannot be what the recipe says, each with the place that says it.
 
     A recipe without a reference, or with one that there are no rules for, is not judged.
     """
-    if recipe.reference is not None and recipe.reference.model_type in family_names():
-        config_for(recipe, place)
+    reference = resolved.recipe.reference
+    if reference is None or reference.model_type not in family_names():
+        return
+    try:
+        config_for(resolved.recipe)
+    except RecipeError as error:
+        if not isinstance(error.__cause__, Impossible):
+            raise
+        raise RecipeError(*resolved.describe(error.__cause__.args)) from None
 
 
 def _harmless(recipe: Recipe, family: Family) -> dict[str, Any]:
@@ -77,17 +93,37 @@ def _harmless(recipe: Recipe, family: Family) -> dict[str, Any]:
     return {family.longest: max(recipe.export.context, *reach, 1), "pad_token_id": None}
 
 
-def _check(recipe: Recipe, config: Mapping[str, Any], family: Family, place: str) -> None:
-    """Raise RecipeError where the config's model is not the recipe's."""
+def _check(recipe: Recipe, config: Mapping[str, Any], family: Family) -> None:
+    """Raise Impossible where the config's model is not the recipe's."""
     try:
         theirs = Model.model_validate(read_model(config, family).data)
     except CheckpointError as error:
-        raise RecipeError(*(line.replace("config.json", place, 1) for line in error.problems)) from None
-    RecipeError.collect(
-        f"{place}: {difference.where}: {_shown(difference.one)} here, transformers' {family.name} has "
-        f"{_shown(difference.other)}\n  {MEANT}"
+        lines = (line.removeprefix("config.json: ") for line in error.problems)
+        raise Impossible(*(Problem(("reference", "model_type"), f"{family.name}: {line}") for line in lines)) from None
+    problems = [
+        Problem(
+            place,
+            f"{_shown(difference.one)} here, and transformers' {family.name} has {_shown(difference.other)}{layers}",
+            f"write that; {MEANT}",
+        )
         for difference in compare_models(recipe.model, theirs)
-    )
+        for place, layers in _places(recipe.model, difference)
+    ]
+    if problems:
+        raise Impossible(*dict.fromkeys(problems))
+
+
+def _places(model: Model, difference: Difference) -> Iterator[tuple[Location, str]]:
+    """Where the recipe says what differs, or would say it, and in which layers if not in all that it says it of."""
+    path = tuple(difference.path.split("."))
+    if not difference.layers:
+        yield ("model", *path), ""
+    for name in dict.fromkeys(model.layer_kinds[index] for index in difference.layers):
+        of_kind = tuple(index for index, kind in enumerate(model.layer_kinds) if kind == name)
+        layers = tuple(index for index in of_kind if index in difference.layers)
+        is_own = path[0] not in ("norm", "placement") or getattr(model.kinds[name], path[0]) is not None
+        place = ("model", "kinds", name, *path) if is_own else ("model", *path)
+        yield place, "" if layers == of_kind else f" in {describe_indices(layers)}"
 
 
 class _Reverser:
@@ -109,8 +145,9 @@ class _Reverser:
         for rows in self.family.switches.values():
             row = next((row for row in rows if self.fits(row.set)), None)
             if row is None:
-                paths = dict.fromkeys(path for each in rows for path in each.set)
-                raise Unreadable(f"{', '.join(paths)}: transformers' {self.family.name} cannot be so")
+                paths = list(dict.fromkeys(path for each in rows for path in each.set))
+                beside = f" beside {', '.join(paths[1:])}" if paths[1:] else ""
+                raise self.impossible(paths[0], f"transformers' {self.family.name} cannot be so{beside}")
             self.config |= row.given
         conditions = {name for rule in self.family.fields.values() for name in rule.when}
         for name in sorted(self.family.fields, key=lambda name: name not in conditions):
@@ -126,7 +163,7 @@ class _Reverser:
                 (value for value, sets in spec.values.items() if self.is_so(sets.set, sets.shares, kind)), None
             )
             if value is None:
-                raise Unreadable(f"model.kinds.{name}: transformers' {self.family.name} has no such layers")
+                raise self.impossible(f"model.kinds.{name}", f"transformers' {self.family.name} has no such layers")
             found[trait] = value
         return found
 
@@ -164,7 +201,7 @@ class _Reverser:
             except Unreadable:
                 continue
         order = ", ".join(dict.fromkeys(wanted))
-        raise Unreadable(f"model.layers: transformers' {self.family.name} cannot have {order} in this order")
+        raise self.impossible("model.layers", f"transformers' {self.family.name} cannot have {order} in this order")
 
     def options(self, spec: Trait, wanted: list[str]) -> dict[str, list[Any]]:
         """Values to try for each field that the rules look at, the plainest first."""
@@ -204,8 +241,12 @@ class _Reverser:
                 continue
             if any(value != values[0] for value in values):
                 shown = ", ".join(map(_shown, dict.fromkeys(values)))
-                raise Unreadable(f"{path}: {shown}: transformers' {self.family.name} has one {name} for all layers")
-            self.config[name] = from_recipe(rule, values[0], name, self.family)
+                raise self.impossible(path, f"{shown}: transformers' {self.family.name} has one {name} for all layers")
+            try:
+                self.config[name] = from_recipe(rule, values[0])
+            except KeyError:
+                said = f"{_shown(values[0])}: transformers' {self.family.name} has no {name} like it"
+                raise self.impossible(path, said) from None
             return
 
     def values_at(self, path: str, name: str, rule: FieldRule, traits: Mapping[str, Traits]) -> list[Any]:
@@ -249,8 +290,7 @@ class _Reverser:
             rotary = self.kinds[turning[0]]["rotary"]
             written = write_rope(slot, self.kinds[turning[0]])
             if written is None:
-                said = f"{rotary['kind']} here, and transformers' {self.family.name} has no such rotary"
-                raise Unreadable(f"model.kinds.{turning[0]}.rotary.kind: {said}\n  {WRONG_PAIRS}")
+                raise self.another_rotary(turning[0], rotary["kind"], slot.usual_kind)
             self.config |= write_around(slot, rotary)
             if slot.nested is None:
                 self.config["rope_parameters"] = written
@@ -259,9 +299,28 @@ class _Reverser:
         if nested:
             self.config["rope_parameters"] = nested
 
+    def another_rotary(self, name: str, ours: str, theirs: str) -> Impossible:
+        said = f"`{ours}` here, and transformers' {self.family.name} has `{theirs}`"
+        if {ours, theirs} == {"partial", "proportional"}:
+            said += f", which pairs other dimensions: {WRONG_PAIRS}"
+        return self.impossible(f"model.kinds.{name}.rotary.kind", said, f"write `kind: {theirs}`; {MEANT}")
 
-def from_recipe(rule: FieldRule, value: Any, name: str, family: Family) -> Any:
-    """The config's word for the recipe's."""
+    def impossible(self, path: str, message: str, hint: str = MEANT) -> Impossible:
+        """What is wrong at a path of the model, or of a kind, where the first kind that has it says it."""
+        path = path.removesuffix("?")
+        if path == "weights":
+            location: Location = ("weights", "names")
+        elif path.startswith("model."):
+            location = tuple(path.split("."))
+        else:
+            holder = path.rpartition(".")[0]
+            kind = next((kind for kind, data in self.kinds.items() if get_path(data, holder)), self.names[0])
+            location = ("model", "kinds", kind, *path.split("."))
+        return Impossible(Problem(location, message, hint))
+
+
+def from_recipe(rule: FieldRule, value: Any) -> Any:
+    """The config's word for the recipe's; KeyError when it has none."""
     if value is None:
         return rule.off
     if rule.via is not None:
@@ -272,9 +331,7 @@ def from_recipe(rule: FieldRule, value: Any, name: str, family: Family) -> Any:
         return value
     found = next((key for key, ours in rule.values.items() if ours == value), None)
     if found is None:
-        raise Unreadable(
-            f"{rule.sets[0].removesuffix('?')}: {_shown(value)}: transformers' {family.name} has no {name} like it"
-        )
+        raise KeyError(value)
     return value_of(found)
 
 
