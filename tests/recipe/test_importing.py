@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from family_configs import DRAFT_TARGET as TARGET
-from family_configs import TOGETHER, assistant, decoders, unusual_config
+from family_configs import assistant, decoders, unusual_config
 from hypothesis import given, settings, strategies
 
 from coreai_recipes.errors import CheckpointError
