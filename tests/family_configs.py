@@ -144,6 +144,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_bigcode-unscaled": ("gpt_bigcode", {"scale_attn_weights": False}),
     "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False}),
     "opt-350m": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 36}),
+    "opt-no-final-norm": ("opt", {"_remove_final_layer_norm": True}),
     "stablelm-12b": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "ministral3-window": ("ministral3", {"sliding_window": 7, "rope_parameters": TEMPERATURE}),
     "hunyuan-alpha": ("hunyuan_v1_dense", {"rope_parameters": NTK}),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from family_configs import DRAFT_TARGET as TARGET
-from family_configs import assistant, decoders, unusual_config
+from family_configs import FURTHER, TOGETHER, all_configs, assistant, decoders, unusual_config
 from hypothesis import given, settings, strategies
 
 from coreai_recipes.errors import CheckpointError
@@ -270,9 +270,21 @@ OVERRULED = {"sliding_window_pattern", "max_window_layers", "no_rope_layer_inter
 
 @pytest.mark.parametrize("name", decoders())
 def test_no_field_is_dropped_in_silence(name: str) -> None:
-    """Without any one of its fields the unusual config is another model, or none."""
+    """Without any one of its fields the unusual config is another model, or none.
+
+    For a field that means nothing beside the unusual config's others, one of the family's further configs is.
+    """
     family = load_family(name)
-    config = {"model_type": name, **unusual_config(family)}
+    unusual = {"model_type": name, **unusual_config(family)}
+    further = [config for key, config in all_configs().items() if key in FURTHER and config["model_type"] == name]
+    others = {family.longest, *OVERRULED, *TOGETHER.get(name, {})}
+    for field in (family.fields.keys() & unusual.keys()) - others:
+        if family.fields[field].only is None:
+            assert any(matters(field, config) for config in (unusual, *further)), field
+
+
+def matters(field: str, config: dict[str, Any]) -> bool:
+    """Whether the config is another model, or none, without that field."""
     whole = recipe_from_config(config, "small").recipe.model
     try:
         rest = recipe_from_config({key: value for key, value in config.items() if key != field}, "small").recipe
