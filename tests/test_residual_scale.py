@@ -11,12 +11,14 @@ from figures import psnr
 from torch import Tensor
 
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
+from coreai_recipes.errors import RecipeError
 from coreai_recipes.evaluate import Program
 from coreai_recipes.evaluate.table import Table
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import export_package
 from coreai_recipes.filling import bind_decoder
-from coreai_recipes.model import build_decoder, exported_form
+from coreai_recipes.folding import stored_as
+from coreai_recipes.model import build_decoder, exported_form, fill
 from coreai_recipes.primitives.layer import Form
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification import StageResult, run_stages
@@ -69,6 +71,43 @@ def test_the_stream_does_leave_float16s_range_and_the_logits_are_the_same(name: 
     assert scaled.hidden(ids).abs().max() < LARGEST / 4
     assert psnr(pair.model(ids).logits, scaled(ids)) >= 90
     assert torch.equal(scaled(ids), plain(ids))
+
+
+def placed(placement: str, weight: str, per_layer: bool) -> Recipe:
+    """A Gemma 4 whose norms stand elsewhere, or have no weights: no model of transformers is so."""
+    data = gemma4(per_layer=per_layer, sharing=False, experts=False).recipe.model_dump()
+    data["reference"] = None
+    data["model"]["placement"] = placement
+    data["model"]["norm"]["weight"] = weight
+    data["export"]["residual_scale"] = SCALE
+    return Recipe.model_validate(data)
+
+
+@pytest.mark.parametrize("weight", ["w", "1+w", "none"])
+@pytest.mark.parametrize("placement", ["pre", "sandwich", "post", "parallel"])
+@pytest.mark.parametrize("per_layer", [True, False])
+def test_wherever_norms_stand_the_scale_changes_nothing_or_is_refused(
+    placement: str, weight: str, per_layer: bool
+) -> None:
+    """With a norm without weights behind the per-layer input it was taken, and 10 dB of the logits were left."""
+    recipe = placed(placement, weight, per_layer)
+    if weight == "none" and (per_layer or placement in ("sandwich", "post")):
+        with pytest.raises(RecipeError, match=r"residual_scale: the norms? behind the .* no weight to take it up"):
+            build_decoder(recipe)
+        return
+    generator = torch.Generator().manual_seed(0)
+    stored = {name: random_weight(name, p.shape, generator) for name, p in build_decoder(recipe).named_parameters()}
+    logits = []
+    for form in (Form(), Form(residual_scale=SCALE)):
+        decoder = build_decoder(recipe, form)
+        fill(decoder, lambda name, form=form: stored_as(recipe, name, form).apply(stored[name]))  # type: ignore[misc]
+        logits.append(decoder(random_ids(20)))
+    assert torch.equal(*logits)
+
+
+def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    random = torch.randn(shape, generator=generator)
+    return 1 + 0.2 * random if name.endswith("norm.weight") else random * (shape[1] if len(shape) > 1 else 1) ** -0.5
 
 
 @pytest.fixture(scope="module")
