@@ -206,7 +206,11 @@ def verify(
         recipe = target
     source = find_checkpoint(recipe, checkpoint) if checkpoint is not None or _names_checkpoint(recipe) else None
     draft_source = None
-    if draft is not None or (recipe.draft is not None and recipe.draft.reference.checkpoint is not None):
+    if draft is not None and package is not None and recipe.draft is None:
+        raise BundleError(f"{package.parent}: was built without a draft: build it again with --draft {draft}")
+    wants_draft = stages is None or "draft" in (*stages, *require)
+    named = recipe.draft is not None and recipe.draft.reference.checkpoint is not None
+    if wants_draft and (draft is not None or named):
         recipe, draft_source = find_draft(recipe, draft)
     return run_stages(
         recipe,

@@ -160,6 +160,8 @@ def unbuildable(recipe: Recipe) -> Iterator[Problem]:
             at, placement = ("export", "residual_scale"), model.placement_of(name)
             if placement in ("post", "sandwich") and model.norm_of(name).weight == "none":
                 yield Problem(at, f"the norms behind the blocks of `{name}` have no weight to take it up")
+            if placement == "post" and model.kinds[name].mlp.kind == "moe":
+                yield Problem(at, f"the experts of `{name}` read the residual stream without a norm that would undo it")
             if placement == "add":
                 yield Problem(at, f"the blocks of `{name}` read the residual stream without a norm that would undo it")
         if model.final_norm is None:

@@ -8,12 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coreai_recipes.evaluate.errors import EvaluationError
+
 
 class Table:
     """Rows of the file at `path`, `width` float16 values each. The file is mapped: only the rows in use are read."""
 
     def __init__(self, path: Path, width: int) -> None:
-        self._rows = np.memmap(path, np.float16, mode="r").reshape(-1, width)
+        try:
+            values = np.memmap(path, np.float16, mode="r")
+        except (OSError, ValueError) as error:  # missing, or empty
+            raise EvaluationError(f"{path}: cannot be read: {error}") from None
+        if len(values) % width:
+            raise EvaluationError(f"{path}: {2 * len(values)} bytes are no whole rows of {2 * width}")
+        self._rows = values.reshape(-1, width)
 
     def rows(self, input_ids: Tensor) -> Tensor:
         """The rows of `input_ids` (1, S), float16 (1, S, width)."""

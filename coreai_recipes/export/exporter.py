@@ -181,7 +181,8 @@ class _Streams:
         weights = {name: _float16_blocks(self.bindings[name]) for name in self.layout.blobs}
         writings = {self.weights: write_weights(self.weights, self.layout, weights)}
         for name, path in self.tables.items():
-            writings[path] = write_table(path, name, _float16_blocks(self.bindings[name]))
+            binding = self.bindings[name]
+            writings[path] = write_table(path, name, 2 * prod(binding.shape), _float16_blocks(binding))
         for path, writing in writings.items():
             while not self.stop.is_set():
                 try:
@@ -207,6 +208,7 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
     root = Path(coreai_recipes.__file__).parent
     own = {
         *(root / "primitives").glob("*.py"),
+        root / "recipe/schema.py",
         root / "draft.py",
         root / "front.py",
         root / "model.py",

@@ -59,7 +59,9 @@ class Fragment:
         return {
             "name": self.name,
             "inputs": {name: [port.dtype, *port.shape] for name, port in self.inputs.items()},
-            "outputs": list(self.outputs),
+            "outputs": {name: [port.dtype, *port.shape] for name, port in self.outputs.items()},
+            "float32_outputs": list(self.float32_outputs),
+            "tables": list(self.tables),
             "states": {name: list(port.shape) for name, port in self.states.items()},
             "module": describe(self.module),
         }

@@ -80,12 +80,18 @@ def write_weights(
     return file.digest.hexdigest()
 
 
-def write_table(path: Path, name: str, blocks: Iterable[NDArray[np.float16]]) -> Generator[tuple[str, int], None, str]:
-    """Write a table row after row, without a header; yields and returns as `write_weights`."""
+def write_table(
+    path: Path, name: str, size: int, blocks: Iterable[NDArray[np.float16]]
+) -> Generator[tuple[str, int], None, str]:
+    """Write a table of `size` bytes row after row, without a header; yields and returns as `write_weights`."""
+    written = 0
     with _HashedFile(path) as file:
         for block in blocks:
             file.write(block.reshape(-1).view(np.uint8).data)
+            written += block.nbytes
             yield name, block.nbytes
+    if written != size:
+        raise RuntimeError(f"{name}: {written} bytes came, {size} were expected")
     return file.digest.hexdigest()
 
 

@@ -52,6 +52,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
                 problems += _rotary_problems(at, kind)
                 problems += _scaling_problems(recipe, at, kind)
                 problems += _expert_problems(at, kind)
+                problems += _mixture_problems(recipe, at, kind)
         problems += _layer_problems(recipe, stack)
     problems += _position_problems(recipe)
     problems += _draft_problems(recipe)
@@ -145,6 +146,17 @@ def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
             yield Problem((*at, "top"), f"{top} experts cannot be chosen from the {within} of {top_groups} groups")
 
 
+def _mixture_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    """Experts beside an MLP are joined with it behind norms of their own, which a sandwich alone has."""
+    placement = kind.get("placement") or _value(recipe, str(kind_at[0]), "placement")
+    if _mapping(kind, "experts") and placement != "sandwich":
+        yield Problem(
+            (*kind_at, "experts"),
+            f"experts beside an MLP stand in a sandwich of norms, and the placement is `{placement or 'pre'}`",
+            "write `placement: sandwich`, or experts in place of the MLP: `mlp: {kind: moe, ...}`",
+        )
+
+
 def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     """Learned positions end somewhere; a head that turns and falls off with distance is no known model's."""
     width = _integer(recipe, "model", "embedding", "width")
@@ -158,6 +170,13 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             f"{context} positions, and {count} are learned: there are no rows for the others",
             f"lower it to {count} or less",
         )
+    rows, tokens = (
+        _integer(recipe, "model", "embedding", "per_layer", "vocab_size"),
+        _integer(recipe, "model", "vocab_size"),
+    )
+    if rows and tokens and rows < tokens:
+        at = ("model", "embedding", "per_layer", "vocab_size")
+        yield Problem(at, f"{rows} rows for {tokens} tokens: some would have none")
     for name, kind in islice(_mapping(recipe, "model", "kinds").items(), MAX_KINDS):
         if _mapping(kind, "attention", "alibi") and _value(kind, "rotary", "kind") not in (None, "none"):
             yield Problem(
@@ -171,6 +190,7 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     draft = _mapping(recipe, "draft")
     if not draft:
         return
+    at: Location
     for name, kind in islice(_mapping(draft, "kinds").items(), MAX_KINDS):
         if (
             isinstance(kind, Mapping)
@@ -182,12 +202,19 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
                 "a draft owns no cache: say whose keys and values it reads",
                 "add `shares_kv_with:` and a kind of the model",
             )
+        for field in ("alibi", "temperature"):
+            if isinstance(kind, Mapping) and _value(kind, "attention", field) is not None:
+                yield Problem(("draft", "kinds", name, "attention", field), "a draft has none")
+    for field in ("width", "norm", "positions"):
+        if _value(recipe, "model", "embedding", field) is not None:
+            at = ("model", "embedding", field)
+            yield Problem(at, "a draft is given the target's plain embedding, and cannot be built beside it")
     ours, theirs = _integer(draft, "vocab_size"), _integer(recipe, "model", "vocab_size")
     if ours and theirs and ours != theirs:
         yield Problem(("draft", "vocab_size"), f"{ours} tokens here and {theirs} in the model: they must be the same")
     clusters, top = _integer(draft, "centroids", "count"), _integer(draft, "centroids", "top")
     if ours and clusters and ours % clusters:
-        at: Location = ("draft", "centroids", "count")
+        at = ("draft", "centroids", "count")
         yield Problem(at, f"{ours} tokens cannot be shared out among {clusters} clusters")
     if clusters and top and top > clusters:
         yield Problem(("draft", "centroids", "top"), f"{top} of {clusters} clusters cannot be looked into")

@@ -51,6 +51,16 @@ class StreamedDecoder:
         self._caches = {}
         return x  # type: ignore[no-any-return]
 
+    def embed(self, token: Tensor) -> Tensor:
+        """The scaled embedding (1, C, 1, 1) of one token (1, 1), of which the first layer, and a draft, is given."""
+        table = self.decoder.embedding
+        meta = table.weight
+        table.weight = nn.Parameter(self._read_rows("embedding.weight", [int(token)]), requires_grad=False)
+        with torch.inference_mode():
+            x: Tensor = table(torch.zeros(1, 1, dtype=torch.int64))
+        table.weight = meta
+        return x
+
     def run_layer(self, index: int, x: Tensor) -> dict[str, Tensor]:
         """x (1, C, 1, S) through layer `index`: query, key, attention and output, each (S, features)."""
         layer = self.decoder.layers[index]

@@ -204,3 +204,23 @@ def test_cos_and_sin_hold_the_attention_factor_and_a_turn_makes_heads_longer_by_
     x = torch.randn(1, 2, 3, 64)
     turned = rotary(x, torch.tensor([[0, 7, 4096]]))
     assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1) * (0.1 * math.log(32) + 1))
+
+
+@pytest.mark.parametrize(("context", "chosen"), [(32, "short"), (33, "long")])
+def test_a_recipe_says_which_factors_of_longrope_were_chosen(context: int, chosen: str) -> None:
+    from families import llama
+
+    from coreai_recipes.model import build_decoder
+
+    words = {**longrope(4, original=32)[1], "kind": "longrope"}
+    data = llama(head_dim=8).recipe.model_dump()
+    data["model"]["kinds"]["full"]["rotary"]["scaling"] = words
+    data["export"]["context"] = context
+    recipe = schema.Recipe.model_validate(data)
+    assert recipe.rotary_choices == {
+        "full": f"longrope: the {chosen} factors, for context {context} and original context 32"
+    }
+    inv_freq = torch.tensor(build_decoder(recipe).front.rotary("full").inv_freq)
+    plain = torch.tensor(ours("full", 8, theta=10000.0).inv_freq)
+    assert torch.allclose(inv_freq * torch.tensor(words[f"{chosen}_factor"]), plain)
+    assert llama().recipe.rotary_choices == {}

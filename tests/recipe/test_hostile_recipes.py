@@ -76,7 +76,7 @@ def test_a_recipe_with_values_replaced_or_removed_is_answered(seed, values):
         if chance.random() < 0.3:
             del holder[key]
         else:
-            holder[key] = value
+            holder[key] = copy.deepcopy(value)  # several places may be given the same one
         if not data:
             return
     answer(write_yaml(data).replace(" inf", " .inf").replace("inf.0", ".inf"))

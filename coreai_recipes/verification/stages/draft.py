@@ -17,6 +17,7 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.draft import Draft, build_draft
 from coreai_recipes.filling import bind_draft, fill_from
 from coreai_recipes.model import Decoder
+from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 from coreai_recipes.speculation import Round, Speculator, seen_positions
 from coreai_recipes.verification.draft_reference import assisted_rounds, load_draft
@@ -24,13 +25,15 @@ from coreai_recipes.verification.figures import compare
 from coreai_recipes.verification.greedy import fill_whole
 from coreai_recipes.verification.memory import needs
 from coreai_recipes.verification.reference import Reference
-from coreai_recipes.verification.report import Figures, StageResult, judge, skip
+from coreai_recipes.verification.report import Figures, StageResult, figures_json, judge, number, skip
 from coreai_recipes.verification.runtime import open_program
+from coreai_recipes.verification.streamed import StreamedDecoder
 from coreai_recipes.verification.subject import Subject
 
 NAME = "draft"
 PSNR_FLOOR, SNR_MIN_FLOOR = 100.0, 80.0
 TOKENS = 48
+PACKAGE_PSNR_FLOOR, PACKAGE_SNR_MIN_FLOOR = 90.0, 70.0
 PLACES = 6
 LONGEST = 1500  # positions of random caches: beyond every window that is known
 NO_DRAFT = "no draft in this recipe"
@@ -50,17 +53,65 @@ def run(subject: Subject) -> StageResult:
             fill_from(drafter, bind_draft(drafter, subject.draft))
             figures = compare_steps(subject, theirs, drafter, _random_places(recipe, drafter))
             skipped = {"caches": "random", "rounds": f"skipped: {needs(subject.float32_bytes)}"}
-            return judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, {"positions": PLACES, **skipped})
+            return _judge(subject, figures, skipped)
         target, ours = (
             Reference(recipe, subject.weights).fill_all(),
             OfTorch.fill(recipe, subject.weights, subject.draft),
         )
         figures = compare_steps(subject, theirs, ours.draft, _places(subject, target, ours))
         rounds = _compare_rounds(subject, target, theirs, ours)
-    result = judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, {"positions": PLACES, **rounds})
+    result = _judge(subject, figures, rounds)
     if result.passed and not all(rounds["equal"].values()):
         return StageResult(NAME, False, result.psnr_db, result.snr_min_db, result.floor_db, result.detail)
     return result
+
+
+def _judge(subject: Subject, figures: list[Figures], rounds: dict[str, Any]) -> StageResult:
+    """The verdict on our modules, and on the package's function `draft` where there is one to be run."""
+    package: dict[str, Any] = {"skipped": "no package" if subject.package is None else "Core ML's states cannot be set"}
+    wrong = None
+    if subject.package is not None and subject.draft is not None and subject.runtime == "evaluator":
+        found = compare_package(subject, subject.draft)
+        lowest = min(found, key=lambda f: f.psnr_db)
+        package = {"psnr_db": number(lowest.psnr_db), "snr_min_db": number(min(f.snr_min_db for f in found))}
+        wrong = next((f for f in found if f.is_below(PACKAGE_PSNR_FLOOR, PACKAGE_SNR_MIN_FLOOR)), None)
+    result = judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, {"positions": PLACES, "package": package, **rounds})
+    if wrong is None or not result.passed:
+        return result
+    detail = {**result.detail, "first_below": figures_json(wrong)}
+    return StageResult(NAME, False, result.psnr_db, result.snr_min_db, result.floor_db, detail)
+
+
+def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
+    """The package's function `draft` against our module with the weights as stored, on random caches."""
+    recipe = subject.recipe
+    draft = build_draft(recipe)
+    fill_from(draft, bind_draft(draft, checkpoint), stored=True)
+    folded = {owner: fold_order(kind.rotary, kind.attention.rotary_dim) for owner, kind in recipe.model.kinds.items()}
+    program, windows = open_program(subject, "float32"), windows_of(recipe, draft)
+    embedding = StreamedDecoder(recipe, subject.weights, stored=True)
+    rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for place in _random_places(recipe, draft):
+        seen = {owner: seen_positions(window, place.end, place.end + 1, place.end) for owner, window in windows.items()}
+        embedded = embedding.embed(place.token)  # (1, C, 1, 1)
+        ours = draft(embedded, place.hidden, place.end, seen, place.states)
+        states = program.make_state()
+        for name, state in states.items():
+            owner = name[2:]
+            if name in place.states:
+                values, order = place.states[name], folded[owner] if recipe.export.fold else None
+                is_turned = name.startswith("k_") or recipe.model.kinds[owner].attention.k_eq_v
+                state.copy_(values[..., list(order)] if order is not None and is_turned else values)
+        inputs = {
+            "input_ids": place.token.to(torch.int32),
+            "last_hidden": place.hidden,
+            "position": torch.tensor([place.end], dtype=torch.int32),
+            **{f"seen_{owner}": torch.tensor([count], dtype=torch.int32) for owner, count in seen.items()},
+        }
+        outputs = program.function("draft")(inputs, states)
+        for name, ref in zip(("logits", "hidden"), ours, strict=True):
+            rows.setdefault(f"package.{name}", []).append((ref[0], outputs[name][0].float()))
+    return [compare(name, *(torch.cat(side) for side in zip(*pairs, strict=True))) for name, pairs in rows.items()]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -94,7 +95,12 @@ def balance_loss(router_logits: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
-def train(model: Gemma4ForCausalLM, tokens: torch.Tensor, args: argparse.Namespace, learning_rate: callable) -> None:
+def train(
+    model: Gemma4ForCausalLM,
+    tokens: torch.Tensor,
+    args: argparse.Namespace,
+    learning_rate: Callable[[float, float], float],
+) -> None:
     """AdamW on random windows of 256."""
     generator = torch.Generator().manual_seed(args.seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.05, fused=True)
