@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -355,7 +356,7 @@ def test_every_problem_of_a_folder_is_reported_at_once(sharded, tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "size", "message"),
     [
-        ("I64", 48, "is stored as I64: a weight is BF16, F16, F32 or F64"),
+        ("I16", 12, "is stored as I16: a weight is BF16, F16, F32 or F64"),
         ("U8", 6, "is stored as U8: a weight is BF16, F16, F32 or F64"),
         ("F8_E4M3", 6, "is stored as F8_E4M3, whose scales are not applied: take the release in BF16"),
     ],
@@ -368,6 +369,14 @@ def test_a_dtype_that_is_no_weight_is_refused_when_asked_for(tmp_path, dtype, si
         ours.blocks("a")
     with pytest.raises(CheckpointError, match="has no tensor b"):
         ours.blocks("b")
+
+
+def test_a_list_of_tokens_is_read_as_whole_numbers_and_is_still_no_weight(tmp_path):
+    entry = {"dtype": "I64", "shape": [3], "data_offsets": [0, 24]}
+    ours = SafetensorsCheckpoint(write_folder(tmp_path, pack({"a": entry}, struct.pack("<3q", 5, -7, 2**40))))
+    assert ours.why_unreadable("a") == "is stored as I64: a weight is BF16, F16, F32 or F64"
+    (block,) = ours.blocks("a")
+    assert block.tolist() == [5, -7, 2**40]
 
 
 # Settings and tokenizer

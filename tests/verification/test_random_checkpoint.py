@@ -95,10 +95,10 @@ def test_a_recipe_that_its_family_cannot_be_is_refused_by_field() -> None:
     recipe = load_recipe("tiny-llama", ["model.placement=sandwich", "model.kinds.full.attention.qk_norm.over=head"])
     with pytest.raises(RecipeError) as caught:
         RandomCheckpoint(recipe)
-    hint = "\n  write it so, or `reference: null` if it is meant"
+    hint = "\n  write that; if another architecture is meant, say `reference: null`"
     assert list(caught.value.problems) == [
-        f"tiny-llama: layers 0 to 3: attention.qk_norm.over: head here, transformers' llama has none{hint}",
-        f"tiny-llama: layers 0 to 3: placement: sandwich here, transformers' llama has pre{hint}",
+        f"tiny-llama: model.kinds.full.attention.qk_norm.over: head here, and transformers' llama has none{hint}",
+        f"tiny-llama: model.placement: sandwich here, and transformers' llama has pre{hint}",
     ]
 
 

@@ -61,7 +61,10 @@ def config_for(recipe: Recipe, place: str | None = None) -> dict[str, Any]:
         config = {"model_type": name, **_harmless(recipe, family), **config}
         _check(recipe, config, family)
     except Impossible as impossible:
-        lines = (f"{place}: {dotted(problem.location)}: {problem.message}" for problem in impossible.args)
+        lines = (
+            f"{place}: {dotted(problem.location)}: {problem.message}\n  {problem.hint or MEANT}"
+            for problem in impossible.args
+        )
         raise RecipeError(*lines) from impossible
     return config
 
