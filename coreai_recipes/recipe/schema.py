@@ -667,7 +667,7 @@ class Export(Spec):
     states: Literal["per_kind"] = "per_kind"
     fold: Flag = Field(
         default=True,
-        description="rotary pairs are brought side by side by permuting weights: fewer operations, the same function",
+        description="weights are permuted so that rotary pairs stand together: the same function, less of it turned",
     )
     residual_scale: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] = Field(
         default=1.0,
