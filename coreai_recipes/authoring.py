@@ -113,7 +113,9 @@ def _decisions(imported: Imported, source: str | None, chosen: str | None) -> li
     if recipe.draft is not None:
         said.append(f"export.functions.score: {recipe.export.functions.score}, the last token and those drafted")
     if chosen:
-        said.append(f"reference.model_type: {chosen}, as --as says; transformers' own config.json must say so as well")
+        said.append(
+            f"reference.model_type: {chosen}, as --as says: verify compares with transformers' {chosen}, and says so"
+        )
     said.append("everything else is what config.json says, and transformers' defaults where it is silent")
     return said
 
@@ -136,13 +138,19 @@ def write_new(path: Path, new: NewRecipe) -> None:
 
 
 def family_rows() -> list[dict[str, Any]]:
-    """The families that a config.json can be of, with the built-in recipes of each."""
+    """The families that a config.json can be of, with the built-in recipes of each and what it was verified with."""
     from coreai_recipes.recipe.catalogue import list_recipes
-    from coreai_recipes.recipe.importing.family import family_names, load_family
+    from coreai_recipes.recipe.importing.family import family_names, load_family, verified_families
 
     built_in: dict[str, list[str]] = {}
     for entry in list_recipes():
         built_in.setdefault(entry.family or "", []).append(entry.name)
     return [
-        {"family": name, "about": load_family(name).about, "recipes": built_in.get(name, [])} for name in family_names()
+        {
+            "family": name,
+            "about": load_family(name).about,
+            "recipes": built_in.get(name, []),
+            "verified": verified_families().get(load_family(name).family or name),
+        }
+        for name in family_names()
     ]

@@ -138,6 +138,8 @@ def _explain(stage: Mapping[str, Any]) -> str:
         if strict:
             words.append(f"sums in float16 too {_decibels(strict['psnr_db'])} dB, top-1 {_percent(strict)}")
         words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
+    if "config" in detail:
+        words.append(detail["config"])
     if "weights" in detail:
         words.append(f"{detail['weights']}: {detail['layers']}")
     return "; ".join(words)

@@ -34,14 +34,19 @@ def read_recipe(config: dict[str, Any]) -> Recipe:
 
 @pytest.fixture
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> SafetensorsCheckpoint:
+    """The parameter's model, saved."""
+    return save_model(request.param, tmp_path)
+
+
+def save_model(values: dict[str, Any], folder: Path) -> SafetensorsCheckpoint:
     """transformers' model of a config with random weights, as save_pretrained leaves it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = dict(request.param)
+    config = dict(values)
     theirs = AutoConfig.for_model(config.pop("model_type"), **config)
     theirs._experts_implementation = "eager"
-    small_model(AutoModelForCausalLM.from_config, theirs, seed=3).save_pretrained(tmp_path)
-    return SafetensorsCheckpoint(tmp_path)
+    small_model(AutoModelForCausalLM.from_config, theirs, seed=3).save_pretrained(folder)
+    return SafetensorsCheckpoint(folder)
 
 
 @pytest.mark.parametrize("name", decoders())

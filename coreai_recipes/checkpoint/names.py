@@ -1,6 +1,6 @@
 """Weight names: YAML tables from our parameters to a family's checkpoint tensors.
 
-A table is names/FAMILY.yaml, or a user's own file given by its path:
+A table is names/FAMILY.yaml, or a user's own file given by its path, from the working folder or that of a plugin:
 
     extends: llama                  # keys below win, lists are replaced, null says that the family has no such tensor
     prefixes: [model., ""]          # names below begin with the first; the one that the checkpoint uses is found
@@ -154,10 +154,16 @@ def merge_tables(names: str, seen: tuple[Path, ...]) -> NameTable:
 def find_names(names: str, beside: Path | None) -> Path:
     """The file of a table: a path first (relative to the file that extends it), else a family's."""
     if names.endswith((".yaml", ".yml")):
-        path = (beside or Path()) / names
-        if path.is_file():
-            return path
-        raise CheckpointError(f"{path}: no such file of weight names; the built-in ones are {', '.join(list_names())}")
+        # Imported here: pydantic is not needed to open a checkpoint.
+        from coreai_recipes.recipe.plugins import plugin_folders
+
+        places = [folder / names for folder in (beside or Path(), *plugin_folders())]
+        found = next((path for path in places if path.is_file()), None)
+        if found is not None:
+            return found
+        raise CheckpointError(
+            f"{places[0]}: no such file of weight names; the built-in ones are {', '.join(list_names())}"
+        )
     if names not in list_names():
         raise CheckpointError(
             f"weight names `{names}` are not known{suggest(names, list_names())} "

@@ -5,6 +5,7 @@ of these inputs into a stored constant. `slot`, a layer's place in the states, i
 """
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,9 +91,25 @@ def _plain(module: nn.Module) -> list[Any]:
 
 
 def source_files(module: nn.Module) -> set[Path]:
-    """The files in which the classes of a module tree are written."""
+    """The files in which the classes of a module tree and the functions that they hold are written.
+
+    Of a package that is neither ours nor torch, a plugin's, that is every file: one module may call another.
+    """
     pieces = module.piece if isinstance(module, Piece) else (module,)
-    return {Path(inspect.getfile(type(part))) for piece in pieces for part in piece.modules()}
+    parts = [part for piece in pieces for part in piece.modules()]
+    written: list[Any] = [base for part in parts for base in type(part).__mro__]
+    written += [each for part in parts for each in vars(part).values() if inspect.isfunction(each)]
+    return set().union(*(_files_of(name) for name in {each.__module__ for each in written}))
+
+
+def _files_of(module: str) -> set[Path]:
+    """The files of a module, and of the package that it is in."""
+    top = module.partition(".")[0]
+    if top in ("builtins", "torch"):
+        return set()
+    package = None if top == "coreai_recipes" else getattr(sys.modules[top], "__path__", None)
+    own = {Path(str(sys.modules[module].__file__))}
+    return own.union(*(Path(folder).rglob("*.py") for folder in package or ()))
 
 
 def counts_tokens(decoder: Decoder, queries: int, sharing: Sharing) -> bool:

@@ -90,8 +90,13 @@ class Attention(AttentionCore):
         keys, values = (
             cache.read() if self.k is None else cache.update(*self._keys_and_values(x, cos, sin))
         )  # (G, K, D)
-        out: Tensor = self.o(self.attend(q, keys, values, mask))
+        out: Tensor = self.o(self.finish(self.attend(q, keys, values, mask), x))
         return out
+
+    def finish(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """What the heads give, (1, H * D, 1, S), on its way to the last projection: where a plugin's attention gates it
+        by x (1, C, 1, S)."""
+        return mixed
 
     def _keys_and_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """The call's own keys and values, each (G, S, D)."""

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from coreai_recipes.recipe.plugins import load_installed
 from coreai_recipes.recipe.schema import LayerKind, Recipe
 
 Schema = dict[str, Any]
@@ -22,6 +23,7 @@ _INHERITS = {
 
 def json_schema() -> Schema:
     """The schema of a recipe as written, draft 7."""
+    load_installed()
     generated = Recipe.model_json_schema(mode="validation")
     whole: dict[str, Schema] = generated.pop("$defs")
     whole[Recipe.__name__] = generated

@@ -10,6 +10,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from coreai_recipes.recipe.kinds import Open
+
 _BOUNDS = {Gt: "gt", Ge: "ge", Lt: "lt", Le: "le"}
 
 
@@ -97,9 +99,13 @@ def _join(forms: Sequence[Form]) -> Form:
 
 
 def _describe(form: Form, metadata: Sequence[Any]) -> Form:
-    """`form` with what an annotation's metadata adds: bounds, and the outermost description."""
+    """`form` with what an annotation's metadata adds: bounds, the outermost description, and what plugins add."""
     bounds, description = dict(form.bounds), form.description
     for item in metadata:
+        if isinstance(item, Open) and form.choices:
+            form = replace(form, choices=(*form.choices, *item.words))
+        elif isinstance(item, Open):
+            form = replace(form, models=(*form.models, *item.models), members=form.members + len(item.models))
         if isinstance(item, FieldInfo):
             description = item.description or description
             bounds |= {

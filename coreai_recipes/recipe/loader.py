@@ -21,6 +21,7 @@ from coreai_recipes.recipe.inherit import (
     merge,
     shown,
 )
+from coreai_recipes.recipe.plugins import load_installed
 from coreai_recipes.recipe.rules import Location, Problem, find_problems
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.recipe.source import find_recipe
@@ -76,6 +77,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def load_resolved(source: str | Path, overrides: Sequence[str] = ()) -> Resolved:
     """As `load_recipe`, with the merged data and the notes of merging."""
+    load_installed()
     loading = _Loading()
     root = loading.load(find_recipe(source))
     for override in overrides:
@@ -85,6 +87,7 @@ def load_resolved(source: str | Path, overrides: Sequence[str] = ()) -> Resolved
 
 def validate_data(data: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     """The recipe of plain data that was not written in a file, or what is wrong with it, by its place in the data."""
+    load_installed()
     root, problems = read_yaml(write_yaml(data).encode(), "")
     if root is None or problems:
         raise ValueError("; ".join(problem.message for problem in problems))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from coreai_recipes.recipe import rules
+from coreai_recipes.recipe.kinds import Open, note_model
 
 # Strict everywhere: pydantic would else take "64" for 64, "yes" for true and true for 1.0.
 Positive = Annotated[int, Field(gt=0, le=2**31 - 1, strict=True)]
@@ -42,6 +43,10 @@ class Spec(BaseModel):
     """Base of every part of a recipe: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        note_model(cls)
 
 
 # --- rotary ---------------------------------------------------------------------------------------------------------
@@ -209,7 +214,7 @@ class NoRotary(Spec):
     kind: Literal["none"]
 
 
-Rotary = Annotated[FullRotary | PartialRotary | ProportionalRotary | NoRotary, Field(discriminator="kind")]
+Rotary = Annotated[FullRotary | PartialRotary | ProportionalRotary | NoRotary, Open("rotary")]
 
 
 # --- norms, attention, mlp ------------------------------------------------------------------------------------------
@@ -234,7 +239,7 @@ class LayerNorm(Spec):
     bias: Flag = Field(default=True, description="whether a bias is added")
 
 
-Norm = Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]
+Norm = Annotated[RMSNorm | LayerNorm, Open("norm")]
 
 
 class QKNorm(Spec):
@@ -378,10 +383,10 @@ class LatentAttention(Spec):
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
 
-AttentionKind = Annotated[FullAttention | SlidingAttention | LatentAttention, Field(discriminator="kind")]
+AttentionKind = Annotated[FullAttention | SlidingAttention | LatentAttention, Open("attention")]
 
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+Activation = Annotated[Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"], Open("activation")]
 
 
 class GatedMLP(Spec):
@@ -462,7 +467,7 @@ class MixtureMLP(Spec):
     )
 
 
-MLP = Annotated[GatedMLP | PlainMLP | MixtureMLP, Field(discriminator="kind")]
+MLP = Annotated[GatedMLP | PlainMLP | MixtureMLP, Open("mlp")]
 
 
 class Router(Spec):

@@ -9,7 +9,7 @@ import copy
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.names import load_names
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.recipe.importing.comparing import compare_models
+from coreai_recipes.recipe.importing.family import family_names
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.converted_names import ConvertedNames
 
@@ -64,7 +67,7 @@ class Reference:
         if recipe.reference is None:
             raise ValueError(f"{recipe.name} has no reference")
         register_attention()
-        config = make_config(recipe.reference.model_type, checkpoint, recipe.export.context)
+        config = make_config(recipe, checkpoint)
         config._experts_implementation = "eager"  # the grouped product wants widths of whole 16 bytes
         with torch.device("meta"):
             self.model = AutoModelForCausalLM.from_config(
@@ -315,28 +318,46 @@ class Weights:
         setattr(module, leaf, value)
 
 
-def make_config(model_type: str, checkpoint: Checkpoint, context: int) -> Any:
-    """transformers' config of `model_type` from the checkpoint's config.json, or from the text part of it.
+def make_config(recipe: Recipe, checkpoint: Checkpoint) -> Any:
+    """transformers' config of the reference's model_type from the checkpoint's config.json, or the text part of it.
 
-    A package of `context` positions has chosen between longrope's factors when it was built, transformers chooses at
-    each call: here both its lists are the chosen one.
+    A package of `export.context` positions has chosen between longrope's factors when it was built, transformers
+    chooses at each call: here both its lists are the chosen one.
     """
     from transformers import AutoConfig
 
-    settings = checkpoint.config
+    if recipe.reference is None:
+        raise ValueError(f"{recipe.name} has no reference")
+    model_type, settings = recipe.reference.model_type, checkpoint.config
     text = settings.get("text_config")
     if settings.get("model_type") != model_type and isinstance(text, dict) and text.get("model_type") == model_type:
         settings = text
     found = settings.get("model_type")
-    if found != model_type:
+    if found != model_type and not is_read_as(recipe, settings):
         raise CheckpointError(
             f"{checkpoint.place}: config.json says model_type {found}, but the recipe's reference is {model_type}"
         )
     # what a quantised checkpoint says about itself: its tensors come to us as floats
     dropped = ("model_type", "quantization_config", "auto_map")
     config = AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
-    _fix_longrope(getattr(config, "rope_parameters", None) or {}, context)
+    _fix_longrope(getattr(config, "rope_parameters", None) or {}, recipe.export.context)
     return config
+
+
+def is_read_as(recipe: Recipe, settings: Mapping[str, Any]) -> bool:
+    """Whether a config of a model_type that transformers does not know describes, read as the reference's family, the
+    recipe's own model: `recipe new --as FAMILY`."""
+    from transformers import CONFIG_MAPPING
+
+    if recipe.reference is None or settings.get("model_type") in CONFIG_MAPPING:
+        return False
+    if recipe.reference.model_type not in family_names():
+        return False
+    try:
+        read = recipe_from_config(settings, recipe.name, chosen=recipe.reference.model_type).recipe
+    except CheckpointError:
+        return False
+    return not compare_models(recipe.model, read.model)
 
 
 def _fix_longrope(parameters: dict[str, Any], context: int) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -110,9 +110,23 @@ def run_stage(name: str, subject: Subject) -> StageResult:
     from coreai_recipes.verification.reference import UnknownStructure
 
     try:
-        return stage.run(subject)
+        result = stage.run(subject)
     except UnknownStructure as unknown:
         return skip(name, f"not compared: {unknown}")
+    note = read_as(subject) if stage.needs_reference and result.skipped is None else None
+    return replace(result, detail={**result.detail, "config": note}) if note else result
+
+
+def read_as(subject: Subject) -> str | None:
+    """What config.json says of its model_type, where the recipe names another, by which it was read (`--as`)."""
+    reference, settings = subject.recipe.reference, subject.weights.config
+    if reference is None:
+        return None
+    text = settings.get("text_config")
+    said = {settings.get("model_type"), text.get("model_type") if isinstance(text, dict) else None}
+    if reference.model_type in said:
+        return None
+    return f"config.json says model_type {settings.get('model_type')}, read as {reference.model_type}'s"
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -29,9 +29,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """Writes the family `made_up`, which may extend Llama."""
     (tmp_path / "llama.yaml").write_text((family.FAMILIES / "llama.yaml").read_text())
     monkeypatch.setattr(family, "FAMILIES", tmp_path)
-    load_family.cache_clear()
+    family._load_family.cache_clear()
     yield lambda text: (tmp_path / "made_up.yaml").write_text(f"about: made up\n{text}") and None
-    load_family.cache_clear()
+    family._load_family.cache_clear()
 
 
 def read(**fields: Any) -> Recipe:

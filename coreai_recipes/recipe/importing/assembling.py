@@ -12,6 +12,7 @@ from coreai_recipes.recipe.importing.family import Family, load_family, spread
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.importing.reading import ModelRead, read_model
 from coreai_recipes.recipe.loader import validate_data
+from coreai_recipes.recipe.plugins import load_installed
 from coreai_recipes.recipe.rules import Location
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 
@@ -41,6 +42,7 @@ def recipe_from_config(
 
     Raises CheckpointError with every field that is wrong or not understood, by its name.
     """
+    load_installed()
     family, part = choose_family(config, chosen)
     if load_family(chosen or config["model_type"]).draft:
         raise CheckpointError(

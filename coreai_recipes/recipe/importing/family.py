@@ -24,6 +24,7 @@ mappings key by key, replaces lists, and null removes a key. Everything can be r
 rule computes what it cannot undo.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from coreai_recipes.recipe.kinds import activation_words
 from coreai_recipes.recipe.yaml_reader import read_yaml
 
 FAMILIES = Path(__file__).parents[1] / "families"
@@ -309,15 +311,31 @@ def family_names() -> list[str]:
     return sorted(path.stem for path in FAMILIES.glob("*.yaml"))
 
 
-@cache
 def load_family(name: str) -> Family:
     """The rules of a model_type. Raises ValueError for a file that is wrong: it is ours, not the user's."""
+    return _load_family(name, activation_words())
+
+
+@cache
+def _load_family(name: str, activations: tuple[tuple[str, str], ...]) -> Family:
+    """The rules of a model_type, its fields of activations taking those of plugins too."""
     content = _merged(name, ())
     content.pop("extends", None)
+    for rule in content.get("fields", {}).values():
+        paths = rule.get("sets", ()) if rule else ()
+        if activations and any("activation" in path for path in ((paths,) if isinstance(paths, str) else paths)):
+            rule["values"] = {**dict(activations), **rule.get("values", {})}
     try:
         return Family.model_validate({"name": name, **content})
     except ValidationError as error:
         raise ValueError(f"families/{name}.yaml: {error}") from error
+
+
+@cache
+def verified_families() -> Mapping[str, Any]:
+    """What each family was verified with: transformers' version, rotaries, and by stage PSNR and SNR_min in dB."""
+    found: dict[str, Any] = json.loads((FAMILIES / "verified.json").read_text())
+    return found
 
 
 @cache

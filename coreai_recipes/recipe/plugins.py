@@ -1,0 +1,97 @@
+"""Loading plugins: a user's Python files (`recipe --plugin FILE`) and installed packages (entry points).
+
+A plugin is a module that registers primitives and activations as it is imported (`coreai_recipes.extending`). Installed
+ones are loaded when the first recipe or config is read, so that a command that reads none starts at once. Of ours it
+imports leaves alone.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import cache
+from importlib.machinery import SourceFileLoader
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+
+from coreai_recipes.errors import UserError
+from coreai_recipes.recipe.kinds import count_added
+from coreai_recipes.recipe.yaml_reader import shorten
+
+GROUP = "coreai_recipes.primitives"
+
+_loaded: list[Path] = []  # the resolved files
+
+
+class PluginError(UserError):
+    """A plugin that cannot be loaded; the message begins with its file, or its name when it is installed."""
+
+
+def load_plugin(path: str | Path) -> None:
+    """Import a user's file, once. Raises PluginError in one sentence, whatever is wrong with it."""
+    file = Path(path).resolve()
+    if file in _loaded:
+        return
+    if not file.is_file():
+        raise PluginError(f"{path}: {'a folder, not a file of Python' if file.is_dir() else 'no such file'}")
+    name = f"recipe_plugin_{file.stem}"
+    if name in sys.modules:
+        raise PluginError(f"{path}: another plugin has a file of that name: {sys.modules[name].__file__}")
+    loader = SourceFileLoader(name, str(file))
+    spec = spec_from_loader(name, loader)
+    if spec is None:
+        raise PluginError(f"{path}: is not Python")
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # pydantic looks the names of annotations up there, and `inspect` the source
+    before = count_added()
+    try:
+        _import(lambda: loader.exec_module(module), str(path), file)
+        if count_added() == before:
+            raise PluginError(f"{path}: registers nothing: `register` of coreai_recipes.extending is how")
+    except PluginError:
+        del sys.modules[name]
+        raise
+    _loaded.append(file)
+
+
+@cache
+def load_installed() -> None:
+    """Import the plugins of installed packages, once. Raises PluginError for the first that cannot be."""
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        _import(entry.load, _describe(entry))
+
+
+def plugin_folders() -> tuple[Path, ...]:
+    """The folders of the files that were loaded: weight names may stand beside them."""
+    return tuple(dict.fromkeys(path.parent for path in _loaded))
+
+
+def _import(load: Callable[[], object], place: str, file: Path | None = None) -> None:
+    """Run `load`; what it raises becomes one sentence that begins with `place` and the line of `file`."""
+    try:
+        with redirect_stdout(sys.stderr):  # standard output may be a JSON document
+            load()
+    except SyntaxError as error:
+        raise PluginError(f"{_at(place, error.lineno)}: is not Python: {error.msg}") from None
+    except UserError as error:
+        raise PluginError(f"{_at(place, _line(error, file))}: {error}") from None
+    except (Exception, SystemExit) as error:
+        said = shorten(str(error).partition("\n")[0], 200)
+        what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        raise PluginError(f"{_at(place, _line(error, file))}: raises {what}") from None
+
+
+def _line(error: BaseException, file: Path | None) -> int | None:
+    """The line of `file` that an error came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.lineno for frame in reversed(frames) if file and frame.filename == str(file)), None)
+
+
+def _at(place: str, line: int | None) -> str:
+    return place if line is None else f"{place}:{line}"
+
+
+def _describe(entry: EntryPoint) -> str:
+    package = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "an installed package"
+    return f"plugin `{entry.name}` of {package}"

@@ -1,0 +1,119 @@
+"""The README's table of families, from what the family test's own models measure: `make families`.
+
+    python tests/family_table.py              measure every family, and write the table
+    python tests/family_table.py qwen3 phi    measure these anew, and keep the figures of the others
+
+The figures stand in recipe/families/verified.json, from which `recipe families` says what each was verified with.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from coreai_recipes.recipe.importing.family import Family, family_names, load_family, verified_families
+
+REPOSITORY = Path(__file__).parents[1]
+README = REPOSITORY / "README.md"
+PACKAGE = REPOSITORY / "coreai_recipes"
+VERIFIED = PACKAGE / "recipe/families/verified.json"
+BEGIN, END = "<!-- families: written by `make families` -->\n", "<!-- end of families -->\n"
+COLUMNS = ("family", "what it is", "rotary", "torch", "package", "float16", "YAML: rules", "weight names", "Python")
+RIGHT = COLUMNS.index("torch")
+
+
+def measure(name: str) -> dict[str, Any]:
+    """What the stages find on the family's unusual model, built as tests/test_families.py builds it."""
+    from family_configs import save_tokenizer
+    from test_families import PACKAGED, read_recipe, save_model
+
+    from coreai_recipes import build
+
+    with TemporaryDirectory() as folder:
+        checkpoint = save_model(PACKAGED[name], Path(folder) / "checkpoint")
+        save_tokenizer(checkpoint.path)
+        recipe = read_recipe(checkpoint.config)
+        report = build(recipe, checkpoint, Path(folder) / "dist").report
+    stages = {stage["name"]: stage for stage in report["stages"] if stage["passed"]}
+    rotaries = dict.fromkeys(kind.rotary.kind for kind in recipe.model.kinds.values())
+    figures = {stage: [stages[stage]["psnr_db"], stages[stage]["snr_min_db"]] for stage in stages if stage != "rotary"}
+    return {"transformers": version("transformers"), "rotary": list(rotaries), **figures}
+
+
+def table() -> str:
+    """The table in Markdown, between its marks."""
+    rows = [_row(load_family(name), verified_families()) for name in family_names()]
+    marks = ["---" if index < RIGHT else "---:" for index in range(len(COLUMNS))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, marks, *rows)]
+    return BEGIN + "\n".join(lines) + "\n" + END
+
+
+def _row(family: Family, verified: dict[str, Any]) -> Sequence[str]:
+    names = PACKAGE / f"checkpoint/names/{family.weights}.yaml"
+    own = family.part is None and family.weights == family.name
+    figures = [_figures(verified.get(family.name), stage) for stage in ("torch", "package", "package_float16")]
+    if family.family is not None and family.name not in verified:
+        figures = [f"as {family.family}", "", ""]
+    rules = _lines(PACKAGE / f"recipe/families/{family.name}.yaml")
+    about = family.about.partition(": ")[2] or family.about
+    said = f"`{family.weights}`'s" if not own else str(_lines(names))
+    rotary = ", ".join(verified.get(family.name, {}).get("rotary", ()))
+    return (
+        f"`{family.name}`",
+        about,
+        rotary,
+        *figures,
+        str(rules),
+        "" if family.part else said,
+        str(python_lines(family.name)),
+    )
+
+
+def python_lines(name: str) -> int:
+    """Lines of Python that only this family has: those of files of its name, of which there are none."""
+    return sum(_lines(path) for path in PACKAGE.rglob(f"{name}.py"))
+
+
+def _figures(found: dict[str, Any] | None, stage: str) -> str:
+    return "-" if found is None else " / ".join(f"{figure:.0f}" for figure in found[stage])
+
+
+def _lines(path: Path) -> int:
+    return sum(1 for line in path.read_text().splitlines() if line.strip())
+
+
+def split_readme(text: str) -> tuple[str, str, str]:
+    """What stands before the table, the table with its marks, and what stands behind."""
+    before, begin, rest = text.partition(BEGIN)
+    inside, end, after = rest.partition(END)
+    return before, begin + inside + end, after
+
+
+def write_table() -> None:
+    """The table with the figures that there are."""
+    before, _, after = split_readme(README.read_text())
+    README.write_text(before + table() + after)
+
+
+def main(names: Sequence[str]) -> None:
+    from family_configs import decoders
+
+    known = decoders()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        sys.exit(f"no family of its own: {', '.join(unknown)}")
+    found = {name: entry for name, entry in verified_families().items() if name in known}
+    for name in names or known:
+        found[name] = measure(name)
+        print(f"{name}: {found[name]}", file=sys.stderr)
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(found[key])}" for key in sorted(found))
+        VERIFIED.write_text(f"{{\n{lines}\n}}\n")
+    verified_families.cache_clear()
+    write_table()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
