@@ -57,17 +57,14 @@ def set_layout(models: OfTorch, layout: str) -> None:
     def is_proportional(rotary: nn.Module) -> bool:
         return isinstance(getattr(rotary, "spec", None), ProportionalRotary)
 
-    originals: dict[int, Rotary] = models.__dict__.setdefault("originals", {})
-    for layer in (*models.decoder.stack, *models.draft.stack):
-        attention: Any = layer.attention
-        original = originals.setdefault(id(attention), attention.rotary)
+    originals: dict[tuple[int, str], Any] = models.__dict__.setdefault("originals", {})
+    attentions: list[Any] = [layer.attention for layer in (*models.decoder.stack, *models.draft.stack)]
+    holders = [(attention, "rotary") for attention in attentions]
+    holders += [(held, name) for held in (models.decoder.front.rotaries, models.draft.rotaries) for name in held]
+    for holder, name in holders:
+        original = originals.setdefault((id(holder), name), getattr(holder, name))
         if is_proportional(original):
-            attention.rotary = lay_out(original, layout)
-    rotaries = models.decoder.front.rotaries
-    for name in list(rotaries):
-        original = originals.setdefault(hash(name), rotaries[name])  # type: ignore[arg-type]
-        if is_proportional(original):
-            rotaries[name] = lay_out(original, layout)
+            setattr(holder, name, lay_out(original, layout))
 
 
 @dataclass

@@ -123,6 +123,7 @@ def build(
     source = find_checkpoint(recipe, checkpoint)
     recipe, draft_source = find_draft(recipe, draft)
     digests = source.start_digests()  # on a thread of its own, while torch is being imported
+    draft_digests = None if draft_source is None else draft_source.start_digests()
     from coreai_recipes.draft import build_draft
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.export.exporter import export_package
@@ -152,9 +153,8 @@ def build(
         (folder / RECIPE).write_text(recipe_text(recipe))
         source.write_tokenizer(folder)
         checkpoint_facts = {"source": source.source, "sha256": digests.result()}
-        if draft_source is not None:
-            draft_digests = draft_source.start_digests().result()
-            checkpoint_facts["draft"] = {"source": draft_source.source, "sha256": draft_digests}
+        if draft_source is not None and draft_digests is not None:
+            checkpoint_facts["draft"] = {"source": draft_source.source, "sha256": draft_digests.result()}
         manifest = _manifest(recipe, decoder, checkpoint_facts, source.eos_token_ids(), exported, costs, folder)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:

@@ -19,8 +19,11 @@ from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive
+from coreai_recipes.primitives.rotary import Rotary, build_rotary
 from coreai_recipes.recipe.schema import Draft as DraftSpec
 from coreai_recipes.recipe.schema import Recipe
+
+DRAFT = "draft"  # the function of a package that it becomes
 
 
 class Draft(nn.Module):
@@ -39,6 +42,12 @@ class Draft(nn.Module):
         self.pre_projection = Projection(2 * target_size, spec.hidden_size)
         # what is scaled is the target's residual stream: this one stays as it is
         self.layers = nn.ModuleList(Layer(spec, name, form=Form(folded=form.folded)) for name in spec.layer_kinds)
+        self.rotaries = nn.ModuleDict(
+            {
+                name: build_rotary(kind.rotary, kind.attention.rotary_dim, form.folded, recipe.export.context)
+                for name, kind in spec.kinds.items()
+            }
+        )
         self.norm = build_norm(spec.norm, spec.hidden_size)
         self.post_projection = Projection(spec.hidden_size, target_size)
         self.head = primitive("head", "linear")(spec.vocab_size, spec.hidden_size, False, None)
@@ -64,17 +73,17 @@ class Draft(nn.Module):
 
     def pairs(self, kind: str) -> int:
         """How many pairs the angles of a kind hold; 0 when it has no rotary."""
-        return len(self._layer(kind).attention.rotary.inv_freq)  # type: ignore[union-attr, arg-type]
+        return len(self._rotary(kind).inv_freq)
 
-    def _layer(self, kind: str) -> Layer:
-        return next(layer for layer in self.stack if layer.kind == kind)
+    def _rotary(self, kind: str) -> Rotary:
+        return cast(Rotary, self.rotaries[kind])
 
     def inputs(self, kind: str, position: Tensor, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """cos, sin (1, R/2, 1, 1) and mask (1, rows, 1, 1) of the layers of `kind`.
 
         `position` (1,) is the last token's, `seen` by kind of the target how many of its positions are seen (1,).
         """
-        cos, sin = self._layer(kind).attention.rotary.angles(position.unsqueeze(0))  # type: ignore[union-attr, operator]
+        cos, sin = self._rotary(kind).angles(position.unsqueeze(0))
         owner = self.owner(kind)
         state = self.owners[owner]
         mask = draft_mask(state.rows, state.window, seen[owner])

@@ -22,6 +22,7 @@ from coreai_recipes.recipe.schema import Recipe
 
 ReadParameter = Callable[[str], Tensor]
 PER_LAYER_TABLE = "per_layer_table.weight"
+PER_LAYER_ROWS = "per_layer"  # the input of a package that takes the table's rows, which the host looks up
 
 
 class Decoder(nn.Module):
@@ -136,6 +137,11 @@ def make_cache(keys: Tensor, values: Tensor, slot: Tensor, position: Tensor, pla
     if place is None:
         return FullCache(keys, values, slot, position)
     return RingCache(keys, values, slot, place)
+
+
+def table_file(parameter: str) -> str:
+    """The file beside a package that holds one of `Decoder.tables`, raw."""
+    return f"{parameter.removesuffix('.weight')}.bin"
 
 
 def build_decoder(recipe: Recipe, form: Form = PLAIN) -> Decoder:

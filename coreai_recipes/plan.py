@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coreai_recipes.draft import Draft, build_draft
+from coreai_recipes.draft import DRAFT, Draft, build_draft
 from coreai_recipes.model import PER_LAYER_TABLE, Decoder, build_decoder
 from coreai_recipes.primitives.experts import Experts
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.schema import NoRotary
-from coreai_recipes.workload import DRAFT, Workload, count_workloads, expert_size, saved_by_sharing
+from coreai_recipes.workload import Workload, count_workloads, expert_size, saved_by_sharing
 
 CHUNK_BYTES = 1_000_000_000  # ANEMLL takes 0.95 GB for a chunk, CoreML-LLM 1.0 to 1.4
 ALIGNMENT = 32  # float16 values in the engine's 64 bytes

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from coreai_recipes.draft import Draft
+from coreai_recipes.draft import DRAFT, Draft
 from coreai_recipes.front import Sharing
 from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
-
-DRAFT = "draft"
 
 
 @dataclass(frozen=True)

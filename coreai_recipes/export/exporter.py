@@ -21,10 +21,10 @@ from coreai_recipes.checkpoint.binding import Binding
 from coreai_recipes.checkpoint.range_check import to_float16
 from coreai_recipes.draft import Draft
 from coreai_recipes.export.cache import FragmentCache, fingerprint
-from coreai_recipes.export.fragments import PER_LAYER_ROWS, Fragment, source_files
+from coreai_recipes.export.fragments import Fragment, source_files
 from coreai_recipes.export.weights import WeightLayout, write_table, write_weights
 from coreai_recipes.filling import ORDERING
-from coreai_recipes.model import Decoder
+from coreai_recipes.model import PER_LAYER_ROWS, Decoder, table_file
 
 if TYPE_CHECKING:
     from coreai_recipes.export.package import Signature
@@ -103,11 +103,6 @@ def _read_ordering(draft: Draft | None, bindings: Mapping[str, Binding]) -> NDAr
         return None
     tokens = bindings[f"draft.{ORDERING}"].read().to(torch.int32)
     return np.asarray(tokens.view(draft.clusters.ordering.shape).numpy())
-
-
-def table_file(parameter: str) -> str:
-    """The file beside the package that holds a raw table."""
-    return f"{parameter.removesuffix('.weight')}.bin"
 
 
 def _export_program(

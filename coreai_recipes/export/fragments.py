@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.front import Front, Sharing
-from coreai_recipes.model import Decoder, make_cache
+from coreai_recipes.model import PER_LAYER_ROWS, Decoder, make_cache
 from coreai_recipes.primitives.cache import Cache, SharedCache
 from coreai_recipes.primitives.per_layer import slice_of
 
 FLOAT, INTEGER = "float16", "int32"
 WEIGHT_PREFIX = "weight_"
-PER_LAYER_ROWS = "per_layer"  # the rows of the per-layer table, which the host looks up
 
 
 @dataclass(frozen=True)

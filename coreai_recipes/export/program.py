@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreai_recipes.draft import Draft
+from coreai_recipes.draft import DRAFT, Draft
 from coreai_recipes.export.draft_fragments import draft_front_fragment, draft_head_fragment, draft_layer_fragment
 from coreai_recipes.export.fragments import (
     FLOAT,
     INTEGER,
-    PER_LAYER_ROWS,
     Fragment,
     Port,
     front_fragment,
@@ -23,10 +22,8 @@ from coreai_recipes.export.fragments import (
 from coreai_recipes.export.linker import FunctionLinker
 from coreai_recipes.export.package import Signature, describe_function, new_model
 from coreai_recipes.export.weights import WeightLayout
-from coreai_recipes.model import Decoder
+from coreai_recipes.model import PER_LAYER_ROWS, Decoder
 from coreai_recipes.protobuf import Model_pb2
-
-DRAFT = "draft"
 
 
 def fragments_of(decoder: Decoder, draft: Draft | None = None) -> dict[str, Fragment]:

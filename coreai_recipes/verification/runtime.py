@@ -9,13 +9,12 @@ from torch import Tensor
 
 from coreai_recipes.coreml import CoreMLProgram, States
 from coreai_recipes.evaluate.table import Table, Tables
+from coreai_recipes.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
 from coreai_recipes.verification.calls import SavedFunction, SavedProgram
 from coreai_recipes.verification.subject import Subject
 
 if TYPE_CHECKING:
     from coreai_recipes.evaluate.precision import Precision
-
-PER_LAYER_TABLE_FILE = "per_layer_table.bin"
 
 
 def open_program(subject: Subject, precision: "Precision") -> SavedProgram:
@@ -30,8 +29,8 @@ def open_program(subject: Subject, precision: "Precision") -> SavedProgram:
     if per_layer is None:
         return program
     width = len(subject.recipe.model.layer_kinds) * per_layer.size
-    table = Table(subject.package.parent / PER_LAYER_TABLE_FILE, width)
-    return _WithRows(program, Tables({"per_layer": table}))
+    table = Table(subject.package.parent / table_file(PER_LAYER_TABLE), width)
+    return _WithRows(program, Tables({PER_LAYER_ROWS: table}))
 
 
 def _open(subject: Subject, package: Path, precision: "Precision") -> SavedProgram:
