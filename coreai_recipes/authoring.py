@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.checkpoint.open import open_headers
+from coreai_recipes.checkpoint.open import open_config, open_headers
 from coreai_recipes.errors import RecipeError, UserError
 from coreai_recipes.recipe.importing.assembling import Imported, recipe_from_config, with_draft
 from coreai_recipes.recipe.importing.comparing import Difference, compare_models
@@ -30,12 +30,13 @@ class NewRecipe:
 
 
 def new_recipe(src: str | Path, family: str | None = None, draft: str | Path | None = None) -> NewRecipe:
-    """The recipe of a checkpoint, from its config.json and its tensors' headers alone; and of a `draft` for it.
+    """The recipe of a checkpoint, from its config.json and, where there are any, its tensors' headers alone; and of a
+    `draft` for it.
 
     `family` reads the config by that family's rules, whatever its model_type. Raises CheckpointError with every field
     that is not understood and every tensor that does not fit.
     """
-    checkpoint = open_headers(src)
+    checkpoint = open_config(src)
     source = _hub_id(src)
     name = _name_after(checkpoint, source)
     imported = recipe_from_config(checkpoint.config, name, source, family)
@@ -65,7 +66,7 @@ def _open_either(src: str) -> Recipe:
         return load_recipe(src)
     if not Path(src).exists() and "/" not in src:
         return load_recipe(src)  # says that there is neither
-    return recipe_from_config(open_headers(src).config, "other").recipe
+    return recipe_from_config(open_config(src).config, "other").recipe
 
 
 def _check_tensors(recipe: Recipe, checkpoint: "Checkpoint") -> list[str]:
@@ -73,6 +74,8 @@ def _check_tensors(recipe: Recipe, checkpoint: "Checkpoint") -> list[str]:
     from coreai_recipes.filling import bind_decoder
     from coreai_recipes.model import build_decoder
 
+    if not checkpoint.tensors:
+        return [f"its tensors are not checked: {checkpoint.path} holds config.json and no weights"]
     try:
         decoder = build_decoder(recipe)
     except RecipeError as error:

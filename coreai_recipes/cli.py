@@ -150,7 +150,10 @@ def _check_tensors(recipe: Any, checkpoint: str) -> None:
 
 @app.command()
 def new(
-    src: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a GGUF file, or a hub id (ORG/NAME@REVISION).")],
+    src: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="A folder, a config.json, a GGUF file, or a hub id (ORG/NAME@REVISION)."),
+    ],
     out: Annotated[
         Path | None, typer.Option("-o", metavar="FILE", help="Write it there; else to standard output.")
     ] = None,

@@ -256,3 +256,24 @@ def test_nothing_is_written_where_nothing_can_be(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="no such file or directory"):
         write_new(tmp_path / "nowhere/made.yaml", new_recipe(TINY))
+
+
+@pytest.mark.parametrize("leaf", ["", "config.json"])
+def test_config_json_alone_is_enough_and_its_tensors_are_said_to_be_unchecked(tmp_path: Path, leaf: str) -> None:
+    config = {
+        "model_type": "qwen3",
+        "num_hidden_layers": 3,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made = new_recipe(tmp_path / leaf)
+    assert made.recipe.model.hidden_size == 64
+    assert made.decisions[-1] == f"its tensors are not checked: {tmp_path} holds config.json and no weights"
+
+
+def test_an_unknown_config_that_says_nothing_is_not_called_a_llama(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "unheard"}')
+    with pytest.raises(CheckpointError, match=r"^config\.json: model_type: unheard: not understood[^`]*$"):
+        new_recipe(tmp_path)

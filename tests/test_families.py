@@ -184,6 +184,12 @@ def test_irrelevant_fields_leave_the_logits_bit_equal(name: str) -> None:
         assert torch.equal(logits(**{field: OTHER_VALUES[field]}), expected), field
 
 
+def test_every_decoder_of_transformers_is_a_family_or_refused_with_a_reason() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    assert MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - refused_models().keys() - set(family_names()) == set()
+
+
 def test_what_is_refused_is_what_transformers_has() -> None:
     assert refused_models().keys() - set(CONFIG_MAPPING.keys()) == set()
     assert set(family_names()) - set(CONFIG_MAPPING.keys()) == set()

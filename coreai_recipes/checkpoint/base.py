@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from coreai_recipes.errors import CheckpointError
 
@@ -106,6 +106,24 @@ class Checkpoint(ABC):
             future.set_result(self.digests())
         except BaseException as error:  # handed to whoever waits for the result
             future.set_exception(error)
+
+
+class Unread(Checkpoint):
+    """What is known of a checkpoint without its weights; `held` says what that is, in words."""
+
+    held: str
+
+    def blocks(self, name: str, rows: range | None = None) -> Iterator[Tensor]:
+        self._refuse("weights")
+
+    def digests(self) -> dict[str, str]:
+        self._refuse("weights")
+
+    def write_tokenizer(self, folder: Path) -> None:
+        self._refuse("tokenizer")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise CheckpointError(f"{self.place}: {self.held}, its {what} were not read")
 
 
 def hash_file(path: Path, place: str) -> str:

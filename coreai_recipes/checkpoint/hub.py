@@ -11,16 +11,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
+from coreai_recipes.checkpoint.base import TensorInfo, Unread
+from coreai_recipes.checkpoint.packing import unpack
 from coreai_recipes.checkpoint.safetensors import PICKLE_REASON, PICKLE_SUFFIXES, read_index
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, HeaderTensor, check_length, parse_header
 from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object
 from coreai_recipes.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SETTINGS_PATTERNS = ["config.json", "generation_config.json", "model.safetensors.index.json"]
 SNAPSHOT_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
@@ -42,8 +40,10 @@ def fetch_snapshot(repo_id: str, revision: str | None = None, token: str | None 
     return folder, commit
 
 
-class HubHeaders(Checkpoint):
+class HubHeaders(Unread):
     """What `validate` needs of a checkpoint on the hub: names, shapes and config, without downloading a weight."""
+
+    held = "only its headers were downloaded"
 
     def __init__(self, repo_id: str, revision: str | None = None, token: str | None = None) -> None:
         """Read config.json and the header of every shard. Raises CheckpointError as `fetch_snapshot` does."""
@@ -58,12 +58,13 @@ class HubHeaders(Checkpoint):
             headers = list(pool.map(lambda file: fetch_header(repo_id, commit, file, token), files))
         problems = [f"{self.place}: {error}" for error in headers if isinstance(error, HeaderError)]
         CheckpointError.collect(problems)
-        self.tensors = {
+        stored = {
             name: TensorInfo(name, entry.shape, entry.dtype, file)
             for file, header in zip(files, headers, strict=True)
             if not isinstance(header, HeaderError)
             for name, entry in header.items()
         }
+        self.tensors, _ = unpack(stored, self.config)
 
     @property
     def place(self) -> str:
@@ -71,18 +72,6 @@ class HubHeaders(Checkpoint):
 
     def eos_token_ids(self) -> list[int]:
         return read_eos_token_ids(self.path, self.config, self.place)
-
-    def blocks(self, name: str, rows: range | None = None) -> Iterator[Tensor]:
-        self._refuse("weights")
-
-    def digests(self) -> dict[str, str]:
-        self._refuse("weights")
-
-    def write_tokenizer(self, folder: Path) -> None:
-        self._refuse("tokenizer")
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise CheckpointError(f"{self.place}: only its headers were read, its {what} were not downloaded")
 
 
 def download_files(repo_id: str, revision: str | None, token: str | None, patterns: list[str]) -> tuple[Path, str]:

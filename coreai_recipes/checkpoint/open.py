@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.checkpoint.base import Checkpoint, Unread
+from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.source import data_folder
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^\s@]+))?", re.ASCII)
 EMBEDDED = "embedded:"  # a checkpoint that ships with the package, by its folder in examples/
+CONFIG = "config.json"
 FILE_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+WEIGHT_ENDINGS = (*FILE_SUFFIXES, ".safetensors.index.json")
 
 
 def open_checkpoint(src: str | Path, token: str | None = None) -> Checkpoint:
@@ -44,6 +47,32 @@ def open_headers(src: str | Path, token: str | None = None) -> Checkpoint:
     if constants.HF_HUB_OFFLINE:
         return open_checkpoint(src, token)
     return HubHeaders(repo_id, revision, token)
+
+
+class ConfigFile(Unread):
+    """A config.json without the weights that it describes, which is enough for a recipe; `tensors` is empty."""
+
+    held = "only config.json is here"
+
+    def __init__(self, path: Path) -> None:
+        """Read it. Raises CheckpointError when it is not a JSON object."""
+        self.path = path.parent
+        self.source = self.path.resolve().name
+        self.tensors = {}
+        self.config = read_json_object(path, self.place)
+
+    def eos_token_ids(self) -> list[int]:
+        return read_eos_token_ids(self.path, self.config, self.place)
+
+
+def open_config(src: str | Path, token: str | None = None) -> Checkpoint:
+    """As `open_headers`, but config.json alone is enough: the file, or a folder that has no weights."""
+    path = find_path(src)
+    if path.name == CONFIG and path.is_file():
+        return ConfigFile(path)
+    if (path / CONFIG).is_file() and not any(file.name.endswith(WEIGHT_ENDINGS) for file in path.iterdir()):
+        return ConfigFile(path / CONFIG)
+    return open_headers(src, token)
 
 
 def find_path(src: str | Path) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo, hash_file
+from coreai_recipes.checkpoint.packing import FP8, SCALE, unpack
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, StoredFile, read_header
 from coreai_recipes.checkpoint.settings import copy_tokenizer, read_eos_token_ids, read_json_object
 from coreai_recipes.errors import CheckpointError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 2 << 20
 FLOAT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 INTEGER_DTYPES = {"I64": "int64", "I32": "int32"}  # no weights, but lists of tokens are stored so
+PART_DTYPES = {"U8": "uint8", "F8_E4M3": "uint8"}  # of which packing makes floats
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 PICKLE_REASON = (
@@ -49,8 +51,9 @@ class SafetensorsCheckpoint(Checkpoint):
         self._files: dict[str, StoredFile] = {}
         problems: list[str] = []
         index = self._locate_files(problems)
-        self.tensors = self._list_tensors(index, problems)
+        self._stored = self._list_tensors(index, problems)
         self.config = self._read_config(problems)
+        self.tensors, self._packed = unpack(self._stored, self.config)
         CheckpointError.collect(f"{self.place}: {problem}" for problem in problems)
 
     @property
@@ -58,7 +61,8 @@ class SafetensorsCheckpoint(Checkpoint):
         return f"checkpoint {self._hub_source or self.path}"
 
     def blocks(self, name: str, rows: range | None = None) -> Iterator[Tensor]:
-        """Whole rows of the first axis, as many as fit 2 MiB and at least one, in the stored dtype.
+        """Whole rows of the first axis, as many as fit 2 MiB and at least one, in the stored dtype; what is stored as
+        small floats and scales, in a dtype that holds their product.
 
         Raises CheckpointError for a tensor that is not there, or that is stored as neither floats nor whole numbers.
         """
@@ -71,12 +75,15 @@ class SafetensorsCheckpoint(Checkpoint):
         wanted = range(shape[0] if shape else 1) if rows is None else rows
         if wanted.step != 1 or wanted.start < 0 or (wanted.stop > (shape[0] if shape else 1)):
             raise ValueError(f"{name} is {shape}: {wanted} is no run of its rows")
-        return self._stream_rows(name, wanted)
+        packed = self._packed.get(name)
+        return packed.blocks(self._read_stored, wanted) if packed else self._stream_rows(name, wanted)
 
     def why_unreadable(self, name: str) -> str | None:
         dtype = self.tensors[name].dtype
-        if dtype in FLOAT_DTYPES:
+        if dtype in FLOAT_DTYPES or name in self._packed:
             return None
+        if dtype == FP8:
+            return f"is stored as {dtype}, and no {name}{SCALE} is here that fits it: take the release in BF16"
         if dtype.startswith(("F4", "F6", "F8")):
             return f"is stored as {dtype}, whose scales are not applied: take the release in BF16"
         return f"is stored as {dtype}: a weight is BF16, F16, F32 or F64"
@@ -149,13 +156,18 @@ class SafetensorsCheckpoint(Checkpoint):
             problems.extend(problem.removeprefix(f"{self.place}: ") for problem in error.problems)
             return {}
 
+    def _read_stored(self, name: str, rows: range) -> Tensor:
+        import torch
+
+        return torch.cat([block.clone().view(-1, *block.shape[1:]) for block in self._stream_rows(name, rows)])
+
     def _stream_rows(self, name: str, rows: range) -> Iterator[Tensor]:
         import torch
 
-        info = self.tensors[name]
+        info = self._stored[name]
         stored = self._files[info.file]
         entry = stored.tensors[name]
-        dtype = getattr(torch, {**FLOAT_DTYPES, **INTEGER_DTYPES}[info.dtype])
+        dtype = getattr(torch, {**FLOAT_DTYPES, **INTEGER_DTYPES, **PART_DTYPES}[info.dtype])
         row_elements = math.prod(info.shape[1:])
         row_bytes = row_elements * dtype.itemsize
         if not row_bytes or not rows:

@@ -183,7 +183,7 @@ def test_headers_are_read_without_downloading_a_weight(hub, model, tmp_path):
     assert tensors == str(sorted((t.name, t.shape, t.dtype, t.file) for t in ours.tensors.values()))
     assert config == f"('llama', {ours.eos_token_ids()})"
     assert blocks == (
-        f"refused: checkpoint org/model@{COMMIT}: only its headers were read, its weights were not downloaded"
+        f"refused: checkpoint org/model@{COMMIT}: only its headers were downloaded, its weights were not read"
     )
     assert gated.startswith("refused: hub id org/gated: is gated")
     assert absent.startswith("refused: hub id org/nothing: no folder of that name is here")

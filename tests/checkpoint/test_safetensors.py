@@ -358,7 +358,12 @@ def test_every_problem_of_a_folder_is_reported_at_once(sharded, tmp_path):
     [
         ("I16", 12, "is stored as I16: a weight is BF16, F16, F32 or F64"),
         ("U8", 6, "is stored as U8: a weight is BF16, F16, F32 or F64"),
-        ("F8_E4M3", 6, "is stored as F8_E4M3, whose scales are not applied: take the release in BF16"),
+        ("F8_E5M2", 6, "is stored as F8_E5M2, whose scales are not applied: take the release in BF16"),
+        (
+            "F8_E4M3",
+            6,
+            "is stored as F8_E4M3, and no a_scale_inv is here that fits it: take the release in BF16",
+        ),
     ],
 )
 def test_a_dtype_that_is_no_weight_is_refused_when_asked_for(tmp_path, dtype, size, message):

@@ -147,7 +147,13 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         "llama",
         {"quantization_config": {"bits": 4}},
         "quantization_config: a mapping: "
-        + needs("weights that are stored quantised (a GGUF file of the model can be read)"),
+        + needs("weights that are stored quantised so (a GGUF file of the model can be read)"),
+    ),
+    (
+        "llama",
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        'quantization_config.quant_method: "gptq": '
+        + needs("weights that are stored quantised so (a GGUF file of the model can be read)"),
     ),
     ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder: true: " + needs("an encoder")),
     (

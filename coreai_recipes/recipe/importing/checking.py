@@ -101,6 +101,8 @@ def shown(value: Any) -> str:
 
 
 def _judge_irrelevant(name: str, value: Any, entry: Irrelevant) -> Iterator[str]:
+    if entry.key is not None and isinstance(value, Mapping) and entry.key in value:
+        name, value = f"{name}.{entry.key}", value[entry.key]
     if entry.only is not None and not any(_same(value, one) for one in entry.only):
         yield f"{name}: {shown(value)}: this model needs {entry.needs}, which recipes do not have"
 

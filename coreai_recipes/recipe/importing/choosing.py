@@ -11,6 +11,8 @@ from coreai_recipes.recipe.yaml_reader import shorten
 
 # what classes that give logits of a next token are called
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMultimodalLM")
+# without which nothing is said of a Llama
+LLAMAS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
 
 
 def choose_family(config: Mapping[str, Any], chosen: str | None = None) -> tuple[Family, Mapping[str, Any]]:
@@ -71,6 +73,8 @@ def _why_unknown(config: Mapping[str, Any], model_type: str, is_chosen: bool) ->
     if model_type in refused_models():
         return f"{lead}: {refused_models()[model_type]}"
     foreign = [problem.partition(":")[0] for problem in find_config_problems(config, load_family("llama"))]
-    if not foreign:
+    if not foreign and config.keys() >= LLAMAS:
         return f"{lead}: not known, but every field is one of Llama's\n  if it is a Llama by another name: `--as llama`"
+    if not foreign:
+        return f"{lead}: {NOT_UNDERSTOOD}"
     return f"{lead}: {NOT_UNDERSTOOD}; Llama has no {', '.join(foreign[:8])}{' ...' if len(foreign) > 8 else ''}"

@@ -294,9 +294,11 @@ class Family(_Rule):
 
 
 class Irrelevant(_Rule):
-    """A field that makes no difference to logits: why, and the values for which that holds when not for all."""
+    """A field that makes no difference to logits: why, and the values for which that holds when not for all; with `key`
+    it may be a mapping, whose entry of that name is judged."""
 
     why: str
+    key: str | None = None
     only: tuple[Any, ...] | None = None
     needs: str | None = None
 

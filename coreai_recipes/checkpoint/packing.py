@@ -1,0 +1,150 @@
+"""Weights that safetensors hold as small floats and their scales, presented as the tensors that they stand for.
+
+    MXFP4 (gpt-oss)   NAME_blocks (E, R, G, 16), a byte two values, and NAME_scales (E, R, G)  ->  NAME (E, 32 G, R)
+    FP8 (DeepSeek)    NAME (R, C) in F8_E4M3 and NAME_scale_inv (R / block, C / block)         ->  NAME (R, C)
+
+Formats: OCP Microscaling Formats (MX) 1.0, tables 3 and 7; config.json's quantization_config has FP8's block sizes.
+Names and axes are those that transformers gives a model that it dequantises while it loads.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from coreai_recipes.checkpoint.base import TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Read = Callable[[str, range], "Tensor"]  # rows of a tensor as it is stored
+
+BLOCKS, EXPONENTS = "_blocks", "_scales"
+SCALE = "_scale_inv"
+ACTIVATION_SCALE = "activation_scale"  # of what a weight multiplies, where a kernel multiplies in FP8
+FP8 = "F8_E4M3"
+FP8_BLOCK = [128, 128]  # quantization_config's default
+MX_BLOCK = 32  # values that share an exponent
+MX_BIAS = 127
+# e2m1: a sign, two bits of exponent, one of fraction
+FP4_VALUES = tuple(sign * value for sign in (1.0, -1.0) for value in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
+PIECE_ELEMENTS = 1 << 18
+
+
+class Packed(ABC):
+    """A tensor that is stored in parts.
+
+    Attributes:
+        info: the tensor as it is presented.
+        parts: the names of what is stored.
+    """
+
+    info: TensorInfo
+    parts: tuple[str, ...]
+
+    @abstractmethod
+    def blocks(self, read: Read, rows: range) -> Iterator[Tensor]:
+        """Consecutive blocks of `rows` in a float dtype that holds them exactly (FP8: as exactly as float32 does)."""
+
+
+@dataclass(frozen=True)
+class PackedMX(Packed):
+    """Experts in MXFP4, a row of the stored matrix being a column of the presented one. An expert is a block."""
+
+    info: TensorInfo
+    parts: tuple[str, str]
+
+    def blocks(self, read: Read, rows: range) -> Iterator[Tensor]:
+        import torch
+
+        values = torch.tensor(FP4_VALUES, dtype=torch.bfloat16)
+        pairs = torch.stack((values.repeat(16), values.repeat_interleave(16)), 1)  # of a byte: low half first
+        for expert in rows:
+            one = range(expert, expert + 1)
+            data, exponents = (read(part, one)[0] for part in self.parts)
+            matrix = torch.empty((*data.shape[:2], MX_BLOCK), dtype=torch.bfloat16)
+            step = max(1, PIECE_ELEMENTS // math.prod(matrix.shape[1:]))
+            for start in range(0, len(matrix), step):
+                piece = pairs[data[start : start + step].int()].flatten(-2)
+                shift = exponents[start : start + step, :, None].int() - MX_BIAS
+                torch.ldexp(piece, shift, out=matrix[start : start + step])
+            yield matrix.flatten(1).t().unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class PackedFP8(Packed):
+    """A matrix in FP8 with a scale for each block of (rows, columns), or with one for all when `scale_rows` is 0."""
+
+    info: TensorInfo
+    parts: tuple[str, str]
+    scale_rows: int
+    block: tuple[int, int]
+
+    def blocks(self, read: Read, rows: range) -> Iterator[Tensor]:
+        import torch
+
+        name, scale = self.parts
+        of_blocks = read(scale, range(self.scale_rows or 1)).float()
+        height, width = self.block
+        columns = self.info.shape[1]
+        step = max(1, PIECE_ELEMENTS // columns)
+        for start in range(rows.start, rows.stop, step):
+            piece = range(start, min(start + step, rows.stop))
+            weight = read(name, piece).view(torch.float8_e4m3fn).float()
+            if self.scale_rows:
+                of_rows = of_blocks[torch.arange(piece.start, piece.stop) // height]
+                yield weight.mul_(of_rows.repeat_interleave(width, 1)[:, :columns])
+            else:
+                yield weight.mul_(of_blocks)
+
+
+def unpack(
+    stored: Mapping[str, TensorInfo], config: Mapping[str, Any]
+) -> tuple[dict[str, TensorInfo], dict[str, Packed]]:
+    """The tensors that a checkpoint presents, and those of them that are stored in parts.
+
+    Parts that do not fit one another stay what they are: `why_unreadable` and the binding name them.
+    """
+    packed: dict[str, Packed] = {}
+    for name, info in stored.items():
+        found = _find_mx(name, info, stored) or _find_fp8(name, info, stored, config)
+        if found:
+            packed[found.info.name] = found
+    parts = {part for each in packed.values() for part in each.parts}
+    parts |= {
+        name
+        for name in stored
+        if name.endswith(f".{ACTIVATION_SCALE}") and f"{name.removesuffix(ACTIVATION_SCALE)}weight" in packed
+    }
+    presented = {name: info for name, info in stored.items() if name not in parts}
+    return presented | {name: each.info for name, each in packed.items()}, packed
+
+
+def _find_mx(name: str, info: TensorInfo, stored: Mapping[str, TensorInfo]) -> PackedMX | None:
+    whole = name.removesuffix(BLOCKS)
+    exponents = stored.get(whole + EXPONENTS)
+    if whole == name or exponents is None or {info.dtype, exponents.dtype} != {"U8"}:
+        return None
+    if len(info.shape) != 4 or info.shape[3] != MX_BLOCK // 2 or exponents.shape != info.shape[:3] or whole in stored:
+        return None
+    experts, rows, groups = exponents.shape
+    return PackedMX(TensorInfo(whole, (experts, MX_BLOCK * groups, rows), "MXFP4", info.file), (name, exponents.name))
+
+
+def _find_fp8(
+    name: str, info: TensorInfo, stored: Mapping[str, TensorInfo], config: Mapping[str, Any]
+) -> PackedFP8 | None:
+    scale = stored.get(name + SCALE)
+    if info.dtype != FP8 or len(info.shape) != 2 or scale is None or scale.dtype not in ("F32", "BF16"):
+        return None
+    said = config.get("quantization_config")
+    block = (said.get("weight_block_size", FP8_BLOCK) if isinstance(said, Mapping) else None) or FP8_BLOCK
+    if not isinstance(block, list) or len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
+        return None
+    of_blocks = tuple(-(-size // of) for size, of in zip(info.shape, block, strict=True))
+    if scale.shape not in (of_blocks, (), (1,)):
+        return None
+    return PackedFP8(info, (name, scale.name), scale.shape[0] if scale.shape == of_blocks else 0, (block[0], block[1]))
