@@ -11,25 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from coreai_recipes import cli
-
 REPOSITORY = Path(__file__).parents[1]
 TINY = REPOSITORY / "tests/checkpoints/tiny-llama"
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `recipe` with arguments; gives status, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["recipe", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        output = capsys.readouterr()
-        return int(ended.value.code or 0), output.out, output.err
-
-    return call
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from coreai_recipes import UserError, build, build_decoder, cli, load_recipe, verify
+from coreai_recipes import UserError, build, build_decoder, load_recipe, verify
 from coreai_recipes.export.fragments import source_files
 from coreai_recipes.primitives import mlp, registry
 from coreai_recipes.primitives.attention import build_attention
@@ -66,20 +66,6 @@ def gated_checkpoint(example: Path) -> Path:
         tensors[f"model.layers.{layer}.self_attn.gate_proj.weight"] = torch.randn(4, 96, generator=generator) * 0.2
     save_file(tensors, weights)
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `recipe` with arguments; gives status, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["recipe", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        output = capsys.readouterr()
-        return int(ended.value.code or 0), output.out, output.err
-
-    return call
 
 
 def test_the_examples_are_as_short_as_their_headings_say() -> None:
