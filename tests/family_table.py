@@ -21,7 +21,7 @@ README = REPOSITORY / "README.md"
 PACKAGE = REPOSITORY / "coreai_recipes"
 VERIFIED = PACKAGE / "recipe/families/verified.json"
 BEGIN, END = "<!-- families: written by `make families` -->\n", "<!-- end of families -->\n"
-COLUMNS = ("family", "what it is", "rotary", "torch", "package", "float16", "YAML: rules", "weight names", "Python")
+COLUMNS = ("family", "what it is", "rotary", "torch", "package", "float16", "YAML: rules", "weight names")
 RIGHT = COLUMNS.index("torch")
 
 
@@ -68,13 +68,7 @@ def _row(family: Family, verified: dict[str, Any]) -> Sequence[str]:
         *figures,
         str(rules),
         "" if family.part else said,
-        str(python_lines(family.name)),
     )
-
-
-def python_lines(name: str) -> int:
-    """Lines of Python that only this family has: those of files of its name, of which there are none."""
-    return sum(_lines(path) for path in PACKAGE.rglob(f"{name}.py"))
 
 
 def _figures(found: dict[str, Any] | None, stage: str) -> str:

@@ -1,7 +1,7 @@
 """The README's table of families lists those that there are, with the figures that were measured."""
 
 from family_configs import decoders
-from family_table import README, python_lines, split_readme, table
+from family_table import README, split_readme, table
 
 from coreai_recipes.authoring import family_rows
 from coreai_recipes.recipe.importing.family import family_names, verified_families
@@ -21,10 +21,6 @@ def test_a_family_that_is_missing_from_the_table_is_noticed() -> None:
     shown = split_readme(README.read_text())[1]
     assert all(f"\n| `{name}` |" in shown for name in family_names())
     assert shown.replace("| `phi3` |", "| `phi4` |") != table()
-
-
-def test_no_family_has_python_of_its_own() -> None:
-    assert {name: python_lines(name) for name in family_names()} == dict.fromkeys(family_names(), 0)
 
 
 def test_what_was_measured_is_above_the_floors() -> None:

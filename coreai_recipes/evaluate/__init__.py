@@ -1,4 +1,4 @@
-"""Runs a saved ML Program with torch, on any OS: `Program(path).function("decode")(inputs, state)`.
+"""Runs a saved ML Program with torch, without Core ML: `Program(path).function("decode")(inputs, state)`.
 
 It knows the MIL protobuf and nothing of recipes or of our modules, so that what it finds is true of the saved file.
 """

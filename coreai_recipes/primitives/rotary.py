@@ -1,7 +1,7 @@
 """Rotary position embedding: which dimension turns with which, and how fast.
 
 `full`, `partial` and `proportional` differ in frequencies and in pairs, and mixing them up still gives fluent text
-(21.6 dB on Gemma 4's global layers). Every kind here is compared with transformers' own class bit for bit.
+(15.4 dB on Gemma 4's global layers). Every kind here is compared with transformers' own class bit for bit.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What runs the saved package: the evaluator on any OS, or Core ML on macOS."""
+"""What runs the saved package: the evaluator on Linux and macOS, or Core ML on macOS."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ from rotary_families import FAMILIES, Family, gemma4, ours, theirs
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.rotary import Rotary, inverse_frequencies
+from coreai_recipes.verification.figures import psnr
 
 D = 80  # where one head_dim is enough: whole pairs in every family
 HEAD_DIMS = (64, 80, 96, 128, 256, 512)
@@ -122,6 +123,7 @@ def test_the_contiguous_layout_is_off_by_8_247_and_ours_by_nothing() -> None:
     cos, sin = rotary.angles(positions)
     wrong = contiguous.rotate(x, cos[..., :64], sin[..., :64])
     assert (wrong - reference).abs().max().item() == pytest.approx(8.247, abs=0.01)
+    assert psnr(reference, wrong) == pytest.approx(15.4, abs=0.05)
     assert torch.equal(rotary(x, positions), reference)
 
 
