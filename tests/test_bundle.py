@@ -203,15 +203,6 @@ def test_nothing_sealed_holds_a_path_or_a_time(first: Bundle) -> None:
             assert not re.search(rb"20\d\d-[01]\d-[0-3]\d|conversion_date", content), name
 
 
-def test_two_builds_are_the_same_bytes_wherever_they_are_made(
-    first: Bundle, fragments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    second = build(NAME, CHECKPOINT, "out", verified=False)
-    assert second.path == Path("out") / NAME
-    assert contents(tmp_path / "out" / NAME) == contents(first.path)
-
-
 def test_a_build_over_an_older_bundle_replaces_it_whole(bundle: Bundle, fragments: Path, first: Bundle) -> None:
     (bundle.path / "left over").write_text("of the older one")
     build(NAME, CHECKPOINT, bundle.path.parent, verified=False)

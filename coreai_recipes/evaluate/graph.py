@@ -75,7 +75,7 @@ def read_graph(package: Package, name: str) -> Graph:
                 binding.name if binding.WhichOneof("binding") == "name" else package.constant(binding.value)
                 for binding in argument.arguments
             ]
-            for key, argument in operation.inputs.items()
+            for key, argument in sorted(operation.inputs.items())  # protobuf's own order differs in each process
         }
         node = Node(operation.type, operands, results)
         if operation.type in DECOMPRESSIONS:

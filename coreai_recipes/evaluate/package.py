@@ -38,7 +38,7 @@ class Package:
         kind = model.WhichOneof("Type")
         if kind != "mlProgram":
             raise EvaluationError(f"{path}: is not an ML Program but {kind or 'empty'}: only ML Programs can be run")
-        self.functions: dict[str, Any] = dict(model.mlProgram.functions)
+        self.functions: dict[str, Any] = dict(sorted(model.mlProgram.functions.items()))
         if not self.functions:
             raise EvaluationError(f"{path}: is an ML Program without functions")
         self.default_function = model.description.defaultFunctionName or next(

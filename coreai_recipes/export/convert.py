@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from coreai_recipes.export.fragments import INTEGER, Fragment, Port
+from coreai_recipes.export.mil import inputs_of
 
 # A fragment holds no weights: a stored constant above this many values is a fault of ours.
 LARGEST_CONSTANT = 8192
@@ -207,8 +208,8 @@ def _settle_names(function: Any) -> None:
     ordered: list[Any] = []
 
     def settle(operation: Any) -> None:
-        for key in sorted(operation.inputs):
-            for argument in operation.inputs[key].arguments:
+        for _, found in inputs_of(operation):
+            for argument in found.arguments:
                 if argument.WhichOneof("binding") == "name":
                     if argument.name in constants:
                         settle(constants.pop(argument.name))

@@ -24,6 +24,7 @@ from coreai_recipes.export.mil import (
     WEIGHT_FILE,
     add_const,
     immediate_integers,
+    inputs_of,
     set_type,
     shape_of,
 )
@@ -149,7 +150,7 @@ class _Appended:
             return
         if operation.type == "write_state":
             self.linker.writes[self.rename(operation.inputs["input"].arguments[0].name)] += 1
-        for found in operation.inputs.values():
+        for _, found in inputs_of(operation):
             for argument in found.arguments:
                 if argument.WhichOneof("binding") == "name":
                     self._require(argument.name)
@@ -166,7 +167,7 @@ class _Appended:
         fold = _FOLDS.get(operation.type)
         if fold is None or operation.outputs[0].type.tensorType.dataType != MIL_pb2.INT32:
             return False
-        arguments = {key: [self.value(a.name) for a in found.arguments] for key, found in operation.inputs.items()}
+        arguments = {key: [self.value(a.name) for a in found.arguments] for key, found in inputs_of(operation)}
         if any(value is None for key in ("x", "y", "values") for value in arguments.get(key, [])):
             return False
         result = np.asarray(fold({k: v if k == "values" else v[0] for k, v in arguments.items()}))
@@ -181,7 +182,7 @@ class _Appended:
             return False
         operands = [
             (key, tuple(self._operand(argument) for argument in found.arguments))
-            for key, found in sorted(operation.inputs.items())
+            for key, found in inputs_of(operation)
         ]
         version = 0
         if operation.type == "read_state":
@@ -208,7 +209,7 @@ class _Appended:
         for output in copy.outputs:
             output.name = self.rename(output.name)
             self.linker.defined.add(output.name)
-        for found in copy.inputs.values():
+        for _, found in inputs_of(copy):
             for argument in found.arguments:
                 if argument.WhichOneof("binding") == "name":
                     argument.name = self.rename(argument.name)
@@ -250,7 +251,7 @@ class _Appended:
 
     def _sliced_shape(self, operation: Any) -> list[int] | None:
         """The shape that a slice gives, where its begin, its end and what it is taken from are known."""
-        given = {key: self.value(found.arguments[0].name) for key, found in operation.inputs.items() if key != "x"}
+        given = {key: self.value(found.arguments[0].name) for key, found in inputs_of(operation) if key != "x"}
         source = self.linker.shapes.get(self.rename(operation.inputs["x"].arguments[0].name))
         begin, end = given.get("begin"), given.get("end")
         if begin is None or end is None or source is None:

@@ -1,6 +1,6 @@
 """Small words for reading and writing ML Program protobufs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,12 @@ from coreai_recipes.protobuf import MIL_pb2
 OPSET = "CoreML8"  # iOS 18
 WEIGHT_FILE = "@model_path/weights/weight.bin"
 DTYPES: dict[str, int] = {"float16": MIL_pb2.FLOAT16, "float32": MIL_pb2.FLOAT32, "int32": MIL_pb2.INT32}
+
+
+def inputs_of(operation: Any) -> Iterator[tuple[str, Any]]:
+    """An operation's inputs by name, in an order of ours: protobuf walks a map in another one in each process."""
+    for key in sorted(operation.inputs):
+        yield key, operation.inputs[key]
 
 
 def shape_of(tensor_type: Any) -> list[int | None]:
