@@ -181,8 +181,7 @@ class _Appended:
         if output is None or output.name in self.bound:  # what is bound must have its own name
             return False
         operands = [
-            (key, tuple(self._operand(argument) for argument in found.arguments))
-            for key, found in inputs_of(operation)
+            (key, tuple(self._operand(argument) for argument in found.arguments)) for key, found in inputs_of(operation)
         ]
         version = 0
         if operation.type == "read_state":
