@@ -1,5 +1,7 @@
 """config.json is rebuilt from a GGUF file's metadata, and what cannot be is refused by key."""
 
+import json
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,84 @@ def test_yarn_is_rebuilt(tmp_path: Path):
         "original_max_position_embeddings": 64,
         "beta_fast": 16.0,
     }
+
+
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
+
+
+def attention_factor_of(config: dict[str, Any]) -> float:
+    """What transformers multiplies cos and sin by."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rebuilt = AutoConfig.for_model(**config)
+    return float(ROPE_INIT_FUNCTIONS[rebuilt.rope_parameters["rope_type"]](rebuilt, "cpu")[1])
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("key", ["yarn_attn_factor", "yarn_ext_factor"])
+def test_what_no_loader_reads_does_not_change_yarn(case: str, key: str, tmp_path: Path):
+    """DeepSeek-R1-0528-Qwen3-8B's 0.878 used to be taken for transformers' attention_factor, which is 1.139."""
+    extra = {f"{case}.{name}": value for name, value in {**YARN, f"rope.scaling.{key}": 0.8782488562869419}.items()}
+    assert attention_factor_of(open_case(tmp_path, case, extra=extra).config) == pytest.approx(0.1 * log(4) + 1)
+
+
+def test_attn_factor_stretches_what_yarn_turns(tmp_path: Path):
+    extra = {f"qwen3.{key}": value for key, value in {**YARN, "rope.scaling.attn_factor": 0.5}.items()}
+    factor = attention_factor_of(open_case(tmp_path, "qwen3", extra=extra).config)
+    assert factor == pytest.approx(0.5 * (0.1 * log(4) + 1))
+
+
+def test_attn_factor_is_refused_where_transformers_has_no_word_for_it(tmp_path: Path):
+    """It used to be dropped without a word but for phi3."""
+    alone = refusal(tmp_path, extra={"llama.rope.scaling.attn_factor": 1.19})
+    assert alone.endswith("llama.rope.scaling.attn_factor is 1.19, which only a scaled rotary can have")
+    extra = {"llama.rope.scaling.attn_factor": 1.19, "llama.rope.scaling.factor": 4.0}
+    assert refusal(tmp_path, extra=extra).endswith("is 1.19, which linear scaling cannot express")
+    assert "rope_scaling" not in open_case(tmp_path, extra={"llama.rope.scaling.attn_factor": 1.0}).config
+
+
+def test_longrope_takes_attn_factor_as_it_stands(tmp_path: Path):
+    config = open_case(tmp_path, "phi3-longrope", extra={"phi3.rope.scaling.attn_factor": 1.25}).config
+    assert config["rope_scaling"]["attention_factor"] == 1.25
+    refused = refusal(tmp_path, "phi3-longrope", extra={"phi3.rope.scaling.factor": 2.0})
+    assert refused.endswith(
+        "phi3.rope.scaling.factor is 2.0, but there are rope_factors_long.weight and rope_factors_short.weight"
+    )
+
+
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+@pytest.mark.parametrize("case", ["llama", "qwen2", "gemma"])
+def test_a_factor_without_a_type_is_linear(case: str, key: str, tmp_path: Path):
+    """It used to be dropped: llama.cpp's rope.scaling.type is linear where a file has none."""
+    config = open_case(tmp_path, case, extra={f"{case}.{key}": 4.0}).config
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    assert "rope_scaling" not in open_case(tmp_path, case, extra={f"{case}.{key}": 0.0}).config
+    none = {f"{case}.{key}": 4.0, f"{case}.rope.scaling.type": "none"}
+    assert "rope_scaling" not in open_case(tmp_path, case, extra=none).config
+
+
+def test_yarns_original_context_is_the_context_where_the_file_is_silent(tmp_path: Path):
+    extra = {"qwen3.rope.scaling.type": "yarn", "qwen3.rope.scaling.factor": 4.0}
+    config = open_case(tmp_path, "qwen3", extra=extra).config
+    assert config["rope_scaling"]["original_max_position_embeddings"] == 256
+
+
+def test_a_sliding_window_of_zero_is_none(tmp_path: Path):
+    """`llama` used to get sliding_window: null, a field that the family does not know."""
+    from coreai_recipes.authoring import new_recipe
+
+    config = open_case(tmp_path, extra={"llama.attention.sliding_window": 0}).config
+    assert config["model_type"] == "llama"
+    assert "sliding_window" not in config
+    assert new_recipe(tmp_path / "model.gguf").recipe.model.kinds["full"].attention.kind == "full"
+
+
+def test_a_padding_id_out_of_range_is_none(tmp_path: Path):
+    """llama.cpp takes its default, none; the file used to be refused."""
+    checkpoint = open_case(tmp_path, extra={"tokenizer.ggml.padding_token_id": 2**32 - 1})
+    assert checkpoint.config["pad_token_id"] is None
+    checkpoint.write_tokenizer(tmp_path)
+    assert "pad_token" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
 
 
 def test_the_scaling_of_gemma3_is_that_of_its_full_layers(tmp_path: Path):

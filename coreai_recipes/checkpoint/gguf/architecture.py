@@ -35,6 +35,7 @@ class Architecture:
         with_sliding_window: what replaces entries of `config` when the file states a sliding window.
         sliding_period: every how many layers one attends in full; None when the layers do not differ.
         query_scale: where query_pre_attn_scalar comes from.
+        yarn: what a yarn scaling of the architecture has beyond what a file can say.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Architecture:
     with_sliding_window: dict[str, Any] = field(default_factory=dict)
     sliding_period: int | None = None
     query_scale: dict[str, int] | None = None
+    yarn: dict[str, Any] = field(default_factory=dict)
 
     def transformers_name(self, name: str) -> str | None:
         """transformers' name of the GGUF tensor `name`; None when the table has none."""

@@ -78,10 +78,12 @@ def _complete_heads(architecture: Architecture, metadata: Metadata, config: dict
 
 def _complete_sliding(architecture: Architecture, config: dict[str, Any]) -> None:
     """layer_types where layers differ; and no window, rather than one of 0, where none slides."""
-    if "sliding_window" in config:
-        config["sliding_window"] = config["sliding_window"] or None
-        if config["sliding_window"]:
-            config.update(architecture.with_sliding_window)
+    if config.get("sliding_window"):
+        config.update(architecture.with_sliding_window)
+    elif "sliding_window" in architecture.config:
+        config["sliding_window"] = None
+    else:
+        config.pop("sliding_window", None)  # 0 says that there is none, and the family may not know the field
     if architecture.sliding_period:
         period = architecture.sliding_period if config.get("sliding_window") else 1
         config["layer_types"] = [

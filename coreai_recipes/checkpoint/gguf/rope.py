@@ -23,17 +23,28 @@ def rope_settings(
     `factors` are the file's ROPE_TENSORS. Raises CheckpointError, by key, for what transformers has no word for.
     """
     settings = {**_partial_rotary(architecture, metadata, config)}
-    scaling = _stated_scaling(architecture, metadata)
+    prefix = f"{architecture.name}.rope.scaling"
+    if architecture.rope_tensors == "longrope":
+        original = metadata.integer(f"{prefix}.original_context_length")
+        settings["original_max_position_embeddings"] = original or config["max_position_embeddings"]
+        if factors:
+            scaling = _longrope_scaling(architecture, metadata, {**config, **settings}, factors)
+            return {**settings, "rope_scaling": scaling}
+    scaling = _stated_scaling(architecture, metadata, config, _positive(metadata, f"{prefix}.attn_factor"))
     if FREQUENCIES in factors:
         llama3 = _llama3_scaling(metadata, config, factors[FREQUENCIES])
         if llama3 and scaling:
-            raise metadata.refuse(FREQUENCIES, "and a rope.scaling.type together are not supported")
+            raise metadata.refuse(FREQUENCIES, "and a rope.scaling.factor together are not supported")
         scaling = llama3 or scaling
-    if architecture.rope_tensors == "longrope":
-        original = metadata.integer(f"{architecture.name}.rope.scaling.original_context_length")
-        settings["original_max_position_embeddings"] = original or config["max_position_embeddings"]
-        scaling = _longrope_scaling(architecture, metadata, {**config, **settings}, factors) or scaling
     return {**settings, "rope_scaling": scaling} if scaling else settings
+
+
+def _positive(metadata: Metadata, key: str) -> float:
+    """A factor that is 1 where the file does not state it."""
+    value = metadata.number(key, 1.0)
+    if not value or value < 0:
+        raise metadata.refuse(key, f"is {value}")
+    return value
 
 
 def _partial_rotary(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
@@ -46,33 +57,43 @@ def _partial_rotary(architecture: Architecture, metadata: Metadata, config: dict
     return {"partial_rotary_factor": width / head_dim}
 
 
-def _stated_scaling(architecture: Architecture, metadata: Metadata) -> dict[str, Any] | None:
-    """rope.scaling.* as rope_scaling; None when there is none. Longrope's factors come from tensors instead."""
+def _stated_scaling(
+    architecture: Architecture, metadata: Metadata, config: dict[str, Any], magnitude: float
+) -> dict[str, Any] | None:
+    """rope.scaling.* as rope_scaling; None when nothing is scaled. Longrope's factors come from tensors instead.
+
+    `magnitude` is rope.scaling.attn_factor, by which llama.cpp multiplies cos and sin of every architecture.
+    """
     prefix = f"{architecture.name}.rope.scaling"
-    kind = metadata.text(f"{prefix}.type", "none")
-    factor = metadata.number(f"{prefix}.factor")
-    factor = 1.0 if factor is None else factor
-    if kind == "none" or (kind == "longrope" and architecture.rope_tensors == "longrope"):
-        return None
-    if factor <= 0:
+    kind = metadata.text(f"{prefix}.type", "linear")
+    factor = metadata.number(f"{prefix}.factor", metadata.number(f"{architecture.name}.rope.scale_linear"))
+    factor = factor or 1.0  # llama.cpp takes 0 for "not scaled"
+    if factor < 0:
         raise metadata.refuse(f"{prefix}.factor", f"is {factor}")
+    if kind not in ("none", "linear", "yarn"):
+        raise metadata.refuse(f"{prefix}.type", f"is {kind!r}; known for {architecture.name} are none, linear and yarn")
+    if kind == "none" or factor == 1.0:
+        if magnitude != 1.0:
+            raise metadata.refuse(f"{prefix}.attn_factor", f"is {magnitude}, which only a scaled rotary can have")
+        return None
     if kind == "linear":
-        return {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
-    if kind == "yarn":
-        optional = {
-            "attention_factor": metadata.number(f"{prefix}.yarn_attn_factor"),
-            "beta_fast": metadata.number(f"{prefix}.yarn_beta_fast"),
-            "beta_slow": metadata.number(f"{prefix}.yarn_beta_slow"),
-        }
-        if metadata.number(f"{prefix}.yarn_ext_factor", 1.0) != 1.0:
-            raise metadata.refuse(f"{prefix}.yarn_ext_factor", "is not 1, which transformers cannot express")
-        return {
-            "rope_type": "yarn",
-            "factor": factor,
-            "original_max_position_embeddings": metadata.positive(f"{prefix}.original_context_length"),
-            **{key: value for key, value in optional.items() if value is not None},
-        }
-    raise metadata.refuse(f"{prefix}.type", f"is {kind!r}; known for {architecture.name} are none, linear and yarn")
+        if magnitude != 1.0:
+            raise metadata.refuse(f"{prefix}.attn_factor", f"is {magnitude}, which linear scaling cannot express")
+        return {"rope_type": "linear", "factor": factor}
+    original = metadata.integer(f"{prefix}.original_context_length") or config["max_position_embeddings"]
+    scaling: dict[str, Any] = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": original,
+        **architecture.yarn,
+    }
+    for key in ("beta_fast", "beta_slow"):
+        value = metadata.number(f"{prefix}.yarn_{key}")
+        if value is not None:
+            scaling[key] = value
+    if magnitude != 1.0:
+        scaling["attention_factor"] = magnitude * (0.1 * log(factor) + 1.0 if factor > 1.0 else 1.0)
+    return scaling
 
 
 def _llama3_scaling(metadata: Metadata, config: dict[str, Any], found: Tensor) -> dict[str, Any] | None:
@@ -100,24 +121,30 @@ def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.n
 
 def _longrope_scaling(
     architecture: Architecture, metadata: Metadata, config: dict[str, Any], factors: dict[str, Tensor]
-) -> dict[str, Any] | None:
-    if not factors:
-        return None
+) -> dict[str, Any]:
+    prefix = f"{architecture.name}.rope.scaling"
     for name in (LONG, SHORT):
         if name not in factors:
             raise metadata.refuse(name, "is missing, but its counterpart is there")
+    kind = metadata.text(f"{prefix}.type", "longrope")
+    if kind not in ("none", "longrope", "linear"):
+        raise metadata.refuse(f"{prefix}.type", f"is {kind!r}, but there are {LONG} and {SHORT}")
+    for key in (f"{prefix}.factor", f"{architecture.name}.rope.scale_linear"):
+        if kind != "none" and metadata.number(key, 1.0) not in (0.0, 1.0):
+            raise metadata.refuse(key, f"is {metadata.number(key)}, but there are {LONG} and {SHORT}")
     scaling: dict[str, Any] = {
         "rope_type": "longrope",
         "long_factor": _decimals(factors[LONG]),
         "short_factor": _decimals(factors[SHORT]),
     }
-    stated = metadata.number(f"{architecture.name}.rope.scaling.attn_factor")
     original = config["original_max_position_embeddings"]
     if original < 2:
-        raise metadata.refuse(f"{architecture.name}.rope.scaling.original_context_length", f"is {original}")
+        raise metadata.refuse(f"{prefix}.original_context_length", f"is {original}")
     ratio = config["max_position_embeddings"] / original
     implied = sqrt(1 + log(ratio) / log(original)) if ratio > 1.0 else 1.0
-    if stated is not None and abs(stated - implied) > 1e-6:
+    # The converter always writes the factor beside these tensors; where it is missing the model's own rule stands.
+    stated = _positive(metadata, f"{prefix}.attn_factor") if metadata.has(f"{prefix}.attn_factor") else implied
+    if abs(stated - implied) > 1e-6:
         scaling["attention_factor"] = stated
     return scaling
 

@@ -207,6 +207,10 @@ def _add_post_processor(tokenizer: Tokenizer, metadata: Metadata, tokens: list[s
 
 def _token_id(metadata: Metadata, key: str, count: int) -> int | None:
     index = metadata.integer(f"tokenizer.ggml.{key}")
+    if index is not None and index >= count and key in ("padding_token_id", "unknown_token_id"):
+        return (
+            None  # llama.cpp too takes its default, none, for an id out of range (src/llama-vocab.cpp, "bad special")
+        )
     if index is not None and index >= count:
         raise metadata.refuse(f"tokenizer.ggml.{key}", f"is {index}, but there are {count} tokens")
     return index
