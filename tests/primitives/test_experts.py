@@ -273,11 +273,23 @@ class ByThreshold(Unnormalised):
         return weights, torch.arange(EXPERTS).view(1, -1, 1, 1).expand(weights.shape)
 
 
+def layer_of_one_expert_and_its_equals() -> Any:
+    """Experts 0 and 1 have opposite logits, so that one of them comes first; the others have one and the same, zero to
+    the bit on every processor, and are one expert: whichever of them a router takes, it adds the same."""
+    layer = their_layer()
+    layer.router.proj.weight[1] = -layer.router.proj.weight[0]
+    layer.router.proj.weight[2:] = 0
+    for tensor in (layer.router.per_expert_scale, layer.experts.gate_up_proj, layer.experts.down_proj):
+        tensor[2:] = tensor[2].clone()
+    return layer
+
+
 def test_a_threshold_chooses_too_many_of_equal_experts() -> None:
-    layer, x = their_layer(), hidden_state(9)
-    layer.router.proj.weight[:] = layer.router.proj.weight[:1]  # all logits are equal, the experts are not
+    layer, x = layer_of_one_expert_and_its_equals(), hidden_state(9)
     module, by_threshold = of_layer(layer), of_layer(layer)
     by_threshold.router = ByThreshold(by_threshold.router)
+    first = module.router.proj(module.router.norm(x.mT.unsqueeze(2)) * module.router.scale)[0, 0]
+    assert first.abs().min() > 0.01, "the first of every token is far from the others"
     assert psnr(theirs(layer, x), ours(module, x)) >= 120
     assert psnr(theirs(layer, x)[1], ours(by_threshold, x)[1]) < 60
 
