@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from coreai_recipes.terminal import drawing, escape
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -13,14 +15,8 @@ if TYPE_CHECKING:
 
 
 def print_json(document: Any) -> None:
-    """The one JSON document of `--json`."""
-    print(json.dumps(document, indent=2))
-
-
-def print_problems(problems: Sequence[str]) -> None:
-    """A user's errors, one after the other, in full width."""
-    for problem in problems:
-        print(problem, file=sys.stderr)
+    """The one JSON document of `--json`, which is JSON on a terminal too: DEL is all that `dumps` leaves raw."""
+    print(json.dumps(document, indent=2).replace("\x7f", "\\u007f"))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
@@ -30,15 +26,20 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.table import Table
     from rich.text import Text
 
+    out = drawing(sys.stdout)
+
+    def shown(words: str) -> Text:
+        """Text, because a string would be read as rich's markup."""
+        return Text(escape(words) if out.isatty() else words)
+
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for column in columns:
         right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+        table.add_column(shown(column.removeprefix(">")), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console()
+        table.add_row(*map(shown, row))
     # a pipe has no width: nothing is to be folded for it
-    console.print(table) if console.is_terminal else Console(width=200).print(table)
+    Console(file=out, width=None if out.isatty() else 200).print(table)
 
 
 def word(value: Any) -> str:
@@ -56,17 +57,19 @@ def progress_bar() -> "Iterator[Callable[[str, int, int], None] | None]":
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description:24}"),
+        TextColumn("{task.description:24}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    # rich would take over both streams, and obey what is printed meanwhile
+    console = Console(file=drawing(sys.stderr))
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress:
         tasks: dict[str, TaskID] = {}
 
         def show(step: str, done: int, total: int) -> None:
             if step not in tasks:
-                tasks[step] = progress.add_task(step, total=total)
+                tasks[step] = progress.add_task(escape(step), total=total)
             progress.update(tasks[step], completed=done, total=total)
 
         yield show

@@ -1,7 +1,9 @@
 """What every test may use. This folder is on the path, so `families` and `figures` can be imported from any test."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,11 +27,25 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     from coreai_recipes import cli
 
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["recipe", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
+        for number, answer in before.items():
+            signal.signal(number, answer)
         output = capsys.readouterr()
         return int(ended.value.code or 0), output.out, output.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of tiny-llama, not verified."""
+    from coreai_recipes import build
+
+    out = tmp_path_factory.mktemp("bundles")
+    checkpoint = Path(__file__).parent / "checkpoints/tiny-llama"
+    return build("tiny-llama", checkpoint, out, verified=False).path

@@ -16,15 +16,6 @@ TINY = REPOSITORY / "tests/checkpoints/tiny-llama"
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of tiny-llama, not verified."""
-    from coreai_recipes import build
-
-    out = tmp_path_factory.mktemp("bundles")
-    return build("tiny-llama", TINY, out, verified=False).path
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of tiny-llama's checkpoint, to be broken."""
