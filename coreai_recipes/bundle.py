@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.errors import BundleError, CheckpointError, UserError
+from coreai_recipes.manifest.contents import foreign_entries
+from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, read_sealed
+from coreai_recipes.manifest.schema import FORMAT
 from coreai_recipes.recipe import Recipe, load_recipe, recipe_text
-from coreai_recipes.staging import MANIFEST, recover, staged_folder
+from coreai_recipes.staging import check_place, recover, staged_folder
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
@@ -20,10 +24,7 @@ if TYPE_CHECKING:
     from coreai_recipes.verification.report import Report
     from coreai_recipes.verification.subject import Runtime
 
-FORMAT = 1
 PACKAGE = "model.mlpackage"
-REPORT = "report.json"
-RECIPE = "recipe.yaml"
 COST = ("flops", "weight_bytes", "state_bytes")  # what the manifest says of each function
 PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
 
@@ -83,13 +84,15 @@ class Bundle:
 
     def check_files(self) -> None:
         """Raise BundleError with each file that is missing, added or not as it was sealed."""
-        sealed = self.manifest["files"]
-        found = {str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file()} - {MANIFEST, REPORT}
-        problems = [f"{self.path}: missing since it was built: {name}" for name in sorted(sealed.keys() - found)]
-        problems += [f"{self.path}: added since it was built: {name}" for name in sorted(found - sealed.keys())]
-        for name in sorted(found & sealed.keys()):
+        sealed = read_sealed(self.path)
+        added = sorted(foreign_entries(self.path, sealed))
+        there = {name for name in sealed.files if os.path.isfile(self.path / name) and name not in added}
+        missing = sorted(sealed.files.keys() - there - set(added))
+        problems = [f"{self.path}: missing since it was built: {name}" for name in missing]
+        problems += [f"{self.path}: added since it was built: {name}" for name in added]
+        for name in sorted(there):
             size = (self.path / name).stat().st_size
-            if size != sealed[name]["bytes"] or _digest(self.path / name) != sealed[name]["sha256"]:
+            if size != sealed.files[name].bytes or _digest(self.path / name) != sealed.files[name].sha256:
                 problems.append(f"{self.path}: modified since it was built: {name}")
         BundleError.collect(problems)
 
@@ -120,6 +123,8 @@ def build(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
+    target = Path(out) / recipe.name
+    check_place(target)  # what is there may be kept: said before anything is downloaded, let alone converted
     source = find_checkpoint(recipe, checkpoint)
     recipe, draft_source = find_draft(recipe, draft)
     digests = source.start_digests()  # on a thread of its own, while torch is being imported
@@ -136,9 +141,8 @@ def build(
     drafter = build_draft(recipe, form) if draft_source else None
     if drafter is not None and draft_source is not None:
         bindings |= {f"draft.{name}": binding for name, binding in bind_draft(drafter, draft_source).items()}
-    target = Path(out) / recipe.name
     with staged_folder(target) as folder:
-        _check_space(folder, sum(2 * prod(binding.shape) for binding in bindings.values()))
+        _check_space(folder, target.parent, sum(2 * prod(binding.shape) for binding in bindings.values()))
         cache = FragmentCache(default_root() if cached else None)
         costs: Costs = {}
         exported = export_package(
@@ -358,10 +362,10 @@ def _count_costs(package: Path) -> Costs:
     return {name: {figure: getattr(cost, figure) for figure in COST} for name, cost in found.items()}
 
 
-def _check_space(folder: Path, needed: int) -> None:
+def _check_space(folder: Path, named: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise BundleError(f"{folder.parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
+        raise BundleError(f"{named}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
 
 
 def _digest(path: Path) -> str:

@@ -1,10 +1,13 @@
-"""A folder written beside its place and exchanged with the old one in one step. A leaf: of ours it imports only errors.
+"""A bundle's folder, written beside its place and exchanged with the old one in one step.
 
 Everything that is not the bundle itself is hidden and lies beside it, for a bundle NAME:
 
     .NAME.lock                  held by the process that builds NAME, and holding its pid
-    .NAME.building-PID-RANDOM   what is being written (after an exchange: the old bundle, until it is removed)
+    .NAME.building-PID-RANDOM   NAME, as it is being written (after an exchange: the old bundle, until it is removed),
+                                and tmp, where everything that takes part in the build keeps its temporary files
     .NAME.previous              the old bundle, between the two renames of a file system that has no exchange
+
+What is at any of these names and was not made by a build is the user's: it is never moved, written to or removed.
 """
 
 import ctypes
@@ -14,15 +17,18 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from coreai_recipes.errors import BundleError
+from coreai_recipes.manifest.contents import is_bundle, why_kept
 
-MANIFEST = "manifest.json"
+TEMPORARY = "tmp"
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
@@ -33,25 +39,34 @@ def staged_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target`; when the block ends well it is at `target`, whole, in one step.
 
     Until that step, and after any exception, `target` is as it was. A process killed at any moment leaves the old
-    bundle or the new one, and hidden leftovers that the next build of the same name removes.
+    bundle or the new one, and hidden leftovers that the next build of the same name removes. Temporary files of the
+    block lie there too, so that a full disk is always the disk of `target`.
 
-    Raises BundleError, before the block begins, when `target` holds something that is not a bundle, when another
-    process builds it, or when it cannot be written to; and for a full disk inside the block.
+    Raises BundleError, before the block begins, as `check_place`, when another process builds it, or when it cannot be
+    written to; and for a full disk inside the block.
     """
     place = _Place(target)
+    place.check()  # before a folder is made for the lock
     with place.locked():
-        staging = place.prepare()
+        area = place.prepare()
+        staging = area / place.path.name
         try:
             try:
-                yield staging
+                with _temporary_files_in(area / TEMPORARY):
+                    yield staging
             except OSError as error:
-                if error.errno in _NO_SPACE or _lies_in(error.filename, staging):
+                if error.errno in _NO_SPACE or _lies_in(error.filename, area):
                     raise place.cannot_write(error) from error
                 raise
             place.install(staging)
         finally:
             # What cannot be removed is hidden, and the next build tries again.
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(area, ignore_errors=True)
+
+
+def check_place(target: Path) -> None:
+    """Raise BundleError when `target` must not be replaced: it is no bundle, holds more than one, or lies in one."""
+    _Place(target).check()
 
 
 def recover(target: Path) -> None:
@@ -104,6 +119,7 @@ class _Place:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_same_file(lock, self.lock):
+                    self._refuse_other_lock(lock)
                     os.ftruncate(lock, 0)
                     os.pwrite(lock, str(os.getpid()).encode(), 0)
                     return lock
@@ -118,32 +134,58 @@ class _Place:
                 raise
             os.close(lock)  # its last holder removed the name between our open and our lock
 
+    def _refuse_other_lock(self, lock: int) -> None:
+        """A file of the user's that has the lock's name is not written over, and not removed on the way out."""
+        found = os.fstat(lock)
+        if not stat.S_ISREG(found.st_mode) or not re.fullmatch(rb"[0-9]{0,20}", os.pread(lock, 32, 0)):
+            raise BundleError(
+                f"{self.lock} is in the way, and no build wrote it: move it away, or choose another --out"
+            )
+
     # Before the block
 
+    def check(self) -> None:
+        """Raise BundleError when something is at the place, or around it, that a build must not touch."""
+        with self._explained():
+            if os.path.isdir(self.path):
+                reason = why_kept(self.path)
+                if reason is not None:
+                    raise BundleError(f"{self.asked} {reason}; choose another --out")
+            elif os.path.lexists(self.path):
+                raise BundleError(f"{self.asked} is a file, not a bundle; choose another --out")
+            around = next((folder for folder in self.path.parents if is_bundle(folder)), None)
+            if around is not None:
+                raise BundleError(f"{self.asked} would lie inside the bundle {around}; choose another --out")
+
     def prepare(self) -> Path:
-        """Clear what dead processes left, refuse what is not ours to replace, and make the empty folder."""
+        """Clear what dead processes left, refuse what is not ours to replace, and make the empty folder's area."""
         with self._explained():
             self.put_previous_back()
-            if os.path.lexists(self.previous):  # renamed before it is removed: half of it must never be put back
-                os.rename(self.previous, self._new_staging_name())
+            self.check()
+            if is_bundle(self.previous):  # renamed before it is removed: half of it must never be put back
+                os.rename(self.previous, self._new_area() / self.path.name)
             leftover = re.compile(rf"\.{re.escape(self.path.name)}\.building-\d+-[0-9a-f]{{8}}")
             for entry in list(os.scandir(self.parent)):
-                if leftover.fullmatch(entry.name):
+                if leftover.fullmatch(entry.name) and self._is_area(entry):
                     shutil.rmtree(entry.path, ignore_errors=True)
-            self._refuse_other_things()
-            staging = self._new_staging_name()
-            staging.mkdir()
-            return staging
+            area = self._new_area()
+            (area / self.path.name).mkdir()
+            return area
 
-    def _new_staging_name(self) -> Path:
-        return self.parent / f".{self.path.name}.building-{os.getpid()}-{secrets.token_hex(4)}"
+    def _new_area(self) -> Path:
+        area = self.parent / f".{self.path.name}.building-{os.getpid()}-{secrets.token_hex(4)}"
+        area.mkdir()
+        return area
 
-    def _refuse_other_things(self) -> None:
-        if self.path.is_dir():
-            if not (self.path / MANIFEST).is_file() and any(self.path.iterdir()):
-                raise BundleError(f"{self.asked} is a folder without {MANIFEST}, not a bundle; choose another --out")
-        elif os.path.lexists(self.path):
-            raise BundleError(f"{self.asked} is a file, not a bundle; choose another --out")
+    def _is_area(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a build made the folder: then nothing is in it but what is being built and temporary files."""
+        if not entry.is_dir(follow_symlinks=False):
+            return False
+        with suppress(OSError), os.scandir(entry.path) as found:
+            return all(
+                each.name in (self.path.name, TEMPORARY) and each.is_dir(follow_symlinks=False) for each in found
+            )
+        return False
 
     # The exchange
 
@@ -152,17 +194,25 @@ class _Place:
         with self._explained():
             _sync_tree(staging)
             _sync(self.parent)
-            self._refuse_other_things()  # a build is long enough for something else to have come
-            if (self.path / MANIFEST).is_file():
-                try:
-                    _exchange(staging, self.path)
-                except OSError as error:
-                    if error.errno not in _CANNOT_EXCHANGE:
-                        raise
-                    self._rename_twice(staging)
+            self.check()  # a build is long enough for something else to have come
+            if os.path.isdir(self.path) and os.listdir(self.path):
+                self._replace(staging)
             else:
                 os.rename(staging, self.path)  # onto nothing or an empty folder: the system refuses everything else
             _sync(self.parent)
+
+    def _replace(self, staging: Path) -> None:
+        try:
+            _exchange(staging, self.path)
+        except OSError as error:
+            if error.errno not in _CANNOT_EXCHANGE:
+                raise
+            self._rename_twice(staging)
+            return
+        reason = why_kept(staging)
+        if reason is not None:  # it came between the check and the exchange
+            _exchange(staging, self.path)
+            raise BundleError(f"{self.asked} {reason}; choose another --out")
 
     def _rename_twice(self, staging: Path) -> None:
         """The exchange where the file system has none. The name `.NAME.previous` is the journal.
@@ -170,17 +220,24 @@ class _Place:
         While it exists and NAME does not, the exchange is half done and `recover` undoes it. Once NAME exists again
         the exchange is done and `.NAME.previous` is only in the way.
         """
+        if os.path.lexists(self.previous):
+            raise _in_the_way(self.previous)
         try:
             os.rename(self.path, self.previous)
+            reason = why_kept(self.previous)
+            if reason is not None:  # it came between the check and the rename
+                raise BundleError(f"{self.asked} {reason}; choose another --out")
             _sync(self.parent)
             os.rename(staging, self.path)
             _sync(self.parent)
             os.rename(self.previous, staging)
         finally:
-            self.put_previous_back()
+            if os.path.lexists(self.previous) and not os.path.lexists(self.path):
+                os.rename(self.previous, self.path)
+                _sync(self.parent)
 
     def is_half_exchanged(self) -> bool:
-        return os.path.lexists(self.previous) and not os.path.lexists(self.path)
+        return os.path.lexists(self.previous) and not os.path.lexists(self.path) and is_bundle(self.previous)
 
     def put_previous_back(self) -> None:
         if self.is_half_exchanged():
@@ -207,6 +264,23 @@ class _Place:
             return BundleError(f"{self.asked}: {self.asked.parent} is not a folder; choose another --out")
         reason = (error.strerror or str(error)).lower()
         return BundleError(f"{self.asked}: {self.asked.parent} cannot be written to ({reason}); choose another --out")
+
+
+def _in_the_way(path: Path) -> BundleError:
+    return BundleError(f"{path} is in the way, and no build wrote it: move it away, or choose another --out")
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let `tempfile`, which coremltools and others use, write below `folder`: it goes when the area goes."""
+    folder.mkdir()
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        if tempfile.tempdir == str(folder):
+            # another build of this process may have ended since, and its folder with it
+            tempfile.tempdir = before if before is None or os.path.isdir(before) else None
 
 
 def _exchange(one: Path, other: Path) -> None:

@@ -204,10 +204,24 @@ def test_nothing_sealed_holds_a_path_or_a_time(first: Bundle) -> None:
 
 
 def test_a_build_over_an_older_bundle_replaces_it_whole(bundle: Bundle, fragments: Path, first: Bundle) -> None:
-    (bundle.path / "left over").write_text("of the older one")
+    (bundle.path / "tokenizer_config.json").write_text("not as it was built")
+    (bundle.path / "tokenizer.json").unlink()
+    (bundle.path / "device").mkdir()
+    (bundle.path / "device" / "report.json").write_text("{}")
     build(NAME, CHECKPOINT, bundle.path.parent, verified=False)
     assert contents(bundle.path) == contents(first.path)
     assert [path.name for path in bundle.path.parent.iterdir()] == [NAME]
+
+
+def test_a_bundle_with_notes_in_it_is_kept_before_any_checkpoint_is_opened(bundle: Bundle) -> None:
+    (bundle.path / "notes.txt").write_text("mine")
+    before = contents(bundle.path)
+    with pytest.raises(BundleError) as caught:
+        build(NAME, "no/such-checkpoint", bundle.path.parent, verified=False)
+    assert caught.value.problems == (
+        f"{bundle.path} is kept, for it holds what no build wrote: notes.txt; choose another --out",
+    )
+    assert contents(bundle.path) == before
 
 
 def test_safetensors_and_gguf_of_one_model_give_the_same_weights(

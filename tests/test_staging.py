@@ -1,6 +1,7 @@
 """A bundle's place holds the old bundle or the new one, whatever happens to the process that writes it."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -11,18 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sealed_folders import seal
 
 import coreai_recipes
 from coreai_recipes import staging
 from coreai_recipes.errors import BundleError
-from coreai_recipes.staging import recover, staged_folder
+from coreai_recipes.staging import check_place, recover, staged_folder
 
 PACKAGE_PARENT = str(Path(coreai_recipes.__file__).parents[1])
+TESTS = str(Path(__file__).parent)
 
 BUILD_IN_A_CHILD = """
-import errno, os, signal, sys
+import errno, json, os, signal, sys
 from pathlib import Path
 from coreai_recipes import staging
+from sealed_folders import seal
 
 target, old_or_new, fault, *arguments = sys.argv[1:]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner may have us ignore it
@@ -47,9 +51,9 @@ def without_exchange():
 def build(in_the_block=lambda folder: None):
     with staging.staged_folder(Path(target)) as folder:
         in_the_block(folder)
-        (folder / "manifest.json").write_text(old_or_new)
         (folder / "model").mkdir()
         (folder / "model" / "weight.bin").write_text(old_or_new * 1000)
+        seal(folder, version=old_or_new)
 
 exec(fault)
 """
@@ -61,7 +65,8 @@ from coreai_recipes import staging
 staging.time.sleep = lambda seconds: print("waiting", flush=True)
 target = Path(sys.argv[1])
 staging.recover(target)
-print((target / "manifest.json").read_text())
+import json
+print(json.loads((target / "manifest.json").read_text())["version"])
 """
 
 
@@ -71,13 +76,13 @@ def python(code: str, *arguments: str | Path, prefix: tuple[str, ...] = ()) -> s
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": PACKAGE_PARENT}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((PACKAGE_PARENT, TESTS))}
 
 
 def write_bundle(folder: Path, content: str) -> None:
-    (folder / "manifest.json").write_text(content)
     (folder / "model").mkdir()
     (folder / "model" / "weight.bin").write_text(content * 1000)
+    seal(folder, version=content)
 
 
 def build(target: Path, content: str) -> None:
@@ -87,8 +92,8 @@ def build(target: Path, content: str) -> None:
 
 def bundle_at(target: Path) -> str:
     """The content of a bundle, after a check that all of it is of one build."""
-    content = (target / "manifest.json").read_text()
-    assert sorted(path.name for path in target.iterdir()) == ["manifest.json", "model"]
+    content = str(json.loads((target / "manifest.json").read_text())["version"])
+    assert sorted(path.name for path in target.iterdir()) == ["manifest.json", "model", "recipe.yaml"]
     assert (target / "model" / "weight.bin").read_text() == content * 1000
     return content
 
@@ -209,7 +214,7 @@ def test_every_file_and_folder_is_synced_before_the_exchange(dist: Path, monkeyp
     monkeypatch.setattr(staging, "_exchange", exchange)
     build(dist / "llama", "new")
     before = events[: events.index("exchange")]
-    assert sorted(before) == ["dist", "llama", "manifest.json", "model", "weight.bin"]
+    assert sorted(before) == ["dist", "llama", "manifest.json", "model", "recipe.yaml", "weight.bin"]
     assert before.index("weight.bin") < before.index("model") < before.index("llama") < before.index("dist")
     assert events[-1] == "dist"
 
@@ -431,6 +436,8 @@ def test_leftovers_of_a_name_that_begins_alike_are_not_touched(dist: Path) -> No
     for name in others:
         (dist / name).mkdir()
     (dist / ".llama.building-1-0123abcd").mkdir()
+    (dist / ".llama.building-2-0123abcd" / "llama").mkdir(parents=True)
+    (dist / ".llama.building-2-0123abcd" / "llama" / "half").write_text("written")
     build(dist / "llama", "new")
     assert names_in(dist) == sorted([*others, "llama"])
 
@@ -458,6 +465,203 @@ def test_a_file_is_not_replaced(dist: Path) -> None:
     (dist / "llama").write_text("mine")
     assert refused(dist / "llama") == f"{dist / 'llama'} is a file, not a bundle; choose another --out"
     assert (dist / "llama").read_text() == "mine"
+
+
+def contents(folder: Path) -> dict[str, bytes | str | None]:
+    """Every entry of a folder: a file's bytes, a link's goal, None for a folder."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        )
+        for path in folder.rglob("*")
+    }
+
+
+def write_git_repository(folder: Path) -> None:
+    """A user's project, whose manifest.json is that of a web app."""
+    (folder / ".git").mkdir(parents=True)
+    (folder / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    (folder / "src").mkdir()
+    (folder / "src" / "app.js").write_text("mine")
+    (folder / "manifest.json").write_text(json.dumps({"name": "my web app", "icons": []}))
+
+
+def add_notes(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+
+
+def add_folder(folder: Path) -> None:
+    (folder / "model" / "mine").mkdir()
+
+
+def add_link(folder: Path) -> None:
+    (folder / "more").symlink_to(folder.parent)
+
+
+def replace_by_link(folder: Path) -> None:
+    (folder / "recipe.yaml").rename(folder.parent / "mine.yaml")
+    (folder / "recipe.yaml").symlink_to(folder.parent / "mine.yaml")
+
+
+def add_in_device(folder: Path) -> None:
+    (folder / "device").mkdir()
+    (folder / "device" / "notes.md").write_text("mine")
+
+
+BUNDLES_WITH_MORE = {
+    "notes": (add_notes, "notes.txt"),
+    "a folder": (add_folder, "model/mine"),
+    "a link": (add_link, "more"),
+    "a link in a file's place": (replace_by_link, "recipe.yaml"),
+    "notes among device reports": (add_in_device, "device/notes.md"),
+}
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("case", BUNDLES_WITH_MORE)
+def test_a_bundle_with_a_users_own_things_in_it_is_kept(dist: Path, case: str) -> None:
+    add, named = BUNDLES_WITH_MORE[case]
+    build(dist / "llama", "old")
+    add(dist / "llama")
+    before = contents(dist)
+    assert refused(dist / "llama") == (
+        f"{dist / 'llama'} is kept, for it holds what no build wrote: {named}; choose another --out"
+    )
+    assert contents(dist) == before
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "{}",
+        "[]",
+        "{",
+        '{"format": 1}',
+        '{"format": 1, "name": "llama", "files": {"src/app.js": {"bytes": 4}, ".git/HEAD": {}}}',
+        '{"format": 99, "name": "llama"}',
+        '{"name": "my web app", "icons": []}',
+    ],
+)
+def test_a_users_folder_with_a_manifest_of_its_own_is_kept(dist: Path, manifest: str) -> None:
+    write_git_repository(dist / "llama")
+    (dist / "llama" / "manifest.json").write_text(manifest)
+    before = contents(dist)
+    message = refused(dist / "llama")
+    assert message.startswith(
+        f"{dist / 'llama'} is not a bundle that a build wrote, and is kept (it holds .git, manifest.json, src; its "
+    )
+    assert message.endswith("; choose another --out")
+    assert contents(dist) == before
+
+
+def test_a_pipe_in_the_place_of_a_manifest_is_not_waited_for(dist: Path) -> None:
+    (dist / "llama").mkdir(parents=True)
+    os.mkfifo(dist / "llama" / "manifest.json")
+    assert "is a pipe, not a file" in refused(dist / "llama")
+
+
+def test_device_reports_and_the_finders_files_do_not_keep_a_bundle(dist: Path) -> None:
+    build(dist / "llama", "old")
+    (dist / "llama" / "device").mkdir()
+    for name in ("report.json", "device/m4.json", ".DS_Store", "model/.DS_Store"):
+        (dist / "llama" / name).write_text("{}")
+    build(dist / "llama", "new")
+    assert bundle_at(dist / "llama") == "new"
+
+
+@pytest.mark.usefixtures("way")
+def test_notes_that_come_while_a_bundle_is_exchanged_are_kept(dist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(dist / "llama", "old")
+    real = staging._sync_tree
+    check = staging._Place.check
+
+    def sync_tree(folder: Path) -> None:
+        real(folder)
+        # after the last check before the exchange
+        monkeypatch.setattr(staging._Place, "check", lambda place: (check(place), add_notes(dist / "llama"))[0])
+
+    monkeypatch.setattr(staging, "_sync_tree", sync_tree)
+    with pytest.raises(BundleError, match=r"is kept, for it holds what no build wrote: notes\.txt"):
+        build(dist / "llama", "new")
+    assert (dist / "llama" / "notes.txt").read_text() == "mine"
+    assert json.loads((dist / "llama" / "manifest.json").read_text())["version"] == "old"
+    assert names_in(dist) == ["llama"]
+
+
+def test_a_users_folder_under_the_name_of_the_previous_bundle_is_never_moved(dist: Path) -> None:
+    write_git_repository(dist / ".llama.previous")
+    before = contents(dist)
+    recover(dist / "llama")
+    assert contents(dist) == before
+    build(dist / "llama", "old")
+    build(dist / "llama", "new")
+    assert bundle_at(dist / "llama") == "new"
+    assert contents(dist / ".llama.previous") == {
+        name.removeprefix(".llama.previous/"): held for name, held in before.items() if "/" in name
+    }
+
+
+def test_without_an_exchange_a_folder_in_the_way_of_the_old_bundle_is_named(
+    dist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_exchange(monkeypatch)
+    build(dist / "llama", "old")
+    (dist / ".llama.previous").mkdir()
+    with pytest.raises(BundleError) as told:
+        build(dist / "llama", "new")
+    assert str(told.value) == (
+        f"{dist / '.llama.previous'} is in the way, and no build wrote it: move it away, or choose another --out"
+    )
+    assert bundle_at(dist / "llama") == "old"
+    assert names_in(dist) == [".llama.previous", "llama"]
+
+
+def test_a_users_folder_that_is_called_as_a_leftover_is_kept(dist: Path) -> None:
+    write_git_repository(dist / ".llama.building-1-0123abcd")
+    (dist / ".llama.building-2-0123abcd").symlink_to(dist / ".llama.building-1-0123abcd")
+    before = contents(dist)
+    build(dist / "llama", "new")
+    shutil.rmtree(dist / "llama")
+    assert contents(dist) == before
+
+
+def test_a_users_file_that_is_called_as_the_lock_is_kept(dist: Path) -> None:
+    dist.mkdir()
+    (dist / ".llama.lock").write_text("my notes on locks")
+    assert refused(dist / "llama") == (
+        f"{dist / '.llama.lock'} is in the way, and no build wrote it: move it away, or choose another --out"
+    )
+    assert (dist / ".llama.lock").read_text() == "my notes on locks"
+
+
+@pytest.mark.parametrize("below", ["llama", "llama/model", "llama/deep/er"])
+def test_nothing_is_built_inside_a_bundle(dist: Path, below: str) -> None:
+    build(dist / "llama", "old")
+    target = dist / below / "other"
+    assert refused(target) == f"{target} would lie inside the bundle {dist / 'llama'}; choose another --out"
+    with pytest.raises(BundleError):
+        check_place(target)
+    assert bundle_at(dist / "llama") == "old"
+
+
+def test_temporary_files_of_a_build_lie_beside_it_and_go_with_it(dist: Path) -> None:
+    before = tempfile.gettempdir()
+    with staged_folder(dist / "llama") as folder:
+        write_bundle(folder, "new")
+        Path(tempfile.mkdtemp(), "big").write_text("left behind")
+        assert Path(tempfile.gettempdir()).parent == folder.parent
+    assert tempfile.gettempdir() == before
+    assert bundle_at(dist / "llama") == "new"
+    assert names_in(dist) == ["llama"]
+
+
+def test_temporary_files_of_a_killed_build_are_removed_by_the_next(dist: Path) -> None:
+    leave = "import tempfile; build(lambda folder: (open(tempfile.mkdtemp() + '/big', 'w').write('left'), die()))"
+    done = python(BUILD_IN_A_CHILD, dist / "llama", "new", leave)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(names_in(dist)) == 2
+    build(dist / "llama", "third")
+    assert names_in(dist) == ["llama"]
 
 
 def test_what_appears_at_the_place_during_the_build_is_not_replaced(dist: Path) -> None:
@@ -525,7 +729,7 @@ try:
     build(fill)
 except staging.BundleError as error:
     print(error)
-print(Path(target, "manifest.json").read_text(), *sorted(os.listdir(Path(target).parent)))
+print(json.loads(Path(target, "manifest.json").read_text())["version"], *sorted(os.listdir(Path(target).parent)))
 """
 
 IN_A_TINY_FILE_SYSTEM = (

@@ -7,6 +7,7 @@ is torn, foreign or unreadable counts as absent, and a cache that cannot be writ
 import hashlib
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -23,6 +24,9 @@ _SUFFIX = ".fragment"
 _UNFINISHED = ".unfinished"
 _DIGEST_BYTES = 32
 _ABANDONED_AFTER_SECONDS = 3600
+# only what bears these names is ever removed: the folder may be one of the user's, who chose it
+_ENTRY = re.compile(rf"[0-9a-f]{{64}}{re.escape(_SUFFIX)}")
+_ABANDONED = re.compile(rf"[0-9a-f]{{64}}-\w+{re.escape(_UNFINISHED)}")
 
 
 def fingerprint(*parts: bytes | str) -> str:
@@ -94,7 +98,7 @@ class FragmentCache:
             return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            handle, unfinished = tempfile.mkstemp(dir=self.root, suffix=_UNFINISHED)
+            handle, unfinished = tempfile.mkstemp(_UNFINISHED, f"{fingerprint(key)}-", self.root)
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(_digest(key, data))
@@ -119,9 +123,9 @@ class FragmentCache:
             for file in files:
                 with suppress(FileNotFoundError):  # another build prunes too
                     status = file.stat(follow_symlinks=False)
-                    if file.name.endswith(_SUFFIX):
+                    if _ENTRY.fullmatch(file.name):
                         entries.append((status.st_mtime, status.st_size, file.path))
-                    elif file.name.endswith(_UNFINISHED) and status.st_mtime < abandoned:
+                    elif _ABANDONED.fullmatch(file.name) and status.st_mtime < abandoned:
                         os.unlink(file.path)
         total = sum(size for _, size, _ in entries)
         count = len(entries)

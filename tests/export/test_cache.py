@@ -238,10 +238,12 @@ def test_the_bytes_are_bounded(root: Path) -> None:
 
 def test_files_of_others_are_left_alone(root: Path) -> None:
     root.mkdir(parents=True)
-    (root / "notes.txt").write_text("mine")
-    os.utime(root / "notes.txt", (0, 0))
+    names = ["mine.fragment", "notes.txt", "thesis.unfinished"]
+    for name in names:
+        (root / name).write_text("mine")
+        os.utime(root / name, (0, 0))
     FragmentCache(root, max_entries=0).put("key", b"data")
-    assert [path.name for path in root.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in root.iterdir()) == names
 
 
 # Where it lies

@@ -1,0 +1,154 @@
+"""manifest.json of format 1, typed. Keys that it does not name are ignored: a later build of this format may add some.
+
+What cannot be is refused here; what contradicts the recipe or the package, where those are known.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from coreai_recipes.manifest.files import check_relative
+
+FORMATS = (1,)  # every format so far
+FORMAT = FORMATS[-1]
+
+Count = Annotated[int, Field(ge=1, lt=1 << 31)]
+Size = Annotated[int, Field(ge=0, lt=1 << 53)]
+Text = Annotated[str, Field(min_length=1, max_length=1024)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$")]
+FileName = Annotated[str, AfterValidator(check_relative)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+class File(_Described):
+    """A file as it was sealed."""
+
+    bytes: Size
+    sha256: Digest
+
+
+class Sealed(_Described):
+    """What tells a bundle from any other folder: its format, its name, and the files that a build wrote."""
+
+    format: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    recipe_sha256: Digest
+    files: Annotated[dict[FileName, File], Field(min_length=1, max_length=100_000)]
+
+    @model_validator(mode="after")
+    def _lists_its_recipe(self) -> "Sealed":
+        recipe = self.files.get("recipe.yaml")
+        if recipe is None or recipe.sha256 != self.recipe_sha256:
+            raise ValueError("`files` must list recipe.yaml with the digest that recipe_sha256 says")
+        return self
+
+
+class Port(_Described):
+    """An input or an output of a function."""
+
+    dtype: Literal["int32", "float16", "float32"]
+    shape: Shape
+
+
+class Function(_Described):
+    """A function of a package. `query` is the number of tokens that a call takes; `cost` what a call computes."""
+
+    query: Count
+    inputs: dict[Name, Port]
+    outputs: dict[Name, Port]
+    cost: dict[str, Size] | None = None
+
+
+class Program(_Described):
+    """A package that can be run, with the layers that are in it."""
+
+    file: FileName
+    role: Literal["all", "embed", "layers", "head"]
+    layers: tuple[Size, Size]
+    functions: Annotated[dict[Name, Function], Field(min_length=1)]
+
+
+class Table(_Described):
+    """Rows that a host looks up by token and hands to the functions as `input`."""
+
+    file: FileName
+    role: Literal["table"]
+    dtype: Literal["float16"]
+    shape: tuple[Count, Count]
+    row_bytes: Count
+    input: Name
+
+
+class State(_Described):
+    """What the functions keep between calls. `window` is None for a cache that forgets nothing."""
+
+    dtype: Literal["float16"]
+    shape: Shape
+    kind: Name
+    rows: Count
+    window: Count | None
+
+
+class Origin(_Described):
+    """The checkpoint that a bundle was built from: its hub id with its commit or its base name, and its weight files.
+
+    `bytes` and `config_sha256` are missing in what was built before they were written down.
+    """
+
+    source: Text
+    sha256: dict[FileName, Digest]
+    bytes: dict[FileName, Size] | None = None
+    config_sha256: Digest | None = None
+
+
+class Checkpoint(Origin):
+    """`draft` is where a draft's weights came from."""
+
+    draft: Origin | None = None
+
+
+class Manifest(Sealed):
+    """All that a host needs."""
+
+    checkpoint: Checkpoint
+    versions: dict[str, str]
+    context: Count
+    vocab_size: Count
+    rotary: dict[str, Any] | None = None
+    packages: Annotated[tuple[Annotated[Program | Table, Field(discriminator="role")], ...], Field(max_length=1000)]
+    states: dict[Name, State]
+    eos_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(max_length=100_000)]
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "Manifest":
+        problems = []
+        for index, package in enumerate(self.packages):
+            inside = [name for name in self.files if name == package.file or name.startswith(f"{package.file}/")]
+            if not inside:
+                problems.append(f"packages.{index}.file: {package.file!r} is not among `files`")
+            if isinstance(package, Table) and package.row_bytes != 2 * package.shape[1]:
+                problems.append(f"packages.{index}.row_bytes: {package.row_bytes} is not 2 x {package.shape[1]}")
+        if not self.programs:
+            problems.append("packages: none of them is a program")
+        for name, state in self.states.items():
+            if len(state.shape) != 4 or state.shape[2] != state.rows:
+                problems.append(f"states.{name}: {list(state.shape)} does not have {state.rows} rows")
+            if state.window is not None and state.window > state.rows:
+                problems.append(f"states.{name}: {state.rows} rows do not hold a window of {state.window}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The packages that can be run, in running order."""
+        return tuple(package for package in self.packages if isinstance(package, Program))
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return tuple(package for package in self.packages if isinstance(package, Table))
