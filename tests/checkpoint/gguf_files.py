@@ -1,6 +1,7 @@
 """GGUF files for tests, written the way llama.cpp's converter does: gguf's own writer and its own table of names."""
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,21 @@ from gguf import GGMLQuantizationType
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
+    GptOssConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     NemotronConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 TypeOf = Callable[[str, torch.Tensor], GGMLQuantizationType]
@@ -41,6 +49,12 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0}
+SLIDING, FULL = "sliding_attention", "full_attention"
+GEMMA4_ROPE = {
+    SLIDING: {"rope_type": "default", "rope_theta": 2e4},
+    FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
 }
 # Small configs of unusual sizes: each architecture, with what its table row is about.
 CONFIGS: dict[str, tuple[str, PreTrainedConfig]] = {
@@ -72,6 +86,99 @@ CONFIGS: dict[str, tuple[str, PreTrainedConfig]] = {
                 "long_factor": [(15 + i) / 10 for i in range(8)],
                 "short_factor": [(10 + i) / 10 for i in range(8)],
             },
+        ),
+    ),
+    "qwen3moe": (
+        "qwen3moe",
+        Qwen3MoeConfig(
+            **SIZES, head_dim=32, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=40, norm_topk_prob=True
+        ),
+    ),
+    "gpt-oss": (
+        "gpt-oss",
+        GptOssConfig(
+            **{**SIZES, "num_hidden_layers": 3},
+            head_dim=24,
+            sliding_window=16,
+            num_local_experts=6,
+            num_experts_per_tok=3,
+            rope_parameters={**YARN, "truncate": False, "rope_theta": 1.5e5},
+        ),
+    ),
+    "gpt-oss-unscaled": (
+        "gpt-oss",
+        GptOssConfig(
+            **SIZES,
+            head_dim=24,
+            sliding_window=16,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        ),
+    ),
+    "olmo2": ("olmo2", Olmo2Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
+    "olmo3": (
+        "olmo2",
+        Olmo3Config(
+            **{**SIZES, "num_hidden_layers": 5},
+            sliding_window=16,
+            layer_types=[SLIDING, FULL, SLIDING, SLIDING, FULL],
+            rope_parameters={
+                SLIDING: {"rope_type": "default", "rope_theta": 5e5},
+                FULL: {**YARN, "rope_theta": 5e5},
+            },
+        ),
+    ),
+    "granite": (
+        "granite",
+        GraniteConfig(
+            **SIZES,
+            attention_multiplier=0.3,
+            embedding_multiplier=6.0,
+            residual_multiplier=0.22,
+            logits_scaling=4.0,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "granite-biases": ("granite", GraniteConfig(**SIZES, attention_bias=True, mlp_bias=True, logits_scaling=8.0)),
+    "smollm3": (
+        "smollm3",
+        SmolLM3Config(**{**SIZES, "num_hidden_layers": 5}, rope_parameters={"rope_type": "default", "rope_theta": 5e6}),
+    ),
+    "gemma4": (
+        "gemma4",
+        Gemma4TextConfig(
+            **{**SIZES, "num_hidden_layers": 6},
+            head_dim=16,
+            global_head_dim=32,
+            sliding_window=16,
+            layer_types=[SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL],
+            num_kv_shared_layers=3,
+            use_double_wide_mlp=True,
+            hidden_size_per_layer_input=8,
+            vocab_size_per_layer_input=96,
+            final_logit_softcapping=20.0,
+            rope_parameters=GEMMA4_ROPE,
+        ),
+    ),
+    "gemma4-experts": (
+        "gemma4",
+        Gemma4TextConfig(
+            **{**SIZES, "num_hidden_layers": 3},
+            head_dim=16,
+            global_head_dim=32,
+            sliding_window=16,
+            layer_types=[SLIDING, SLIDING, FULL],
+            num_kv_shared_layers=0,
+            attention_k_eq_v=True,
+            num_global_key_value_heads=1,
+            hidden_size_per_layer_input=0,
+            enable_moe_block=True,
+            num_experts=6,
+            top_k_experts=3,
+            moe_intermediate_size=40,
+            final_logit_softcapping=20.0,
+            rope_parameters=GEMMA4_ROPE,
         ),
     ),
     "nemotron": (
@@ -126,11 +233,11 @@ def write_gguf(
     for name, tensor in state.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert stored is not None, name
-        data = as_stored(architecture, config, name, tensor.float())
-        kind = type_of(name, tensor)
-        writer.add_tensor(stored, gguf.quantize(data.numpy(), kind), raw_dtype=kind)
+        for stored_name, data in as_stored(architecture, config, name, tensor.float()):
+            stored = stored_name if ".scale" in stored_name else names.get_name(stored_name, (".weight", ".bias"))
+            assert stored is not None, name
+            kind = type_of(name, data)
+            writer.add_tensor(stored, gguf.quantize(data.contiguous().numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -138,19 +245,44 @@ def write_gguf(
     return path
 
 
-def as_stored(architecture: str, config: PreTrainedConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """llama.cpp's rewriting, LlamaModel.permute and the norms of Gemma and Nemotron (conversion/*.py)."""
-    if architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
+def as_stored(
+    architecture: str, config: PreTrainedConfig, name: str, tensor: torch.Tensor
+) -> list[tuple[str, torch.Tensor]]:
+    """llama.cpp's rewriting (modify_tensors of conversion/*.py): LlamaModel.permute, the norms of Gemma and Nemotron,
+    experts apart; under the name that its table of tensors looks up."""
+    if architecture in ("llama", "granite", "smollm3") and (".q_proj." in name or ".k_proj." in name):
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
-        return halves.swapaxes(1, 2).reshape(tensor.shape).contiguous()
+        return [(name, halves.swapaxes(1, 2).reshape(tensor.shape).contiguous())]
     if architecture in ("gemma", "gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
-        return tensor + 1
-    return tensor
+        return [(name, tensor + 1)]
+    if architecture == "qwen3moe" and name.endswith("gate_up_proj"):
+        gate, up = tensor.chunk(2, 1)
+        start = name.removesuffix("gate_up_proj")
+        return [(f"{start}gate_proj.weight", gate), (f"{start}up_proj.weight", up)]
+    if architecture == "gpt-oss" and "gate_up_proj" in name:
+        start, suffix = name.split("gate_up_proj")
+        ending = "bias" if suffix == "_bias" else "weight"
+        rows = tensor if ending == "bias" else tensor.transpose(1, 2)  # (E, 2I) or (E, 2I, C)
+        return [(f"{start}gate_proj.{ending}", rows[:, ::2]), (f"{start}up_proj.{ending}", rows[:, 1::2])]
+    if architecture == "gpt-oss" and name.endswith("down_proj"):
+        return [(f"{name}.weight", tensor.transpose(1, 2))]
+    if name.endswith(("router.scale", "router.per_expert_scale")):
+        layer = name.split(".")[2]
+        ending = "ffn_gate_inp" if name.endswith("router.scale") else "ffn_down_exps"
+        return [(f"blk.{layer}.{ending}.scale", tensor)]
+    if name.endswith("down_proj_bias"):
+        return [(name.replace("_bias", ".bias"), tensor)]
+    if name.endswith((".sinks", ".layer_scalar", ".gate_up_proj", "experts.down_proj")):
+        return [(f"{name}.weight", tensor)]
+    return [(name, tensor)]
 
 
 def metadata_of(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
     """The pairs that conversion/*.py writes for `config`, as (key: value)."""
+    if architecture == "gemma4":
+        config = deepcopy(config)
+        config.allow_global_per_layer_attribute_access = True
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
     full = rope.get("full_attention", rope)
@@ -174,19 +306,92 @@ def metadata_of(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
         pairs |= {"attention.layer_norm_epsilon": config.norm_eps, "rope.scaling.type": "none"}
     if architecture == "phi3":
         pairs["rope.scaling.original_context_length"] = config.original_max_position_embeddings
+    if architecture in ("granite", "smollm3"):
+        pairs |= {"vocab_size": config.vocab_size, "rope.dimension_count": head_dim}
+    if architecture == "granite":
+        pairs |= {
+            "attention.scale": config.attention_multiplier,
+            "embedding_scale": config.embedding_multiplier,
+            "residual_scale": config.residual_multiplier,
+            "logit_scale": config.logits_scaling,
+        }
+        del pairs["attention.key_length"], pairs["attention.value_length"]
     if full["rope_type"] == "linear":
         pairs |= {"rope.scaling.type": "linear", "rope.scaling.factor": full["factor"]}
-    if architecture in ("gemma2", "gemma3", "phi3") or config.model_type == "mistral":
+    if full["rope_type"] == "yarn":
+        pairs |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": full["factor"],
+            "rope.scaling.original_context_length": full["original_max_position_embeddings"],
+            "rope.scaling.yarn_beta_fast": full["beta_fast"],
+            "rope.scaling.yarn_beta_slow": full["beta_slow"],
+        }
+    sliding = rope.get(SLIDING)
+    if sliding is not None:
+        pairs["rope.freq_base_swa"] = float(sliding["rope_theta"])
+    if architecture in ("gemma2", "gemma3", "phi3", "gpt-oss", "gemma4") or config.model_type in ("mistral", "olmo3"):
         pairs["attention.sliding_window"] = config.sliding_window or 0
+    if config.model_type in ("olmo3", "gemma4_text"):
+        pairs["attention.sliding_window_pattern"] = [kind == SLIDING for kind in config.layer_types]
+    if architecture in ("gemma2", "gemma4"):
+        pairs["final_logit_softcapping"] = config.final_logit_softcapping
     if architecture == "gemma2":
         pairs["attn_logit_softcapping"] = config.attn_logit_softcapping
-        pairs["final_logit_softcapping"] = config.final_logit_softcapping
+    if architecture == "qwen3moe":
+        pairs |= {
+            "expert_count": config.num_experts,
+            "expert_used_count": config.num_experts_per_tok,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+        }
+    if architecture == "gpt-oss":
+        pairs |= {
+            "expert_count": config.num_local_experts,
+            "expert_used_count": config.num_experts_per_tok,
+            "expert_feed_forward_length": config.intermediate_size,
+        }
+    if architecture == "gemma4":
+        pairs |= gemma4_pairs(config)
     return {f"{architecture}.{key}": value for key, value in pairs.items()}
+
+
+def gemma4_pairs(config: PreTrainedConfig) -> dict[str, Any]:
+    """Gemma4Model.set_gguf_parameters of conversion/gemma.py."""
+    layers, full = config.num_hidden_layers, config.per_layer_config[config.layer_types.index(FULL)]
+    pairs: dict[str, Any] = {
+        "attention.shared_kv_layers": config.num_kv_shared_layers,
+        "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
+        "attention.key_length": full.head_dim,
+        "attention.value_length": full.head_dim,
+        "attention.key_length_swa": config.head_dim,
+        "attention.value_length_swa": config.head_dim,
+        "rope.dimension_count": full.head_dim,
+        "rope.dimension_count_swa": config.head_dim,
+    }
+    if config.use_double_wide_mlp:
+        own = layers - config.num_kv_shared_layers
+        pairs["feed_forward_length"] = [config.intermediate_size * (1 if i < own else 2) for i in range(layers)]
+    if full.num_key_value_heads != config.num_key_value_heads:
+        pairs["attention.head_count_kv"] = [
+            config.num_key_value_heads if kind == SLIDING else full.num_key_value_heads
+            for kind in config.layer_types
+        ]
+    if config.enable_moe_block:
+        pairs |= {
+            "expert_count": config.num_experts,
+            "expert_used_count": config.top_k_experts,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+        }
+    return pairs
 
 
 def rope_tensors(config: PreTrainedConfig) -> dict[str, np.ndarray]:
     """rope_freqs for llama3, rope_factors_* for longrope: generate_extra_tensors of conversion/llama.py and phi.py."""
     rope = config.rope_parameters
+    full = rope.get(FULL, {})
+    if full.get("rope_type") == "proportional":
+        half = config.per_layer_config[config.layer_types.index(FULL)].head_dim // 2
+        turning = int(half * full["partial_rotary_factor"])
+        return {"rope_freqs.weight": np.array([1.0] * turning + [1e30] * (half - turning), np.float32)}
     if rope.get("rope_type") == "longrope":
         return {
             f"rope_factors_{length}.weight": np.array(rope[f"{length}_factor"], np.float32)

@@ -1,7 +1,7 @@
 """What differs per GGUF architecture, read from tables/architectures.yaml: names, layouts and metadata keys."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -9,11 +9,24 @@ from typing import Any
 
 import yaml
 
-from coreai_recipes.checkpoint.gguf.metadata import Metadata
+from coreai_recipes.checkpoint.gguf.header import StoredTensor
+from coreai_recipes.checkpoint.gguf.metadata import Metadata, describe
 from coreai_recipes.errors import CheckpointError
 
 TABLES = Path(__file__).parent / "tables"
 LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A tensor of transformers' that is put together of stored ones, stacked by expert: `of`, without their layer.
+
+    With `transpose` transformers has (in, out); with `alternate` the rows of the two take turns.
+    """
+
+    of: tuple[str, ...]
+    transpose: bool = False
+    alternate: bool = False
 
 
 @dataclass(frozen=True)
@@ -22,38 +35,52 @@ class Architecture:
 
     Attributes:
         config: what the architecture itself implies, and the values of keys that a file leaves out.
-        names: GGUF tensor names to transformers', `{layer}` for the layer's number.
+        names: GGUF tensor names to transformers', `{layer}` for the layer's number, `{expert}` for a stacked one's.
+        joined: transformers' names of tensors that are put together of several.
         keys: metadata keys (without their prefix) to config fields.
-        checked: keys that config.py and rope.py read themselves.
+        required: those of `keys` that every file must have.
+        checked: keys that config.py, layers.py and rope.py read themselves.
         harmless: keys that are taken with this one value only.
         ignored: keys without influence, each with the reason.
+        zero: config fields for which the loader takes 0 as not given, with what they are then.
         interleaved: modules whose rows are interleaved per head, to the config field that counts their heads.
         norm_weight: `1+w` where norms are stored with one added, else `w`.
         flags: config fields that are true when the file has such a tensor.
-        rope_tensors: how to read tensors that hold rotary factors: `llama3`, `longrope` or none.
+        rope_tensors: how to read tensors that hold rotary factors: `llama3`, `longrope`, `proportional` or none.
+        rope_per_kind: `always`, or `sliding` if any layer slides, where sliding layers have a rotary of their own.
+        sliding_theta: theta of that rotary where the file does not say; None for that of the others.
+        yarn: what a yarn scaling of the architecture has beyond what a file can say.
         partial_rotary: whether a rotated width below head_dim can be expressed.
         with_sliding_window: what replaces entries of `config` when the file states a sliding window.
         sliding_period: every how many layers one attends in full; None when the layers do not differ.
+        sizes_per_kind: whether heads, caches and widths differ between layers, as in Gemma 4.
         query_scale: where query_pre_attn_scalar comes from.
-        yarn: what a yarn scaling of the architecture has beyond what a file can say.
+        head_scale: the config field that is head_dim ** -0.5 where the file does not say.
     """
 
     name: str
     config: dict[str, Any]
     names: dict[str, str]
+    joined: dict[str, Joined]
     keys: dict[str, str]
+    required: tuple[str, ...]
     checked: frozenset[str]
     harmless: dict[str, Any]
     ignored: dict[str, str]
+    zero: dict[str, float] = field(default_factory=dict)
     interleaved: dict[str, str] = field(default_factory=dict)
     norm_weight: str = "w"
     flags: dict[str, str] = field(default_factory=dict)
     rope_tensors: str | None = None
+    rope_per_kind: str | None = None
+    sliding_theta: float | None = None
+    yarn: dict[str, Any] = field(default_factory=dict)
     partial_rotary: bool = False
     with_sliding_window: dict[str, Any] = field(default_factory=dict)
     sliding_period: int | None = None
+    sizes_per_kind: bool = False
     query_scale: dict[str, int] | None = None
-    yarn: dict[str, Any] = field(default_factory=dict)
+    head_scale: str | None = None
 
     def transformers_name(self, name: str) -> str | None:
         """transformers' name of the GGUF tensor `name`; None when the table has none."""
@@ -61,7 +88,24 @@ class Architecture:
         if match is None:
             return self.names.get(name)
         pattern = self.names.get(f"blk.{{layer}}.{name[match.end() :]}")
-        return pattern.format(layer=match[1]) if pattern else None
+        return pattern.replace("{layer}", match[1]) if pattern else None
+
+    def knows(self, name: str) -> bool:
+        """Whether the GGUF tensor `name` is one of the architecture's, alone or as a part of another."""
+        match = LAYER.match(name)
+        joined = match is not None and any(name[match.end() :] in how.of for how in self.joined.values())
+        return joined or self.transformers_name(name) is not None
+
+    def joined_of(self, found: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Joined, list[StoredTensor]]]:
+        """transformers' name, how and of what, for each tensor that is put together of others in the file."""
+        for target, how in self.joined.items():
+            starts = {name.removesuffix(part) for name in found for part in how.of if name.endswith(f".{part}")}
+            for start in sorted(starts):
+                parts = [found[start + part] for part in how.of if start + part in found]
+                if len(parts) < len(how.of):
+                    missing = next(start + part for part in how.of if start + part not in found)
+                    raise CheckpointError(f"{parts[0].path}: has {parts[0].name}, but no {missing}")
+                yield target.replace("{layer}", start.removeprefix("blk.").removesuffix(".")), how, parts
 
     def has_shifted_norm(self, name: str) -> bool:
         """Whether the tensor (in transformers' words) is a norm's weight that is stored with one added."""
@@ -76,11 +120,13 @@ class Architecture:
         problems = []
         for key in metadata.keys_under(self.name):
             full = f"{self.name}.{key}"
+            if key in self.keys or key in self.checked or key in self.ignored:
+                continue
             if key in self.harmless:
                 value = metadata.values[full]
                 if value != self.harmless[key]:
-                    problems.append(f"{metadata.path}: {full} is {value!r}, which is not supported")
-            elif key not in self.keys and key not in self.checked and key not in self.ignored:
+                    problems.append(f"{metadata.path}: {full} is {describe(value)}, which is not supported")
+            else:
                 problems.append(f"{metadata.path}: {full} is not understood, so the model cannot be rebuilt faithfully")
         return problems
 
@@ -89,22 +135,30 @@ class Architecture:
 def architectures() -> Mapping[str, Architecture]:
     """Every architecture of the table by its GGUF name."""
     table = load_table("architectures")
-    return {
-        name: Architecture(
-            name=name,
-            names={stored: ours for group in row["names"] for stored, ours in table["names"][group].items()},
-            keys={
-                key: field
-                for key, field in {**table["keys"], **row.get("keys", {})}.items()
-                if key not in row.get("ignored", {})
-            },
-            checked=frozenset(table["checked"]),
-            harmless=table["harmless"],
-            ignored={**table["ignored"], **row.get("ignored", {})},
-            **{key: value for key, value in row.items() if key not in ("names", "keys", "ignored")},
-        )
-        for name, row in table["architectures"].items()
+    return {name: _read_row(name, row, table) for name, row in table["architectures"].items()}
+
+
+def _read_row(name: str, row: dict[str, Any], table: dict[str, Any]) -> Architecture:
+    """A row with what all rows share; what a row says of a key is all that is said of it."""
+    parts = ("keys", "harmless", "ignored")
+    own = {key for part in parts for key in row.get(part, {})}
+    lists: dict[str, dict[str, Any]] = {
+        part: {**{key: value for key, value in table[part].items() if key not in own}, **row.get(part, {})}
+        for part in parts
     }
+    required = (*table["required"], *row.get("required", ()))
+    joined = {target: entry for group in row.get("joined", ()) for target, entry in table["joined"][group].items()}
+    return Architecture(
+        name=name,
+        names={stored: ours for group in row["names"] for stored, ours in table["names"][group].items()},
+        joined={target: Joined(**{**entry, "of": tuple(entry["of"])}) for target, entry in joined.items()},
+        required=tuple(key for key in required if key in lists["keys"]),
+        checked=frozenset({*table["checked"], *row.get("checked", ())} - own),
+        keys=lists["keys"],
+        harmless=lists["harmless"],
+        ignored=lists["ignored"],
+        **{key: value for key, value in row.items() if key not in (*parts, "names", "joined", "required", "checked")},
+    )
 
 
 def load_table(name: str) -> dict[str, Any]:

@@ -1,54 +1,68 @@
 """A GGUF file's metadata in the words of transformers' config.json."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from coreai_recipes.checkpoint.gguf.architecture import Architecture, check_layers
+from coreai_recipes.checkpoint.gguf.header import StoredTensor
+from coreai_recipes.checkpoint.gguf.layers import complete_kinds, complete_sliding
 from coreai_recipes.checkpoint.gguf.metadata import Metadata
-from coreai_recipes.checkpoint.gguf.rope import rope_settings
+from coreai_recipes.checkpoint.gguf.rope import ROPE_TENSORS, rope_settings
+from coreai_recipes.checkpoint.gguf.rows import read_rows, rows_together
 from coreai_recipes.errors import CheckpointError
 
-# Sizes that a file must state; the other keys have a default in the architecture's own row, or follow from these.
-REQUIRED = ("context_length", "embedding_length", "feed_forward_length", "block_count", "attention.head_count")
-WHOLE_NUMBERS = {"num_key_value_heads", "head_dim", "sliding_window"}
+FRACTIONS = {
+    "rms_norm_eps", "norm_eps", "rope_theta", "attn_logit_softcapping", "final_logit_softcapping",
+    "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling",
+}  # fmt: skip
 TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
+# Keys that hold a value for each layer, which layers.py reads where an architecture's layers differ in them.
+PER_LAYER = ("feed_forward_length", "attention.head_count_kv")
 
 
 def rebuild_config(
-    architecture: Architecture,
-    metadata: Metadata,
-    tensors: Collection[str],
-    vocab_size: int,
-    rope_factors: dict[str, Tensor],
+    architecture: Architecture, metadata: Metadata, tensors: Mapping[str, StoredTensor]
 ) -> dict[str, Any]:
     """config.json as transformers reads it.
 
-    `tensors` are the names that the file has, its own; `rope_factors` the tensors that hold rotary factors.
     Raises CheckpointError with every key that is not understood, or that says what transformers cannot express.
     """
     CheckpointError.collect(architecture.unknown_keys(metadata))
     prefix = architecture.name
-    sizes = {architecture.keys[key]: metadata.positive(f"{prefix}.{key}") for key in REQUIRED}
-    check_layers(metadata.path, tensors, sizes["num_hidden_layers"])
+    apart = PER_LAYER if architecture.sizes_per_kind else ()
+    given: dict[str, Any] = {
+        field: metadata.number(full) if field in FRACTIONS else metadata.integer(full)
+        for key, field in architecture.keys.items()
+        if metadata.has(full := f"{prefix}.{key}") and key not in apart
+    }
+    for key in architecture.required:
+        if key not in apart and not given.get(architecture.keys[key]):
+            raise metadata.refuse(f"{prefix}.{key}", "is 0" if metadata.has(f"{prefix}.{key}") else "is missing")
+    check_layers(metadata.path, tensors, given["num_hidden_layers"])
+    vocab_size = tensors["token_embd.weight"].shape[0]
     tokens = metadata.strings("tokenizer.ggml.tokens") or ()
     if len(tokens) > vocab_size:
         raise metadata.refuse("tokenizer.ggml.tokens", f"has {len(tokens)} tokens, token_embd.weight {vocab_size} rows")
-    config = {**architecture.config, "vocab_size": vocab_size, **sizes}
-    for key, field in architecture.keys.items():
-        full = f"{prefix}.{key}"
-        if key not in REQUIRED and metadata.has(full):
-            config[field] = metadata.integer(full) if field in WHOLE_NUMBERS else metadata.number(full)
-        elif key.startswith("attention.layer_norm"):
-            raise metadata.refuse(full, "is missing")
+    config = {**architecture.config, "vocab_size": vocab_size, **given}
+    config.update({field: config.get(field) or value for field, value in architecture.zero.items()})
     if config["rope_theta"] <= 0:
         raise metadata.refuse(f"{prefix}.rope.freq_base", f"is {config['rope_theta']}")
+    complete_sliding(architecture, metadata, config)
+    if architecture.sizes_per_kind:
+        complete_kinds(architecture, metadata, config, tensors)
     _complete_heads(architecture, metadata, config)
-    _complete_sliding(architecture, config)
-    config.update(rope_settings(architecture, metadata, config, rope_factors))
+    _complete_experts(architecture, metadata, config, tensors)
+    factors = {name: _read_whole(tensors[name]) for name in ROPE_TENSORS[architecture.rope_tensors] if name in tensors}
+    rope = rope_settings(architecture, metadata, config, factors)
+    if "rope_parameters" in rope:
+        del config["rope_theta"]
+    config.update(rope)
     for field, pattern in architecture.flags.items():
-        config[field] = any(pattern.format(layer=layer) in tensors for layer in range(config["num_hidden_layers"]))
+        if any(pattern.format(layer=layer) in tensors for layer in range(config["num_hidden_layers"])):
+            config[field] = True  # and nothing where there is none: a Mistral has no such field
     # llama.cpp writes an output projection only when it is not the embedding table.
     config["tie_word_embeddings"] = "output.weight" not in tensors
     for field, key in TOKEN_IDS.items():
@@ -58,35 +72,53 @@ def rebuild_config(
 
 
 def _complete_heads(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> None:
-    """head_dim, num_key_value_heads and query_pre_attn_scalar, by llama.cpp's rules where the file is silent."""
+    """head_dim, num_key_value_heads and what scales the scores, by llama.cpp's rules where the file is silent."""
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     config["num_key_value_heads"] = config.get("num_key_value_heads") or heads
-    if heads % config["num_key_value_heads"]:
-        problem = f"is {config['num_key_value_heads']}, which does not divide the {heads} attention heads"
-        raise metadata.refuse(f"{architecture.name}.attention.head_count_kv", problem)
+    for field in ("num_key_value_heads", "num_global_key_value_heads"):
+        count = config.get(field)
+        if count and heads % count:
+            problem = f"is {count}, which does not divide the {heads} attention heads"
+            raise metadata.refuse(f"{architecture.name}.attention.head_count_kv", problem)
     if not config.get("head_dim"):
         if hidden % heads:
             raise metadata.refuse(f"{architecture.name}.attention.head_count", f"is {heads}, hidden_size is {hidden}")
         config["head_dim"] = hidden // heads
-    value_length = f"{architecture.name}.attention.value_length"
-    if metadata.integer(value_length, config["head_dim"]) != config["head_dim"]:
-        raise metadata.refuse(value_length, f"is not attention.key_length, {config['head_dim']}")
+    for key in ("attention.key_length", "attention.key_length_swa"):
+        value_length = f"{architecture.name}.{key.replace('key', 'value')}"
+        if key in architecture.keys:
+            expected = config[architecture.keys[key]]
+            if metadata.integer(value_length, expected) != expected:
+                raise metadata.refuse(value_length, f"is not {key}, {expected}")
     if architecture.query_scale is not None:
         widest = config["num_hidden_layers"] == architecture.query_scale["by_hidden_size_with_layers"]
         config["query_pre_attn_scalar"] = hidden // heads if widest else config["head_dim"]
+    if architecture.head_scale and not config.get(architecture.head_scale):
+        config[architecture.head_scale] = config["head_dim"] ** -0.5
 
 
-def _complete_sliding(architecture: Architecture, config: dict[str, Any]) -> None:
-    """layer_types where layers differ; and no window, rather than one of 0, where none slides."""
-    if config.get("sliding_window"):
-        config.update(architecture.with_sliding_window)
-    elif "sliding_window" in architecture.config:
-        config["sliding_window"] = None
-    else:
-        config.pop("sliding_window", None)  # 0 says that there is none, and the family may not know the field
-    if architecture.sliding_period:
-        period = architecture.sliding_period if config.get("sliding_window") else 1
-        config["layer_types"] = [
-            "full_attention" if (layer + 1) % period == 0 else "sliding_attention"
-            for layer in range(config["num_hidden_layers"])
-        ]
+def _complete_experts(
+    architecture: Architecture, metadata: Metadata, config: dict[str, Any], tensors: Mapping[str, StoredTensor]
+) -> None:
+    """The experts' width where the file leaves it out, and Gemma 4's per-layer table and switch for experts."""
+    prefix = architecture.name
+    experts = config.get("num_experts", config.get("num_local_experts"))
+    used = config.get("num_experts_per_tok", config.get("top_k_experts"))
+    if experts and not (used and used <= experts):
+        raise metadata.refuse(f"{prefix}.expert_used_count", f"is {used}, but there are {experts} experts")
+    if "moe_intermediate_size" in architecture.keys.values() and experts and not config.get("moe_intermediate_size"):
+        config["moe_intermediate_size"] = config["intermediate_size"] // used
+    if architecture.sizes_per_kind:
+        config["enable_moe_block"] = bool(experts)
+        if not experts:
+            config.update(num_experts=None, top_k_experts=None, moe_intermediate_size=None)
+        if config["hidden_size_per_layer_input"]:
+            table = tensors.get("per_layer_token_embd.weight")
+            if table is None:
+                raise CheckpointError(f"{metadata.path}: has no per_layer_token_embd.weight")
+            config["vocab_size_per_layer_input"] = table.shape[0]
+
+
+def _read_whole(stored: StoredTensor) -> Tensor:
+    blocks = read_rows(stored, range(stored.shape[0]), rows_together(stored))
+    return torch.cat([block.clone() for block in blocks])

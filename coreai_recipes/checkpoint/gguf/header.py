@@ -30,22 +30,25 @@ DEFAULT_ALIGNMENT = 32
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as it lies in a file; `shape` is in torch's order, the reverse of GGUF's: rows are quantised."""
+    """A tensor as it lies in a file; `shape` is in torch's order, the reverse of GGUF's: rows are quantised.
+
+    `stamp` (size, modification time of the file) tells later whether the file is still the same.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     path: Path
+    stamp: tuple[int, int]
     start: int
     byte_count: int
 
 
 @dataclass(frozen=True)
 class Header:
-    """The header of one file; `stamp` (size, modification time) tells later whether the file is still the same."""
+    """The header of one file."""
 
     path: Path
-    stamp: tuple[int, int]
     metadata: Metadata
     tensors: tuple[StoredTensor, ...]
 
@@ -152,7 +155,7 @@ def _parse(cursor: _Cursor) -> Header:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise cursor.refuse(f"tensor {twice} stands twice")
-    return Header(cursor.path, cursor.stamp, Metadata(cursor.path, values), tuple(placed))
+    return Header(cursor.path, Metadata(cursor.path, values), tuple(placed))
 
 
 def _read_value(cursor: _Cursor, kind: int, key: str) -> Any:
@@ -196,10 +199,16 @@ def _read_tensor(cursor: _Cursor, index: int) -> Callable[[int], StoredTensor]:
     for size in shape:
         elements *= size
     byte_count = elements // block * block_bytes
-    return partial(_place, name, shape, kind, cursor.path, offset, byte_count)
+    return partial(_place, name, shape, kind, cursor, offset, byte_count)
 
 
 def _place(
-    name: str, shape: tuple[int, ...], kind: GGMLQuantizationType, path: Path, offset: int, byte_count: int, start: int
+    name: str,
+    shape: tuple[int, ...],
+    kind: GGMLQuantizationType,
+    cursor: _Cursor,
+    offset: int,
+    byte_count: int,
+    start: int,
 ) -> StoredTensor:
-    return StoredTensor(name, shape, kind, path, start + offset, byte_count)
+    return StoredTensor(name, shape, kind, cursor.path, cursor.stamp, start + offset, byte_count)

@@ -12,31 +12,55 @@ from coreai_recipes.checkpoint.gguf.metadata import Metadata
 FREQUENCIES = "rope_freqs.weight"
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 # Tensors that hold rotary factors and are no weights, by Architecture.rope_tensors.
-ROPE_TENSORS = {"llama3": {FREQUENCIES}, "longrope": {LONG, SHORT}, None: set[str]()}
+ROPE_TENSORS = {
+    "llama3": (FREQUENCIES,),
+    "proportional": (FREQUENCIES,),
+    "longrope": (LONG, SHORT),
+    None: (),
+}
+UNTURNED = 1e29  # Gemma 4's converter divides the frequencies that do not turn by 1e30
 
 
 def rope_settings(
     architecture: Architecture, metadata: Metadata, config: dict[str, Any], factors: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """rope_scaling and partial_rotary_factor, as far as the file has them.
+    """rope_scaling and partial_rotary_factor as far as the file has them, or rope_parameters where each kind of layer
+    has its own.
 
     `factors` are the file's ROPE_TENSORS. Raises CheckpointError, by key, for what transformers has no word for.
     """
-    settings = {**_partial_rotary(architecture, metadata, config)}
-    prefix = f"{architecture.name}.rope.scaling"
+    prefix = f"{architecture.name}.rope"
+    settings = _partial_rotary(architecture, metadata, config)
     if architecture.rope_tensors == "longrope":
-        original = metadata.integer(f"{prefix}.original_context_length")
+        original = metadata.integer(f"{prefix}.scaling.original_context_length")
         settings["original_max_position_embeddings"] = original or config["max_position_embeddings"]
         if factors:
-            scaling = _longrope_scaling(architecture, metadata, {**config, **settings}, factors)
-            return {**settings, "rope_scaling": scaling}
-    scaling = _stated_scaling(architecture, metadata, config, _positive(metadata, f"{prefix}.attn_factor"))
-    if FREQUENCIES in factors:
-        llama3 = _llama3_scaling(metadata, config, factors[FREQUENCIES])
-        if llama3 and scaling:
-            raise metadata.refuse(FREQUENCIES, "and a rope.scaling.factor together are not supported")
-        scaling = llama3 or scaling
-    return {**settings, "rope_scaling": scaling} if scaling else settings
+            longrope = _longrope_scaling(architecture, metadata, config | settings, factors)
+            return {**settings, "rope_scaling": longrope}
+    magnitude = _positive(metadata, f"{prefix}.scaling.attn_factor")
+    stated = _stated_scaling(architecture, metadata, config, magnitude)
+    found: dict[str, Any] | None = None
+    if architecture.rope_tensors == "proportional":
+        found = _proportional(metadata, config, factors)
+    elif FREQUENCIES in factors:
+        found = _llama3_scaling(metadata, config, factors[FREQUENCIES])
+    if found and stated:
+        raise metadata.refuse(FREQUENCIES, "and a rope.scaling.factor together are not supported")
+    scaling = found or stated
+    slides = "sliding_attention" in config.get("layer_types", ())
+    if architecture.rope_per_kind == "always" or (architecture.rope_per_kind == "sliding" and slides):
+        own = architecture.sliding_theta or config["rope_theta"]
+        theta = metadata.number(f"{prefix}.freq_base_swa", own) or 0.0
+        if theta <= 0:
+            raise metadata.refuse(f"{prefix}.freq_base_swa", f"is {theta}")
+        full = {**(scaling or {"rope_type": "default"}), "rope_theta": config["rope_theta"]}
+        sliding = {"rope_type": "default", "rope_theta": theta}
+        return {**settings, "rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
+    if scaling:
+        return {**settings, "rope_scaling": scaling}
+    if architecture.yarn:  # a config that says nothing is scaled in these families
+        return {**settings, "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
+    return settings
 
 
 def _positive(metadata: Metadata, key: str) -> float:
@@ -48,7 +72,11 @@ def _positive(metadata: Metadata, key: str) -> float:
 
 
 def _partial_rotary(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
-    key, head_dim = f"{architecture.name}.rope.dimension_count", config["head_dim"]
+    key, head_dim = f"{architecture.name}.rope.dimension_count", config.get("global_head_dim", config["head_dim"])
+    if architecture.sizes_per_kind:
+        sliding = metadata.integer(f"{key}_swa", metadata.integer(key, head_dim))
+        if sliding != config["head_dim"]:
+            raise metadata.refuse(f"{key}_swa", f"is {sliding}, but head_dim is {config['head_dim']}")
     width = metadata.integer(key, head_dim)
     if width == head_dim and not architecture.partial_rotary:
         return {}
@@ -117,6 +145,21 @@ def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.n
     wavelength = 2 * pi * theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     return np.asarray(1 / ((1 - smooth) / factor + smooth))
+
+
+def _proportional(metadata: Metadata, config: dict[str, Any], factors: dict[str, Tensor]) -> dict[str, Any]:
+    """The share of a full layer's head that turns: what is divided by 1 turns, what is divided by 1e30 does not."""
+    half = config["global_head_dim"] // 2
+    if FREQUENCIES not in factors:
+        raise metadata.refuse(FREQUENCIES, "is missing: it says how much of a head turns")
+    found = factors[FREQUENCIES].double().flatten().numpy()
+    if found.size != half:
+        raise metadata.refuse(FREQUENCIES, f"has {found.size} factors for a head_dim of {2 * half}")
+    turning = int(np.sum(found == 1.0))
+    share = turning / half
+    if not (np.all(found[:turning] == 1.0) and np.all(found[turning:] >= UNTURNED)) or int(share * half) != turning:
+        raise metadata.refuse(FREQUENCIES, "holds other factors than ones, then 1e30 for what does not turn")
+    return {"rope_type": "proportional", "partial_rotary_factor": share}
 
 
 def _longrope_scaling(

@@ -41,9 +41,7 @@ def rows_together(stored: StoredTensor) -> int:
     return GGML_QUANT_SIZES[stored.type][0] if len(stored.shape) == 1 else 1
 
 
-def read_rows(
-    stored: StoredTensor, rows: range, together: int, expected_stamp: tuple[int, int] | None = None
-) -> Iterator[Tensor]:
+def read_rows(stored: StoredTensor, rows: range, together: int) -> Iterator[Tensor]:
     """Blocks of `rows` (along the first axis) in float16, bfloat16 or float32; F64 is given as float32.
 
     `rows` starts and ends at a multiple of `together`, and so does each block. A block is valid until the next.
@@ -55,7 +53,7 @@ def read_rows(
     buffer = bytearray(min(step, len(rows)) // together * group_bytes)
     try:
         with open(stored.path, "rb", buffering=0) as file:
-            if expected_stamp is not None and stamp(file) != expected_stamp:
+            if stamp(file) != stored.stamp:
                 raise CheckpointError(f"{stored.path}: the file has changed since it was opened: start again")
             file.seek(stored.start + rows.start // together * group_bytes)
             for first in range(rows.start, rows.stop, step):

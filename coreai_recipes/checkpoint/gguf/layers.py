@@ -1,0 +1,80 @@
+"""What differs from layer to layer: which slide, and in Gemma 4 heads, caches and widths."""
+
+from collections.abc import Collection
+from typing import Any
+
+from coreai_recipes.checkpoint.gguf.architecture import Architecture
+from coreai_recipes.checkpoint.gguf.metadata import Metadata
+
+PATTERN = "attention.sliding_window_pattern"
+SHARED = "attention.shared_kv_layers"
+
+
+def complete_sliding(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> None:
+    """layer_types where layers differ; and no window, rather than one of 0, where none slides."""
+    key = f"{architecture.name}.{PATTERN}"
+    if config.get("sliding_window"):
+        config.update(architecture.with_sliding_window)
+    elif "sliding_window" in architecture.config:
+        config["sliding_window"] = None
+    else:
+        config.pop("sliding_window", None)  # 0 says that there is none, and the family may not know the field
+    if architecture.sliding_period and (config.get("sliding_window") or not architecture.with_sliding_window):
+        slide = _slide(metadata, key, config["num_hidden_layers"], architecture.sliding_period)
+        config["layer_types"] = [
+            "sliding_attention" if config.get("sliding_window") and slides else "full_attention" for slides in slide
+        ]
+
+
+def _slide(metadata: Metadata, key: str, layers: int, period: int) -> list[bool]:
+    """Which layers slide: as the file lists them, or all but every `period`-th (llama.cpp, set_swa_pattern)."""
+    stated = metadata.values.get(key, period)
+    if isinstance(stated, list):
+        if len(stated) != layers or any(value not in (0, 1) for value in stated):
+            raise metadata.refuse(key, f"is not a list of {layers} times true or false")
+        return [bool(value) for value in stated]
+    period = metadata.integer(key, period) or 0
+    return [not period or (layer + 1) % period != 0 for layer in range(layers)]
+
+
+def complete_kinds(
+    architecture: Architecture, metadata: Metadata, config: dict[str, Any], tensors: Collection[str]
+) -> None:
+    """Gemma 4: what full layers have of their own, who shares a cache, and how wide the MLPs are.
+
+    The converter writes one value for each layer (conversion/gemma.py, Gemma4Model); transformers has words for those
+    that Gemma 4 needs, and the others are refused.
+    """
+    prefix, layers = architecture.name, config["num_hidden_layers"]
+    is_full = [kind == "full_attention" for kind in config["layer_types"]]
+    if not is_full[-1]:
+        raise metadata.refuse(f"{prefix}.{PATTERN}", "lets the last layer slide, which transformers does not")
+    shared = metadata.integer(f"{prefix}.{SHARED}", 0) or 0
+    if shared >= layers:
+        raise metadata.refuse(f"{prefix}.{SHARED}", f"is {shared}, but there are {layers} layers")
+    own = range(layers - shared)
+    config["num_kv_shared_layers"] = shared
+
+    widths = metadata.per_layer(f"{prefix}.feed_forward_length", layers)
+    config["intermediate_size"] = widths[0]
+    doubled = [widths[0] * (1 if layer in own else 2) for layer in range(layers)]
+    config["use_double_wide_mlp"] = bool(shared) and widths == doubled
+    if widths != doubled and len(set(widths)) > 1:
+        raise metadata.refuse(f"{prefix}.feed_forward_length", "differs between layers that do not share a cache")
+
+    heads = metadata.per_layer(f"{prefix}.attention.head_count_kv", layers, config["num_attention_heads"])
+    by_kind = [sorted({heads[layer] for layer in range(layers) if is_full[layer] == full}) for full in (False, True)]
+    if any(len(counts) > 1 for counts in by_kind):
+        raise metadata.refuse(f"{prefix}.attention.head_count_kv", "differs between layers of one kind")
+    (full_heads,) = by_kind[1]
+    config["num_key_value_heads"] = by_kind[0][0] if by_kind[0] else full_heads
+
+    without = [f"blk.{layer}.attn_v.weight" not in tensors for layer in own if is_full[layer]]
+    config["attention_k_eq_v"] = all(without)
+    if any(without) and not all(without):
+        raise metadata.refuse(f"{prefix}.block_count", "counts full layers with attn_v.weight, and some without")
+    if full_heads != config["num_key_value_heads"]:
+        if not config["attention_k_eq_v"]:
+            problem = f"is {full_heads} in full layers, which transformers has only where values are keys"
+            raise metadata.refuse(f"{prefix}.attention.head_count_kv", problem)
+        config["num_global_key_value_heads"] = full_heads
