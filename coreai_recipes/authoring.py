@@ -15,6 +15,8 @@ from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.recipe.source import built_in_recipes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from coreai_recipes.checkpoint.base import Checkpoint
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -44,8 +46,10 @@ def new_recipe(src: str | Path, family: str | None = None, draft: str | Path | N
         drafter = open_headers(draft)
         imported = replace(imported, recipe=with_draft(imported.recipe, drafter.config, _hub_id(draft)))
         _check_draft(imported.recipe, drafter)
+    recipe, note = _settle_head(imported.recipe, checkpoint)
+    imported = replace(imported, recipe=recipe)
     unchecked = _check_tensors(imported.recipe, checkpoint)
-    decisions = [*_decisions(imported, source, family), *unchecked]
+    decisions = [*_decisions(imported, source, family), *((note,) if note else ()), *unchecked]
     heading = [f"Numbers: config.json of {source or checkpoint.source}.", *_wrapped(imported.family.about)]
     text = write_recipe(imported.recipe, heading, _notes(imported))
     return NewRecipe(text, imported.recipe, tuple(decisions))
@@ -55,18 +59,35 @@ def _hub_id(src: str | Path) -> str | None:
     return None if Path(src).expanduser().exists() else str(src)
 
 
-def compare(one: str, other: str) -> list[Difference]:
-    """Every field in which two recipes, or a recipe and a checkpoint's config, describe different models."""
-    return compare_models(_open_either(one).model, _open_either(other).model)
+def compare(one: str, other: str, say: "Callable[[str], None] | None" = None) -> list[Difference]:
+    """Every field in which two recipes, or a recipe and a checkpoint, describe different models.
+
+    `say` is told what of a checkpoint was decided by its tensors, or cannot be by its headers.
+    """
+    ones, others = _open_either(one, say), _open_either(other, say)
+    return compare_models(ones.model, others.model)
 
 
-def _open_either(src: str) -> Recipe:
-    """A recipe by its path or name, else that of a checkpoint's config.json."""
+def _open_either(src: str, say: "Callable[[str], None] | None") -> Recipe:
+    """A recipe by its path or name, else that of a checkpoint's config.json and headers."""
     if src.endswith(RECIPE_SUFFIXES) or src in built_in_recipes():
         return load_recipe(src)
     if not Path(src).exists() and "/" not in src:
         return load_recipe(src)  # says that there is neither
-    return recipe_from_config(open_config(src).config, "other").recipe
+    checkpoint = open_config(src)
+    recipe, note = _settle_head(recipe_from_config(checkpoint.config, "other").recipe, checkpoint)
+    if note and say is not None:
+        say(f"{src}: {note}")
+    return recipe
+
+
+def _settle_head(recipe: Recipe, checkpoint: "Checkpoint") -> tuple[Recipe, str | None]:
+    """The recipe with the head that the checkpoint's tensors have, and a line where they decided that."""
+    if not checkpoint.tensors:
+        return recipe, None
+    from coreai_recipes.filling import describe_head
+
+    return describe_head(recipe, checkpoint)
 
 
 def _check_tensors(recipe: Recipe, checkpoint: "Checkpoint") -> list[str]:

@@ -33,23 +33,25 @@ Costs = dict[str, dict[str, int]]  # by function and figure
 
 
 class VerificationError(Exception):
-    """A build whose package did not pass; nothing was installed. `report` says at which stage."""
+    """A build whose package did not pass; nothing was installed. `report` says at which stage, `notes` what the build
+    had decided against the recipe's word."""
 
-    def __init__(self, report: "Report") -> None:
+    def __init__(self, report: "Report", notes: tuple[str, ...] = ()) -> None:
         super().__init__("verification failed")
-        self.report = report
+        self.report, self.notes = report, notes
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A built folder. `seconds` are those of the build's steps and `left_out` what of the checkpoint it did not use,
-    when it was built just now."""
+    """A built folder. `seconds` are those of the build's steps, `left_out` what of the checkpoint it did not use and
+    `notes` what it decided against the recipe's word, when it was built just now."""
 
     path: Path
     manifest: dict[str, Any]
     report: dict[str, Any]
     seconds: dict[str, float] | None = None
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
@@ -132,9 +134,11 @@ def build(
     from coreai_recipes.draft import build_draft
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.export.exporter import export_package
-    from coreai_recipes.filling import bind_decoder, bind_draft, left_out
+    from coreai_recipes.filling import bind_decoder, bind_draft, left_out, settle_head
     from coreai_recipes.model import build_decoder, exported_form
 
+    recipe, note = settle_head(recipe, source)
+    notes = (note,) if note else ()
     form = exported_form(recipe)
     decoder = build_decoder(recipe, form)
     bindings = bind_decoder(decoder, source)
@@ -172,11 +176,13 @@ def build(
                 recipe, source, folder / PACKAGE, draft=draft_source, require=required, on_progress=progress
             )
             if not found.passed:
-                raise VerificationError(found)
+                raise VerificationError(found, notes)
             report = found.to_json()
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return Bundle(target, manifest, report, exported.seconds, tuple(left_out(bindings, source)))
+    return Bundle(
+        target, manifest, report, exported.seconds, tuple(left_out(bindings, source)), (note,) if note else ()
+    )
 
 
 def verify(

@@ -144,14 +144,15 @@ def validate(
     results: list[dict[str, Any]] = []
     for source in recipes:
         problems: list[str] = []
+        notes: list[str] = []
         try:
             resolved = load_resolved(source)
             check_reference(resolved)
             if checkpoint is not None:
-                _check_tensors(resolved.recipe, checkpoint)
+                notes += _check_tensors(resolved.recipe, checkpoint)
         except UserError as error:
             problems += error.problems
-        results.append({"recipe": source, "valid": not problems, "problems": problems})
+        results.append({"recipe": source, "valid": not problems, "problems": problems, "notes": notes})
     if as_json:
         console.print_json({"valid": all(result["valid"] for result in results), "recipes": results})
     else:
@@ -160,15 +161,21 @@ def validate(
                 print(problem, file=sys.stderr)
             if result["valid"]:
                 print(f"{result['recipe']}: valid")
+            for note in result["notes"]:
+                print(f"{result['recipe']}: {note}")
     raise typer.Exit(0 if all(result["valid"] for result in results) else 2)
 
 
-def _check_tensors(recipe: Any, checkpoint: str) -> None:
+def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
+    """What `build` would decide against the recipe's word; UserError where a tensor does not fit."""
     from coreai_recipes.checkpoint.open import open_headers
-    from coreai_recipes.filling import bind_decoder
+    from coreai_recipes.filling import bind_decoder, settle_head
     from coreai_recipes.model import build_decoder
 
-    bind_decoder(build_decoder(recipe), open_headers(checkpoint))
+    source = open_headers(checkpoint)
+    recipe, note = settle_head(recipe, source)
+    bind_decoder(build_decoder(recipe), source)
+    return [note] if note else []
 
 
 @app.command(cls=Command)
@@ -231,7 +238,7 @@ def diff(
     from coreai_recipes import console
     from coreai_recipes.authoring import compare
 
-    found = compare(one, other)
+    found = compare(one, other, lambda note: print(note, file=sys.stderr))
     if as_json:
         console.print_json([{"field": f.path, "layers": list(f.layers), "a": f.one, "b": f.other} for f in found])
     elif found:
@@ -288,13 +295,19 @@ def build(
     except bundle.VerificationError as failure:
         report = failure.report.to_json()
         if as_json:
-            console.print_json({"path": None, "report": report})
+            console.print_json({"path": None, "report": report, "notes": list(failure.notes)})
         else:
             console.print_report(report)
+            console.print_notes(failure.notes)
         print("the package is not equal to its reference: no bundle was written", file=sys.stderr)
         raise typer.Exit(1) from None
     if as_json:
-        facts = {"path": str(built.path), "bytes": built.bytes, "seconds": built.seconds}
+        facts = {
+            "path": str(built.path),
+            "bytes": built.bytes,
+            "seconds": built.seconds,
+            "notes": list(built.notes),
+        }
         console.print_json({**facts, "manifest": built.manifest, "report": built.report})
         return
     if not no_verify:

@@ -96,8 +96,15 @@ def print_report(report: Mapping[str, Any]) -> None:
         print("not covered: Core ML's own compiler and loader, placement, the hardware's accumulation")
 
 
+def print_notes(notes: Sequence[str]) -> None:
+    """What was decided against the recipe's word, a line each."""
+    for note in notes:
+        print(note)
+
+
 def print_built(bundle: "Bundle") -> None:
     """What a build says at its end."""
+    print_notes(bundle.notes)
     if bundle.left_out:
         print(f"left out: {', '.join(bundle.left_out)}")
     seconds = bundle.seconds or {}

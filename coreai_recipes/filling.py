@@ -6,16 +6,53 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.checkpoint.base import Checkpoint, stated_flag
 from coreai_recipes.checkpoint.binding import Binding, ParameterInfo, bind
 from coreai_recipes.checkpoint.range_check import to_float16
+from coreai_recipes.checkpoint.tying import judge_head
 from coreai_recipes.draft import Draft
 from coreai_recipes.folding import draft_stored_as, stored_as
 from coreai_recipes.model import Decoder, fill
 from coreai_recipes.primitives.head import Head
 from coreai_recipes.primitives.projection import Projection
+from coreai_recipes.recipe.schema import Recipe
 
 ORDERING = "clusters.ordering"  # the tokens of a draft's clusters: whole numbers, not a weight
+
+
+def settle_head(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, str | None]:
+    """The recipe with a head of its own where it ties one that the checkpoint has with other values than its table's;
+    and a line that says so, or that the headers alone do not say it."""
+    if not recipe.model.head.tied or checkpoint.says_untied:  # `bind` refuses a tie that the config denies
+        return recipe, None
+    found, tensor = judge_head(checkpoint, recipe.weights.names)
+    if found == "undecided":
+        return recipe, (
+            f"model.head.tied: true, and {tensor} is there beside the table: "
+            "headers do not say whether they are equal, `recipe build` compares them and decides"
+        )
+    if found != "own":
+        return recipe, None
+    return _with_tie(recipe, False), (
+        f"model.head.tied: false, for {tensor} is there and is not the table: transformers does not tie them either"
+    )
+
+
+def describe_head(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, str | None]:
+    """As `settle_head`, for a recipe that is being made of the checkpoint: where its format has no word for a tie, as
+    GGUF, a head that is a copy of the table is tied."""
+    is_silent = not recipe.model.head.tied and not checkpoint.says_untied and stated_flag(checkpoint.config) is False
+    if not is_silent:
+        return settle_head(recipe, checkpoint)
+    found, tensor = judge_head(checkpoint, recipe.weights.names)
+    if found != "copy":
+        return recipe, None
+    return _with_tie(recipe, True), f"model.head.tied: true, for {tensor} is a copy of the table"
+
+
+def _with_tie(recipe: Recipe, tied: bool) -> Recipe:
+    head = recipe.model.head.model_copy(update={"tied": tied})
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"head": head})})
 
 
 def bind_decoder(decoder: Decoder, checkpoint: Checkpoint) -> dict[str, Binding]:

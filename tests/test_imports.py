@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "export": {"filling", "checkpoint", "draft", "model", "front", "primitives", "recipe", "protobuf", "errors"},
     "evaluate": {"protobuf", "errors"},
     "coreml": {"errors"},
-    "filling": {"folding", "checkpoint", "draft", "model", "primitives", "errors"},
+    "filling": {"folding", "checkpoint", "draft", "model", "primitives", "recipe", "errors"},
     "draft": {"front", "primitives", "recipe"},
     "folding": {"checkpoint.rewrite", "primitives", "recipe"},
     "checkpoint": {"recipe.yaml_reader", "recipe.source", "recipe.plugins", "errors"},

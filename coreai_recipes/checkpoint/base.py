@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HASH_BLOCK_BYTES = 2 << 20
+TIE_FLAG = "tie_word_embeddings"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Checkpoint(ABC):
         """Put tokenizer.json, tokenizer_config.json, generation_config.json and the chat template into `folder`."""
 
     @property
+    def says_untied(self) -> bool:
+        """Whether the config says that the head is not the table; a format may have no words for it."""
+        return stated_flag(self.config) is False
+
+    @property
     def place(self) -> str:
         """How every error about this checkpoint begins."""
         return f"checkpoint {self.path}"
@@ -88,6 +94,28 @@ class Checkpoint(ABC):
             whole[row : row + len(block)] = block
             row += len(block)
         return torch.empty(shape) if whole is None else whole
+
+    def are_equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers, whatever their dtypes; read in blocks, and once only."""
+        known: dict[frozenset[str], bool] = self.__dict__.setdefault("_equal", {})
+        pair = frozenset((one, other))
+        if pair not in known:
+            known[pair] = self._compare(one, other)
+        return known[pair]
+
+    def _compare(self, one: str, other: str) -> bool:
+        import torch
+
+        if self.tensors[one].shape != self.tensors[other].shape:
+            return False
+        row = 0
+        for block in self.blocks(one):
+            beside = self.read(other, range(row, row + len(block)))
+            wider = torch.promote_types(block.dtype, beside.dtype)
+            if not torch.equal(block.to(wider), beside.to(wider)):
+                return False
+            row += len(block)
+        return True
 
     def start_digests(self) -> Future[dict[str, str]]:
         """Begin `digests` in a thread of its own, once; `result()` waits for it.
@@ -124,6 +152,18 @@ class Unread(Checkpoint):
 
     def _refuse(self, what: str) -> NoReturn:
         raise CheckpointError(f"{self.place}: {self.held}, its {what} were not read")
+
+
+def stated_flag(config: Mapping[str, Any]) -> bool | None:
+    """What config.json says of the head's tie, None where it is silent and the family's default holds.
+
+    A wrapper's own word goes before that of its text part, as in transformers.
+    """
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        if isinstance(part.get(TIE_FLAG), bool):
+            return bool(part[TIE_FLAG])
+    return None
 
 
 def hash_file(path: Path, place: str) -> str:

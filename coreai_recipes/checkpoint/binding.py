@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import isclose
 from typing import TYPE_CHECKING
 
-from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint
 from coreai_recipes.checkpoint.names import FIRST_INDEX, NameTable, TensorSource, load_names
 from coreai_recipes.checkpoint.rewrite import AS_STORED, Rewrite
+from coreai_recipes.checkpoint.tying import EMBEDDING
 from coreai_recipes.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PROBLEMS = 20
+HEAD = "head.weight"
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ def bind(
             what = "have no tensor for" if table.knows(parameter) else "say nothing of"
             problems.append(Problem(parameter, f"the weight names `{table.name}` {what} the recipe's {{name}}"))
             continue
+        if parameter == HEAD or (parameter == EMBEDDING and HEAD not in parameters):
+            source = choose_matrix(parameter, source, table, prefix, parameters, checkpoint)
         if source.stack:
             binding, found = bind_stack(info, source, checkpoint)
             problems += found
@@ -157,6 +161,9 @@ def bind(
         source = table.find(parameter, prefix) if table.knows(parameter) else None
         if source is not None:
             used.add(source.tensor)
+    if HEAD in parameters and EMBEDDING not in parameters and table.knows(EMBEDDING):  # a draft's table is its head
+        embedding = table.find(EMBEDDING, prefix)
+        used |= {embedding.tensor} if embedding else set()
     layers = {match[0] for match in map(FIRST_INDEX.search, parameters) if match}
     for tensor, value in table.constants_of(len(layers), prefix).items():
         if tensor in checkpoint.tensors:
@@ -168,7 +175,7 @@ def bind(
         if not any(fnmatchcase(tensor, pattern) for pattern in table.ignore):
             shape = checkpoint.tensors[tensor].shape
             problems.append(Problem(tensor, f"{{name}} {shape} is extra: {table.describe_extra(tensor, prefix)}"))
-    problems += find_untied_head(parameters, table, checkpoint)
+    problems += find_untied_head(parameters, table, prefix, checkpoint)
     if problems:
         raise CheckpointError(*describe_problems(problems, where or checkpoint.place, bindings, checkpoint))
     return bindings
@@ -248,18 +255,39 @@ def bind_stack(info: ParameterInfo, source: TensorSource, checkpoint: Checkpoint
     return binding, [problem for problem in found if problem]
 
 
-def find_untied_head(parameters: Iterable[str], table: NameTable, checkpoint: Checkpoint) -> list[Problem]:
+def choose_matrix(
+    parameter: str,
+    source: TensorSource,
+    table: NameTable,
+    prefix: str,
+    parameters: Iterable[str],
+    checkpoint: Checkpoint,
+) -> TensorSource:
+    """Where the head's matrix or the table comes from: where only one of two that are tied is stored, it is both.
+
+    A draft has a head and no table, and its checkpoint may have only the table.
+    """
+    head = table.find_head(prefix, checkpoint.tensors)
+    if parameter == EMBEDDING:
+        is_there = source.tensor in checkpoint.tensors
+        return source if is_there or head is None or checkpoint.says_untied else replace(source, tensor=head)
+    if head is not None:
+        return replace(source, tensor=head)
+    embedding = table.find(EMBEDDING, prefix) if table.knows(EMBEDDING) else None
+    return source if EMBEDDING in parameters or embedding is None else embedding
+
+
+def find_untied_head(
+    parameters: Iterable[str], table: NameTable, prefix: str, checkpoint: Checkpoint
+) -> Iterator[Problem]:
     """A head of its own in the checkpoint, when the recipe ties it and config.json says that it is not tied.
 
-    A tied checkpoint may well hold a copy of its table, so the tensor alone says nothing.
+    A tied checkpoint may well hold a copy of its table, so the tensor alone says nothing: `tying` compares values.
     """
-    head = table.tensors.get("head.weight")
-    if "head.weight" in parameters or head is None or checkpoint.config.get("tie_word_embeddings") is not False:
-        return []
-    if head.tensor not in checkpoint.tensors:
-        return []
-    text = "{name} is extra: the recipe's head is tied, and config.json has tie_word_embeddings: false"
-    return [Problem(head.tensor, text)]
+    head = table.find_head(prefix, checkpoint.tensors)
+    if HEAD not in parameters and head is not None and checkpoint.says_untied:
+        text = f"{{name}} is extra: the recipe's head is tied, and config.json has {TIE_FLAG}: false"
+        yield Problem(head, text)
 
 
 def describe_problems(

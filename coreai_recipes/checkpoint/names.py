@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from coreai_recipes.recipe.yaml_reader import Node
 
 FOLDER = Path(__file__).with_name("names")
+# What a head's matrix also goes by: inside transformers, in older wrappers, in GPT-NeoX on the hub.
+HEADS = ("lm_head.weight", "language_model.lm_head.weight", "embed_out.weight")
 FIRST_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -81,6 +83,12 @@ class NameTable:
     ignore: tuple[str, ...] = ()
     constants: Mapping[str, float] = field(default_factory=dict)
     tensors: Mapping[str, TensorSource | None] = field(default_factory=dict)
+
+    def find_head(self, prefix: str, tensors: Mapping[str, object]) -> str | None:
+        """The checkpoint's name of the head's matrix, None when it has none."""
+        own = self.find("head.weight", prefix) if self.knows("head.weight") else None
+        names = () if own is None else (own.tensor, *HEADS)
+        return next((name for name in names if name in tensors), None)
 
     def find(self, parameter: str, prefix: str) -> TensorSource | None:
         """Where a parameter of ours comes from; None when the family has none. Raises KeyError when nothing is said."""

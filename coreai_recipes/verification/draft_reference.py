@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.checkpoint.names import load_names
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.speculation import Round
-from coreai_recipes.verification.reference import ATTENTION, Weights, register_attention, restore_buffers
+from coreai_recipes.verification.reference import ATTENTION, register_attention, restore_buffers
+from coreai_recipes.verification.reference_weights import Weights
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def load_draft(recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
             model = Gemma4AssistantForCausalLM._from_config(
                 config, dtype=torch.float32, attn_implementation=ATTENTION
             ).eval()
-    weights = Weights(model, checkpoint, load_names(recipe.draft.weights.names).prefixes)
+    weights = Weights(model, checkpoint)
     restore_buffers(model)
     weights.fill(model)
     model.tie_weights()

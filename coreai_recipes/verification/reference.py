@@ -9,23 +9,18 @@ import copy
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.checkpoint.names import load_names
-from coreai_recipes.errors import CheckpointError
-from coreai_recipes.recipe.importing.assembling import recipe_from_config
-from coreai_recipes.recipe.importing.comparing import compare_models
-from coreai_recipes.recipe.importing.family import family_names
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.verification.converted_names import ConvertedNames
+from coreai_recipes.verification.reference_config import make_config
+from coreai_recipes.verification.reference_weights import Weights
 
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
@@ -59,7 +54,7 @@ class LayerRecord:
 
 
 class Reference:
-    """transformers' own model of the recipe's family, with the checkpoint's config and weights in `dtype`."""
+    """transformers' own model of the checkpoint's config and weights, in `dtype`, tied as transformers ties it."""
 
     def __init__(self, recipe: Recipe, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoModelForCausalLM
@@ -67,7 +62,7 @@ class Reference:
         if recipe.reference is None:
             raise ValueError(f"{recipe.name} has no reference")
         register_attention()
-        config = make_config(recipe, checkpoint)
+        config, origin = make_config(recipe, checkpoint)
         config._experts_implementation = "eager"  # the grouped product wants widths of whole 16 bytes
         with torch.device("meta"):
             self.model = AutoModelForCausalLM.from_config(
@@ -76,7 +71,7 @@ class Reference:
         kinds = recipe.model.layer_kinds
         self._score_scales = [recipe.model.kinds[name].score_scale for name in kinds]
         self.layers = _find_layers(self.model, config.num_hidden_layers)
-        self._weights = Weights(self.model, checkpoint, load_names(recipe.weights.names).prefixes)
+        self._weights = Weights(self.model, checkpoint, origin.wrapper)
         self._on_layer: Callable[[LayerRecord], None] | None = None
         self._attention: Tensor | None = None
         restore_buffers(self.model)
@@ -232,141 +227,6 @@ class _LayerHook:
 
     def __call__(self, layer: nn.Module, arguments: Any, named: dict[str, Any], output: Any) -> None:
         self.end(self.index, layer, arguments[0] if arguments else named["hidden_states"], output)
-
-
-class Weights:
-    """Fills modules of a transformers model with a checkpoint's tensors, and empties them."""
-
-    def __init__(self, model: Any, checkpoint: Checkpoint, prefixes: Sequence[str]) -> None:
-        self._checkpoint = checkpoint
-        self._prefixes = prefixes
-        self._model_type = model.config.model_type
-        self._names = {id(module): name for name, module in model.named_modules()}
-        self._meta: dict[tuple[int, str], Tensor] = {}  # what an emptied module gets back
-        self._converted = ConvertedNames(model, checkpoint.tensors)
-        self._tied: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)
-
-    def owns_any(self, module: nn.Module) -> bool:
-        return bool(self._own(module))
-
-    def fill(self, module: nn.Module) -> None:
-        """Read every parameter and every stored buffer of `module` and what is inside it."""
-        for child in module.modules():
-            for leaf in self._own(child):
-                wanted = getattr(child, leaf)
-                value = self._converted.read(self._name(child, leaf), self._checkpoint.read)
-                if value is None:
-                    value = self._checkpoint.read(self._find(child, leaf, tuple(wanted.shape)))
-                self._put(child, leaf, value.to(wanted.dtype))
-
-    def fill_rows(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Give a token table only the rows in use, and the module the ids of those rows."""
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        tensor = self._find(module, "weight", tuple(weight.shape))
-        ids, places = torch.unique(arguments[0], return_inverse=True)
-        rows = [self._checkpoint.read(tensor, range(row, row + 1)) for row in ids.tolist()]
-        self._put(module, "weight", torch.cat(rows).to(weight.dtype))
-        return (places, *arguments[1:])
-
-    def multiply(self, head: nn.Linear, x: Tensor) -> Tensor:
-        """x times the head's weight, in blocks of rows."""
-        tensor = self._find(head, "weight", tuple(head.weight.shape))
-        logits = torch.cat([F.linear(x, block.to(x.dtype)) for block in self._checkpoint.blocks(tensor)], -1)
-        if "bias" not in self._own(head):
-            return logits
-        return logits + self._checkpoint.read(self._find(head, "bias", tuple(head.bias.shape))).to(x.dtype)
-
-    def empty(self, module: nn.Module) -> None:
-        """Put the tensors on the meta device back."""
-        for child in module.modules():
-            for leaf in self._own(child):
-                meta = self._meta.pop((id(child), leaf), None)
-                if meta is not None:
-                    self._set(child, leaf, meta)
-
-    def _own(self, module: nn.Module) -> list[str]:
-        """The names of what `module` itself owns and a checkpoint holds."""
-        buffers = [name for name in module._buffers if name not in module._non_persistent_buffers_set]
-        return [name for name in (*module._parameters, *buffers) if getattr(module, name) is not None]
-
-    def _find(self, module: nn.Module, leaf: str, shape: tuple[int, ...]) -> str:
-        """The checkpoint's name of a tensor, under one of the family's prefixes. Raises CheckpointError."""
-        name = self._name(module, leaf)
-        name = self._tied.get(name, name)
-        rest = name.removeprefix(next((p for p in ("model.", *self._prefixes) if p and name.startswith(p)), ""))
-        candidates = [name, self._converted.renamed(name), *(prefix + rest for prefix in self._prefixes)]
-        found = next((candidate for candidate in candidates if candidate in self._checkpoint.tensors), None)
-        place = f"{self._checkpoint.place}: "
-        if found is None:
-            raise CheckpointError(f"{place}{name} is missing, transformers' {self._model_type} needs it as {shape}")
-        stored = self._checkpoint.tensors[found].shape
-        if stored != shape:
-            raise CheckpointError(f"{place}{found} is {stored}, transformers' {self._model_type} needs {shape}")
-        return found
-
-    def _name(self, module: nn.Module, leaf: str) -> str:
-        return f"{self._names[id(module)]}.{leaf}".lstrip(".")
-
-    def _put(self, module: nn.Module, leaf: str, value: Tensor) -> None:
-        self._meta.setdefault((id(module), leaf), getattr(module, leaf))
-        self._set(module, leaf, value)
-
-    @staticmethod
-    def _set(module: nn.Module, leaf: str, value: Tensor) -> None:
-        if leaf in module._parameters and not isinstance(value, nn.Parameter):
-            value = nn.Parameter(value, requires_grad=False)
-        setattr(module, leaf, value)
-
-
-def make_config(recipe: Recipe, checkpoint: Checkpoint) -> Any:
-    """transformers' config of the reference's model_type from the checkpoint's config.json, or the text part of it.
-
-    A package of `export.context` positions has chosen between longrope's factors when it was built, transformers
-    chooses at each call: here both its lists are the chosen one.
-    """
-    from transformers import AutoConfig
-
-    if recipe.reference is None:
-        raise ValueError(f"{recipe.name} has no reference")
-    model_type, settings = recipe.reference.model_type, checkpoint.config
-    text = settings.get("text_config")
-    if settings.get("model_type") != model_type and isinstance(text, dict) and text.get("model_type") == model_type:
-        settings = text
-    found = settings.get("model_type")
-    if found != model_type and not is_read_as(recipe, settings):
-        raise CheckpointError(
-            f"{checkpoint.place}: config.json says model_type {found}, but the recipe's reference is {model_type}"
-        )
-    # what a quantised checkpoint says about itself: its tensors come to us as floats
-    dropped = ("model_type", "quantization_config", "auto_map")
-    config = AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key not in dropped})
-    _fix_longrope(getattr(config, "rope_parameters", None) or {}, recipe.export.context)
-    return config
-
-
-def is_read_as(recipe: Recipe, settings: Mapping[str, Any]) -> bool:
-    """Whether a config of a model_type that transformers does not know describes, read as the reference's family, the
-    recipe's own model: `recipe new --as FAMILY`."""
-    from transformers import CONFIG_MAPPING
-
-    if recipe.reference is None or settings.get("model_type") in CONFIG_MAPPING:
-        return False
-    if recipe.reference.model_type not in family_names():
-        return False
-    try:
-        read = recipe_from_config(settings, recipe.name, chosen=recipe.reference.model_type).recipe
-    except CheckpointError:
-        return False
-    return not compare_models(recipe.model, read.model)
-
-
-def _fix_longrope(parameters: dict[str, Any], context: int) -> None:
-    if parameters.get("rope_type") == "longrope":
-        chosen = "long" if context > parameters["original_max_position_embeddings"] else "short"
-        parameters["short_factor"] = parameters["long_factor"] = parameters[f"{chosen}_factor"]
-    for nested in parameters.values():
-        if isinstance(nested, dict):
-            _fix_longrope(nested, context)
 
 
 def keep_all(model: Any, length: int) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.coreml import check_coreml
@@ -113,8 +114,20 @@ def run_stage(name: str, subject: Subject) -> StageResult:
         result = stage.run(subject)
     except UnknownStructure as unknown:
         return skip(name, f"not compared: {unknown}")
-    note = read_as(subject) if stage.needs_reference and result.skipped is None else None
-    return replace(result, detail={**result.detail, "config": note}) if note else result
+    if result.skipped is not None:
+        return result
+    note = read_as(subject) if stage.needs_reference else None
+    made_of = reference_of(stage, subject)
+    return replace(result, detail={**result.detail, "reference": made_of, **({"config": note} if note else {})})
+
+
+def reference_of(stage: Stage, subject: Subject) -> dict[str, Any]:
+    """What a stage compares with, and what that was made of."""
+    from coreai_recipes.verification.reference_config import OUR_MODULE, describe_reference
+
+    if not stage.needs_reference and subject.recipe.reference is not None:
+        return OUR_MODULE
+    return describe_reference(subject.recipe, subject.weights)
 
 
 def read_as(subject: Subject) -> str | None:

@@ -50,6 +50,11 @@ class GGUFCheckpoint(Checkpoint):
             for name, source in self._sources.items()
         }
 
+    @property
+    def says_untied(self) -> bool:
+        """Never: output.weight is there or not, and may be a copy of the table."""
+        return False
+
     def blocks(self, name: str, rows: range | None = None) -> Iterator[Tensor]:
         source = self._sources[name]
         count = source.shape[0]

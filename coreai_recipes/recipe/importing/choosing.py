@@ -11,6 +11,7 @@ from coreai_recipes.recipe.yaml_reader import shorten
 
 # what classes that give logits of a next token are called
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMultimodalLM")
+TIE = "tie_word_embeddings"
 # without which nothing is said of a Llama
 LLAMAS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
 
@@ -42,17 +43,17 @@ def _open_part(config: Mapping[str, Any], family: Family) -> tuple[Family, Mappi
     """The text part of a config that has others; what stands around it must be known too."""
     part_name, inner = family.part or "", family.family or ""
     part = config.get(part_name)
-    problems = list(find_config_problems(config, family))
+    around = {name: value for name, value in config.items() if name != TIE or family.draft}
+    problems = list(find_config_problems(around, family))
     if not isinstance(part, Mapping):
         problems.append(f"{part_name}: {'missing' if part is None else shown(part) + ' is not a mapping'}")
     elif part.get("model_type", inner) != inner:
         problems.append(f"{part_name}.model_type: {shown(part['model_type'])} is not {inner}")
-    else:
-        tied = part.get("tie_word_embeddings", config.get("tie_word_embeddings"))
-        if not family.draft and config.get("tie_word_embeddings", tied) != tied:
-            problems.append(f"tie_word_embeddings: {shown(config['tie_word_embeddings'])}, and not so in {part_name}")
     CheckpointError.collect(f"config.json: {problem}" for problem in problems)
-    return load_family(inner), part or {}
+    part = part or {}
+    if TIE in config and not family.draft:  # the head is the wrapper's, and so is the word about it
+        part = {**part, TIE: config[TIE]}
+    return load_family(inner), part
 
 
 def _check_architectures(config: Mapping[str, Any]) -> None:

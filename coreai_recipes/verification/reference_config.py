@@ -1,0 +1,121 @@
+"""What the reference is made of: transformers' config of the checkpoint's own config.json, never of the recipe.
+
+So a stage sees what a recipe got wrong. Of the recipe comes only what a file cannot say: which of longrope's two lists
+holds, for transformers chooses by the length of each call and a package by its context when it is built. Where more has
+to come from us, `Origin` says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint
+from coreai_recipes.errors import CheckpointError
+from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.recipe.importing.comparing import compare_models
+from coreai_recipes.recipe.importing.family import family_names
+from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
+
+CONFIG = "config.json"
+OUR_MODULE = {"config": "the recipe, as stage torch compares it", "tensors": "our own module's, as stored"}
+# what a quantised checkpoint says about itself: its tensors come to us as floats
+DROPPED = ("model_type", "quantization_config", "auto_map")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the reference's config and tensors come from, in the words of the report.
+
+    Attributes:
+        wrapper: the model_type of the whole whose text part is the reference, by which its tensors are named.
+        notes: what else a reader must know to judge how independent the reference is.
+    """
+
+    config: str
+    tensors: str = "the checkpoint's, by transformers' names"
+    wrapper: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"config": self.config, "tensors": self.tensors, **self.notes}
+
+
+def describe_reference(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the report says of the reference: `config` and `tensors`, and the exceptions."""
+    if recipe.reference is None:
+        return {"config": "none: the recipe says reference: null", "tensors": "our own module's, as stored"}
+    return make_config(recipe, checkpoint)[1].to_json()
+
+
+def make_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
+    """transformers' config of the reference, as the checkpoint's own config says it, and where it comes from.
+
+    Raises CheckpointError when config.json is of another model_type than the recipe's reference, or transformers
+    refuses it.
+    """
+    config, origin = _read_config(recipe, checkpoint)
+    fix_longrope(getattr(config, "rope_parameters", None) or {}, recipe.export.context)
+    return config, origin
+
+
+def _read_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
+    from transformers import CONFIG_MAPPING
+
+    if recipe.reference is None:
+        raise ValueError(f"{recipe.name} has no reference")
+    wanted, settings = recipe.reference.model_type, checkpoint.config
+    found = settings.get("model_type")
+    if isinstance(checkpoint, RandomCheckpoint):
+        return config_of(wanted, settings, checkpoint), Origin("of the recipe (not independent)", "random")
+    if found in CONFIG_MAPPING:
+        whole = config_of(str(found), settings, checkpoint)
+        config = whole.get_text_config(decoder=True)
+        if config.model_type == wanted:
+            if config is whole:
+                return config, Origin(CONFIG)
+            config.tie_word_embeddings = getattr(whole, TIE_FLAG, config.tie_word_embeddings)
+            return config, Origin(f"{CONFIG}, the text part of {found}", wrapper=str(found))
+    elif is_read_as(recipe, settings):
+        read = f"{CONFIG}, read as {wanted}'s (not independent)"
+        return config_of(wanted, settings, checkpoint), Origin(read)
+    raise CheckpointError(
+        f"{checkpoint.place}: config.json says model_type {found}, but the recipe's reference is {wanted}"
+    )
+
+
+def config_of(model_type: str, settings: Mapping[str, Any], checkpoint: Checkpoint) -> Any:
+    """transformers' config of that model_type with the settings of a config.json."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    said = {key: value for key, value in settings.items() if key not in DROPPED}
+    try:
+        return AutoConfig.for_model(model_type, **said)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{checkpoint.place}: config.json: transformers' {model_type} refuses it: {why}"
+        ) from error
+
+
+def is_read_as(recipe: Recipe, settings: Mapping[str, Any]) -> bool:
+    """Whether a config of a model_type that transformers does not know describes, read as the reference's family, the
+    recipe's own model: `recipe new --as FAMILY`. The tie is the tensors' affair."""
+    if recipe.reference is None or recipe.reference.model_type not in family_names():
+        return False
+    try:
+        read = recipe_from_config(settings, recipe.name, chosen=recipe.reference.model_type).recipe
+    except CheckpointError:
+        return False
+    return all(difference.path == "head.tied" for difference in compare_models(recipe.model, read.model))
+
+
+def fix_longrope(parameters: dict[str, Any], context: int) -> None:
+    """Make both of longrope's lists, wherever they are nested, the one that a package of `context` positions has."""
+    if parameters.get("rope_type") == "longrope":
+        chosen = "long" if context > parameters["original_max_position_embeddings"] else "short"
+        parameters["short_factor"] = parameters["long_factor"] = parameters[f"{chosen}_factor"]
+    for nested in parameters.values():
+        if isinstance(nested, dict):
+            fix_longrope(nested, context)
