@@ -372,8 +372,7 @@ def gemma4_pairs(config: PreTrainedConfig) -> dict[str, Any]:
         pairs["feed_forward_length"] = [config.intermediate_size * (1 if i < own else 2) for i in range(layers)]
     if full.num_key_value_heads != config.num_key_value_heads:
         pairs["attention.head_count_kv"] = [
-            config.num_key_value_heads if kind == SLIDING else full.num_key_value_heads
-            for kind in config.layer_types
+            config.num_key_value_heads if kind == SLIDING else full.num_key_value_heads for kind in config.layer_types
         ]
     if config.enable_moe_block:
         pairs |= {
