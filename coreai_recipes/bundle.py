@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.errors import BundleError, CheckpointError, UserError
 from coreai_recipes.manifest.contents import foreign_entries
-from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, read_sealed
-from coreai_recipes.manifest.schema import FORMAT
+from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, read_manifest, read_report, read_sealed, typed
+from coreai_recipes.manifest.schema import FORMAT, Manifest
+from coreai_recipes.origin import Held, hold_origin
 from coreai_recipes.recipe import Recipe, load_recipe, recipe_text
 from coreai_recipes.staging import check_place, recover, staged_folder
 
@@ -59,16 +61,15 @@ class Bundle:
         path = Path(path)
         recover(path)
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            report = json.loads((path / REPORT).read_text())
+            manifest, report = read_manifest(path), read_report(path)
         except (FileNotFoundError, NotADirectoryError):
             raise BundleError(f"{path}: no bundle is here ({MANIFEST} and {REPORT} make one): recipe build") from None
-        except ValueError as error:
-            raise BundleError(f"{path}: its {MANIFEST} or {REPORT} is not JSON ({error})") from None
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-            raise BundleError(f"{path}: {MANIFEST} has format {found}, this version reads format {FORMAT}")
         return cls(path, manifest, report)
+
+    @cached_property
+    def described(self) -> Manifest:
+        """The manifest, typed."""
+        return typed(Manifest, self.manifest, f"{self.path}: {MANIFEST}")
 
     @property
     def recipe(self) -> Recipe:
@@ -160,9 +161,9 @@ def build(
         )
         (folder / RECIPE).write_text(recipe_text(recipe))
         source.write_tokenizer(folder)
-        checkpoint_facts = {"source": source.source, "sha256": digests.result()}
+        checkpoint_facts = _origin_of(source, digests.result())
         if draft_source is not None and draft_digests is not None:
-            checkpoint_facts["draft"] = {"source": draft_source.source, "sha256": draft_digests.result()}
+            checkpoint_facts["draft"] = _origin_of(draft_source, draft_digests.result())
         manifest = _manifest(recipe, decoder, checkpoint_facts, source.eos_token_ids(), exported, costs, folder)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
@@ -206,32 +207,80 @@ def verify(
     if isinstance(target, str | Path):
         recover(Path(target))
         target = Bundle.open(target) if (Path(target) / MANIFEST).exists() else load_recipe(target)
-    package = None
     if random:
         return _verify_random(target, (checkpoint, draft), stages, require, progress)
-    if isinstance(target, Bundle):
-        target.check_files()
-        recipe, package = target.recipe, target.package
-    else:
-        recipe = target
-    source = find_checkpoint(recipe, checkpoint) if checkpoint is not None or _names_checkpoint(recipe) else None
-    draft_source = None
-    if draft is not None and package is not None and recipe.draft is None:
-        raise BundleError(f"{package.parent}: was built without a draft: build it again with --draft {draft}")
     wants_draft = stages is None or "draft" in (*stages, *require)
-    named = recipe.draft is not None and recipe.draft.reference.checkpoint is not None
-    if wants_draft and (draft is not None or named):
-        recipe, draft_source = find_draft(recipe, draft)
-    return run_stages(
-        recipe,
-        source,
-        package,
-        draft=draft_source,
-        stages=stages,
-        require=require,
-        runtime=runtime,
-        on_progress=progress,
+    if isinstance(target, Bundle):
+        package: Path | None = target.package
+        recipe, held, draft_held = _hold_bundle(target, checkpoint, draft, wants_draft)
+    else:
+        package = None
+        recipe, held, draft_held = _hold_recipe(target, checkpoint, draft, wants_draft)
+
+    def check(step: str, done: int, total: int) -> None:
+        held.check()
+        draft_held.check()
+        if progress is not None:
+            progress(step, done, total)
+
+    try:
+        report = run_stages(
+            recipe,
+            held.source,
+            package,
+            draft=draft_held.source,
+            stages=stages,
+            require=require,
+            runtime=runtime,
+            on_progress=check,
+            missing=held.reason,
+            missing_draft=draft_held.reason,
+        )
+    except UserError:
+        held.finish()  # what is wrong with another checkpoint says nothing of this bundle
+        draft_held.finish()
+        raise
+    held.finish()
+    draft_held.finish()
+    return report
+
+
+def _hold_bundle(
+    bundle: Bundle,
+    checkpoint: "Checkpoint | str | Path | None",
+    draft: "Checkpoint | str | Path | None",
+    wants_draft: bool,
+) -> tuple[Recipe, Held, Held]:
+    """The recipe of a bundle that is as it was built, and its checkpoints."""
+    bundle.check_files()
+    recipe, origin = bundle.recipe, bundle.described.checkpoint
+    if draft is not None and recipe.draft is None:
+        raise BundleError(f"{bundle.path}: was built without a draft: build it again with --draft {draft}")
+    name, reference = bundle.described.name, recipe.reference
+    named = None if reference is None else reference.checkpoint
+    held = hold_origin(origin, name, checkpoint, named, "--checkpoint SRC")
+    if recipe.draft is None or origin.draft is None or not wants_draft:
+        return recipe, held, Held()
+    of_draft = hold_origin(
+        origin.draft, f"the draft of {name}", draft, recipe.draft.reference.checkpoint, "--draft SRC"
     )
+    return recipe, held, of_draft
+
+
+def _hold_recipe(
+    recipe: Recipe,
+    checkpoint: "Checkpoint | str | Path | None",
+    draft: "Checkpoint | str | Path | None",
+    wants_draft: bool,
+) -> tuple[Recipe, Held, Held]:
+    """A recipe before it is built, with the checkpoints that are given or that it names."""
+    names_one = recipe.reference is not None and recipe.reference.checkpoint is not None
+    source = find_checkpoint(recipe, checkpoint) if checkpoint is not None or names_one else None
+    names_draft = recipe.draft is not None and recipe.draft.reference.checkpoint is not None
+    draft_source = None
+    if wants_draft and (draft is not None or names_draft):
+        recipe, draft_source = find_draft(recipe, draft)
+    return recipe, Held(source), Held(draft_source)
 
 
 def find_draft(recipe: Recipe, draft: "Checkpoint | str | Path | None") -> tuple[Recipe, "Checkpoint | None"]:
@@ -286,8 +335,17 @@ def find_checkpoint(recipe: Recipe, checkpoint: "Checkpoint | str | Path | None"
     return open_checkpoint(recipe.reference.checkpoint)
 
 
-def _names_checkpoint(recipe: Recipe) -> bool:
-    return recipe.reference is not None and recipe.reference.checkpoint is not None
+def _origin_of(source: "Checkpoint", digests: dict[str, str]) -> dict[str, Any]:
+    """What the manifest says of a checkpoint: enough to know it again."""
+    from coreai_recipes.checkpoint.identity import config_digest, sizes_of
+
+    config = config_digest(source)
+    return {
+        "source": source.source,
+        "sha256": digests,
+        "bytes": sizes_of(source),
+        **({} if config is None else {"config_sha256": config}),
+    }
 
 
 def _manifest(

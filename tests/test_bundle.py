@@ -73,6 +73,8 @@ def test_the_manifest_says_what_was_built_from_what(first: Bundle) -> None:
     assert manifest["checkpoint"] == {
         "source": "tiny-llama",
         "sha256": {"model.safetensors": digest(CHECKPOINT / "model.safetensors")},
+        "bytes": {"model.safetensors": (CHECKPOINT / "model.safetensors").stat().st_size},
+        "config_sha256": digest(CHECKPOINT / "config.json"),
     }
     packages = ("coreai-recipes", "coremltools", "torch")
     assert manifest["versions"] == {package: version(package) for package in packages}

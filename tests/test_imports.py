@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "bundle": {"*"},
     "plan": {"workload", "draft", "model", "front", "primitives", "recipe", "errors"},
     "workload": {"draft", "model", "front", "primitives"},
+    "origin": {"checkpoint", "manifest", "errors"},
     "extending": {"primitives", "recipe", "errors"},
     "authoring": {"filling", "checkpoint", "draft", "model", "recipe", "errors"},
     "verification": {

@@ -53,9 +53,17 @@ class Checkpoint(ABC):
         Raises CheckpointError when the file has changed or ends early.
         """
 
-    @abstractmethod
+    def weight_files(self) -> Mapping[str, Path]:
+        """Each weight file by its name relative to the checkpoint; none where the weights lie in no file."""
+        return {}
+
+    def config_file(self) -> Path | None:
+        """config.json, where the config lies in a file of its own."""
+        return None
+
     def digests(self) -> dict[str, str]:
         """sha256 of each weight file, by its name relative to the checkpoint."""
+        return {name: hash_file(path, self.place) for name, path in sorted(self.weight_files().items())}
 
     @abstractmethod
     def eos_token_ids(self) -> list[int]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo, hash_file
+from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
 from coreai_recipes.checkpoint.packing import FP8, SCALE, unpack
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, StoredFile, read_header
 from coreai_recipes.checkpoint.settings import copy_tokenizer, read_eos_token_ids, read_json_object
@@ -88,8 +88,11 @@ class SafetensorsCheckpoint(Checkpoint):
             return f"is stored as {dtype}, whose scales are not applied: take the release in BF16"
         return f"is stored as {dtype}: a weight is BF16, F16, F32 or F64"
 
-    def digests(self) -> dict[str, str]:
-        return {name: hash_file(self._files[name].path, self.place) for name in sorted(self._files)}
+    def weight_files(self) -> dict[str, Path]:
+        return {name: stored.path for name, stored in self._files.items()}
+
+    def config_file(self) -> Path:
+        return self._folder / "config.json"
 
     def eos_token_ids(self) -> list[int]:
         return read_eos_token_ids(self._folder, self.config, self.place)

@@ -28,8 +28,8 @@ def locate(folder: Path, name: str) -> Path:
 def read_regular(path: Path, most: int, within: Path | None = None) -> bytes:
     """The bytes of a regular file of at most `most`; a pipe, a device or a socket in its place is never opened to wait.
 
-    With `within`, a link that leads out of that folder is refused. Raises FileNotFoundError when nothing is there, else
-    BundleError.
+    With `within`, a link that leads out of that folder is refused. Raises FileNotFoundError or NotADirectoryError when
+    nothing is there, else BundleError.
     """
     if _stat(path, within).st_size > most:
         raise BundleError(f"{path}: is larger than {most >> 20} MiB, which no such file is")
@@ -53,7 +53,7 @@ def _stat(path: Path, within: Path | None) -> os.stat_result:
     try:
         found = path.stat()
         real = path.resolve() if within is not None else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if os.path.lexists(path):
             raise BundleError(f"{path}: is a link that leads nowhere") from None
         raise

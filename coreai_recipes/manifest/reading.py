@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from coreai_recipes.errors import BundleError
 from coreai_recipes.manifest.files import read_regular
-from coreai_recipes.manifest.schema import FORMAT, FORMATS, Manifest, Sealed
+from coreai_recipes.manifest.schema import FORMAT, FORMATS, Manifest, Report, Sealed
 
 MANIFEST, REPORT, RECIPE = "manifest.json", "report.json", "recipe.yaml"
 MAX_BYTES = 4 << 20
@@ -18,14 +18,22 @@ MAX_PROBLEMS = 20
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest of the bundle in `folder`, typed and as its JSON has it.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the bundle in `folder` as its JSON has it, which `typed` takes.
 
     Raises FileNotFoundError when there is none, and BundleError for one of another format or with faults.
     """
     content = read_json(folder / MANIFEST, within=folder)
     _check_format(folder, content)
-    return typed(Manifest, content, f"{folder}: {MANIFEST}"), content
+    typed(Manifest, content, f"{folder}: {MANIFEST}")
+    return dict(content)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """report.json as its JSON has it, where it is a report. Raises as `read_manifest`."""
+    content = read_json(folder / REPORT, within=folder)
+    typed(Report, content, f"{folder}: {REPORT}")
+    return dict(content)
 
 
 def read_sealed(folder: Path) -> Sealed:
@@ -55,7 +63,7 @@ def read_json(path: Path, within: Path | None = None) -> Any:
         json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise BundleError(f"{path.parent}: its {path.name} is not JSON ({reason})") from None
+        raise BundleError(f"{path.parent}: its {MANIFEST} or {REPORT} is not JSON ({path.name}: {reason})") from None
     return document
 
 

@@ -152,3 +152,24 @@ class Manifest(Sealed):
     @property
     def tables(self) -> tuple[Table, ...]:
         return tuple(package for package in self.packages if isinstance(package, Table))
+
+
+Decibels = Annotated[float, Field(strict=False)] | Literal["inf", "-inf"] | None
+
+
+class Stage(_Described):
+    """What a stage of verify found; `passed` is None when it did not run."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    passed: bool | None
+    psnr_db: Decibels
+    snr_min_db: Decibels
+    floor_db: Decibels
+    detail: dict[str, Any]
+
+
+class Report(_Described):
+    """report.json: no stages where nothing was verified."""
+
+    passed: bool
+    stages: Annotated[tuple[Stage, ...], Field(max_length=100)]

@@ -67,9 +67,6 @@ class RandomCheckpoint(Checkpoint):
             elif first < last:
                 yield block[first:last]
 
-    def digests(self) -> dict[str, str]:
-        return {}
-
     def eos_token_ids(self) -> list[int]:
         return []
 

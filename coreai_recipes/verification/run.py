@@ -34,7 +34,7 @@ class Stage:
             return NO_PACKAGE
         if self.needs_reference and subject.recipe.reference is None:
             return NO_REFERENCE
-        return NO_CHECKPOINT if subject.checkpoint is None else None
+        return (subject.missing or NO_CHECKPOINT) if subject.checkpoint is None else None
 
     def run(self, subject: Subject) -> StageResult:
         run: Callable[[Subject], StageResult] = import_module(f"coreai_recipes.verification.stages.{self.module}").run
@@ -62,11 +62,14 @@ def run_stages(
     tokens: Sequence[int] | None = None,
     runtime: Runtime = "evaluator",
     on_progress: Progress | None = None,
+    missing: str | None = None,
+    missing_draft: str | None = None,
 ) -> Report:
     """Run `stages` (all by default, and those in `require`) in their order; what cannot run is skipped and says why.
 
     A stage in `require` that is skipped is a failure. `tokens` replaces the fixed English passage.
-    `on_progress(stage, done, total)` is called as a stage goes on.
+    `on_progress(stage, done, total)` is called as a stage goes on; `missing` and `missing_draft` say why there is no
+    checkpoint, and none of the draft.
     Raises UserError for a stage that there is not, and for a runtime that is not on this machine.
     """
     check_names((*(stages or ()), *require))
@@ -74,7 +77,7 @@ def run_stages(
     if runtime == "coreml":
         check_coreml()
     given = None if tokens is None else check_tokens(tokens, recipe)
-    subject = Subject(recipe, checkpoint, package, draft, given, runtime, on_progress)
+    subject = Subject(recipe, checkpoint, package, draft, given, runtime, on_progress, missing, missing_draft)
     results = []
     with _threads_for(subject):
         for name in wanted:

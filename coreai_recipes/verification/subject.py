@@ -33,6 +33,9 @@ class Subject:
     given_tokens: tuple[int, ...] | None = None
     runtime: Runtime = "evaluator"
     on_progress: Progress | None = None
+    # why there is no checkpoint, and none of the draft
+    missing: str | None = None
+    missing_draft: str | None = None
     # transformers' logits (S, V) in float32, left by the first stage that ran it
     reference_logits: "Tensor | None" = field(default=None, repr=False)
 

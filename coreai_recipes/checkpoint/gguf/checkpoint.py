@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo, hash_file
+from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
 from coreai_recipes.checkpoint.gguf.architecture import Architecture, find_architecture
 from coreai_recipes.checkpoint.gguf.config import rebuild_config
 from coreai_recipes.checkpoint.gguf.header import Header, StoredTensor, read_header
@@ -63,8 +63,8 @@ class GGUFCheckpoint(Checkpoint):
             raise ValueError(f"{name} has rows 0 to {count - 1}; {wanted} is no range of them")
         yield from source.blocks(wanted)
 
-    def digests(self) -> dict[str, str]:
-        return {path.name: hash_file(path, self.place) for path in self._files}
+    def weight_files(self) -> dict[str, Path]:
+        return {path.name: path for path in self._files}
 
     def eos_token_ids(self) -> list[int]:
         return end_token_ids(self.metadata)

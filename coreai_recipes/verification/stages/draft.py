@@ -45,7 +45,7 @@ def run(subject: Subject) -> StageResult:
     if recipe.draft is None:
         return skip(NAME, NO_DRAFT)
     if subject.draft is None:
-        return skip(NAME, NO_DRAFT_CHECKPOINT)
+        return skip(NAME, subject.missing_draft or NO_DRAFT_CHECKPOINT)
     with torch.inference_mode():
         theirs = load_draft(recipe, subject.draft)
         if not subject.fits_in_memory:

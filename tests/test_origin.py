@@ -1,0 +1,178 @@
+"""A bundle is proven against the checkpoint that it was built from, and against no other."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from coreai_recipes.bundle import Bundle, build, verify
+from coreai_recipes.checkpoint.open import open_checkpoint
+from coreai_recipes.errors import BundleError, CheckpointError
+
+CHECKPOINT = Path(__file__).parent / "checkpoints/tiny-llama"
+NAME = "tiny-llama"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECIPE_CACHE", str(tmp_path_factory.mktemp("fragments")))
+        yield build(NAME, CHECKPOINT, tmp_path_factory.mktemp("dist"), verified=False)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    shutil.copytree(CHECKPOINT, tmp_path / "other")
+    return tmp_path / "other"
+
+
+def change_a_number(folder: Path) -> str:
+    """The same names, shapes and sizes, as a finetune of the same model has them."""
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    return "model.safetensors"
+
+
+def widen(folder: Path) -> str:
+    tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return "model.safetensors"
+
+
+def change_the_config(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    return "config.json"
+
+
+def split(folder: Path) -> str:
+    """The same weights in other files are another checkpoint: what was sealed are digests of files."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {name: f"model-0000{1 + (i > 3)}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        save_file({name: tensors[name] for name in names if files[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    return "model-00001-of-00002.safetensors"
+
+
+OTHERS = [change_a_number, widen, change_the_config, split]
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_another_checkpoint_is_refused_by_the_first_file_that_differs(
+    bundle: Bundle, other: Path, change: Callable[[Path], str]
+) -> None:
+    file = change(other)
+    with pytest.raises(CheckpointError) as told:
+        verify(bundle, other, stages=["torch"])
+    assert told.value.problems == (
+        f"checkpoint {other}: this is not the checkpoint that tiny-llama was built from: {file}",
+    )
+
+
+def test_the_command_line_refuses_another_checkpoint(
+    bundle: Bundle, other: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    change_a_number(other)
+    status, out, err = run("verify", bundle.path, "--checkpoint", other, "--stage", "package")
+    assert (status, out) == (2, "")
+    assert err == (
+        f"checkpoint {other}: this is not the checkpoint that tiny-llama was built from: model.safetensors\n"
+    )
+
+
+def test_the_same_weights_are_known_again_under_another_name(bundle: Bundle, other: Path) -> None:
+    (other / "model.safetensors").rename(other / "weights.safetensors")
+    assert verify(bundle, other / "weights.safetensors", stages=["rotary"]).passed
+
+
+def test_what_was_sealed_before_sizes_were_is_compared_by_digest(bundle: Bundle, other: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / NAME)
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    del manifest["checkpoint"]["bytes"], manifest["checkpoint"]["config_sha256"]
+    (tmp_path / NAME / "manifest.json").write_text(json.dumps(manifest))
+    assert verify(tmp_path / NAME, CHECKPOINT, stages=["rotary"]).passed
+    change_a_number(other)
+    with pytest.raises(CheckpointError, match=r"this is not the checkpoint that tiny-llama was built from: model\."):
+        verify(tmp_path / NAME, other, stages=["torch"])
+
+
+def test_without_a_checkpoint_a_local_one_is_asked_for_and_no_hub_is_opened(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    """The recipe names a hub id; the bundle came from a folder, and the hub's weights may be others."""
+    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path / "fragments"))
+    built = build(NAME, CHECKPOINT, tmp_path, overrides=["reference.checkpoint=org/tiny-llama"], verified=False)
+    monkeypatch.setattr("coreai_recipes.checkpoint.hub.fetch_snapshot", None)
+    status, out, _ = run("verify", built.path, "--json")
+    found = json.loads(out)
+    assert (status, found["passed"]) == (1, False)
+    reason = "tiny-llama was built from tiny-llama, which is not on the hub: give it with --checkpoint SRC"
+    assert {stage["detail"]["skipped"] for stage in found["stages"] if stage["name"] in ("torch", "package")} == {
+        reason
+    }
+    assert all(stage["passed"] is None for stage in found["stages"])
+
+
+def test_without_a_checkpoint_the_very_commit_of_the_hub_is_opened(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bundle.path, tmp_path / NAME)
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    manifest["checkpoint"]["source"] = "org/tiny@0123abc"
+    (tmp_path / NAME / "manifest.json").write_text(json.dumps(manifest))
+    asked: list[str] = []
+
+    def open_instead(source: str) -> object:
+        asked.append(source)
+        return open_checkpoint(CHECKPOINT)
+
+    monkeypatch.setattr("coreai_recipes.checkpoint.open.open_checkpoint", open_instead)
+    assert verify(tmp_path / NAME, stages=["rotary"]).passed
+    assert asked == ["org/tiny@0123abc"]
+
+
+def test_a_manifest_says_what_a_checkpoint_is_known_by(bundle: Bundle) -> None:
+    from hashlib import sha256
+
+    weights, config = (CHECKPOINT / name for name in ("model.safetensors", "config.json"))
+    assert bundle.manifest["checkpoint"] == {
+        "source": "tiny-llama",
+        "sha256": {"model.safetensors": sha256(weights.read_bytes()).hexdigest()},
+        "bytes": {"model.safetensors": weights.stat().st_size},
+        "config_sha256": sha256(config.read_bytes()).hexdigest(),
+    }
+
+
+def test_a_draft_for_a_bundle_without_one_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="was built without a draft"):
+        verify(bundle, CHECKPOINT, draft=CHECKPOINT)
+
+
+def test_a_drafts_checkpoint_is_held_against_its_own_digests(other: Path) -> None:
+    from coreai_recipes.checkpoint.identity import config_digest, sizes_of
+    from coreai_recipes.manifest.schema import Origin
+    from coreai_recipes.origin import hold_origin
+
+    source = open_checkpoint(CHECKPOINT)
+    origin = Origin(
+        source="draft", sha256=source.digests(), bytes=sizes_of(source), config_sha256=config_digest(source)
+    )
+    hold_origin(origin, "the draft of llama", source, None, "--draft SRC").finish()
+    change_a_number(other)
+    with pytest.raises(CheckpointError) as told:
+        hold_origin(origin, "the draft of llama", other, None, "--draft SRC").finish()
+    assert told.value.problems == (
+        f"checkpoint {other}: this is not the checkpoint that the draft of llama was built from: model.safetensors",
+    )
+    asked = hold_origin(origin, "the draft of llama", None, "org/draft", "--draft SRC")
+    assert asked.source is None
+    assert asked.reason == (
+        "the draft of llama was built from draft, which is not on the hub: give it with --draft SRC"
+    )
