@@ -132,7 +132,9 @@ def _explain(stage: Mapping[str, Any]) -> str:
     if "greedy" in detail:
         greedy = detail["greedy"]
         verdict = greedy.get("skipped") or ("equal" if greedy["equal"] else f"NOT equal: {greedy['not_equal']}")
-        words.append(f"greedy tokens {verdict}")
+        words.append(f"greedy tokens {verdict}" + (f", {len(greedy['ties'])} ties" if greedy.get("ties") else ""))
+    if "tied_experts" in detail:
+        words.append(f"{detail['tied_experts']['choices']} choices among tied experts")
     if detail.get("caches") == "random":
         words.append(f"on random caches; rounds {detail['rounds']}")
     if "accepted_per_round" in detail:

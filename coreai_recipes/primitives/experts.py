@@ -116,10 +116,18 @@ class Router(nn.Module):
         `expert_scale` has still to be multiplied in. The weights are of x's type where transformers' are float32:
         float32 within a float16 program falls off the engine, and a softmax of a few logits does not need it.
         """
-        logits = self.proj(scaled(self.norm(x) * self.scale, self.root_size))  # (1, E, 1, S)
         # exactly `top` of them even where logits are equal, which a threshold could not promise
-        best, chosen = torch.topk(logits, self.top, dim=1)
+        best, chosen = torch.topk(self.logits(x), self.top, dim=1)
         return torch.softmax(best, 1), chosen
+
+    def logits(self, x: Tensor) -> Tensor:
+        """By which experts are chosen, (1, E, 1, S)."""
+        logits: Tensor = self.proj(scaled(self.norm(x) * self.scale, self.root_size))
+        return logits
+
+    def weigh(self, logits: Tensor, chosen: Tensor) -> Tensor:
+        """The weights of given experts, as `forward` gives those of the best."""
+        return torch.softmax(torch.gather(logits, 1, chosen), 1)
 
 
 @register("experts", "softmax")
@@ -165,19 +173,39 @@ class ScoreRouter(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (1, C, 1, S) -> weights and numbers of the chosen experts, both (1, top, 1, S)."""
-        logits = self.proj(x)  # (1, E, 1, S)
-        if self.spec.score == "softmax" and self.spec.renorm and self.bias is None and self.spec.groups == 1:
+        logits = self.logits(x)
+        if self._weighs_the_best_logits:
             best, chosen = torch.topk(logits, self.spec.top, dim=1)
-            # the best of a softmax over their sum: the softmax of the best logits
             return scaled(torch.softmax(best, 1), self.spec.scale), chosen
-        scores = torch.sigmoid(logits) if self.spec.score == "sigmoid" else torch.softmax(logits, 1)
+        scores = self._scores(logits)
         chosen = torch.topk(self._to_choose_by(logits, scores), self.spec.top, dim=1)[1]
+        return self._weigh_by(scores, chosen), chosen
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(1, E, 1, S)."""
+        logits: Tensor = self.proj(x)
+        return logits
+
+    def weigh(self, logits: Tensor, chosen: Tensor) -> Tensor:
+        """The weights of given experts, as `forward` gives those of the best."""
+        if self._weighs_the_best_logits:
+            return scaled(torch.softmax(torch.gather(logits, 1, chosen), 1), self.spec.scale)
+        return self._weigh_by(self._scores(logits), chosen)
+
+    @property
+    def _weighs_the_best_logits(self) -> bool:
+        """The best of a softmax over their sum are the softmax of the best logits."""
+        return self.spec.score == "softmax" and self.spec.renorm and self.bias is None and self.spec.groups == 1
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits) if self.spec.score == "sigmoid" else torch.softmax(logits, 1)
+
+    def _weigh_by(self, scores: Tensor, chosen: Tensor) -> Tensor:
         weights = torch.gather(scores, 1, chosen)
         if self.spec.renorm:
-            weights = weights / torch.maximum(
-                weights.sum(1, keepdim=True), torch.tensor(SMALLEST, dtype=x.dtype, device=x.device)
-            )
-        return scaled(weights, self.spec.scale), chosen
+            smallest = torch.tensor(SMALLEST, dtype=scores.dtype, device=scores.device)
+            weights = weights / torch.maximum(weights.sum(1, keepdim=True), smallest)
+        return scaled(weights, self.spec.scale)
 
     def _to_choose_by(self, logits: Tensor, scores: Tensor) -> Tensor:
         """(1, E, 1, S), of which the largest are chosen."""

@@ -5,6 +5,7 @@ is the same as decoding on its own: up to the first place where they part, its p
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from coreai_recipes.filling import bind_decoder, fill_from
 from coreai_recipes.model import Decoder, build_decoder
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.reference import Reference
+from coreai_recipes.verification.ties import following, noting
 
 TOKENS = 64
 TIE_GAP = 1e-4
@@ -23,7 +25,7 @@ TIE_GAP = 1e-4
 
 @dataclass(frozen=True)
 class Divergence:
-    """A place where the choices differ: `gap` is between transformers' two largest logits there."""
+    """A place where the choices differ: `gap` is that of the two tokens' logits, as transformers has them."""
 
     prompt: int
     step: int
@@ -37,43 +39,55 @@ class Divergence:
 
     def __str__(self) -> str:
         return (
-            f"prompt {self.prompt}, token {self.step}: transformers {self.theirs}, ours {self.ours}, "
-            f"top-two gap {self.gap:.2g}"
+            f"prompt {self.prompt}, token {self.step}: transformers {self.theirs}, ours {self.ours}, gap {self.gap:.2g}"
         )
 
 
 def compare_greedy(
-    recipe: Recipe, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], on_prompt: Callable[[int], None]
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    prompts: Sequence[Sequence[int]],
+    on_prompt: Callable[[int], None],
+    on_tie: Callable[[str], object] = lambda tie: None,
 ) -> list[Divergence]:
-    """Where the continuations of `prompts` differ; empty when all are equal. Both float32 models are in memory."""
+    """Where the continuations of `prompts` differ; empty when all are equal. Both float32 models are in memory.
+
+    Among equal experts ours takes those that transformers takes; `on_tie` is told of each.
+    """
     longest = min(recipe.export.context, max(map(len, prompts)) + TOKENS)
     found: list[Divergence] = []
     with torch.inference_mode():
-        model, decoder = Reference(recipe, checkpoint).fill_all(), fill_whole(recipe, checkpoint, longest)
+        reference = Reference(recipe, checkpoint)
+        model, decoder = reference.fill_all(), fill_whole(recipe, checkpoint, longest)
         for index, prompt in enumerate(prompts):
-            tokens, gaps = generate(model, prompt, min(TOKENS, longest - len(prompt)))
-            found += _find_divergences(index, tokens, choose(decoder, prompt, tokens), gaps)
+            with noting(reference.layers) as choices:
+                tokens, logits = generate(model, prompt, min(TOKENS, longest - len(prompt)))
+            with ExitStack() as stack:
+                for number, (layer, choice) in enumerate(zip(decoder.stack, choices(), strict=True)):
+                    place = f"prompt {index}, layers.{number}"
+                    stack.enter_context(following(layer, choice, lambda tie, at=place: on_tie(f"{at}, {tie}")))  # type: ignore[misc]
+                ours = choose(decoder, prompt, tokens)
+            found += _find_divergences(index, tokens, ours, logits)
             on_prompt(index + 1)
     return found
 
 
 def generate(model: nn.Module, prompt: Sequence[int], steps: int) -> tuple[Tensor, Tensor]:
-    """transformers' greedy tokens after `prompt`, (steps,), and the gap between its two best logits at each.
+    """transformers' greedy tokens after `prompt`, (steps,), and the logits (steps, V) that it chose them by.
 
     One prompt at a time: with four rows a matrix product of few columns is 30 times slower than with one (torch 2.13).
     """
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
-    tokens, gaps, new = [], [], torch.tensor([list(prompt)])
+    tokens, logits, new = [], [], torch.tensor([list(prompt)])
     for _ in range(steps):
         last = torch.tensor([new.shape[1] - 1])  # a tensor: see `keep_all`
         output: Any = model(input_ids=new, past_key_values=cache, logits_to_keep=last)
-        best = output.logits[0, -1].topk(2)
-        new = best.indices[None, :1]
-        tokens.append(best.indices[:1])
-        gaps.append(best.values[:1] - best.values[1:])
-    return torch.cat(tokens), torch.cat(gaps)
+        logits.append(output.logits[0, -1])
+        new = logits[-1].argmax()[None, None]
+        tokens.append(new[0])
+    return torch.cat(tokens), torch.stack(logits)
 
 
 def fill_whole(recipe: Recipe, checkpoint: Checkpoint, context: int, stored: bool = False) -> Decoder:
@@ -94,6 +108,7 @@ def choose(decoder: Decoder, prompt: Sequence[int], continuation: Tensor) -> Ten
     return torch.cat(found)[length - 1 :].argmax(-1)
 
 
-def _find_divergences(prompt: int, theirs: Tensor, ours: Tensor, gaps: Tensor) -> Iterator[Divergence]:
+def _find_divergences(prompt: int, theirs: Tensor, ours: Tensor, logits: Tensor) -> Iterator[Divergence]:
     for step in (theirs != ours).nonzero().flatten().tolist():
-        yield Divergence(prompt, step, int(theirs[step]), int(ours[step]), float(gaps[step]))
+        one, other = int(theirs[step]), int(ours[step])
+        yield Divergence(prompt, step, one, other, float(logits[step, one] - logits[step, other]))

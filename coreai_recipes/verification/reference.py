@@ -21,6 +21,7 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.reference_config import make_config
 from coreai_recipes.verification.reference_weights import Weights
+from coreai_recipes.verification.ties import Choice, TopK
 
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
@@ -46,6 +47,7 @@ class LayerRecord:
     key: Tensor | None
     attention: Tensor
     output: Tensor
+    choice: Choice | None = None  # of experts
 
     def compared(self) -> dict[str, Tensor]:
         """What is compared, in the order of computation."""
@@ -74,6 +76,7 @@ class Reference:
         self._weights = Weights(self.model, checkpoint, origin.wrapper)
         self._on_layer: Callable[[LayerRecord], None] | None = None
         self._attention: Tensor | None = None
+        self._top_k = TopK()
         restore_buffers(self.model)
         self._stream()
 
@@ -82,7 +85,7 @@ class Reference:
         self._on_layer = on_layer
         token = _records.set([])
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._top_k:
                 ids = torch.tensor([list(input_ids)])
                 logits = self.model(input_ids=ids, use_cache=False, **keep_all(self.model, len(input_ids))).logits
         finally:
@@ -161,6 +164,7 @@ class Reference:
         records = _records.get()
         if records is not None:
             records.clear()
+        self._top_k.noted.clear()
         self._weights.fill(layer)
 
     def _keep_attention(self, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
@@ -194,6 +198,7 @@ class Reference:
                 key=None if key is None else _by_position(key.transpose(1, 2)),
                 attention=_by_position(self._attention),
                 output=_by_position(first(output)),
+                choice=self._top_k.choice(),
             )
         )
 

@@ -15,6 +15,7 @@ from coreai_recipes.model import PER_LAYER_TABLE, build_decoder, empty
 from coreai_recipes.primitives.cache import NoCache
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.ties import Choice, Tie, following
 
 
 class StreamedDecoder:
@@ -61,8 +62,17 @@ class StreamedDecoder:
         table.weight = meta
         return x
 
-    def run_layer(self, index: int, x: Tensor) -> dict[str, Tensor]:
-        """x (1, C, 1, S) through layer `index`: query, key, attention and output, each (S, features)."""
+    def run_layer(
+        self,
+        index: int,
+        x: Tensor,
+        choice: Choice | None = None,
+        on_tie: Callable[[Tie], object] = lambda tie: None,
+    ) -> dict[str, Tensor]:
+        """x (1, C, 1, S) through layer `index`: query, key, attention and output, each (S, features).
+
+        Among equal experts it takes those of transformers' `choice`; `on_tie` is told where it would have taken others.
+        """
         layer = self.decoder.layers[index]
         found: dict[str, Tensor] = {}
         attention: nn.Module = layer.attention  # type: ignore[assignment]
@@ -72,7 +82,8 @@ class StreamedDecoder:
             watched["key"] = attention.rotated_key
             self._caches[owner] = NoCache()
         of_layer = None if self._per_layer is None else slice_of(self._per_layer, torch.tensor([index]))
-        with self._filled(index), _watch(watched, found), torch.inference_mode():  # type: ignore[arg-type]
+        watching, agreeing = _watch(watched, found), following(layer, choice, on_tie)  # type: ignore[arg-type]
+        with self._filled(index), watching, agreeing, torch.inference_mode():
             given = self._inputs[layer.kind]  # type: ignore[index]
             output = layer(x, given.cos, given.sin, given.mask, self._caches[owner], of_layer, given.temperature)
             found["output"] = by_position(output)

@@ -156,11 +156,11 @@ def test_greedy_that_parts_fails_the_stage_and_a_tie_does_not(
     monkeypatch.setattr(torch_stage, "compare_greedy", lambda *_: [parted])
     result = run("torch", *saved("llama"))
     assert result.passed is False
-    assert result.detail["greedy"]["not_equal"] == ["prompt 1, token 7: transformers 5, ours 9, top-two gap 0.5"]
+    assert result.detail["greedy"]["not_equal"] == ["prompt 1, token 7: transformers 5, ours 9, gap 0.5"]
     monkeypatch.setattr(torch_stage, "compare_greedy", lambda *_: [replace(parted, gap=5e-5)])
     result = run("torch", *saved("llama"))
     assert result.passed is True
-    assert result.detail["greedy"]["ties"] == ["prompt 1, token 7: transformers 5, ours 9, top-two gap 5e-05"]
+    assert result.detail["greedy"]["ties"] == ["prompt 1, token 7: transformers 5, ours 9, gap 5e-05"]
 
 
 def test_greedy_is_skipped_with_the_gigabytes_that_it_needs(

@@ -11,6 +11,7 @@ from coreai_recipes.verification.reference import LayerRecord, Reference
 from coreai_recipes.verification.report import Figures, StageResult, judge, number
 from coreai_recipes.verification.streamed import StreamedDecoder, channels_first
 from coreai_recipes.verification.subject import Subject
+from coreai_recipes.verification.ties import TIE, Tie
 
 NAME = "torch"
 PSNR_FLOOR, SNR_MIN_FLOOR = 100.0, 80.0
@@ -19,13 +20,15 @@ PSNR_FLOOR, SNR_MIN_FLOOR = 100.0, 80.0
 def run(subject: Subject) -> StageResult:
     """q and k after the rotary, the attention branch and the output of every layer, the logits, and greedy text."""
     tokens = subject.tokens
-    figures = compare_layers(subject)
-    greedy = _greedy(subject)
+    ties: list[str] = []
+    figures = compare_layers(subject, ties)
+    greedy = _greedy(subject, ties)
     detail = {
         "positions": len(tokens.sequence),
         "tokens": tokens.origin,
         "lowest": _lowest(figures),
         "greedy": greedy,
+        **({"tied_experts": {"choices": len(ties), "within": TIE, "first": ties[:10]}} if ties else {}),
     }
     result = judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, detail)
     if result.passed and greedy.get("equal") is False:
@@ -33,8 +36,12 @@ def run(subject: Subject) -> StageResult:
     return result
 
 
-def compare_layers(subject: Subject) -> list[Figures]:
-    """The figures in the order of computation; each of our layers is given what transformers' was given."""
+def compare_layers(subject: Subject, ties: list[str] | None = None) -> list[Figures]:
+    """The figures in the order of computation; each of our layers is given what transformers' was given.
+
+    `ties` takes the places where ours and transformers chose differently among equal experts.
+    """
+    tied: list[str] = [] if ties is None else ties
     ids = subject.tokens.sequence
     reference = Reference(subject.recipe, subject.weights)
     ours = StreamedDecoder(subject.recipe, subject.weights)
@@ -45,7 +52,11 @@ def compare_layers(subject: Subject) -> list[Figures]:
 
     def look(theirs: LayerRecord) -> None:
         nonlocal last
-        found = ours.run_layer(theirs.index, channels_first(theirs.input))
+
+        def note(tie: Tie) -> None:
+            tied.append(f"layers.{theirs.index}, {tie}")
+
+        found = ours.run_layer(theirs.index, channels_first(theirs.input), theirs.choice, note)
         compared = theirs.compared().items()
         # a layer that shares another's cache has no keys of its own
         figures.extend(
@@ -60,12 +71,16 @@ def compare_layers(subject: Subject) -> list[Figures]:
     return figures
 
 
-def _greedy(subject: Subject) -> dict[str, Any]:
+def _greedy(subject: Subject, ties: list[str]) -> dict[str, Any]:
     if not subject.fits_in_memory:
         return {"skipped": needs(subject.float32_bytes)}
     prompts = subject.tokens.prompts
     parted = compare_greedy(
-        subject.recipe, subject.weights, prompts, lambda done: subject.progress(f"{NAME}: greedy", done, len(prompts))
+        subject.recipe,
+        subject.weights,
+        prompts,
+        lambda done: subject.progress(f"{NAME}: greedy", done, len(prompts)),
+        ties.append,
     )
     wrong = [place for place in parted if not place.is_tie]
     return {
