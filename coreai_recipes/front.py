@@ -53,12 +53,13 @@ def owner_of(recipe: Recipe, kind: str) -> str:
     return recipe.model.kinds[kind].attention.shares_kv_with or kind
 
 
-def state_specs(recipe: Recipe) -> dict[str, StateSpec]:
+def state_specs(recipe: Recipe, positions: int | None = None) -> dict[str, StateSpec]:
     """The states of each kind that owns a cache, by kind, in the order of first use.
 
     A full cache has spare rows for the padding of a call at its very end; a ring has as many rows beyond its window as
-    `score` may roll back.
+    `score` may roll back. They hold the recipe's context, or `positions` where fewer are needed.
     """
+    held = recipe.export.context if positions is None else positions
     kinds, functions = recipe.model.layer_kinds, recipe.export.functions
     specs = {}
     for name in dict.fromkeys(kinds):
@@ -68,7 +69,7 @@ def state_specs(recipe: Recipe) -> dict[str, StateSpec]:
         window = attention.window if isinstance(attention, SlidingAttention) else None
         if window is None:
             # the last call may start at context - 1; rows in whole blocks of 32, the engine's alignment
-            rows = -(-(recipe.export.context + max(functions.queries.values()) - 1) // 32) * 32
+            rows = -(-(held + max(functions.queries.values()) - 1) // 32) * 32
         else:
             rows = window + (functions.score - 1 if functions.score else 0)
         specs[name] = StateSpec(name, kinds.count(name), attention.num_kv_heads, rows, attention.head_dim, window)
@@ -79,13 +80,18 @@ class Front(nn.Module):
     """The modules are the decoder's own: the front holds no weights but its embedding's and its per-layer input's."""
 
     def __init__(
-        self, recipe: Recipe, embedding: nn.Module, per_layer: PerLayerInput | None = None, folded: bool = False
+        self,
+        recipe: Recipe,
+        embedding: nn.Module,
+        per_layer: PerLayerInput | None = None,
+        folded: bool = False,
+        positions: int | None = None,
     ) -> None:
         super().__init__()
         self.embedding, self.per_layer = embedding, per_layer
         self.kinds = {name: recipe.model.kinds[name] for name in dict.fromkeys(recipe.model.layer_kinds)}
         self.owners = {name: owner_of(recipe, name) for name in self.kinds}
-        self.states = state_specs(recipe)
+        self.states = state_specs(recipe, positions)
         self.rotaries = nn.ModuleDict(
             {
                 name: build_rotary(kind.rotary, kind.attention.rotary_dim, folded, recipe.export.context)

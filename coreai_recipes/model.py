@@ -28,10 +28,12 @@ PER_LAYER_ROWS = "per_layer"  # the input of a package that takes the table's ro
 class Decoder(nn.Module):
     """A decoder language model, built from a recipe. Parameters are on the meta device until filled.
 
-    Its `form` is the reference's own, or the one that is exported: `filling` rewrites the weights to match.
+    Its `form` is the reference's own, or the one that is exported: `filling` rewrites the weights to match. Its states
+    hold the recipe's context, or `positions` where fewer are needed: a recipe with a shorter context would be another
+    model, for the context chooses between longrope's factors.
     """
 
-    def __init__(self, recipe: Recipe, form: Form = PLAIN) -> None:
+    def __init__(self, recipe: Recipe, form: Form = PLAIN, positions: int | None = None) -> None:
         super().__init__()
         model, scale = recipe.model, form.residual_scale
         per_layer = model.embedding.per_layer
@@ -54,7 +56,7 @@ class Decoder(nn.Module):
             model.vocab_size, model.hidden_size, head.tied, head.softcap, head.bias, head.scale, model.embedding.width
         )
         # not a submodule: it holds no weights but those of modules that have their names already
-        self._front = [Front(recipe, self.embedding, self.per_layer, form.folded)]
+        self._front = [Front(recipe, self.embedding, self.per_layer, form.folded, positions)]
         kinds = model.layer_kinds
         # each layer's place in the states it attends to: its own, or that of the last layer that owns them
         self.slots = [
@@ -144,13 +146,16 @@ def table_file(parameter: str) -> str:
     return f"{parameter.removesuffix('.weight')}.bin"
 
 
-def build_decoder(recipe: Recipe, form: Form = PLAIN) -> Decoder:
-    """The recipe's Decoder on the meta device. Raises UserError for what a recipe can say but nothing can build yet."""
+def build_decoder(recipe: Recipe, form: Form = PLAIN, positions: int | None = None) -> Decoder:
+    """The recipe's Decoder on the meta device, its states for the whole context or for `positions`.
+
+    Raises UserError for what a recipe can say but nothing can build yet.
+    """
     from coreai_recipes.errors import RecipeError
 
     RecipeError.collect(f"{recipe.name}: {'.'.join(map(str, p.location))}: {p.message}" for p in unbuildable(recipe))
     with torch.device("meta"):
-        return Decoder(recipe, form).eval()
+        return Decoder(recipe, form, positions).eval()
 
 
 def exported_form(recipe: Recipe) -> Form:

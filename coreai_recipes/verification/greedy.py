@@ -90,10 +90,9 @@ def generate(model: nn.Module, prompt: Sequence[int], steps: int) -> tuple[Tenso
     return torch.cat(tokens), torch.stack(logits)
 
 
-def fill_whole(recipe: Recipe, checkpoint: Checkpoint, context: int, stored: bool = False) -> Decoder:
-    """The Decoder with all of its weights (as a package stores them), and states for at most `context` positions."""
-    export = recipe.export.model_copy(update={"context": context})
-    decoder = build_decoder(recipe.model_copy(update={"export": export}))
+def fill_whole(recipe: Recipe, checkpoint: Checkpoint, positions: int, stored: bool = False) -> Decoder:
+    """The Decoder with all of its weights (as a package stores them), and states for at most that many positions."""
+    decoder = build_decoder(recipe, positions=positions)
     fill_from(decoder, bind_decoder(decoder, checkpoint), stored=stored)
     return decoder
 
