@@ -8,7 +8,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from gguf_files import CONFIGS, random_model, write_gguf
+from gguf_configs import CONFIGS
+from gguf_files import random_model, write_gguf
 from transformers import AutoConfig, LlamaConfig
 
 from coreai_recipes.checkpoint.gguf import GGUFCheckpoint

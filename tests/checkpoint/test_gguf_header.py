@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gguf_files import CONFIGS, random_model, write_gguf
+from gguf_configs import CONFIGS
+from gguf_files import random_model, write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

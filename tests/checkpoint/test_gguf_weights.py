@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from gguf_files import CONFIGS, float16, random_model, write_gguf
+from gguf_configs import CONFIGS
+from gguf_files import float16, random_model, write_gguf
 from safetensors.torch import load_file, save_file
 
 from coreai_recipes.checkpoint.gguf import GGUFCheckpoint

@@ -104,8 +104,8 @@ def _complete_experts(
     prefix = architecture.name
     experts = config.get("num_experts", config.get("num_local_experts"))
     used = config.get("num_experts_per_tok", config.get("top_k_experts"))
-    if experts and not (used and used <= experts):
-        raise metadata.refuse(f"{prefix}.expert_used_count", f"is {used}, but there are {experts} experts")
+    if (experts or used) and not (experts and used and used <= experts):
+        raise metadata.refuse(f"{prefix}.expert_used_count", f"is {used}, but there are {experts or 0} experts")
     if "moe_intermediate_size" in architecture.keys.values() and experts and not config.get("moe_intermediate_size"):
         config["moe_intermediate_size"] = config["intermediate_size"] // used
     if architecture.sizes_per_kind:
