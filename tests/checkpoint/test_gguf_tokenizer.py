@@ -134,8 +134,8 @@ def tiny(**changes: Any) -> Metadata:
             "tokenizer.ggml.pre is 'poro-chat', which is not supported; known are .*, llama-bpe, .*, smollm",
         ),
         ({"pre": None}, "tokenizer.ggml.pre is missing; known are "),
-        ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; known are gpt2 and llama"),
-        ({"model": None}, "tokenizer.ggml.model is None; known are gpt2 and llama"),
+        ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; known are gpt2, llama, gemma4"),
+        ({"model": None}, "tokenizer.ggml.model is None; known are gpt2, llama, gemma4"),
         ({"tokens": None}, "tokenizer.ggml.tokens is missing: the file has no tokenizer"),
         ({"tokens": ["a", "a"]}, "tokenizer.ggml.tokens has a token twice"),
         ({"token_type": [1, 2]}, "tokenizer.ggml.token_type has 2 kinds for 96 tokens"),
@@ -208,6 +208,61 @@ def test_end_tokens_are_those_that_the_file_names_then_the_well_known_ones_it_ma
     kinds = [3, 3, 3, 1, 1, 3, 3, 1, *[1] * 88]  # <|eom_id|> is no control token here, so it does not end anything
     assert end_token_ids(tiny(tokens=tokens, token_type=kinds)) == [2, 6, 5]
     assert end_token_ids(tiny(tokens=tokens, token_type=kinds, eot_token_id=9)) == [2, 9, 6, 5]
+
+
+def test_gpt_oss_goes_on_after_the_end_of_a_part():
+    """<|end|> closes what it thought; the answer ends with <|return|> or <|call|>."""
+    tokens = list(TINY_TOKENIZER["tokenizer.ggml.tokens"])
+    tokens[5], tokens[6], tokens[7] = "<|end|>", "<|return|>", "<|call|>"
+    kinds = [3, 3, 3, 1, 1, 3, 3, 3, *[1] * 88]
+    assert end_token_ids(tiny(tokens=tokens, token_type=kinds)) == [2, 6, 7]
+    tokens[7] = "<|other|>"
+    assert end_token_ids(tiny(tokens=tokens, token_type=kinds)) == [2, 5, 6]
+
+
+def gemma4_metadata(**changes: Any) -> tuple[dict[str, int], list[tuple[str, str]], Metadata]:
+    """A vocabulary and merges learned from TEXT as Gemma's are, spaces being letters, and the converter's pairs."""
+    learned = Tokenizer(models.BPE(byte_fallback=True))
+    learned.normalizer = normalizers.Replace(" ", "\u2581")
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", "<turn|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))], show_progress=False
+    )
+    learned.train_from_iterator([TEXT] * 3, trainer)
+    model = json.loads(learned.to_str())["model"]
+    vocab, merges = model["vocab"], [tuple(merge) for merge in model["merges"]]
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    pairs: dict[str, Any] = {
+        "model": "gemma4",
+        "pre": None,
+        "tokens": tokens,
+        "merges": [" ".join(merge) for merge in merges],
+        "token_type": [3 if token in special else 6 if token.startswith("<0x") else 1 for token in tokens],
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "unknown_token_id": 3,
+        "add_bos_token": True,
+        "add_space_prefix": False,
+    }
+    return vocab, merges, tiny(**{**pairs, **changes})
+
+
+def test_gemma4_text_is_cut_as_by_transformers_own_gemma_tokenizer():
+    from transformers import GemmaTokenizer
+
+    vocab, merges, metadata = gemma4_metadata()
+    theirs, ours = GemmaTokenizer(vocab=vocab, merges=merges), build_tokenizer(metadata)
+    for sample in [*SAMPLES[:-1], "<bos>x<eos>", "\n \n", "a  b   c"]:
+        ids = theirs.encode(sample, add_special_tokens=False)
+        assert ours.encode(sample, add_special_tokens=False).ids == ids, sample
+        assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids), sample
+    assert ours.encode("a").ids[0] == 2
+    assert end_token_ids(metadata) == [1, 6]
+
+
+def test_a_gemma4_tokenizer_without_merges_is_refused():
+    with pytest.raises(CheckpointError, match=r"tokenizer.ggml.merges is missing, and a gemma4 tokenizer is made of"):
+        build_tokenizer(gemma4_metadata(merges=None)[2])
 
 
 def sentencepiece_metadata(prefix: bool, architecture: str = "llama") -> Metadata:

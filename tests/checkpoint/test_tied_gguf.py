@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from gguf_files import CONFIGS, random_model, write_gguf
+from gguf_configs import CONFIGS
+from gguf_files import random_model, write_gguf
 from torch import Tensor
 
 from coreai_recipes import build, verify

@@ -38,16 +38,22 @@ def end_token_ids(metadata: Metadata) -> list[int]:
     found = [_token_id(metadata, key, len(tokens)) for key in END_KEYS]
     texts = set(load_table("tokenizers")["end_tokens"])
     marked = {tokens[i]: i for i, kind in enumerate(kinds) if kind in (CONTROL, USER_DEFINED) and tokens[i] in texts}
+    if "<|return|>" in marked and "<|call|>" in marked:
+        marked.pop("<|end|>", None)  # gpt-oss: it ends a part of the answer, and what follows is the answer itself
     found += [marked.get(text) for text in load_table("tokenizers")["end_tokens"]]
     return list(dict.fromkeys(index for index in found if index is not None))
 
 
 def build_tokenizer(metadata: Metadata) -> Tokenizer:
     """The tokenizer as transformers would load it from the model's own tokenizer.json."""
-    builders: dict[str, Callable[[Metadata], Tokenizer]] = {"gpt2": _byte_level, "llama": _sentencepiece}
+    builders: dict[str, Callable[[Metadata], Tokenizer]] = {
+        "gpt2": _byte_level,
+        "llama": _sentencepiece,
+        "gemma4": _sentencepiece,  # the same cuts, by the merges that such a file lists
+    }
     model = metadata.text("tokenizer.ggml.model")
     if model not in builders:
-        raise metadata.refuse("tokenizer.ggml.model", f"is {model!r}; known are {' and '.join(builders)}")
+        raise metadata.refuse("tokenizer.ggml.model", f"is {model!r}; known are {', '.join(builders)}")
     try:
         return builders[model](metadata)
     except CheckpointError:
@@ -99,7 +105,7 @@ def _sentencepiece(metadata: Metadata) -> Tokenizer:
     )
     steps: list[Any] = [normalizers.Replace(" ", SPACE)]
     decoding: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if metadata.flag("tokenizer.ggml.add_space_prefix", True):
+    if metadata.flag("tokenizer.ggml.add_space_prefix", metadata.text("tokenizer.ggml.model") == "llama"):
         steps.insert(0, normalizers.Prepend(SPACE))
         decoding.append(decoders.Strip(" ", 1, 0))
     tokenizer.normalizer = normalizers.Sequence(steps)
@@ -120,6 +126,8 @@ def _merges(metadata: Metadata, tokens: list[str], vocabulary: dict[str, int]) -
     stated = _stated_merges(metadata)
     if stated:
         return stated
+    if metadata.text("tokenizer.ggml.model") == "gemma4":
+        raise metadata.refuse("tokenizer.ggml.merges", "is missing, and a gemma4 tokenizer is made of them")
     if metadata.text("general.architecture") not in load_table("tokenizers")["merged_by_id"]:
         listed = metadata.numbers("tokenizer.ggml.scores")
         if listed is None or len(listed) != len(tokens):
