@@ -137,16 +137,24 @@ def build(
     from coreai_recipes.export.exporter import export_package
     from coreai_recipes.filling import bind_decoder, bind_draft, left_out, settle_head
     from coreai_recipes.model import build_decoder, exported_form
+    from coreai_recipes.tokenizer.tokens import read_tokens
 
     recipe, note = settle_head(recipe, source)
-    notes = (note,) if note else ()
+    notes: tuple[str, ...] = (note,) if note else ()
     form = exported_form(recipe)
     decoder = build_decoder(recipe, form)
     bindings = bind_decoder(decoder, source)
+    source.check_tokenizer(recipe.model.vocab_size)
     drafter = build_draft(recipe, form) if draft_source else None
     if drafter is not None and draft_source is not None:
         bindings |= {f"draft.{name}": binding for name, binding in bind_draft(drafter, draft_source).items()}
     with staged_folder(target) as folder:
+        source.write_tokenizer(folder)
+        tokens = read_tokens(folder)
+        if not tokens.end_tokens:
+            notes += (
+                "no end token: the checkpoint names none, so an answer ends at --max-tokens or the context's end",
+            )
         _check_space(folder, target.parent, sum(2 * prod(binding.shape) for binding in bindings.values()))
         cache = FragmentCache(default_root() if cached else None)
         costs: Costs = {}
@@ -160,11 +168,10 @@ def build(
             on_program=lambda package: costs.update(_count_costs(package)),
         )
         (folder / RECIPE).write_text(recipe_text(recipe))
-        source.write_tokenizer(folder)
         checkpoint_facts = _origin_of(source, digests.result())
         if draft_source is not None and draft_digests is not None:
             checkpoint_facts["draft"] = _origin_of(draft_source, draft_digests.result())
-        manifest = _manifest(recipe, decoder, checkpoint_facts, source.eos_token_ids(), exported, costs, folder)
+        manifest = _manifest(recipe, decoder, checkpoint_facts, list(tokens.end_tokens), exported, costs, folder)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
             from coreai_recipes.verification.run import run_stages
@@ -181,9 +188,7 @@ def build(
             report = found.to_json()
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return Bundle(
-        target, manifest, report, exported.seconds, tuple(left_out(bindings, source)), (note,) if note else ()
-    )
+    return Bundle(target, manifest, report, exported.seconds, tuple(left_out(bindings, source)), notes)
 
 
 def verify(
@@ -359,6 +364,8 @@ def _manifest(
 ) -> dict[str, Any]:
     """What a host needs. Nothing in it depends on when or where it was built."""
     queries = recipe.export.functions.queries
+    from coreai_recipes.tokenizer.tokens import TOKENS
+
     functions = {
         name: {
             "query": queries.get(name, 1),
@@ -407,6 +414,7 @@ def _manifest(
         ],
         "states": states,
         "eos_token_ids": eos_token_ids,
+        "tokens": TOKENS,
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": exported.digests.get(name) or _digest(path)}
             for name, path in names.items()

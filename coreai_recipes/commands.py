@@ -91,6 +91,10 @@ SetOption = Annotated[
 RuntimeOption = Annotated[
     Literal["auto", "evaluator", "coreml"], typer.Option(help="What runs the package: Core ML where it is, else ours.")
 ]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option("--template", metavar="NAME", help="The chat template of that name, where there are several."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
@@ -362,6 +366,7 @@ def run(
         bool, typer.Option("--draft", help="Let the bundle's draft guess ahead: faster, same text.")
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    template: TemplateOption = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int | None, typer.Option()] = None,
@@ -383,6 +388,7 @@ def run(
         text,
         system=system,
         raw=raw,
+        template=template,
         max_tokens=max_tokens,
         sampler=Sampler(temperature, top_p, seed),
         draft=draft,
@@ -402,6 +408,7 @@ def chat(
     bundle: BundleArgument,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="End an answer after this many tokens.")] = 512,
+    template: TemplateOption = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int | None, typer.Option()] = None,
@@ -415,7 +422,8 @@ def chat(
     opened = Bundle.open(bundle)
     model = open_model(opened.path, opened.manifest, runtime)
     _say_unverified(opened)
-    talk = Chat(model, system=system, sampler=Sampler(temperature, top_p, seed), max_tokens=max_tokens)
+    sampler = Sampler(temperature, top_p, seed)
+    talk = Chat(model, system=system, sampler=sampler, max_tokens=max_tokens, template=template)
     while True:
         try:
             line = read_line("> ")

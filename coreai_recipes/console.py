@@ -129,6 +129,12 @@ def _explain(stage: Mapping[str, Any]) -> str:
         words.append(f"{detail['sampled']} positions")
     if "tensors" in detail:
         words.append(f"{detail['tensors']} tensors at {detail['positions']} positions, lowest {detail['worst_psnr']}")
+    if "probes" in detail:
+        words.append(f"{sum(detail['probes'].values())} texts and conversations")
+        if "different" in detail:
+            found = detail["different"]
+            words.append(f"{found['probe']}: {found['ours']} here, {found['transformers']} by transformers")
+        words.append(detail.get("endless") or ("ids NOT equal" if "different" in detail else "ids equal"))
     if "greedy" in detail:
         greedy = detail["greedy"]
         verdict = greedy.get("skipped") or ("equal" if greedy["equal"] else f"NOT equal: {greedy['not_equal']}")

@@ -112,7 +112,7 @@ def test_a_package_of_each_family_passes_every_stage(saved: SafetensorsCheckpoin
     stages = {stage["name"]: stage["passed"] for stage in bundle.report["stages"]}
     turns = any(kind.rotary.kind != "none" for kind in recipe.model.kinds.values())
     ran = {"rotary": True if turns else None, "torch": True, "package": True, "package_float16": True}
-    assert stages == {**ran, "draft": None, "compressed": None}
+    assert stages == {**ran, "tokenizer": True, "draft": None, "compressed": None}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -71,7 +71,25 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def write_tokenizer(self, folder: Path) -> None:
-        """Put tokenizer.json, tokenizer_config.json, generation_config.json and the chat template into `folder`."""
+        """Put tokenizer.json, tokenizer_config.json, generation_config.json, the chat template and tokens.json, which
+        holds what transformers knows beyond them, into `folder`."""
+
+    def check_tokenizer(self, rows: int) -> None:
+        """Raise CheckpointError for a tokenizer of which nothing can be made, or whose ids are beyond the table's
+        `rows`. Nothing is converted or written, and transformers is not asked; nor is there anything to check here.
+        """
+        return
+
+    def load_tokenizer(self) -> Any:
+        """transformers' own tokenizer of the checkpoint, or a NotLoaded that says why there is none."""
+        from coreai_recipes.checkpoint.auto_tokenizer import NotLoaded
+
+        return NotLoaded(f"{self.source}: transformers reads no tokenizer of it")
+
+    def is_comparable(self, text: str) -> bool:
+        """Whether `load_tokenizer`'s reading of `text` is one to be held to: of a GGUF, transformers reads less than is
+        there."""
+        return True
 
     @property
     def says_untied(self) -> bool:

@@ -19,11 +19,14 @@ from coreai_recipes.checkpoint.safetensors import PICKLE_REASON, PICKLE_SUFFIXES
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, HeaderTensor, check_length, parse_header
 from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.tokenizer.tokens import TEMPLATE_FOLDER
 
 SETTINGS_PATTERNS = ["config.json", "generation_config.json", "model.safetensors.index.json"]
-SNAPSHOT_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
-# In folders lie other formats (original/, onnx/); consolidated and adapter files are copies or parts of the weights.
-IGNORED_PATTERNS = ["*/*", "consolidated*", "adapter*"]
+SNAPSHOT_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "tiktoken.model", "merges.txt"]
+# In folders lie other formats (original/, onnx/), but for one of templates: a pattern cannot say "all but that one", so
+# there is one for each of its letters. Consolidated and adapter files are copies or parts of the weights.
+OTHER_FOLDERS = [f"{TEMPLATE_FOLDER[:index]}[!{letter}]*/*" for index, letter in enumerate(TEMPLATE_FOLDER)]
+IGNORED_PATTERNS = [*OTHER_FOLDERS, f"{TEMPLATE_FOLDER}[!/]*/*", "consolidated*", "adapter*"]
 HEADER_GUESS_BYTES = 128 << 10  # nearly every header is shorter, so that one request is enough
 HEADERS_AT_ONCE = 8
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
 from coreai_recipes.checkpoint.packing import FP8, SCALE, unpack
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, StoredFile, read_header
-from coreai_recipes.checkpoint.settings import copy_tokenizer, read_eos_token_ids, read_json_object
+from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object
 from coreai_recipes.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self._hub_source = source
         self._block_bytes = block_bytes
         self._spare_buffers: list[bytearray] = []
+        self._tokenizer: Any = None
         self._folder = self.path if self.path.is_dir() else self.path.parent
         self._files: dict[str, StoredFile] = {}
         problems: list[str] = []
@@ -98,7 +99,26 @@ class SafetensorsCheckpoint(Checkpoint):
         return read_eos_token_ids(self._folder, self.config, self.place)
 
     def write_tokenizer(self, folder: Path) -> None:
-        copy_tokenizer(self._folder, folder, self.place)
+        from coreai_recipes.checkpoint.tokenizer_files import write_tokenizer
+
+        write_tokenizer(self._folder, folder, self.place, self.eos_token_ids(), self.load_tokenizer())
+
+    def check_tokenizer(self, rows: int) -> None:
+        from coreai_recipes.checkpoint.tokenizer_files import check_tokenizer
+
+        check_tokenizer(self._folder, rows, self.place)
+
+    def load_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            from coreai_recipes.checkpoint.auto_tokenizer import load_tokenizer
+
+            if self._hub_source:
+                # by its name on the hub: transformers knows some repositories whose files say the wrong class
+                repo_id, _, commit = self._hub_source.partition("@")
+                self._tokenizer = load_tokenizer(repo_id, revision=commit)
+            else:
+                self._tokenizer = load_tokenizer(self._folder)
+        return self._tokenizer
 
     def _locate_files(self, problems: list[str]) -> dict[str, str] | None:
         """Fill `_files` and give the index (tensor name to file), None where one file holds everything."""

@@ -1,27 +1,12 @@
-"""What a checkpoint's folder holds besides weights: JSON settings, the ids that end an answer, the tokenizer."""
+"""What a checkpoint's folder holds besides weights and tokenizer: JSON settings, the ids that end an answer."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from coreai_recipes.errors import CheckpointError
 
 MAX_JSON_BYTES = 64 << 20
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
-# Any of these is enough for transformers to make a tokenizer.json from.
-SLOW_FILES = ("tokenizer.model", "vocab.json")
 
 
 def read_json_object(path: Path, place: str) -> dict[str, Any]:
@@ -57,30 +42,3 @@ def read_eos_token_ids(folder: Path, config: dict[str, Any], place: str) -> list
         if ids is not None:
             return check_token_ids(ids, place)
     return []
-
-
-def copy_tokenizer(source: Path, folder: Path, place: str) -> None:
-    """Copy what there is of TOKENIZER_FILES; where only a slow tokenizer is there, tokenizer.json is made from it.
-
-    Raises CheckpointError, beginning with `place`, when there is no tokenizer or it cannot be converted.
-    """
-    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if "tokenizer.json" not in found and not any(name in found for name in SLOW_FILES):
-        raise CheckpointError(f"{place}: has no tokenizer: neither tokenizer.json nor {' nor '.join(SLOW_FILES)}")
-    for name in found:
-        shutil.copyfile(source / name, folder / name)
-    if "tokenizer.json" not in found:
-        convert_slow_tokenizer(source, folder / "tokenizer.json", place)
-
-
-def convert_slow_tokenizer(source: Path, target: Path, place: str) -> None:
-    """Write tokenizer.json with transformers' own converter."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # its converters raise whatever sentencepiece, tokenizers or json raise
-        raise CheckpointError(f"{place}: its tokenizer cannot be converted to tokenizer.json: {error}") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise CheckpointError(f"{place}: transformers cannot make tokenizer.json from a {type(tokenizer).__name__}")
-    tokenizer.backend_tokenizer.save(str(target))

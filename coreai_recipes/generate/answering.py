@@ -135,18 +135,25 @@ def answer(
     max_tokens: int = 256,
     sampler: Sampler | None = None,
     draft: bool = False,
+    template: str | None = None,
 ) -> Answer:
     """The answer to `text`, which is made as it is iterated. Greedy without a sampler.
 
-    `raw`, and a tokenizer without a chat template, continue the text itself. `draft` lets the bundle's draft guess
+    `raw`, and a tokenizer without a chat template, continue the text itself. `template` names one of several chat
+    templates. `draft` lets the bundle's draft guess
     ahead, which changes the speed and not the text. Raises UserError, before anything is made, for a prompt that is
     empty or too long, for `system` where no chat template can hold it, and for a draft that is not there.
     """
+    if raw and template is not None:
+        raise UserError("--template names the chat template that --raw leaves out: give one of the two")
+    if not raw:
+        model.tokenizer.check_template(template)
     check_system(model, system, raw)
     if raw or not model.tokenizer.has_template:
         prompt_ids = model.tokenizer.encode(text)
     else:
-        prompt_ids = model.tokenizer.encode_chat([*system_messages(system), {"role": "user", "content": text}])
+        asked = [*system_messages(system), {"role": "user", "content": text}]
+        prompt_ids = model.tokenizer.encode_chat(asked, template)
     return Answer(model, prompt_ids, max_tokens, sampler or Sampler(), speculates=draft)
 
 

@@ -11,7 +11,7 @@ from coreai_recipes.speculation import Round
 if TYPE_CHECKING:
     from coreai_recipes.generate.sampling import Sampler
     from coreai_recipes.generate.session import Session
-    from coreai_recipes.generate.tokenizer import BundleTokenizer
+    from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def open_model(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = "a
     """
     from coreai_recipes.generate.runtime import open_runtime
     from coreai_recipes.generate.session import Session
-    from coreai_recipes.generate.tokenizer import BundleTokenizer
+    from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
     tokenizer = BundleTokenizer(bundle_path)
     session = Session(open_runtime(bundle_path, manifest, runtime), manifest)

@@ -46,6 +46,7 @@ STAGES = {
     "torch": Stage("decoder"),
     "package": Stage("package", needs_reference=False, needs_package=True),
     "package_float16": Stage("float16", needs_package=True),
+    "tokenizer": Stage("tokenizer", needs_reference=False),
     "draft": Stage("draft"),
     "compressed": Stage("compressed"),
 }

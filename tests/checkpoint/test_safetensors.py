@@ -416,10 +416,18 @@ def test_the_tokenizer_is_copied_as_the_checkpoint_has_it(tmp_path):
     source, target = write_folder(tmp_path / "source", pack({}, b"")), tmp_path / "target"
     target.mkdir()
     files = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
-    for name in [*files, "README.md", "tokenizer.py"]:
-        (source / name).write_text(name)
+    contents = dict.fromkeys([*files, "README.md", "tokenizer.py"], "{}")
+    contents["tokenizer.json"] = '{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}  '
+    contents["additional_chat_templates/rag.jinja"] = "rag"
+    (source / "additional_chat_templates").mkdir()
+    for name, content in contents.items():
+        (source / name).write_text(content)
     SafetensorsCheckpoint(source).write_tokenizer(target)
-    assert {path.name: path.read_text() for path in target.iterdir()} == {name: name for name in files}
+    copied = {path.relative_to(target).as_posix(): path.read_text() for path in target.rglob("*") if path.is_file()}
+    assert copied.keys() == {*files, "additional_chat_templates/rag.jinja", "tokens.json"}
+    assert {name: text for name, text in copied.items() if name != "tokens.json"} == {
+        name: contents[name] for name in copied if name != "tokens.json"
+    }
 
 
 def test_a_slow_tokenizer_is_converted(tmp_path):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coreai_recipes.generate import Model
 from coreai_recipes.generate.session import Session
-from coreai_recipes.generate.tokenizer import BundleTokenizer
+from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
 VOCAB = 97
 CHATML = (

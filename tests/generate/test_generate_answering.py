@@ -9,7 +9,7 @@ from fake_bundle import VOCAB, byte_level_tokenizer, fake_session, scripted_mode
 
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.generate import Chat, Model, Sampler, answer
-from coreai_recipes.generate.tokenizer import BundleTokenizer
+from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
 SCRIPT = "Paris 🙂."
 

@@ -61,7 +61,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     for parameter in model.parameters():  # never model.half(): it would round the buffer of inv_freq too
         parameter.data = parameter.data.half().float()
     model.save_pretrained(folder / "checkpoint")
-    write_tokenizer(folder / "checkpoint")
+    write_tokenizer(folder / "checkpoint", eos_token=None)  # nothing ends an answer
     (folder / "small.yaml").write_text(
         RECIPE.format(model_type=model_type, vocab=vocab, attention=attention, functions=functions)
     )

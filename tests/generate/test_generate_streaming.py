@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from coreai_recipes.generate.streaming import UNFINISHED, TextStream
+from coreai_recipes.tokenizer.streaming import UNFINISHED, TextStream
 
 TOKENIZERS = {
     "byte_level": byte_level_tokenizer(),

@@ -15,7 +15,9 @@ from coreai_recipes.checkpoint.gguf.metadata import Metadata
 from coreai_recipes.checkpoint.gguf.rope import ROPE_TENSORS
 from coreai_recipes.checkpoint.gguf.rows import is_readable
 from coreai_recipes.checkpoint.gguf.sources import find_sources
-from coreai_recipes.checkpoint.gguf.tokenizer import end_token_ids, write_tokenizer
+from coreai_recipes.checkpoint.gguf.special_tokens import end_token_ids
+from coreai_recipes.checkpoint.gguf.their_tokenizer import is_comparable, load_their_tokenizer
+from coreai_recipes.checkpoint.gguf.tokenizer import check_tokenizer, write_tokenizer
 from coreai_recipes.errors import CheckpointError
 
 PART = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
@@ -35,6 +37,7 @@ class GGUFCheckpoint(Checkpoint):
         """
         self.path = Path(path)
         self.source = self.path.name
+        self._tokenizer: Any = None
         headers = _read_parts(self.path)
         self.metadata: Metadata = headers[0].metadata
         architecture = find_architecture(self.metadata)
@@ -71,6 +74,17 @@ class GGUFCheckpoint(Checkpoint):
 
     def write_tokenizer(self, folder: Path) -> None:
         write_tokenizer(self.metadata, folder)
+
+    def check_tokenizer(self, rows: int) -> None:
+        check_tokenizer(self.metadata, rows)
+
+    def load_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            self._tokenizer = load_their_tokenizer(self.metadata)
+        return self._tokenizer
+
+    def is_comparable(self, text: str) -> bool:
+        return is_comparable(self.metadata, text)
 
 
 def _read_parts(path: Path) -> list[Header]:

@@ -9,39 +9,70 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from coreai_recipes.checkpoint.gguf.architecture import load_table
 from coreai_recipes.checkpoint.gguf.metadata import Metadata
+from coreai_recipes.checkpoint.gguf.special_tokens import (
+    CONTROL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    end_token_ids,
+    read_vocabulary,
+    token_id,
+)
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.tokenizer.bundle_tokenizer import list_added
+from coreai_recipes.tokenizer.template import TemplateFault, compile_template
+from coreai_recipes.tokenizer.tokens import DEFAULT, Tokens
 
-# tokenizer.ggml.token_type, gguf.constants.TokenType
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 SPACE = "▁"  # how sentencepiece writes a space
 SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+TEMPLATE = "tokenizer.chat_template"
 
 
 def write_tokenizer(metadata: Metadata, folder: Path) -> None:
-    """Put the three files into `folder`; the chat template stands in tokenizer_config.json.
+    """Put the three files and tokens.json into `folder`; the chat template stands in tokenizer_config.json.
 
     Raises CheckpointError, by key, for a tokenizer that cannot be rebuilt to give the same ids.
     """
     tokenizer = build_tokenizer(metadata)
     tokenizer.save(str(folder / "tokenizer.json"))
+    config = _tokenizer_config(metadata)
     for name, content in (
-        ("tokenizer_config.json", _tokenizer_config(metadata)),
+        ("tokenizer_config.json", config),
         ("generation_config.json", _generation_config(metadata)),
     ):
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    Tokens(
+        special_tokens={name: config[name] for name in SPECIAL_TOKENS if name in config},
+        added_tokens=list_added(tokenizer),
+        end_tokens={index: tokenizer.id_to_token(index) for index in end_token_ids(metadata)},
+        chat_templates=read_templates(metadata),
+    ).write(folder)
 
 
-def end_token_ids(metadata: Metadata) -> list[int]:
-    """The ids that end an answer: those that the file names, then the well-known chat end tokens that it has."""
-    tokens, kinds = _vocabulary(metadata)
-    found = [_token_id(metadata, key, len(tokens)) for key in END_KEYS]
-    texts = set(load_table("tokenizers")["end_tokens"])
-    marked = {tokens[i]: i for i, kind in enumerate(kinds) if kind in (CONTROL, USER_DEFINED) and tokens[i] in texts}
-    if "<|return|>" in marked and "<|call|>" in marked:
-        marked.pop("<|end|>", None)  # gpt-oss: it ends a part of the answer, and what follows is the answer itself
-    found += [marked.get(text) for text in load_table("tokenizers")["end_tokens"]]
-    return list(dict.fromkeys(index for index in found if index is not None))
+def check_tokenizer(metadata: Metadata, rows: int) -> None:
+    """Refuse, before anything is converted, a tokenizer that cannot be rebuilt, ids beyond the table's `rows`, and
+    templates that do not compile. Raises CheckpointError."""
+    problems = []
+    vocabulary = build_tokenizer(metadata).get_vocab(with_added_tokens=True)
+    beyond = {text: index for text, index in vocabulary.items() if index >= rows}
+    if beyond:
+        text, index = max(beyond.items(), key=lambda item: item[1])
+        more = f" and {len(beyond) - 1} more such" if len(beyond) > 1 else ""
+        problems.append(f"has {text!r:.60} with id {index}{more}, but the table has {rows} rows")
+    CheckpointError.collect(f"{metadata.path}: tokenizer.ggml.tokens {problem}" for problem in problems)
+    for name, source in read_templates(metadata).items():
+        try:
+            compile_template(source)
+        except TemplateFault as error:
+            key = TEMPLATE if name == DEFAULT else f"{TEMPLATE}.{name}"
+            raise metadata.refuse(key, f"is not a template: {error}") from None
+
+
+def read_templates(metadata: Metadata) -> dict[str, str]:
+    """The chat templates by name; the one without a name is the default."""
+    keys = [TEMPLATE, *(f"{TEMPLATE}.{name}" for name in metadata.keys_under(TEMPLATE))]
+    texts = {key.removeprefix(f"{TEMPLATE}.").replace(TEMPLATE, DEFAULT): metadata.text(key) for key in keys}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def build_tokenizer(metadata: Metadata) -> Tokenizer:
@@ -49,7 +80,7 @@ def build_tokenizer(metadata: Metadata) -> Tokenizer:
     builders: dict[str, Callable[[Metadata], Tokenizer]] = {
         "gpt2": _byte_level,
         "llama": _sentencepiece,
-        "gemma4": _sentencepiece,  # the same cuts, by the merges that such a file lists
+        "gemma4": _gemma4,
     }
     model = metadata.text("tokenizer.ggml.model")
     if model not in builders:
@@ -64,9 +95,9 @@ def build_tokenizer(metadata: Metadata) -> Tokenizer:
 
 def _byte_level(metadata: Metadata) -> Tokenizer:
     """GPT-2's byte-level BPE, cut by the pre-tokenizer that the file names."""
-    tokens, kinds = _vocabulary(metadata)
+    tokens, kinds = read_vocabulary(metadata)
     vocabulary = _used(tokens, kinds)
-    row = _pre_tokenizer_row(metadata)
+    row = pre_tokenizer_row(metadata)
     ignore_merges = row.get("ignore_merges", False)
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=_stated_merges(metadata), ignore_merges=ignore_merges))
     if row.get("normalizer") == "NFC":
@@ -87,11 +118,11 @@ def _sentencepiece(metadata: Metadata) -> Tokenizer:
     As in Llama 2's own tokenizer.json and in llama.cpp, a space is put before each text between special tokens, unless
     the file says otherwise. (Newer conversions put one at the start only; nothing in a GGUF tells them apart.)
     """
-    tokens, kinds = _vocabulary(metadata)
+    tokens, kinds = read_vocabulary(metadata)
     # Gemma's runs of spaces are stored with real ones; the normalizer turns every space of the text into SPACE.
     tokens = [token.replace(" ", SPACE) if token.isspace() else token for token in tokens]
     vocabulary = _used(tokens, kinds)
-    unknown = _token_id(metadata, "unknown_token_id", len(tokens))
+    unknown = token_id(metadata, "unknown_token_id", len(tokens))
     if unknown is None:
         unknown = next((index for index, kind in enumerate(kinds) if kind == UNKNOWN), None)
     tokenizer = Tokenizer(
@@ -113,6 +144,15 @@ def _sentencepiece(metadata: Metadata) -> Tokenizer:
     _add_tokens(tokenizer, tokens, kinds)
     _add_post_processor(tokenizer, metadata, tokens, add_bos=True)
     return tokenizer
+
+
+def _gemma4(metadata: Metadata) -> Tokenizer:
+    """Gemma 4's, sentencepiece in all but that the file lists its merges.
+
+    Nothing is put before a text: its template writes <bos>, and its own tokenizer adds none (transformers 5.23,
+    integrations/gguf/gguf_tokenizer_mapping.py; llama.cpp puts one there whatever the file says).
+    """
+    return _sentencepiece(Metadata(metadata.path, {**metadata.values, "tokenizer.ggml.add_bos_token": False}))
 
 
 def _merges(metadata: Metadata, tokens: list[str], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
@@ -145,25 +185,12 @@ def _stated_merges(metadata: Metadata) -> list[tuple[str, str]]:
     return [(left, right) for left, _, right in merges]
 
 
-def _vocabulary(metadata: Metadata) -> tuple[list[str], list[int]]:
-    """The tokens and the kind of each; a file without kinds has ordinary tokens only."""
-    tokens = metadata.strings("tokenizer.ggml.tokens")
-    if not tokens:
-        raise metadata.refuse("tokenizer.ggml.tokens", "is missing: the file has no tokenizer")
-    if len(set(tokens)) != len(tokens):
-        raise metadata.refuse("tokenizer.ggml.tokens", "has a token twice, which tokenizer.json cannot express")
-    kinds = metadata.integers("tokenizer.ggml.token_type")
-    if kinds is not None and len(kinds) != len(tokens):
-        raise metadata.refuse("tokenizer.ggml.token_type", f"has {len(kinds)} kinds for {len(tokens)} tokens")
-    return tokens, kinds or [NORMAL] * len(tokens)
-
-
 def _used(tokens: list[str], kinds: list[int]) -> dict[str, int]:
     """Tokens by id without the unused ones: llama.cpp makes up names for rows that only pad the embedding table."""
     return {token: index for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != UNUSED}
 
 
-def _pre_tokenizer_row(metadata: Metadata) -> dict[str, Any]:
+def pre_tokenizer_row(metadata: Metadata) -> dict[str, Any]:
     table: dict[str, dict[str, Any]] = load_table("tokenizers")["pre_tokenizers"]
     name = metadata.text("tokenizer.ggml.pre")
     for known, row in table.items():
@@ -199,7 +226,7 @@ def _add_post_processor(tokenizer: Tokenizer, metadata: Metadata, tokens: list[s
     after: list[str] = []
     special: dict[str, int] = {}
     for key, default, side in (("bos", add_bos, before), ("eos", False, after)):
-        index = _token_id(metadata, f"{key}_token_id", len(tokens))
+        index = token_id(metadata, f"{key}_token_id", len(tokens))
         if not metadata.flag(f"tokenizer.ggml.add_{key}_token", default):
             continue
         if index is None:
@@ -213,38 +240,29 @@ def _add_post_processor(tokenizer: Tokenizer, metadata: Metadata, tokens: list[s
         )
 
 
-def _token_id(metadata: Metadata, key: str, count: int) -> int | None:
-    index = metadata.integer(f"tokenizer.ggml.{key}")
-    if index is not None and index >= count and key in ("padding_token_id", "unknown_token_id"):
-        return (
-            None  # llama.cpp too takes its default, none, for an id out of range (src/llama-vocab.cpp, "bad special")
-        )
-    if index is not None and index >= count:
-        raise metadata.refuse(f"tokenizer.ggml.{key}", f"is {index}, but there are {count} tokens")
-    return index
-
-
 def _tokenizer_config(metadata: Metadata) -> dict[str, Any]:
-    tokens, _ = _vocabulary(metadata)
+    tokens, _ = read_vocabulary(metadata)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for field, key in SPECIAL_TOKENS.items():
-        index = _token_id(metadata, f"{key}_token_id", len(tokens))
+        index = token_id(metadata, f"{key}_token_id", len(tokens))
         if index is not None:
             config[field] = tokens[index]
     context = metadata.integer(f"{metadata.text('general.architecture')}.context_length")
     if context is not None:
         config["model_max_length"] = context
-    template = metadata.text("tokenizer.chat_template")
-    if template is not None:
-        config["chat_template"] = template
+    templates = read_templates(metadata)
+    if templates.keys() == {DEFAULT}:
+        config["chat_template"] = templates[DEFAULT]
+    elif templates:
+        config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
     return config
 
 
 def _generation_config(metadata: Metadata) -> dict[str, Any]:
-    tokens, _ = _vocabulary(metadata)
+    tokens, _ = read_vocabulary(metadata)
     config: dict[str, Any] = {"eos_token_id": end_token_ids(metadata)}
     for field, key in (("bos_token_id", "bos_token_id"), ("pad_token_id", "padding_token_id")):
-        index = _token_id(metadata, key, len(tokens))
+        index = token_id(metadata, key, len(tokens))
         if index is not None:
             config[field] = index
     return config

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -19,8 +19,13 @@ from coreai_recipes.errors import BundleError
 
 Message = Mapping[str, str]
 
-# what a template's own arithmetic, indexing and calls can raise
-FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+class TemplateFault(Exception):
+    """What is wrong with a template, or with what it made of a conversation; without its place."""
+
+
+class TemplateLimitError(BundleError):
+    """A template that would not end, or whose text would grow without end."""
 
 
 class ChatTemplate:
@@ -30,25 +35,40 @@ class ChatTemplate:
         self._place = place
         self._special_tokens = dict(special_tokens)
         try:
-            self._template = _environment().from_string(source)
-        except TemplateSyntaxError as error:
-            raise BundleError(f"{place}: its chat template is not a template: line {error.lineno}: {error}") from None
+            self._template = compile_template(source)
+        except TemplateFault as error:
+            raise BundleError(f"{place}: its chat template is not a template: {error}") from None
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as the model knows it, up to where its answer begins. Raises BundleError when refused."""
+        variables = {
+            "messages": [dict(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._special_tokens,
-            )
+            return self._template.render({**variables, **self._special_tokens})
         except _Refusal as error:
             raise BundleError(f"{self._place}: its chat template refuses the conversation: {error}") from None
-        except FAULTS as error:
-            reason = str(error) or type(error).__name__
-            raise BundleError(f"{self._place}: its chat template fails on the conversation: {reason}") from None
+        except Exception as error:  # a template's own arithmetic, indexing and calls can raise anything
+            raise BundleError(f"{self._place}: its chat template fails on the conversation: {_reason(error)}") from None
+
+
+def compile_template(source: str) -> Template:
+    """The template, ready to be rendered. Raises TemplateFault."""
+    try:
+        return _environment().from_string(source)
+    except TemplateSyntaxError as error:
+        raise TemplateFault(f"line {error.lineno}: {_reason(error)}") from None
+    except Exception as error:  # jinja, and Python's compiler on what jinja wrote, have their limits
+        raise TemplateFault(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, on one line."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 300 else f"{words[:297]}..."
 
 
 class _Refusal(TemplateError):

@@ -1,0 +1,95 @@
+"""What transformers makes of a checkpoint's tokenizer files: the authority for token ids, asked at each build."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from coreai_recipes.tokenizer.bundle_tokenizer import list_added, parse_tokenizer
+from coreai_recipes.tokenizer.tokens import DEFAULT, Tokens, differences
+
+TIKTOKEN = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
+
+
+@dataclass(frozen=True)
+class NotLoaded:
+    """Why transformers has no tokenizer of a checkpoint."""
+
+    reason: str
+
+
+def load_tokenizer(source: str | Path, **where: Any) -> "Any | NotLoaded":
+    """AutoTokenizer's tokenizer, without the checkpoint's own code; `where` names a file or a revision of `source`."""
+    with quiet_transformers():
+        from transformers import AutoTokenizer
+
+        try:
+            # Mistral's own format needs a package that may or may not be here, so its use is no question of ids
+            found = AutoTokenizer.from_pretrained(
+                source, local_files_only=True, trust_remote_code=False, mistral_format=False, **where
+            )
+        except BaseException as error:  # whatever json, a converter or tokenizers raise
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            return NotLoaded(_first_line(error))
+    if getattr(found, "backend_tokenizer", None) is None:
+        return NotLoaded(f"its {type(found).__name__} is written in Python and has no tokenizer.json")
+    return found
+
+
+def describe(tokenizer: Any, stated: str | None, end_ids: list[int]) -> Tokens:
+    """tokens.json of transformers' `tokenizer`, where tokenizer.json says `stated` (None: what transformers makes).
+
+    `end_ids` are those that the checkpoint's configs name; where there are none, it is the tokenizer's end token.
+    """
+    backend = tokenizer.backend_tokenizer
+    overlay, added = {}, None
+    if stated is not None:
+        own = parse_tokenizer(stated)
+        overlay = differences(json.loads(backend.to_str()), json.loads(own.to_str()))
+        added = list_added(backend)
+    ends = end_ids or [index for index in (tokenizer.eos_token_id,) if index is not None]
+    templates = tokenizer.chat_template or {}
+    return Tokens(
+        special_tokens=dict(tokenizer.special_tokens_map),
+        added_tokens=added,
+        end_tokens={index: backend.id_to_token(index) for index in ends},
+        chat_templates={DEFAULT: templates} if isinstance(templates, str) else dict(templates),
+        overlay=overlay,
+        split_special_tokens=bool(tokenizer.split_special_tokens),
+    )
+
+
+def needed_package(path: Path) -> str | None:
+    """The package that transformers reads a slow tokenizer's file with, if it is not here; else None."""
+    if path.name == "tekken.json":
+        package = "mistral-common"
+    elif path.suffix == ".model":
+        with path.open("rb") as file:
+            package = "tiktoken" if TIKTOKEN.match(file.read(4096)) else "sentencepiece"
+    else:
+        return None
+    return None if find_spec(package.replace("-", "_")) else package
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without its warnings, which are about flags of its own that a user of ours never set."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _first_line(error: BaseException) -> str:
+    """The error in one line."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 300 else f"{words[:297]}..."

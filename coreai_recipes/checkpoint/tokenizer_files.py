@@ -1,0 +1,145 @@
+"""A checkpoint folder's tokenizer: which files are its, what is wrong with them, and their way into a bundle."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from coreai_recipes.checkpoint.auto_tokenizer import NotLoaded, describe, needed_package
+from coreai_recipes.errors import CheckpointError
+from coreai_recipes.tokenizer.bundle_tokenizer import TokenizerError, parse_tokenizer
+from coreai_recipes.tokenizer.files import FileError, read_bytes, read_object, read_text
+from coreai_recipes.tokenizer.template import TemplateFault, compile_template
+from coreai_recipes.tokenizer.tokens import DEFAULT, TEMPLATE_FOLDER, TOKENIZER, read_templates, read_their_files
+
+CONFIG = "tokenizer_config.json"
+# Any of these is enough for transformers to make a tokenizer.json from, where its packages are installed.
+SLOW_FILES = ("tokenizer.model", "vocab.json", "tekken.json", "tiktoken.model")
+JSON_FILES = (
+    CONFIG,
+    "generation_config.json",
+    "chat_template.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+TOKENIZER_FILES = (TOKENIZER, *JSON_FILES, "chat_template.jinja", *SLOW_FILES, "merges.txt")
+# An image or a sound takes this token's place before the table is asked: Gemma 3's text models have it beyond the rows.
+PLACEHOLDERS = ("image_token", "audio_token", "video_token")
+
+
+def check_tokenizer(folder: Path, rows: int, place: str) -> None:
+    """Refuse a tokenizer that no build could use, before anything is converted and without transformers.
+
+    Raises CheckpointError with every problem: files that are not what they should be, an id beyond the table's `rows`,
+    a template that does not compile.
+    """
+    CheckpointError.collect(f"{place}: {problem}" for problem in _problems(folder, rows, place))
+
+
+def _problems(folder: Path, rows: int, place: str) -> Iterator[str]:
+    objects: dict[str, dict[str, Any]] = {}
+    for name in JSON_FILES:
+        try:
+            objects[name] = read_object(folder / name)
+        except FileError as error:
+            yield str(error)
+    for name in (*SLOW_FILES, "merges.txt"):
+        if (folder / name).exists():
+            try:
+                read_bytes(folder / name)
+            except FileError as error:
+                yield str(error)
+    config = objects.get(CONFIG, {})
+    declared = _declared_ids(config, objects.get("added_tokens.json", {}))
+    if (folder / TOKENIZER).exists():
+        try:
+            vocabulary = parse_tokenizer(read_text(folder / TOKENIZER)).get_vocab(with_added_tokens=True)
+            declared = {**declared, **vocabulary}
+        except FileError as error:
+            yield str(error)
+        except TokenizerError as error:
+            yield f"{TOKENIZER} is no tokenizer: {error}"
+    elif not any((folder / name).exists() for name in SLOW_FILES):
+        yield f"has no tokenizer: neither {TOKENIZER} nor {' nor '.join(SLOW_FILES)}"
+    placeholders = {_text_of(config.get(name)) for name in PLACEHOLDERS}
+    beyond = {text: index for text, index in declared.items() if index >= rows and text not in placeholders}
+    if beyond:
+        text, index = max(beyond.items(), key=lambda item: item[1])
+        more = f" and {len(beyond) - 1} more such" if len(beyond) > 1 else ""
+        yield (
+            f"its tokenizer has the token {text!r:.60} with id {index}{more}, but the table has {rows} rows: "
+            "take the tokenizer that the weights were made with"
+        )
+    try:
+        templates = read_templates(folder, config)
+    except FileError as error:
+        yield str(error)
+        return
+    for name, source in templates.items():
+        try:
+            compile_template(source)
+        except TemplateFault as error:
+            yield f"its chat template{'' if name == DEFAULT else f' {name}'} is not a template: {error}"
+
+
+def _declared_ids(config: dict[str, Any], added: dict[str, Any]) -> dict[str, int]:
+    """The ids that the older ways of adding tokens give, by text."""
+    decoder = config.get("added_tokens_decoder")
+    found = {
+        _text_of(token): int(index)
+        for index, token in (decoder.items() if isinstance(decoder, dict) else ())
+        if index.isdecimal() and len(index) < 12
+    }
+    found |= {text: index for text, index in added.items() if type(index) is int}
+    return {text: index for text, index in found.items() if text is not None}
+
+
+def _text_of(token: Any) -> str | None:
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def write_tokenizer(source: Path, folder: Path, place: str, end_ids: list[int], loaded: "Any | NotLoaded") -> None:
+    """Copy the checkpoint's files as they are; write tokens.json, and where there is none tokenizer.json.
+
+    `loaded` is transformers' tokenizer of the checkpoint, or why there is none: tokens.json then says what files do.
+    Raises CheckpointError, beginning with `place`, when tokenizer.json cannot be had.
+    """
+    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if TOKENIZER not in found:
+        check_made(source, place, loaded)
+    for name in found:
+        shutil.copyfile(source / name, folder / name)
+    for path in sorted((source / TEMPLATE_FOLDER).glob("*.jinja")):
+        (folder / TEMPLATE_FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / TEMPLATE_FOLDER / path.name)
+    stated = read_text(source / TOKENIZER) if TOKENIZER in found else None
+    if not isinstance(loaded, NotLoaded):
+        if stated is None:
+            loaded.backend_tokenizer.save(str(folder / TOKENIZER))
+        tokens = describe(loaded, stated, end_ids)
+    else:
+        vocabulary = parse_tokenizer(stated or "")
+        tokens = replace(
+            read_their_files(source), end_tokens={index: vocabulary.id_to_token(index) for index in end_ids}
+        )
+    if not tokens.chat_templates:  # a processor's, which a tokenizer does not read
+        tokens = replace(tokens, chat_templates=read_templates(source, {}))
+    tokens.write(folder)
+
+
+def check_made(source: Path, place: str, loaded: "Any | NotLoaded") -> None:
+    """Refuse a folder without tokenizer.json from which transformers makes none, by the package that is missing."""
+    slow = [name for name in SLOW_FILES if (source / name).is_file()]
+    if not slow:
+        raise CheckpointError(f"{place}: has no tokenizer: neither {TOKENIZER} nor {' nor '.join(SLOW_FILES)}")
+    package = next((found for name in slow if (found := needed_package(source / name))), None)
+    if isinstance(loaded, NotLoaded):
+        why = f"{slow[0]} needs the package {package}: pip install {package}" if package else loaded.reason
+        raise CheckpointError(f"{place}: has no {TOKENIZER}, and transformers cannot make it: {why}")
+    if not loaded.backend_tokenizer.get_vocab_size(with_added_tokens=False) > len(loaded.all_special_tokens):
+        raise CheckpointError(
+            f"{place}: has no {TOKENIZER}, and transformers' {type(loaded).__name__} reads no vocabulary from "
+            f"{' or '.join(slow)}: name its tokenizer_class in {CONFIG}"
+        )

@@ -1,0 +1,149 @@
+"""The tokenizer of a bundle's folder."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreai_recipes.errors import BundleError, UserError
+from coreai_recipes.tokenizer.files import FileError, read_text
+from coreai_recipes.tokenizer.streaming import TextStream
+from coreai_recipes.tokenizer.tokens import DEFAULT, TOKENIZER, Tokens, read_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from coreai_recipes.tokenizer.template import ChatTemplate, Message
+
+# Twice a context of a million tokens; encoding so much takes some seconds and half a GB.
+LARGEST_TEXT = 4 << 20
+
+
+class BundleTokenizer:
+    """tokenizer.json with what tokens.json says of it, and the chat templates.
+
+    Raises BundleError when tokenizer.json is missing or one of the files cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._tokens = read_tokens(path)
+        self._backend = open_tokenizer(path, self._tokens)
+        self._compiled: dict[str, ChatTemplate] = {}
+
+    @property
+    def has_template(self) -> bool:
+        return bool(self._tokens.chat_templates)
+
+    @property
+    def template_names(self) -> list[str]:
+        return sorted(self._tokens.chat_templates)
+
+    def template_source(self, name: str) -> str:
+        return self._tokens.chat_templates[name]
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Plain text, with the special tokens that the tokenizer puts around it (a bos, most often).
+
+        Raises UserError for more than LARGEST_TEXT characters.
+        """
+        if len(text) > LARGEST_TEXT:
+            raise UserError(
+                f"the prompt has {len(text):,} characters, and {LARGEST_TEXT:,} are taken at most: shorten it"
+            )
+        # a terminal or a pipe may give bytes that are no text, which tokenizers refuses in Python's words
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(
+                "the prompt holds bytes that are no UTF-8 text, or half of a surrogate pair: leave them out"
+            )
+        try:
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except Exception as error:  # a vocabulary without the unknown token that it names, and the like
+            raise UserError(f"{self._path}: its tokenizer cannot read the text: {error}") from None
+
+    def encode_chat(self, messages: Sequence["Message"], template: str | None = None) -> list[int]:
+        """A conversation up to where the answer begins, by the template of that name or the default one; without a
+        chat template, its messages line by line.
+
+        Raises BundleError when the template refuses it, and UserError for a name that there is not.
+        """
+        if not self._tokens.chat_templates and template is None:
+            return self.encode("\n".join(message["content"] for message in messages))
+        return self.encode(self._choose(template).render(messages), add_special_tokens=False)
+
+    def check_template(self, name: str | None) -> None:
+        """Raise UserError when there is no template of that name, or none named where the bundle has no default."""
+        names = self.template_names
+        if name is None and names and DEFAULT not in names:
+            raise UserError(
+                f"{self._path}: its chat templates have names and none is the default: "
+                f"choose one with --template ({', '.join(names)}), or give --raw"
+            )
+        if name is not None and name not in names:
+            there = f"it has {', '.join(names)}" if names else "it has none"
+            raise UserError(f"{self._path}: has no chat template {name}: {there}")
+
+    def stream(self) -> TextStream:
+        """What turns an answer's tokens into text as they come."""
+        return TextStream(self._backend)
+
+    def _choose(self, name: str | None) -> "ChatTemplate":
+        self.check_template(name)
+        name = name or DEFAULT
+        if name not in self._compiled:
+            from coreai_recipes.tokenizer.template import ChatTemplate
+
+            source = self._tokens.chat_templates[name]
+            self._compiled[name] = ChatTemplate(source, self._tokens.special_tokens, str(self._path))
+        return self._compiled[name]
+
+
+def open_tokenizer(folder: Path, tokens: Tokens) -> "Tokenizer":
+    """tokenizer.json in `folder` as `tokens` means it, which neither cuts nor pads a text."""
+    path = folder / TOKENIZER
+    if not path.exists():
+        raise BundleError(f"{folder}: {path.name} is missing: build the bundle again")
+    try:
+        tokenizer = parse_tokenizer(read_text(path), tokens)
+    except FileError as error:
+        raise BundleError(f"{folder}: {error}") from None
+    except TokenizerError as error:
+        raise BundleError(f"{path}: not a tokenizer: {error}") from None
+    tokenizer.no_truncation()  # settings of the training run, which would cut a prompt
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = tokens.split_special_tokens
+    return tokenizer
+
+
+class TokenizerError(Exception):
+    """A text is no tokenizer.json that tokenizers can read."""
+
+
+def parse_tokenizer(text: str, tokens: Tokens | None = None) -> "Tokenizer":
+    """The tokenizer that a tokenizer.json describes. Raises TokenizerError."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(text)
+        if tokens is not None and (tokens.overlay or not _has_added(tokenizer, tokens.added_tokens)):
+            tokenizer = Tokenizer.from_str(json.dumps(tokens.laid_over(json.loads(text)), ensure_ascii=False))
+    except BaseException as error:  # tokenizers raises Exception itself, and for a panic of its own BaseException
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise TokenizerError(str(error)) from None
+        raise
+    return tokenizer
+
+
+def _has_added(tokenizer: "Tokenizer", added: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Whether the tokenizer's added tokens are those."""
+    return added is None or list(added) == list_added(tokenizer)
+
+
+def list_added(tokenizer: "Tokenizer") -> list[dict[str, Any]]:
+    """The tokenizer's added tokens as tokenizer.json lists them."""
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    found = sorted(tokenizer.get_added_tokens_decoder().items())
+    return [
+        {"id": index, "content": token.content, **{flag: getattr(token, flag) for flag in flags}}
+        for index, token in found
+    ]
