@@ -9,7 +9,7 @@ from coreai_recipes.verification.greedy import TIE_GAP, TOKENS, compare_greedy
 from coreai_recipes.verification.memory import needs
 from coreai_recipes.verification.reference import LayerRecord, Reference
 from coreai_recipes.verification.report import Figures, StageResult, judge, number
-from coreai_recipes.verification.streamed import StreamedDecoder, channels_first
+from coreai_recipes.verification.streamed import StreamedDecoder, by_position, channels_first
 from coreai_recipes.verification.subject import Subject
 from coreai_recipes.verification.ties import TIE, Tie
 
@@ -45,7 +45,7 @@ def compare_layers(subject: Subject, ties: list[str] | None = None) -> list[Figu
     ids = subject.tokens.sequence
     reference = Reference(subject.recipe, subject.weights)
     ours = StreamedDecoder(subject.recipe, subject.weights)
-    ours.begin(ids)
+    embedded = by_position(ours.begin(ids))
     layers = len(reference.layers)
     figures: list[Figures] = []
     last: Tensor | None = None
@@ -56,6 +56,10 @@ def compare_layers(subject: Subject, ties: list[str] | None = None) -> list[Figu
         def note(tie: Tie) -> None:
             tied.append(f"layers.{theirs.index}, {tie}")
 
+        if theirs.index == 0:
+            # our layers are given transformers' states, so nothing else would see a wrong embedding; listed when it is
+            first = compare("embedding", theirs.input, embedded)
+            figures.extend([first] if first.is_below(PSNR_FLOOR, SNR_MIN_FLOOR) else [])
         found = ours.run_layer(theirs.index, channels_first(theirs.input), theirs.choice, note)
         compared = theirs.compared().items()
         # a layer that shares another's cache has no keys of its own
