@@ -5,12 +5,10 @@
     bundle = build(recipe, checkpoint="...", out="dist")
     report = verify(bundle, checkpoint="...")
 
-Nothing is imported before it is asked for: torch alone takes a second.
+Nothing is imported before it is asked for: torch alone takes a second, and Ctrl-C is not answered before `recipe` runs.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's takes as long as Python's own start
 if TYPE_CHECKING:
     from coreai_recipes.bundle import Bundle, VerificationError, build, verify
     from coreai_recipes.errors import BundleError, CheckpointError, RecipeError, UserError
@@ -46,7 +44,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,5 +1,6 @@
 """Recipes from checkpoints: `recipe new` and `recipe diff`, where config.json meets the tensors' headers."""
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def new_recipe(src: str | Path, family: str | None = None, draft: str | Path | N
 
 
 def _hub_id(src: str | Path) -> str | None:
-    return None if Path(src).expanduser().exists() else str(src)
+    return None if os.path.exists(os.path.expanduser(src)) else str(src)
 
 
 def compare(one: str, other: str, say: "Callable[[str], None] | None" = None) -> list[Difference]:
@@ -72,7 +73,7 @@ def _open_either(src: str, say: "Callable[[str], None] | None") -> Recipe:
     """A recipe by its path or name, else that of a checkpoint's config.json and headers."""
     if src.endswith(RECIPE_SUFFIXES) or src in built_in_recipes():
         return load_recipe(src)
-    if not Path(src).exists() and "/" not in src:
+    if not os.path.exists(os.path.expanduser(src)) and "/" not in src:
         return load_recipe(src)  # says that there is neither
     checkpoint = open_config(src)
     recipe, note = _settle_head(recipe_from_config(checkpoint.config, "other").recipe, checkpoint)

@@ -64,6 +64,8 @@ class Bundle:
             manifest, report = read_manifest(path), read_report(path)
         except (FileNotFoundError, NotADirectoryError):
             raise BundleError(f"{path}: no bundle is here ({MANIFEST} and {REPORT} make one): recipe build") from None
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
         return cls(path, manifest, report)
 
     @cached_property
@@ -211,7 +213,7 @@ def verify(
 
     if isinstance(target, str | Path):
         recover(Path(target))
-        target = Bundle.open(target) if (Path(target) / MANIFEST).exists() else load_recipe(target)
+        target = Bundle.open(target) if os.path.exists(Path(target) / MANIFEST) else load_recipe(target)
     if random:
         return _verify_random(target, (checkpoint, draft), stages, require, progress)
     wants_draft = stages is None or "draft" in (*stages, *require)

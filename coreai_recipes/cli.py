@@ -60,13 +60,14 @@ def _explain(error: BaseException, arguments: list[str]) -> int:
     import os
     import traceback
 
+    from coreai_recipes.errors import describe
+
     if os.environ.get("RECIPE_TRACEBACK"):
         traceback.print_exception(error)
     command = next((f"recipe {word}" for word in arguments if not word.startswith("-")), "recipe")
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(": ")
     return _say(
-        f"{command}: {said}: this is a fault of recipe's own, not of what you gave it: please report it with what "
-        "RECIPE_TRACEBACK=1 shows before it",
+        f"{command}: {describe(error)}: this is a fault of recipe's own: please report it with the traceback that "
+        "RECIPE_TRACEBACK=1 shows",
         FAULT,
     )
 

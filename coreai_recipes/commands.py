@@ -1,6 +1,7 @@
 """The commands: what each takes and prints. The work is done elsewhere, and imported when it is needed."""
 
 import logging
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -31,18 +32,36 @@ class Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         return super().parse_args(ctx, plugins_first(args))
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (EOFError, OSError) as error:
+            raise _Escaped from error
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         with redirect_stdout(drawing(sys.stdout)):
             super().format_help(ctx, formatter)
+
+
+class _Escaped(Exception):
+    """Caused by what a command raised and typer would answer in its own way: any EOFError, any pipe that broke."""
 
 
 def execute(arguments: list[str]) -> int:
     """Run one command line; its exit status. What is wrong with the words themselves is said here, all else raised."""
     # it warns of what it cannot load on this system, which nothing here needs
     logging.getLogger("coremltools").setLevel(logging.ERROR)
+    try:
+        os.getcwd()
+    except OSError as error:  # torch ends the process for it, with a message about its own files
+        raise UserError(
+            f"the working folder is gone ({(error.strerror or str(error)).lower()}): change to another"
+        ) from None
     command = typer.main.get_command(app)
     try:
         return command.main(arguments, prog_name="recipe", standalone_mode=False) or 0
+    except _Escaped as escaped:
+        raise escaped.__cause__ or escaped from None
     except ClickException as error:
         ctx: Any = getattr(error, "ctx", None)
         said = error.format_message()  # type: ignore[attr-defined]

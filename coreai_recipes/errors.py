@@ -31,3 +31,14 @@ class CheckpointError(UserError):
 
 class BundleError(UserError):
     """A bundle that is missing, modified, or that cannot be written where it was asked for."""
+
+
+def describe(error: BaseException, limit: int = 200) -> str:
+    """Somebody else's exception in one line: its class and the first line of what it says."""
+    try:
+        said = " ".join(str(error).strip().partition("\n")[0].split())
+    except BaseException:  # its __str__ is somebody else's too
+        said = ""
+    if len(said) > limit:
+        said = f"{said[: limit - 3]}..."
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -19,7 +19,7 @@ from coreai_recipes.errors import UserError
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BYTES = range(0xDC80, 0xDD00)  # os.fsdecode's stand-ins for single bytes
 MAX_INPUT_BYTES = 16 << 20
-UNENCODABLE = "recipe.unencodable"
+AS_BYTES, SPELT_OUT = "recipe.as_bytes", "recipe.spelt_out"  # our handlers of what an encoding cannot hold
 
 
 class StreamError(UserError):
@@ -38,20 +38,21 @@ def escape(text: str) -> str:
 def _spell(code: int) -> str:
     if code in _BYTES:
         code -= 0xDC00
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def _encode_anyway(error: UnicodeError) -> tuple[bytes, int]:
-    """What a stream's encoding cannot hold: stand-ins for bytes become those bytes, anything else is spelt out."""
+def _spell_out(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A character that a stream's encoding cannot hold, spelt out."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    codes = map(ord, error.object[error.start : error.end])
-    spelt = (bytes([code - 0xDC00]) if code in _BYTES else _spell_whole(code) for code in codes)
-    return b"".join(spelt), error.end
+    return _spell(ord(error.object[error.start])), error.start + 1
 
 
-def _spell_whole(code: int) -> bytes:
-    return (_spell(code) if code < 0x10000 else f"\\U{code:08x}").encode()
+def _give_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """As `_spell_out`, but a stand-in for a byte is that byte: a file's name is what it is."""
+    if isinstance(error, UnicodeEncodeError) and (code := ord(error.object[error.start])) in _BYTES:
+        return bytes([code - 0xDC00]), error.start + 1
+    return _spell_out(error)
 
 
 class GuardedStream:
@@ -80,6 +81,10 @@ class GuardedStream:
         if self._stream is not None:
             with self._explained():
                 self._stream.flush()
+
+    def close(self) -> None:
+        """Only the process ends its streams: what wants to close ours (a plugin) is somebody else's."""
+        self.flush()
 
     def isatty(self) -> bool:
         return self._stream is not None and self._stream.isatty()
@@ -121,10 +126,11 @@ class GuardedStream:
 def guarded_streams() -> Iterator[None]:
     """Standard output and error guarded, and flushed at the end; standard input takes any bytes (`check_text`)."""
     before = sys.stdout, sys.stderr
-    codecs.register_error(UNENCODABLE, _encode_anyway)
-    for stream in before:
+    codecs.register_error(AS_BYTES, _give_bytes)
+    codecs.register_error(SPELT_OUT, _spell_out)
+    for stream, answer in zip(before, (AS_BYTES, SPELT_OUT), strict=True):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=UNENCODABLE)
+            stream.reconfigure(errors=answer)
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")
     out, err = (

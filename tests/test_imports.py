@@ -39,7 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "filling": {"folding", "checkpoint", "draft", "model", "primitives", "recipe", "errors"},
     "draft": {"front", "primitives", "recipe"},
     "folding": {"checkpoint.rewrite", "primitives", "recipe"},
-    "checkpoint": {"recipe.yaml_reader", "recipe.source", "recipe.plugins", "tokenizer", "errors"},
+    "checkpoint": {"recipe.yaml_reader", "recipe.source", "recipe.plugins", "tokenizer", "terminal", "errors"},
     "model": {"front", "primitives", "recipe", "errors"},
     "front": {"primitives", "recipe"},
     "primitives": {"recipe", "errors"},

@@ -61,7 +61,7 @@ def test_names_in_errors_do_not_reach_a_terminal_raw(tmp_path: Path) -> None:
     assert ESC not in got
     assert rb"/\x1b[2J\xff[bold].yaml: no such file" in got
     _, _, err = run_on_pipes("validate", name)
-    assert b"/\x1b[2J\xff[bold].yaml: no such file" in err
+    assert b"/\x1b[2J\\xff[bold].yaml: no such file" in err
 
 
 @pytest.mark.parametrize("word", ["\x1b[2J", "--\x1b[2J"])

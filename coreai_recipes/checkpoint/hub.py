@@ -6,6 +6,7 @@ huggingface_hub's to honour, and its progress bars show on a terminal only.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,11 @@ from typing import Any, NoReturn
 
 from coreai_recipes.checkpoint.base import TensorInfo, Unread
 from coreai_recipes.checkpoint.packing import unpack
-from coreai_recipes.checkpoint.safetensors import PICKLE_REASON, PICKLE_SUFFIXES, read_index
+from coreai_recipes.checkpoint.safetensors import PICKLE_REASON, PICKLE_SUFFIXES, read_index, why_no_shard
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, HeaderTensor, check_length, parse_header
 from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object
-from coreai_recipes.errors import CheckpointError
+from coreai_recipes.errors import CheckpointError, describe
+from coreai_recipes.terminal import drawing, escape
 from coreai_recipes.tokenizer.tokens import TEMPLATE_FOLDER
 
 SETTINGS_PATTERNS = ["config.json", "generation_config.json", "model.safetensors.index.json"]
@@ -26,9 +28,12 @@ SNAPSHOT_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "t
 # In folders lie other formats (original/, onnx/), but for one of templates: a pattern cannot say "all but that one", so
 # there is one for each of its letters. Consolidated and adapter files are copies or parts of the weights.
 OTHER_FOLDERS = [f"{TEMPLATE_FOLDER[:index]}[!{letter}]*/*" for index, letter in enumerate(TEMPLATE_FOLDER)]
-IGNORED_PATTERNS = [*OTHER_FOLDERS, f"{TEMPLATE_FOLDER}[!/]*/*", "consolidated*", "adapter*"]
+# What leads out of the repository is none of its files.
+IGNORED_PATTERNS = [*OTHER_FOLDERS, f"{TEMPLATE_FOLDER}[!/]*/*", "*../*", "consolidated*", "adapter*"]
 HEADER_GUESS_BYTES = 128 << 10  # nearly every header is shorter, so that one request is enough
 HEADERS_AT_ONCE = 8
+MAX_SHARDS = 10_000
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def fetch_snapshot(repo_id: str, revision: str | None = None, token: str | None = None) -> tuple[Path, str]:
@@ -57,6 +62,9 @@ class HubHeaders(Unread):
         self.config = read_json_object(self.path / "config.json", self.place)
         index = self.path / "model.safetensors.index.json"
         files = sorted(set(read_index(index, self.place).values())) if index.is_file() else ["model.safetensors"]
+        CheckpointError.collect(f"{self.place}: {why}" for file in files if (why := why_no_shard(file)))
+        if len(files) > MAX_SHARDS:
+            raise CheckpointError(f"{self.place}: its index names {len(files)} files, more than any model has")
         with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
             headers = list(pool.map(lambda file: fetch_header(repo_id, commit, file, token), files))
         problems = [f"{self.place}: {error}" for error in headers if isinstance(error, HeaderError)]
@@ -83,12 +91,16 @@ def download_files(repo_id: str, revision: str | None, token: str | None, patter
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class TerminalBar(tqdm):
-        """huggingface_hub's bar, whose count of files would show without a terminal too."""
+        """huggingface_hub's bar, whose count of files would show without a terminal too; it names files of the hub."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             if not sys.stderr.isatty():
                 kwargs["disable"] = True
-            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+            kwargs["desc"] = escape(kwargs.get("desc") or "")
+            super().__init__(*args, **(kwargs | {"file": drawing(sys.stderr)}))  # type: ignore[no-untyped-call]
+
+        def set_description(self, desc: str | None = None, refresh: bool = True) -> None:
+            super().set_description(escape(desc or ""), refresh)
 
     with hub_errors_as_sentences(repo_id, revision):
         folder = snapshot_download(
@@ -99,37 +111,48 @@ def download_files(repo_id: str, revision: str | None, token: str | None, patter
             ignore_patterns=IGNORED_PATTERNS,
             tqdm_class=TerminalBar,
         )
-    return Path(folder), Path(folder).name
+    commit = Path(folder).name
+    if COMMIT.fullmatch(commit) is None:
+        raise CheckpointError(f"hub id {repo_id}: {not_a_hub(f'its commit is {commit!a:.60}')}")
+    return Path(folder), commit
 
 
 def fetch_header(repo_id: str, commit: str, file: str, token: str | None) -> dict[str, HeaderTensor] | HeaderError:
     """The header of one weight file, by two requests for ranges at most, or what is wrong with it."""
-    with hub_errors_as_sentences(repo_id, commit):
-        start, size = fetch_range(repo_id, commit, file, token, HEADER_GUESS_BYTES)
-        try:
-            length = check_length(start[:8], size)
-            if 8 + length > len(start):
-                start, size = fetch_range(repo_id, commit, file, token, 8 + length)
-            return parse_header(start[8 : 8 + length], size - 8 - length)
-        except HeaderError as error:
-            return HeaderError(f"{file}: {error}")
+    start, size = fetch_range(repo_id, commit, file, token, HEADER_GUESS_BYTES)
+    try:
+        length = check_length(start[:8], size)
+        if 8 + length > len(start):
+            start, size = fetch_range(repo_id, commit, file, token, 8 + length)
+        return parse_header(start[8 : 8 + length], size - 8 - length)
+    except HeaderError as error:
+        return HeaderError(f"{file}: {error}")
 
 
 def fetch_range(repo_id: str, commit: str, file: str, token: str | None, count: int) -> tuple[bytes, int]:
-    """The first `count` bytes of a file on the hub, and its size."""
+    """The first `count` bytes of a file on the hub, and its size. A server that does not know ranges sends no more."""
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     headers = build_hf_headers(token=token) | {"Range": f"bytes=0-{count - 1}"}
-    try:
-        response = get_session().get(hf_hub_url(repo_id, file, revision=commit), headers=headers, timeout=30)
-        hf_raise_for_status(response)
-    except EntryNotFoundError:
-        refuse_other_formats(repo_id, commit, token)
-    size = response.headers.get("Content-Range", "").rpartition("/")[2]
-    content: bytes = response.content
-    return content[:count], int(size) if size.isdecimal() else len(content)
+    url = hf_hub_url(repo_id, file, revision=commit)
+    content = bytearray()
+    with hub_errors_as_sentences(repo_id, commit):
+        try:
+            with get_session().stream("GET", url, headers=headers, timeout=30) as response:
+                hf_raise_for_status(response)
+                for block in response.iter_bytes():
+                    content += block
+                    if len(content) >= count:
+                        break
+        except EntryNotFoundError:
+            refuse_other_formats(repo_id, commit, token)
+    if "Content-Encoding" in response.headers:
+        return bytes(content[:count]), len(content)
+    ranged = response.headers.get("Content-Range", "").rpartition("/")[2]
+    whole = ranged if ranged.isdecimal() else response.headers.get("Content-Length", "")
+    return bytes(content[:count]), int(whole) if whole.isdecimal() and len(whole) < 20 else len(content)
 
 
 def refuse_other_formats(repo_id: str, commit: str, token: str | None) -> NoReturn:
@@ -168,14 +191,11 @@ def hub_errors_as_sentences(repo_id: str, revision: str | None) -> Iterator[None
     except errors.HFValidationError as error:
         raise CheckpointError(f"hub id {repo_id}: is not well formed: {error}") from error
     except Exception as error:
-        sentence = explain_hub_error(error, repo_id, revision)
-        if sentence is None:
-            raise
-        raise CheckpointError(f"hub id {repo_id}: {sentence}") from error
+        raise CheckpointError(f"hub id {repo_id}: {explain_hub_error(error, repo_id, revision)}") from error
 
 
-def explain_hub_error(error: Exception, repo_id: str, revision: str | None) -> str | None:
-    """What went wrong and what to do about it; None for an error that is a fault of ours."""
+def explain_hub_error(error: Exception, repo_id: str, revision: str | None) -> str:
+    """What went wrong in a call of huggingface_hub, and what to do about it."""
     from huggingface_hub import constants, errors
 
     at = f" at revision {revision}" if revision else ""
@@ -203,9 +223,19 @@ def explain_hub_error(error: Exception, repo_id: str, revision: str | None) -> s
         )
     if isinstance(error, errors.HfHubHTTPError | errors.OfflineModeIsEnabled) or is_network_error(error):
         return f"cannot be downloaded{at}: {describe_connection(error)}"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be written to the cache ({constants.HF_HUB_CACHE}): {error.strerror or error}"
-    return None
+    return not_a_hub(describe(error, 120))
+
+
+def not_a_hub(found: str) -> str:
+    """What to say of an answer that huggingface_hub cannot read: it checks the status, and no more."""
+    from huggingface_hub import constants
+
+    return (
+        f"{constants.ENDPOINT} answered what no hub answers ({found}): is HF_ENDPOINT right, or does a network's login "
+        "page stand between?"
+    )
 
 
 def describe_connection(error: BaseException) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 from coreai_recipes.checkpoint.base import Checkpoint, Unread
@@ -17,6 +20,25 @@ FILE_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl"
 WEIGHT_ENDINGS = (*FILE_SUFFIXES, ".safetensors.index.json")
 
 
+Opener = Callable[..., Checkpoint]
+
+
+def _in_sentences(opens: Opener) -> Opener:
+    """What the file system refuses while a checkpoint is opened (a folder that may not be listed, a file that is none,
+    a name that is too long) is as wrong with the checkpoint as what its files say."""
+
+    @wraps(opens)
+    def open_it(src: str | Path, token: str | None = None) -> Checkpoint:
+        try:
+            return opens(src, token)
+        except OSError as error:
+            file = f"{error.filename} " if error.filename and str(error.filename) != str(src) else ""
+            raise CheckpointError(f"checkpoint {src}: {file}cannot be read: {error.strerror or error}") from error
+
+    return open_it
+
+
+@_in_sentences
 def open_checkpoint(src: str | Path, token: str | None = None) -> Checkpoint:
     """The checkpoint at `src`: a path that exists, one that ships with the package, else a hub id ORG/NAME or
     ORG/NAME@REVISION, which is downloaded.
@@ -24,7 +46,7 @@ def open_checkpoint(src: str | Path, token: str | None = None) -> Checkpoint:
     Raises CheckpointError when it is neither, and with everything that is wrong with what is there.
     """
     path = find_path(src)
-    if path.exists():
+    if os.path.exists(path):
         return open_path(path)
     repo_id, revision = split_hub_id(src)
     from coreai_recipes.checkpoint.hub import fetch_snapshot
@@ -34,10 +56,11 @@ def open_checkpoint(src: str | Path, token: str | None = None) -> Checkpoint:
     return SafetensorsCheckpoint(folder, source=f"{repo_id}@{commit}")
 
 
+@_in_sentences
 def open_headers(src: str | Path, token: str | None = None) -> Checkpoint:
     """As `open_checkpoint`, but of a hub id only config.json and the headers are read: enough for `bind`'s checks."""
     path = find_path(src)
-    if path.exists():
+    if os.path.exists(path):
         return open_path(path)
     repo_id, revision = split_hub_id(src)
     from huggingface_hub import constants
@@ -65,12 +88,13 @@ class ConfigFile(Unread):
         return read_eos_token_ids(self.path, self.config, self.place)
 
 
+@_in_sentences
 def open_config(src: str | Path, token: str | None = None) -> Checkpoint:
     """As `open_headers`, but config.json alone is enough: the file, or a folder that has no weights."""
     path = find_path(src)
-    if path.name == CONFIG and path.is_file():
+    if path.name == CONFIG and os.path.isfile(path):
         return ConfigFile(path)
-    if (path / CONFIG).is_file() and not any(file.name.endswith(WEIGHT_ENDINGS) for file in path.iterdir()):
+    if os.path.isfile(path / CONFIG) and not any(file.name.endswith(WEIGHT_ENDINGS) for file in path.iterdir()):
         return ConfigFile(path / CONFIG)
     return open_headers(src, token)
 
@@ -79,10 +103,10 @@ def find_path(src: str | Path) -> Path:
     """The path that `src` would be; `embedded:NAME` is a folder of the package's own examples."""
     if isinstance(src, str) and src.startswith(EMBEDDED):
         path = data_folder("examples") / src.removeprefix(EMBEDDED)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise CheckpointError(f"checkpoint {src}: no such checkpoint ships with the package")
         return path
-    return Path(src).expanduser()
+    return Path(os.path.expanduser(src))  # unlike Path's own, it leaves the name of no user as it is
 
 
 def split_hub_id(src: str | Path) -> tuple[str, str | None]:
@@ -92,6 +116,8 @@ def split_hub_id(src: str | Path) -> tuple[str, str | None]:
         raise CheckpointError(f"checkpoint {src}: no such folder or file; a hub id is ORG/NAME or ORG/NAME@REVISION")
     if match["revision"] is None and str(src).endswith(FILE_SUFFIXES):
         raise CheckpointError(f"checkpoint {src}: no such file")
+    if ".." in (match["revision"] or ""):  # which git has in no name either
+        raise CheckpointError(f"checkpoint {src}: {match['revision']} is no revision")
     return match["repo"], match["revision"]
 
 

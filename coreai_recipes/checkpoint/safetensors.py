@@ -139,10 +139,8 @@ class SafetensorsCheckpoint(Checkpoint):
         return None
 
     def _add_shard(self, name: str, tensors: int, problems: list[str]) -> None:
-        if leaves_its_folder(name):
-            problems.append(f"model.safetensors.index.json names {name!r}, a path that leaves the folder")
-        elif not name.endswith(".safetensors"):
-            problems.append(f"model.safetensors.index.json names {name!r}, which is not a safetensors file")
+        if why := why_no_shard(name):
+            problems.append(why)
         elif not (self._folder / name).is_file():
             problems.append(f"{name} is missing: the index says that it holds {tensors} tensors; download it again")
         else:
@@ -227,6 +225,15 @@ def read_index(path: Path, place: str) -> dict[str, str]:
     if wrong:
         raise CheckpointError(f"{place}: {path.name} names no file for {wrong[0]!a:.80}")
     return weight_map
+
+
+def why_no_shard(name: str) -> str | None:
+    """What is wrong with a file's name in an index, before anybody is asked for the file."""
+    if leaves_its_folder(name):
+        return f"model.safetensors.index.json names {name!r}, a path that leaves the folder"
+    if not name.endswith(".safetensors"):
+        return f"model.safetensors.index.json names {name!r}, which is not a safetensors file"
+    return None
 
 
 def leaves_its_folder(name: str) -> bool:

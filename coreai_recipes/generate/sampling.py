@@ -21,6 +21,8 @@ class Sampler:
             problems.append(f"temperature {temperature} is not a number from 0 on; 0 is greedy")
         if not 0 <= top_p <= 1:
             problems.append(f"top_p {top_p} is not in [0, 1]")
+        if seed is not None and not 0 <= seed < 1 << 64:
+            problems.append(f"seed {str(seed)[:40]} is not in [0, 2**64): leave it out to draw anew each time")
         UserError.collect(problems)
         self.temperature = temperature
         self.top_p = top_p

@@ -5,6 +5,8 @@ ones are loaded when the first recipe or config is read, so that a command that 
 imports leaves alone.
 """
 
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,9 +17,8 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
-from coreai_recipes.errors import UserError
+from coreai_recipes.errors import UserError, describe
 from coreai_recipes.recipe.kinds import count_added
-from coreai_recipes.recipe.yaml_reader import shorten
 
 GROUP = "coreai_recipes.primitives"
 
@@ -30,11 +31,14 @@ class PluginError(UserError):
 
 def load_plugin(path: str | Path) -> None:
     """Import a user's file, once. Raises PluginError in one sentence, whatever is wrong with it."""
-    file = Path(path).resolve()
+    try:
+        file = Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:  # a relative path in a folder that was removed; a zero byte
+        raise PluginError(f"{path}: no such file: {error}") from None
     if file in _loaded:
         return
-    if not file.is_file():
-        raise PluginError(f"{path}: {'a folder, not a file of Python' if file.is_dir() else 'no such file'}")
+    if not os.path.isfile(file):
+        raise PluginError(f"{path}: {'a folder, not a file of Python' if os.path.isdir(file) else 'no such file'}")
     name = f"recipe_plugin_{file.stem}"
     if name in sys.modules:
         raise PluginError(f"{path}: another plugin has a file of that name: {sys.modules[name].__file__}")
@@ -76,10 +80,21 @@ def _import(load: Callable[[], object], place: str, file: Path | None = None) ->
         raise PluginError(f"{_at(place, error.lineno)}: is not Python: {error.msg}") from None
     except UserError as error:
         raise PluginError(f"{_at(place, _line(error, file))}: {error}") from None
-    except (Exception, SystemExit) as error:
-        said = shorten(str(error).partition("\n")[0], 200)
-        what = f"{type(error).__name__}: {said}" if said else type(error).__name__
-        raise PluginError(f"{_at(place, _line(error, file))}: raises {what}") from None
+    except BaseException as error:
+        if _is_ctrl_c(error):
+            raise
+        raise PluginError(f"{_at(place, _line(error, file))}: raises {describe(error)}") from None
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Whether somebody wants to stop, and not a plugin that raises KeyboardInterrupt: the answer to a signal raises it,
+    and where that is Python's own, which has no frame, nothing tells the two apart."""
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    answer = signal.getsignal(signal.SIGINT)
+    code = getattr(answer, "__code__", None)
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return code is None or code in frames
 
 
 def _line(error: BaseException, file: Path | None) -> int | None:

@@ -18,11 +18,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Repository:
-    """What the hub has under one id; `gated` needs the token `hf_good`, `broken` answers 503 to everything."""
+    """What the hub has under one id; `gated` needs the token `hf_good`, `broken` answers 503 to everything, and `says`
+    is the body of every answer, as a login page's."""
 
     files: dict[str, bytes]
     gated: bool = False
     broken: bool = False
+    says: bytes | None = None
 
 
 @dataclass
@@ -77,6 +79,8 @@ class HubHandler(BaseHTTPRequestHandler):
             self.refuse(404, "RepoNotFound", "Repository not found")
         elif repository.broken:
             self.refuse(503, "", "Try again later")
+        elif repository.says is not None:
+            self.answer(200, repository.says, {"ETag": '"1"', "X-Repo-Commit": COMMIT})
         elif is_api:
             self.answer_api(repo_id, repository, parts[4:])
         else:
