@@ -165,7 +165,7 @@ def test_a_reader_that_leaves_ends_a_command_quietly(arguments: tuple[object, ..
 
 
 def test_a_reader_that_leaves_ends_an_answer_quietly(tiny_bundle: Path) -> None:
-    endless = 'import coreai_recipes.generate.streaming as s\ns.TextStream.add = lambda *_: "more and more of it\\n"'
+    endless = 'import coreai_recipes.tokenizer.streaming as s\ns.TextStream.add = lambda *_: "more and more of it\\n"'
     words = command("run", tiny_bundle, "In the beginning", "--max-tokens", 200, before=endless)
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -178,7 +178,7 @@ def test_a_reader_that_leaves_ends_an_answer_quietly(tiny_bundle: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16", "cp1252"])
 def test_what_an_encoding_cannot_show_is_spelt_out(encoding: str, tiny_bundle: Path) -> None:
-    speaks = 'import coreai_recipes.generate.streaming as s\ns.TextStream.add = lambda *_: "\\u2192\\ud83d \\U0001f600"'
+    speaks = 'import coreai_recipes.tokenizer.streaming as s\ns.TextStream.add = lambda *_: "\\u2192\\ud83d \\U0001f600"'
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     words = ("run", tiny_bundle, "In the", "--max-tokens", 1)
     status, out, err = run_on_pipes(*words, before=speaks, env=environment)

@@ -13,7 +13,7 @@ TINY = Path(__file__).parent / "checkpoints/tiny-llama"
 ESC = b"\x1b"
 TITLE = "\x1b]0;owned\x07"  # what a terminal takes for its window's title
 SPEAKS = f"""
-import coreai_recipes.generate.streaming as streaming
+import coreai_recipes.tokenizer.streaming as streaming
 streaming.TextStream.add = lambda self, token: {TITLE!r} + "\\r\\n\\tis\\u202e\\x9b\\x7f"
 """
 
