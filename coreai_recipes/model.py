@@ -4,7 +4,7 @@ The Decoder is what is compared with transformers, and its very modules are what
 package's own form: one sequence, channels first (1, C, 1, S), states that are read and written by position.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -17,7 +17,6 @@ from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.per_layer import PerLayerInput, slice_of
 from coreai_recipes.primitives.registry import primitive
-from coreai_recipes.recipe.rules import Problem
 from coreai_recipes.recipe.schema import Recipe
 
 ReadParameter = Callable[[str], Tensor]
@@ -147,13 +146,7 @@ def table_file(parameter: str) -> str:
 
 
 def build_decoder(recipe: Recipe, form: Form = PLAIN, positions: int | None = None) -> Decoder:
-    """The recipe's Decoder on the meta device, its states for the whole context or for `positions`.
-
-    Raises UserError for what a recipe can say but nothing can build yet.
-    """
-    from coreai_recipes.errors import RecipeError
-
-    RecipeError.collect(f"{recipe.name}: {'.'.join(map(str, p.location))}: {p.message}" for p in unbuildable(recipe))
+    """The recipe's Decoder on the meta device, its states for the whole context or for `positions`."""
     with torch.device("meta"):
         return Decoder(recipe, form, positions).eval()
 
@@ -161,24 +154,6 @@ def build_decoder(recipe: Recipe, form: Form = PLAIN, positions: int | None = No
 def exported_form(recipe: Recipe) -> Form:
     """The form in which the recipe's decoder is exported."""
     return Form(recipe.export.fold, recipe.export.residual_scale)
-
-
-def unbuildable(recipe: Recipe) -> Iterator[Problem]:
-    """What the recipe language can already say and no primitive can do yet."""
-    model = recipe.model
-    if recipe.export.residual_scale != 1.0:
-        for name in dict.fromkeys(model.layer_kinds):
-            at, placement = ("export", "residual_scale"), model.placement_of(name)
-            if placement in ("post", "sandwich") and model.norm_of(name).weight == "none":
-                yield Problem(at, f"the norms behind the blocks of `{name}` have no weight to take it up")
-            elif model.embedding.per_layer is not None and model.norm_of(name).weight == "none":
-                yield Problem(at, f"the norm behind the per-layer input of `{name}` has no weight to take it up")
-            if placement == "post" and model.kinds[name].mlp.kind == "moe":
-                yield Problem(at, f"the experts of `{name}` read the residual stream without a norm that would undo it")
-            if placement == "add":
-                yield Problem(at, f"the blocks of `{name}` read the residual stream without a norm that would undo it")
-        if model.final_norm is None:
-            yield Problem(("export", "residual_scale"), "no norm before the head would undo it")
 
 
 def fill(module: nn.Module, read: ReadParameter, prefix: str = "") -> None:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from coreai_recipes import front as front_module
-from coreai_recipes.errors import RecipeError
 from coreai_recipes.folding import stored_as
 from coreai_recipes.front import state_specs
 from coreai_recipes.model import Decoder, build_decoder, empty, fill
@@ -578,20 +577,6 @@ def test_a_layer_norms_bias_is_taken_as_it_is() -> None:
     names = dict(build_decoder(recipe).named_parameters())
     assert "norm.bias" in names
     assert [stored_as(recipe, f"norm.{leaf}", PLAIN).offset for leaf in ("weight", "bias")] == [1.0, 0.0]
-
-
-# --- refusals -------------------------------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_built_yet_is_refused_all_at_once() -> None:
-    recipe = changed(FAMILIES["gemma2"]().recipe, "model", norm={"kind": "rms", "eps": 1e-5, "weight": "none"})
-    recipe = changed(recipe, "export", residual_scale=0.5)
-    with pytest.raises(RecipeError) as error:
-        build_decoder(recipe)
-    assert error.value.problems == tuple(
-        f"small-gemma2: export.residual_scale: the norms behind the blocks of `{kind}` have no weight to take it up"
-        for kind in ("sliding", "full")
-    )
 
 
 def test_an_identical_model_has_an_infinite_figure() -> None:

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from coreai_recipes.recipe.fields import Form
 from coreai_recipes.recipe.inherit import RECIPE, kind_of, shown
-from coreai_recipes.recipe.rules import Location, Problem, did_you_mean, nearest
+from coreai_recipes.recipe.plain import Location, Problem
+from coreai_recipes.recipe.rules import did_you_mean, nearest
 from coreai_recipes.recipe.schema import LayerKind, Recipe
 from coreai_recipes.recipe.yaml_reader import Mark, Node
 
@@ -101,7 +102,7 @@ def _wrong_value(found: _Found) -> str:
         return f"{value} is neither {_expected(form)}"
     match found.type:
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return f"{value} {_outside(form, found.type)}"
+            return f"{value} {_outside(form, found.node.value)}"
         case "finite_number":
             return f"{value} is not a finite number"
         case "string_pattern_mismatch":
@@ -127,14 +128,16 @@ def _expected(form: Form) -> str:
     return (" nor " if form.choices and form.scalars else " or ").join(words)
 
 
-def _outside(form: Form, error_type: str) -> str:
+def _outside(form: Form, value: Any) -> str:
     """The interval when both its ends tell something, else the end that was passed."""
-    low, high = form.bounds.get(Gt, form.bounds.get(Ge)), form.bounds.get(Le)
-    if low is not None and high is not None and high < _LARGE:
-        return f"is not in {'(' if Gt in form.bounds else '['}{low}, {high}]"
-    if error_type == "less_than_equal":
-        return f"is more than {high}"
-    return f"is not above {low}" if Gt in form.bounds else f"is less than {low}"
+    above, least, most = form.bounds.get(Gt), form.bounds.get(Ge), form.bounds.get(Le)
+    if above is None and least is not None and most is not None and most < _LARGE:
+        return f"is not in [{least}, {most}]"
+    if above is not None and most is not None and most <= 1:
+        return f"is not in ({above}, {most}]"
+    if most is not None and value > most:
+        return f"is more than {most}"
+    return f"is not above {above}" if above is not None and value <= above else f"is less than {least}"
 
 
 def _one_of(choices: tuple[Any, ...]) -> str:

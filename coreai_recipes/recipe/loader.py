@@ -21,8 +21,9 @@ from coreai_recipes.recipe.inherit import (
     merge,
     shown,
 )
+from coreai_recipes.recipe.plain import Location, Problem
 from coreai_recipes.recipe.plugins import load_installed
-from coreai_recipes.recipe.rules import Location, Problem, find_problems
+from coreai_recipes.recipe.rules import find_problems
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.recipe.source import find_recipe
 from coreai_recipes.recipe.yaml_reader import MAX_BYTES, Mark, Node, YAMLProblem, read_yaml, shorten

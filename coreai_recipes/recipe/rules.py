@@ -1,4 +1,4 @@
-"""What relates one field of a recipe to another. A leaf: it reads plain data and imports nothing of ours.
+"""What relates one field of a recipe to another, by plain data alone.
 
 The rules read data that may be wrong elsewhere (a missing block, a word for a number), and stay silent about it: they
 run beside the field checks, and so a user sees every problem at once.
@@ -6,26 +6,12 @@ run beside the field checks, and so a user sees every problem at once.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
-MAX_KINDS = 64
-MAX_LAYERS = 1024
-
-Location = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong at one place of a recipe, and the mend when we know it."""
-
-    location: Location
-    message: str
-    hint: str | None = None
-    at_key: bool = False
-    """Whether the key itself is what is wrong, rather than its value."""
+from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_at, value_at
+from coreai_recipes.recipe.sizes import MAX_KINDS, MAX_LAYERS, find_size_problems
 
 
 def expand_layers(layers: Sequence[Any]) -> Iterator[str]:
@@ -45,7 +31,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     """Every broken rule of a recipe given as plain data."""
     problems: list[Problem] = []
     for stack in ("model", "draft"):
-        for name, kind in islice(_mapping(recipe, stack, "kinds").items(), MAX_KINDS):
+        for name, kind in islice(mapping_at(recipe, stack, "kinds").items(), MAX_KINDS):
             if isinstance(kind, Mapping):
                 at: Location = (stack, "kinds", name)
                 problems += _attention_problems(recipe, at, kind)
@@ -57,24 +43,26 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     problems += _position_problems(recipe)
     problems += _draft_problems(recipe)
     problems += _export_problems(recipe)
+    problems += _residual_problems(recipe)
+    problems += find_size_problems(recipe, {stack: len(_layer_order(recipe, stack)) for stack in ("model", "draft")})
     return problems
 
 
 def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
     at: Location = (*kind_at, "attention")
-    heads, kv_heads = _integer(kind, "attention", "num_heads"), _integer(kind, "attention", "num_kv_heads")
+    heads, kv_heads = integer_at(kind, "attention", "num_heads"), integer_at(kind, "attention", "num_kv_heads")
     if heads and kv_heads and min(heads, kv_heads) > 0 and heads % kv_heads:
         yield Problem((*at, "num_kv_heads"), f"{heads} heads cannot be shared out among {kv_heads} KV heads")
     if (
-        _value(kind, "attention", "kind") == "latent"
+        value_at(kind, "attention", "kind") == "latent"
         and heads
         and kv_heads
         and heads > kv_heads
         and not heads % kv_heads
     ):
         yield Problem((*at, "num_kv_heads"), f"latent attention makes keys of its own for each of {heads} heads")
-    window, context = _integer(kind, "attention", "window"), _integer(recipe, "export", "context")
-    if _value(kind, "attention", "kind") == "sliding" and window and context and window > context:
+    window, context = integer_at(kind, "attention", "window"), integer_at(recipe, "export", "context")
+    if value_at(kind, "attention", "kind") == "sliding" and window and context and window > context:
         yield Problem(
             (*at, "window"),
             f"context {context} is shorter than the window {window}: the window would never slide",
@@ -87,21 +75,21 @@ def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
     """Sharing is with a kind of the model, also for a kind of the draft."""
     at: Location = (*kind_at, "attention", "shares_kv_with")
     stack, _, name = kind_at
-    owner_name, kinds = _value(kind, "attention", "shares_kv_with"), _mapping(recipe, "model", "kinds")
+    owner_name, kinds = value_at(kind, "attention", "shares_kv_with"), mapping_at(recipe, "model", "kinds")
     if not isinstance(owner_name, str):
         return
     owner = kinds.get(owner_name)
     if not isinstance(owner, Mapping):
         yield Problem(at, f"there is no kind `{owner_name}`", did_you_mean(owner_name, kinds))
         return
-    if _value(owner, "attention", "shares_kv_with") is not None:
+    if value_at(owner, "attention", "shares_kv_with") is not None:
         yield Problem(at, f"`{owner_name}` has no cache of its own: it shares one too")
     for field in ("kind", "num_kv_heads", "head_dim", "window"):
-        ours, theirs = _value(kind, "attention", field), _value(owner, "attention", field)
+        ours, theirs = value_at(kind, "attention", field), value_at(owner, "attention", field)
         if ours is not None and theirs is not None and ours != theirs:
             yield Problem(at, f"{field} is {ours} here and {theirs} in `{owner_name}`: one cache cannot serve both")
             break
-    ours, theirs = _mapping(kind, "rotary"), _mapping(owner, "rotary")
+    ours, theirs = mapping_at(kind, "rotary"), mapping_at(owner, "rotary")
     different = [key for key in ours if key in theirs and ours[key] != theirs[key]]
     if different:
         yield Problem(
@@ -118,7 +106,7 @@ def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
         yield Problem(at, f"no layer of kind `{owner_name}` comes before the first of `{name}`")
         return
     after = order[order.index(name) :] if name in order else []
-    owns = next((n for n in after if _value(kinds, n, "attention", "shares_kv_with") is None and n in kinds), None)
+    owns = next((n for n in after if value_at(kinds, n, "attention", "shares_kv_with") is None and n in kinds), None)
     if owns is not None:
         # in `prefill` they run for the last token alone, which a later cache would need in full
         yield Problem(at, f"a layer of kind `{owns}` comes after it: layers that share a cache are the last ones")
@@ -126,9 +114,9 @@ def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
 
 def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
     for block in ("experts", "mlp"):
-        count, router = _integer(kind, block, "num_experts"), _mapping(kind, block, "router")
+        count, router = integer_at(kind, block, "num_experts"), mapping_at(kind, block, "router")
         at: Location = (*kind_at, block, "router")
-        top, groups, top_groups = (_integer(router, name) for name in ("top", "groups", "top_groups"))
+        top, groups, top_groups = (integer_at(router, name) for name in ("top", "groups", "top_groups"))
         if count and top and top > count:
             yield Problem((*at, "top"), f"{top} of {count} experts cannot be chosen")
             continue
@@ -148,8 +136,8 @@ def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
 
 def _mixture_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
     """Experts beside an MLP are joined with it behind norms of their own, which a sandwich alone has."""
-    placement = kind.get("placement") or _value(recipe, str(kind_at[0]), "placement")
-    if _mapping(kind, "experts") and placement != "sandwich":
+    placement = kind.get("placement") or value_at(recipe, str(kind_at[0]), "placement")
+    if mapping_at(kind, "experts") and placement != "sandwich":
         yield Problem(
             (*kind_at, "experts"),
             f"experts beside an MLP stand in a sandwich of norms, and the placement is `{placement or 'pre'}`",
@@ -159,11 +147,14 @@ def _mixture_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
 
 def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     """Learned positions end somewhere; a head that turns and falls off with distance is no known model's."""
-    width = _integer(recipe, "model", "embedding", "width")
-    if width and width == _integer(recipe, "model", "hidden_size"):
+    width = integer_at(recipe, "model", "embedding", "width")
+    if width and width == integer_at(recipe, "model", "hidden_size"):
         at: Location = ("model", "embedding", "width")
         yield Problem(at, f"{width} is hidden_size: there is nothing to project", "leave it out")
-    count, context = _integer(recipe, "model", "embedding", "positions", "count"), _integer(recipe, "export", "context")
+    count, context = (
+        integer_at(recipe, "model", "embedding", "positions", "count"),
+        integer_at(recipe, "export", "context"),
+    )
     if count and context and context > count:
         yield Problem(
             ("export", "context"),
@@ -171,14 +162,14 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             f"lower it to {count} or less",
         )
     rows, tokens = (
-        _integer(recipe, "model", "embedding", "per_layer", "vocab_size"),
-        _integer(recipe, "model", "vocab_size"),
+        integer_at(recipe, "model", "embedding", "per_layer", "vocab_size"),
+        integer_at(recipe, "model", "vocab_size"),
     )
     if rows and tokens and rows < tokens:
         at = ("model", "embedding", "per_layer", "vocab_size")
         yield Problem(at, f"{rows} rows for {tokens} tokens: some would have none")
-    for name, kind in islice(_mapping(recipe, "model", "kinds").items(), MAX_KINDS):
-        if _mapping(kind, "attention", "alibi") and _value(kind, "rotary", "kind") not in (None, "none"):
+    for name, kind in islice(mapping_at(recipe, "model", "kinds").items(), MAX_KINDS):
+        if mapping_at(kind, "attention", "alibi") and value_at(kind, "rotary", "kind") not in (None, "none"):
             yield Problem(
                 ("model", "kinds", name, "rotary", "kind"),
                 "heads that turn, and whose scores fall with distance too (alibi)",
@@ -187,15 +178,15 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
-    draft = _mapping(recipe, "draft")
+    draft = mapping_at(recipe, "draft")
     if not draft:
         return
     at: Location
-    for name, kind in islice(_mapping(draft, "kinds").items(), MAX_KINDS):
+    for name, kind in islice(mapping_at(draft, "kinds").items(), MAX_KINDS):
         if (
             isinstance(kind, Mapping)
-            and _mapping(kind, "attention")
-            and not _value(kind, "attention", "shares_kv_with")
+            and mapping_at(kind, "attention")
+            and not value_at(kind, "attention", "shares_kv_with")
         ):
             yield Problem(
                 ("draft", "kinds", name, "attention"),
@@ -203,22 +194,22 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
                 "add `shares_kv_with:` and a kind of the model",
             )
         for field in ("alibi", "temperature"):
-            if isinstance(kind, Mapping) and _value(kind, "attention", field) is not None:
+            if isinstance(kind, Mapping) and value_at(kind, "attention", field) is not None:
                 yield Problem(("draft", "kinds", name, "attention", field), "a draft has none")
     for field in ("width", "norm", "positions"):
-        if _value(recipe, "model", "embedding", field) is not None:
+        if value_at(recipe, "model", "embedding", field) is not None:
             at = ("model", "embedding", field)
             yield Problem(at, "a draft is given the target's plain embedding, and cannot be built beside it")
-    ours, theirs = _integer(draft, "vocab_size"), _integer(recipe, "model", "vocab_size")
+    ours, theirs = integer_at(draft, "vocab_size"), integer_at(recipe, "model", "vocab_size")
     if ours and theirs and ours != theirs:
         yield Problem(("draft", "vocab_size"), f"{ours} tokens here and {theirs} in the model: they must be the same")
-    clusters, top = _integer(draft, "centroids", "count"), _integer(draft, "centroids", "top")
+    clusters, top = integer_at(draft, "centroids", "count"), integer_at(draft, "centroids", "top")
     if ours and clusters and ours % clusters:
         at = ("draft", "centroids", "count")
         yield Problem(at, f"{ours} tokens cannot be shared out among {clusters} clusters")
     if clusters and top and top > clusters:
         yield Problem(("draft", "centroids", "top"), f"{top} of {clusters} clusters cannot be looked into")
-    if _mapping(recipe, "export", "functions") and _integer(recipe, "export", "functions", "score") is None:
+    if mapping_at(recipe, "export", "functions") and integer_at(recipe, "export", "functions", "score") is None:
         yield Problem(
             ("export", "functions"),
             "a draft's tokens are verified by `score`, which is missing",
@@ -228,10 +219,10 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
     at: Location = (*kind_at, "rotary")
-    rotary = _mapping(kind, "rotary")
-    is_latent = _value(kind, "attention", "kind") == "latent"
+    rotary = mapping_at(kind, "rotary")
+    is_latent = value_at(kind, "attention", "kind") == "latent"
     size_name = "rope_dim" if is_latent else "head_dim"
-    rotary_kind, head_dim, factor = rotary.get("kind"), _integer(kind, "attention", size_name), rotary.get("factor")
+    rotary_kind, head_dim, factor = rotary.get("kind"), integer_at(kind, "attention", size_name), rotary.get("factor")
     if is_latent and rotary_kind in ("partial", "proportional"):
         yield Problem((*at, "kind"), "latent attention says with rope_dim what turns", "use `kind: full`")
     if rotary_kind in ("full", "partial", "proportional") and head_dim and head_dim % 2:
@@ -268,7 +259,7 @@ def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
 
 def _scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
     at: Location = (*kind_at, "rotary", "scaling")
-    scaling = _mapping(kind, "rotary", "scaling")
+    scaling = mapping_at(kind, "rotary", "scaling")
     for low_end, high_end, between in (
         ("low_freq_factor", "high_freq_factor", "smooth passage"),
         ("beta_slow", "beta_fast", "ramp"),
@@ -283,7 +274,9 @@ def _scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
             yield Problem((*at, name), f"{len(factors)} factors for the {width // 2} pairs that turn")
     if scaling.get("kind") in ("dynamic", "ntk") and width == 2:
         yield Problem((*at, "kind"), "a single pair has no frequency that theta could change")
-    trained, context = _integer(scaling, "original_context"), _integer(recipe, "export", "context")
+    if scaling.get("kind") == "yarn" and value_at(kind, "rotary", "theta") == 1:
+        yield Problem((*kind_at, "rotary", "theta"), "1 turns every pair alike: there is no ramp between them")
+    trained, context = integer_at(scaling, "original_context"), integer_at(recipe, "export", "context")
     if scaling.get("kind") == "dynamic" and trained and context and context > trained:
         yield Problem(
             at,
@@ -295,15 +288,15 @@ def _scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
 
 def _rotated_width(kind: Mapping[str, Any]) -> int | None:
     """How many dimensions of a head a full or partial rotary turns, None when the kind does not say."""
-    size_name = "rope_dim" if _value(kind, "attention", "kind") == "latent" else "head_dim"
-    head_dim, factor = _integer(kind, "attention", size_name), _value(kind, "rotary", "factor")
-    if _value(kind, "rotary", "kind") == "partial":
+    size_name = "rope_dim" if value_at(kind, "attention", "kind") == "latent" else "head_dim"
+    head_dim, factor = integer_at(kind, "attention", size_name), value_at(kind, "rotary", "factor")
+    if value_at(kind, "rotary", "kind") == "partial":
         return int(factor * head_dim) if head_dim and isinstance(factor, int | float) and 0 < factor <= 1 else None
     return head_dim
 
 
 def _layer_problems(recipe: Mapping[str, Any], stack: str) -> Iterator[Problem]:
-    kinds, layers = _mapping(recipe, stack, "kinds"), _value(recipe, stack, "layers")
+    kinds, layers = mapping_at(recipe, stack, "kinds"), value_at(recipe, stack, "layers")
     if not isinstance(layers, Sequence) or isinstance(layers, str) or not kinds or len(layers) > MAX_LAYERS:
         return
     for index, entry in enumerate(layers):
@@ -325,21 +318,21 @@ def _layer_problems(recipe: Mapping[str, Any], stack: str) -> Iterator[Problem]:
 
 def _layer_order(recipe: Mapping[str, Any], stack: str) -> list[str]:
     """The kind of each layer, cut off behind the largest number that a recipe may have."""
-    layers = _value(recipe, stack, "layers")
+    layers = value_at(recipe, stack, "layers")
     is_list = isinstance(layers, Sequence) and not isinstance(layers, str)
     return list(islice(expand_layers(layers), MAX_LAYERS + 1)) if is_list else []
 
 
 def _export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
-    context = _integer(recipe, "export", "context")
+    context = integer_at(recipe, "export", "context")
     for function in ("prefill", "score"):
-        query = _integer(recipe, "export", "functions", function)
+        query = integer_at(recipe, "export", "functions", function)
         if context and query and query > context:
             yield Problem(
                 ("export", "functions", function),
                 f"{function} takes {query} tokens at a call, the context holds {context}",
             )
-    scale = _value(recipe, "export", "residual_scale")
+    scale = value_at(recipe, "export", "residual_scale")
     if isinstance(scale, int | float) and 0 < scale <= 1 and math.frexp(scale)[0] != 0.5:
         near = 2.0 ** round(math.log2(scale))
         yield Problem(
@@ -347,6 +340,28 @@ def _export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             f"{scale:g} is not a power of two: weights times it would be rounded",
             f"the nearest is {near:g}",
         )
+
+
+def _residual_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    """What reads a scaled residual stream undoes the scale by its norm; what writes to it takes it up in weights."""
+    scale, at = value_at(recipe, "export", "residual_scale"), ("export", "residual_scale")
+    if not isinstance(scale, int | float) or not 0 < scale < 1:
+        return
+    kinds, model = mapping_at(recipe, "model", "kinds"), mapping_at(recipe, "model")
+    for name in dict.fromkeys(_layer_order(recipe, "model")):
+        kind = mapping_at(kinds, name)
+        placement = value_at(kind, "placement") or model.get("placement") or "pre"
+        has_weight = value_at(mapping_at(kind, "norm") or model.get("norm"), "weight") != "none"
+        if placement in ("post", "sandwich") and not has_weight:
+            yield Problem(at, f"the norms behind the blocks of `{name}` have no weight to take it up")
+        elif value_at(model, "embedding", "per_layer") is not None and not has_weight:
+            yield Problem(at, f"the norm behind the per-layer input of `{name}` has no weight to take it up")
+        if placement == "post" and value_at(kind, "mlp", "kind") == "moe":
+            yield Problem(at, f"the experts of `{name}` read the residual stream without a norm that would undo it")
+        if placement == "add":
+            yield Problem(at, f"the blocks of `{name}` read the residual stream without a norm that would undo it")
+    if value_at(model, "head", "norm") == "none":
+        yield Problem(at, "no norm before the head would undo it")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -362,19 +377,3 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     if close:
         return f"did you mean `{close}`?"
     return f"there are: {', '.join(names)}" if 0 < len(names) <= 16 else None
-
-
-def _value(data: Any, *path: str) -> Any:
-    for key in path:
-        data = data.get(key) if isinstance(data, Mapping) else None
-    return data
-
-
-def _mapping(data: Any, *path: str) -> Mapping[str, Any]:
-    found = _value(data, *path)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _integer(data: Any, *path: str) -> int | None:
-    found = _value(data, *path)
-    return found if isinstance(found, int) and not isinstance(found, bool) else None

@@ -9,14 +9,24 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from coreai_recipes.recipe import rules
+from coreai_recipes.recipe import rules, sizes
 from coreai_recipes.recipe.kinds import Open, note_model
 
 # Strict everywhere: pydantic would else take "64" for 64, "yes" for true and true for 1.0.
+# How large a size may be stands in `sizes`, and a number must be one that float32 holds, and its reciprocal too.
 Positive = Annotated[int, Field(gt=0, le=2**31 - 1, strict=True)]
-PositiveFloat = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+Vocabulary = Annotated[int, Field(gt=0, le=sizes.MAX_VOCABULARY, strict=True)]
+HiddenSize = Annotated[int, Field(gt=0, le=sizes.MAX_HIDDEN_SIZE, strict=True)]
+IntermediateSize = Annotated[int, Field(gt=0, le=sizes.MAX_INTERMEDIATE_SIZE, strict=True)]
+Heads = Annotated[int, Field(gt=0, le=sizes.MAX_HEADS, strict=True)]
+HeadDim = Annotated[int, Field(gt=0, le=sizes.MAX_HEAD_DIM, strict=True)]
+ExpertCount = Annotated[int, Field(gt=0, le=sizes.MAX_EXPERTS, strict=True)]
+PerLayerSize = Annotated[int, Field(gt=0, le=sizes.MAX_PER_LAYER, strict=True)]
+Positions = Annotated[int, Field(gt=0, le=sizes.MAX_CONTEXT, strict=True)]
+Tokens = Annotated[int, Field(ge=2, le=sizes.MAX_TOKENS, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, ge=1e-30, le=1e30, strict=True, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)]
-Factor = Annotated[float, Field(ge=1, strict=True, allow_inf_nan=False)]
+Factor = Annotated[float, Field(ge=1, le=1e6, strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 Precision = Literal["float32", "float16", "bfloat16"]
 Name = Annotated[
@@ -88,7 +98,7 @@ class NTKScaling(Spec):
     """theta times alpha^(R / (R - 2)), whatever the length: HunYuan, where it is called `dynamic` with an `alpha`."""
 
     kind: Literal["ntk"]
-    alpha: PositiveFloat = Field(description="by how much theta is stretched; HunYuan uses 1000")
+    alpha: Factor = Field(description="by how much theta is stretched; HunYuan uses 1000")
 
 
 class YarnScaling(Spec):
@@ -277,11 +287,9 @@ class Alibi(Spec):
 class Attention(Spec):
     """What full and sliding attention have in common. Scores are scaled by `scale`, head_dim^-0.5 if unsaid."""
 
-    num_heads: Positive = Field(description="query heads (num_attention_heads)")
-    num_kv_heads: Positive = Field(
-        description="key and value heads (num_key_value_heads); num_heads is a multiple of it"
-    )
-    head_dim: Positive = Field(description="dimensions of one head")
+    num_heads: Heads = Field(description="query heads (num_attention_heads)")
+    num_kv_heads: Heads = Field(description="key and value heads (num_key_value_heads); num_heads is a multiple of it")
+    head_dim: HeadDim = Field(description="dimensions of one head")
     bias: Literal["none", "qkv", "qkvo"] = Field(
         default="none", description="which projections carry a bias; Qwen2 has qkv"
     )
@@ -328,7 +336,7 @@ class SlidingAttention(Attention):
     """Query i sees keys j with 0 <= i - j < window."""
 
     kind: Literal["sliding"]
-    window: Positive = Field(description="how many positions a query sees, itself among them (sliding_window)")
+    window: Positions = Field(description="how many positions a query sees, itself among them (sliding_window)")
 
 
 class LatentAttention(Spec):
@@ -339,15 +347,15 @@ class LatentAttention(Spec):
     """
 
     kind: Literal["latent"]
-    num_heads: Positive = Field(description="query heads (num_attention_heads)")
-    num_kv_heads: Positive = Field(description="as many: each head has keys of its own (num_key_value_heads)")
-    nope_dim: Positive = Field(description="dimensions of a head that have no position (qk_nope_head_dim)")
-    rope_dim: Positive = Field(description="dimensions of a head that turn (qk_rope_head_dim)")
-    value_dim: Positive = Field(description="dimensions of a head's values (v_head_dim)")
-    q_rank: Positive | None = Field(
+    num_heads: Heads = Field(description="query heads (num_attention_heads)")
+    num_kv_heads: Heads = Field(description="as many: each head has keys of its own (num_key_value_heads)")
+    nope_dim: HeadDim = Field(description="dimensions of a head that have no position (qk_nope_head_dim)")
+    rope_dim: HeadDim = Field(description="dimensions of a head that turn (qk_rope_head_dim)")
+    value_dim: HeadDim = Field(description="dimensions of a head's values (v_head_dim)")
+    q_rank: HiddenSize | None = Field(
         default=None, description="width of the row that queries are made of (q_lora_rank); unsaid, the hidden state"
     )
-    kv_rank: Positive = Field(description="width of the row that keys and values are made of (kv_lora_rank)")
+    kv_rank: HiddenSize = Field(description="width of the row that keys and values are made of (kv_lora_rank)")
     latent_norm: Norm = Field(
         default=RMSNorm(kind="rms", eps=1e-6), description="the norm of both rows; in transformers always this one"
     )
@@ -394,7 +402,7 @@ class GatedMLP(Spec):
 
     kind: Literal["gated"]
     activation: Activation = Field(description="of the gate (hidden_act); gelu_pytorch_tanh is gelu_tanh here")
-    intermediate_size: Positive = Field(description="width between the projections")
+    intermediate_size: IntermediateSize = Field(description="width between the projections")
     bias: Flag = Field(default=False, description="whether the projections carry a bias")
 
 
@@ -405,7 +413,7 @@ class PlainMLP(Spec):
     activation: Activation | Literal["xielu"] = Field(
         description="between the projections (hidden_act); gelu_new is gelu_tanh here, xielu has two learned scalars"
     )
-    intermediate_size: Positive = Field(description="width between the projections")
+    intermediate_size: IntermediateSize = Field(description="width between the projections")
     bias: Flag = Field(default=False, description="whether the projections carry a bias")
 
 
@@ -415,16 +423,16 @@ class ExpertRouter(Spec):
     score: Literal["softmax", "sigmoid"] = Field(
         description="what makes scores of logits; softmax (Qwen, Mixtral) or sigmoid (DeepSeek V3, dots1, GLM-4 MoE)"
     )
-    top: Positive = Field(description="experts of each token (num_experts_per_tok)")
+    top: ExpertCount = Field(description="experts of each token (num_experts_per_tok)")
     bias: Literal["none", "logits", "choice"] = Field(
         default="none",
         description="`logits`: the projection's own (gpt-oss); `choice`: added to the scores by which experts are "
         "chosen, not to those by which they are weighed (e_score_correction_bias; DeepSeek V3)",
     )
-    groups: Positive = Field(
+    groups: ExpertCount = Field(
         default=1, description="into which experts are divided; experts are chosen from the best groups (n_group)"
     )
-    top_groups: Positive = Field(
+    top_groups: ExpertCount = Field(
         default=1, description="groups with the largest sums of their two best scores (topk_group)"
     )
     renorm: Flag = Field(default=False, description="whether the weights of a token sum to one (norm_topk_prob)")
@@ -434,8 +442,8 @@ class ExpertRouter(Spec):
 class SharedExpert(Spec):
     """A gated MLP that every token passes through, beside the experts that it chooses."""
 
-    intermediate_size: Positive = Field(description="width of one")
-    count: Positive = Field(default=1, description="how many lie side by side in one MLP (n_shared_experts)")
+    intermediate_size: IntermediateSize = Field(description="width of one")
+    count: ExpertCount = Field(default=1, description="how many lie side by side in one MLP (n_shared_experts)")
     gate: Flag = Field(default=False, description="whether its output is times sigmoid(gate(x)) (Qwen2 MoE)")
 
     @property
@@ -454,9 +462,9 @@ class MixtureMLP(Spec):
     """A mixture of gated MLPs in place of one: each token passes through the few that its router chooses."""
 
     kind: Literal["moe"]
-    num_experts: Positive = Field(description="experts of each layer (num_experts, num_local_experts)")
+    num_experts: ExpertCount = Field(description="experts of each layer (num_experts, num_local_experts)")
     activation: Activation = Field(description="of each expert's gate (hidden_act)")
-    intermediate_size: Positive = Field(description="width of one expert (moe_intermediate_size)")
+    intermediate_size: IntermediateSize = Field(description="width of one expert (moe_intermediate_size)")
     bias: Flag = Field(default=False, description="whether the experts' projections carry a bias (gpt-oss)")
     clamp: Clamp | None = Field(default=None, description="a clamped gate in place of the activation (gpt-oss)")
     router: ExpertRouter = Field(description="how a token's experts are chosen and weighed")
@@ -475,14 +483,14 @@ class Router(Spec):
     one, each times a learned scale of its expert (Gemma 4)."""
 
     kind: Literal["softmax"]
-    top: Positive = Field(description="experts of each token (top_k_experts); Gemma 4 26B-A4B uses 8")
+    top: ExpertCount = Field(description="experts of each token (top_k_experts); Gemma 4 26B-A4B uses 8")
 
 
 class Experts(Spec):
     """A mixture of experts beside the dense MLP, both on the same hidden state and each with norms of its own."""
 
-    num_experts: Positive = Field(description="experts of each layer; Gemma 4 26B-A4B has 128")
-    intermediate_size: Positive = Field(description="width of one expert (moe_intermediate_size)")
+    num_experts: ExpertCount = Field(description="experts of each layer; Gemma 4 26B-A4B has 128")
+    intermediate_size: IntermediateSize = Field(description="width of one expert (moe_intermediate_size)")
     activation: Literal["silu", "gelu_tanh"] = Field(description="of each expert's gate")
     router: Router = Field(description="how a token's experts are chosen")
     decode: Literal["gathered", "all"] = Field(
@@ -523,15 +531,17 @@ class LayerKind(Spec):
 class PerLayerEmbedding(Spec):
     """Gemma 4's per-layer embeddings: a second table of num_layers * size columns."""
 
-    size: Positive = Field(description="columns that each layer takes of a row")
-    vocab_size: Positive = Field(description="rows of the second table")
+    size: Annotated[int, Field(gt=0, le=sizes.MAX_PER_LAYER, strict=True)] = Field(
+        description="columns that each layer takes of a row"
+    )
+    vocab_size: Vocabulary = Field(description="rows of the second table")
     activation: Literal["silu", "gelu_tanh"] = Field(default="gelu_tanh", description="of the gate in each layer")
 
 
 class LearnedPositions(Spec):
     """A row for each position, added to the token's (GPT-2, OPT)."""
 
-    count: Positive = Field(description="positions that have a row; the context cannot be longer")
+    count: Positions = Field(description="positions that have a row; the context cannot be longer")
     offset: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
         default=0, description="rows before that of position 0; OPT has 2"
     )
@@ -544,7 +554,7 @@ class Embedding(Spec):
         default=1.0, description="factor of the embedding; Gemma uses sqrt_hidden_size"
     )
     per_layer: PerLayerEmbedding | None = Field(default=None, description="Gemma 4's second table")
-    width: Positive | None = Field(
+    width: HiddenSize | None = Field(
         default=None,
         description="columns of the table when not hidden_size: a projection leads in, and out again before the head "
         "(OPT-350m)",
@@ -570,8 +580,10 @@ class Head(Spec):
 class Repeat(Spec):
     """A pattern of kinds, repeated."""
 
-    repeat: Annotated[int, Field(ge=1, le=1024, strict=True)] = Field(description="how often the pattern is stacked")
-    of: Annotated[list[KindName], Field(min_length=1, max_length=1024)] = Field(
+    repeat: Annotated[int, Field(ge=1, le=sizes.MAX_LAYERS, strict=True)] = Field(
+        description="how often the pattern is stacked"
+    )
+    of: Annotated[list[KindName], Field(min_length=1, max_length=sizes.MAX_LAYERS)] = Field(
         description="kinds in the order of layers"
     )
 
@@ -579,8 +591,8 @@ class Repeat(Spec):
 class Stack(Spec):
     """Layers of several kinds, one on another: what a model and its draft have in common."""
 
-    vocab_size: Positive = Field(description="rows of the embedding table, with the padding that the checkpoint has")
-    hidden_size: Positive = Field(description="width of the residual stream")
+    vocab_size: Vocabulary = Field(description="rows of the embedding table, with the padding that the checkpoint has")
+    hidden_size: HiddenSize = Field(description="width of the residual stream")
     norm: Norm = Field(description="the norm of every layer and of the end, unless a kind has its own")
     placement: Placement = Field(
         default="pre",
@@ -594,10 +606,10 @@ class Stack(Spec):
     layer_scalar: Flag = Field(
         default=False, description="each layer's output is multiplied by a learned scalar (Gemma 4)"
     )
-    kinds: Annotated[dict[KindName, LayerKind], Field(min_length=1, max_length=rules.MAX_KINDS)] = Field(
+    kinds: Annotated[dict[KindName, LayerKind], Field(min_length=1, max_length=sizes.MAX_KINDS)] = Field(
         description="layers of one kind differ in their weights only"
     )
-    layers: Annotated[list[KindName | Repeat], Field(min_length=1, max_length=rules.MAX_LAYERS)] = Field(
+    layers: Annotated[list[KindName | Repeat], Field(min_length=1, max_length=sizes.MAX_LAYERS)] = Field(
         description="kinds from the first layer to the last; `{repeat: N, of: [kinds]}` stacks a pattern"
     )
 
@@ -638,18 +650,16 @@ class Model(Stack):
 class Centroids(Spec):
     """An ordered-embedding head: only tokens of the best `top` of `count` equal clusters get a logit of their own."""
 
-    count: Positive = Field(description="clusters of the vocabulary (num_centroids)")
-    top: Positive = Field(description="clusters that are looked into (centroid_intermediate_top_k)")
+    count: Vocabulary = Field(description="clusters of the vocabulary (num_centroids)")
+    top: Vocabulary = Field(description="clusters that are looked into (centroid_intermediate_top_k)")
 
 
 class Functions(Spec):
     """The functions of the package and how many tokens each takes at a call."""
 
-    prefill: Annotated[int, Field(ge=2, le=4096, strict=True)] = Field(
-        default=64, description="tokens of a prompt taken at a call"
-    )
+    prefill: Tokens = Field(default=64, description="tokens of a prompt taken at a call")
     decode: One = Field(default=1, description="one token at a call")
-    score: Annotated[int, Field(ge=2, le=4096, strict=True)] | None = Field(
+    score: Tokens | None = Field(
         default=None, description="tokens whose logits are all returned, for speculative decoding"
     )
 
@@ -667,7 +677,9 @@ class Export(Spec):
     target: Literal["iOS18"] = "iOS18"
     compute_units: Literal["cpu_and_ne", "cpu_and_gpu", "cpu_only", "all"] = "cpu_and_ne"
     precision: Literal["float16"] = "float16"
-    context: Annotated[int, Field(ge=2, le=1 << 20, strict=True)] = Field(description="positions a session can hold")
+    context: Annotated[int, Field(ge=2, le=sizes.MAX_CONTEXT, strict=True)] = Field(
+        description="positions a session can hold"
+    )
     functions: Functions = Field(default=Functions(), description="tokens that each function takes at a call")
     states: Literal["per_kind"] = "per_kind"
     fold: Flag = Field(

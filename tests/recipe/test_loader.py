@@ -71,7 +71,7 @@ MISTAKES = {
         "  added to the mean square (rms_norm_eps); Llama uses 1.0e-5"
     ),
     ("vocab_size: 64", "vocab_size: 4294967296"): (
-        "r.yaml:5:15: model.vocab_size: 4294967296 is more than 2147483647\n"
+        "r.yaml:5:15: model.vocab_size: 4294967296 is more than 1048576\n"
         "  rows of the embedding table, with the padding that the checkpoint has"
     ),
     ("vocab_size: 64", "vocab_size: null"): (

@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.recipe.rules import Problem, find_problems
+from coreai_recipes.recipe.plain import Problem
+from coreai_recipes.recipe.rules import find_problems
 
 SHARED = """\
     shared:
@@ -239,3 +240,36 @@ def test_field_errors_do_not_hide_the_rules(small, refusal):
 @pytest.mark.parametrize("data", [{}, {"model": 3}, {"model": {"kinds": [1], "layers": "full"}}, {"export": None}])
 def test_rules_are_silent_about_what_is_not_there(data):
     assert find_problems(data) == []
+
+
+RESIDUAL = "context: 64\n  residual_scale: 0.5"
+
+
+@pytest.mark.parametrize(
+    ("change", "problems"),
+    [
+        (("placement: pre", "placement: pre"), []),
+        (("placement: pre", "placement: add"), ["the blocks of `full` read the residual stream without a norm that"]),
+        (("weight: w", "weight: none"), []),
+        (
+            ("weight: w}\n  placement: pre", "weight: none}\n  placement: sandwich"),
+            ["the norms behind the blocks of `full` have no weight to take it up"],
+        ),
+        (("tied: true", "tied: true, norm: none"), ["no norm before the head would undo it"]),
+    ],
+)
+def test_a_scaled_stream_that_nothing_undoes_is_refused_where_the_scale_is_said(small, load, refusal, change, problems):
+    """`validate` said valid where `plan` and `build` refused."""
+    text = small.replace("context: 64", RESIDUAL)
+    norm = next(line for line in text.splitlines() if line.startswith("  norm: {"))
+    text = text.replace(norm, f"{norm.rstrip('}')}, weight: w}}\n  placement: pre")
+    assert change[0] in text
+    text = text.replace(*change)
+    if not problems:
+        assert load(text).recipe.export.residual_scale == 0.5
+        return
+    found = refusal(text)
+    assert [line.split(": ", 2)[1] for line in found] == ["export.residual_scale"] * len(problems)
+    assert all(line.split(": ", 2)[2].startswith(problem) for line, problem in zip(found, problems, strict=True))
+    place = found[0].split(":")
+    assert text.splitlines()[int(place[1]) - 1][int(place[2]) - 1 :] == "0.5"

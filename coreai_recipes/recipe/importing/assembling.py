@@ -12,8 +12,8 @@ from coreai_recipes.recipe.importing.family import Family, load_family, spread
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.importing.reading import ModelRead, read_model
 from coreai_recipes.recipe.loader import validate_data
+from coreai_recipes.recipe.plain import Location
 from coreai_recipes.recipe.plugins import load_installed
-from coreai_recipes.recipe.rules import Location
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 
 CONTEXT = 2048  # what the built-in recipes have: enough to talk, small enough for a phone

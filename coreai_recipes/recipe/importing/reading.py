@@ -11,7 +11,7 @@ from coreai_recipes.recipe.importing.family import Family, FieldRule, key_of, sp
 from coreai_recipes.recipe.importing.folding import fold_layers
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.importing.rope import find_foreign_keys, put_rotary, read_rope
-from coreai_recipes.recipe.rules import MAX_KINDS, MAX_LAYERS
+from coreai_recipes.recipe.sizes import MAX_KINDS, MAX_LAYERS
 
 Traits = dict[str, str]
 
