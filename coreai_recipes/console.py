@@ -156,11 +156,24 @@ def _explain(stage: Mapping[str, Any]) -> str:
         if strict:
             words.append(f"sums in float16 too {_decibels(strict['psnr_db'])} dB, top-1 {_percent(strict)}")
         words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
-    if "config" in detail:
-        words.append(detail["config"])
+    words += _reference_words(detail)
     if "weights" in detail:
         words.append(f"{detail['weights']}: {detail['layers']}")
     return "; ".join(words)
+
+
+def _reference_words(detail: Mapping[str, Any]) -> Iterator[str]:
+    """What the reference was made of, where that is not config.json as it is."""
+    made_of = detail.get("reference", {})
+    config = made_of.get("config", "config.json")
+    if "config" in detail:
+        yield str(detail["config"])
+    elif config != "config.json" and not config.startswith("the recipe"):
+        yield f"reference config: {config}"
+    if made_of.get("not_read_by_transformers"):
+        yield f"of which it does not read {', '.join(made_of['not_read_by_transformers'])}"
+    for field, values in made_of.get("disagreeing", {}).items():
+        yield f"{field}: {', '.join(f'{who} {value}' for who, value in values.items())}"
 
 
 def _figures(found: Any) -> str:

@@ -58,7 +58,7 @@ ROOMS: dict[str, set[str]] = {
 KNOWN_TO: dict[str, set[str]] = {
     "coremltools": {"export", "coreml"},
     "transformers": {"verification", "checkpoint"},
-    "gguf": {"checkpoint"},
+    "gguf": {"checkpoint", "verification"},  # the latter by transformers' reader, to judge ours
     "huggingface_hub": {"checkpoint"},
     "safetensors": {"checkpoint"},
     "pydantic": {"recipe", "extending", "manifest"},

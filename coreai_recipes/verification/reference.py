@@ -73,7 +73,8 @@ class Reference:
         kinds = recipe.model.layer_kinds
         self._score_scales = [recipe.model.kinds[name].score_scale for name in kinds]
         self.layers = _find_layers(self.model, config.num_hidden_layers)
-        self._weights = Weights(self.model, checkpoint, origin.wrapper)
+        source = origin.reading.choose_tensors(self.model, checkpoint) if origin.reading else checkpoint
+        self._weights = Weights(self.model, source, origin.wrapper)
         self._on_layer: Callable[[LayerRecord], None] | None = None
         self._attention: Tensor | None = None
         self._top_k = TopK()

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint
+from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import family_names
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
+from coreai_recipes.verification.their_gguf import TheirReading, read_by_transformers
 
 CONFIG = "config.json"
 OUR_MODULE = {"config": "the recipe, as stage torch compares it", "tensors": "our own module's, as stored"}
@@ -30,12 +32,14 @@ class Origin:
     Attributes:
         wrapper: the model_type of the whole whose text part is the reference, by which its tensors are named.
         notes: what else a reader must know to judge how independent the reference is.
+        reading: of a GGUF file, what transformers makes of it.
     """
 
     config: str
     tensors: str = "the checkpoint's, by transformers' names"
     wrapper: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    reading: TheirReading | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         return {"config": self.config, "tensors": self.tensors, **self.notes}
@@ -66,6 +70,12 @@ def _read_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
         raise ValueError(f"{recipe.name} has no reference")
     wanted, settings = recipe.reference.model_type, checkpoint.config
     found = settings.get("model_type")
+    if isinstance(checkpoint, GGUFCheckpoint):
+        reading = read_by_transformers(checkpoint)
+        settings, said = reading.merge(settings)
+        if found == wanted:
+            origin = Origin(said.pop("config"), reading.tensors, notes=said, reading=reading)
+            return config_of(wanted, settings, checkpoint), origin
     if isinstance(checkpoint, RandomCheckpoint):
         return config_of(wanted, settings, checkpoint), Origin("of the recipe (not independent)", "random")
     if found in CONFIG_MAPPING:
