@@ -6,18 +6,21 @@ A template comes with the checkpoint and is not trusted: it runs in jinja2's san
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes, pass_environment
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from coreai_recipes.errors import BundleError
+from coreai_recipes.tokenizer.meter import LimitError, Meter
+from coreai_recipes.tokenizer.sandbox import MeteredEnvironment
 
 Message = Mapping[str, str]
+MAX_SOURCE = 1 << 18  # the longest of 169 released templates has 30,000
+MAX_DATE = 256
 
 
 class TemplateFault(Exception):
@@ -47,16 +50,21 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": True,
         }
+        cast(MeteredEnvironment, self._template.environment).meter = Meter()
         try:
             return self._template.render({**variables, **self._special_tokens})
         except _Refusal as error:
-            raise BundleError(f"{self._place}: its chat template refuses the conversation: {error}") from None
+            raise BundleError(f"{self._place}: its chat template refuses the conversation: {_reason(error)}") from None
+        except LimitError as error:
+            raise TemplateLimitError(f"{self._place}: its chat template is stopped: {error}") from None
         except Exception as error:  # a template's own arithmetic, indexing and calls can raise anything
             raise BundleError(f"{self._place}: its chat template fails on the conversation: {_reason(error)}") from None
 
 
 def compile_template(source: str) -> Template:
     """The template, ready to be rendered. Raises TemplateFault."""
+    if len(source) > MAX_SOURCE:
+        raise TemplateFault(f"it has {len(source):,} characters, and {MAX_SOURCE:,} are read at most")
     try:
         return _environment().from_string(source)
     except TemplateSyntaxError as error:
@@ -115,26 +123,33 @@ def _refuse_underscore(name: str) -> None:
         raise SecurityError(f"a namespace must not have the attribute {name}")
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
+def _environment() -> MeteredEnvironment:
+    environment = MeteredEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
     helpers: dict[str, Callable[..., Any]] = {
         "raise_exception": _raise_exception,
-        "strftime_now": lambda form: datetime.now().strftime(form),
+        "strftime_now": _now,
         "dict": _TemplateDict(),
         "namespace": _TemplateNamespace,
     }
     environment.globals.update(helpers)
     environment.filters["tojson"] = _to_json
+    environment.seal()
     return environment
+
+
+def _now(form: str) -> str:
+    if len(form) > MAX_DATE:
+        raise LimitError(f"it asks for a date in a form of more than {MAX_DATE:,} characters")
+    return datetime.now().strftime(form)
 
 
 def _raise_exception(message: str) -> None:
     raise _Refusal(message)
 
 
+@pass_environment
 def _to_json(
+    environment: MeteredEnvironment,
     value: Any,
     ensure_ascii: bool = False,
     indent: int | None = None,
@@ -142,4 +157,11 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """jinja2's own filter escapes HTML, which no model was trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    size, pieces = 0, []
+    for piece in encoder.iterencode(value):  # deep values under a wide indent grow faster than they weigh
+        size += len(piece)
+        environment.meter.expect(size)
+        environment.meter.charge(1)
+        pieces.append(piece)
+    return "".join(pieces)
