@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.errors import BundleError, CheckpointError, UserError
 from coreai_recipes.manifest.contents import foreign_entries
+from coreai_recipes.manifest.files import locate, read_regular
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, read_manifest, read_report, read_sealed, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.origin import Held, hold_origin
@@ -57,7 +58,8 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
-        """The bundle at `path`. Raises BundleError when there is none, or when its format is a later one."""
+        """The bundle at `path`. Raises BundleError when there is none, when its format is a later one, and when what
+        its files say cannot be, or contradicts what was built."""
         path = Path(path)
         recover(path)
         try:
@@ -66,7 +68,12 @@ class Bundle:
             raise BundleError(f"{path}: no bundle is here ({MANIFEST} and {REPORT} make one): recipe build") from None
         except OSError as error:
             raise BundleError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-        return cls(path, manifest, report)
+        from coreai_recipes.contract import hold_manifest
+
+        bundle = cls(path, manifest, report)
+        bundle._check_places()
+        hold_manifest(bundle.described, bundle.recipe, str(path))
+        return bundle
 
     @cached_property
     def described(self) -> Manifest:
@@ -76,16 +83,64 @@ class Bundle:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe that was built."""
-        return load_recipe(self.path / RECIPE)
+        return self._recipe
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        from coreai_recipes.recipe.loader import load_sealed
+        from coreai_recipes.recipe.yaml_reader import MAX_BYTES
+
+        try:
+            content = read_regular(self.path / RECIPE, MAX_BYTES, self.path)
+        except FileNotFoundError:
+            raise BundleError(f"{self.path}: missing since it was built: {RECIPE}") from None
+        if hashlib.sha256(content).hexdigest() != self.described.recipe_sha256:
+            self.check_files()  # with all else that was modified
+        return load_sealed(self.path / RECIPE)
 
     @property
     def package(self) -> Path:
-        return self.path / str(program_entry(self.manifest)["file"])
+        return self.path / self.described.programs[0].file
 
     @property
     def bytes(self) -> int:
         """The size of every file that was sealed."""
-        return sum(int(file["bytes"]) for file in self.manifest["files"].values())
+        return sum(file.bytes for file in self.described.files.values())
+
+    def _check_places(self) -> None:
+        """Raise BundleError where something is no file, or a link that leads outside: whoever reads it later does not
+        look again."""
+        problems: list[str] = []
+        for name in self.described.files:
+            try:
+                locate(self.path, name)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # whoever needs it says so
+            except BundleError as error:
+                problems += error.problems
+        added = foreign_entries(self.path, self.described)
+        problems += [
+            f"{self.path}: added since it was built: {name}" for name in added if (self.path / name).is_symlink()
+        ]
+        BundleError.collect(problems)
+
+    def check_package(self) -> None:
+        """Raise UserError where the package is not what the manifest says of it. Digests are `check_files`'s."""
+        from coreai_recipes.contract import hold_package
+
+        places = tuple(package.file for package in self.described.packages)
+        problems = []
+        for name, sealed in sorted(self.described.files.items()):
+            if name.startswith(places):
+                try:
+                    size = locate(self.path, name).stat().st_size
+                except (FileNotFoundError, NotADirectoryError):
+                    problems.append(f"{self.path}: missing since it was built: {name}")
+                    continue
+                if size != sealed.bytes:
+                    problems.append(f"{self.path}: modified since it was built: {name}")
+        BundleError.collect(problems)
+        hold_package(self.package, self.described.programs[0], self.described.states)
 
     def check_files(self) -> None:
         """Raise BundleError with each file that is missing, added or not as it was sealed."""
@@ -100,12 +155,6 @@ class Bundle:
             if size != sealed.files[name].bytes or _digest(self.path / name) != sealed.files[name].sha256:
                 problems.append(f"{self.path}: modified since it was built: {name}")
         BundleError.collect(problems)
-
-
-def program_entry(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's entry of the package that holds the functions; raw tables have entries of their own."""
-    found: dict[str, Any] = next(entry for entry in manifest["packages"] if entry["role"] != "table")
-    return found
 
 
 def build(
@@ -260,6 +309,7 @@ def _hold_bundle(
 ) -> tuple[Recipe, Held, Held]:
     """The recipe of a bundle that is as it was built, and its checkpoints."""
     bundle.check_files()
+    bundle.check_package()
     recipe, origin = bundle.recipe, bundle.described.checkpoint
     if draft is not None and recipe.draft is None:
         raise BundleError(f"{bundle.path}: was built without a draft: build it again with --draft {draft}")

@@ -178,7 +178,9 @@ def test_a_reader_that_leaves_ends_an_answer_quietly(tiny_bundle: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16", "cp1252"])
 def test_what_an_encoding_cannot_show_is_spelt_out(encoding: str, tiny_bundle: Path) -> None:
-    speaks = 'import coreai_recipes.tokenizer.streaming as s\ns.TextStream.add = lambda *_: "\\u2192\\ud83d \\U0001f600"'
+    speaks = (
+        'import coreai_recipes.tokenizer.streaming as s\ns.TextStream.add = lambda *_: "\\u2192\\ud83d \\U0001f600"'
+    )
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     words = ("run", tiny_bundle, "In the", "--max-tokens", 1)
     status, out, err = run_on_pipes(*words, before=speaks, env=environment)

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, Array, decode_elements
 from coreai_recipes.evaluate.errors import EvaluationError
+from coreai_recipes.manifest.files import locate
 
 # One record: the mark, the element type, the size in bytes, the offset of the data, the padding in bits.
 RECORD = struct.Struct("<IIQQQ")
@@ -30,7 +32,10 @@ class BlobFile:
     @cached_property
     def _file(self) -> io.FileIO:
         try:
+            locate(self.path.parent, self.path.name)
             return self.path.open("rb", buffering=0)
+        except BundleError as error:
+            raise EvaluationError(*error.problems) from None
         except OSError as error:
             raise EvaluationError(f"{self.path}: the program's weights cannot be read: {error.strerror}") from None
 

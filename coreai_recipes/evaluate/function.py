@@ -9,13 +9,12 @@ from torch import Tensor
 
 from coreai_recipes.evaluate.constants import ConstantStore
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
-from coreai_recipes.evaluate.errors import EvaluationError
+from coreai_recipes.evaluate.errors import FAULTS, EvaluationError
 from coreai_recipes.evaluate.graph import Graph, TensorType
 from coreai_recipes.evaluate.precision import Precision
 from coreai_recipes.evaluate.steps import STATE_SLOT, Steps
 
 Watch = Callable[[str, Tensor, str], None]
-FAULTS = (RuntimeError, IndexError, ValueError, TypeError)
 
 
 class Function:

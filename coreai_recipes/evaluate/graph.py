@@ -8,6 +8,7 @@ from coreai_recipes.evaluate.decompress import DECOMPRESSIONS
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, name_of_element_type
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.package import Package, shape_of
+from coreai_recipes.evaluate.package import signature_of as ports_of
 from coreai_recipes.evaluate.registry import OPERATIONS, Node, Result
 
 READ_STATE, WRITE_STATE, UPDATE_STATE = "read_state", "write_state", "coreml_update_state"
@@ -47,26 +48,26 @@ def written_value(node: Node) -> str | Constant:
 
 def signature_of(function: Any) -> tuple[dict[str, TensorType], dict[str, TensorType]]:
     """The inputs and the states of a function of the protobuf."""
-    inputs: dict[str, TensorType] = {}
-    states: dict[str, TensorType] = {}
-    for parameter in function.inputs:
-        is_state = parameter.type.WhichOneof("type") == "stateType"
-        kind = (parameter.type.stateType.wrappedType if is_state else parameter.type).tensorType
-        found = TensorType(name_of_element_type(kind.dataType), shape_of(kind))
-        (states if is_state else inputs)[parameter.name] = found
-    return inputs, states
+    inputs, states = ports_of(function)
+    return ({n: TensorType(*kind) for n, kind in inputs.items()}, {n: TensorType(*kind) for n, kind in states.items()})
 
 
 def read_graph(package: Package, name: str) -> Graph:
     """The graph of a function; every operation that cannot be evaluated is reported, all at once."""
     function = package.functions[name]
-    block = function.block_specializations[function.opset]
+    block = package.block(name)
     inputs, states = signature_of(function)
     opset = int("".join(filter(str.isdigit, function.opset)) or 0)
     graph = Graph(name, opset, inputs, states, tuple(block.outputs), types=dict(inputs))
+    place = f"{package.path}: function {name}"
+    unusable = [port for port, kind in (inputs | states).items() if kind.element_type not in ELEMENT_TYPES]
+    if unusable:
+        raise EvaluationError(f"{place}: {unusable[0]} is of a type that cannot be evaluated")
     problems: dict[str, str] = {}
     for operation in block.operations:
         if operation.type == "const":
+            if len(operation.outputs) != 1:
+                raise EvaluationError(f"{place}: a const has {len(operation.outputs)} outputs: the program is damaged")
             graph.constants[operation.outputs[0].name] = package.constant(operation.attributes["val"])
             continue
         results = tuple(_result(output) for output in operation.outputs)
@@ -78,18 +79,44 @@ def read_graph(package: Package, name: str) -> Graph:
             for key, argument in sorted(operation.inputs.items())  # protobuf's own order differs in each process
         }
         node = Node(operation.type, operands, results)
+        _check_names(node, graph, place)
         if operation.type in DECOMPRESSIONS:
             attributes = {key: package.constant(value) for key, value in operation.attributes.items() if key != "name"}
             _decompress(graph, node, attributes)
             continue
         problem = _why_not(operation, node)
         if problem:
-            problems.setdefault(operation.type, f"{package.path}: function {name}: {problem}")
+            problems.setdefault(operation.type, f"{place}: {problem}")
         graph.nodes.append(node)
         graph.types.update({result.name: TensorType(result.element_type, result.shape) for result in results})
+    missing = [output for output in graph.outputs if output not in graph.types and output not in graph.constants]
+    if missing:
+        problems["outputs"] = f"{place}: nothing gives its output {missing[0]!r:.80}"
     if problems:
         raise EvaluationError(*problems.values())
     return graph
+
+
+def _check_names(node: Node, graph: Graph, place: str) -> None:
+    """Raise where an operation reads what nothing before it gives, or gives what is there already."""
+    at = f"{place}: {node.type} {node.name!r:.80}"
+    if node.type in STATE_OPERATIONS:
+        state, value = node.operands.get("state" if node.type == UPDATE_STATE else "input"), None
+        if node.type != READ_STATE:
+            value = node.operands.get("value" if node.type == UPDATE_STATE else "data")
+            if not value:
+                raise EvaluationError(f"{at}: writes nothing into its state")
+        if not state or state[0] not in graph.states:
+            raise EvaluationError(f"{at}: is of a state that the function does not have")
+    elif not node.results:
+        raise EvaluationError(f"{at}: gives nothing: the program is damaged")
+    known = graph.types.keys() | graph.constants.keys() | graph.states.keys()
+    unknown = [name for name in node.value_names() if name not in known]
+    if unknown:
+        raise EvaluationError(f"{at}: reads {unknown[0]!r:.80}, which nothing before it gives")
+    names = [result.name for result in node.results]
+    if len(set(names)) < len(names) or not known.isdisjoint(names):
+        raise EvaluationError(f"{at}: gives a value that is there already")
 
 
 def _why_not(operation: Any, node: Node) -> str | None:
@@ -113,6 +140,8 @@ def _result(output: Any) -> Result:
 def _decompress(graph: Graph, node: Node, attributes: dict[str, Constant]) -> None:
     parameters = dict(attributes)
     for key, sources in node.operands.items():
+        if not sources:
+            raise EvaluationError(f"{node.type} {node.name}: {key} is bound to nothing")
         source = graph.constants.get(sources[0]) if isinstance(sources[0], str) else sources[0]
         if source is None:
             raise EvaluationError(f"{node.type} {node.name}: {key} is not a constant")

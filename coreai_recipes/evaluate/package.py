@@ -2,19 +2,28 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
+from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.blob import BlobFile
 from coreai_recipes.evaluate.constants import BlobConstant, Constant, ImmediateConstant
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, Array, decode_elements, name_of_element_type
 from coreai_recipes.evaluate.errors import EvaluationError
+from coreai_recipes.manifest.files import check_relative, read_regular
 from coreai_recipes.protobuf import Model_pb2
 
 UNKNOWN = -1
+MOST_MODEL_BYTES = 512 << 20
+MOST_MANIFEST_BYTES = 1 << 20
+MOST_ELEMENTS = 1 << 31  # of one value
+MOST_IMMEDIATE = 1 << 24
+
+Ports = dict[str, tuple[str, tuple[int, ...]]]  # element type and shape by name
 
 
 class Package:
@@ -26,10 +35,7 @@ class Package:
     def __init__(self, path: Path, checked: bool = True) -> None:
         self.path, self._checked = path, checked
         self._model_file = _find_model_file(path)
-        try:
-            content = self._model_file.read_bytes()
-        except OSError as error:
-            raise EvaluationError(f"{self._model_file}: cannot be read: {error.strerror}") from None
+        content = _read(self._model_file, MOST_MODEL_BYTES, path)
         model = Model_pb2.Model()
         try:
             model.ParseFromString(content)
@@ -44,7 +50,32 @@ class Package:
         self.default_function = model.description.defaultFunctionName or next(
             (name for name in ("main", *sorted(self.functions)) if name in self.functions), ""
         )
+        if self.default_function not in self.functions:
+            raise EvaluationError(f"{path}: its default function {self.default_function!r:.80} is not there")
+        self.description = model.description
         self._blobs: dict[str, BlobFile] = {}
+
+    def signatures(self) -> dict[str, tuple[Ports, Ports, Ports]]:
+        """Inputs, outputs and states of each function, as the program declares them."""
+        return {name: self._signature(name) for name in sorted(self.functions)}
+
+    def block(self, name: str) -> Any:
+        """What a function does."""
+        function = self.functions[name]
+        if function.opset not in function.block_specializations:
+            raise EvaluationError(f"{self.path}: function {name} has nothing for its opset {function.opset!r:.80}")
+        return function.block_specializations[function.opset]
+
+    def _signature(self, name: str) -> tuple[Ports, Ports, Ports]:
+        inputs, states = signature_of(self.functions[name])
+        block = self.block(name)
+        wanted = set(block.outputs)
+        results = (output for operation in block.operations for output in operation.outputs if output.name in wanted)
+        outputs = {
+            result.name: (name_of_element_type(result.type.tensorType.dataType), shape_of(result.type.tensorType))
+            for result in results
+        }
+        return inputs, outputs, states
 
     def constant(self, value: Any) -> Constant:
         """The constant that a `MIL.Value` describes; a blob is located, not read."""
@@ -55,6 +86,8 @@ class Package:
         if element_type not in ELEMENT_TYPES:
             raise EvaluationError(f"{self.path}: holds a constant of {element_type}, which cannot be evaluated")
         shape = shape_of(value.type.tensorType)
+        if UNKNOWN in shape:
+            raise EvaluationError(f"{self.path}: holds a constant of the shape {shape}, which is none")
         if value.WhichOneof("value") == "blobFileValue":
             blob = self._blob(value.blobFileValue.fileName)
             constant = BlobConstant(element_type, shape, blob, value.blobFileValue.offset)
@@ -66,7 +99,11 @@ class Package:
     def _blob(self, name: str) -> BlobFile:
         """The weights file that the program calls `@model_path/weights/weight.bin`, opened once."""
         if name not in self._blobs:
-            path = self._model_file.parent / name.removeprefix("@model_path/")
+            relative = name.removeprefix("@model_path/")
+            try:
+                path = self._model_file.parent / check_relative(relative)
+            except ValueError:
+                raise EvaluationError(f"{self.path}: its weights {name!r:.80} lie outside the package") from None
             if not path.resolve().is_relative_to(self.path.resolve()):
                 raise EvaluationError(f"{self.path}: its weights {name} lie outside the package")
             self._blobs[name] = BlobFile(path)
@@ -80,20 +117,46 @@ def _find_model_file(path: Path) -> Path:
     if not manifest.is_file():
         raise EvaluationError(f"{path}: is not an .mlpackage: it has no Manifest.json")
     try:
-        content = json.loads(manifest.read_bytes())
+        content = json.loads(_read(manifest, MOST_MANIFEST_BYTES, path))
         relative = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise EvaluationError(f"{manifest}: does not name the package's model") from None
-    model_file = path / "Data" / str(relative)
-    if not model_file.is_file():
+    try:
+        model_file = path / "Data" / check_relative(relative if isinstance(relative, str) else "")
+    except ValueError as error:
+        raise EvaluationError(f"{path}: its Manifest.json names {relative!r:.80}, which {error}") from None
+    if not os.path.lexists(model_file):
         raise EvaluationError(f"{path}: its Manifest.json names {relative}, which is not there")
     return model_file
+
+
+def _read(path: Path, most: int, package: Path) -> bytes:
+    try:
+        return read_regular(path, most, within=package)
+    except BundleError as error:
+        raise EvaluationError(*error.problems) from None
+    except OSError:
+        raise EvaluationError(f"{path}: is not there") from None
+
+
+def signature_of(function: Any) -> tuple[Ports, Ports]:
+    """The inputs and the states of a function of the protobuf."""
+    inputs: Ports = {}
+    states: Ports = {}
+    for parameter in function.inputs:
+        is_state = parameter.type.WhichOneof("type") == "stateType"
+        kind = (parameter.type.stateType.wrappedType if is_state else parameter.type).tensorType
+        (states if is_state else inputs)[parameter.name] = name_of_element_type(kind.dataType), shape_of(kind)
+    return inputs, states
 
 
 def shape_of(tensor_type: Any) -> tuple[int, ...]:
     """The declared shape of a `MIL.TensorType`; a size that only the run decides is -1."""
     # a list, because a program has tens of thousands of types and a generator takes twice as long
-    return tuple([d.constant.size if d.HasField("constant") else UNKNOWN for d in tensor_type.dimensions])
+    shape = tuple([d.constant.size if d.HasField("constant") else UNKNOWN for d in tensor_type.dimensions])
+    if shape and math.prod(shape) > MOST_ELEMENTS:
+        raise EvaluationError(f"a value has the shape {shape!s:.80}, which no memory holds: the program is damaged")
+    return shape
 
 
 def _immediate(tensor: Any, element_type: str, shape: tuple[int, ...]) -> ImmediateConstant:
@@ -101,12 +164,18 @@ def _immediate(tensor: Any, element_type: str, shape: tuple[int, ...]) -> Immedi
     if element_type == "string":
         return ImmediateConstant(element_type, shape, np.empty(0, np.uint8), tuple(tensor.strings.values))
     row, count = ELEMENT_TYPES[element_type], math.prod(shape)
+    if count > MOST_IMMEDIATE:
+        raise EvaluationError(f"a constant of shape {shape} is not in weight.bin: the program is damaged")
     if kind is None:
         values: Array = np.zeros(count, row.stored)
-    elif kind == "bytes":
-        values = decode_elements(np.frombuffer(tensor.bytes.values, np.uint8), row, count)
     else:
-        values = np.array(getattr(tensor, kind).values, row.stored)
+        try:
+            if kind == "bytes":
+                values = decode_elements(np.frombuffer(tensor.bytes.values, np.uint8), row, count)
+            else:
+                values = np.array(getattr(tensor, kind).values, row.stored)
+        except (ValueError, TypeError, OverflowError):
+            raise EvaluationError(f"a constant of {element_type} has other values: the program is damaged") from None
     if values.size != count:
         raise EvaluationError(f"a constant of shape {shape} has {values.size} values: the program is damaged")
     return ImmediateConstant(element_type, shape, values.copy())

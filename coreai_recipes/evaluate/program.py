@@ -62,7 +62,10 @@ class Program:
             for state, kind in signature_of(self._package.functions[name])[1].items():
                 if found.setdefault(state, kind) != kind:
                     raise EvaluationError(f"{self.path}: the state {state} differs between functions")
-        return {
-            name: torch.zeros(kind.shape, dtype=ELEMENT_TYPES[kind.element_type].carrier)
-            for name, kind in found.items()
-        }
+        try:
+            return {
+                name: torch.zeros(kind.shape, dtype=ELEMENT_TYPES[kind.element_type].carrier)
+                for name, kind in found.items()
+            }
+        except (KeyError, RuntimeError) as error:  # an unknown type, a size that is none, or no memory
+            raise EvaluationError(f"{self.path}: its states cannot be made: {str(error).splitlines()[0]}") from None

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from coreai_recipes.evaluate import operations as _catalogue  # noqa: F401  (fills the registry)
 from coreai_recipes.evaluate.constants import Constant, ConstantStore
+from coreai_recipes.evaluate.errors import FAULTS, EvaluationError
 from coreai_recipes.evaluate.graph import READ_STATE, STATE_OPERATIONS, UPDATE_STATE, Graph, state_of, written_value
 from coreai_recipes.evaluate.liveness import Liveness, analyse
 from coreai_recipes.evaluate.precision import Arithmetic, Float16Arithmetic, Precision, Rounding, is_finite
@@ -64,6 +65,15 @@ class Steps:
         return self._constant_slots[key]
 
     def _step(self, index: int, node: Node) -> Step:
+        try:
+            return self._prepare(index, node)
+        except EvaluationError:
+            raise
+        except FAULTS as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise EvaluationError(f"{node.type} {node.name}: {reason}") from error
+
+    def _prepare(self, index: int, node: Node) -> Step:
         kernel = self._state_kernel(index, node) if node.type in STATE_OPERATIONS else self._kernel(index, node)
         run, slots = self._stream(kernel)
         if node.type in STATE_OPERATIONS:

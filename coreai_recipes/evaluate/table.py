@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.errors import EvaluationError
+from coreai_recipes.manifest.files import locate
 
 
 class Table:
@@ -16,12 +18,18 @@ class Table:
 
     def __init__(self, path: Path, width: int) -> None:
         try:
+            locate(path.parent, path.name)
             values = np.memmap(path, np.float16, mode="r")
+        except BundleError as error:
+            raise EvaluationError(*error.problems) from None
         except (OSError, ValueError) as error:  # missing, or empty
             raise EvaluationError(f"{path}: cannot be read: {error}") from None
         if len(values) % width:
             raise EvaluationError(f"{path}: {2 * len(values)} bytes are no whole rows of {2 * width}")
         self._rows = values.reshape(-1, width)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def rows(self, input_ids: Tensor) -> Tensor:
         """The rows of `input_ids` (1, S), float16 (1, S, width)."""
@@ -37,8 +45,15 @@ class Tables:
     @classmethod
     def of_manifest(cls, folder: Path, packages: list[dict[str, Any]]) -> "Tables":
         """The tables among a manifest's `packages`."""
-        found = [entry for entry in packages if entry["role"] == "table"]
-        return cls({entry["input"]: Table(folder / entry["file"], entry["shape"][1]) for entry in found})
+        found = {}
+        for entry in packages:
+            if entry["role"] == "table":
+                rows, width = entry["shape"]
+                table = Table(folder / entry["file"], width)
+                if len(table) != rows:
+                    raise EvaluationError(f"{folder / entry['file']}: has {len(table)} rows and must have {rows}")
+                found[entry["input"]] = table
+        return cls(found)
 
     def with_rows(self, function: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`inputs` of a function, and the rows of its tokens."""

@@ -67,10 +67,12 @@ def open_model(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = "a
 
     Raises UserError when the runtime is not there, or a file of the bundle cannot be read.
     """
+    from coreai_recipes.bundle import Bundle
     from coreai_recipes.generate.runtime import open_runtime
     from coreai_recipes.generate.session import Session
     from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
+    Bundle(bundle_path, dict(manifest), {}).check_package()
     tokenizer = BundleTokenizer(bundle_path)
     session = Session(open_runtime(bundle_path, manifest, runtime), manifest)
     return Model(bundle_path, tokenizer, session, frozenset(manifest["eos_token_ids"]), manifest["vocab_size"])

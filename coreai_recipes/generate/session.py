@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.bundle import program_entry
 from coreai_recipes.speculation import Round, Speculator
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ class Session:
     def __init__(self, runtime: "Runtime", manifest: Mapping[str, Any]) -> None:
         self._runtime = runtime
         self.context: int = manifest["context"]
-        functions = program_entry(manifest)["functions"]
+        (functions,) = (entry["functions"] for entry in manifest["packages"] if entry["role"] != "table")
         self._chunk: int = functions["prefill"]["query"] if "prefill" in functions else 1
         self._logits = {
             name: [output for output in function["outputs"] if output.split("_")[0] == "logits"]

@@ -29,7 +29,7 @@ def foreign_entries(folder: Path, sealed: Sealed) -> Iterator[str]:
     pending = [""]
     while pending:
         below = pending.pop()
-        with os.scandir(folder / below) as entries:
+        with _opened(folder / below) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 name = f"{below}/{entry.name}" if below else entry.name
                 mode = entry.stat(follow_symlinks=False).st_mode
@@ -54,6 +54,13 @@ def why_kept(folder: Path) -> str | None:
         return f"is not a bundle that a build wrote, and is kept (it holds {_listed(names)}; its {MANIFEST} {reason})"
     foreign = list(foreign_entries(folder, sealed))
     return f"is kept, for it holds what no build wrote: {_listed(foreign)}" if foreign else None
+
+
+def _opened(folder: Path) -> "os._ScandirIterator[str]":
+    try:
+        return os.scandir(folder)
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
 def _parents(name: str) -> Iterator[str]:

@@ -86,6 +86,17 @@ def load_resolved(source: str | Path, overrides: Sequence[str] = ()) -> Resolved
     return loading.finish(root)
 
 
+def load_sealed(path: Path) -> Recipe:
+    """The resolved recipe of a bundle: one file, which extends nothing. Raises as `load_recipe`."""
+    load_installed()
+    loading = _Loading()
+    root = loading.read(path)
+    if isinstance(root.value, dict) and "extends" in root.value:
+        loading.report(root.keys["extends"], "extends", "a bundle's recipe is whole: it extends no other")
+        loading.stop()
+    return loading.finish(root).recipe
+
+
 def validate_data(data: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     """The recipe of plain data that was not written in a file, or what is wrong with it, by its place in the data."""
     load_installed()

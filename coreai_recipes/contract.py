@@ -1,0 +1,196 @@
+"""What a bundle must be, given its recipe: its manifest is held against it, and the package against the manifest.
+
+A manifest tells a host how to call a package. One that contradicts the recipe that was built, or the package that lies
+there, leads to wrong tokens or worse, whoever wrote it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from coreai_recipes.errors import BundleError
+from coreai_recipes.front import StateSpec, state_specs
+from coreai_recipes.manifest.reading import MANIFEST
+from coreai_recipes.manifest.schema import Manifest, Port, Program, State
+from coreai_recipes.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
+from coreai_recipes.recipe.schema import Recipe
+
+DRAFT = "draft"
+MOST_NAMED = 20
+Described = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape of ports by name
+
+
+def hold_manifest(manifest: Manifest, recipe: Recipe, place: str) -> None:
+    """Raise BundleError with everything in which the manifest contradicts the recipe that was built."""
+    said = f"{place}: {MANIFEST}"
+    problems = [f"{said}: {problem}, by its recipe.yaml" for problem in _contradictions(manifest, recipe)]
+    BundleError.collect(problems[:MOST_NAMED])
+
+
+def hold_package(package: Path, program: Program, states: Mapping[str, State]) -> None:
+    """Raise UserError with everything in which the package's functions are not those that the manifest describes."""
+    from coreai_recipes.evaluate.package import Package
+
+    opened = Package(package, checked=False)
+    found = opened.signatures()
+    described, there = program.functions.keys(), found.keys()
+    problems = [f"has no function {name}, which the manifest describes" for name in described - there]
+    problems += [f"has a function {name!r:.80}, of which the manifest says nothing" for name in there - described]
+    held = {name: (state.dtype, state.shape) for name, state in states.items()}
+    for name in sorted(described & there):
+        inputs, outputs, own = found[name]
+        function = program.functions[name]
+        for what, ports, wanted in (
+            ("input", inputs, _ports(function.inputs)),
+            ("output", outputs, _ports(function.outputs)),
+            ("state", own, held),
+        ):
+            problems += [f"function {name}: {problem}" for problem in _differences(what, ports, wanted)]
+    problems += _misdescriptions(opened.description, program, states)
+    BundleError.collect(f"{package}: {problem}" for problem in sorted(problems)[:MOST_NAMED])
+
+
+def _misdescriptions(description: Any, program: Program, states: Mapping[str, State]) -> Iterator[str]:
+    """What the package says to Core ML of its functions, where it is not what they are."""
+    said = {function.name: function for function in description.functions}
+    if said.keys() != program.functions.keys() or len(said) != len(description.functions):
+        yield f"its description has the functions {_names(said)} and must have {_names(program.functions)}"
+    for name in sorted(said.keys() & program.functions.keys()):
+        function = program.functions[name]
+        for what, features, wanted in (
+            ("inputs", said[name].input, function.inputs.keys()),
+            ("outputs", said[name].output, function.outputs.keys()),
+            ("states", said[name].state, states.keys()),
+        ):
+            found = [feature.name for feature in features]
+            if sorted(found) != sorted(wanted):
+                yield f"its description of {name} has the {what} {_names(found)} and must have {_names(wanted)}"
+
+
+def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
+    model, export = recipe.model, recipe.export
+    rotary = recipe.rotary_choices or None
+    for key, found, wanted in (
+        ("name", manifest.name, recipe.name),
+        ("context", manifest.context, export.context),
+        ("vocab_size", manifest.vocab_size, model.vocab_size),
+        ("rotary", manifest.rotary, rotary),
+    ):
+        if found != wanted:
+            yield f"{key} is {found!r:.80} and must be {wanted!r:.80}"
+    if (manifest.checkpoint.draft is None) != (recipe.draft is None):
+        yield f"checkpoint.draft is {'missing' if recipe.draft else 'there'} and must not be"
+    beyond = [token for token in manifest.eos_token_ids if token >= model.vocab_size]
+    if beyond:
+        yield f"eos_token_ids has {beyond[0]} and must be below {model.vocab_size}"
+    tables = {table.input: (table.file, table.shape) for table in manifest.tables}
+    if tables != tables_of(recipe) or len(tables) < len(manifest.tables):
+        yield f"packages has the tables {_shown(tables)} and must have {_shown(tables_of(recipe))}"
+    if len(manifest.programs) != 1:
+        yield f"packages has {len(manifest.programs)} programs and must have one, for only a single one can be run here"
+        return
+    (program,), layers = manifest.programs, len(model.layer_kinds)
+    if (program.role, program.layers) != ("all", (0, layers)):
+        yield f"packages: layers is {list(program.layers)} of role {program.role} and must be [0, {layers}] of role all"
+    functions = functions_of(recipe)
+    if program.functions.keys() != functions.keys():
+        yield f"packages: functions are {', '.join(program.functions)} and must be {', '.join(functions)}"
+    for name, (query, inputs, outputs) in functions.items():
+        function = program.functions.get(name)
+        if function is not None:
+            if function.query != query:
+                yield f"packages: functions.{name}: query is {function.query} and must be {query}"
+            differences = (
+                *_differences("input", _ports(function.inputs), inputs),
+                *_differences("output", _ports(function.outputs), outputs),
+            )
+            yield from (f"packages: functions.{name}: {difference}" for difference in differences)
+    yield from _state_contradictions(manifest.states, recipe)
+
+
+def _state_contradictions(states: Mapping[str, State], recipe: Recipe) -> Iterator[str]:
+    """Rows are a builder's choice, as long as they hold what the recipe asks for."""
+    specs = {f"{half}_{kind}": spec for kind, spec in state_specs(recipe).items() for half in "kv"}
+    if states.keys() != specs.keys():
+        yield f"states are {', '.join(states)} and must be {', '.join(specs)}"
+    for name, spec in specs.items():
+        state = states.get(name)
+        if state is None:
+            continue
+        shape = (spec.layers, spec.num_kv_heads, state.rows, spec.head_dim)
+        if (state.kind, state.window, state.shape) != (spec.kind, spec.window, shape):
+            found = f"{list(state.shape)} of kind {state.kind} with window {state.window}"
+            yield f"states.{name} is {found} and must be {list(shape)} of kind {spec.kind} with window {spec.window}"
+        if state.rows < rows_needed(spec, recipe):
+            yield f"states.{name} has {state.rows} rows and must have {rows_needed(spec, recipe)} or more"
+
+
+def rows_needed(spec: StateSpec, recipe: Recipe) -> int:
+    """The rows that a state must have: every position of the context and of the padding behind it, or a window."""
+    if spec.window is not None:
+        return spec.window
+    return recipe.export.context + max(recipe.export.functions.queries.values()) - 1
+
+
+def tables_of(recipe: Recipe) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """File and shape of each raw table, by the input that takes its rows."""
+    per_layer = recipe.model.embedding.per_layer
+    if per_layer is None:
+        return {}
+    width = len(recipe.model.layer_kinds) * per_layer.size
+    return {PER_LAYER_ROWS: (table_file(PER_LAYER_TABLE), (per_layer.vocab_size, width))}
+
+
+def functions_of(recipe: Recipe) -> dict[str, tuple[int, Described, Described]]:
+    """The tokens of a call, the inputs and the outputs of each function."""
+    model = recipe.model
+    found: dict[str, tuple[int, Described, Described]] = {}
+    for name, query in recipe.export.functions.queries.items():
+        inputs: dict[str, tuple[str, tuple[int, ...]]] = {
+            "input_ids": ("int32", (1, query)),
+            "position": ("int32", (1,)),
+            **({} if name == "decode" else {"count": ("int32", (1,))}),
+            **{port: ("float16", (1, query, shape[1])) for port, (_, shape) in tables_of(recipe).items()},
+        }
+        rows = query if name == "score" else 1
+        outputs: dict[str, tuple[str, tuple[int, ...]]] = {"logits": ("float16", (1, rows, model.vocab_size))}
+        if recipe.draft is not None:
+            outputs["hidden"] = ("float16", (1, rows, model.hidden_size))
+        found[name] = (query, inputs, outputs)
+    if recipe.draft is not None:
+        hidden = ("float16", (1, 1, model.hidden_size))
+        kinds = recipe.draft.kinds
+        owners = dict.fromkeys(str(kinds[kind].attention.shares_kv_with) for kind in recipe.draft.layer_kinds)
+        found[DRAFT] = (
+            1,
+            {
+                "input_ids": ("int32", (1, 1)),
+                "last_hidden": hidden,
+                "position": ("int32", (1,)),
+                **{f"seen_{owner}": ("int32", (1,)) for owner in owners},
+            },
+            {"logits": ("float16", (1, 1, recipe.draft.vocab_size)), "hidden": hidden},
+        )
+    return found
+
+
+def _names(names: Iterable[str]) -> str:
+    return f"{', '.join(sorted(names)) or 'none'}"[:200]
+
+
+def _ports(ports: Mapping[str, Port]) -> Described:
+    return {name: (port.dtype, port.shape) for name, port in ports.items()}
+
+
+def _differences(what: str, found: Described, wanted: Described) -> Iterator[str]:
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            yield f"{what} {name} is {_port(found.get(name))} and must be {_port(wanted.get(name))}"
+
+
+def _port(port: tuple[str, tuple[int, ...]] | None) -> str:
+    return "missing" if port is None else f"{port[0]} {list(port[1])}"
+
+
+def _shown(tables: Mapping[str, Any]) -> str:
+    return ", ".join(f"{file} {list(shape)} for {name}" for name, (file, shape) in tables.items()) or "none"

@@ -1,0 +1,325 @@
+"""Bundles that somebody damaged or wrote to do harm: a built one, with one to three things changed, from a seed.
+
+    described = mutate(bundle, target, seed)
+
+Half of them are sealed again, so that what is wrong is not merely a digest.
+"""
+
+import json
+import os
+import random
+import shutil
+import socket
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from coreai_recipes.protobuf import Model_pb2
+
+EXTREMES: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2, 31, 100_000, 2**31 - 1, 2**31, 2**63, 2**64, 10**30, -(2**63)),
+    *(0.0, -0.0, 0.5, 1e-300, 1e300, float("inf"), float("nan")),
+    *(
+        "",
+        "x",
+        "/etc/passwd",
+        "../../outside",
+        "..",
+        ".",
+        "model.mlpackage",
+        "a/../b",
+        "\x1b[2J",
+        "\0",
+        "\ud800",
+        "é" * 300,
+    ),
+    *([], {}, [[]], [0] * 1000, {"x": {}}, ["x"], [None], {"": 0}),
+)
+WORDS = (
+    "x",
+    "input_ids",
+    "logits",
+    "k_full",
+    "v_full",
+    "decode",
+    "hidden_1",
+    "",
+    "../x",
+    "@model_path/weights/weight.bin",
+)
+INTEGERS = (0, 1, -1, 2, 3, 7, 63, 64, 65, 1000, 2**20, 2**31 - 1, -(2**31), 2**40, 2**62, 2**63 - 1, -(2**63))
+DEEP = "[" * 100_000
+MOST_BYTES = 64 << 20
+
+
+def mutate(bundle: Path, target: Path, seed: int) -> str:
+    """Write a damaged copy of `bundle` to `target`, which must not exist; gives what was done, in words.
+
+    What is not changed is a hard link: both must lie in one file system, and nothing may write to them.
+    """
+    chance = random.Random(seed)
+    shutil.copytree(bundle, target, copy_function=os.link)
+    done = []
+    for _ in range(chance.choice((1, 1, 1, 2, 3))):
+        kind = chance.choice(KINDS)
+        try:
+            done.append(f"{kind.__name__} {kind(target, chance)}")
+        except (OSError, LookupError, MemoryError, ValueError) as error:  # an earlier change is in the way
+            done.append(f"{kind.__name__}: {type(error).__name__}")
+    if chance.random() < 0.5:
+        done.append(_seal_again(target))
+    return "; ".join(done)
+
+
+def _files(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sorted(path for path in found if path.stat().st_size < MOST_BYTES)
+
+
+def _pick(folder: Path, chance: random.Random, ending: str = "") -> Path:
+    return chance.choice([path for path in _files(folder) if path.name.endswith(ending)])
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.unlink()  # never through a hard link
+    path.write_bytes(content)
+
+
+def flip_bytes(folder: Path, chance: random.Random) -> str:
+    path = _pick(folder, chance)
+    content = bytearray(path.read_bytes())
+    # most of the time where headers and structure are
+    reach = len(content) if chance.random() < 0.3 else min(len(content), 4096)
+    for _ in range(chance.choice((1, 2, 8, 64))):
+        content[chance.randrange(reach)] ^= 1 << chance.randrange(8)
+    _write(path, bytes(content))
+    return path.name
+
+
+def cut(folder: Path, chance: random.Random) -> str:
+    path = _pick(folder, chance)
+    content = path.read_bytes()
+    _write(path, content[: chance.choice((0, 1, len(content) // 2, len(content) - 1))])
+    return path.name
+
+
+def lengthen(folder: Path, chance: random.Random) -> str:
+    path = _pick(folder, chance)
+    _write(path, path.read_bytes() + chance.randbytes(chance.choice((1, 64, 5000))))
+    return path.name
+
+
+def remove(folder: Path, chance: random.Random) -> str:
+    path = _pick(folder, chance)
+    path.unlink()
+    return path.name
+
+
+def make_sparse(folder: Path, chance: random.Random) -> str:
+    """A file of many gigabytes that takes no room on the disk."""
+    path = _pick(folder, chance)
+    _write(path, path.read_bytes())
+    os.truncate(path, 1 << 36)
+    return path.name
+
+
+def replace_by_other(folder: Path, chance: random.Random) -> str:
+    """Something that is no file, where a file was."""
+    path = _pick(folder, chance)
+    path.unlink()
+    kind = chance.choice(
+        ("pipe", "folder", "zero", "random", "tty", "outside", "circle", "nowhere", "inside", "socket")
+    )
+    links = {
+        "zero": "/dev/zero",
+        "random": "/dev/urandom",
+        "tty": "/dev/tty",
+        "outside": "/etc/passwd",
+        "circle": path.name,
+        "nowhere": "nowhere",
+        "inside": "manifest.json",
+    }
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(os.path.relpath(path))
+    else:
+        path.symlink_to(links[kind])
+    return f"{path.name} by {kind}"
+
+
+def change_json(folder: Path, chance: random.Random) -> str:
+    """A value replaced, removed or added somewhere in a JSON document."""
+    path = folder / "manifest.json" if chance.random() < 0.5 else _pick(folder, chance, ".json")
+    document = json.loads(path.read_bytes())
+    place = _change(document, chance)
+    _write(path, json.dumps(document).encode())
+    return f"{path.name} {place}"
+
+
+def _change(value: Any, chance: random.Random, place: str = "") -> str:
+    if isinstance(value, dict) and value:
+        key: Any = chance.choice(sorted(value))
+    elif isinstance(value, list) and value:
+        key = chance.randrange(len(value))
+    else:
+        return f"{place}: nothing"
+    below = f"{place}.{key}"
+    if isinstance(value[key], dict | list) and value[key] and chance.random() < 0.8:
+        return _change(value[key], chance, below)
+    act = chance.choice(("replace", "replace", "replace", "remove", "add", "double"))
+    if act == "remove":
+        del value[key]
+    elif act == "add" and isinstance(value, dict):
+        value[chance.choice(WORDS)] = chance.choice(EXTREMES)
+    elif act == "double" and isinstance(value, list):
+        value.append(value[key])
+    else:
+        value[key] = chance.choice(EXTREMES)
+    return f"{below[:80]} {act}"
+
+
+def nest_deeply(folder: Path, chance: random.Random) -> str:
+    path = _pick(folder, chance, chance.choice((".json", ".yaml")))
+    _write(path, DEEP.encode() if chance.random() < 0.5 else b'{"x":' * 50_000)
+    return path.name
+
+
+def change_recipe(folder: Path, chance: random.Random) -> str:
+    """A line of recipe.yaml removed, doubled, or its value replaced; `extends` that leads elsewhere."""
+    path = folder / "recipe.yaml"
+    lines = path.read_text().splitlines()
+    index = chance.randrange(len(lines))
+    act = chance.choice(("remove", "double", "value", "value", "value", "extends"))
+    if act == "remove":
+        del lines[index]
+    elif act == "double":
+        lines.insert(index, lines[index])
+    elif act == "extends":
+        lines.insert(0, f"extends: {chance.choice(('/etc/passwd', '../x.yaml', 'gemma4', '/dev/zero', 'recipe.yaml'))}")
+    else:
+        head, colon, _ = lines[index].partition(":")
+        lines[index] = f"{head}{colon} {json.dumps(chance.choice(EXTREMES[:22]))}"
+    _write(path, "\n".join(lines).encode(errors="replace"))
+    return f"{act} {lines[min(index, len(lines) - 1)].strip()[:60]}"
+
+
+def change_context(folder: Path, chance: random.Random) -> str:
+    """The context in the manifest, in the recipe, or in both."""
+    context = chance.choice((1, 2, 100_000, 1 << 20, 1 << 31))
+    said = chance.choice((("manifest",), ("recipe",), ("manifest", "recipe")))
+    if "manifest" in said:
+        document = json.loads((folder / "manifest.json").read_bytes())
+        _write(folder / "manifest.json", json.dumps({**document, "context": context}).encode())
+    if "recipe" in said:
+        lines = (folder / "recipe.yaml").read_text().splitlines()
+        changed = [f"  context: {context}" if line.strip().startswith("context:") else line for line in lines]
+        _write(folder / "recipe.yaml", "\n".join(changed).encode())
+    return f"{context} in {' and '.join(said)}"
+
+
+def change_program(folder: Path, chance: random.Random) -> str:
+    """Fields of the protobuf, anywhere in it: numbers, names, messages removed or repeated."""
+    path = _pick(folder, chance, ".mlmodel")
+    model = Model_pb2.Model.FromString(path.read_bytes())
+    done = [_change_message(model, chance) for _ in range(chance.choice((1, 1, 2, 5)))]
+    _write(path, model.SerializeToString(deterministic=True))
+    return ", ".join(done)
+
+
+def _change_message(message: Any, chance: random.Random) -> str:
+    path = []
+    for _ in range(60):
+        fields = message.ListFields()
+        if not fields:
+            break
+        # the functions and their operations are where most of it is
+        field, value = chance.choice(fields)
+        path.append(field.name)
+        is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
+        if is_map:
+            key = chance.choice(sorted(value))
+            if chance.random() < 0.1:
+                del value[key]
+                break
+            if field.message_type.fields_by_name["value"].message_type is None:
+                break
+            message = value[key]
+        elif field.is_repeated:
+            index = chance.randrange(len(value))
+            act = chance.random()
+            if act < 0.1:
+                del value[index]
+                break
+            if act < 0.15:
+                value.append(value[index])
+                break
+            if field.message_type is None:
+                value[index] = _other_scalar(field, chance)
+                break
+            message = value[index]
+        elif field.message_type is not None:
+            if chance.random() < 0.05:
+                message.ClearField(field.name)
+                break
+            message = value
+        else:
+            setattr(message, field.name, _other_scalar(field, chance))
+            break
+    return ".".join(path[-4:])
+
+
+def _other_scalar(field: Any, chance: random.Random) -> Any:
+    if field.cpp_type == field.CPPTYPE_STRING:
+        return chance.randbytes(8) if field.type == field.TYPE_BYTES else chance.choice(WORDS)
+    if field.cpp_type == field.CPPTYPE_BOOL:
+        return chance.random() < 0.5
+    if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
+        return chance.choice((0.0, -1.0, 1e30, float("inf"), float("nan")))
+    if field.cpp_type == field.CPPTYPE_ENUM:
+        return chance.choice([value.number for value in field.enum_type.values])
+    bits = 31 if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32) else 63
+    fitting = [n for n in INTEGERS if -(2**bits) <= n < 2**bits]
+    unsigned = field.cpp_type in (field.CPPTYPE_UINT32, field.CPPTYPE_UINT64)
+    return chance.choice([n for n in fitting if n >= 0 or not unsigned])
+
+
+def point_elsewhere(folder: Path, chance: random.Random) -> str:
+    """A path that leads out of the bundle, wherever one is read."""
+    way = chance.choice(("/etc/passwd", "../outside", "../../../../etc", "a/../../..", "/dev/zero", ".", ""))
+    path = chance.choice([folder / "manifest.json", next(folder.glob("*.mlpackage")) / "Manifest.json"])
+    document = json.loads(path.read_bytes())
+    if "packages" in document:
+        chance.choice(document["packages"])["file"] = way
+    else:
+        chance.choice(list(document["itemInfoEntries"].values()))["path"] = way
+    _write(path, json.dumps(document).encode())
+    return f"{path.name} {way!r}"
+
+
+def _seal_again(folder: Path) -> str:
+    """The manifest's sizes and digests made to fit what lies there now."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        for name, sealed in manifest["files"].items():
+            path = folder / name
+            if path.is_file() and not path.is_symlink() and path.stat().st_size < MOST_BYTES:
+                content = path.read_bytes()
+                sealed.update(bytes=len(content), sha256=sha256(content).hexdigest())
+        manifest["recipe_sha256"] = manifest["files"]["recipe.yaml"]["sha256"]
+        _write(folder / "manifest.json", json.dumps(manifest).encode())
+    except (OSError, LookupError, MemoryError, ValueError, TypeError, AttributeError, RecursionError):
+        return "not sealed again"
+    return "sealed again"
+
+
+Kind = Callable[[Path, random.Random], str]
+KINDS: tuple[Kind, ...] = (
+    *(flip_bytes, cut, lengthen, remove, make_sparse, replace_by_other, nest_deeply),
+    *(change_json, change_json, change_json, change_recipe, change_recipe, change_context, point_elsewhere),
+    *(change_program, change_program, change_program, change_program),
+)
