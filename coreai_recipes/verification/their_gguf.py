@@ -44,12 +44,14 @@ class TheirReading:
         config: None where it cannot read the file, and `why` says why.
         is_whole: false for a file in several parts, of which transformers sees the first.
         tensors: who reads the tensors of the reference, known once there was one.
+        names: which parameter each tensor is of, known then too.
     """
 
     def __init__(self, path: Path, is_whole: bool) -> None:
         from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
         self.path, self.is_whole, self.tensors = path, is_whole, OURS
+        self.names: dict[str, str] | None = None
         self.config: dict[str, Any] | None = None
         self.why: str | None = None
         try:
@@ -121,9 +123,10 @@ class TheirTensors(Checkpoint):
         stored = {tensor.name: tensor for tensor in reading.reader.tensors}
         architecture = bytes(reading.reader.fields["general.architecture"].parts[-1]).decode()
         self._processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=self.config)
-        self._map: dict[str, str] = get_gguf_hf_weights_map(
-            model, self._processor, architecture, model.config.num_hidden_layers
-        )
+        if reading.names is None:  # seconds: the table is made anew for each module
+            layers = model.config.num_hidden_layers
+            reading.names = get_gguf_hf_weights_map(model, self._processor, architecture, layers)
+        self._map = reading.names
         self._made_of: dict[str, list[Any]] = {}
         for name, tensor in stored.items():
             parameter = self._map.get(name, self._map.get(name.removesuffix(".weight")))
