@@ -124,6 +124,7 @@ def _explain(stage: Mapping[str, Any]) -> str:
     words = []
     if "first_below" in detail:
         words.append(f"first below its floor: {_figures(detail['first_below'])}")
+    words += [f"set {each['text']}" if each["field"] else str(each["text"]) for each in detail.get("remedies", ())]
     if "kinds" in detail:
         words += [f"{kind}: {verdict}" for kind, verdict in detail["kinds"].items()]
         words.append(f"{detail['sampled']} positions")

@@ -21,6 +21,8 @@ from coreai_recipes.model import build_decoder, exported_form, fill
 from coreai_recipes.primitives.layer import Form
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification import StageResult, run_stages
+from coreai_recipes.verification.remedies import choose_scale, find_remedies
+from coreai_recipes.verification.subject import Subject
 
 SCALE, LARGEST = 2.0**-7, 65504
 
@@ -169,3 +171,53 @@ def test_with_the_scale_no_value_of_the_program_comes_near_the_range(exported: E
         assert len(largest) > 300
         assert {name: value for name, value in largest.items() if not value <= LARGEST / 4} == {}
     assert max(value for name, value in largest.items() if name.startswith("hidden_")) > LARGEST / 64
+
+
+def remedies(recipe: Recipe, checkpoint: Checkpoint, package: Path, *before: str) -> list[dict[str, Any]]:
+    report = run_stages(recipe, checkpoint, package, stages=[*before, "package_float16"])
+    return report.stages[-1].detail["remedies"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("before", [(), ("package",)])
+def test_an_overflow_names_the_scale_that_mends_it(exported: Exported, before: tuple[str, ...]) -> None:
+    """It used to name the operation alone. The value comes of the largest value that was measured."""
+    recipe, checkpoint, package = exported(1.0)
+    (remedy,) = remedies(recipe, checkpoint, package, *before)
+    assert remedy["field"] == "export.residual_scale"
+    assert remedy["text"].startswith(f"export.residual_scale: {remedy['value']:g} (the largest value of the residual")
+    mended = halves(exported, remedy["value"])
+    assert mended.detail["overflowed"] == []
+    assert "remedies" not in mended.detail or mended.detail["remedies"] == []
+
+
+@pytest.mark.parametrize(
+    ("peak", "scale"),
+    [(0.0, 1.0), (100.0, 1.0), (16376.0, 1.0), (16377.0, 0.5), (65504.0, 0.25), (250e3, 2**-4), (4e8, 2**-15)],
+)
+def test_the_scale_is_the_largest_power_of_two_that_leaves_room(peak: float, scale: float) -> None:
+    assert choose_scale(peak) == scale
+
+
+def test_an_overflow_inside_a_block_is_not_blamed_on_the_stream(exported: Exported) -> None:
+    recipe, checkpoint, package = exported(SCALE)
+    subject = Subject(recipe, checkpoint, package)
+    result = StageResult("package_float16", False, detail={"overflowed": ["layer_1_scores (rounded)"]})
+    subject.stream_peak = 12.0
+    (remedy,) = find_remedies(result, subject)
+    assert (remedy.field, str(remedy)) == (
+        "",
+        "export.residual_scale is no remedy: the largest value of the residual stream is 12, and float16 ends at "
+        "65504; layer_1_scores (rounded) lies inside a block",
+    )
+
+
+def test_a_scale_that_the_recipe_cannot_have_is_not_proposed(exported: Exported) -> None:
+    recipe, checkpoint, package = exported(1.0)
+    data = recipe.model_dump()
+    data["reference"], data["model"]["norm"]["weight"] = None, "none"
+    subject = Subject(Recipe.model_validate(data), checkpoint, package)
+    subject.stream_peak = 4e5
+    result = StageResult("package_float16", False, detail={"overflowed": ["hidden_1 (rounded)"]})
+    (remedy,) = find_remedies(result, subject)
+    assert remedy.field == ""
+    assert "no weight to take it up" in str(remedy)

@@ -122,7 +122,12 @@ def run_stage(name: str, subject: Subject) -> StageResult:
         return result
     note = read_as(subject) if stage.needs_reference else None
     made_of = reference_of(stage, subject)
-    return replace(result, detail={**result.detail, "reference": made_of, **({"config": note} if note else {})})
+    detail = {**result.detail, "reference": made_of, **({"config": note} if note else {})}
+    if result.passed is False:
+        from coreai_recipes.verification.remedies import find_remedies
+
+        detail["remedies"] = [remedy.to_json() for remedy in find_remedies(result, subject)]
+    return replace(result, detail=detail)
 
 
 def reference_of(stage: Stage, subject: Subject) -> dict[str, Any]:

@@ -38,6 +38,8 @@ class Subject:
     missing_draft: str | None = None
     # transformers' logits (S, V) in float32, left by the first stage that ran it
     reference_logits: "Tensor | None" = field(default=None, repr=False)
+    # the largest value of the residual stream, left by the first stage that saw it
+    stream_peak: float | None = None
 
     @property
     def weights(self) -> Checkpoint:
@@ -64,6 +66,19 @@ class Subject:
     @property
     def fits_in_memory(self) -> bool:
         return fits(self.float32_bytes)
+
+    def note_stream(self, hidden: "Tensor") -> None:
+        """Keep the largest value of the residual stream, as it is without a scale."""
+        self.stream_peak = max(self.stream_peak or 0.0, float(hidden.abs().max()))
+
+    def measure_stream(self) -> float:
+        """The largest value of the residual stream on the tokens that are compared, in float32."""
+        from coreai_recipes.verification.streamed import StreamedDecoder
+
+        if self.stream_peak is None:
+            decoder = StreamedDecoder(self.recipe, self.weights, stored=True)
+            decoder.run(self.tokens.sequence, lambda index, hidden: self.note_stream(hidden))
+        return self.stream_peak or 0.0
 
     def progress(self, stage: str, done: int, total: int) -> None:
         if self.on_progress is not None:

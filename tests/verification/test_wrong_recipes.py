@@ -144,3 +144,22 @@ def test_the_exceptions_are_named(tiny_llama: Saved, tiny_package: Path) -> None
     alone = recipe.model_copy(update={"reference": None})
     (package,) = run_stages(alone, checkpoint, tiny_package, stages=["package"]).stages
     assert package.detail["reference"]["config"] == "none: the recipe says reference: null"
+
+
+def test_a_failing_stage_says_what_the_checkpoint_has(
+    tiny_llama: Saved, saved: Callable[[str], Saved], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, checkpoint = tiny_llama
+    wrong = with_kind(
+        change(recipe, norm=recipe.model.norm.model_dump() | {"eps": 2e-5}), "full", rotary={"theta": 9.0}
+    )
+    (layers,) = run_stages(wrong, checkpoint, None, stages=["torch"]).stages
+    assert [remedy["text"] for remedy in layers.detail["remedies"]] == [
+        "model.norm.eps: 1e-05 (config.json has it so, the recipe has 2e-05)",
+        "layers 0 to 3: rotary.theta: 10000 (config.json has it so, the recipe has 9.0)",
+    ]
+    recipe, checkpoint = saved("llama")
+    tied = change(recipe, head=recipe.model.head.model_dump() | {"tied": True})
+    monkeypatch.setitem(checkpoint.config, "tie_word_embeddings", True)
+    (remedy,) = run(tied, checkpoint).detail["remedies"]
+    assert (remedy["field"], remedy["value"]) == ("model.head.tied", False)

@@ -64,6 +64,7 @@ def _run_decoder(subject: Subject) -> tuple[list[Tensor], Tensor]:
 
     def keep(index: int, x: Tensor) -> None:
         hidden.append(x)
+        subject.note_stream(x)
         subject.progress(f"{NAME}: torch", index + 1, total)
 
     return hidden, decoder.run(subject.tokens.sequence, keep)

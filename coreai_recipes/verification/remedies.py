@@ -1,0 +1,95 @@
+"""What a failing stage says to set: a field of the recipe, its value as measured or as the checkpoint says, and why."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from coreai_recipes.checkpoint.tying import judge_head
+from coreai_recipes.errors import CheckpointError
+from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.recipe.importing.comparing import compare_models
+from coreai_recipes.recipe.loader import validate_data
+from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.report import StageResult
+from coreai_recipes.verification.subject import Subject
+
+LARGEST = 65504.0  # of float16
+HEADROOM = 4.0  # other texts go further than the one that was measured
+MOST = 5
+SCALE = "export.residual_scale"
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """`field`: `value` in the recipe; `field` is empty where nothing can be set, and `why` says why."""
+
+    field: str
+    value: Any
+    why: str
+
+    def __str__(self) -> str:
+        shown = f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
+        return f"{self.field}: {shown} ({self.why})" if self.field else self.why
+
+    def to_json(self) -> dict[str, Any]:
+        return {"field": self.field or None, "value": self.value, "text": str(self)}
+
+
+def find_remedies(result: StageResult, subject: Subject) -> list[Remedy]:
+    """What to set so that a stage that failed may pass; empty where nothing is known."""
+    if result.name == "package_float16":
+        return list(_scale_stream(result, subject))
+    if result.name in ("rotary", "torch"):
+        return list(_as_the_checkpoint_has_it(result, subject))[:MOST]
+    return []
+
+
+def _scale_stream(result: StageResult, subject: Subject) -> Iterator[Remedy]:
+    """The residual scale that the largest value of the stream asks for, where float16 could not hold it or where it is
+    scaled until little of it is left."""
+    overflowed = result.detail.get("overflowed") or []
+    scale, peak = subject.recipe.export.residual_scale, subject.measure_stream()
+    fitting = choose_scale(peak)
+    measured = f"the largest value of the residual stream is {peak:.4g}, and float16 ends at 65504"
+    if not math.isfinite(peak):
+        return
+    if overflowed and fitting >= scale:
+        yield Remedy("", None, f"{SCALE} is no remedy: {measured}; {overflowed[0]} lies inside a block")
+    elif overflowed or fitting > scale:
+        why = _why_not_scaled(subject.recipe, fitting)
+        refused = Remedy("", None, f"{SCALE}: {fitting:g} would be needed, for {measured}; but {why}")
+        yield refused if why else Remedy(SCALE, fitting, measured)
+
+
+def choose_scale(peak: float) -> float:
+    """The largest power of two, 1 at most, that leaves HEADROOM between a stream's largest value and float16's end."""
+    return 2.0 ** min(0, math.floor(math.log2(LARGEST / HEADROOM / peak))) if peak > 0 and math.isfinite(peak) else 1.0
+
+
+def _why_not_scaled(recipe: Recipe, scale: float) -> str | None:
+    """Why the recipe cannot have that scale, None when it can."""
+    data = recipe.model_dump(exclude_none=True)
+    data["export"]["residual_scale"] = scale
+    return "; ".join(problem.message for problem in validate_data(data)[1]) or None
+
+
+def _as_the_checkpoint_has_it(result: StageResult, subject: Subject) -> Iterator[Remedy]:
+    """Where the recipe says something else than the checkpoint."""
+    recipe, checkpoint = subject.recipe, subject.weights
+    if recipe.reference is None:
+        return
+    if recipe.model.head.tied and judge_head(checkpoint, recipe.weights.names)[0] == "own":
+        why = "the checkpoint's head is not its table; `recipe build` sets it by itself"
+        yield Remedy("model.head.tied", False, why)
+    try:
+        theirs = recipe_from_config(checkpoint.config, recipe.name, chosen=recipe.reference.model_type).recipe.model
+    except CheckpointError:
+        return  # a config that our own rules do not read says nothing here
+    differences = compare_models(recipe.model, theirs)
+    of_all = {difference.path for difference in differences if not difference.layers}
+    for difference in differences:
+        said_of_all = bool(difference.layers) and difference.path in of_all  # a norm's eps, once for every layer
+        if difference.path != "head.tied" and not said_of_all:
+            why = f"config.json has it so, the recipe has {difference.one}"
+            yield Remedy(difference.where, difference.other, why)
