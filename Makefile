@@ -51,8 +51,9 @@ bench: $(INSTALLED)  ## the README's figures, measured here
 families: $(INSTALLED)  ## measure every family and write the README's table; NAMES="qwen3 phi" for these alone
 	OMP_NUM_THREADS=1 $(BIN)/python tests/family_table.py $(NAMES)
 
-schema: $(INSTALLED)  ## schemas/recipe.schema.json, from the models
+schema: $(INSTALLED)  ## schemas/recipe.schema.json, from the models; how many parameters each recipe has, from its decoder
 	$(BIN)/recipe schema > schemas/recipe.schema.json
+	$(BIN)/python tests/recipe/counting.py
 
 device-check: $(INSTALLED) $(GGUF)  ## macOS: Core ML compiles, loads and runs BUNDLE; prints a block to paste
 	@test "$$(uname)" = Darwin || { echo "make device-check needs macOS: Core ML's compiler and loader are not on $$(uname)"; exit 1; }

@@ -132,7 +132,7 @@ def list_(as_json: JsonOption = False) -> None:
         (
             e.name,
             e.family or "-",
-            f"{e.parameters / 1e6:,.1f} M",
+            f"{e.parameters / 1e6:,.1f} M" if e.parameters else "-",
             ", ".join(f"{n} {k}" for k, n in e.kinds.items()),
             e.rotary,
         )

@@ -151,6 +151,11 @@ def build_decoder(recipe: Recipe, form: Form = PLAIN, positions: int | None = No
         return Decoder(recipe, form, positions).eval()
 
 
+def count_parameters(recipe: Recipe) -> int:
+    """How many numbers the recipe takes of its checkpoint: those of its decoder, a tied table counted once."""
+    return sum(parameter.numel() for parameter in build_decoder(recipe).parameters())
+
+
 def exported_form(recipe: Recipe) -> Form:
     """The form in which the recipe's decoder is exported."""
     return Form(recipe.export.fold, recipe.export.residual_scale)

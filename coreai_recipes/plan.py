@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from coreai_recipes.draft import DRAFT, Draft, build_draft
 from coreai_recipes.model import PER_LAYER_TABLE, Decoder, build_decoder
 from coreai_recipes.primitives.experts import Experts
+from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.schema import NoRotary
@@ -14,6 +17,7 @@ from coreai_recipes.workload import Workload, count_workloads, expert_size, save
 
 CHUNK_BYTES = 1_000_000_000  # ANEMLL takes 0.95 GB for a chunk, CoreML-LLM 1.0 to 1.4
 ALIGNMENT = 32  # float16 values in the engine's 64 bytes
+SAMPLED = 8192
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def make_plan(recipe: Recipe) -> Plan:
     """The plan of `recipe`. Raises RecipeError for what cannot be built."""
     decoder = build_decoder(recipe)
     draft = build_draft(recipe) if recipe.draft else None
-    findings = (*_alignment(recipe), *_axes(recipe), *_states(decoder), *_rotaries(recipe), *_size(decoder, draft))
+    findings = (*_alignment(recipe), *_axes(decoder), *_states(decoder), *_rotaries(recipe), *_size(decoder, draft))
     return Plan(
         recipe.name,
         (*_costs(decoder), *_draft_costs(draft)),
@@ -93,12 +97,13 @@ def _costs(decoder: Decoder) -> Iterator[Cost]:
         yield Cost(f"weights of `{name}`", size - stacks, f"{len(layers)} layers, float16")
         if experts:
             yield Cost(f"experts of `{name}`", stacks, _describe_experts(experts))
-    table = recipe.model.vocab_size * recipe.model.hidden_size * 2
-    shape = f"{recipe.model.vocab_size} x {recipe.model.hidden_size}, float16"
+    table = decoder.get_parameter("embedding.weight")
+    shape = f"{' x '.join(map(str, table.shape))}, float16"
     if recipe.model.head.tied:
-        yield Cost("table, tied to the head", table, f"{shape}, stored once")
+        yield Cost("table, tied to the head", 2 * table.numel(), f"{shape}, stored once")
     else:
-        yield Cost("table and head", 2 * table, f"twice {shape}")
+        yield Cost("table and head", 4 * table.numel(), f"twice {shape}")
+    yield Cost("around the layers", _around(decoder), "the last norm, and what else stands before and behind them")
     if decoder.per_layer is not None:
         front = sum(2 * p.numel() for p in decoder.per_layer.parameters())
         yield Cost("per-layer inputs", front, "their projection and norm, float16")
@@ -109,6 +114,12 @@ def _costs(decoder: Decoder) -> Iterator[Cost]:
         values = spec.layers * spec.num_kv_heads * spec.rows * spec.head_dim
         kept = f"a ring of {spec.rows} rows" if spec.window else f"{spec.rows} rows"
         yield Cost(f"states of `{name}`", 4 * values, f"K and V, {spec.layers} layers, {kept}, a session's own")
+
+
+def _around(decoder: Decoder) -> int:
+    """Bytes of what is neither in a layer nor a table: norms, projections, learned positions."""
+    others = ("layers.", "per_layer.", "embedding.weight", "head.weight", *decoder.tables)
+    return sum(2 * p.numel() for name, p in decoder.named_parameters() if not name.startswith(others))
 
 
 def _describe_experts(experts: list[Experts]) -> str:
@@ -150,15 +161,24 @@ def _alignment(recipe: Recipe) -> Iterator[Finding]:
     yield Finding("last axis of a decode step", "note", "one position a step is padded to 64 bytes inside: memory only")
 
 
-def _axes(recipe: Recipe) -> Iterator[Finding]:
-    sizes = {"vocab_size": recipe.model.vocab_size, "hidden_size": recipe.model.hidden_size}
-    for name, kind in recipe.model.kinds.items():
-        sizes[f"intermediate_size of `{name}`"] = kind.mlp.intermediate_size
-        sizes[f"queries of `{name}`"] = kind.attention.num_heads * kind.attention.head_dim
+def _axes(decoder: Decoder) -> Iterator[Finding]:
+    model = decoder.recipe.model
+    sizes = {"vocab_size": model.vocab_size, "hidden_size": model.hidden_size}
+    for name in decoder.front.kinds:
+        layer = next(layer for layer in decoder.stack if layer.kind == name)
+        for part in ("attention", "mlp", "experts"):
+            found = [size for p in _parameters_of(layer, part) for size in p.shape if size != model.hidden_size]
+            if found:
+                sizes[f"{part} of `{name}`"] = max(found)
     for limit, chips in ((16384, "up to A15 and M1"), (65536, "from A16 and M2 on")):
         beyond = [f"{name} {size}" for name, size in sizes.items() if size > limit]
-        found = f"may leave the engine: {', '.join(beyond)}" if beyond else "none is longer"
-        yield Finding(f"axes of at most {limit}, {chips}", "warning" if beyond else "ok", found)
+        found_words = f"may leave the engine: {', '.join(beyond)}" if beyond else "none is longer"
+        yield Finding(f"axes of at most {limit}, {chips}", "warning" if beyond else "ok", found_words)
+
+
+def _parameters_of(layer: Layer, part: str) -> list[nn.Parameter]:
+    module = getattr(layer, part)
+    return [] if module is None else list(module.parameters())
 
 
 def _states(decoder: Decoder) -> Iterator[Finding]:
@@ -189,10 +209,12 @@ def _rotaries(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _cosine_error(rotary: TurningSpec, head_dim: int, context: int) -> float:
-    """The largest error of a cosine at the last position of the context."""
+    """The largest error of a cosine within the context: at every position of a short one, else at SAMPLED of them."""
     import torch
 
-    positions = torch.arange(context)[None]
+    # the last ones too, where it is largest
+    sampled = {*range(0, context, -(-context // SAMPLED)), *range(max(0, context - 64), context)}
+    positions = torch.tensor([sorted(sampled)])
     exact = Rotary(rotary.model_copy(update={"precision": "float32"}), head_dim).angles(positions)[0]
     return float((Rotary(rotary, head_dim).angles(positions)[0] - exact).abs().max())
 

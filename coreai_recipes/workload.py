@@ -16,6 +16,7 @@ from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
+from coreai_recipes.recipe.schema import Attention, LatentAttention
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,15 @@ def layer_flops(decoder: Decoder, layer: Layer, function: str, sharing: Sharing 
     front = decoder.front
     sharing = sharing or front.sharing(function)
     queries = front.queries(layer.kind, decoder.recipe.export.functions.queries[function], sharing)
-    return _layer_flops(layer, queries, front.seen_rows(layer.kind, queries, sharing))
+    spec = decoder.recipe.model.kinds[layer.kind].attention
+    return _layer_flops(layer, spec, queries, front.seen_rows(layer.kind, queries, sharing))
 
 
 def draft_flops(draft: Draft) -> int:
     """Of one drafted token."""
     states = {layer.kind: draft.owners[draft.owner(layer.kind)] for layer in draft.stack}
-    layers = sum(_layer_flops(layer, 1, states[layer.kind].rows) for layer in draft.stack)
+    kinds = draft.spec.kinds
+    layers = sum(_layer_flops(layer, kinds[layer.kind].attention, 1, states[layer.kind].rows) for layer in draft.stack)
     around = _projection_flops(draft.pre_projection) + _projection_flops(draft.post_projection)
     tokens = draft.spec.vocab_size  # those that get a logit of their own
     if draft.clusters is not None:
@@ -84,10 +87,8 @@ def draft_flops(draft: Draft) -> int:
     return layers + around + 2 * tokens * draft.spec.hidden_size
 
 
-def _layer_flops(layer: Layer, queries: int, rows: int) -> int:
-    attention = layer.attention
-    width = attention.num_heads * attention.head_dim  # type: ignore[operator]
-    scores_and_mixing = 4 * width * rows
+def _layer_flops(layer: Layer, attention: Attention | LatentAttention, queries: int, rows: int) -> int:
+    scores_and_mixing = 4 * attention.num_heads * attention.head_dim * rows
     experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, Mixture))
     return int(queries * (_projection_flops(layer) + scores_and_mixing) + experts)
 

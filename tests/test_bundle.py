@@ -16,7 +16,8 @@ from coreai_recipes.bundle import Bundle, VerificationError, build
 from coreai_recipes.errors import BundleError, CheckpointError
 from coreai_recipes.evaluate import EvaluationError
 from coreai_recipes.evaluate.cost import function_costs
-from coreai_recipes.recipe import count_parameters, load_recipe
+from coreai_recipes.model import count_parameters
+from coreai_recipes.recipe import load_recipe
 
 CHECKPOINT = Path(__file__).parent / "checkpoints/tiny-llama"
 NAME = "tiny-llama"

@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "bundle": {"*"},
     "contract": {"evaluate", "manifest", "model", "front", "recipe", "errors"},
     "plan": {"workload", "draft", "model", "front", "primitives", "recipe", "errors"},
-    "workload": {"draft", "model", "front", "primitives"},
+    "workload": {"draft", "model", "front", "primitives", "recipe"},
     "origin": {"checkpoint", "manifest", "errors"},
     "extending": {"primitives", "recipe", "errors"},
     "authoring": {"filling", "checkpoint", "draft", "model", "recipe", "errors"},

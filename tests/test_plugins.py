@@ -207,6 +207,49 @@ def test_weight_names_are_found_beside_the_plugin(
     build(recipe, gated_checkpoint, "dist", verified=False)
 
 
+NARROW = """
+from typing import Literal
+from pydantic import Field
+from torch import nn
+from coreai_recipes.extending import register
+from coreai_recipes.primitives.projection import Projection
+from coreai_recipes.recipe.schema import Spec
+
+
+class Narrow(Spec):
+    kind: Literal["narrow"]
+    rank: int = Field(gt=0, description="width between the projections")
+
+
+@register("mlp", spec=Narrow)
+class NarrowMLP(nn.Module):
+    def __init__(self, spec, hidden_size):
+        super().__init__()
+        self.inner = Projection(hidden_size, spec.rank)
+        self.down = Projection(spec.rank, hidden_size)
+
+    def forward(self, x):
+        return self.down(self.inner(x))
+"""
+
+
+def test_an_mlp_that_says_its_sizes_in_its_own_words_is_planned(example: Path, run: Run) -> None:
+    """Nothing but its parameters says how large it is: `plan` used to ask every MLP for its intermediate_size."""
+    (example / "narrow.py").write_text(NARROW)
+    (example / "narrow.yaml").write_text(
+        "extends: tiny-llama\nname: narrow\nreference: null\n"
+        "model: {kinds: {full: {mlp: {kind: narrow, rank: 20000}}}}\n"
+    )
+    status, output, error = run("plan", "narrow.yaml", "--plugin", "narrow.py", "--json")
+    assert status == 0, error
+    plan = json.loads(output)
+    (cost,) = [row["bytes"] for row in plan["costs"] if row["what"] == "weights of `full`"]
+    assert 1 < cost / (2 * 4 * 2 * 20000 * 96) < 1.1
+    (axes,) = [row["found"] for row in plan["findings"] if row["rule"].startswith("axes of at most 16384")]
+    assert axes == "may leave the engine: mlp of `full` 20000"
+    assert run("list")[0] == 0
+
+
 WRONG = {
     "1 +": ":1: is not Python: invalid syntax",
     "\n1 / 0": ":2: raises ZeroDivisionError: division by zero",

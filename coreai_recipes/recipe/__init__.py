@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coreai_recipes.recipe.catalogue import count_parameters, list_recipes
+    from coreai_recipes.recipe.catalogue import list_recipes
     from coreai_recipes.recipe.editor_schema import json_schema, write_schema
     from coreai_recipes.recipe.loader import Resolved, load_recipe, load_resolved, recipe_text
     from coreai_recipes.recipe.schema import Recipe
@@ -17,7 +17,6 @@ _HOMES = {
     "Recipe": "schema",
     "Resolved": "loader",
     "built_in_recipes": "source",
-    "count_parameters": "catalogue",
     "data_folder": "source",
     "find_recipe": "source",
     "json_schema": "editor_schema",
@@ -32,7 +31,6 @@ __all__ = [
     "Recipe",
     "Resolved",
     "built_in_recipes",
-    "count_parameters",
     "data_folder",
     "find_recipe",
     "json_schema",

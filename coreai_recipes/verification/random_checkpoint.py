@@ -16,7 +16,7 @@ from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
 from coreai_recipes.checkpoint.names import load_names
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.filling import checkpoint_shapes
-from coreai_recipes.model import build_decoder
+from coreai_recipes.model import build_decoder, count_parameters
 from coreai_recipes.recipe.importing import config_for
 from coreai_recipes.recipe.schema import LayerKind, Model, Recipe, Repeat
 
@@ -137,8 +137,7 @@ def cut_to_kinds(recipe: Recipe) -> Recipe:
 def make_affordable(recipe: Recipe) -> tuple[Recipe, str]:
     """The recipe, or what of it can be verified in about a minute; and which of the two, in words."""
     total = len(recipe.model.layer_kinds)
-    # of the modules, not by the catalogue's formulas: a plugin's kinds have parameters of their own
-    if sum(parameter.numel() for parameter in build_decoder(recipe).parameters()) <= AFFORDABLE_NUMBERS:
+    if count_parameters(recipe) <= AFFORDABLE_NUMBERS:
         return recipe, f"all {total} layers"
     cut = cut_to_kinds(recipe)
     return cut, f"one layer of each kind at full width, {len(cut.model.layer_kinds)} of {total}"

@@ -59,9 +59,9 @@ class Subject:
     @cached_property
     def float32_bytes(self) -> int:
         """What the whole model takes in float32."""
-        from coreai_recipes.model import build_decoder
+        from coreai_recipes.model import count_parameters
 
-        return 4 * sum(parameter.numel() for parameter in build_decoder(self.recipe).parameters())
+        return 4 * count_parameters(self.recipe)
 
     @property
     def fits_in_memory(self) -> bool:
