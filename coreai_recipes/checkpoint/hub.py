@@ -18,7 +18,7 @@ from coreai_recipes.checkpoint.base import TensorInfo, Unread
 from coreai_recipes.checkpoint.packing import unpack
 from coreai_recipes.checkpoint.safetensors import PICKLE_REASON, PICKLE_SUFFIXES, read_index, why_no_shard
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, HeaderTensor, check_length, parse_header
-from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object
+from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_settings
 from coreai_recipes.errors import CheckpointError, describe
 from coreai_recipes.terminal import drawing, escape
 from coreai_recipes.tokenizer.tokens import TEMPLATE_FOLDER
@@ -59,7 +59,7 @@ class HubHeaders(Unread):
         self.source = f"{repo_id}@{commit}"
         if not (self.path / "config.json").is_file():
             raise CheckpointError(f"{self.place}: has no config.json, so it is no model of transformers")
-        self.config = read_json_object(self.path / "config.json", self.place)
+        self.config = read_settings(self.path / "config.json", self.place)
         index = self.path / "model.safetensors.index.json"
         files = sorted(set(read_index(index, self.place).values())) if index.is_file() else ["model.safetensors"]
         CheckpointError.collect(f"{self.place}: {why}" for file in files if (why := why_no_shard(file)))

@@ -9,7 +9,7 @@ from functools import wraps
 from pathlib import Path
 
 from coreai_recipes.checkpoint.base import Checkpoint, Unread
-from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object
+from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_settings
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.source import data_folder
 
@@ -82,7 +82,7 @@ class ConfigFile(Unread):
         self.path = path.parent
         self.source = self.path.resolve().name
         self.tensors = {}
-        self.config = read_json_object(path, self.place)
+        self.config = read_settings(path, self.place)
 
     def eos_token_ids(self) -> list[int]:
         return read_eos_token_ids(self.path, self.config, self.place)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
 from coreai_recipes.checkpoint.packing import FP8, SCALE, unpack
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, StoredFile, read_header
-from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object
+from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object, read_settings
 from coreai_recipes.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ BLOCK_BYTES = 2 << 20
 FLOAT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 INTEGER_DTYPES = {"I64": "int64", "I32": "int32"}  # no weights, but lists of tokens are stored so
 PART_DTYPES = {"U8": "uint8", "F8_E4M3": "uint8"}  # of which packing makes floats
+
+MOST_INDEXED = 1 << 18  # over all shards; Kimi K2, with 384 experts in 61 layers, has 140,000
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 PICKLE_REASON = (
@@ -172,7 +174,7 @@ class SafetensorsCheckpoint(Checkpoint):
             problems.append("has no config.json; copy it from where the weights came from")
             return {}
         try:
-            return read_json_object(path, self.place)
+            return read_settings(path, self.place)
         except CheckpointError as error:
             problems.extend(problem.removeprefix(f"{self.place}: ") for problem in error.problems)
             return {}
@@ -218,9 +220,11 @@ class SafetensorsCheckpoint(Checkpoint):
 
 def read_index(path: Path, place: str) -> dict[str, str]:
     """The `weight_map` of an index: tensor name to file name."""
-    weight_map = read_json_object(path, place).get("weight_map")
+    weight_map = read_json_object(path, place, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{place}: {path.name} has no weight_map, which says where each tensor is")
+    if len(weight_map) > MOST_INDEXED:
+        raise CheckpointError(f"{place}: {path.name} names {len(weight_map)} tensors; at most {MOST_INDEXED} are read")
     wrong = [name for name, file in weight_map.items() if not (name.isprintable() and isinstance(file, str) and file)]
     if wrong:
         raise CheckpointError(f"{place}: {path.name} names no file for {wrong[0]!a:.80}")

@@ -11,6 +11,9 @@ from pathlib import Path
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_AXES = 32
+MOST_TENSORS = 1 << 17  # in one file; Kimi K2 has 140,000 in 61
+LONGEST_NAME = 1024
+MOST_VALUES = 12 * MOST_TENSORS  # in a header; a tensor of three axes has nine
 
 # Bits of an element, for every dtype of the format (safetensors 0.6, tensor.rs).
 DTYPE_BITS = {
@@ -78,6 +81,9 @@ def check_length(prefix: bytes, size: int) -> int:
 
 def parse_header(header: bytes, data_bytes: int) -> dict[str, HeaderTensor]:
     """The entries of a header's JSON. They must fill `data_bytes` without a gap or an overlap; else HeaderError."""
+    # Before it is parsed: an entry of 60 bytes is ten times that in memory.
+    if sum(map(header.count, (b",", b"[", b"{"))) > MOST_VALUES or header.count(b'"data_offsets"') > MOST_TENSORS:
+        raise HeaderError(f"has a header with more than {MOST_TENSORS} tensors, or values for as many")
     try:
         entries = json.loads(header, object_pairs_hook=refuse_duplicates)
     except HeaderError:
@@ -105,6 +111,8 @@ def parse_entry(name: str, entry: object) -> HeaderTensor:
     """One tensor of a header, its span checked against dtype and shape; else HeaderError."""
     if not name.isprintable():  # lone surrogates, which no terminal takes, and escape sequences, which it would obey
         raise HeaderError(f"has a header with the unprintable name {name!a:.80}")
+    if len(name) > LONGEST_NAME:
+        raise HeaderError(f"has a header with a name of {len(name)} characters, {name:.80}...")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise HeaderError(f"has a header in which {name} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -117,8 +125,9 @@ def parse_entry(name: str, entry: object) -> HeaderTensor:
     start, stop = offsets
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     if bits != 8 * (stop - start):
+        taken = f"takes {-(-bits // 8)}" if bits < 1 << 66 else "takes more than any file has"
         raise HeaderError(
-            f"has a header in which {name} spans {stop - start} bytes, but {dtype} {tuple(shape)} takes {bits / 8:.0f}"
+            f"has a header in which {name} spans {stop - start} bytes, but {dtype} {str(tuple(shape))[:80]} {taken}"
         )
     return HeaderTensor(dtype, tuple(shape), start, stop)
 

@@ -4,6 +4,7 @@ import struct
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from time import process_time
 
 import pytest
 from gguf_configs import CONFIGS
@@ -110,6 +111,101 @@ def test_every_cut_of_the_header_is_noticed(good: bytes, tmp_path: Path):
             read_header(path)
 
 
+def text(content: bytes) -> bytes:
+    return struct.pack("<Q", len(content)) + content
+
+
+def header_of(names: list[bytes], pairs: tuple[bytes, ...] = ()) -> bytes:
+    """A GGUF file with vectors of one element of these names, which share their bytes."""
+    table = b"".join(text(name) + struct.pack("<IQIQ", 1, 1, 0, 0) for name in names)
+    header = b"GGUF" + struct.pack("<IQQ", 3, len(names), len(pairs)) + b"".join(pairs) + table
+    return header + bytes(-len(header) % 32 + 32)
+
+
+def test_a_hundred_thousand_tensors_are_read_in_time(tmp_path: Path):
+    path = tmp_path / "model.gguf"
+    names = [b"blk.%05d.attn_norm.weight" % index for index in range(100_000)]
+    path.write_bytes(header_of(names))
+    before = process_time()
+    header = read_header(path)
+    assert process_time() - before < 5
+    assert [tensor.name.encode() for tensor in header.tensors] == names
+
+
+def test_a_name_that_stands_twice_is_found_in_time(tmp_path: Path):
+    """Each name used to be counted among all: 20,000 took half a minute."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(header_of([b"blk.%05d.attn_norm.weight" % min(index, 99_998) for index in range(100_000)]))
+    before = process_time()
+    with pytest.raises(CheckpointError, match=r"tensor blk.99998.attn_norm.weight stands twice"):
+        read_header(path)
+    assert process_time() - before < 5
+
+
+def list_of(key: bytes, kind: int, count: int, element: bytes) -> bytes:
+    return text(key) + struct.pack("<IIQ", 9, kind, count) + element * count
+
+
+TOO_LARGE = {
+    "tensors": (
+        header_of([b"t%d" % index for index in range((1 << 17) + 1)]),
+        "has 131073 tensors; at most 131072 are",
+    ),
+    "pairs": (
+        header_of([b"t"], tuple(text(b"k%d" % i) + struct.pack("<IB", 0, 1) for i in range((1 << 14) + 1))),
+        "has 16385 metadata pairs; at most 16384 are read",
+    ),
+    "a list": (
+        header_of([b"t"], (list_of(b"a", 0, (1 << 22) + 1, b"x"),)),
+        "has 4194305 numbers in a; at most 4194304",
+    ),
+    "lists together": (
+        header_of([b"t"], (list_of(b"a", 0, 1 << 22, b"x"), list_of(b"b", 8, 1, text(b"x")))),
+        "has 1 texts in b; at most 0 are read",
+    ),
+    "a name": (header_of([b"t" * 300]), "the name of tensor 0 claims a text of 300 bytes: the file is corrupt"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_what_no_real_header_has_is_refused_before_it_is_held(case: str, tmp_path: Path):
+    content, message = TOO_LARGE[case]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            read_header(path)
+        assert tracemalloc.get_traced_memory()[1] < 96 << 20
+    finally:
+        tracemalloc.stop()
+    assert message in str(caught.value)
+
+
+def test_a_header_of_more_than_64_mib_is_refused(tmp_path: Path):
+    path = tmp_path / "model.gguf"
+    start = b"GGUF" + struct.pack("<IQQ", 3, 1, 3)
+    with path.open("wb") as file:  # holes take no space on disk
+        file.write(start + text(b"a") + struct.pack("<IQ", 8, 60 << 20))
+        file.seek(60 << 20, 1)
+        file.write(text(b"b") + struct.pack("<IQ", 8, 60 << 20))
+        file.truncate(200 << 20)
+    with pytest.raises(CheckpointError, match=r"has a header of more than 64 MiB: the file is corrupt"):
+        read_header(path)
+
+
+def test_experts_that_the_metadata_does_not_count_are_refused(tmp_path: Path):
+    """A tensor of a million rows would be a million tensors."""
+    architecture, config = CONFIGS["qwen3moe"]
+    path = tmp_path / "model.gguf"
+    write_gguf(path, architecture, config, random_model(config).state_dict(), extra={"qwen3moe.expert_count": 5})
+    with pytest.raises(CheckpointError, match=r"blk.0.ffn_\S+ holds 6 experts, the metadata says 5"):
+        GGUFCheckpoint(path)
+    write_gguf(path, architecture, config, random_model(config).state_dict(), extra={"qwen3moe.expert_count": 1 << 20})
+    with pytest.raises(CheckpointError, match=r"qwen3moe.expert_count is 1048576; at most 4096 are read"):
+        GGUFCheckpoint(path)
+
+
 MUTATIONS = st.lists(
     st.tuples(
         st.integers(0, 4000),  # the header has about this many bytes
@@ -130,7 +226,26 @@ MUTATIONS = st.lists(
 def test_mutated_files_raise_checkpoint_errors_only(
     mutations: list[tuple[int, bytes]], cut: int | None, good: bytes, tmp_path_factory: pytest.TempPathFactory
 ):
-    folder = tmp_path_factory.getbasetemp()
+    read_mutated(good, mutations, cut, tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module", params=["gemma4", "gemma4-experts", "gpt-oss", "granite", "olmo3", "phi3-longrope"])
+def of_a_kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    architecture, config = CONFIGS[request.param]
+    path = tmp_path_factory.mktemp("good") / "model.gguf"
+    return write_gguf(path, architecture, config, random_model(config).state_dict()).read_bytes()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(mutations=MUTATIONS, cut=st.none() | st.integers(0, 20000))
+def test_mutated_files_of_every_kind_raise_checkpoint_errors_only(
+    mutations: list[tuple[int, bytes]], cut: int | None, of_a_kind: bytes, tmp_path_factory: pytest.TempPathFactory
+):
+    read_mutated(of_a_kind, mutations, cut, tmp_path_factory.getbasetemp())
+
+
+def read_mutated(good: bytes, mutations: list[tuple[int, bytes]], cut: int | None, folder: Path) -> None:
+    """Everything that a build asks of a checkpoint."""
     data = bytearray(good)
     for position, new in mutations:
         data[position : position + len(new)] = new

@@ -18,6 +18,7 @@ FRACTIONS = {
     "rms_norm_eps", "norm_eps", "rope_theta", "attn_logit_softcapping", "final_logit_softcapping",
     "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling",
 }  # fmt: skip
+MOST_EXPERTS = 1 << 12  # llama.cpp's LLAMA_MAX_EXPERTS is 512
 TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
 # Keys that hold a value for each layer, which layers.py reads where an architecture's layers differ in them.
 PER_LAYER = ("feed_forward_length", "attention.head_count_kv")
@@ -106,6 +107,8 @@ def _complete_experts(
     used = config.get("num_experts_per_tok", config.get("top_k_experts"))
     if (experts or used) and not (experts and used and used <= experts):
         raise metadata.refuse(f"{prefix}.expert_used_count", f"is {used}, but there are {experts or 0} experts")
+    if experts and experts > MOST_EXPERTS:
+        raise metadata.refuse(f"{prefix}.expert_count", f"is {experts}; at most {MOST_EXPERTS} are read")
     if "moe_intermediate_size" in architecture.keys.values() and experts and not config.get("moe_intermediate_size"):
         config["moe_intermediate_size"] = config["intermediate_size"] // used
     if architecture.sizes_per_kind:

@@ -18,10 +18,15 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from coreai_recipes.checkpoint.gguf.metadata import Metadata
 from coreai_recipes.errors import CheckpointError
 
-# What no real file reaches (a vocabulary has some 262,144 tokens) and a corrupt one easily does.
-MOST_ELEMENTS = 1 << 24
-LONGEST_STRING = 1 << 26
+# What no real file reaches, and a corrupt one easily does. Gemma 4's header, the longest so far, has 15 MB: 262,144
+# tokens with a score and a type each, 514,906 merges. Experts are stacked, so that a thousand tensors are many.
+MOST_TENSORS = 1 << 17
+MOST_PAIRS = 1 << 14
+MOST_ELEMENTS = 1 << 22  # of all lists together; a short text takes some 60 bytes once it is read
+LONGEST_HEADER = 1 << 26
+LONGEST_NAME = 256  # ggml's tensors have 64 at most
 MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
+CHUNK = 1 << 18
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 FLOAT32, STRING, ARRAY = 6, 8, 9
@@ -60,7 +65,7 @@ def read_header(path: Path) -> Header:
     cannot be: counts, lengths or offsets beyond its end, unknown types, rows that are no whole number of blocks.
     """
     try:
-        with open(path, "rb", buffering=1 << 20) as file:
+        with open(path, "rb", buffering=0) as file:
             return _parse(_Cursor(path, file))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -73,32 +78,49 @@ def stamp(file: BinaryIO) -> tuple[int, int]:
 
 
 class _Cursor:
-    """Reads a header front to back and never asks for more than the file has left."""
+    """Reads a header front to back, a chunk at a time, and never asks for more than the file has left."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
         self.file = file
         self.stamp = stamp(file)
-        self.left = self.stamp[0]
+        self.done = 0
+        self.elements = 0
+        self._chunk = b""
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        return self.stamp[0] - self.done
 
     def refuse(self, reason: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: {reason}")
 
     def take(self, count: int, what: str) -> bytes:
+        if self._at + count > len(self._chunk):
+            self._fill(count, what)
+        start = self._at
+        self._at += count
+        self.done += count
+        return self._chunk[start : self._at]
+
+    def _fill(self, count: int, what: str) -> None:
+        """Have `count` bytes in the chunk from `_at` on."""
         if count > self.left:
             raise self.refuse(f"the file ends inside {what}: it is cut off or corrupt")
-        self.left -= count
-        data = self.file.read(count)
-        if len(data) != count:
+        if self.done + count > LONGEST_HEADER:
+            raise self.refuse(f"has a header of more than {LONGEST_HEADER >> 20} MiB: the file is corrupt")
+        rest = self._chunk[self._at :]
+        self._chunk, self._at = rest + self.file.read(max(count - len(rest), CHUNK)), 0
+        if len(self._chunk) < count:
             raise self.refuse(f"the file ends inside {what}: it has changed while it was read")
-        return data
 
     def number(self, code: str, what: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
 
-    def string(self, what: str) -> str:
+    def string(self, what: str, longest: int = LONGEST_HEADER) -> str:
         length = int.from_bytes(self.take(8, what), "little")
-        if length > LONGEST_STRING:
+        if length > LONGEST_HEADER or longest < length <= self.left:
             raise self.refuse(f"{what} claims a text of {length} bytes: the file is corrupt")
         try:
             return self.take(length, what).decode("utf-8")
@@ -107,30 +129,37 @@ class _Cursor:
 
     def name(self, what: str) -> str:
         """A string that messages will show, so it must fit on a line."""
-        name = self.string(what)
+        name = self.string(what, LONGEST_NAME)
         if not name.isprintable():
             raise self.refuse(f"{what} holds unprintable characters: the file is corrupt")
         return name
 
-    def count(self, what: str, smallest: int) -> int:
+    def count(self, what: str, smallest: int, most: int) -> int:
         """A number of things of at least `smallest` bytes each, all of which must still fit into the file."""
         count = int(self.number("Q", f"the number of {what}"))
-        if count > MOST_ELEMENTS or count * smallest > self.left:
+        if count * smallest > self.left:
             raise self.refuse(f"claims {count} {what}, more than the file can hold: it is cut off or corrupt")
+        if count > most:
+            raise self.refuse(f"has {count} {what}; at most {most} are read")
+        return count
+
+    def length(self, what: str, smallest: int) -> int:
+        """The length of a list; all of a file's lists together are bounded."""
+        count = self.count(what, smallest, MOST_ELEMENTS - self.elements)
+        self.elements += count
         return count
 
 
 def _parse(cursor: _Cursor) -> Header:
-    if cursor.left < 24 or cursor.file.read(4) != b"GGUF":
+    if cursor.left < 24 or cursor.take(4, "the header") != b"GGUF":
         raise cursor.refuse("is not a GGUF file: it does not begin with a GGUF header")
-    cursor.left -= 4
     version = cursor.number("I", "the version")
     if version & 0xFFFF == 0:
         raise cursor.refuse("is a big-endian GGUF file, which is not supported: convert it for little endian")
     if version not in (2, 3):
         raise cursor.refuse(f"is GGUF version {version}; versions 2 and 3 are supported: convert it again")
-    tensor_count = cursor.count("tensors", smallest=32)
-    pair_count = cursor.count("metadata pairs", smallest=13)
+    tensor_count = cursor.count("tensors", smallest=32, most=MOST_TENSORS)
+    pair_count = cursor.count("metadata pairs", smallest=13, most=MOST_PAIRS)
     values: dict[str, Any] = {}
     for index in range(pair_count):
         key = cursor.name(f"metadata key {index}")
@@ -142,19 +171,18 @@ def _parse(cursor: _Cursor) -> Header:
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
         raise cursor.refuse(f"general.alignment is {alignment!r}, not a power of two")
     size = cursor.stamp[0]
-    header_end = size - cursor.left
-    data_start = -(-header_end // alignment) * alignment
+    data_start = -(-cursor.done // alignment) * alignment
     placed = [make(data_start) for make in tensors]
-    names = [tensor.name for tensor in placed]
+    seen: set[str] = set()
     for tensor in placed:
+        if tensor.name in seen:
+            raise cursor.refuse(f"tensor {tensor.name} stands twice")
+        seen.add(tensor.name)
         if (tensor.start - data_start) % alignment:
             raise cursor.refuse(f"tensor {tensor.name} does not start at a multiple of {alignment} bytes")
         if tensor.start + tensor.byte_count > size:
             missing = tensor.start + tensor.byte_count - size
             raise cursor.refuse(f"tensor {tensor.name} ends {missing} bytes beyond the file: it is cut off or corrupt")
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise cursor.refuse(f"tensor {twice} stands twice")
     return Header(cursor.path, Metadata(cursor.path, values), tuple(placed))
 
 
@@ -169,10 +197,10 @@ def _read_value(cursor: _Cursor, kind: int, key: str) -> Any:
     if kind == ARRAY:
         element = cursor.number("I", key)
         if element == STRING:
-            return [cursor.string(key) for _ in range(cursor.count(f"texts in {key}", smallest=8))]
+            return [cursor.string(key) for _ in range(cursor.length(f"texts in {key}", smallest=8))]
         if element in SCALARS:
             width = struct.calcsize(SCALARS[element])
-            count = cursor.count(f"numbers in {key}", smallest=width)
+            count = cursor.length(f"numbers in {key}", smallest=width)
             return list(struct.unpack(f"<{count}{SCALARS[element]}", cursor.take(count * width, key)))
         raise cursor.refuse(f"{key} is a list of values of type {element}, which GGUF does not define")
     raise cursor.refuse(f"{key} has a value of type {kind}, which GGUF does not define")

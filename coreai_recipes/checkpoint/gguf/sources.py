@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.checkpoint.gguf.architecture import Architecture, Joined
-from coreai_recipes.checkpoint.gguf.header import StoredTensor
+from coreai_recipes.checkpoint.gguf.header import MOST_TENSORS, StoredTensor
 from coreai_recipes.checkpoint.gguf.rows import read_rows, rows_together
 from coreai_recipes.errors import CheckpointError
 
@@ -91,32 +91,38 @@ def find_sources(
         if target is None:
             continue
         if "{expert}" in target:
+            _check_experts([stored], config)
             for expert, one in enumerate(split_experts(stored)):
                 sources[target.replace("{expert}", str(expert))] = Source(one)
+            if len(sources) > MOST_TENSORS:
+                raise CheckpointError(f"{stored.path}: has more than {MOST_TENSORS} tensors, each expert's counted")
             continue
         head_dim = _interleaved_head_dim(architecture, target, stored, config)
         sources[target] = Source(stored, head_dim, architecture.has_shifted_norm(target))
     for target, how, parts in architecture.joined_of(found):
-        _check_experts(parts)
+        _check_experts(parts, config)
         sources[target] = JoinedSource(tuple(parts), how)
     return sources
 
 
 def split_experts(stored: StoredTensor) -> Iterator[StoredTensor]:
     """Each expert of a stacked tensor (E, rows, columns) as a tensor of its own."""
-    _check_experts([stored])
     byte_count = stored.byte_count // stored.shape[0]
     for expert in range(stored.shape[0]):
         start = stored.start + expert * byte_count
         yield replace(stored, shape=stored.shape[1:], start=start, byte_count=byte_count)
 
 
-def _check_experts(parts: list[StoredTensor]) -> None:
+def _check_experts(parts: list[StoredTensor], config: Mapping[str, Any]) -> None:
     first = parts[0]
     axes = 3 if first.name.endswith(".weight") else 2
+    experts = config.get("num_experts", config.get("num_local_experts"))
     for part in parts:
         if len(part.shape) != axes:
             raise CheckpointError(f"{part.path}: tensor {part.name} is {part.shape}, not {axes} axes of experts")
+        if part.shape[0] != experts:
+            problem = f"holds {part.shape[0]} experts, the metadata says {experts}"
+            raise CheckpointError(f"{part.path}: tensor {part.name} {problem}")
         if part.shape != first.shape:
             raise CheckpointError(f"{part.path}: tensor {part.name} is {part.shape}, but {first.name} is {first.shape}")
 
