@@ -141,6 +141,7 @@ def _decisions(imported: Imported, source: str | None, chosen: str | None) -> li
         said.append(
             f"reference.model_type: {chosen}, as --as says: verify compares with transformers' {chosen}, and says so"
         )
+    said += imported.notes
     said.append("everything else is what config.json says, and transformers' defaults where it is silent")
     return said
 
@@ -165,7 +166,7 @@ def write_new(path: Path, new: NewRecipe) -> None:
 def family_rows() -> list[dict[str, Any]]:
     """The families that a config.json can be of, with the built-in recipes of each and what it was verified with."""
     from coreai_recipes.recipe.catalogue import list_recipes
-    from coreai_recipes.recipe.importing.family import family_names, load_family, verified_families
+    from coreai_recipes.recipe.importing.family import compared_as, family_names, load_family, verified_families
 
     built_in: dict[str, list[str]] = {}
     for entry in list_recipes():
@@ -175,7 +176,7 @@ def family_rows() -> list[dict[str, Any]]:
             "family": name,
             "about": load_family(name).about,
             "recipes": built_in.get(name, []),
-            "verified": verified_families().get(load_family(name).family or name),
+            "verified": verified_families().get(compared_as(name)),
         }
         for name in family_names()
     ]

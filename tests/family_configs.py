@@ -222,8 +222,9 @@ PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.5}
 
 
 def decoders() -> list[str]:
-    """The families that are read by rules of their own, rather than as a part of a larger config."""
-    return [name for name in family_names() if load_family(name).part is None]
+    """The families that are read by rules of their own, rather than as a part of a larger config, and compared with
+    transformers' model of their own."""
+    return [name for name in family_names() if load_family(name).part is None and load_family(name).reference is None]
 
 
 def unusual_config(family: Family) -> dict[str, Any]:

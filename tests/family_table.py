@@ -55,8 +55,9 @@ def _row(family: Family, verified: dict[str, Any]) -> Sequence[str]:
     names = PACKAGE / f"checkpoint/names/{family.weights}.yaml"
     own = family.part is None and family.weights == family.name
     figures = [_figures(verified.get(family.name), stage) for stage in ("torch", "package", "package_float16")]
-    if family.family is not None and family.name not in verified:
-        figures = [f"as {family.family}", "", ""]
+    same_as = family.reference or family.family
+    if same_as is not None and family.name not in verified:
+        figures = [f"as {same_as}", "", ""]
     rules = _lines(PACKAGE / f"recipe/families/{family.name}.yaml")
     about = family.about.partition(": ")[2] or family.about
     said = f"`{family.weights}`'s" if not own else str(_lines(names))

@@ -14,7 +14,8 @@ from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
-from coreai_recipes.recipe.importing.family import family_names
+from coreai_recipes.recipe.importing.family import family_names, load_family
+from coreai_recipes.recipe.importing.reversing import config_for
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 from coreai_recipes.verification.their_gguf import TheirReading, read_by_transformers
@@ -86,6 +87,9 @@ def _read_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
                 return config, Origin(CONFIG)
             config.tie_word_embeddings = getattr(whole, TIE_FLAG, config.tie_word_embeddings)
             return config, Origin(f"{CONFIG}, the text part of {found}", wrapper=str(found))
+        if config.model_type in family_names() and load_family(config.model_type).reference == wanted:
+            why = f"of the recipe, for transformers has no {config.model_type} without the rest (not independent)"
+            return config_of(wanted, config_for(recipe), checkpoint), Origin(why, wrapper=str(found))
     elif is_read_as(recipe, settings):
         read = f"{CONFIG}, read as {wanted}'s (not independent)"
         return config_of(wanted, settings, checkpoint), Origin(read)

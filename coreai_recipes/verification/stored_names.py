@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 # How a whole with eyes or ears names its text part, after its own conversions: `model.language_model.layers`
-TEXT_PART = re.compile(r"^(?:model\.)?language_model\.(?:model\.)?")
+TEXT_PART = re.compile(r"^(?:model\.)?(?:language|text)_model\.(?:model\.)?")
 
 
 class StoredNames:
@@ -22,14 +22,16 @@ class StoredNames:
     """
 
     def __init__(self, model: Any, tensors: Iterable[str], wrapper: str | None = None) -> None:
-        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter
 
         transforms = get_model_conversion_mapping(model)
-        self._converters = [each for each in transforms if isinstance(each, WeightConverter)]
+        outer = (get_checkpoint_conversion_mapping(wrapper) or []) if wrapper else []
+        self._outer = [each for each in outer if not isinstance(each, WeightConverter)]
+        self._converters = [each for each in (*outer, *transforms) if isinstance(each, WeightConverter)]
         self._renamings = [each for each in transforms if not isinstance(each, WeightConverter)]
         self._by_pattern = {pattern: each for each in self._converters for pattern in each.source_patterns}
-        self._prefix = model.base_model_prefix
+        self._model, self._prefix = model, model.base_model_prefix
         self._parameters = model.state_dict()
         self._sources: dict[str, dict[str | None, list[str]]] = {}
         for name in sorted(tensors, key=_by_number):
@@ -54,7 +56,11 @@ class StoredNames:
         converter = self._by_pattern[next(iter(found))]
         for operation in converter.operations:
             found = operation.convert(
-                found, source_patterns=converter.source_patterns, target_patterns=converter.target_patterns
+                found,
+                source_patterns=converter.source_patterns,
+                target_patterns=converter.target_patterns,
+                model=self._model,
+                full_layer_name=parameter,
             )
         return next(iter(found.values()))  # type: ignore[no-any-return]
 
@@ -72,12 +78,8 @@ class StoredNames:
         """The name in the text part of what the whole calls it."""
         if wrapper is None:
             return name
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, apply_renamings
+        from transformers.core_model_loading import apply_renamings
 
-        if not hasattr(self, "_outer"):
-            found = get_checkpoint_conversion_mapping(wrapper) or []
-            self._outer = [each for each in found if not isinstance(each, WeightConverter)]
         return TEXT_PART.sub(f"{self._prefix}.", apply_renamings(name, self._outer))
 
 

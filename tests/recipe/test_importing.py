@@ -13,7 +13,7 @@ from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing import config_for, family_names, load_family
 from coreai_recipes.recipe.importing.assembling import draft_from_config, recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
-from coreai_recipes.recipe.importing.family import refused_models
+from coreai_recipes.recipe.importing.family import activations, refused_models
 from coreai_recipes.recipe.importing.folding import fold_layers
 from coreai_recipes.recipe.schema import Draft, Recipe
 
@@ -37,7 +37,7 @@ OTHERWISE = {
 NOT_UNDERSTOOD = "not understood; this model needs a mechanism that recipes do not have"
 
 
-ACTIVATIONS = "silu, swish, gelu_pytorch_tanh, gelu_new, gelu, relu, relu2"
+ACTIVATIONS = ", ".join(activations())
 
 
 def needs(what: str) -> str:
@@ -57,7 +57,7 @@ def problems(model_type: str, **fields: Any) -> list[str]:
 
 # One unknown value in a field that matters -> the problem, which names the field.
 MUTATED: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"attention_dropout_kind": "x"}, f"attention_dropout_kind: {NOT_UNDERSTOOD}"),
+    ("llama", {"use_qk_norm": True}, f"use_qk_norm: {NOT_UNDERSTOOD}"),
     (
         "llama",
         {"hidden_act": "quick"},
@@ -140,8 +140,18 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         f"rope_parameters.full_attention: {NOT_UNDERSTOOD}",
     ),
     ("llama", {"rope_parameters": [1]}, "rope_parameters: a list is not a mapping"),
-    ("llama", {"partial_rotary_factor": 0.5}, f"partial_rotary_factor: {NOT_UNDERSTOOD}"),
-    ("llama", {"sliding_window": 4096}, f"sliding_window: {NOT_UNDERSTOOD}"),
+    (
+        "llama",
+        {"partial_rotary_factor": 0.5},
+        "partial_rotary_factor: 0.5: " + needs("heads that turn in part in this family"),
+    ),
+    ("llama", {"sliding_window": 4096}, "sliding_window: 4096: " + needs("layers that slide in this family")),
+    ("llama", {"original_max_position_embeddings": 0}, f"original_max_position_embeddings: {NOT_UNDERSTOOD}"),
+    (
+        "llama",
+        {"layer_types": ["full_attention", "sliding_attention"] * 2},
+        "layer_types: a list: " + needs("layers of several types in this family"),
+    ),
     ("llama", {"rope_interleaved": True}, "rope_interleaved: true: " + needs("an interleaved rotary in this family")),
     (
         "llama",
@@ -169,7 +179,7 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         {"layer_types": ["full_attention", "linear_attention"] * 2},
         f'layer_types.1: "linear_attention": {NOT_UNDERSTOOD}',
     ),
-    ("qwen2", {"attention_bias": False}, f"attention_bias: {NOT_UNDERSTOOD}"),
+    ("qwen2", {"attention_bias": "qkvo"}, f"attention_bias: {NOT_UNDERSTOOD}"),
     (
         "qwen2",
         {"use_sliding_window": True, "sliding_window": None, "layer_types": ["sliding_attention"] * 4},
@@ -202,8 +212,8 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     ("olmo", {"clip_qkv": -8.0}, "clip_qkv: -8.0 is not a finite number above 0"),
     (
         "gpt_neox",
-        {"hidden_act": "gelu_fast"},
-        f'hidden_act: "gelu_fast": {NOT_UNDERSTOOD}\n  there are: {ACTIVATIONS}',
+        {"hidden_act": "gelu_10"},
+        f'hidden_act: "gelu_10": {NOT_UNDERSTOOD}\n  did you mean `gelu`?',
     ),
     ("gpt_neox", {"rotary_dim": 8}, f"rotary_dim: {NOT_UNDERSTOOD}"),
     ("phi", {"qk_layernorm": "rms"}, 'qk_layernorm: "rms" is not true or false'),
@@ -224,7 +234,7 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     (
         "opt",
         {"activation_function": "tanh"},
-        f'activation_function: "tanh": {NOT_UNDERSTOOD}\n  there are: relu, gelu, gelu_new, silu',
+        f'activation_function: "tanh": {NOT_UNDERSTOOD}\n  there are: {ACTIVATIONS}',
     ),
     (
         "bloom",
@@ -241,7 +251,7 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         {"attn_config": {"alibi_bias_max": 16}},
         "attn_config.alibi_bias_max: 16: " + needs("other slopes, which transformers' MPT does not have"),
     ),
-    ("mpt", {"attn_config": {"sink": 1}}, f"attn_config.sink: {NOT_UNDERSTOOD}"),
+    ("mpt", {"attn_config": {"num_heads": 1}}, f"attn_config.num_heads: {NOT_UNDERSTOOD}"),
     (
         "falcon",
         {"new_decoder_architecture": True, "parallel_attn": False},
@@ -328,9 +338,9 @@ def test_any_config_of_several_kinds_reads_back_as_the_same_model(data: strategi
 
 
 def test_every_problem_is_told_at_once() -> None:
-    assert problems("llama", hidden_size=-1, mystery=1, hidden_act="tanh") == [
+    assert problems("llama", hidden_size=-1, kv_lora_rank=8, hidden_act="tanh") == [
         "config.json: hidden_size: -1 is not a whole number above 0",
-        f"config.json: mystery: {NOT_UNDERSTOOD}",
+        f"config.json: kv_lora_rank: {NOT_UNDERSTOOD}",
         f'config.json: hidden_act: "tanh": {NOT_UNDERSTOOD}\n  there are: {ACTIVATIONS}',
     ]
 
@@ -360,8 +370,34 @@ def test_every_problem_is_told_at_once() -> None:
             "  if it is a Llama by another name: `--as llama`",
         ),
         (
+            {"model_type": "mystery", **SIZES, "warp": 9, "auto_map": {"AutoConfig": "c.C"}},
+            "model_type: mystery: transformers has no such model; its code comes with the file, and is never run; "
+            "llama has no warp",
+        ),
+        (
+            {"model_type": "kimi_k2", "architectures": ["DeepseekV3ForCausalLM"], **SIZES, "kv_lora_rank": 16},
+            "model_type: kimi_k2: not known, but architectures says DeepseekV3ForCausalLM\n"
+            "  `--as deepseek_v3` reads it as that family's",
+        ),
+        (
+            {"model_type": "phi-msft", "architectures": ["PhiForCausalLM"], "n_embd": 32},
+            "model_type: phi-msft: transformers has no such model; phi has no n_embd",
+        ),
+        (
+            {"model_type": "step3p7"},
+            "model_type: step3p7: no family file reads its config.json yet; CONTRIBUTING.md says how one is written",
+        ),
+        (
+            {"model_type": "llava", "text_config": {"model_type": "lfm2"}},
+            'text_config.model_type: "lfm2": ' + needs("short convolutions"),
+        ),
+        (
+            {"model_type": "llava", "text_config": {"model_type": "llava"}},
+            'text_config.model_type: "llava" is not llama, mistral, qwen2',
+        ),
+        (
             {"model_type": "mystery", **SIZES, "warp": 9, "weft": 2},
-            f"model_type: mystery: {NOT_UNDERSTOOD}; Llama has no warp, weft",
+            "model_type: mystery: transformers has no such model; llama has no warp, weft",
         ),
         ({"model_type": "gemma3"}, "text_config: missing"),
         ({"model_type": "gemma3", "text_config": [1]}, "text_config: a list is not a mapping"),
@@ -465,8 +501,8 @@ def test_the_text_part_of_a_larger_config_is_read() -> None:
     whole = {"model_type": "gemma4", "text_config": inner, "vision_config": {"depth": 3}, "image_token_id": 9}
     assert recipe_from_config(whole, "target").recipe == recipe_from_config(TARGET, "target").recipe
     with pytest.raises(CheckpointError) as caught:
-        recipe_from_config({**whole, "smell_config": {}}, "target")
-    assert list(caught.value.problems) == [f"config.json: smell_config: {NOT_UNDERSTOOD}"]
+        recipe_from_config({**whole, "hidden_dim": 8}, "target")
+    assert list(caught.value.problems) == [f"config.json: hidden_dim: {NOT_UNDERSTOOD}"]
 
 
 @pytest.mark.parametrize("name", family_names())

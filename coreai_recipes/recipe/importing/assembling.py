@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.recipe.importing.checking import find_config_problems, shown
+from coreai_recipes.recipe.importing.checking import find_config_problems, find_notes, shown
 from coreai_recipes.recipe.importing.choosing import choose_family
 from coreai_recipes.recipe.importing.conditions import holds, value_in
 from coreai_recipes.recipe.importing.family import Family, load_family, spread
@@ -28,11 +28,13 @@ class Imported:
     Attributes:
         family: whose rules read it.
         longest: how many positions the model was trained for, None when the config does not say.
+        notes: what of the config was left out, and why.
     """
 
     recipe: Recipe
     family: Family
     longest: int | None
+    notes: tuple[str, ...] = ()
 
 
 def recipe_from_config(
@@ -55,7 +57,7 @@ def recipe_from_config(
     data = {
         "recipe": 1,
         "name": name,
-        "reference": {"model_type": family.name, "checkpoint": checkpoint},
+        "reference": {"model_type": family.reference or family.name, "checkpoint": checkpoint},
         "model": read.data,
         "weights": {"names": read.weights},
         "export": {"context": _choose_context(read.data, longest)},
@@ -64,7 +66,9 @@ def recipe_from_config(
     if recipe is None or problems:
         said = {_in_words(problem.location, problem.message, read, family, part) for problem in problems}
         raise CheckpointError(*sorted(said))
-    return Imported(recipe, family, longest if isinstance(longest, int) else None)
+    outer = load_family(chosen or config["model_type"])
+    around = () if outer.part is None else tuple(find_notes(config, outer))
+    return Imported(recipe, family, longest if isinstance(longest, int) else None, (*around, *read.notes))
 
 
 def draft_from_config(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from coreai_recipes.recipe.importing.family import (
     Irrelevant,
     irrelevant_fields,
     key_of,
+    noted_fields,
 )
+from coreai_recipes.recipe.importing.known import is_known, is_known_anywhere
 from coreai_recipes.recipe.rules import did_you_mean
 from coreai_recipes.recipe.yaml_reader import shorten
 
@@ -33,12 +35,51 @@ def find_config_problems(config: Mapping[str, Any], family: Family) -> Iterator[
     for name, value in config.items():
         if name in family.fields:
             yield from judge_value(name, value, family.fields[name])
-        elif _inner(name, family) in irrelevant:
-            yield from _judge_irrelevant(name, value, irrelevant[_inner(name, family)])
         elif name == "rope_parameters" or name in family.rope_fields:
             continue  # judged where they are read, by their layers
-        elif name != family.part and name not in family.ignored:
+        elif _inner(name, family) in irrelevant:
+            yield from _judge_irrelevant(name, value, irrelevant[_inner(name, family)])
+        elif is_strange(name, family) and why_left_out(name, value, config, family) is None:
             yield f"{shorten(name)}: {NOT_UNDERSTOOD}"
+
+
+def find_notes(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    """What is left out of a config although nothing here reads it, each with the reason: transformers' model, which is
+    what a recipe is compared with, cannot see it either."""
+    for name, value in config.items():
+        reason = why_left_out(name, value, config, family) if is_strange(name, family) else None
+        if reason is not None:
+            yield f"{shorten(name)}: {shown(value)}: left out, {reason}"
+
+
+def is_strange(name: str, family: Family) -> bool:
+    """Whether nothing is said of a field."""
+    is_rotary = name == "rope_parameters" or name in family.rope_fields
+    is_said = name in family.fields or name in family.ignored or name == family.part
+    return not (is_rotary or is_said or _inner(name, family) in irrelevant_fields())
+
+
+def why_left_out(name: str, value: Any, config: Mapping[str, Any], family: Family) -> str | None:
+    """Why a strange field cannot matter, None when it may: the name is a mechanism's, here or in another model.
+
+    A file that is read as a family's by `--as` was made for code of its own, which may read what transformers does not
+    know.
+    """
+    noted = noted_fields(family.name).get(name)
+    if noted is not None and any(_same(value, one) for one in noted.only or ()):
+        return f"{noted.why} ({noted.seen} has it)"
+    inner = name.rpartition(".")[2]
+    if is_known(family.name, inner):
+        return None
+    if says_nothing(value):
+        return f"transformers' {family.name} has no such field, and it says that nothing is there"
+    is_own = config.get("model_type", family.name) == family.name
+    return "no model of transformers has such a field" if is_own and not is_known_anywhere(inner) else None
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether it is null, false, 0 or 1, or an empty text or list."""
+    return value is None or value is False or value in ("", []) or (not isinstance(value, bool) and value in (0, 1))
 
 
 def _inner(name: str, family: Family) -> str:
@@ -103,7 +144,13 @@ def shown(value: Any) -> str:
 def _judge_irrelevant(name: str, value: Any, entry: Irrelevant) -> Iterator[str]:
     if entry.key is not None and isinstance(value, Mapping) and entry.key in value:
         name, value = f"{name}.{entry.key}", value[entry.key]
-    if entry.only is not None and not any(_same(value, one) for one in entry.only):
+    if entry.each is not None and isinstance(value, list):
+        fits = all(one == entry.each for one in value)
+    elif entry.each is not None:
+        fits = value is None
+    else:
+        fits = entry.only is None or any(_same(value, one) for one in entry.only)
+    if not fits:
         yield f"{name}: {shown(value)}: this model needs {entry.needs}, which recipes do not have"
 
 

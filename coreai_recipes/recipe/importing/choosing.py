@@ -5,8 +5,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, find_config_problems, shown
-from coreai_recipes.recipe.importing.family import Family, family_names, load_family, refused_models
+from coreai_recipes.recipe.importing.checking import find_config_problems, shown
+from coreai_recipes.recipe.importing.family import Family, family_names, load_family, refused_models, spread
+from coreai_recipes.recipe.importing.known import family_of_class, is_model_type
 from coreai_recipes.recipe.yaml_reader import shorten
 
 # what classes that give logits of a next token are called
@@ -14,6 +15,7 @@ LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Fo
 TIE = "tie_word_embeddings"
 # without which nothing is said of a Llama
 LLAMAS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
+NO_FAMILY_FILE = "no family file reads its config.json yet; CONTRIBUTING.md says how one is written"
 
 
 def choose_family(config: Mapping[str, Any], chosen: str | None = None) -> tuple[Family, Mapping[str, Any]]:
@@ -39,21 +41,38 @@ def choose_family(config: Mapping[str, Any], chosen: str | None = None) -> tuple
     return _open_part(config, family)
 
 
-def _open_part(config: Mapping[str, Any], family: Family) -> tuple[Family, Mapping[str, Any]]:
+def _open_part(config: Mapping[str, Any], outer: Family) -> tuple[Family, Mapping[str, Any]]:
     """The text part of a config that has others; what stands around it must be known too."""
-    part_name, inner = family.part or "", family.family or ""
-    part = config.get(part_name)
-    around = {name: value for name, value in config.items() if name != TIE or family.draft}
-    problems = list(find_config_problems(around, family))
+    name = outer.part or ""
+    part = config.get(name)
+    if part is None and outer.flat:
+        around = {*outer.ignored, "model_type", "architectures"}
+        return load_family(outer.family or ""), {key: value for key, value in config.items() if key not in around}
+    problems = list(find_config_problems(config, outer))
+    inner = None
     if not isinstance(part, Mapping):
-        problems.append(f"{part_name}: {'missing' if part is None else shown(part) + ' is not a mapping'}")
-    elif part.get("model_type", inner) != inner:
-        problems.append(f"{part_name}.model_type: {shown(part['model_type'])} is not {inner}")
+        problems.append(f"{name}: {'missing' if part is None else shown(part) + ' is not a mapping'}")
+    else:
+        inner, problem = _inner_family(part, outer)
+        problems += [f"{name}.model_type: {problem}"] if problem else []
+        part = {**part, "model_type": inner}
+        if config.get(TIE) is not None and not outer.draft:  # the head is the whole's, and so is the word about it
+            part[TIE] = config[TIE]
     CheckpointError.collect(f"config.json: {problem}" for problem in problems)
-    part = part or {}
-    if TIE in config and not family.draft:  # the head is the wrapper's, and so is the word about it
-        part = {**part, TIE: config[TIE]}
-    return load_family(inner), part
+    return load_family(inner or ""), part or {}
+
+
+def _inner_family(part: Mapping[str, Any], outer: Family) -> tuple[str | None, str | None]:
+    """The family whose rules read a part, or why there is none."""
+    usual = outer.family or ""
+    said = part.get("model_type", usual)
+    said = outer.renamed.get(said, said) if isinstance(said, str) else said
+    if said in (usual, *outer.families):
+        return str(said), None
+    why = refused_models().get(said) if isinstance(said, str) else None
+    if why is not None:
+        return None, f"{shown(said)}: {why}"
+    return None, f"{shown(said)} is not {', '.join((usual, *outer.families))}"
 
 
 def _check_architectures(config: Mapping[str, Any]) -> None:
@@ -73,9 +92,24 @@ def _why_unknown(config: Mapping[str, Any], model_type: str, is_chosen: bool) ->
     lead = f"config.json: model_type: {name}"
     if model_type in refused_models():
         return f"{lead}: {refused_models()[model_type]}"
-    foreign = [problem.partition(":")[0] for problem in find_config_problems(config, load_family("llama"))]
+    if is_model_type(model_type):
+        return f"{lead}: {NO_FAMILY_FILE}"
+    classes = config.get("architectures")
+    classes = [str(entry) for entry in classes] if isinstance(classes, list) else []
+    named = next((name for name in map(family_of_class, classes) if name), None)
+    nearest = load_family(named or "llama")
+    foreign = [problem.partition(":")[0] for problem in find_config_problems(spread(config, nearest), nearest)]
+    if named and not foreign:
+        return (
+            f"{lead}: not known, but architectures says {shorten(', '.join(classes))}\n"
+            f"  `--as {named}` reads it as that family's"
+        )
     if not foreign and config.keys() >= LLAMAS:
         return f"{lead}: not known, but every field is one of Llama's\n  if it is a Llama by another name: `--as llama`"
-    if not foreign:
-        return f"{lead}: {NOT_UNDERSTOOD}"
-    return f"{lead}: {NOT_UNDERSTOOD}; Llama has no {', '.join(foreign[:8])}{' ...' if len(foreign) > 8 else ''}"
+    code = "; its code comes with the file, and is never run" if config.get("auto_map") else ""
+    return f"{lead}: transformers has no such model{code}" + _name_foreign(nearest.name, foreign)
+
+
+def _name_foreign(family: str, fields: list[str]) -> str:
+    """The fields by which a config is not a family's."""
+    return f"; {family} has no {', '.join(fields[:8])}{' ...' if len(fields) > 8 else ''}" if fields else ""

@@ -239,8 +239,13 @@ class Family(_Rule):
     """How a config.json of one model_type becomes a recipe; or, with `part`, which part of it does, by which family.
 
     Attributes:
+        part: the field that holds the text part; what stands around it is left out.
+        family: whose rules read the part, where it names none of `families`.
+        flat: a config without the part is the part itself, in files of old.
+        reference: the model_type of transformers that computes the same, for one that has no causal language model.
         aliases: other names of fields, as transformers' attribute_map has them.
         inline: fields that hold fields, which are then named `attn_config.clip_qkv`.
+        renamed: what transformers takes a part's model_type for.
         weights: the table of weight names; a switch may set another.
         longest: the field that says how many positions the model was trained for.
         per_layer: the field in which single layers say over what all say.
@@ -250,7 +255,11 @@ class Family(_Rule):
     about: str
     part: str | None = None
     family: str | None = None
+    families: tuple[str, ...] = ()
+    flat: bool = False
+    reference: str | None = None
     draft: bool = False
+    renamed: dict[str, str] = {}
     weights: str = "llama"
     layer_count: str = "num_hidden_layers"
     longest: str = "max_position_embeddings"
@@ -295,12 +304,15 @@ class Family(_Rule):
 
 class Irrelevant(_Rule):
     """A field that makes no difference to logits: why, and the values for which that holds when not for all; with `key`
-    it may be a mapping, whose entry of that name is judged."""
+    it may be a mapping, whose entry of that name is judged; with `each` a list whose entries are all that. `seen` is a
+    released checkpoint whose config has it."""
 
     why: str
     key: str | None = None
     only: tuple[Any, ...] | None = None
+    each: Any = None
     needs: str | None = None
+    seen: str | None = None
 
 
 def fields_in(expression: str) -> Iterator[str]:
@@ -319,18 +331,27 @@ def load_family(name: str) -> Family:
 
 
 @cache
-def _load_family(name: str, activations: tuple[tuple[str, str], ...]) -> Family:
-    """The rules of a model_type, its fields of activations taking those of plugins too."""
+def _load_family(name: str, added: tuple[tuple[str, str], ...]) -> Family:
+    """The rules of a model_type, its fields of activations taking transformers' and those of plugins."""
     content = _merged(name, ())
     content.pop("extends", None)
+    if "part" in content and not content.get("draft"):
+        content["ignored"] = {**_read(TABLES / "around.yaml"), **content.get("ignored", {})}
+        content["fields"] = {"tie_word_embeddings": {"type": "flag"}}
     for rule in content.get("fields", {}).values():
         paths = rule.get("sets", ()) if rule else ()
-        if activations and any("activation" in path for path in ((paths,) if isinstance(paths, str) else paths)):
-            rule["values"] = {**dict(activations), **rule.get("values", {})}
+        if any("activation" in path for path in ((paths,) if isinstance(paths, str) else paths)):
+            rule["values"] = {**activations(), **dict(added), **rule.get("values", {})}
     try:
         return Family.model_validate({"name": name, **content})
     except ValidationError as error:
         raise ValueError(f"families/{name}.yaml: {error}") from error
+
+
+def compared_as(name: str) -> str:
+    """The model_type that a family's recipes are compared with; a wrapper's is that of its usual part."""
+    family = load_family(name)
+    return family.reference or (compared_as(family.family) if family.family else name)
 
 
 @cache
@@ -351,6 +372,19 @@ def irrelevant_fields() -> Mapping[str, Irrelevant]:
 
 
 @cache
+def activations() -> Mapping[str, str]:
+    """transformers' words for activations, and the recipe's."""
+    return _read(TABLES / "activations.yaml")
+
+
+@cache
+def noted_fields(family: str) -> Mapping[str, Irrelevant]:
+    """Fields that mean something elsewhere, and nothing in this family with the values that released files have."""
+    table = _read(TABLES / "noted.yaml").get(family, {})
+    return {name: Irrelevant.model_validate(entry) for name, entry in table.items()}
+
+
+@cache
 def rope_types() -> Mapping[str, RopeType]:
     """transformers' ROPE_INIT_FUNCTIONS in the recipe's words."""
     return {name: RopeType.model_validate(entry) for name, entry in _read(TABLES / "rope_types.yaml").items()}
@@ -359,7 +393,7 @@ def rope_types() -> Mapping[str, RopeType]:
 @cache
 def refused_models() -> Mapping[str, str]:
     """What recipes lack for a model_type that transformers knows."""
-    return _read(TABLES / "refused.yaml")
+    return {name: why for why, names in _read(TABLES / "refused.yaml").items() for name in names}
 
 
 def spread(config: Mapping[str, Any], family: Family) -> dict[str, Any]:

@@ -5,12 +5,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, find_config_problems, judge_value, shown
+from coreai_recipes.recipe.importing.checking import (
+    NOT_UNDERSTOOD,
+    find_config_problems,
+    find_notes,
+    judge_value,
+    shown,
+)
 from coreai_recipes.recipe.importing.conditions import Unreadable, evaluate, holds, layers_of, value_in
 from coreai_recipes.recipe.importing.family import Family, FieldRule, key_of, spread
 from coreai_recipes.recipe.importing.folding import fold_layers
 from coreai_recipes.recipe.importing.paths import get_path, set_path
-from coreai_recipes.recipe.importing.rope import find_foreign_keys, put_rotary, read_rope
+from coreai_recipes.recipe.importing.rope import find_foreign_keys, find_rope_notes, put_rotary, read_rope
 from coreai_recipes.recipe.sizes import MAX_KINDS, MAX_LAYERS
 
 Traits = dict[str, str]
@@ -23,11 +29,13 @@ class ModelRead:
     Attributes:
         weights: the table of weight names.
         origins: for a path (of the model, or of a kind with the kind's name) the config's field that said it.
+        notes: what of the config was left out, and why.
     """
 
     data: dict[str, Any]
     origins: dict[tuple[str | None, str], str] = field(default_factory=dict)
     weights: str = "llama"
+    notes: tuple[str, ...] = ()
 
 
 def read_model(config: Mapping[str, Any], family: Family, is_draft: bool = False) -> ModelRead:
@@ -74,7 +82,8 @@ class _Reader:
             embedding.pop("width", None)  # what is unsaid is the same
         self.model["kinds"] = kinds
         self.model["layers"] = fold_layers(names)
-        return ModelRead(self.model, self.origins, self.weights)
+        notes = (*find_notes(self.config, self.family), *find_rope_notes(self.config, self.family))
+        return ModelRead(self.model, self.origins, self.weights, notes)
 
     def traits(self) -> list[Traits]:
         """What each layer is in every respect."""

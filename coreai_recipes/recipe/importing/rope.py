@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, judge_value, shown, why_not_of_type
+from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, judge_value, says_nothing, shown, why_not_of_type
 from coreai_recipes.recipe.importing.conditions import value_in
 from coreai_recipes.recipe.importing.family import Family, RopeSlot, RopeType
+from coreai_recipes.recipe.importing.known import is_known_anywhere, is_rope_key
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.rules import did_you_mean
+from coreai_recipes.recipe.yaml_reader import shorten
 
 TYPE_KEYS = ("rope_type", "type")
 FACTOR = "partial_rotary_factor"
@@ -28,7 +30,7 @@ def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tupl
         return {}, [f"{place}.rope_type: {shown(name)}: {NOT_UNDERSTOOD}" + (f"\n  {hint}" if hint else "")]
     if known.needs:
         return {}, [f"{place}.rope_type: {shown(name)}: this model needs {known.needs}, which recipes do not have"]
-    problems = list(_find_problems(place, given, known, slot))
+    problems = list(_find_problems(place, given, name, slot, family))
     theta_place = f"{place}.rope_theta" if "rope_theta" in given else slot.theta_field or ""
     theta = given.get("rope_theta", config.get(slot.theta_field or "", slot.theta))
     theta = slot.theta if theta is None else theta
@@ -129,7 +131,33 @@ def _scales(known: RopeType, rotary: Mapping[str, Any]) -> bool:
     return scaling is not None and scaling == get_path(rotary, "scaling.kind")
 
 
-def _find_problems(place: str, given: Mapping[str, Any], known: RopeType, slot: RopeSlot) -> Iterator[str]:
+def find_rope_notes(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    """Parameters that are left out of rotaries which `read_rope` has read, each with the reason."""
+    for slot in family.rope.values():
+        place, given = parameters_of(slot, config)
+        name = given.get("rope_type", given.get("type")) or "default"
+        for key, value in given.items():
+            reason = _why_left_out(key, value, name, slot, family)
+            if reason is not None:
+                yield f"{place}.{shorten(key)}: {shown(value)}: left out, {reason}"
+
+
+def _why_left_out(key: str, value: Any, rope_type: str, slot: RopeSlot, family: Family) -> str | None:
+    """Why a parameter cannot matter, None when it is read or may."""
+    if key in (*TYPE_KEYS, "rope_theta", FACTOR, *slot.known_types[rope_type].fields):
+        return None
+    function = slot.types[rope_type].like or rope_type if rope_type in slot.types else rope_type
+    if is_rope_key(family.name, function, key):
+        return None
+    if says_nothing(value):
+        return f"rope_type {rope_type} does not read it, and it says that nothing is there"
+    return None if is_known_anywhere(key) else "no model of transformers has such a parameter"
+
+
+def _find_problems(
+    place: str, given: Mapping[str, Any], rope_type: str, slot: RopeSlot, family: Family
+) -> Iterator[str]:
+    known = slot.known_types[rope_type]
     for key, value in given.items():
         if key == "truncate" and value is False and slot.nested is not None and key in known.fields:
             # modeling_rope_utils looks for it beside the layers' own parameters
@@ -139,8 +167,10 @@ def _find_problems(place: str, given: Mapping[str, Any], known: RopeType, slot: 
                 yield f"{place}.{problem}"
         elif key == FACTOR and slot.partial is None and value not in (1, None):
             yield f"{place}.{key}: {shown(value)}: heads of this family turn whole"
-        elif key not in (*TYPE_KEYS, "rope_theta", FACTOR):
-            yield f"{place}.{key}: {NOT_UNDERSTOOD}"
+        elif key in (*TYPE_KEYS, "rope_theta", FACTOR):
+            continue
+        elif _why_left_out(key, value, rope_type, slot, family) is None:
+            yield f"{place}.{shorten(key)}: {NOT_UNDERSTOOD}"
 
 
 def put_rotary(kind: dict[str, Any], paths: Mapping[str, Any]) -> None:

@@ -1,0 +1,200 @@
+"""Models that see or hear: their text part is built, which computes what transformers' whole model does of text."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import small_model
+from safetensors.torch import save_file
+
+from coreai_recipes.authoring import new_recipe
+from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+from coreai_recipes.filling import bind_decoder, fill_from
+from coreai_recipes.model import build_decoder
+from coreai_recipes.recipe.importing import config_for, family_names, load_family
+from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.verification import run_stages
+
+WRAPPERS = [name for name in family_names() if load_family(name).part is not None and not load_family(name).draft]
+TEXT = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 88,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 2e-5,
+    "pad_token_id": None,
+}
+GEMMA4 = {**TEXT, "pad_token_id": 0, "global_head_dim": 16, "sliding_window": 7, "hidden_size_per_layer_input": 0}
+MROPE = {"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [2, 1, 1]}
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 36, "norm_topk_prob": True}
+DEEPSEEK = {
+    "kv_lora_rank": 28,
+    "q_lora_rank": 36,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 14,
+    "n_routed_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 36,
+    "num_key_value_heads": 6,
+    "first_k_dense_replace": 1,
+}
+# The text part of each: what its usual family needs, or another family's.
+PARTS: dict[str, dict[str, Any]] = {
+    "gemma3": {**TEXT, "sliding_window": 7},
+    "gemma4": GEMMA4,
+    "gemma4_unified": GEMMA4,
+    "kimi_k25": {
+        **{key: value for key, value in TEXT.items() if key != "head_dim"},
+        **DEEPSEEK,
+        "model_type": "kimi_k2",
+    },
+    "qwen2_vl": {**TEXT, "rope_scaling": {**MROPE, "type": "mrope"}, "rope_theta": 5000.0},
+    "qwen2_5_vl": {
+        **TEXT,
+        "rope_scaling": MROPE,
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 1,
+    },
+    "qwen3_vl": {**TEXT, "rope_scaling": {**MROPE, "mrope_interleaved": True}},
+    "qwen3_vl_moe": {**TEXT, **EXPERTS, "rope_scaling": {**MROPE, "mrope_interleaved": True}},
+    "mistral3": {**TEXT, "model_type": "ministral3", "sliding_window": 7},
+}
+
+
+def wrapped(name: str, **around: Any) -> dict[str, Any]:
+    """A config of that model_type with a small text part and, as it is not looked at, any eyes."""
+    part = {"model_type": load_family(name).family, **PARTS.get(name, TEXT)}
+    return {"model_type": name, "text_config": part, "image_token_id": 120, **around}
+
+
+def whole_model(config: dict[str, Any]) -> Any:
+    """transformers' model of a config, with small eyes where its own would be large."""
+    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+    theirs = CONFIG_MAPPING[config["model_type"]](
+        **{key: value for key, value in config.items() if key != "model_type"}
+    )
+    shrink(theirs.vision_config)
+    theirs._experts_implementation = "eager"
+    theirs.get_text_config()._experts_implementation = "eager"
+    return small_model(AutoModelForImageTextToText.from_config, theirs, seed=3)
+
+
+def shrink(eyes: Any) -> None:
+    small = {"num_hidden_layers": 1, "depth": 1, "hidden_size": 48, "embed_dim": 48, "intermediate_size": 16}
+    small |= {"num_attention_heads": 3, "num_heads": 3, "deepstack_visual_indexes": [0], "fullatt_block_indexes": [0]}
+    small |= {"out_hidden_size": 48, "head_dim": 16, "image_size": [28, 28], "vocab_size": 8}
+    for name, value in small.items():
+        if hasattr(eyes, name):
+            setattr(eyes, name, 28 if isinstance(getattr(eyes, name), int) and name == "image_size" else value)
+
+
+def text_model(whole: Any) -> Any:
+    return getattr(whole.model, "language_model", None) or whole.model.text_model
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_the_text_part_computes_what_the_whole_model_does_of_text(name: str) -> None:
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    config = wrapped(name, tie_word_embeddings=False)
+    whole = whole_model(config)
+    alone = config_for(recipe_from_config(config, "small").recipe)
+    theirs = CONFIG_MAPPING[alone["model_type"]](**{key: value for key, value in alone.items() if key != "model_type"})
+    theirs._experts_implementation = "eager"
+    text = AutoModelForCausalLM.from_config(theirs, attn_implementation=whole.config._attn_implementation).eval()
+    text.model.load_state_dict(text_model(whole).state_dict())
+    text.lm_head.load_state_dict(whole.lm_head.state_dict())
+    ids = torch.arange(3, 80)[None]
+    with torch.inference_mode():
+        assert torch.equal(text(input_ids=ids).logits, whole(input_ids=ids).logits)
+
+
+# How wholes name their text part and their head: transformers 5, and files of before.
+NAMED = {
+    "of today": ("model.language_model.", "lm_head."),
+    "of old": ("language_model.model.", "language_model.lm_head."),
+}
+
+
+@pytest.mark.parametrize(("inside", "head"), NAMED.values(), ids=NAMED)
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_checkpoint_of_the_whole_fills_the_text_part_and_verifies_it(
+    name: str, inside: str, head: str, tmp_path: Path
+) -> None:
+    whole = whole_model(wrapped(name, tie_word_embeddings=False))
+    if name in ("idefics3", "smolvlm"):
+        inside = "model.text_model."
+    text = {f"{inside}{key}": value for key, value in stored(text_model(whole), name).items()}
+    around = {key: value for key, value in whole.state_dict().items() if not re.search("(language|text)_model", key)}
+    around[f"{head}weight"] = around.pop("lm_head.weight")
+    tensors = {key: value.contiguous().clone() for key, value in {**text, **around}.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(wrapped(name, tie_word_embeddings=False)))
+    recipe = new_recipe(tmp_path).recipe
+    checkpoint = SafetensorsCheckpoint(tmp_path)
+    decoder = build_decoder(recipe)
+    fill_from(decoder, bind_decoder(decoder, checkpoint))
+    ids = torch.arange(3, 80)[None]
+    with torch.inference_mode():
+        theirs = whole(input_ids=ids).logits
+        ours = decoder(ids)
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    report = run_stages(recipe, checkpoint, None, stages=["rotary", "torch"])
+    assert [stage.passed for stage in report.stages] == [True, True], report.to_json()
+
+
+def stored(text: Any, name: str) -> dict[str, torch.Tensor]:
+    """A text model's tensors as checkpoints have them: experts one by one, or all in one with the axes exchanged."""
+    found = {}
+    for key, value in text.state_dict().items():
+        if name == "qwen3_vl_moe" and ".experts." in key:
+            found[key] = value.transpose(1, 2)
+        elif key.endswith("experts.gate_up_proj"):
+            for expert, rows in enumerate(value):
+                gate, up = rows.chunk(2)
+                found[key.replace("gate_up_proj", f"{expert}.gate_proj.weight")] = gate
+                found[key.replace("gate_up_proj", f"{expert}.up_proj.weight")] = up
+        elif key.endswith("experts.down_proj"):
+            for expert, rows in enumerate(value):
+                found[key.replace("down_proj", f"{expert}.down_proj.weight")] = rows
+        else:
+            found[key] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "around", "inside", "is_tied"),
+    [
+        ("gemma3", {}, {}, True),
+        ("gemma3", {"tie_word_embeddings": False}, {}, False),  # the part is silent
+        ("gemma3", {"tie_word_embeddings": False}, {"tie_word_embeddings": True}, False),  # as transformers has it
+        ("qwen3_vl_moe", {"tie_word_embeddings": False}, {"tie_word_embeddings": True}, False),
+        ("gemma3", {}, {"tie_word_embeddings": False}, False),
+        ("gemma4", {"tie_word_embeddings": True}, {}, True),
+        ("mistral3", {}, {}, False),
+        ("mistral3", {"tie_word_embeddings": True}, {}, True),
+        ("llava", {}, {"tie_word_embeddings": True}, True),
+    ],
+)
+def test_the_whole_model_s_flag_ties(name: str, around: dict[str, Any], inside: dict[str, Any], is_tied: bool) -> None:
+    config = wrapped(name, **around)
+    config["text_config"] |= inside
+    assert recipe_from_config(config, "small").recipe.model.head.tied is is_tied
+
+
+def test_a_flat_config_of_old_is_its_own_text_part() -> None:
+    config = wrapped("qwen2_5_vl")
+    flat = {**config["text_config"], "model_type": "qwen2_5_vl", "vision_config": {"depth": 2}, "image_token_id": 120}
+    assert recipe_from_config(flat, "small").recipe == recipe_from_config(config, "small").recipe
