@@ -2,21 +2,27 @@
 
     described = mutate(bundle, target, seed)
 
-Half of them are sealed again, so that what is wrong is not merely a digest.
+Half of them are sealed again, so that what is wrong is not merely a digest. `attempt` asks one a question, talks with
+it and proves it.
 """
 
+import atexit
 import json
 import os
 import random
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from coreai_recipes.errors import UserError
 from coreai_recipes.protobuf import Model_pb2
 
+TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
 EXTREMES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 31, 100_000, 2**31 - 1, 2**31, 2**63, 2**64, 10**30, -(2**63)),
     *(0.0, -0.0, 0.5, 1e-300, 1e300, float("inf"), float("nan")),
@@ -53,6 +59,56 @@ DEEP = "[" * 100_000
 MOST_BYTES = 64 << 20
 
 
+@cache
+def whole_bundle() -> Path:
+    """The bundle that is damaged, built once a process."""
+    from coreai_recipes.bundle import build
+
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return build(TINY.name, TINY, folder, verified=False).path
+
+
+def attempt(folder: Path, seed: int) -> None:
+    """What `recipe run`, `chat` and `verify` do with a damaged bundle; raises the last UserError of theirs."""
+    target = folder / TINY.name
+    mutate(whole_bundle(), target, seed)
+    told: UserError | None = None
+    for ask in (_run, _chat, _verify):
+        try:
+            ask(target)
+        except UserError as error:
+            told = error
+    if told is not None:
+        raise told
+
+
+def _run(bundle: Path) -> None:
+    from coreai_recipes.bundle import Bundle
+    from coreai_recipes.generate import answer, open_model
+
+    opened = Bundle.open(bundle)
+    for _ in answer(open_model(bundle, opened.manifest, "evaluator"), "In the beginning", max_tokens=1):
+        pass
+
+
+def _chat(bundle: Path) -> None:
+    from coreai_recipes.bundle import Bundle
+    from coreai_recipes.generate import Chat, open_model
+
+    opened = Bundle.open(bundle)
+    talk = Chat(open_model(bundle, opened.manifest, "evaluator"), max_tokens=1)
+    for _ in range(2):
+        for _ in talk.reply("Hello"):
+            pass
+
+
+def _verify(bundle: Path) -> None:
+    from coreai_recipes.bundle import verify
+
+    verify(bundle, TINY, stages=["package"]).to_json()
+
+
 def mutate(bundle: Path, target: Path, seed: int) -> str:
     """Write a damaged copy of `bundle` to `target`, which must not exist; gives what was done, in words.
 
@@ -81,6 +137,12 @@ def _pick(folder: Path, chance: random.Random, ending: str = "") -> Path:
     return chance.choice([path for path in _files(folder) if path.name.endswith(ending)])
 
 
+def _read(path: Path) -> bytes:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_BYTES:
+        raise OSError(f"{path} is no file any more")
+    return path.read_bytes()
+
+
 def _write(path: Path, content: bytes) -> None:
     path.unlink()  # never through a hard link
     path.write_bytes(content)
@@ -88,7 +150,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def flip_bytes(folder: Path, chance: random.Random) -> str:
     path = _pick(folder, chance)
-    content = bytearray(path.read_bytes())
+    content = bytearray(_read(path))
     # most of the time where headers and structure are
     reach = len(content) if chance.random() < 0.3 else min(len(content), 4096)
     for _ in range(chance.choice((1, 2, 8, 64))):
@@ -99,14 +161,14 @@ def flip_bytes(folder: Path, chance: random.Random) -> str:
 
 def cut(folder: Path, chance: random.Random) -> str:
     path = _pick(folder, chance)
-    content = path.read_bytes()
+    content = _read(path)
     _write(path, content[: chance.choice((0, 1, len(content) // 2, len(content) - 1))])
     return path.name
 
 
 def lengthen(folder: Path, chance: random.Random) -> str:
     path = _pick(folder, chance)
-    _write(path, path.read_bytes() + chance.randbytes(chance.choice((1, 64, 5000))))
+    _write(path, _read(path) + chance.randbytes(chance.choice((1, 64, 5000))))
     return path.name
 
 
@@ -119,7 +181,7 @@ def remove(folder: Path, chance: random.Random) -> str:
 def make_sparse(folder: Path, chance: random.Random) -> str:
     """A file of many gigabytes that takes no room on the disk."""
     path = _pick(folder, chance)
-    _write(path, path.read_bytes())
+    _write(path, _read(path))
     os.truncate(path, 1 << 36)
     return path.name
 
@@ -155,7 +217,7 @@ def replace_by_other(folder: Path, chance: random.Random) -> str:
 def change_json(folder: Path, chance: random.Random) -> str:
     """A value replaced, removed or added somewhere in a JSON document."""
     path = folder / "manifest.json" if chance.random() < 0.5 else _pick(folder, chance, ".json")
-    document = json.loads(path.read_bytes())
+    document = json.loads(_read(path))
     place = _change(document, chance)
     _write(path, json.dumps(document).encode())
     return f"{path.name} {place}"
@@ -192,7 +254,7 @@ def nest_deeply(folder: Path, chance: random.Random) -> str:
 def change_recipe(folder: Path, chance: random.Random) -> str:
     """A line of recipe.yaml removed, doubled, or its value replaced; `extends` that leads elsewhere."""
     path = folder / "recipe.yaml"
-    lines = path.read_text().splitlines()
+    lines = _read(path).decode().splitlines()
     index = chance.randrange(len(lines))
     act = chance.choice(("remove", "double", "value", "value", "value", "extends"))
     if act == "remove":
@@ -213,10 +275,10 @@ def change_context(folder: Path, chance: random.Random) -> str:
     context = chance.choice((1, 2, 100_000, 1 << 20, 1 << 31))
     said = chance.choice((("manifest",), ("recipe",), ("manifest", "recipe")))
     if "manifest" in said:
-        document = json.loads((folder / "manifest.json").read_bytes())
+        document = json.loads(_read(folder / "manifest.json"))
         _write(folder / "manifest.json", json.dumps({**document, "context": context}).encode())
     if "recipe" in said:
-        lines = (folder / "recipe.yaml").read_text().splitlines()
+        lines = _read(folder / "recipe.yaml").decode().splitlines()
         changed = [f"  context: {context}" if line.strip().startswith("context:") else line for line in lines]
         _write(folder / "recipe.yaml", "\n".join(changed).encode())
     return f"{context} in {' and '.join(said)}"
@@ -225,7 +287,7 @@ def change_context(folder: Path, chance: random.Random) -> str:
 def change_program(folder: Path, chance: random.Random) -> str:
     """Fields of the protobuf, anywhere in it: numbers, names, messages removed or repeated."""
     path = _pick(folder, chance, ".mlmodel")
-    model = Model_pb2.Model.FromString(path.read_bytes())
+    model = Model_pb2.Model.FromString(_read(path))
     done = [_change_message(model, chance) for _ in range(chance.choice((1, 1, 2, 5)))]
     _write(path, model.SerializeToString(deterministic=True))
     return ", ".join(done)
@@ -292,7 +354,7 @@ def point_elsewhere(folder: Path, chance: random.Random) -> str:
     """A path that leads out of the bundle, wherever one is read."""
     way = chance.choice(("/etc/passwd", "../outside", "../../../../etc", "a/../../..", "/dev/zero", ".", ""))
     path = chance.choice([folder / "manifest.json", next(folder.glob("*.mlpackage")) / "Manifest.json"])
-    document = json.loads(path.read_bytes())
+    document = json.loads(_read(path))
     if "packages" in document:
         chance.choice(document["packages"])["file"] = way
     else:
@@ -304,11 +366,11 @@ def point_elsewhere(folder: Path, chance: random.Random) -> str:
 def _seal_again(folder: Path) -> str:
     """The manifest's sizes and digests made to fit what lies there now."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = json.loads(_read(folder / "manifest.json"))
         for name, sealed in manifest["files"].items():
             path = folder / name
             if path.is_file() and not path.is_symlink() and path.stat().st_size < MOST_BYTES:
-                content = path.read_bytes()
+                content = _read(path)
                 sealed.update(bytes=len(content), sha256=sha256(content).hexdigest())
         manifest["recipe_sha256"] = manifest["files"]["recipe.yaml"]["sha256"]
         _write(folder / "manifest.json", json.dumps(manifest).encode())

@@ -9,6 +9,7 @@ PROMPT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content"
 
 def warm_up() -> None:
     """Import what the entry points do, so that no example pays for it."""
+    import bundles
     import torch
 
     from coreai_recipes.authoring import new_recipe
@@ -20,6 +21,7 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     make_plan(load_recipe("tiny-llama")).to_json()
     new_recipe(TINY)
+    bundles.whole_bundle()
 
 
 def recipe(folder: Path, text: bytes) -> None:

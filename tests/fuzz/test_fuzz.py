@@ -6,7 +6,7 @@ from typing import Any
 import hostile
 import pytest
 import templates
-from hypothesis.strategies import SearchStrategy
+from hypothesis.strategies import SearchStrategy, integers
 from trying import Worker, find_faults
 
 INPUTS: dict[str, tuple[SearchStrategy[Any], int]] = {
@@ -17,6 +17,7 @@ INPUTS: dict[str, tuple[SearchStrategy[Any], int]] = {
     "index": (hostile.index_files(), 20),
     "gguf": (hostile.gguf_files(), 40),
     "template": (templates.templates(), 60),
+    "bundle": (integers(0, 2**32 - 1), 60),
 }
 
 
