@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from family_configs import DRAFT_TARGET as TARGET
-from family_configs import FURTHER, TOGETHER, all_configs, assistant, decoders, unusual_config
+from family_configs import FURTHER, TOGETHER, all_configs, assistant, decoders, plain_config, unusual_config
 from hypothesis import given, settings, strategies
 
 from coreai_recipes.errors import CheckpointError
@@ -15,6 +15,7 @@ from coreai_recipes.recipe.importing.assembling import draft_from_config, recipe
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import activations, refused_models
 from coreai_recipes.recipe.importing.folding import fold_layers
+from coreai_recipes.recipe.importing.reading import plain_windows
 from coreai_recipes.recipe.schema import Draft, Recipe
 
 SIZES = {
@@ -510,3 +511,37 @@ def test_a_family_file_says_what_it_is(name: str) -> None:
     family = load_family(name)
     assert family.about
     assert family.part is None or load_family(str(family.family)).part is None
+
+
+SLIDES = {"use_sliding_window": True, "max_window_layers": 2}
+
+
+def with_windows() -> list[str]:
+    """The families whose layers slide or are full and differ in nothing else."""
+    return [
+        name
+        for name in decoders()
+        if plain_windows(load_family(name))
+        and any("attention.window" in rule.sets for rule in load_family(name).fields.values())
+    ]
+
+
+@pytest.mark.parametrize("name", with_windows())
+def test_a_window_as_long_as_the_trained_texts_never_slides(name: str) -> None:
+    """Phi-3.5-mini has a window of 262144 for the 131072 positions that it was trained for."""
+    family = load_family(name)
+    field = next(name for name, rule in family.fields.items() if "attention.window" in rule.sets)
+    config = {"model_type": name, **plain_config(family), "max_position_embeddings": 65536}
+    config |= {key: value for key, value in SLIDES.items() if key in family.fields}
+    imported = recipe_from_config({**config, field: 65536}, "small")
+    assert {kind.attention.kind for kind in imported.recipe.model.kinds.values()} == {"full"}
+    assert imported.recipe.export.context == 2048
+    assert f"{field}: 65536: never slides within the 65536 positions that it was trained for" in imported.notes
+    assert recipe_from_config(config_for(imported.recipe), "small").recipe.model == imported.recipe.model
+    shorter = recipe_from_config({**config, field: 65535}, "small").recipe
+    assert "sliding" in {kind.attention.kind for kind in shorter.model.kinds.values()}
+
+
+def test_layers_that_slide_with_a_rotary_of_their_own_stay_what_they_are() -> None:
+    kinds = read("gemma3_text", sliding_window=4096, max_position_embeddings=1024).model.kinds
+    assert kinds["sliding"].attention.kind == "sliding"

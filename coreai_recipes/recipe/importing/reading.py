@@ -20,6 +20,7 @@ from coreai_recipes.recipe.importing.rope import find_foreign_keys, find_rope_no
 from coreai_recipes.recipe.sizes import MAX_KINDS, MAX_LAYERS
 
 Traits = dict[str, str]
+KIND, WINDOW = "attention.kind", "attention.window"
 
 
 @dataclass
@@ -62,6 +63,7 @@ class _Reader:
         self.weights = family.weights
         self.origins: dict[tuple[str | None, str], str] = {}
         self.problems: list[str] = []
+        self.notes: list[str] = []
 
     def read(self) -> ModelRead:
         traits = self.traits()
@@ -83,7 +85,7 @@ class _Reader:
         self.model["kinds"] = kinds
         self.model["layers"] = fold_layers(names)
         notes = (*find_notes(self.config, self.family), *find_rope_notes(self.config, self.family))
-        return ModelRead(self.model, self.origins, self.weights, notes)
+        return ModelRead(self.model, self.origins, self.weights, (*notes, *self.notes))
 
     def traits(self) -> list[Traits]:
         """What each layer is in every respect."""
@@ -95,7 +97,20 @@ class _Reader:
             values = layers_of(trait, count, self.config, self.family, found)
             for layer, value in zip(found, values, strict=True):
                 layer[trait] = value
-        return found
+        return self.widen(found)
+
+    def widen(self, found: list[Traits]) -> list[Traits]:
+        """The layers, of which those are full whose window is as long as the texts that the model was trained with:
+        it never slides. Only where the two are alike otherwise, for what slides may have a rotary of its own."""
+        trait = plain_windows(self.family)
+        window = next((name for name, rule in self.family.fields.items() if WINDOW in rule.sets), None)
+        if trait is None or window is None or not any(layer[trait] == "sliding" for layer in found):
+            return found
+        size, longest = (value_in(self.config, name, self.family) for name in (window, self.family.longest))
+        if size is None or size < longest:
+            return found
+        self.notes.append(f"{window}: {size}: never slides within the {longest} positions that it was trained for")
+        return [{**layer, trait: "full"} for layer in found]
 
     def kind_name(self, traits: Traits) -> str:
         """`sliding`, `full_shared`: what the layers are, in a word each."""
@@ -224,6 +239,16 @@ class _Reader:
                 self.problems.append(
                     f"{field_name}: {said}: no layer is left whose cache those of kind {name} could read"
                 )
+
+
+def plain_windows(family: Family) -> str | None:
+    """The trait in which layers slide or are full, and differ in nothing else."""
+    for trait, spec in family.layers.items():
+        sets = {value: dict(each.set) for value, each in spec.values.items()}
+        if sets == {"sliding": {KIND: "sliding"}, "full": {KIND: "full"}}:
+            own_rotary = any(trait in slot.of for slot in family.rope.values())
+            return None if own_rotary else trait
+    return None
 
 
 def trait_order(family: Family) -> list[str]:
