@@ -151,8 +151,13 @@ class Bundle:
         problems = [f"{self.path}: missing since it was built: {name}" for name in missing]
         problems += [f"{self.path}: added since it was built: {name}" for name in added]
         for name in sorted(there):
-            size = (self.path / name).stat().st_size
-            if size != sealed.files[name].bytes or _digest(self.path / name) != sealed.files[name].sha256:
+            file = self.path / name
+            try:
+                same = file.stat().st_size == sealed.files[name].bytes and _digest(file) == sealed.files[name].sha256
+            except OSError as error:
+                problems.append(f"{file}: cannot be read: {(error.strerror or str(error)).lower()}")
+                continue
+            if not same:
                 problems.append(f"{self.path}: modified since it was built: {name}")
         BundleError.collect(problems)
 
