@@ -1,0 +1,380 @@
+"""tokens.json: what transformers' tokenizer of a checkpoint knows beyond its files, and that a bundle reads it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer
+
+from coreai_recipes.checkpoint.open import open_checkpoint
+from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+from coreai_recipes.errors import BundleError, CheckpointError, UserError
+from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
+from coreai_recipes.tokenizer.tokens import read_tokens
+
+TINY = Path(__file__).parent.parent / "checkpoints" / "tiny-llama"
+ROWS = 520
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi <|im_start|> 12 <|endoftext|>"},
+    {"role": "assistant", "content": "Yes."},
+    {"role": "user", "content": "  caf\u00e9 cafe\u0301 <|new|>"},
+]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}{{ eos_token }}{{ image_token }}"
+    "{% endfor %}{{ pad_token is defined }}"
+)
+TEXTS = [*(message["content"] for message in CHAT), "", " lead", "a1234 b", "It's\n\nthe <|im_start|>end", "\u4f60 x"]
+
+
+def token(content: str, **flags: bool) -> dict[str, Any]:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"content": content, **plain, **flags}
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change the keys of a JSON file that may not be there; None takes a key away."""
+    document = {**(json.loads(path.read_text()) if path.exists() else {}), **changes}
+    path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The tiny checkpoint with a template, whose tokenizer's files a test then changes."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(TINY, folder)
+    edit(folder / "tokenizer_config.json", chat_template=TEMPLATE)
+    return folder
+
+
+def special_tokens_map(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", bos_token=None, eos_token=None)
+    edit(folder / "special_tokens_map.json", bos_token="<|endoftext|>", eos_token={"content": "<|endoftext|>"})
+
+
+def class_defaults(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    edit(folder / "config.json", model_type="gpt2")
+
+
+def added_tokens_decoder(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", added_tokens_decoder={"512": token("<|im_start|>"), "513": token("<|new|>")})
+
+
+def added_and_not_special(folder: Path) -> None:
+    tokens = {"512": token("<|im_start|>", special=False, lstrip=True, rstrip=True)}
+    edit(folder / "tokenizer_config.json", added_tokens_decoder=tokens)
+
+
+def additional_special_tokens(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", additional_special_tokens=["<|im_start|>", "<|new|>"])
+
+
+def extra_special_tokens(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", extra_special_tokens={"image_token": "<|new|>"})
+
+
+def older_added_tokens(folder: Path) -> None:
+    edit(folder / "added_tokens.json", **{"<|im_start|>": 512})
+    edit(folder / "special_tokens_map.json", additional_special_tokens=["<|im_start|>"])
+
+
+def special_tokens_are_split(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", split_special_tokens=True)
+
+
+def class_cuts_otherwise(folder: Path) -> None:
+    """transformers' GPT2Tokenizer takes vocabulary and merges, and cuts digits its own way."""
+    edit(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    cuts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer, tokenizer.normalizer = pre_tokenizers.Sequence(cuts), normalizers.NFC()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def prefix_space(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", add_prefix_space=True)
+
+
+def class_has_its_own_ends(folder: Path) -> None:
+    """Qwen's class normalizes and cuts as Qwen does, whatever tokenizer.json says."""
+    edit(folder / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer", bos_token=None)
+    edit(folder / "config.json", model_type="qwen3")
+
+
+def first_and_last_token(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def truncates_and_pads(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+CHANGES = [
+    special_tokens_map,
+    class_defaults,
+    added_tokens_decoder,
+    added_and_not_special,
+    additional_special_tokens,
+    extra_special_tokens,
+    older_added_tokens,
+    special_tokens_are_split,
+    class_cuts_otherwise,
+    prefix_space,
+    class_has_its_own_ends,
+    first_and_last_token,
+    truncates_and_pads,
+]
+
+
+def written(checkpoint: Path, target: Path) -> BundleTokenizer:
+    """The tokenizer of a bundle of that checkpoint."""
+    target.mkdir()
+    SafetensorsCheckpoint(checkpoint).write_tokenizer(target)
+    return BundleTokenizer(target)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_bundle_makes_the_tokens_that_transformers_makes_of_the_checkpoint(
+    checkpoint: Path, tmp_path: Path, change: Any
+) -> None:
+    change(checkpoint)
+    theirs, ours = AutoTokenizer.from_pretrained(checkpoint), written(checkpoint, tmp_path / "bundle")
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+    for length in range(1, len(CHAT) + 1):
+        wanted = theirs.apply_chat_template(CHAT[:length], add_generation_prompt=True, return_dict=False)
+        assert ours.encode_chat(CHAT[:length]) == wanted
+
+
+def test_the_checkpoints_files_are_copied_as_they_are(checkpoint: Path, tmp_path: Path) -> None:
+    added_tokens_decoder(checkpoint)
+    written(checkpoint, tmp_path / "bundle")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "bundle" / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+def test_tokens_json_says_what_a_host_needs(checkpoint: Path, tmp_path: Path) -> None:
+    added_tokens_decoder(checkpoint)
+    written(checkpoint, tmp_path / "bundle")
+    found = json.loads((tmp_path / "bundle" / "tokens.json").read_text())
+    assert found == {
+        "format": 1,
+        "special_tokens": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+        "added_tokens": [
+            {"id": 0, **token("<|endoftext|>")},
+            {"id": 512, **token("<|im_start|>")},
+            {"id": 513, **token("<|new|>")},
+        ],
+        "end_tokens": [{"id": 0, "content": "<|endoftext|>"}],
+        "chat_templates": {"default": TEMPLATE},
+        "tokenizer": {},
+        "split_special_tokens": False,
+    }
+
+
+def test_the_end_token_is_the_tokenizers_where_no_config_names_one(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "generation_config.json").unlink()
+    edit(checkpoint / "config.json", eos_token_id=None)
+    written(checkpoint, tmp_path / "bundle")
+    assert read_tokens(tmp_path / "bundle").end_tokens == {0: "<|endoftext|>"}
+    edit(checkpoint / "tokenizer_config.json", eos_token=None)
+    written(checkpoint, tmp_path / "without")
+    assert read_tokens(tmp_path / "without").end_tokens == {}
+
+
+@pytest.mark.parametrize("form", ["config", "folder", "folder and default"])
+def test_named_templates_are_chosen_by_name_and_none_by_silence(checkpoint: Path, tmp_path: Path, form: str) -> None:
+    named = {"rag": "{{ 'rag ' ~ messages[0].content }}", "tool": "tool"}
+    if form == "config":
+        texts = [{"name": name, "template": text} for name, text in named.items()]
+        edit(checkpoint / "tokenizer_config.json", chat_template=texts)
+    else:
+        (checkpoint / "additional_chat_templates").mkdir()
+        for name, text in named.items():
+            (checkpoint / "additional_chat_templates" / f"{name}.jinja").write_text(text)
+    if form == "folder and default":
+        (checkpoint / "chat_template.jinja").write_text("default")
+    ours, theirs = written(checkpoint, tmp_path / "bundle"), AutoTokenizer.from_pretrained(checkpoint)
+    wanted = theirs.apply_chat_template(CHAT, chat_template="rag", return_dict=False)
+    assert ours.encode_chat(CHAT, "rag") == wanted
+    if form == "folder and default":
+        assert ours.encode_chat(CHAT) == theirs.apply_chat_template(CHAT, return_dict=False)
+        return
+    with pytest.raises(UserError) as caught:
+        ours.encode_chat(CHAT)
+    assert caught.value.problems == (
+        f"{tmp_path / 'bundle'}: its chat templates have names and none is the default: "
+        "choose one with --template (rag, tool), or give --raw",
+    )
+    with pytest.raises(UserError, match=r"has no chat template nothing: it has rag, tool$"):
+        ours.encode_chat(CHAT, "nothing")
+
+
+def test_a_bundle_without_tokens_json_still_opens(checkpoint: Path, tmp_path: Path) -> None:
+    special_tokens_map(checkpoint)
+    before = written(checkpoint, tmp_path / "bundle").encode_chat(CHAT)
+    (tmp_path / "bundle" / "tokens.json").unlink()
+    assert BundleTokenizer(tmp_path / "bundle").encode_chat(CHAT) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "tokens.json is not JSON: "),
+        ("[]", "tokens.json holds a list, not an object"),
+        ("{}", "tokens.json has format None, this version reads format 1"),
+        ('{"format": 1, "special_tokens": 3}', "tokens.json: special_tokens, chat_templates, end_tokens, tokenizer, "),
+        ("[" * 99999, "tokens.json is not JSON: "),
+    ],
+)
+def test_a_tokens_json_that_is_none_is_a_sentence(checkpoint: Path, tmp_path: Path, content: str, message: str) -> None:
+    written(checkpoint, tmp_path / "bundle")
+    (tmp_path / "bundle" / "tokens.json").write_text(content)
+    with pytest.raises(BundleError) as caught:
+        BundleTokenizer(tmp_path / "bundle")
+    assert caught.value.problems[0].startswith(f"{tmp_path / 'bundle'}: {message}")
+
+
+def test_custom_code_is_never_run_and_the_files_still_make_a_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    edit(
+        checkpoint / "tokenizer_config.json",
+        tokenizer_class="OddTokenizer",
+        auto_map={"AutoTokenizer": ["odd.OddTokenizer", None]},
+    )
+    (checkpoint / "odd.py").write_text("raise SystemExit('it ran')")
+    (checkpoint / "config.json").write_text((TINY / "config.json").read_text().replace('"llama"', '"odd"'))
+    ours = written(checkpoint, tmp_path / "bundle")
+    assert ours.encode("Hi") == Tokenizer.from_file(str(TINY / "tokenizer.json")).encode("Hi").ids
+    assert read_tokens(tmp_path / "bundle").special_tokens["bos_token"] == "<|endoftext|>"
+
+
+# --- what is refused before anything is converted --------------------------------------------------------------------
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 17209920\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("tokenizer.json", "{", "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", "", "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", "{}", "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", "[" * 100_000, "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", POINTER, "tokenizer.json is a git-lfs pointer, not the file itself: run `git lfs pull` in"),
+        ("tokenizer_config.json", POINTER, "tokenizer_config.json is a git-lfs pointer"),
+        ("tokenizer_config.json", "[1]", "tokenizer_config.json holds a list, not an object"),
+        ("special_tokens_map.json", "{", "special_tokens_map.json is not JSON: "),
+        (
+            "added_tokens.json",
+            '{"<|odd|>": 512}',
+            "its tokenizer has the token '<|odd|>' with id 512, but the table has",
+        ),
+        ("chat_template.jinja", "{% if %}", "its chat template is not a template: line 1: "),
+        ("chat_template.jinja", "{{ 1|odd }}", "its chat template is not a template: line 1: No filter named 'odd'."),
+        ("additional_chat_templates/rag.jinja", "{{", "its chat template rag is not a template: line 1: "),
+    ],
+)
+def test_files_that_are_no_tokenizer_are_refused(checkpoint: Path, name: str, content: str, problem: str) -> None:
+    (checkpoint / name).parent.mkdir(exist_ok=True)
+    (checkpoint / name).write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(checkpoint).check_tokenizer(512)
+    assert caught.value.problems[0].startswith(f"checkpoint {checkpoint}: {problem}")
+    assert len(caught.value.problems) == 1
+
+
+def test_everything_that_is_wrong_is_said_at_once(checkpoint: Path) -> None:
+    (checkpoint / "tokenizer.json").write_text("{")
+    (checkpoint / "special_tokens_map.json").write_text("{")
+    (checkpoint / "chat_template.jinja").write_text("{{")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(checkpoint).check_tokenizer(512)
+    assert len(caught.value.problems) == 3
+
+
+def test_fewer_tokens_than_rows_are_normal_and_an_id_beyond_them_is_not(checkpoint: Path) -> None:
+    open_checkpoint(checkpoint).check_tokenizer(9999)
+    open_checkpoint(checkpoint).check_tokenizer(512)
+    with pytest.raises(CheckpointError, match=r"with id 511 and 1 more such, but the table has 510 rows: take the"):
+        open_checkpoint(checkpoint).check_tokenizer(510)
+
+
+def test_an_images_placeholder_may_lie_beyond_the_rows(checkpoint: Path) -> None:
+    """Gemma 3's text models have it there: no text model reads it."""
+    edit(checkpoint / "tokenizer_config.json", added_tokens_decoder={"512": token("<image>")}, image_token="<image>")
+    open_checkpoint(checkpoint).check_tokenizer(512)
+
+
+# --- where there is no tokenizer.json --------------------------------------------------------------------------------
+
+
+def slow(folder: Path, **files: bytes) -> SafetensorsCheckpoint:
+    (folder / "tokenizer.json").unlink()
+    for name, content in files.items():
+        (folder / name.replace("_", ".")).write_bytes(content)
+    return SafetensorsCheckpoint(folder)
+
+
+def test_the_tokenizer_json_that_transformers_makes_is_written(checkpoint: Path, tmp_path: Path) -> None:
+    model = json.loads((TINY / "tokenizer.json").read_text())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    edit(checkpoint / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    found = slow(
+        checkpoint,
+        vocab_json=json.dumps(model["vocab"]).encode(),
+        merges_txt="\n".join(["#version: 0.2", *merges]).encode(),
+    )
+    found.check_tokenizer(ROWS)
+    (tmp_path / "bundle").mkdir()
+    found.write_tokenizer(tmp_path / "bundle")
+    ours, theirs = BundleTokenizer(tmp_path / "bundle"), AutoTokenizer.from_pretrained(checkpoint)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "package"),
+    [
+        ("tokenizer_model", b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02", "sentencepiece"),
+        ("tokenizer_model", b"IQ== 0\nIg== 1\n", "tiktoken"),
+        ("tiktoken_model", b"IQ== 0\nIg== 1\n", "tiktoken"),
+        ("tekken_json", b"{}", "mistral-common"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, package: str
+) -> None:
+    from coreai_recipes.checkpoint import auto_tokenizer
+
+    monkeypatch.setattr(auto_tokenizer, "find_spec", lambda name: None)
+    found = slow(checkpoint, **{name: content})
+    found.check_tokenizer(ROWS)
+    with pytest.raises(CheckpointError) as caught:
+        found.write_tokenizer(tmp_path)
+    file = name.replace("_", ".")
+    assert caught.value.problems == (
+        f"checkpoint {checkpoint}: has no tokenizer.json, and transformers cannot make it: "
+        f"{file} needs the package {package}: pip install {package}",
+    )
+
+
+def test_a_folder_without_any_tokenizer_is_refused_before_anything_is_converted(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no tokenizer: neither tokenizer.json nor tokenizer.model nor"):
+        slow(checkpoint).check_tokenizer(ROWS)
+
+
+def test_a_vocabulary_of_words_alone_needs_no_package(checkpoint: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="<|endoftext|>"))
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    SafetensorsCheckpoint(checkpoint).check_tokenizer(2)
