@@ -123,6 +123,7 @@ class Manifest(Sealed):
     packages: Annotated[tuple[Annotated[Program | Table, Field(discriminator="role")], ...], Field(max_length=1000)]
     states: dict[Name, State]
     eos_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(max_length=100_000)]
+    tokens: FileName | None = None  # what the tokenizer is beyond tokenizer.json; docs/tokens.md
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "Manifest":
