@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from coreai_recipes.errors import BundleError
+from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.manifest.contents import is_bundle, why_kept
 
 TEMPORARY = "tmp"
@@ -271,13 +271,31 @@ def _in_the_way(path: Path) -> BundleError:
 
 
 @contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """An empty folder for the block, which is removed after it. Raises UserError where there is no room for one."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        if tempfile.tempdir in _in_areas or not (error.errno in _NO_SPACE or "temporary directory" in str(error)):
+            raise  # of a build's own place, which says so itself; or not about this folder
+        place = tempfile.tempdir or os.environ.get("TMPDIR", "the system's folder")
+        raise UserError(f"{place}: no room for temporary files; free some, or set TMPDIR to another folder") from error
+
+
+_in_areas: set[str] = set()  # where the temporary files of running builds lie
+
+
+@contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
     """Let `tempfile`, which coremltools and others use, write below `folder`: it goes when the area goes."""
     folder.mkdir()
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    _in_areas.add(str(folder))
     try:
         yield
     finally:
+        _in_areas.discard(str(folder))
         if tempfile.tempdir == str(folder):
             # another build of this process may have ended since, and its folder with it
             tempfile.tempdir = before if before is None or os.path.isdir(before) else None

@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "extending": {"primitives", "recipe", "errors"},
     "authoring": {"filling", "checkpoint", "draft", "model", "recipe", "errors"},
     "verification": {
-        *("evaluate", "coreml", "filling", "folding", "checkpoint", "speculation", "tokenizer"),
+        *("evaluate", "coreml", "filling", "folding", "checkpoint", "speculation", "staging", "tokenizer"),
         *("draft", "model", "front", "primitives", "recipe", "errors"),
     },
     "export": {"filling", "checkpoint", "draft", "model", "front", "primitives", "recipe", "protobuf", "errors"},

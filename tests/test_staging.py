@@ -16,7 +16,7 @@ from sealed_folders import seal
 
 import coreai_recipes
 from coreai_recipes import staging
-from coreai_recipes.errors import BundleError
+from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.staging import check_place, recover, staged_folder
 
 PACKAGE_PARENT = str(Path(coreai_recipes.__file__).parents[1])
@@ -404,7 +404,7 @@ def test_only_one_of_many_holds_the_lock_while_its_file_comes_and_goes(dist: Pat
     count_up = """
 import sys
 from pathlib import Path
-from coreai_recipes.errors import BundleError
+from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.staging import _Place
 place, counter, done = _Place(Path(sys.argv[1])), Path(sys.argv[2]), 0
 while done < 50:
@@ -662,6 +662,20 @@ def test_temporary_files_of_a_killed_build_are_removed_by_the_next(dist: Path) -
     assert len(names_in(dist)) == 2
     build(dist / "llama", "third")
     assert names_in(dist) == ["llama"]
+
+
+def test_a_full_folder_for_temporary_files_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(UserError) as told, staging.temporary_folder():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(told.value) == (f"{tmp_path}: no room for temporary files; free some, or set TMPDIR to another folder")
+    assert names_in(tmp_path) == []
+
+
+def test_temporary_files_of_a_build_that_fill_the_disk_are_those_of_its_place(dist: Path) -> None:
+    with pytest.raises(BundleError) as told, staged_folder(dist / "llama"), staging.temporary_folder():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(told.value) == f"{dist / 'llama'}: no space left on the device; free some, or choose another --out"
 
 
 def test_what_appears_at_the_place_during_the_build_is_not_replaced(dist: Path) -> None:

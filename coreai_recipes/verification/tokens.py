@@ -1,11 +1,10 @@
 """The tokens that every stage sees: plain English where the checkpoint has a tokenizer, else fixed random ids."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.staging import temporary_folder
 
 SEED = 20240229
 MAX_PROMPT_TOKENS = 16
@@ -66,12 +65,12 @@ def random_tokens(vocab_size: int, length: int) -> Tokens:
 def _encode(checkpoint: Checkpoint, texts: tuple[str, ...]) -> list[list[int]] | None:
     from tokenizers import Tokenizer
 
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         try:
-            checkpoint.write_tokenizer(Path(folder))
+            checkpoint.write_tokenizer(folder)
         except CheckpointError:
             return None
-        path = Path(folder, "tokenizer.json")
+        path = folder / "tokenizer.json"
         if not path.is_file():
             return None
         tokenizer = Tokenizer.from_file(str(path))

@@ -1,13 +1,12 @@
 """The stage `tokenizer`: text and conversations become the same ids through the bundle as through transformers."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from coreai_recipes.checkpoint.auto_tokenizer import NotLoaded, quiet_transformers
 from coreai_recipes.errors import UserError
+from coreai_recipes.staging import temporary_folder
 from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 from coreai_recipes.tokenizer.template import TemplateLimitError
 from coreai_recipes.tokenizer.tokens import DEFAULT
@@ -54,9 +53,9 @@ def run(subject: Subject) -> StageResult:
         return skip("tokenizer", f"transformers cannot load it: {theirs.reason}")
     if subject.package is not None:
         return compare(BundleTokenizer(subject.package.parent), theirs, subject)
-    with tempfile.TemporaryDirectory() as folder:
-        subject.weights.write_tokenizer(Path(folder))
-        return compare(BundleTokenizer(Path(folder)), theirs, subject)
+    with temporary_folder() as folder:
+        subject.weights.write_tokenizer(folder)
+        return compare(BundleTokenizer(folder), theirs, subject)
 
 
 def compare(ours: BundleTokenizer, theirs: Any, subject: Subject) -> StageResult:
