@@ -68,8 +68,8 @@ def fold_order(spec: RotarySpec, head_dim: int) -> tuple[int, ...] | None:
         first, second = range(0, 2 * pairs, 2), range(1, 2 * pairs, 2)
     else:
         return None
-    turning = (*first, *second)
-    return (*turning, *(d for d in range(head_dim) if d not in set(turning)))
+    turning = dict.fromkeys((*first, *second))
+    return (*turning, *(d for d in range(head_dim) if d not in turning))
 
 
 def _series(theta: float, width: int, pairs: int) -> Tensor:

@@ -1,22 +1,27 @@
 """The two figures of every comparison, exactly as DESIGN.md states them."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from coreai_recipes.verification.report import Figures
 
+BLOCK_NUMBERS = 1 << 22
+
 
 def psnr(ref: Tensor, x: Tensor) -> float:
     """20 log10(max|ref|) - 10 log10(mean((ref - x)^2)) in dB: inf when identical, -inf when x is not finite."""
-    ref, x = ref.double(), x.double()
-    if not torch.isfinite(x).all():
+    error, peak = 0.0, 0.0
+    for one, other in _blocks(ref, x):
+        error += (one - other).square().sum().item()
+        peak = max(peak, one.abs().max().item())
+    if not math.isfinite(error):
         return -math.inf
-    error, peak = (ref - x).square().mean().item(), ref.abs().max().item()
     if error == 0:
         return math.inf
-    return -math.inf if peak == 0 else 20 * math.log10(peak) - 10 * math.log10(error)
+    return -math.inf if peak == 0 else 20 * math.log10(peak) - 10 * math.log10(error / ref.numel())
 
 
 def snr_min(ref: Tensor, x: Tensor) -> float:
@@ -24,12 +29,21 @@ def snr_min(ref: Tensor, x: Tensor) -> float:
 
     One huge token hides the others from a PSNR, never from this. A position that is identical counts as inf.
     """
-    ref, x = ref.double(), x.double()
-    if not torch.isfinite(x).all():
-        return -math.inf
-    error = (ref - x).square().sum(-1)
-    ratio = 10 * torch.log10(ref.square().sum(-1) / error)
-    return torch.where(error == 0, math.inf, ratio).min().item()
+    least = math.inf
+    for one, other in _blocks(ref, x):
+        error = (one - other).square().sum(-1)
+        if not torch.isfinite(error).all():
+            return -math.inf
+        ratio = 10 * torch.log10(one.square().sum(-1) / error)
+        least = min(least, torch.where(error == 0, math.inf, ratio).min().item())
+    return least
+
+
+def _blocks(ref: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both in float64, some positions at a time: of a large vocabulary's logits that is eight times what is held."""
+    rows = max(1, BLOCK_NUMBERS // max(1, ref[:1].numel()))
+    for one, other in zip(torch.split(ref, rows), torch.split(x, rows), strict=True):
+        yield one.double(), other.double()
 
 
 def compare(tensor: str, ref: Tensor, x: Tensor) -> Figures:

@@ -11,6 +11,7 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.coreml import check_coreml
 from coreai_recipes.errors import UserError
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.memory import GIGABYTE, free_bytes
 from coreai_recipes.verification.report import Report, StageResult, skip
 from coreai_recipes.verification.subject import Progress, Runtime, Subject
 
@@ -27,6 +28,7 @@ class Stage:
     module: str
     needs_reference: bool = True
     needs_package: bool = False
+    reads_layers: bool = True
 
     def why_not(self, subject: Subject) -> str | None:
         """Why the stage cannot run on `subject`, or None."""
@@ -42,13 +44,13 @@ class Stage:
 
 
 STAGES = {
-    "rotary": Stage("rotary"),
+    "rotary": Stage("rotary", reads_layers=False),
     "torch": Stage("decoder"),
     "package": Stage("package", needs_reference=False, needs_package=True),
     "package_float16": Stage("float16", needs_package=True),
-    "tokenizer": Stage("tokenizer", needs_reference=False),
+    "tokenizer": Stage("tokenizer", needs_reference=False, reads_layers=False),
     "draft": Stage("draft"),
-    "compressed": Stage("compressed"),
+    "compressed": Stage("compressed", reads_layers=False),
 }
 
 
@@ -114,6 +116,8 @@ def run_stage(name: str, subject: Subject) -> StageResult:
         return skip(name, reason)
     from coreai_recipes.verification.reference import UnknownStructure
 
+    if stage.reads_layers:
+        check_memory(subject)
     try:
         result = stage.run(subject)
     except UnknownStructure as unknown:
@@ -149,6 +153,16 @@ def read_as(subject: Subject) -> str | None:
     if reference.model_type in said:
         return None
     return f"config.json says model_type {settings.get('model_type')}, read as {reference.model_type}'s"
+
+
+def check_memory(subject: Subject) -> None:
+    """Raise UserError where a single layer is more than there is room for, before anything is read."""
+    needed, free = subject.streamed_bytes, free_bytes()
+    if needed > free:
+        raise UserError(
+            f"{subject.recipe.name}: its largest layer and its logits take {needed / GIGABYTE:.1f} GB in float32, ours "
+            f"beside transformers'; {free / GIGABYTE:.1f} GB are free"
+        )
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -63,6 +63,15 @@ class Subject:
 
         return 4 * count_parameters(self.recipe)
 
+    @cached_property
+    def streamed_bytes(self) -> int:
+        """What is held at once when the model goes by layer after layer: transformers' largest layer and ours, both in
+        float32, and the logits of both."""
+        from coreai_recipes.model import build_decoder
+
+        largest = max(sum(p.numel() for p in layer.parameters()) for layer in build_decoder(self.recipe).stack)
+        return 2 * 4 * (largest + self._length() * self.recipe.model.vocab_size)
+
     @property
     def fits_in_memory(self) -> bool:
         return fits(self.float32_bytes)

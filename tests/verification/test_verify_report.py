@@ -142,3 +142,25 @@ def test_importing_verify_imports_nothing_heavy() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout == "set()\n"
+
+
+def test_the_figures_of_many_positions_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 200 positions of a vocabulary of a million, float64 all at once was 8 GB."""
+    ref = torch.randn(7, 5)
+    x = ref + 1e-3 * torch.randn(7, 5)
+    whole = psnr(ref, x), snr_min(ref, x)
+    monkeypatch.setattr("coreai_recipes.verification.figures.BLOCK_NUMBERS", 11)
+    assert (psnr(ref, x), snr_min(ref, x)) == pytest.approx(whole)
+
+
+def test_a_layer_that_does_not_fit_is_refused_before_it_is_read(
+    tiny_llama: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coreai_recipes.verification.run.free_bytes", lambda: 1e5)
+    with pytest.raises(UserError) as caught:
+        run_stages(*tiny_llama, None, stages=["torch"])
+    assert str(caught.value) == (
+        "tiny-llama: its largest layer and its logits take 0.0 GB in float32, ours beside transformers'; "
+        "0.0 GB are free"
+    )
+    assert run_stages(*tiny_llama, None, stages=["rotary"]).passed
