@@ -188,6 +188,7 @@ def build(
     recipe, draft_source = find_draft(recipe, draft)
     digests = source.start_digests()  # on a thread of its own, while torch is being imported
     draft_digests = None if draft_source is None else draft_source.start_digests()
+    from coreai_recipes.contract import hold_manifest
     from coreai_recipes.draft import build_draft
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.export.exporter import export_package
@@ -228,6 +229,8 @@ def build(
         if draft_source is not None and draft_digests is not None:
             checkpoint_facts["draft"] = _origin_of(draft_source, draft_digests.result())
         manifest = _manifest(recipe, decoder, checkpoint_facts, list(tokens.end_tokens), exported, costs, folder)
+        # nothing is installed that could not be opened
+        hold_manifest(typed(Manifest, manifest, f"{target}: {MANIFEST}"), recipe, str(target))
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
             from coreai_recipes.verification.run import run_stages

@@ -69,20 +69,15 @@ def _misdescriptions(description: Any, program: Program, states: Mapping[str, St
 
 def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
     model, export = recipe.model, recipe.export
-    rotary = recipe.rotary_choices or None
     for key, found, wanted in (
         ("name", manifest.name, recipe.name),
         ("context", manifest.context, export.context),
         ("vocab_size", manifest.vocab_size, model.vocab_size),
-        ("rotary", manifest.rotary, rotary),
     ):
         if found != wanted:
             yield f"{key} is {found!r:.80} and must be {wanted!r:.80}"
     if (manifest.checkpoint.draft is None) != (recipe.draft is None):
         yield f"checkpoint.draft is {'missing' if recipe.draft else 'there'} and must not be"
-    beyond = [token for token in manifest.eos_token_ids if token >= model.vocab_size]
-    if beyond:
-        yield f"eos_token_ids has {beyond[0]} and must be below {model.vocab_size}"
     tables = {table.input: (table.file, table.shape) for table in manifest.tables}
     if tables != tables_of(recipe) or len(tables) < len(manifest.tables):
         yield f"packages has the tables {_shown(tables)} and must have {_shown(tables_of(recipe))}"

@@ -67,10 +67,6 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a longer context": (lambda m: m.update(context=100000), "context is 100000 and must be 256"),
     "another vocabulary": (lambda m: m.update(vocab_size=500), "vocab_size is 500 and must be 512"),
     "another name": (lambda m: m.update(name="llama"), "name is 'llama' and must be 'tiny-llama'"),
-    "an end token that is none": (
-        lambda m: m.update(eos_token_ids=[2, 512]),
-        "eos_token_ids has 512 and must be below 512",
-    ),
     "more layers": (
         lambda m: m["packages"][0].update(layers=[0, 5]),
         "packages: layers is [0, 5] of role all and must be [0, 4] of role all",

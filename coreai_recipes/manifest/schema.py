@@ -119,7 +119,7 @@ class Manifest(Sealed):
     versions: dict[str, str]
     context: Count
     vocab_size: Count
-    rotary: dict[str, Any] | None = None
+    rotary: dict[str, str] | None = None
     packages: Annotated[tuple[Annotated[Program | Table, Field(discriminator="role")], ...], Field(max_length=1000)]
     states: dict[Name, State]
     eos_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(max_length=100_000)]

@@ -19,6 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from coreai_recipes.errors import UserError
 from coreai_recipes.protobuf import Model_pb2
 
@@ -121,7 +123,7 @@ def mutate(bundle: Path, target: Path, seed: int) -> str:
         kind = chance.choice(KINDS)
         try:
             done.append(f"{kind.__name__} {kind(target, chance)}")
-        except (OSError, LookupError, MemoryError, ValueError) as error:  # an earlier change is in the way
+        except (OSError, LookupError, MemoryError, ValueError, DecodeError) as error:  # an earlier change is in the way
             done.append(f"{kind.__name__}: {type(error).__name__}")
     if chance.random() < 0.5:
         done.append(_seal_again(target))
