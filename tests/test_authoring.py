@@ -20,7 +20,9 @@ from coreai_recipes.filling import checkpoint_shapes
 from coreai_recipes.recipe.importing.assembling import recipe_from_config, with_draft
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import family_names
+from coreai_recipes.recipe.importing.reversing import config_for
 from coreai_recipes.recipe.importing.writing import liken, write_recipe
+from coreai_recipes.recipe.source import built_in_recipes
 
 TINY = Path(__file__).parent / "checkpoints/tiny-llama"
 E2B = Path(__file__).parent / "recipe/gemma4-e2b.yaml"
@@ -102,7 +104,7 @@ def test_gemma_4_is_written_with_its_kinds_alike(tmp_path: Path) -> None:
         "    - {repeat: 3, of: [sliding, sliding, sliding, sliding, full]}\n"
         "    - {repeat: 4, of: [sliding_shared, sliding_shared, sliding_shared, sliding_shared, full_shared]}\n"
     )
-    assert text.endswith("weights: {names: gemma4}\nexport: {context: 2048}\n")
+    assert text.endswith("weights: {names: gemma4}\nexport: {context: 4096, residual_scale: 0.03125}\n")
     path = tmp_path / "new.yaml"
     path.write_text(text)
     assert load_recipe(path) == recipe
@@ -277,3 +279,15 @@ def test_an_unknown_config_that_says_nothing_is_not_called_a_llama(tmp_path: Pat
     (tmp_path / "config.json").write_text('{"model_type": "unheard"}')
     with pytest.raises(CheckpointError, match=r"^config\.json: model_type: unheard: transformers has no such model$"):
         new_recipe(tmp_path)
+
+
+SMALL = {"tiny-llama", "gemma4-tiny"}  # made for tests and examples, whose streams are small
+
+
+@pytest.mark.parametrize("name", sorted(built_in_recipes().keys() - SMALL))
+def test_a_new_recipe_says_of_its_export_what_the_built_in_ones_of_its_family_do(name: str) -> None:
+    """Gemma 3 270M overflowed in float16 as `recipe new` wrote it."""
+    built_in = load_recipe(name)
+    config = {**config_for(built_in), "max_position_embeddings": 1 << 17}
+    made = recipe_from_config(config, name).recipe
+    assert made.export == built_in.export

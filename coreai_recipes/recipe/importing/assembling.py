@@ -60,7 +60,7 @@ def recipe_from_config(
         "reference": {"model_type": family.reference or family.name, "checkpoint": checkpoint},
         "model": read.data,
         "weights": {"names": read.weights},
-        "export": {"context": _choose_context(read.data, longest)},
+        "export": {**family.export, "context": _choose_context(read.data, longest, family)},
     }
     recipe, problems = validate_data(data)
     if recipe is None or problems:
@@ -162,11 +162,11 @@ def _rename(layers: list[Any]) -> list[Any]:
     ]
 
 
-def _choose_context(model: Mapping[str, Any], longest: Any) -> int:
+def _choose_context(model: Mapping[str, Any], longest: Any, family: Family) -> int:
     """As long as the built-in recipes', or twice the longest window; never beyond what the model was trained for."""
     windows = [kind["attention"].get("window") or 0 for kind in model["kinds"].values()]
     window = max(size for size in windows) if windows else 0
-    wanted = max(CONTEXT, 2 * window if isinstance(window, int) else 0)
+    wanted = max(family.export.get("context", CONTEXT), 2 * window if isinstance(window, int) else 0)
     positions = get_path(model, "embedding.positions.count")
     longest = positions or longest
     limit = longest if isinstance(longest, int) and longest >= 2 else wanted

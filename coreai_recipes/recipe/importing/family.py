@@ -248,6 +248,7 @@ class Family(_Rule):
         renamed: what transformers takes a part's model_type for.
         weights: the table of weight names; a switch may set another.
         longest: the field that says how many positions the model was trained for.
+        export: what a new recipe says of its export, as the built-in recipes of the family do.
         per_layer: the field in which single layers say over what all say.
     """
 
@@ -263,6 +264,7 @@ class Family(_Rule):
     weights: str = "llama"
     layer_count: str = "num_hidden_layers"
     longest: str = "max_position_embeddings"
+    export: Settings = {}
     per_layer: str | None = None
     aliases: dict[str, str] = {}
     inline: tuple[str, ...] = ()
