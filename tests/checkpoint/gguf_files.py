@@ -59,7 +59,9 @@ def write_gguf(
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         for stored_name, data in as_stored(architecture, config, name, tensor.float()):
-            stored = stored_name if ".scale" in stored_name else names.get_name(stored_name, (".weight", ".bias"))
+            stored = (
+                stored_name if stored_name.startswith("blk.") else names.get_name(stored_name, (".weight", ".bias"))
+            )
             assert stored is not None, name
             kind = type_of(name, data)
             writer.add_tensor(stored, gguf.quantize(data.contiguous().numpy(), kind), raw_dtype=kind)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf_configs import CONFIGS
-from gguf_files import float16, random_model, write_gguf
+from gguf_files import as_stored, float16, random_model, write_gguf
 from safetensors.torch import load_file, save_file
 
 from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
@@ -72,6 +73,29 @@ def test_our_decoder_gives_the_logits_of_the_model_that_was_converted(case: str,
     assert 20 * theirs.abs().max().log10() - 10 * error.log10() >= 120
 
 
+@pytest.mark.parametrize("case", ["llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "nemotron"])
+def test_transformers_own_reader_gives_the_same_model(case: str, tmp_path: Path):
+    """Where it knows the architecture and reads it whole: of biases, heads of a width of their own, MoE widths and
+    rotary scalings it has no word, so its tensors are put into a model of the config that was converted."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    architecture, config = CONFIGS[case]
+    model = random_model(config)
+    named = {"general.name": case}
+    path = write_gguf(tmp_path / "model.gguf", architecture, config, model.state_dict(), extra=named)
+    theirs = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)
+    ours = GGUFCheckpoint(path)
+    for field, value in theirs["config"].items():
+        if field in ours.config and field not in ("architectures", "model_type"):
+            assert ours.config[field] == pytest.approx(value), field
+    compared = 0
+    for name, tensor in theirs["tensors"].items():
+        if name in ours.tensors:
+            torch.testing.assert_close(ours.read(name), tensor.float(), rtol=0, atol=2**-23)
+            compared += 1
+    assert compared > 10
+
+
 @pytest.mark.parametrize("case", ["llama", "qwen2"])
 def test_float16_keeps_the_bits_that_safetensors_would_have(case: str, tmp_path: Path):
     architecture, config = CONFIGS[case]
@@ -91,6 +115,89 @@ def test_bfloat16_keeps_its_bits(tmp_path: Path):
         ours = checkpoint.read(name)
         assert ours.dtype == torch.bfloat16
         assert torch.equal(ours, state[name]), name
+
+
+@pytest.mark.parametrize("case", ["qwen3moe", "gemma4-experts", "gpt-oss"])
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.Q8_0, GGMLQuantizationType.MXFP4], ids=lambda kind: kind.name)
+def test_quantised_experts_are_those_that_gguf_dequantises(
+    case: str, kind: GGMLQuantizationType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Read whole and expert by expert; gpt-oss is released in MXFP4."""
+    architecture, config = CONFIGS[case]
+    config = type(config)(**{**config.to_dict(), "moe_intermediate_size": 64, "intermediate_size": 64})
+    state = random_model(config).state_dict()
+    written: dict[str, torch.Tensor] = {}
+
+    def quantise(data: np.ndarray, wanted: GGMLQuantizationType) -> np.ndarray:
+        return quantise_mxfp4(data) if wanted == GGMLQuantizationType.MXFP4 else quantize(data, wanted)
+
+    quantize = gguf.quantize
+    monkeypatch.setattr(gguf, "quantize", quantise)
+    path = write_gguf(
+        tmp_path / "model.gguf",
+        architecture,
+        config,
+        state,
+        lambda name, tensor: kind if tensor.ndim == 3 else GGMLQuantizationType.F32,
+    )
+    plain = GGUFCheckpoint(write_gguf(tmp_path / "plain.gguf", architecture, config, state))
+    checkpoint = GGUFCheckpoint(path)
+    for name in checkpoint.tensors:
+        ours, exact = checkpoint.read(name), plain.read(name)
+        assert ours.shape == exact.shape == checkpoint.tensors[name].shape
+        assert torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), 0) > 0.98, name
+        rows = range(1, len(ours) - 1)
+        if rows:
+            assert torch.equal(checkpoint.read(name, rows), ours[1:-1]), name
+    # Bit for bit, as gguf's own reader dequantises the file.
+    for tensor in gguf.GGUFReader(path).tensors:
+        if "_exps.weight" in tensor.name and "down" in tensor.name:
+            written[tensor.name.split(".")[1]] = torch.from_numpy(gguf.dequantize(tensor.data, kind).copy())
+    for layer, theirs in written.items():
+        start = f"model.layers.{layer}."
+        if case == "qwen3moe":
+            ours = torch.stack([checkpoint.read(f"{start}mlp.experts.{e}.down_proj.weight") for e in range(6)])
+        elif case == "gpt-oss":
+            ours = checkpoint.read(f"{start}mlp.experts.down_proj").transpose(1, 2)
+        else:
+            ours = checkpoint.read(f"{start}experts.down_proj")
+        assert torch.equal(ours, theirs)
+
+
+def quantise_mxfp4(values: np.ndarray) -> np.ndarray:
+    """ggml's blocks: an exponent, then 16 bytes whose low halves hold the first 16 values (gguf only reads it)."""
+    steps = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+    blocks = values.reshape(-1, 32).astype(np.float32)
+    exponent = np.floor(np.log2(np.maximum(np.abs(blocks).max(1, keepdims=True), 1e-30))) - 2
+    codes = np.abs(blocks[..., None] / 2 ** exponent[..., None] - steps).argmin(-1).astype(np.uint8)
+    packed = np.concatenate([(exponent + 127).astype(np.uint8), codes[:, :16] | codes[:, 16:] << 4], 1)
+    return packed.reshape(*values.shape[:-1], -1)
+
+
+def test_gemma4s_experts_may_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The converter leaves gate and up together; llama.cpp's loader takes them apart too."""
+    architecture, config = CONFIGS["gemma4-experts"]
+    state = random_model(config).state_dict()
+    together = GGUFCheckpoint(write_gguf(tmp_path / "together.gguf", architecture, config, state))
+
+    def write(keep: tuple[str, ...]) -> Path:
+        def apart(_: str, __: Any, name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+            if not name.endswith("experts.gate_up_proj"):
+                return as_stored(architecture, config, name, tensor)
+            halves = dict(zip(("gate", "up"), tensor.chunk(2, 1), strict=True))
+            return [(f"blk.{name.split('.')[2]}.ffn_{half}_exps.weight", halves[half]) for half in keep]
+
+        monkeypatch.setattr("gguf_files.as_stored", apart)
+        return write_gguf(tmp_path / "apart.gguf", architecture, config, state)
+
+    checkpoint = GGUFCheckpoint(write(("gate", "up")))
+    for name in together.tensors:
+        assert torch.equal(checkpoint.read(name), together.read(name)), name
+    for there, missing in (("gate", "up"), ("up", "gate")):
+        with pytest.raises(
+            CheckpointError, match=rf"has blk.0.ffn_{there}_exps.weight, but no blk.0.ffn_{missing}_exps"
+        ):
+            GGUFCheckpoint(write((there,)))
 
 
 def write_one_tensor(path: Path, stored: str, raw: np.ndarray, kind: GGMLQuantizationType) -> Path:
