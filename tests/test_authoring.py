@@ -158,7 +158,7 @@ def test_a_config_of_200_megabytes_is_not_read(checkpoint: Path) -> None:
         file.truncate(200 << 20)
     with pytest.raises(CheckpointError) as caught:
         new_recipe(checkpoint)
-    assert list(caught.value.problems) == [f"checkpoint {checkpoint}: config.json is larger than 64 MiB"]
+    assert list(caught.value.problems) == [f"checkpoint {checkpoint}: config.json is larger than 4 MiB"]
 
 
 def test_custom_code_is_data_and_another_name_is_offered(checkpoint: Path) -> None:

@@ -166,7 +166,7 @@ def _choose_context(model: Mapping[str, Any], longest: Any, family: Family) -> i
     """As long as the built-in recipes', or twice the longest window; never beyond what the model was trained for."""
     windows = [kind["attention"].get("window") or 0 for kind in model["kinds"].values()]
     window = max(size for size in windows) if windows else 0
-    wanted = max(family.export.get("context", CONTEXT), 2 * window if isinstance(window, int) else 0)
+    wanted = max(int(family.export.get("context", CONTEXT)), 2 * window if isinstance(window, int) else 0)
     positions = get_path(model, "embedding.positions.count")
     longest = positions or longest
     limit = longest if isinstance(longest, int) and longest >= 2 else wanted
