@@ -4,7 +4,8 @@ An operation is prepared once: `prepare(call)` reads its constant parameters and
 tensors and the operands that it is called with at each run.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,6 +16,8 @@ from coreai_recipes.evaluate.constants import Constant
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.precision import Arithmetic
+
+MOST_UNDECLARED = 1 << 28  # elements of a value whose size only the run decides
 
 
 class Result(NamedTuple):
@@ -90,6 +93,13 @@ class Call:
 
     def fail(self, problem: str) -> NoReturn:
         raise EvaluationError(f"{self.node.type} {self.node.name}: {problem}")
+
+    def check_size(self, sizes: Iterable[float]) -> None:
+        """Raise before memory is taken for a result that is larger than the one that the program declares."""
+        declared, size = self.result_shape, math.prod(sizes)
+        most = MOST_UNDECLARED if any(each < 0 for each in declared) else math.prod(declared)
+        if size > most:
+            self.fail(f"has {size:.0f} elements, but the program declares {declared}")
 
     def has(self, name: str) -> bool:
         return bool(self.node.operands.get(name))

@@ -69,9 +69,9 @@ def open_runtime(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = 
         check_coreml()
     elif runtime == "evaluator" or why_no_coreml() is not None:
         return EvaluatorRuntime(package, _open_tables(bundle_path, manifest))
-    from coreai_recipes.recipe import load_recipe
+    from coreai_recipes.recipe.loader import load_sealed
 
-    units = load_recipe(bundle_path / "recipe.yaml").export.compute_units
+    units = load_sealed(bundle_path / "recipe.yaml").export.compute_units
     return CoreMLRuntime(package, units, _open_tables(bundle_path, manifest))
 
 

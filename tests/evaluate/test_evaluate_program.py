@@ -286,3 +286,20 @@ def test_a_traced_module_with_a_state_is_what_torch_computes(tmp_path: Path) -> 
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(state["cache"], module.cache, rtol=1e-4, atol=1e-5)
     assert not function.overflowed
+
+
+def test_a_result_that_is_larger_than_declared_takes_no_memory(tmp_path: Path) -> None:
+    path = write_package(
+        tmp_path / "tile.mlpackage", lambda x: mb.tile(x=x, reps=[1, 2, 1, 3]), {"x": ("float32", (1, 2, 3, 4))}
+    )
+
+    def repeat_more(model: Any) -> None:
+        (reps,) = (op for op in only_block(model).operations if op.type == "const" and "reps" in op.outputs[0].name)
+        del reps.attributes["val"].immediateValue.tensor.ints.values[:]
+        reps.attributes["val"].immediateValue.tensor.ints.values.extend([1 << 10, 1 << 10, 1 << 10, 3])
+
+    rewrite(path, repeat_more)
+    function = Program(path).function()
+    assert problem(lambda: function({"x": torch.zeros(1, 2, 3, 4)})) == (
+        "tile tile_0: has 77309411328 elements, but the program declares (1, 4, 3, 12)"
+    )

@@ -9,7 +9,12 @@ from coreai_recipes.evaluate.registry import Call, Kernel, operation, unary
 @operation("fill", moves=True)
 def prepare_fill(call: Call) -> Kernel:
     value, result_type = call.number("value", 0.0), call.result_type
-    return Kernel(lambda shape: torch.full(shape.tolist(), value, dtype=result_type), [call.operand("shape")])
+
+    def run(shape: Tensor) -> Tensor:
+        call.check_size(shape.tolist())
+        return torch.full(shape.tolist(), value, dtype=result_type)
+
+    return Kernel(run, [call.operand("shape")])
 
 
 @operation("fill_like", moves=True)
@@ -21,10 +26,12 @@ def prepare_fill_like(call: Call) -> Kernel:
 @operation("range_1d")
 def prepare_range_1d(call: Call) -> Kernel:
     result_type = call.result_type
-    return Kernel(
-        lambda start, end, step: torch.arange(start.item(), end.item(), step.item(), dtype=result_type),
-        [call.operand(name) for name in ("start", "end", "step")],
-    )
+
+    def run(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
+        call.check_size([abs(end.item() - start.item()) // abs(step.item())])
+        return torch.arange(start.item(), end.item(), step.item(), dtype=result_type)
+
+    return Kernel(run, [call.operand(name) for name in ("start", "end", "step")])
 
 
 @operation("shape")

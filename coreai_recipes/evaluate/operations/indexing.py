@@ -174,6 +174,7 @@ def prepare_one_hot(call: Call) -> Kernel:
     size, result_type = call.integer("one_hot_vector_size"), call.result_type
     rank = len(call.shape("indices")) + 1
     axis = call.integer("axis", -1) % rank
+    call.check_size([size])
     places = torch.arange(size).reshape([size if place == axis else 1 for place in range(rank)])
     return Kernel(
         lambda indices: torch.where(indices.unsqueeze(axis) == places, on, off).to(result_type),

@@ -110,9 +110,14 @@ def prepare_split(call: Call) -> Kernel:
 @operation("tile", moves=True)
 def prepare_tile(call: Call) -> Kernel:
     repeats = call.integers("reps") if call.constant("reps") else None
+
+    def repeat(x: Tensor, times: list[int]) -> Tensor:
+        call.check_size([x.numel(), *times])
+        return x.repeat(times)
+
     if repeats is not None:
-        return unary(call, lambda x: x.repeat(repeats))
-    return Kernel(lambda x, reps: x.repeat(reps.tolist()), [call.operand("x"), call.operand("reps")])
+        return unary(call, lambda x: repeat(x, repeats))
+    return Kernel(lambda x, reps: repeat(x, reps.tolist()), [call.operand("x"), call.operand("reps")])
 
 
 @operation("reverse", moves=True)
@@ -128,6 +133,9 @@ def prepare_pad(call: Call) -> Kernel:
     def pad(x: Tensor, sizes: list[int]) -> Tensor:
         # Sizes are before and after of the last axes in order; torch wants the last axis first.
         ordered = [size for place in reversed(range(0, len(sizes), 2)) for size in sizes[place : place + 2]]
+        added = [sum(sizes[place : place + 2]) for place in range(0, len(sizes), 2)]
+        first = x.dim() - len(added)
+        call.check_size(size + (added[axis - first] if axis >= first else 0) for axis, size in enumerate(x.shape))
         if mode == "constant":
             return functional.pad(x, ordered, value=value)
         while len(ordered) > 2 and not any(ordered[-2:]):
