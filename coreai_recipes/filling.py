@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.checkpoint.base import Checkpoint, stated_flag
+from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint, stated_flag
 from coreai_recipes.checkpoint.binding import Binding, ParameterInfo, bind
 from coreai_recipes.checkpoint.range_check import to_float16
 from coreai_recipes.checkpoint.tying import judge_head
@@ -27,9 +27,10 @@ def settle_head(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, str | N
         return recipe, None
     found, tensor = judge_head(checkpoint, recipe.weights.names)
     if found == "undecided":
+        beside = f"{TIE_FLAG}: true" if stated_flag(checkpoint.config) else "the table that it is tied to"
         return recipe, (
-            f"model.head.tied: true, and {tensor} is there beside the table: "
-            "headers do not say whether they are equal, `recipe build` compares them and decides"
+            f"model.head.tied: true, and {tensor} is there beside {beside}: "
+            "headers do not say whether they are equal, `recipe build` compares their values and decides"
         )
     if found != "own":
         return recipe, None

@@ -275,7 +275,7 @@ def test_headers_alone_leave_it_to_the_build(tmp_path: Path) -> None:
     recipe = load_recipe("tiny-llama")
     assert settle_head(recipe, Headers(with_head(tmp_path / "m", doubled))) == (
         recipe,
-        "model.head.tied: true, and lm_head.weight is there beside the table: headers do not say whether they are "
-        "equal, `recipe build` compares them and decides",
+        "model.head.tied: true, and lm_head.weight is there beside tie_word_embeddings: true: headers do not say "
+        "whether they are equal, `recipe build` compares their values and decides",
     )
     assert settle_head(recipe, Headers(TINY)) == (recipe, None)

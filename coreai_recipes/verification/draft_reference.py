@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.speculation import Round
 from coreai_recipes.verification.reference import ATTENTION, register_attention, restore_buffers
+from coreai_recipes.verification.reference_config import config_of
 from coreai_recipes.verification.reference_weights import Weights
 
 
@@ -38,14 +40,17 @@ def all_layers_may_share() -> Iterator[None]:
 
 def load_draft(recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
     """transformers' draft with the checkpoint's weights, float32, in memory."""
-    from transformers import AutoConfig, Gemma4AssistantForCausalLM
+    from transformers import Gemma4AssistantForCausalLM
 
     if recipe.draft is None:
         raise ValueError(f"{recipe.name} has no draft")
     register_attention()
+    wanted, found = recipe.draft.reference.model_type, checkpoint.config.get("model_type")
+    if found != wanted:
+        line = f"{checkpoint.place}: config.json says model_type {found}, but the reference of the recipe's draft is"
+        raise CheckpointError(f"{line} {wanted}")
     with all_layers_may_share():
-        settings = {k: v for k, v in checkpoint.config.items() if k != "model_type"}
-        config = AutoConfig.for_model(recipe.draft.reference.model_type, **settings)
+        config = config_of(wanted, checkpoint.config, checkpoint)
         with torch.device("meta"):
             model = Gemma4AssistantForCausalLM._from_config(
                 config, dtype=torch.float32, attn_implementation=ATTENTION

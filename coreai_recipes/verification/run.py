@@ -136,11 +136,12 @@ def run_stage(name: str, subject: Subject) -> StageResult:
 
 def reference_of(stage: Stage, subject: Subject) -> dict[str, Any]:
     """What a stage compares with, and what that was made of."""
-    from coreai_recipes.verification.reference_config import OUR_MODULE, describe_reference
+    from coreai_recipes.verification.reference_config import OF_DRAFT, OUR_MODULE, describe_reference
 
     if not stage.needs_reference and subject.recipe.reference is not None:
         return OUR_MODULE
-    return describe_reference(subject.recipe, subject.weights)
+    made_of = describe_reference(subject.recipe, subject.weights)
+    return {**made_of, "draft": OF_DRAFT} if stage.module == "draft" else made_of
 
 
 def read_as(subject: Subject) -> str | None:
