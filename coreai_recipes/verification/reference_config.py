@@ -23,6 +23,7 @@ from coreai_recipes.verification.their_gguf import TheirReading, read_by_transfo
 CONFIG = "config.json"
 # see draft_reference.all_layers_may_share
 OF_DRAFT = "its own config.json, without transformers 5.23's check that refuses layers which all share caches"
+OF_TOKENIZER = {"tokenizer": "transformers' AutoTokenizer of the checkpoint's own files"}
 OUR_MODULE = {"config": "the recipe, as stage torch compares it", "tensors": "our own module's, as stored"}
 # what a quantised checkpoint says about itself: its tensors come to us as floats
 DROPPED = ("model_type", "quantization_config", "auto_map")

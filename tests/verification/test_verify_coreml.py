@@ -54,6 +54,8 @@ def qwen3_package(saved: Callable[[str], Saved], export: Export) -> Path:
 
 @pytest.fixture
 def coreml(monkeypatch: pytest.MonkeyPatch) -> type[FakeMLModel]:
+    from transformers import AutoModelForCausalLM  # noqa: F401  before the platform is another than what it loads on
+
     parent, models = types.ModuleType("coremltools"), types.ModuleType("coremltools.models")
     parent.ComputeUnit = {"CPU_AND_NE": "units of the engine"}  # type: ignore[attr-defined]
     models.MLModel = FakeMLModel  # type: ignore[attr-defined]

@@ -132,7 +132,14 @@ def test_each_stage_says_what_its_reference_is_made_of(tiny_llama: Saved, tiny_p
     said = {stage.name: stage.detail.get("reference") for stage in report.stages if not stage.skipped}
     of_file = {"config": "config.json", "tensors": "the checkpoint's, by transformers' names"}
     ours = {"config": "the recipe, as stage torch compares it", "tensors": "our own module's, as stored"}
-    assert said == {"rotary": of_file, "torch": of_file, "package": ours, "package_float16": of_file}
+    tokenizer = {"tokenizer": "transformers' AutoTokenizer of the checkpoint's own files"}
+    assert said == {
+        "rotary": of_file,
+        "torch": of_file,
+        "package": ours,
+        "package_float16": of_file,
+        "tokenizer": tokenizer,
+    }
 
 
 def test_the_exceptions_are_named(tiny_llama: Saved, tiny_package: Path) -> None:

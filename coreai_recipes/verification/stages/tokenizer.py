@@ -43,6 +43,7 @@ TURNS = (
     {"role": "assistant", "content": "{{ messages }}"},
     {"role": "user", "content": "And 1234?"},
 )  # fmt: skip
+TOKENIZER = "tokenizer.json"
 MAX_TOKENS = 48  # of the added ones, from both ends of the list
 Ids = list[int] | str  # or that a conversation is refused
 
@@ -51,7 +52,8 @@ def run(subject: Subject) -> StageResult:
     theirs = subject.weights.load_tokenizer()
     if isinstance(theirs, NotLoaded):
         return skip("tokenizer", f"transformers cannot load it: {theirs.reason}")
-    if subject.package is not None:
+    # a package that is no part of a bundle has no tokenizer beside it
+    if subject.package is not None and (subject.package.parent / TOKENIZER).is_file():
         return compare(BundleTokenizer(subject.package.parent), theirs, subject)
     with temporary_folder() as folder:
         subject.weights.write_tokenizer(folder)
