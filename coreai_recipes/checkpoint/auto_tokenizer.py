@@ -1,6 +1,5 @@
 """What transformers makes of a checkpoint's tokenizer files: the authority for token ids, asked at each build."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +49,7 @@ def describe(tokenizer: Any, stated: str | None, end_ids: list[int]) -> Tokens:
     overlay, added = {}, None
     if stated is not None:
         own = parse_tokenizer(stated)
-        overlay = differences(json.loads(backend.to_str()), json.loads(own.to_str()))
+        overlay = differences(backend.to_str(), own.to_str())
         added = list_added(backend)
     ends = end_ids or [index for index in (tokenizer.eos_token_id,) if index is not None]
     templates = tokenizer.chat_template or {}
@@ -91,5 +90,5 @@ def quiet_transformers() -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     """The error in one line."""
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(f"{type(error).__name__}: {error}".split())
     return words if len(words) <= 300 else f"{words[:297]}..."

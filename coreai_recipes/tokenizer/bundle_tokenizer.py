@@ -1,7 +1,6 @@
 """The tokenizer of a bundle's folder."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
 
     from coreai_recipes.tokenizer.template import ChatTemplate, Message
 
-# Twice a context of a million tokens; encoding so much takes some seconds and half a GB.
-LARGEST_TEXT = 4 << 20
+# Half a million words. A byte may be a token, and two million tokens take half a GB and two seconds to be found.
+LARGEST_TEXT = 2 << 20
 
 
 class BundleTokenizer:
@@ -45,12 +44,9 @@ class BundleTokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Plain text, with the special tokens that the tokenizer puts around it (a bos, most often).
 
-        Raises UserError for more than LARGEST_TEXT characters.
+        Raises UserError for more than LARGEST_TEXT bytes, and for what is no text.
         """
-        if len(text) > LARGEST_TEXT:
-            raise UserError(
-                f"the prompt has {len(text):,} characters, and {LARGEST_TEXT:,} are taken at most: shorten it"
-            )
+        check_size((text,))
         # a terminal or a pipe may give bytes that are no text, which tokenizers refuses in Python's words
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(
@@ -67,6 +63,7 @@ class BundleTokenizer:
 
         Raises BundleError when the template refuses it, and UserError for a name that there is not.
         """
+        check_size(message["content"] for message in messages)
         if not self._tokens.chat_templates and template is None:
             return self.encode("\n".join(message["content"] for message in messages))
         return self.encode(self._choose(template).render(messages), add_special_tokens=False)
@@ -98,6 +95,13 @@ class BundleTokenizer:
         return self._compiled[name]
 
 
+def check_size(texts: Iterable[str]) -> None:
+    """Raise UserError for texts of more than LARGEST_TEXT bytes together."""
+    size = sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    if size > LARGEST_TEXT:
+        raise UserError(f"the prompt has {size:,} bytes, and {LARGEST_TEXT:,} are taken at most: shorten it")
+
+
 def open_tokenizer(folder: Path, tokens: Tokens) -> "Tokenizer":
     """tokenizer.json in `folder` as `tokens` means it, which neither cuts nor pads a text."""
     path = folder / TOKENIZER
@@ -126,7 +130,7 @@ def parse_tokenizer(text: str, tokens: Tokens | None = None) -> "Tokenizer":
     try:
         tokenizer = Tokenizer.from_str(text)
         if tokens is not None and (tokens.overlay or not _has_added(tokenizer, tokens.added_tokens)):
-            tokenizer = Tokenizer.from_str(json.dumps(tokens.laid_over(json.loads(text)), ensure_ascii=False))
+            tokenizer = Tokenizer.from_str(tokens.laid_over(tokenizer.to_str()))
     except BaseException as error:  # tokenizers raises Exception itself, and for a panic of its own BaseException
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise TokenizerError(str(error)) from None

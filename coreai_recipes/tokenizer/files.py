@@ -6,7 +6,7 @@ from typing import Any
 
 LARGEST = {
     # Gemma's tokenizer.json, the largest of those that we know, has 33 MB
-    ".json": 64 << 20,
+    ".json": 48 << 20,
     ".jinja": 1 << 20,
 }
 POINTER = b"version https://git-lfs.github.com/spec/"

@@ -378,3 +378,27 @@ def test_a_vocabulary_of_words_alone_needs_no_package(checkpoint: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="<|endoftext|>"))
     tokenizer.save(str(checkpoint / "tokenizer.json"))
     SafetensorsCheckpoint(checkpoint).check_tokenizer(2)
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("tokenizer.json", 48), ("tokenizer_config.json", 48), ("chat_template.jinja", 1)]
+)
+def test_a_file_of_a_hundred_megabytes_is_refused_unread(checkpoint: Path, name: str, limit: int) -> None:
+    with (checkpoint / name).open("wb") as file:
+        file.truncate(100 << 20)
+    with pytest.raises(CheckpointError, match=f"{name} is larger than {limit} MiB$"):
+        SafetensorsCheckpoint(checkpoint).check_tokenizer(ROWS)
+
+
+def test_a_prompt_of_a_hundred_megabytes_is_refused_unread(checkpoint: Path, tmp_path: Path) -> None:
+    ours = written(checkpoint, tmp_path / "bundle")
+    text = "x" * 100_000_000
+    message = r"^the prompt has 100,000,\d\d\d bytes, and 2,097,152 are taken at most: shorten it$"
+    for ask in (lambda: ours.encode(text), lambda: ours.encode_chat([{"role": "user", "content": text}])):
+        with pytest.raises(UserError, match=message):
+            ask()
+    with pytest.raises(UserError, match=message):
+        ours.encode_chat([{"role": "user", "content": "x" * 1_000_000}] * 100)
