@@ -47,7 +47,11 @@ def hold_origin(
         match = HUB_ID.fullmatch(origin.source)
         if match is not None and match["revision"] is not None:
             given = origin.source
-        elif named is not None and named.startswith(EMBEDDED) and PurePath(named).name == origin.source:
+        elif (
+            named is not None
+            and named.startswith(EMBEDDED)
+            and PurePath(named.removeprefix(EMBEDDED)).name == origin.source
+        ):
             given = named
         else:
             return Held(

@@ -138,6 +138,19 @@ def test_without_a_checkpoint_the_very_commit_of_the_hub_is_opened(
     assert asked == ["org/tiny@0123abc"]
 
 
+@pytest.mark.parametrize("named", ["embedded:gemma4-tiny", "embedded:gemma4-tiny/draft"])
+def test_without_a_checkpoint_one_that_ships_with_the_package_is_opened(named: str) -> None:
+    from coreai_recipes.manifest.schema import Origin
+    from coreai_recipes.origin import hold_origin
+
+    source = open_checkpoint(named)
+    origin = Origin.model_validate({"source": source.source, "sha256": source.digests()})
+    held = hold_origin(origin, "gemma4-tiny", None, named, "--checkpoint SRC")
+    held.finish()
+    assert held.source is not None
+    assert held.source.path == source.path
+
+
 def test_a_manifest_says_what_a_checkpoint_is_known_by(bundle: Bundle) -> None:
     from hashlib import sha256
 
