@@ -4,10 +4,13 @@ import json
 from typing import Any
 
 import pytest
+from family_configs import decoders, plain_config
 from known_fields import data_file, read_source
 
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.recipe.importing.checking import says_nothing
+from coreai_recipes.recipe.importing.family import load_family, noted_fields
 from coreai_recipes.recipe.importing.known import is_known, is_known_anywhere, is_rope_key
 
 SIZES = {
@@ -186,3 +189,37 @@ def test_released_files_are_read_and_transformers_logits_are_bit_equal_without_w
     if "rope_scaling" in rest:
         rest["rope_scaling"] = {key: value for key, value in rest["rope_scaling"].items() if key not in left_out}
     assert torch.equal(logits(**fields), logits(**rest))
+
+
+def noted() -> list[tuple[str, str, Any]]:
+    return [
+        (name, field, value)
+        for name in decoders()
+        for field, entry in noted_fields(name).items()
+        for value in entry.only or ()
+    ]
+
+
+@pytest.mark.parametrize(("model_type", "field", "value"), noted())
+def test_each_line_of_data_leaves_the_logits_bit_equal(model_type: str, field: str, value: Any) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    plain = plain_config(load_family(model_type))
+    assert noted_fields(model_type)[field].seen
+    (note,) = recipe_from_config({"model_type": model_type, **plain, field: value}, "small").notes
+    assert note.startswith(f"{field}: ")
+
+    def logits(**said: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **plain, **said)).eval()
+        with torch.inference_mode():
+            return model(torch.arange(3, 80)[None]).logits  # type: ignore[no-any-return]
+
+    assert torch.equal(logits(), logits(**{field: value}))
+
+
+def test_the_table_names_families_and_what_is_strange_to_them() -> None:
+    for model_type, field, value in noted():
+        assert not says_nothing(value)
+        assert is_known_anywhere(field), f"{model_type}.{field}: no line of data is needed"
