@@ -119,6 +119,8 @@ def test_config_for_a_recipe_reads_back_as_the_same_model(config: dict[str, Any]
     again = read_recipe(config_for(recipe))
     assert again.model == recipe.model
     assert again.weights == recipe.weights
+    written = config_for(recipe)
+    CONFIG_MAPPING[written.pop("model_type")](**written)  # and transformers takes it
 
 
 @pytest.mark.parametrize("name", decoders())

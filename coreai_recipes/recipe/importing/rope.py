@@ -107,7 +107,7 @@ def write_rope(slot: RopeSlot, layer: Mapping[str, Any]) -> dict[str, Any] | Non
             continue
         given: dict[str, Any] = {"rope_type": name, "rope_theta": rotary["theta"]}
         for key, rule in known.fields.items():
-            value = get_path(layer, rule.sets[0]) if rule.sets else None
+            value = get_path(layer, rule.sets[0]) if rule.sets else rule.default
             if value is not None:
                 given[key] = value
         if slot.partial is not None and FACTOR not in known.fields:
