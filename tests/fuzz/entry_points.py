@@ -21,7 +21,7 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     make_plan(load_recipe("tiny-llama")).to_json()
     new_recipe(TINY)
-    bundles.whole_bundle()
+    bundles.warm_up()
 
 
 def recipe(folder: Path, text: bytes) -> None:
