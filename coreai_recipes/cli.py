@@ -50,20 +50,24 @@ def _end(arguments: list[str]) -> int:
             return _say(signals.said, signals.status)  # whatever became of it: some libraries turn it into others
         if isinstance(error, UserError):
             return _say("\n".join(error.problems), 2)
-        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
-            return error.code or 0  # a shell that asks for completions
         return _explain(error, arguments)
 
 
 def _explain(error: BaseException, arguments: list[str]) -> int:
-    """The last net: what nobody has foreseen, in one sentence."""
+    """What nobody has foreseen, in one sentence: a plugin's fault, or the last net."""
     import os
     import traceback
 
     from coreai_recipes.errors import describe
 
+    plugins = sys.modules.get("coreai_recipes.recipe.plugins")
+    blamed = plugins and plugins.blame(error)
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None) and not blamed:
+        return error.code or 0  # a shell asked for completions
     if os.environ.get("RECIPE_TRACEBACK"):
         traceback.print_exception(error)
+    if blamed:
+        return _say(f"{blamed}; RECIPE_TRACEBACK=1 shows the traceback", 2)
     command = next((f"recipe {word}" for word in arguments if not word.startswith("-")), "recipe")
     return _say(
         f"{command}: {describe(error)}: this is a fault of recipe's own: please report it with the traceback that "

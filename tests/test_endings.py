@@ -99,6 +99,26 @@ def test_ctrl_c_while_python_exits_shows_no_traceback() -> None:
     assert (status, out, err) == (130, b"tiny-llama: valid\n", b"")
 
 
+def test_who_called_the_entry_point_and_goes_on_can_be_interrupted() -> None:
+    calls = """
+import os, signal, sys
+from coreai_recipes import cli
+sys.argv = ["recipe", "validate", "tiny-llama"]
+try:
+    cli.main()
+except SystemExit:
+    pass
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("once")
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", calls], capture_output=True, check=False)
+    assert done.stdout == b"tiny-llama: valid\nonce\n"
+    assert b"KeyboardInterrupt" in done.stderr
+
+
 def test_a_signal_that_was_ignored_stays_so() -> None:
     nohup = "import os, signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     ended = run_on_pipes("validate", "tiny-llama", before=nohup + when_importing("typer", KILL.format("SIGHUP")))

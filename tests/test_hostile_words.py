@@ -164,3 +164,43 @@ def test_a_recipe_is_not_written_over_a_folder(tmp_path: Path, run: Run) -> None
         assert status == 2
         assert err.startswith(f"{place}: ")
         assert "fault of recipe's own" not in err
+
+
+RAISES = """
+from typing import Any, Literal
+import torch
+from coreai_recipes.extending import register
+from coreai_recipes.primitives.mlp import GatedMLP
+from coreai_recipes.recipe.schema import GatedMLP as Spec
+
+class Mine(Spec):
+    kind: Literal["mine"]
+
+@register("mlp", spec=Mine)
+class MyMLP(GatedMLP):
+    def __init__(self, spec: Any, hidden_size: int) -> None:
+        {0}
+        super().__init__(spec, hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        {1}
+        return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "called", "line"),
+    [("1 / 0", "pass", 14), ("raise SystemExit(0)", "pass", 14), ("pass", "raise KeyError('x')", 18)],
+)
+def test_a_plugin_that_raises_while_it_is_used_is_named_with_its_line(
+    made: str, called: str, line: int, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(RAISES.format(made, called))
+    override = "model.kinds.full.mlp.kind=mine"
+    words = ("build", "tiny-llama", "--checkpoint", TINY, "--out", tmp_path / "dist", "--no-verify", "--set", override)
+    status, out, err = run_on_pipes(*words, "--set", "reference=null", "--plugin", plugin)
+    assert (status, out) == (2, b""), err
+    assert err.startswith(f"{plugin}:{line}: raises ".encode())
+    assert err.endswith(b"; RECIPE_TRACEBACK=1 shows the traceback\n")
+    assert len(err.splitlines()) == 1

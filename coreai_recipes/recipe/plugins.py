@@ -23,6 +23,7 @@ from coreai_recipes.recipe.kinds import count_added
 GROUP = "coreai_recipes.primitives"
 
 _loaded: list[Path] = []  # the resolved files
+_installed: list[Path] = []  # the files and folders of installed packages
 
 
 class PluginError(UserError):
@@ -64,11 +65,25 @@ def load_installed() -> None:
     """Import the plugins of installed packages, once. Raises PluginError for the first that cannot be."""
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         _import(entry.load, _describe(entry))
+        package = sys.modules[entry.module.partition(".")[0]]
+        _installed.extend(map(Path, getattr(package, "__path__", None) or [str(package.__file__)]))
 
 
 def plugin_folders() -> tuple[Path, ...]:
     """The folders of the files that were loaded: weight names may stand beside them."""
     return tuple(dict.fromkeys(path.parent for path in _loaded))
+
+
+def blame(error: BaseException) -> PluginError | None:
+    """The sentence for what a plugin's own code raised while it was used, with its line; None for anybody else's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            path = Path(frame.filename)
+            if path in _loaded or any(path.is_relative_to(place) for place in _installed):
+                return PluginError(f"{_at(frame.filename, frame.lineno)}: raises {describe(cause)}")
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _import(load: Callable[[], object], place: str, file: Path | None = None) -> None:
