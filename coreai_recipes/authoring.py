@@ -76,9 +76,11 @@ def _open_either(src: str, say: "Callable[[str], None] | None") -> Recipe:
     if not os.path.exists(os.path.expanduser(src)) and "/" not in src:
         return load_recipe(src)  # says that there is neither
     checkpoint = open_config(src)
-    recipe, note = _settle_head(recipe_from_config(checkpoint.config, "other").recipe, checkpoint)
-    if note and say is not None:
-        say(f"{src}: {note}")
+    imported = recipe_from_config(checkpoint.config, "other")
+    recipe, note = _settle_head(imported.recipe, checkpoint)
+    for each in (*imported.notes, *((note,) if note else ())):
+        if say is not None:
+            say(f"{src}: {each}")
     return recipe
 
 

@@ -194,11 +194,12 @@ def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
     from coreai_recipes.checkpoint.open import open_headers
     from coreai_recipes.filling import bind_decoder, settle_head
     from coreai_recipes.model import build_decoder
+    from coreai_recipes.recipe.importing.assembling import left_out
 
     source = open_headers(checkpoint)
     recipe, note = settle_head(recipe, source)
     bind_decoder(build_decoder(recipe), source)
-    return [note] if note else []
+    return [*left_out(source.config), *((note,) if note else ())]
 
 
 @app.command(cls=Command)

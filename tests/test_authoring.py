@@ -291,3 +291,13 @@ def test_a_new_recipe_says_of_its_export_what_the_built_in_ones_of_its_family_do
     config = {**config_for(built_in), "max_position_embeddings": 1 << 17}
     made = recipe_from_config(config, name).recipe
     assert made.export == built_in.export
+
+
+def test_what_is_left_out_of_a_config_is_said_by_new_diff_and_validate(checkpoint: Path, tmp_path: Path) -> None:
+    write_config(checkpoint, internal_version="7.2", rope_scaling=None)
+    note = 'internal_version: "7.2": left out, no model of transformers has such a field'
+    assert note in new_recipe(checkpoint).decisions
+    heard: list[str] = []
+    assert compare("tiny-llama", str(checkpoint), heard.append) == []
+    assert heard == [f"{checkpoint}: {note}"]
+    assert recipe("validate", "tiny-llama", "--checkpoint", checkpoint)[1] == f"tiny-llama: valid\ntiny-llama: {note}\n"

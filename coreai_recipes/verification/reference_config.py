@@ -12,7 +12,7 @@ from typing import Any
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint
 from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.recipe.importing.assembling import left_out, recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import family_names, load_family
 from coreai_recipes.recipe.importing.reversing import config_for
@@ -95,7 +95,9 @@ def _read_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
             return config_of(wanted, config_for(recipe), checkpoint), Origin(why, wrapper=str(found))
     elif is_read_as(recipe, settings):
         read = f"{CONFIG}, read as {wanted}'s (not independent)"
-        return config_of(wanted, settings, checkpoint), Origin(read)
+        unread = list(left_out(settings, wanted))
+        notes = {"left_out": unread} if unread else {}
+        return config_of(wanted, settings, checkpoint), Origin(read, notes=notes)
     raise CheckpointError(
         f"{checkpoint.place}: config.json says model_type {found}, but the recipe's reference is {wanted}"
     )

@@ -53,3 +53,10 @@ def test_another_model_is_still_an_error(tmp_path: Path, changes: dict[str, Any]
 def test_a_checkpoint_that_names_its_own_family_is_not_remarked_upon() -> None:
     report = verify(load_recipe("tiny-llama"), TINY, stages=["rotary"])
     assert "config" not in report.stages[0].detail
+
+
+def test_what_the_family_does_not_know_is_in_the_report(tmp_path: Path) -> None:
+    checkpoint = renamed(tmp_path / "new", model_type="my_llama", use_qk_norm=0)
+    report = verify(new_recipe(checkpoint, "llama").recipe, checkpoint, stages=["torch"])
+    said = "use_qk_norm: 0: left out, transformers' llama has no such field, and it says that nothing is there"
+    assert said in report.stages[0].detail["reference"]["left_out"]

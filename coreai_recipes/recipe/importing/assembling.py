@@ -71,6 +71,14 @@ def recipe_from_config(
     return Imported(recipe, family, longest if isinstance(longest, int) else None, (*around, *read.notes))
 
 
+def left_out(config: Mapping[str, Any], chosen: str | None = None) -> tuple[str, ...]:
+    """What is left out of a config.json, each with the reason; nothing where no family reads it."""
+    try:
+        return recipe_from_config(config, "notes", chosen=chosen).notes
+    except CheckpointError:
+        return ()
+
+
 def draft_from_config(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """The `draft:` block, plain data, of a draft's config.json for the target `recipe`.
 
