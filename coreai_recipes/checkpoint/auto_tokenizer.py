@@ -34,10 +34,13 @@ def load_tokenizer(source: str | Path, **where: Any) -> "Any | NotLoaded":
         except BaseException as error:  # whatever json, a converter or tokenizers raise
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            return NotLoaded(_first_line(error))
-    if getattr(found, "backend_tokenizer", None) is None:
-        return NotLoaded(f"its {type(found).__name__} is written in Python and has no tokenizer.json")
+            return NotLoaded(_reason(error).replace(str(source), "the checkpoint"))
     return found
+
+
+def has_backend(tokenizer: Any) -> bool:
+    """Whether a tokenizer.json describes it: some classes of transformers are written in Python alone."""
+    return getattr(tokenizer, "backend_tokenizer", None) is not None
 
 
 def describe(tokenizer: Any, stated: str | None, end_ids: list[int]) -> Tokens:
@@ -45,18 +48,17 @@ def describe(tokenizer: Any, stated: str | None, end_ids: list[int]) -> Tokens:
 
     `end_ids` are those that the checkpoint's configs name; where there are none, it is the tokenizer's end token.
     """
-    backend = tokenizer.backend_tokenizer
     overlay, added = {}, None
-    if stated is not None:
-        own = parse_tokenizer(stated)
-        overlay = differences(backend.to_str(), own.to_str())
+    if stated is not None and has_backend(tokenizer):
+        backend = tokenizer.backend_tokenizer
+        overlay = differences(backend.to_str(), parse_tokenizer(stated).to_str())
         added = list_added(backend)
     ends = end_ids or [index for index in (tokenizer.eos_token_id,) if index is not None]
     templates = tokenizer.chat_template or {}
     return Tokens(
         special_tokens=dict(tokenizer.special_tokens_map),
         added_tokens=added,
-        end_tokens={index: backend.id_to_token(index) for index in ends},
+        end_tokens={index: tokenizer.convert_ids_to_tokens(index) for index in ends},
         chat_templates={DEFAULT: templates} if isinstance(templates, str) else dict(templates),
         overlay=overlay,
         split_special_tokens=bool(tokenizer.split_special_tokens),
@@ -88,7 +90,9 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """The error in one line."""
+    if "trust_remote_code" in str(error):
+        return "it needs the checkpoint's own code, which is never run"
     words = " ".join(f"{type(error).__name__}: {error}".split())
     return words if len(words) <= 300 else f"{words[:297]}..."

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coreai_recipes.checkpoint.auto_tokenizer import NotLoaded, describe, needed_package
+from coreai_recipes.checkpoint.auto_tokenizer import NotLoaded, describe, has_backend, needed_package
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.tokenizer.bundle_tokenizer import TokenizerError, parse_tokenizer
 from coreai_recipes.tokenizer.files import FileError, read_bytes, read_object, read_text
@@ -138,6 +138,9 @@ def check_made(source: Path, place: str, loaded: "Any | NotLoaded") -> None:
     if isinstance(loaded, NotLoaded):
         why = f"{slow[0]} needs the package {package}: pip install {package}" if package else loaded.reason
         raise CheckpointError(f"{place}: has no {TOKENIZER}, and transformers cannot make it: {why}")
+    if not has_backend(loaded):
+        name = type(loaded).__name__
+        raise CheckpointError(f"{place}: has no {TOKENIZER}, and its {name} is written in Python, so none can be made")
     if not loaded.backend_tokenizer.get_vocab_size(with_added_tokens=False) > len(loaded.all_special_tokens):
         raise CheckpointError(
             f"{place}: has no {TOKENIZER}, and transformers' {type(loaded).__name__} reads no vocabulary from "

@@ -63,10 +63,14 @@ class BundleTokenizer:
 
         Raises BundleError when the template refuses it, and UserError for a name that there is not.
         """
-        check_size(message["content"] for message in messages)
         if not self._tokens.chat_templates and template is None:
             return self.encode("\n".join(message["content"] for message in messages))
-        return self.encode(self._choose(template).render(messages), add_special_tokens=False)
+        return self.encode(self.render(messages, template), add_special_tokens=False)
+
+    def render(self, messages: Sequence["Message"], template: str | None = None) -> str:
+        """The text of a conversation, by a template. Raises as `encode_chat` does."""
+        check_size(message["content"] for message in messages)
+        return self._choose(template).render(messages)
 
     def check_template(self, name: str | None) -> None:
         """Raise UserError when there is no template of that name, or none named where the bundle has no default."""

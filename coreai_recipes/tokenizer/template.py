@@ -28,7 +28,11 @@ class TemplateFault(Exception):
 
 
 class TemplateLimitError(BundleError):
-    """A template that would not end, or whose text would grow without end."""
+    """A template that would not end, or whose text would grow without end; `reason` says so without a place."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.reason = reason
 
 
 class ChatTemplate:
@@ -56,7 +60,7 @@ class ChatTemplate:
         except _Refusal as error:
             raise BundleError(f"{self._place}: its chat template refuses the conversation: {_reason(error)}") from None
         except LimitError as error:
-            raise TemplateLimitError(f"{self._place}: its chat template is stopped: {error}") from None
+            raise TemplateLimitError(self._place, f"its chat template is stopped: {error}") from None
         except Exception as error:  # a template's own arithmetic, indexing and calls can raise anything
             raise BundleError(f"{self._place}: its chat template fails on the conversation: {_reason(error)}") from None
 

@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from coreai_recipes.checkpoint.gguf.architecture import load_table
 from coreai_recipes.checkpoint.gguf.metadata import Metadata
 from coreai_recipes.checkpoint.gguf.special_tokens import end_token_ids
-from coreai_recipes.checkpoint.gguf.tokenizer import build_tokenizer, write_tokenizer
+from coreai_recipes.checkpoint.gguf.tokenizer import build_tokenizer, check_tokenizer, write_tokenizer
 from coreai_recipes.errors import CheckpointError
 
 TEXT = """It's 12345 o'clock; WE'LL see 3.14e-10 things, e\u0301mile\u0301 and \u00e9mil\u00e9!
@@ -366,3 +366,64 @@ def test_sentencepiece_itself_agrees(tmp_path: Path):
     ours = build_tokenizer(metadata)
     for sample in SAMPLES[:-1]:  # sentencepiece does not look for control tokens in a text
         assert ours.encode(sample, add_special_tokens=False).ids == theirs.encode(sample), sample
+
+
+def typed(kinds: list[int], **changes: Any) -> list[int]:
+    tokens = list(TINY_TOKENIZER["tokenizer.ggml.tokens"])
+    for index, text in changes.pop("texts", {}).items():
+        tokens[index] = text
+    return build_tokenizer(tiny(tokens=tokens, token_type=kinds, **changes)).encode("<s>ab<|im_end|>").ids
+
+
+def test_tokens_that_a_key_names_are_found_whole_whatever_their_type_says():
+    ordinary = [1] * 96
+    assert typed([3, 3, 3, *ordinary[3:]]) == typed(ordinary) == [1, 94, 2]
+    assert typed(ordinary, bos_token_id=None)[0] != 1  # nothing names <s> now, and it is cut
+    assert typed(ordinary, eos_token_id=None)[-1] == 2  # <|im_end|> looks like a control token
+    assert typed(None) == [1, 94, 2]  # a file without types
+
+
+def test_ordinary_text_that_a_key_names_stays_ordinary():
+    """Some converters name token 0 as padding, whatever it is; a merge may make the token too."""
+    kinds = [1] * 96
+    tokens = list(TINY_TOKENIZER["tokenizer.ggml.tokens"])
+    for named in (tokens.index("a"), tokens.index("ab")):
+        tokenizer = build_tokenizer(tiny(token_type=kinds, padding_token_id=named))
+        assert [token.content for token in tokenizer.get_added_tokens_decoder().values()] == ["<s>", "<|im_end|>"]
+
+
+def test_an_end_of_an_older_model_is_none_beside_gemma4s():
+    tokens = list(TINY_TOKENIZER["tokenizer.ggml.tokens"])
+    tokens[5], tokens[6] = "</s>", "<|tool_response>"
+    assert end_token_ids(tiny(tokens=tokens)) == [2, 6]
+    tokens[6] = "<other>"
+    assert end_token_ids(tiny(tokens=tokens)) == [2, 5]
+
+
+@pytest.mark.parametrize("templates", [{"": "a"}, {"": "a", "rag": "b"}, {"rag": "b"}])
+def test_templates_are_kept_by_name(tmp_path: Path, templates: dict[str, str]):
+    keys = {f"tokenizer.chat_template{'.' if name else ''}{name}": text for name, text in templates.items()}
+    write_tokenizer(tiny(**{"tokenizer.chat_template": None, **keys}), tmp_path)
+    found = json.loads((tmp_path / "tokens.json").read_text())["chat_templates"]
+    assert found == {name or "default": text for name, text in templates.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "message"),
+    [
+        ({}, 96, None),
+        ({}, 200, None),
+        ({}, 95, "tokenizer.ggml.tokens has 'Ġab' with id 95, but the table has 95 rows"),
+        ({"tokenizer.chat_template": "{% if %}"}, 96, "tokenizer.chat_template is not a template: line 1: "),
+        ({"tokenizer.chat_template.rag": "{{ 1|odd }}"}, 96, "tokenizer.chat_template.rag is not a template: line 1: "),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_converted(
+    changes: dict[str, Any], rows: int, message: str | None
+):
+    if message is None:
+        check_tokenizer(tiny(**changes), rows)
+        return
+    with pytest.raises(CheckpointError) as caught:
+        check_tokenizer(tiny(**changes), rows)
+    assert caught.value.problems[0].startswith(f"model.gguf: {message}")

@@ -33,10 +33,10 @@ TEXTS = (
 )  # fmt: skip
 SYSTEM = {"role": "system", "content": "Be brief, and say \u201cyes\u201d."}
 TURNS = (
-    {"role": "user", "content": "  What is 1 < 2 & \"three\"? <b>\u00e9\u4f60</b>  "},
+    {"role": "user", "content": "  What is a < b & \"three\"? <b>\u00e9\u4f60</b>  "},
     {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes."},
     {"role": "user", "content": "Why?"},
-    {"role": "assistant", "content": "Because 1 + 1 = 2.\n"},
+    {"role": "assistant", "content": "Because x + y = z.\n"},
     {"role": "user", "content": "# Then\n\n- list \U0001f917\n- it"},
     {"role": "assistant", "content": ""},
     {"role": "user", "content": "?"},
@@ -69,7 +69,7 @@ def compare(ours: BundleTokenizer, theirs: Any, subject: Subject) -> StageResult
         try:
             found = our_ids()
         except TemplateLimitError as error:  # transformers would go on for ever
-            return StageResult("tokenizer", False, detail={**detail, "endless": str(error)})
+            return StageResult("tokenizer", False, detail={**detail, "endless": error.reason})
         with quiet_transformers():
             wanted = their_ids()
         kinds[kind] = kinds.get(kind, 0) + 1
@@ -96,7 +96,7 @@ def _probes(
         for messages in (1, 2, 3, 5, 9):
             for before in ((), (SYSTEM,)):
                 chat = [*before, *TURNS[:messages]]
-                if all(comparable(message["content"]) for message in chat):
+                if comparable(_rendered(ours, chat, name)):
                     yield (
                         "chat",
                         f"of {messages} messages{' and a system message' if before else ''} by {name}",
@@ -117,6 +117,14 @@ def _our_text(ours: BundleTokenizer, text: str) -> Ids:
         return ours.encode(text)
     except UserError:
         return "refused"
+
+
+def _rendered(ours: BundleTokenizer, chat: list[dict[str, str]], name: str) -> str:
+    """The conversation as a text; an empty one where it is refused."""
+    try:
+        return ours.render(chat, name)
+    except UserError:
+        return ""
 
 
 def _our_chat(ours: BundleTokenizer, chat: list[dict[str, str]], template: str) -> Ids:
