@@ -153,6 +153,8 @@ class SafetensorsCheckpoint(Checkpoint):
             self._files[name] = read_header(self._folder / name)
         except HeaderError as error:
             problems.append(f"{name}: {error}")
+        if sum(len(stored.tensors) for stored in self._files.values()) > MOST_INDEXED:
+            raise CheckpointError(f"{self.place}: its files hold more than {MOST_INDEXED} tensors")
 
     def _list_tensors(self, index: dict[str, str] | None, problems: list[str]) -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}

@@ -123,6 +123,13 @@ def test_every_other_key_that_gguf_has_a_name_for_is_refused_by_name(name: str, 
     ]
 
 
+def test_thousands_of_unknown_keys_are_not_thousands_of_lines(states: dict[str, Any], tmp_path: Path):
+    with pytest.raises(CheckpointError) as caught:
+        config_of(write("llama", tmp_path, states, {f"key.{index}": 1 for index in range(1000)}))
+    assert len(caught.value.problems) == 201
+    assert caught.value.problems[-1] == f"{tmp_path / 'model.gguf'}: and 800 more keys like these"
+
+
 def test_keys_outside_the_architecture_are_a_packagers_own(states: dict[str, Any], tmp_path: Path):
     extra = {"general.url": "https://example.com", "quantize.imatrix.file": "x", "packager.version": 3}
     path = write_gguf(tmp_path / "model.gguf", "llama", CONFIGS["llama"][1], states["llama"], extra=extra)

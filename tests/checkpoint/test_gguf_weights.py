@@ -336,6 +336,13 @@ def test_a_split_file_reads_like_a_whole_one(tmp_path: Path):
         GGUFCheckpoint(parts[0])
 
 
+def test_a_thousand_parts_are_many(tmp_path: Path):
+    path = tmp_path / "part-00001-of-65000.gguf"
+    write_gguf(path, "llama", LLAMA, random_model(LLAMA).state_dict(), extra={"split.count": 65000, "split.no": 0})
+    with pytest.raises(CheckpointError, match=r"gguf: is one of 65000 parts; at most 1000 are read$"):
+        GGUFCheckpoint(path)
+
+
 def split_gguf(path: Path, target: Path) -> list[Path]:
     """The file in three parts, as gguf's own writer splits it."""
     reader = gguf.GGUFReader(path)

@@ -98,6 +98,20 @@ def test_a_name_of_a_megabyte_is_not_shown_whole() -> None:
         parse_header(header, 4)
 
 
+def test_shards_that_together_hold_more_than_any_model_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the index names may be few, and the files hold any number beside."""
+    monkeypatch.setattr("coreai_recipes.checkpoint.safetensors.MOST_INDEXED", 25)
+    for shard in range(3):
+        part = {f"{shard}.{name}": entry for name, entry in entries(10).items()}
+        write_folder(tmp_path / "model", pack(part, bytes(40)), f"model-{shard + 1:05}-of-00003.safetensors")
+    files = {str(shard): f"model-{shard + 1:05}-of-00003.safetensors" for shard in range(3)}
+    write_index(tmp_path / "model", json.dumps({"weight_map": files}))
+    with pytest.raises(CheckpointError, match=r"model: its files hold more than 25 tensors$"):
+        open_checkpoint(tmp_path / "model")
+
+
 def write_index(folder: Path, content: str) -> Path:
     path = folder / "model.safetensors.index.json"
     path.write_text(content)

@@ -13,6 +13,7 @@ from coreai_recipes.checkpoint.gguf.header import StoredTensor
 from coreai_recipes.checkpoint.gguf.metadata import Metadata, describe
 from coreai_recipes.errors import CheckpointError
 
+MOST_PROBLEMS = 200
 TABLES = Path(__file__).parent / "tables"
 LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
 
@@ -128,7 +129,8 @@ class Architecture:
                     problems.append(f"{metadata.path}: {full} is {describe(value)}, which is not supported")
             else:
                 problems.append(f"{metadata.path}: {full} is not understood, so the model cannot be rebuilt faithfully")
-        return problems
+        more = len(problems) - MOST_PROBLEMS
+        return [*problems[:MOST_PROBLEMS], *([f"{metadata.path}: and {more} more keys like these"] if more > 0 else [])]
 
 
 @cache

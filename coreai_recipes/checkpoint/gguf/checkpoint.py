@@ -10,7 +10,7 @@ from torch import Tensor
 from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
 from coreai_recipes.checkpoint.gguf.architecture import Architecture, find_architecture
 from coreai_recipes.checkpoint.gguf.config import rebuild_config
-from coreai_recipes.checkpoint.gguf.header import Header, StoredTensor, read_header
+from coreai_recipes.checkpoint.gguf.header import MOST_TENSORS, Header, StoredTensor, read_header
 from coreai_recipes.checkpoint.gguf.metadata import Metadata
 from coreai_recipes.checkpoint.gguf.rope import ROPE_TENSORS
 from coreai_recipes.checkpoint.gguf.rows import is_readable
@@ -20,6 +20,7 @@ from coreai_recipes.checkpoint.gguf.their_tokenizer import is_comparable, load_t
 from coreai_recipes.checkpoint.gguf.tokenizer import check_tokenizer, write_tokenizer
 from coreai_recipes.errors import CheckpointError
 
+MOST_PARTS = 1000
 PART = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 
 
@@ -93,6 +94,8 @@ def _read_parts(path: Path) -> list[Header]:
     count = first.metadata.integer("split.count", 1) or 1
     if count == 1:
         return [first]
+    if count > MOST_PARTS:
+        raise CheckpointError(f"{path}: is one of {count} parts; at most {MOST_PARTS} are read")
     match = PART.fullmatch(path.name)
     if match is None or int(match["count"]) != count:
         raise CheckpointError(f"{path}: is one of {count} parts, but is not named like NAME-00001-of-{count:05}.gguf")
@@ -104,8 +107,12 @@ def _read_parts(path: Path) -> list[Header]:
     CheckpointError.collect(
         f"{part}: is missing: {path.name} has {count} parts" for part in paths if not part.is_file()
     )
-    headers = [first, *(read_header(part) for part in paths[1:])]
-    total = sum(len(header.tensors) for header in headers)
+    headers, total = [first], len(first.tensors)
+    for part in paths[1:]:
+        headers.append(read_header(part))
+        total += len(headers[-1].tensors)
+        if total > MOST_TENSORS:
+            raise CheckpointError(f"{path}: its {count} parts hold more than {MOST_TENSORS} tensors")
     stated = first.metadata.integer("split.tensors.count", total)
     if total != stated or len({tensor.name for header in headers for tensor in header.tensors}) != total:
         raise CheckpointError(
