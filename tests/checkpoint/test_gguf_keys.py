@@ -213,3 +213,25 @@ def test_a_mixture_without_experts_is_refused(key: str, states: dict[str, Any], 
 def test_the_experts_width_follows_from_the_rest(states: dict[str, Any], tmp_path: Path):
     config = config_of(write("qwen3moe", tmp_path, states, {}, ("expert_feed_forward_length",)))
     assert config["moe_intermediate_size"] == 96 // 3
+    assert "intermediate_size" not in config_of(write("qwen3moe", tmp_path, states, {}, ("feed_forward_length",)))
+    both = ("feed_forward_length", "expert_feed_forward_length")
+    with pytest.raises(CheckpointError, match=r"qwen3moe.expert_feed_forward_length is missing"):
+        config_of(write("qwen3moe", tmp_path, states, {}, both))
+
+
+def test_keys_and_values_of_layers_that_share_a_cache_may_be_there(states: dict[str, Any], tmp_path: Path):
+    """Google's files have them, and nothing reads them."""
+    from coreai_recipes.authoring import new_recipe
+
+    state = dict(states["gemma4"])
+    for layer in (3, 4, 5):
+        for name in ("k_proj.weight", "v_proj.weight", "k_norm.weight"):
+            state[f"model.layers.{layer}.self_attn.{name}"] = state[f"model.layers.{layer - 3}.self_attn.{name}"]
+    path = write("gemma4", tmp_path, {"gemma4": state}, {})
+    assert new_recipe(path).recipe.model.kinds["full_shared"].attention.shares_kv_with == "full"
+
+
+def test_the_page_on_gguf_names_every_architecture():
+    rows = (Path(__file__).parents[2] / "docs" / "gguf.md").read_text(encoding="utf-8").split("## Keys")[0]
+    named = {word.strip() for row in rows.splitlines() if row.startswith("| ") for word in row.split("|")[1].split(",")}
+    assert named - {"`general.architecture`"} == set(architectures())

@@ -14,6 +14,7 @@ from coreai_recipes.checkpoint.gguf.metadata import Metadata, describe
 from coreai_recipes.errors import CheckpointError
 
 MOST_PROBLEMS = 200
+APART = ("names", "joined", "required", "optional", "checked")  # what a row says in other words than an Architecture
 TABLES = Path(__file__).parent / "tables"
 LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
 
@@ -148,18 +149,18 @@ def _read_row(name: str, row: dict[str, Any], table: dict[str, Any]) -> Architec
         part: {**{key: value for key, value in table[part].items() if key not in own}, **row.get(part, {})}
         for part in parts
     }
-    required = (*table["required"], *row.get("required", ()))
+    required = {*table["required"], *row.get("required", ())} - {*row.get("optional", ())}
     joined = {target: entry for group in row.get("joined", ()) for target, entry in table["joined"][group].items()}
     return Architecture(
         name=name,
         names={stored: ours for group in row["names"] for stored, ours in table["names"][group].items()},
         joined={target: Joined(**{**entry, "of": tuple(entry["of"])}) for target, entry in joined.items()},
-        required=tuple(key for key in required if key in lists["keys"]),
+        required=tuple(key for key in lists["keys"] if key in required),
         checked=frozenset({*table["checked"], *row.get("checked", ())} - own),
         keys=lists["keys"],
         harmless=lists["harmless"],
         ignored=lists["ignored"],
-        **{key: value for key, value in row.items() if key not in (*parts, "names", "joined", "required", "checked")},
+        **{key: value for key, value in row.items() if key not in (*parts, *APART)},
     )
 
 

@@ -110,6 +110,8 @@ def _complete_experts(
     if experts and experts > MOST_EXPERTS:
         raise metadata.refuse(f"{prefix}.expert_count", f"is {experts}; at most {MOST_EXPERTS} are read")
     if "moe_intermediate_size" in architecture.keys.values() and experts and not config.get("moe_intermediate_size"):
+        if not config.get("intermediate_size"):
+            raise metadata.refuse(f"{prefix}.expert_feed_forward_length", "is missing")
         config["moe_intermediate_size"] = config["intermediate_size"] // used
     if architecture.sizes_per_kind:
         config["enable_moe_block"] = bool(experts)
