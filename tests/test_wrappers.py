@@ -198,3 +198,14 @@ def test_a_flat_config_of_old_is_its_own_text_part() -> None:
     config = wrapped("qwen2_5_vl")
     flat = {**config["text_config"], "model_type": "qwen2_5_vl", "vision_config": {"depth": 2}, "image_token_id": 120}
     assert recipe_from_config(flat, "small").recipe == recipe_from_config(config, "small").recipe
+
+
+def test_what_stands_around_the_text_part_is_left_out() -> None:
+    """As the hub's LLaVA 1.5 and SmolVLM have it."""
+    plain = recipe_from_config(wrapped("llava"), "small").recipe
+    around = {"vocab_size": 131, "vision_feature_layer": -2, "ignore_index": -100, "image_seq_length": 576}
+    assert recipe_from_config(wrapped("llava", **around), "small").recipe == plain
+    inside = wrapped("smolvlm", vocab_size=131, scale_factor=4)
+    plain = recipe_from_config(inside, "small").recipe
+    inside["text_config"] |= {"pixel_shuffle_factor": 4, "perceiver_config": {"resampler_depth": 6}}
+    assert recipe_from_config(inside, "small").recipe == plain

@@ -46,8 +46,9 @@ def _open_part(config: Mapping[str, Any], outer: Family) -> tuple[Family, Mappin
     name = outer.part or ""
     part = config.get(name)
     if part is None and outer.flat:
-        around = {*outer.ignored, "model_type", "architectures"}
-        return load_family(outer.family or ""), {key: value for key, value in config.items() if key not in around}
+        flat = load_family(outer.family or "")
+        around = {*outer.ignored, "model_type", "architectures"} - flat.fields.keys()
+        return flat, {key: value for key, value in config.items() if key not in around}
     problems = list(find_config_problems(config, outer))
     inner = None
     if not isinstance(part, Mapping):
@@ -69,9 +70,8 @@ def _inner_family(part: Mapping[str, Any], outer: Family) -> tuple[str | None, s
     said = outer.renamed.get(said, said) if isinstance(said, str) else said
     if said in (usual, *outer.families):
         return str(said), None
-    why = refused_models().get(said) if isinstance(said, str) else None
-    if why is not None:
-        return None, f"{shown(said)}: {why}"
+    if isinstance(said, str) and (said in refused_models() or is_model_type(said)) and said not in family_names():
+        return None, f"{shown(said)}: {refused_models().get(said, NO_FAMILY_FILE)}"
     return None, f"{shown(said)} is not {', '.join((usual, *outer.families))}"
 
 
