@@ -1,0 +1,140 @@
+"""A built folder, opened: nothing in it is believed."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from coreai_recipes.errors import BundleError
+from coreai_recipes.manifest.contents import foreign_entries
+from coreai_recipes.manifest.files import locate, read_regular
+from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, read_manifest, read_report, read_sealed, typed
+from coreai_recipes.manifest.schema import Manifest
+from coreai_recipes.recipe import Recipe
+from coreai_recipes.staging import recover
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A built folder. `seconds` are those of the build's steps, `left_out` what of the checkpoint it did not use and
+    `notes` what it decided against the recipe's word, when it was built just now."""
+
+    path: Path
+    manifest: dict[str, Any]
+    report: dict[str, Any]
+    seconds: dict[str, float] | None = None
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Bundle":
+        """The bundle at `path`. Raises BundleError when there is none, when its format is a later one, and when what
+        its files say cannot be, or contradicts what was built."""
+        path = Path(path)
+        recover(path)
+        try:
+            manifest, report = read_manifest(path), read_report(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise BundleError(f"{path}: no bundle is here ({MANIFEST} and {REPORT} make one): recipe build") from None
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+        from coreai_recipes.contract import hold_manifest
+
+        bundle = cls(path, manifest, report)
+        bundle._check_places()
+        hold_manifest(bundle.described, bundle.recipe, str(path))
+        return bundle
+
+    @cached_property
+    def described(self) -> Manifest:
+        """The manifest, typed."""
+        return typed(Manifest, self.manifest, f"{self.path}: {MANIFEST}")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe that was built."""
+        return self._recipe
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        from coreai_recipes.recipe.loader import load_sealed
+        from coreai_recipes.recipe.yaml_reader import MAX_BYTES
+
+        try:
+            content = read_regular(self.path / RECIPE, MAX_BYTES, self.path)
+        except FileNotFoundError:
+            raise BundleError(f"{self.path}: missing since it was built: {RECIPE}") from None
+        if hashlib.sha256(content).hexdigest() != self.described.recipe_sha256:
+            self.check_files()  # with all else that was modified
+        return load_sealed(self.path / RECIPE)
+
+    @property
+    def package(self) -> Path:
+        return self.path / self.described.programs[0].file
+
+    @property
+    def bytes(self) -> int:
+        """The size of every file that was sealed."""
+        return sum(file.bytes for file in self.described.files.values())
+
+    def _check_places(self) -> None:
+        """Raise BundleError where something is no file, or a link that leads outside: whoever reads it later does not
+        look again."""
+        problems: list[str] = []
+        for name in self.described.files:
+            try:
+                locate(self.path, name)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # whoever needs it says so
+            except BundleError as error:
+                problems += error.problems
+        added = foreign_entries(self.path, self.described)
+        problems += [
+            f"{self.path}: added since it was built: {name}" for name in added if (self.path / name).is_symlink()
+        ]
+        BundleError.collect(problems)
+
+    def check_package(self) -> None:
+        """Raise UserError where the package is not what the manifest says of it. Digests are `check_files`'s."""
+        from coreai_recipes.contract import hold_package
+
+        places = tuple(package.file for package in self.described.packages)
+        problems = []
+        for name, sealed in sorted(self.described.files.items()):
+            if name.startswith(places):
+                try:
+                    size = locate(self.path, name).stat().st_size
+                except (FileNotFoundError, NotADirectoryError):
+                    problems.append(f"{self.path}: missing since it was built: {name}")
+                    continue
+                if size != sealed.bytes:
+                    problems.append(f"{self.path}: modified since it was built: {name}")
+        BundleError.collect(problems)
+        hold_package(self.package, self.described.programs[0], self.described.states)
+
+    def check_files(self) -> None:
+        """Raise BundleError with each file that is missing, added or not as it was sealed."""
+        sealed = read_sealed(self.path)
+        added = sorted(foreign_entries(self.path, sealed))
+        there = {name for name in sealed.files if os.path.isfile(self.path / name) and name not in added}
+        missing = sorted(sealed.files.keys() - there - set(added))
+        problems = [f"{self.path}: missing since it was built: {name}" for name in missing]
+        problems += [f"{self.path}: added since it was built: {name}" for name in added]
+        for name in sorted(there):
+            file = self.path / name
+            try:
+                same = file.stat().st_size == sealed.files[name].bytes and digest_of(file) == sealed.files[name].sha256
+            except OSError as error:
+                problems.append(f"{file}: cannot be read: {(error.strerror or str(error)).lower()}")
+                continue
+            if not same:
+                problems.append(f"{self.path}: modified since it was built: {name}")
+        BundleError.collect(problems)
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
