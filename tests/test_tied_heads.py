@@ -84,6 +84,14 @@ def test_values_are_compared_whatever_their_dtypes(
     assert judge_head(open_checkpoint(with_head(tmp_path / "m", make)), "llama") == (found, HEAD)
 
 
+def test_bare_numbers_are_compared_too(tmp_path: Path) -> None:
+    """No model has them, and a file may."""
+    checkpoint = with_head(tmp_path / "m", copied)
+    tensors = {TABLE: torch.tensor(1.0), HEAD: torch.tensor(2.0)}
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    assert judge_head(open_checkpoint(checkpoint), "llama") == ("own", HEAD)
+
+
 def test_a_comparison_reads_blocks_and_stops_at_the_first_that_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,6 @@ from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.assembling import left_out, recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import family_names, load_family
-from coreai_recipes.recipe.importing.reversing import config_for
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 from coreai_recipes.verification.their_gguf import TheirReading, read_by_transformers
@@ -91,8 +90,10 @@ def _read_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
             config.tie_word_embeddings = getattr(whole, TIE_FLAG, config.tie_word_embeddings)
             return config, Origin(f"{CONFIG}, the text part of {found}", wrapper=str(found))
         if config.model_type in family_names() and load_family(config.model_type).reference == wanted:
-            why = f"of the recipe, for transformers has no {config.model_type} without the rest (not independent)"
-            return config_of(wanted, config_for(recipe), checkpoint), Origin(why, wrapper=str(found))
+            config = _config_without_rest(wanted, config, checkpoint)
+            config.tie_word_embeddings = getattr(whole, TIE_FLAG, config.tie_word_embeddings)
+            part = f"{CONFIG}, the text part of {found}, as {wanted}'s: transformers has no class for it alone"
+            return config, Origin(part, wrapper=str(found))
     elif is_read_as(recipe, settings):
         read = f"{CONFIG}, read as {wanted}'s (not independent)"
         unread = list(left_out(settings, wanted))
@@ -101,6 +102,15 @@ def _read_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
     raise CheckpointError(
         f"{checkpoint.place}: config.json says model_type {found}, but the recipe's reference is {wanted}"
     )
+
+
+def _config_without_rest(wanted: str, text: Any, checkpoint: Checkpoint) -> Any:
+    """The config of the family `wanted` with the fields of a text part that has no class of its own (Qwen's with eyes).
+
+    Its rotary turns text as the family's does: all three of its positions are the token's.
+    """
+    turns = {key: value for key, value in (text.rope_parameters or {}).items() if not key.startswith(("mrope", "type"))}
+    return config_of(wanted, {**text.to_dict(), "rope_parameters": turns}, checkpoint)
 
 
 def config_of(model_type: str, settings: Mapping[str, Any], checkpoint: Checkpoint) -> Any:

@@ -9,6 +9,7 @@ from coreai_recipes.checkpoint.tying import judge_head
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
+from coreai_recipes.recipe.importing.family import family_names
 from coreai_recipes.recipe.loader import validate_data
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.report import StageResult
@@ -82,8 +83,9 @@ def _as_the_checkpoint_has_it(result: StageResult, subject: Subject) -> Iterator
     if recipe.model.head.tied and judge_head(checkpoint, recipe.weights.names)[0] == "own":
         why = "the checkpoint's head is not its table; `recipe build` sets it by itself"
         yield Remedy("model.head.tied", False, why)
+    chosen = None if checkpoint.config.get("model_type") in family_names() else recipe.reference.model_type
     try:
-        theirs = recipe_from_config(checkpoint.config, recipe.name, chosen=recipe.reference.model_type).recipe.model
+        theirs = recipe_from_config(checkpoint.config, recipe.name, chosen=chosen).recipe.model
     except CheckpointError:
         return  # a config that our own rules do not read says nothing here
     differences = compare_models(recipe.model, theirs)
@@ -91,5 +93,5 @@ def _as_the_checkpoint_has_it(result: StageResult, subject: Subject) -> Iterator
     for difference in differences:
         said_of_all = bool(difference.layers) and difference.path in of_all  # a norm's eps, once for every layer
         if difference.path != "head.tied" and not said_of_all:
-            why = f"config.json has it so, the recipe has {difference.one}"
+            why = f"the checkpoint's config has it so, the recipe has {difference.one}"
             yield Remedy(difference.where, difference.other, why)

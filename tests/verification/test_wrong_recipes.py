@@ -162,8 +162,8 @@ def test_a_failing_stage_says_what_the_checkpoint_has(
     )
     (layers,) = run_stages(wrong, checkpoint, None, stages=["torch"]).stages
     assert [remedy["text"] for remedy in layers.detail["remedies"]] == [
-        "model.norm.eps: 1e-05 (config.json has it so, the recipe has 2e-05)",
-        "layers 0 to 3: rotary.theta: 10000 (config.json has it so, the recipe has 9.0)",
+        "model.norm.eps: 1e-05 (the checkpoint's config has it so, the recipe has 2e-05)",
+        "layers 0 to 3: rotary.theta: 10000 (the checkpoint's config has it so, the recipe has 9.0)",
     ]
     recipe, checkpoint = saved("llama")
     tied = change(recipe, head=recipe.model.head.model_dump() | {"tied": True})
