@@ -23,6 +23,8 @@ NAMES = {
     "backslash": "..\\other.safetensors",
 }
 
+FOLDERS = ("", "additional_chat_templates/", "additional_chat_templates/x/")
+
 
 def settings(name: str) -> dict[str, bytes]:
     index = {"weight_map": {"model.norm.weight": name}}
@@ -37,7 +39,9 @@ def hub():
     repositories = {f"org/{name}": Repository({}, says=body) for name, body in BODIES.items()}
     repositories |= {f"org/{name}": Repository(settings(file)) for name, file in NAMES.items()}
     page = Repository({"config.json": BODIES["page"], "model.safetensors": BODIES["page"]})
-    with serve_hub(repositories | {"org/pages": page}) as serving:
+    leading_out = {f"{folder}../../../leads_out{ending}": b"{}" for folder in FOLDERS for ending in (".json", ".jinja")}
+    listed = Repository({file.name: file.read_bytes() for file in TINY.iterdir()} | leading_out)
+    with serve_hub(repositories | {"org/pages": page, "org/listed": listed}) as serving:
         yield serving
 
 
@@ -65,6 +69,15 @@ def test_a_file_outside_of_its_repository_is_not_asked_for(hub: Hub, tmp_path: P
         why = "which is not a safetensors file" if name == "pickle" else "a path that leaves the folder"
         assert answer.endswith(f": model.safetensors.index.json names {file!r}, {why}")
     assert {name for _, name, _ in hub.requests} == {"config.json", "model.safetensors.index.json"}
+
+
+def test_a_listing_that_leads_out_of_its_repository_is_not_followed(hub: Hub, tmp_path: Path) -> None:
+    hub.requests.clear()
+    home = tmp_path / "a/b/c/home"
+    (answer,) = hub.run("open_checkpoint('org/listed').source", home=home)
+    assert answer.startswith("org/listed@")
+    assert not [name for _, name, _ in hub.requests if "leads_out" in name]
+    assert not list(tmp_path.rglob("leads_out*"))
 
 
 def test_a_revision_that_git_cannot_have_is_refused_unasked(hub: Hub, tmp_path: Path) -> None:
