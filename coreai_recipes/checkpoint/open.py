@@ -132,6 +132,8 @@ def open_path(path: Path) -> Checkpoint:
             if len(quantized) > 1:
                 raise CheckpointError(f"checkpoint {path}: holds {len(quantized)} GGUF files; give one of them")
             return open_gguf(path / quantized[0])
+    elif not path.is_file():  # a pipe would be waited for, a device read without an end
+        raise CheckpointError(f"checkpoint {path}: is neither a folder nor a file")
     from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
 
     return SafetensorsCheckpoint(path)

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,11 @@ def test_importing_the_room_imports_nothing_heavy():
     heavy = ["torch", "numpy", "yaml", "huggingface_hub", "transformers", "gguf", "pydantic"]
     run = subprocess.run([sys.executable, "-c", script, *heavy], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".gguf", ""])
+def test_a_pipe_is_not_waited_for(tmp_path, suffix):
+    pipe = tmp_path / f"model{suffix}"
+    os.mkfifo(pipe)
+    with pytest.raises(CheckpointError, match=r"model\S*: is neither a folder nor a file$"):
+        open_checkpoint(pipe)
