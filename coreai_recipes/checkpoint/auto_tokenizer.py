@@ -21,21 +21,38 @@ class NotLoaded:
     reason: str
 
 
-def load_tokenizer(source: str | Path, **where: Any) -> "Any | NotLoaded":
-    """AutoTokenizer's tokenizer, without the checkpoint's own code; `where` names a file or a revision of `source`."""
+def load_tokenizer(folder: str | Path, repo_id: str | None = None, **where: Any) -> "Any | NotLoaded":
+    """AutoTokenizer's tokenizer, without the checkpoint's own code; `where` names a file in `folder`.
+
+    `repo_id` is where the folder came from: transformers knows some repositories whose files say the wrong class.
+    """
     with quiet_transformers():
         from transformers import AutoTokenizer
 
         try:
+            if repo_id is not None:
+                where = {**where, "config": _read_config(folder, repo_id)}
             # Mistral's own format needs a package that may or may not be here, so its use is no question of ids
             found = AutoTokenizer.from_pretrained(
-                source, local_files_only=True, trust_remote_code=False, mistral_format=False, **where
+                folder, local_files_only=True, trust_remote_code=False, mistral_format=False, **where
             )
         except BaseException as error:  # whatever json, a converter or tokenizers raise
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            return NotLoaded(_reason(error).replace(str(source), "the checkpoint"))
+            return NotLoaded(_reason(error).replace(str(folder), "the checkpoint"))
     return found
+
+
+def _read_config(folder: str | Path, repo_id: str) -> Any:
+    """The config as AutoTokenizer reads it, under its repository's name."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError):
+        config = PreTrainedConfig.from_pretrained(folder, local_files_only=True)
+    config._name_or_path = repo_id
+    return config
 
 
 def has_backend(tokenizer: Any) -> bool:

@@ -25,11 +25,16 @@ from coreai_recipes.tokenizer.tokens import TEMPLATE_FOLDER
 
 SETTINGS_PATTERNS = ["config.json", "generation_config.json", "model.safetensors.index.json"]
 SNAPSHOT_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "tiktoken.model", "merges.txt"]
-# In folders lie other formats (original/, onnx/), but for one of templates: a pattern cannot say "all but that one", so
-# there is one for each of its letters. Consolidated and adapter files are copies or parts of the weights.
-OTHER_FOLDERS = [f"{TEMPLATE_FOLDER[:index]}[!{letter}]*/*" for index, letter in enumerate(TEMPLATE_FOLDER)]
-# What leads out of the repository is none of its files.
-IGNORED_PATTERNS = [*OTHER_FOLDERS, f"{TEMPLATE_FOLDER}[!/]*/*", "*../*", "consolidated*", "adapter*"]
+# In folders lie other formats (original/, onnx/), but for one of templates. A pattern cannot say "all but that one":
+# there are two for each of its letters, for names that differ there and for names that end before it. Consolidated and
+# adapter files are copies or parts of the weights.
+OTHER_FOLDERS = [
+    pattern
+    for index, letter in enumerate(TEMPLATE_FOLDER)
+    for pattern in (f"{TEMPLATE_FOLDER[:index]}[!{letter}]*/*", f"{TEMPLATE_FOLDER[:index]}/*")
+]
+INSIDE = [f"{TEMPLATE_FOLDER}[!/]*/*", f"{TEMPLATE_FOLDER}/*/*"]
+IGNORED_PATTERNS = [*OTHER_FOLDERS, *INSIDE, "consolidated*", "adapter*"]
 HEADER_GUESS_BYTES = 128 << 10  # nearly every header is shorter, so that one request is enough
 HEADERS_AT_ONCE = 8
 MAX_SHARDS = 10_000

@@ -114,12 +114,8 @@ class SafetensorsCheckpoint(Checkpoint):
         if self._tokenizer is None:
             from coreai_recipes.checkpoint.auto_tokenizer import load_tokenizer
 
-            if self._hub_source:
-                # by its name on the hub: transformers knows some repositories whose files say the wrong class
-                repo_id, _, commit = self._hub_source.partition("@")
-                self._tokenizer = load_tokenizer(repo_id, revision=commit)
-            else:
-                self._tokenizer = load_tokenizer(self._folder)
+            repo_id = None if self._hub_source is None else self._hub_source.partition("@")[0]
+            self._tokenizer = load_tokenizer(self._folder, repo_id)
         return self._tokenizer
 
     def _locate_files(self, problems: list[str]) -> dict[str, str] | None:

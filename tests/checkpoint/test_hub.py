@@ -10,6 +10,16 @@ from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
 SMALL = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}"}
 
 
+TINY = Path(__file__).parent.parent / "checkpoints" / "tiny-llama"
+
+
+def tokenizer_files() -> dict[str, bytes]:
+    """A tokenizer whose templates have names, as some repositories lay them out."""
+    found = {name: (TINY / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
+    named = {f"additional_chat_templates/{name}.jinja": name.encode() for name in ("rag", "tool")}
+    return {**found, **named, "add/odd.jinja": b"", "additional_chat_templates/more/odd.jinja": b""}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "model"
@@ -29,6 +39,7 @@ def hub(model):
     }
     repositories = {
         "org/model": Repository(files | extra),
+        "org/named": Repository(files | tokenizer_files()),
         "org/gated": Repository(files, gated=True),
         "org/pickles": Repository(SMALL | {"pytorch_model.bin": b""}),
         "org/quantized": Repository(SMALL | {"model-Q4_K_M.gguf": b""}),
@@ -193,3 +204,16 @@ def test_headers_are_read_without_downloading_a_weight(hub, model, tmp_path):
         "has a header in which a lacks dtype, shape or data_offsets"
     )
     assert "tokenizer.json" not in {name for _, name, _ in hub.requests}
+
+
+def test_transformers_tokenizer_is_that_of_the_repository_and_its_named_templates_come_along(hub, tmp_path):
+    names, tokenizer, templates = hub.run(
+        "sorted(p.relative_to(folder).as_posix() for folder in [fetch_snapshot('org/named')[0]] "
+        "for p in folder.rglob('*.jinja'))",
+        "open_checkpoint('org/named').load_tokenizer().special_tokens_map",
+        "sorted(open_checkpoint('org/named').load_tokenizer().chat_template)",
+        home=tmp_path,
+    )
+    assert names == str(["additional_chat_templates/rag.jinja", "additional_chat_templates/tool.jinja"])
+    assert tokenizer == str({"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"})
+    assert templates == str(["rag", "tool"])
