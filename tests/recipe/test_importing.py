@@ -545,3 +545,30 @@ def test_a_window_as_long_as_the_trained_texts_never_slides(name: str) -> None:
 def test_layers_that_slide_with_a_rotary_of_their_own_stay_what_they_are() -> None:
     kinds = read("gemma3_text", sliding_window=4096, max_position_embeddings=1024).model.kinds
     assert kinds["sliding"].attention.kind == "sliding"
+
+
+def theta(recipe: Recipe, kind: str) -> float:
+    return recipe.model.kinds[kind].rotary.theta  # type: ignore[union-attr]
+
+
+def test_a_theta_beside_the_parameters_counts_where_transformers_takes_it() -> None:
+    """Each was another rotary than transformers', and nothing said so."""
+    olmo = read("olmo3", rope_theta=7000.0)
+    assert (theta(olmo, "full"), theta(olmo, "sliding")) == (7000.0, 500000.0)
+    assert theta(read("cwm", rope_theta=7000.0), "full") == 1000000.0  # its parameters by default name their own
+    scaled = read("ministral3", rope_scaling={"rope_type": "linear", "factor": 2.0})
+    assert {kind.rotary.theta for kind in scaled.model.kinds.values()} == {10000.0}  # type: ignore[union-attr]
+
+
+def test_the_old_spelling_of_a_rope_type_says_nothing_where_parameters_are_by_layers() -> None:
+    """transformers lays rope_scaling over {rope_type: default}: Gemma 3 with {type: linear} is not scaled."""
+    assert problems("gemma3_text", num_hidden_layers=6, rope_scaling={"type": "linear", "factor": 8.0}) == [
+        f"config.json: rope_scaling.factor: {NOT_UNDERSTOOD}"
+    ]
+    assert read("gemma3_text", num_hidden_layers=6, rope_scaling={"rope_type": "linear", "factor": 8.0})
+
+
+def test_a_null_bound_of_yarns_ramp_is_its_default() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    said = {**yarn, "beta_fast": None, "beta_slow": None, "mscale": None}
+    assert read("llama", rope_scaling=said).model == read("llama", rope_scaling=yarn).model

@@ -84,7 +84,10 @@ def parameters_of(slot: RopeSlot, config: Mapping[str, Any]) -> tuple[str, Any]:
     if own is not None and not isinstance(own, Mapping):
         return f"rope_parameters.{slot.nested}", own
     if old:
-        return slot.scaling_field or "", {**(own or {}), **old} if isinstance(old, Mapping) else old
+        # laid over a rope_type, so that a `type` beside none of it says nothing
+        return slot.scaling_field or "", {**(own or {"rope_type": "default"}), **old} if isinstance(
+            old, Mapping
+        ) else old
     return f"rope_parameters.{slot.nested}", own or slot.default
 
 
