@@ -158,6 +158,18 @@ def test_a_plugin_that_is_no_file_is_a_sentence(path: str, tmp_path: Path, monke
         load_plugin(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HF_ENDPOINT", "http://127.0.0.1:99999"), ("HF_ENDPOINT", "http://[::1"), ("HF_HUB_ETAG_TIMEOUT", "soon")],
+)
+def test_a_hubs_setting_that_cannot_be_is_named(name: str, value: str) -> None:
+    ours = {key: word for key, word in os.environ.items() if not key.startswith("HF_")}
+    status, out, err = run_on_pipes("new", "org/model", env={**ours, name: value})
+    assert (status, out) == (2, b"")
+    assert err.startswith(f"checkpoint org/model: huggingface_hub cannot take {name} as set: ".encode())
+    assert len(err.splitlines()) == 1
+
+
 def test_a_recipe_is_not_written_over_a_folder(tmp_path: Path, run: Run) -> None:
     for place in (tmp_path, tmp_path / "a/b.yaml", tmp_path / ("a" * 300), "/dev/full/x"):
         status, _, err = run("new", TINY, "-o", place)

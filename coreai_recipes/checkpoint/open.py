@@ -118,6 +118,11 @@ def split_hub_id(src: str | Path) -> tuple[str, str | None]:
         raise CheckpointError(f"checkpoint {src}: no such file")
     if ".." in (match["revision"] or ""):  # which git has in no name either
         raise CheckpointError(f"checkpoint {src}: {match['revision']} is no revision")
+    try:
+        from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # noqa: F401
+    except ValueError as error:  # it reads its settings as it is imported
+        named = ", ".join(name for name in sorted(os.environ) if name.startswith("HF_"))
+        raise CheckpointError(f"checkpoint {src}: huggingface_hub cannot take {named} as set: {error}") from error
     return match["repo"], match["revision"]
 
 
