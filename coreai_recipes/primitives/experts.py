@@ -125,6 +125,10 @@ class Router(nn.Module):
         logits: Tensor = self.proj(scaled(self.norm(x) * self.scale, self.root_size))
         return logits
 
+    def values(self, logits: Tensor) -> Tensor:
+        """What experts are chosen by."""
+        return logits
+
     def weigh(self, logits: Tensor, chosen: Tensor) -> Tensor:
         """The weights of given experts, as `forward` gives those of the best."""
         return torch.softmax(torch.gather(logits, 1, chosen), 1)
@@ -185,6 +189,13 @@ class ScoreRouter(nn.Module):
         """(1, E, 1, S)."""
         logits: Tensor = self.proj(x)
         return logits
+
+    def values(self, logits: Tensor) -> Tensor:
+        """What experts are chosen by, those of groups that are not taken too."""
+        if self.bias is None and self.spec.groups == 1:
+            return logits  # in the same order as the scores, and with all their bits
+        scores = self._scores(logits)
+        return scores if self.bias is None else scores + self.bias
 
     def weigh(self, logits: Tensor, chosen: Tensor) -> Tensor:
         """The weights of given experts, as `forward` gives those of the best."""

@@ -1,13 +1,15 @@
 """Calls of a package that together go through a sequence: prefill whole, prefill padded, decode, score."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 PADDING_SEED = 11
+LAYER = re.compile(r"layer_(\d+)_")  # how the linker begins the names of a layer's values
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,14 @@ class Answer:
     """What a call gave: logits (rows, V), the first of them that of position `first_row`, and watched values by name.
 
     A watched value is (rows, features): the call's real tokens, or the last of them where only that one was computed.
+    `experts` are the numbers of those that each mixture's layer took, (rows, top), by layer.
     """
 
     call: Call
     first_row: int
     logits: Tensor
     watched: dict[str, Tensor]
+    experts: dict[int, Tensor] = field(default_factory=dict)
 
 
 def plan_calls(queries: Mapping[str, int], length: int, decode_steps: int) -> list[Call]:
@@ -101,14 +105,23 @@ def run_call(program: SavedProgram, state: Any, tokens: Sequence[int], call: Cal
     if call.function != "decode":
         inputs["count"] = torch.tensor([call.count], dtype=torch.int32)
     watched: dict[str, Tensor] = {}
+    experts: dict[int, Tensor] = {}
 
     def watch(name: str, value: Tensor, operation: str) -> None:
-        by_position = value.float().permute(3, 0, 1, 2).reshape(value.shape[3], -1)
-        watched[name] = by_position[: call.count].clone()
+        layer = LAYER.match(name) if operation == "topk" else None
+        if layer and value.dim() == 4 and not value.is_floating_point():
+            experts[int(layer[1])] = _by_position(value)[: call.count].long()
+        if name in watch_names:
+            watched[name] = _by_position(value.float())[: call.count].clone()
 
     function = program.function(call.function)
-    outputs = function(inputs, state, watch, watch_names) if watch_names else function(inputs, state)
+    outputs = function(inputs, state, watch) if watch_names else function(inputs, state)
     logits = outputs["logits"][0].float()  # (1 or N, V)
     if call.function == "score":
-        return Answer(call, call.position, logits[: call.count], watched)
-    return Answer(call, call.position + call.count - 1, logits, watched)
+        return Answer(call, call.position, logits[: call.count], watched, experts)
+    return Answer(call, call.position + call.count - 1, logits, watched, experts)
+
+
+def _by_position(value: Tensor) -> Tensor:
+    """(N, C, 1, S) -> (S, N * C)."""
+    return value.permute(3, 0, 1, 2).reshape(value.shape[3], -1)

@@ -1,7 +1,7 @@
 """Our Decoder with one layer filled at a time: the same modules that are converted, at one layer's memory."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,8 @@ from coreai_recipes.model import PER_LAYER_TABLE, build_decoder, empty
 from coreai_recipes.primitives.cache import NoCache
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.verification.ties import Choice, Tie, following
+
+Agreeing = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 class StreamedDecoder:
@@ -66,12 +67,11 @@ class StreamedDecoder:
         self,
         index: int,
         x: Tensor,
-        choice: Choice | None = None,
-        on_tie: Callable[[Tie], object] = lambda tie: None,
+        agreeing: Agreeing = lambda layer: nullcontext(),
     ) -> dict[str, Tensor]:
         """x (1, C, 1, S) through layer `index`: query, key, attention and output, each (S, features).
 
-        Among equal experts it takes those of transformers' `choice`; `on_tie` is told where it would have taken others.
+        It runs in the context of `agreeing`, which may make its choice among equal experts (`ties`).
         """
         layer = self.decoder.layers[index]
         found: dict[str, Tensor] = {}
@@ -82,20 +82,24 @@ class StreamedDecoder:
             watched["key"] = attention.rotated_key
             self._caches[owner] = NoCache()
         of_layer = None if self._per_layer is None else slice_of(self._per_layer, torch.tensor([index]))
-        watching, agreeing = _watch(watched, found), following(layer, choice, on_tie)  # type: ignore[arg-type]
-        with self._filled(index), watching, agreeing, torch.inference_mode():
+        with self._filled(index), _watch(watched, found), agreeing(layer), torch.inference_mode():  # type: ignore[arg-type]
             given = self._inputs[layer.kind]  # type: ignore[index]
             output = layer(x, given.cos, given.sin, given.mask, self._caches[owner], of_layer, given.temperature)
             found["output"] = by_position(output)
         return found
 
-    def run(self, input_ids: Sequence[int], on_hidden: Callable[[int, Tensor], None]) -> Tensor:
+    def run(
+        self,
+        input_ids: Sequence[int],
+        on_hidden: Callable[[int, Tensor], None],
+        agreeing: Callable[[int], Agreeing] = lambda index: lambda layer: nullcontext(),
+    ) -> Tensor:
         """All layers on our own hidden states: `on_hidden(i, x)` is told what goes into layer i (S, C), and at the end
         what comes out of the last. Returns the logits (S, V)."""
         x = self.begin(input_ids)
         on_hidden(0, by_position(x))
         for index in range(len(self.decoder.layers)):
-            output = self.run_layer(index, x)["output"]
+            output = self.run_layer(index, x, agreeing(index))["output"]
             on_hidden(index + 1, output)
             x = channels_first(output)
         return self.logits(x)

@@ -1,14 +1,15 @@
 """Choices whose scores are equal within rounding: which of two such experts a router takes is the kernel's rounding, on
 each processor another one, and nobody's mistake.
 
-Where the two choose differently, transformers' own scores decide. What ours took instead must have a score there within
-TIE of what it stands for; then it is named a tie, and our layer goes on with transformers' choice, weighed by our own
-router: all that follows is compared as everywhere. Any other choice is left as it is, and is seen.
+Where two choose differently, the scores of the one that judges decide: transformers' own, or those of our torch modules
+where a package is held against them. All that one took and the other did not must have scores there within TIE of each
+other; then it is named a tie, and our layer goes on with the other's choice, weighed by our own router: what follows is
+compared as everywhere. Any other choice is left as it is, and is seen.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,16 +36,20 @@ class Choice:
 
 @dataclass(frozen=True)
 class Tie:
-    """A place where ours took other experts than transformers, whose scores there are equal within TIE."""
+    """A place where two took different experts, whose scores there are equal within TIE, and by whose numbers."""
 
     position: int
-    theirs: tuple[int, ...]
-    ours: tuple[int, ...]
+    one: tuple[int, ...]
+    other: tuple[int, ...]
     gap: float
+    names: tuple[str, str] = ("transformers", "ours")
 
     def __str__(self) -> str:
-        theirs, ours = (" and ".join(map(str, numbers)) for numbers in (self.theirs, self.ours))
-        return f"position {self.position}: transformers takes {theirs}, ours {ours}, scores apart by {self.gap:.2g}"
+        one, other = (" and ".join(map(str, numbers)) for numbers in (self.one, self.other))
+        return (
+            f"position {self.position}: {self.names[0]} takes {one}, {self.names[1]} {other}, "
+            f"scores apart by {self.gap:.2g}"
+        )
 
 
 class TopK(TorchFunctionMode):
@@ -75,39 +80,41 @@ class TopK(TorchFunctionMode):
         return Choice(inside[-1].flatten(1), taken, *groups)
 
 
-def settle(choice: Choice, ours: Tensor, start: int = 0) -> list[Tie]:
-    """The ties among the places where `ours` (S, top), the experts that we took at positions from `start` on, are
-    others than transformers'."""
-    taken = choice.taken[start : start + len(ours)]
-    if taken.shape != ours.shape:
+def settle(choice: Choice, other: Tensor, start: int = 0) -> list[Tie]:
+    """The ties among the places where `other` (S, top), the experts that another took at positions from `start` on,
+    differ from the choice's."""
+    taken = choice.taken[start : start + len(other)]
+    if taken.shape != other.shape:
         return []  # another number of experts: a mistake, and no tie
     found = []
-    for row in (ours.sort(1)[0] != taken.sort(1)[0]).any(1).nonzero().flatten().tolist():
-        position, theirs, mine = start + row, set(taken[row].tolist()), set(ours[row].tolist())
-        gap = _gap(choice, position, theirs, mine)
+    for row in (other.sort(1)[0] != taken.sort(1)[0]).any(1).nonzero().flatten().tolist():
+        position, ones, others = start + row, set(taken[row].tolist()), set(other[row].tolist())
+        gap = _gap(choice, position, ones, others)
         if gap is not None:
-            found.append(Tie(position, tuple(sorted(theirs - mine)), tuple(sorted(mine - theirs)), gap))
+            found.append(Tie(position, tuple(sorted(ones - others)), tuple(sorted(others - ones)), gap))
     return found
 
 
-def _gap(choice: Choice, position: int, theirs: set[int], ours: set[int]) -> float | None:
-    """By how much what ours took lies below what transformers took in its place; None beyond TIE."""
+def _gap(choice: Choice, position: int, ones: set[int], others: set[int]) -> float | None:
+    """How far apart the scores are of what one took and the other did not; None beyond TIE."""
     scores = choice.scores[position]
     if choice.group_scores is not None and choice.groups_taken is not None:
         size = scores.numel() // choice.group_scores.shape[1]
-        taken, other = set(choice.groups_taken[position].tolist()), {expert // size for expert in ours}
-        if not other <= taken:
-            # among equal groups ours took another: its experts are as good as they are
+        taken, other_groups = set(choice.groups_taken[position].tolist()), {expert // size for expert in others}
+        if not other_groups <= taken:
+            # among equal groups the other took another: its experts are as good as they are
             sums = choice.group_scores[position]
-            return _within(choice.group_scores, sums[sorted(taken)].min(), sums[sorted(other - taken)].min())
-    return _within(choice.scores, scores[sorted(theirs - ours)].max(), scores[sorted(ours - theirs)].min())
+            spread = torch.stack((sums[sorted(taken)].min(), sums[sorted(other_groups - taken)].min()))
+            return _within(choice.group_scores, spread)
+    return _within(choice.scores, scores[sorted(ones ^ others)])
 
 
-def _within(scores: Tensor, one: Tensor, other: Tensor) -> float | None:
-    """The gap of two of the `scores` of all positions, where it is within TIE."""
+def _within(scores: Tensor, some: Tensor) -> float | None:
+    """How far apart some of the `scores` of all positions are, where that is within TIE."""
     are_probabilities = scores.min() >= 0 and scores.max() <= 1
-    gap = float(one.double() - other.double())
-    return gap if gap <= TIE * (float(one) if are_probabilities else max(1.0, float(scores.abs().max()))) else None
+    least, largest = some.double().min().item(), some.double().max().item()
+    scale = largest if are_probabilities else max(1.0, float(scores.abs().max()))
+    return largest - least if largest - least <= TIE * scale else None
 
 
 @contextmanager
@@ -149,27 +156,69 @@ def _join(choices: list[Choice]) -> Choice | None:
 @contextmanager
 def following(layer: nn.Module, choice: Choice | None, on_tie: Callable[[Tie], object]) -> Iterator[None]:
     """Our layer with transformers' `choice` where it is a tie, which `on_tie` is told of. Calls go from row to row."""
-    routers = [module for module in layer.modules() if isinstance(module, Router | ScoreRouter)]
-    if choice is None or not routers:
-        yield
-        return
     row = 0
 
-    def settled(router: Any, given: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def ties_of(router: Any, x: Tensor, chosen: Tensor) -> list[tuple[Tie, Tensor]]:
         nonlocal row
-        chosen = output[1][0, :, 0].T.clone()  # (S, top)
+        if choice is None:
+            return []
         ties = settle(choice, chosen, row)
+        found = [(replace(tie, position=tie.position - row), choice.taken[tie.position]) for tie in ties]
         for tie in ties:
-            chosen[tie.position - row] = choice.taken[tie.position]
             on_tie(tie)
         row += len(chosen)
-        if not ties:
+        return found
+
+    with _overruling(layer, ties_of):
+        yield
+
+
+@contextmanager
+def agreeing_with(layer: nn.Module, taken: Tensor | None, on_tie: Callable[[Tie], object]) -> Iterator[None]:
+    """Our layer with the experts that a package has `taken` (S, top), -1 where it took none, where that is a tie by our
+    router's own scores."""
+
+    def ties_of(router: Any, x: Tensor, chosen: Tensor) -> list[tuple[Tie, Tensor]]:
+        if taken is None or taken.shape != chosen.shape:
+            return []
+        others = torch.where(taken < 0, chosen, taken)
+        ties = settle(_judged(router, x, chosen), others)
+        for tie in ties:
+            on_tie(replace(tie, names=("torch", "the package")))
+        return [(tie, others[tie.position]) for tie in ties]
+
+    with _overruling(layer, ties_of):
+        yield
+
+
+def _judged(router: Any, x: Tensor, chosen: Tensor) -> Choice:
+    """What our router chose, with all of its scores."""
+    scores = router.values(router.logits(x))[0, :, 0].T  # (S, E)
+    groups = router.spec.groups if isinstance(router, ScoreRouter) else 1
+    if groups == 1 or router.spec.top_groups == groups:
+        return Choice(scores, chosen)
+    sums = scores.unflatten(1, (groups, -1)).topk(2, 2)[0].sum(2)
+    return Choice(scores, chosen, sums, sums.topk(router.spec.top_groups, 1)[1])
+
+
+@contextmanager
+def _overruling(layer: nn.Module, ties_of: Callable[[Any, Tensor, Tensor], list[tuple[Tie, Tensor]]]) -> Iterator[None]:
+    """Our layer with other experts where `ties_of` (router, x, the experts chosen (S, top)) says which."""
+    routers = [module for module in layer.modules() if isinstance(module, Router | ScoreRouter)]
+
+    def overrule(router: Any, given: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        chosen = output[1][0, :, 0].T.clone()  # (S, top)
+        found = ties_of(router, given[0], chosen.clone())
+        for tie, experts in found:
+            chosen[tie.position] = experts
+        if not found:
             return output
         numbers = chosen.T[None, :, None]  # (1, top, 1, S)
         return router.weigh(router.logits(*given), numbers), numbers
 
-    handle = routers[-1].register_forward_hook(settled)
+    handles = [router.register_forward_hook(overrule) for router in routers[-1:]]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -11,7 +11,7 @@ from coreai_recipes.verification.reference import LayerRecord, Reference
 from coreai_recipes.verification.report import Figures, StageResult, judge, number
 from coreai_recipes.verification.streamed import StreamedDecoder, by_position, channels_first
 from coreai_recipes.verification.subject import Subject
-from coreai_recipes.verification.ties import TIE, Tie
+from coreai_recipes.verification.ties import TIE, Tie, following
 
 NAME = "torch"
 PSNR_FLOOR, SNR_MIN_FLOOR = 100.0, 80.0
@@ -60,7 +60,9 @@ def compare_layers(subject: Subject, ties: list[str] | None = None) -> list[Figu
             # our layers are given transformers' states, so nothing else would see a wrong embedding; listed when it is
             first = compare("embedding", theirs.input, embedded)
             figures.extend([first] if first.is_below(PSNR_FLOOR, SNR_MIN_FLOOR) else [])
-        found = ours.run_layer(theirs.index, channels_first(theirs.input), theirs.choice, note)
+        found = ours.run_layer(
+            theirs.index, channels_first(theirs.input), lambda layer: following(layer, theirs.choice, note)
+        )
         compared = theirs.compared().items()
         # a layer that shares another's cache has no keys of its own
         figures.extend(

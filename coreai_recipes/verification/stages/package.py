@@ -1,5 +1,6 @@
 """Stage `package`: the saved program, evaluated in float32, against our Decoder with the weights as stored."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from coreai_recipes.verification.calls import Answer, describe_calls, plan_calls
 from coreai_recipes.verification.figures import compare
 from coreai_recipes.verification.report import Figures, StageResult, judge, skip
 from coreai_recipes.verification.runtime import open_program
-from coreai_recipes.verification.streamed import StreamedDecoder
+from coreai_recipes.verification.streamed import Agreeing, StreamedDecoder
 from coreai_recipes.verification.subject import Subject
+from coreai_recipes.verification.ties import TIE, agreeing_with
 
 NAME = "package"
 PSNR_FLOOR, SNR_MIN_FLOOR = 90.0, 70.0
@@ -23,51 +25,89 @@ def run(subject: Subject) -> StageResult:
     if subject.runtime == "coreml":
         return skip(NAME, NOTHING_INSIDE)
     ids = subject.tokens.sequence
-    hidden, logits = _run_decoder(subject)
     calls = plan_calls(subject.recipe.export.functions.queries, len(ids), DECODE_STEPS)
     program = open_program(subject, "float32")
     state = program.make_state()
-    watched = {f"hidden_{index}" for index in range(len(hidden))}
+    watched = {f"hidden_{index}" for index in range(len(subject.recipe.model.layer_kinds) + 1)}
     answers: list[Answer] = []
     for done, call in enumerate(calls, 1):
         answers.append(run_call(program, state, ids, call, watched))
         subject.progress(NAME, done, len(calls))
-    scale = subject.recipe.export.residual_scale
-    figures = compare_answers(answers, [scale * x for x in hidden], logits)
-    return judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, _detail(subject, describe_calls(calls)))
+    ties: list[str] = []
+    figures = compare_answers(answers, _references(subject, answers, ties))
+    detail = _detail(subject, describe_calls(calls))
+    if ties:
+        detail["tied_experts"] = {"choices": len(ties), "within": TIE, "first": ties[:10]}
+    return judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, detail)
 
 
-def compare_answers(answers: list[Answer], hidden: list[Tensor], logits: Tensor) -> list[Figures]:
+@dataclass(frozen=True)
+class Expected:
+    """Our Decoder's hidden states (S, C), scaled as the package's stream is, and logits (S, V)."""
+
+    hidden: list[Tensor]
+    logits: Tensor
+
+
+def compare_answers(answers: list[Answer], expected: list[Expected]) -> list[Figures]:
     """The figures over all calls: what went into the first layer, each layer's output, the logits.
 
-    Each call's own rows are compared, so a position that was computed twice (by score) counts twice.
+    Each call's own rows are compared with what is `expected` of it, so a position that was computed twice (by score)
+    counts twice.
     """
     figures = []
-    for index, ref in enumerate(hidden):
+    for index in range(len(expected[0].hidden)):
         name = f"layers.{index - 1}.output" if index else "embedding"
-        found = [(a.call, a.watched[f"hidden_{index}"]) for a in answers if f"hidden_{index}" in a.watched]
-        if found:
-            # layers that share a cache are run for the last token of a prefill alone
-            ends = [(call.position + call.count, len(x)) for call, x in found]
-            rows = torch.cat([torch.arange(end - count, end) for end, count in ends])
-            figures.append(compare(name, ref[rows], torch.cat([x for _, x in found])))
-    answered = torch.cat([torch.arange(a.first_row, a.first_row + len(a.logits)) for a in answers])
-    figures.append(compare("logits", logits[answered], torch.cat([a.logits for a in answers])))
+        pairs = []
+        for answer, ours in zip(answers, expected, strict=True):
+            x = answer.watched.get(f"hidden_{index}")
+            if x is not None:
+                # layers that share a cache are run for the last token of a prefill alone
+                end = answer.call.position + answer.call.count
+                pairs.append((ours.hidden[index][end - len(x) : end], x))
+        if pairs:
+            figures.append(compare(name, *(torch.cat(side) for side in zip(*pairs, strict=True))))
+    rows = [ours.logits[a.first_row : a.first_row + len(a.logits)] for a, ours in zip(answers, expected, strict=True)]
+    figures.append(compare("logits", torch.cat(rows), torch.cat([a.logits for a in answers])))
     return figures
 
 
-def _run_decoder(subject: Subject) -> tuple[list[Tensor], Tensor]:
+def _references(subject: Subject, answers: list[Answer], ties: list[str]) -> list[Expected]:
+    """What is expected of each call. Among equal experts ours takes those that the package took; where it took others
+    when it computed the last positions again, in `score`, ours is run again too."""
+    taken = _experts_taken(subject, [a for a in answers if a.call.function != "score"])
+    again = _experts_taken(subject, answers)
+    usual = _run_decoder(subject, taken, ties)
+    same = all(torch.equal(one, other) for one, other in zip(taken.values(), again.values(), strict=True))
+    scored = usual if same else _run_decoder(subject, again, ties)
+    return [scored if answer.call.function == "score" else usual for answer in answers]
+
+
+def _experts_taken(subject: Subject, answers: list[Answer]) -> dict[int, Tensor]:
+    """By layer, the numbers of the experts that the last call of each position took, (S, top); -1 where none did."""
+    found: dict[int, Tensor] = {}
+    for answer in answers:
+        end = answer.call.position + answer.call.count
+        for layer, experts in answer.experts.items():
+            none = torch.full((len(subject.tokens.sequence), experts.shape[1]), -1)
+            found.setdefault(layer, none)[end - len(experts) : end] = experts
+    return found
+
+
+def _run_decoder(subject: Subject, taken: dict[int, Tensor], ties: list[str]) -> Expected:
     """Our Decoder over the whole sequence, without caches: each hidden state (S, C) and the logits (S, V)."""
     decoder = StreamedDecoder(subject.recipe, subject.weights, stored=True)
     hidden: list[Tensor] = []
-    total = len(decoder.decoder.layers) + 1
+    total, scale = len(decoder.decoder.layers) + 1, subject.recipe.export.residual_scale
 
     def keep(index: int, x: Tensor) -> None:
-        hidden.append(x)
-        subject.note_stream(x)
+        hidden.append(scale * x)
         subject.progress(f"{NAME}: torch", index + 1, total)
 
-    return hidden, decoder.run(subject.tokens.sequence, keep)
+    def agreeing(index: int) -> Agreeing:
+        return lambda layer: agreeing_with(layer, taken.get(index), lambda tie: ties.append(f"layers.{index}, {tie}"))
+
+    return Expected(hidden, decoder.run(subject.tokens.sequence, keep, agreeing))
 
 
 def _detail(subject: Subject, calls: str) -> dict[str, Any]:
