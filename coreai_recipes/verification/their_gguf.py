@@ -11,11 +11,13 @@ from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from coreai_recipes.checkpoint.auto_tokenizer import quiet_transformers
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint, TensorInfo
 from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
 from coreai_recipes.errors import CheckpointError
@@ -55,15 +57,16 @@ class TheirReading:
         self.config: dict[str, Any] | None = None
         self.why: str | None = None
         try:
-            self.config = load_gguf_checkpoint(str(path))["config"]
+            # the file is gone through once, and its hundreds of thousands of tokens not again: no config is of them
+            reader = self.reader
+            with patch("gguf.GGUFReader", lambda _: reader), quiet_transformers():
+                self.config = load_gguf_checkpoint(str(path))["config"]
         except Exception as error:  # an architecture that it does not know, or a key that it stumbles over
             self.why = " ".join(str(error).split())
 
     @cached_property
     def reader(self) -> Any:
-        from gguf import GGUFReader
-
-        return GGUFReader(self.path)
+        return open_reader(self.path)
 
     def choose_tensors(self, model: Any, checkpoint: Checkpoint) -> Checkpoint:
         """transformers' own reading of the tensors, or ours where it has no tensor for a parameter."""
@@ -95,6 +98,16 @@ class TheirReading:
     def _takes(self, field: str, value: Any, ours: Mapping[str, Any]) -> bool:
         is_of_each_layer = isinstance(value, list) and not isinstance(ours.get(field), list)
         return field not in NOT_TAKEN and not is_of_each_layer and (self.is_whole or field != TIE_FLAG)
+
+
+def open_reader(path: Path) -> Any:
+    """gguf's own reader, as transformers uses it, without the tokenizer's lists."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    for key in [key for key in reader.fields if key.startswith("tokenizer.")]:
+        del reader.fields[key]
+    return reader
 
 
 _readings: "WeakKeyDictionary[Checkpoint, TheirReading]" = WeakKeyDictionary()
