@@ -269,6 +269,11 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}},
         f"rope_parameters.llama_4_scaling_beta: {NOT_UNDERSTOOD}",
     ),
+    (
+        "bloom",
+        {"rope_parameters": {"rope_theta": 1.0}},
+        "rope_parameters: a mapping: " + needs("a rotary in this family"),
+    ),
     ("iquestcoder", {"clip_qkv": 8.0}, "clip_qkv: 8.0: " + needs("q, k and v cut off at a value")),
     ("glm", {"partial_rotary_factor": 1.5}, "rope_parameters: rotary.factor: 1.5 is not in (0, 1]"),
 ]

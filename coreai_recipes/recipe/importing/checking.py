@@ -35,7 +35,7 @@ def find_config_problems(config: Mapping[str, Any], family: Family) -> Iterator[
     for name, value in config.items():
         if name in family.fields:
             yield from judge_value(name, value, family.fields[name])
-        elif name == "rope_parameters" or name in family.rope_fields:
+        elif name in family.rope_fields:
             continue  # judged where they are read, by their layers
         elif _inner(name, family) in irrelevant:
             yield from _judge_irrelevant(name, value, irrelevant[_inner(name, family)])
@@ -54,9 +54,8 @@ def find_notes(config: Mapping[str, Any], family: Family) -> Iterator[str]:
 
 def is_strange(name: str, family: Family) -> bool:
     """Whether nothing is said of a field."""
-    is_rotary = name == "rope_parameters" or name in family.rope_fields
     is_said = name in family.fields or name in family.ignored or name == family.part
-    return not (is_rotary or is_said or _inner(name, family) in irrelevant_fields())
+    return not (name in family.rope_fields or is_said or _inner(name, family) in irrelevant_fields())
 
 
 def why_left_out(name: str, value: Any, config: Mapping[str, Any], family: Family) -> str | None:
