@@ -34,14 +34,16 @@ def bias(
     slope = torch.tensor(slopes(spec, num_heads), dtype=torch.float32, device=key_positions.device).view(shape)
     keys, queries = key_positions.view(1, -1, 1, 1).float(), query_positions.view(1, 1, 1, -1).float()
     if spec.rounding == "bfloat16":
-        fall = _round(slope * _round(keys)) - _round(slope * _round(queries))
+        fall = round_to_bfloat16(slope * round_to_bfloat16(keys)) - round_to_bfloat16(
+            slope * round_to_bfloat16(queries)
+        )
     else:
         fall = slope * (keys - queries)
     fall = torch.minimum(fall, torch.zeros((), device=fall.device))
     return scaled(fall, score_scale) if spec.scaled else fall
 
 
-def _round(x: Tensor) -> Tensor:
+def round_to_bfloat16(x: Tensor) -> Tensor:
     """x in bfloat16's 8 bits, by arithmetic that every program has."""
     large = x * SPLIT
     return large - (large - x)

@@ -5,11 +5,13 @@
 """
 
 import math
+from collections.abc import Callable
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from coreai_recipes.primitives.alibi import round_to_bfloat16
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.recipe import schema
 from coreai_recipes.recipe.schema import NoRotary
@@ -138,6 +140,14 @@ def _scale_llama3(inv_freq: Tensor, scaling: schema.Llama3Scaling) -> Tensor:
     return torch.where(is_between, between, stretched)
 
 
+# What a precision makes of float32. No program of Core ML has bfloat16: its 8 bits are taken by arithmetic.
+_ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
+    "float32": lambda x: x,
+    "float16": lambda x: x.half().float(),
+    "bfloat16": round_to_bfloat16,
+}
+
+
 class Rotary(nn.Module):
     """Turns pairs of each head's dimensions by an angle that grows with the position.
 
@@ -168,14 +178,10 @@ class Rotary(nn.Module):
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin at integer `positions` (B, S): float32 (B, S, R/2), for `proportional` (B, S, D/2)."""
-        precision = getattr(torch, self.spec.precision)
+        rounded = _ROUNDING[self.spec.precision]
         inv_freq = torch.tensor(self.inv_freq, dtype=torch.float32, device=positions.device)
-        if precision is torch.float32:
-            angles = positions[..., None].float() * inv_freq
-            return self._scaled(angles.cos()), self._scaled(angles.sin())
-        angles = (positions[..., None].to(precision) * inv_freq.to(precision)).float()
-        cos, sin = self._scaled(angles.cos()), self._scaled(angles.sin())
-        return cos.to(precision).float(), sin.to(precision).float()
+        angles = rounded(rounded(positions[..., None].float()) * rounded(inv_freq))
+        return rounded(self._scaled(angles.cos())), rounded(self._scaled(angles.sin()))
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.attention_factor == 1.0 else x * self.attention_factor
@@ -240,7 +246,7 @@ class NoRotation(Rotary):
 
     def __init__(self, spec: NoRotary, head_dim: int, folded: bool = False, context: int | None = None) -> None:
         nn.Module.__init__(self)
-        self.head_dim = head_dim
+        self.head_dim, self.pairing = head_dim, "half"
         self.inv_freq = ()
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:

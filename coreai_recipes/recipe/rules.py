@@ -61,6 +61,12 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
         and not heads % kv_heads
     ):
         yield Problem((*at, "num_kv_heads"), f"latent attention makes keys of its own for each of {heads} heads")
+    values = integer_at(kind, "attention", "value_dim")
+    nope_dim, rope_dim = integer_at(kind, "attention", "nope_dim"), integer_at(kind, "attention", "rope_dim")
+    if values and nope_dim and rope_dim and values > nope_dim + rope_dim:
+        yield Problem(
+            (*at, "value_dim"), f"{values} is more than a head's keys have, {nope_dim + rope_dim}: one cache holds both"
+        )
     window, context = integer_at(kind, "attention", "window"), integer_at(recipe, "export", "context")
     if value_at(kind, "attention", "kind") == "sliding" and window and context and window > context:
         yield Problem(

@@ -262,6 +262,13 @@ def test_whatever_changes_a_fragment_changes_its_identity(change: str) -> None:
     assert {name for name in changed if name.startswith("pick_")} == expected & {"pick_12"}
 
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_angles_of_a_lower_precision_can_be_converted(precision: str) -> None:
+    """`validate` and `plan` took bfloat16, of which coremltools has no type."""
+    rotary = {"kind": "full", "precision": precision, "lossy": True}
+    assert convert_fragment(front_fragment(build_decoder(small_recipe(kinds(rotary=rotary))), 1, "seen"))
+
+
 def test_another_seed_or_name_changes_no_identity() -> None:
     recipe = small_recipe()
     renamed = recipe.model_copy(update={"name": "another"})

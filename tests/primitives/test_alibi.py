@@ -53,8 +53,8 @@ def test_the_bias_falls_from_the_query_on() -> None:
 def test_falcons_rounding_is_bfloat16s_bit_for_bit(heads: int) -> None:
     """At every position up to 4095: slopes, positions and their products, each rounded."""
     length = 4096
-    rounded = alibi._round(
-        alibi._round(torch.arange(length).float()) * torch.tensor(alibi.slopes(FALCON, heads))[:, None]
+    rounded = alibi.round_to_bfloat16(
+        alibi.round_to_bfloat16(torch.arange(length).float()) * torch.tensor(alibi.slopes(FALCON, heads))[:, None]
     )
     assert torch.equal(rounded, falcon(heads, length))
 

@@ -273,3 +273,29 @@ def test_a_scaled_stream_that_nothing_undoes_is_refused_where_the_scale_is_said(
     assert all(line.split(": ", 2)[2].startswith(problem) for line, problem in zip(found, problems, strict=True))
     place = found[0].split(":")
     assert text.splitlines()[int(place[1]) - 1][int(place[2]) - 1 :] == "0.5"
+
+
+LATENT = "attention: {kind: latent, num_heads: 4, num_kv_heads: 4, nope_dim: 6, rope_dim: 4, value_dim: 8, kv_rank: 8}"
+GROUPED = "attention: {kind: full, num_heads: 4, num_kv_heads: 2, head_dim: 8}"
+
+
+def test_latent_values_are_no_wider_than_keys(small, load, refusal):
+    """The two have one cache: wider values were a traceback of the build."""
+    load(small.replace(GROUPED, LATENT.replace("value_dim: 8", "value_dim: 10")))
+    (problem,) = refusal(small.replace(GROUPED, LATENT.replace("value_dim: 8", "value_dim: 11")))
+    assert problem.split(": ", 1)[1].startswith(
+        "model.kinds.full.attention.value_dim: 11 is more than a head's keys have, 10: one cache holds both"
+    )
+
+
+def test_latent_heads_that_do_not_turn_are_run(small, load):
+    """Their rotary had no pairing, which only a build asked for."""
+    import torch
+
+    from coreai_recipes.model import build_decoder, fill
+
+    text = small.replace(GROUPED, LATENT).replace("rotary: {kind: full, theta: 10000}", "rotary: {kind: none}")
+    decoder = build_decoder(load(text).recipe)
+    shapes = {name: parameter.shape for name, parameter in decoder.named_parameters()}
+    fill(decoder, lambda name: torch.ones(shapes[name]))
+    assert decoder(torch.tensor([[1, 2, 3]])).isfinite().all()
