@@ -102,7 +102,7 @@ def validate_data(data: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     load_installed()
     root, problems = read_yaml(write_yaml(data).encode(), "")
     if root is None or problems:
-        raise ValueError("; ".join(problem.message for problem in problems))
+        raise RecipeError(*(f"the config holds {problem.message}" for problem in problems))
     return _validate(root.plain(), root)
 
 

@@ -184,7 +184,8 @@ class _Reader:
         if get_path(kind, "rotary.kind") == "none":
             kind["rotary"] = {"kind": "none"}
         attention = kind.get("attention", {})
-        if attention.get("scale") is not None and attention["scale"] == attention.get("head_dim", 0) ** -0.5:
+        head_dim = attention.get("head_dim", 0)
+        if attention.get("scale") is not None and head_dim > 0 and attention["scale"] == head_dim**-0.5:
             del attention["scale"]  # what is unsaid is the same
         return kind
 
