@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from coreai_recipes.recipe.importing.family import Family, FieldRule, family_names, gather, load_family
+from coreai_recipes.recipe.importing.family import Family, family_names, gather, load_family
+from coreai_recipes.recipe.importing.rules import FieldRule
 
 LAYERS = 5
 SIZES: dict[str, Any] = {

@@ -6,13 +6,13 @@ from typing import Any
 
 from coreai_recipes.recipe.importing.family import (
     Family,
-    FieldRule,
     Irrelevant,
     irrelevant_fields,
     key_of,
     noted_fields,
 )
 from coreai_recipes.recipe.importing.known import is_known, is_known_anywhere
+from coreai_recipes.recipe.importing.rules import FieldRule
 from coreai_recipes.recipe.rules import did_you_mean
 from coreai_recipes.recipe.yaml_reader import shorten
 

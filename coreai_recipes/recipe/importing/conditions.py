@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from coreai_recipes.recipe.importing.family import Family, LayerRule, key_of
+from coreai_recipes.recipe.importing.family import Family, key_of
+from coreai_recipes.recipe.importing.rules import LayerRule
 
 
 class Unreadable(Exception):

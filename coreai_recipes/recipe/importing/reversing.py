@@ -14,8 +14,6 @@ from coreai_recipes.recipe.importing.comparing import Difference, compare_models
 from coreai_recipes.recipe.importing.conditions import Unreadable, holds, layers_of
 from coreai_recipes.recipe.importing.family import (
     Family,
-    FieldRule,
-    Trait,
     family_names,
     gather,
     load_family,
@@ -24,6 +22,7 @@ from coreai_recipes.recipe.importing.family import (
 from coreai_recipes.recipe.importing.paths import get_path
 from coreai_recipes.recipe.importing.reading import Traits, holds_traits, read_model, trait_order
 from coreai_recipes.recipe.importing.rope import write_around, write_rope
+from coreai_recipes.recipe.importing.rules import FieldRule, Trait
 from coreai_recipes.recipe.inherit import dotted
 from coreai_recipes.recipe.loader import Resolved
 from coreai_recipes.recipe.plain import Location, Problem

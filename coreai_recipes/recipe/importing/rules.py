@@ -1,0 +1,139 @@
+"""The rules of which a family's file is made: of a field, of several fields together, and of what layers differ in.
+
+`family.py` describes the language in which they are written.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Settings = dict[str, Any]
+Type = Literal["size", "count", "number", "flag", "word", "list", "mapping", "any"]
+
+
+class Rule(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class FieldRule(Rule):
+    """One field of config.json.
+
+    Attributes:
+        default: what transformers' config class says when the field is absent.
+        sets: the paths that take its value; one that ends with `?` only where the block that holds it is there.
+        values: the recipe's words for the config's; a value that is not there is refused.
+        off: the value with which the field sets nothing (null, unless said).
+        absent: what null stands for: another field, `one // other` or `one * other`, each a field or a number.
+        via: the recipe has the field to the power -1/2, or one over it.
+        doubles: a path whose value is doubled when the field is true.
+        when: other fields and what they must be, for this one to mean anything; `on` and `off` are words for it.
+        of: the layers that it is for, by what they differ in.
+        only: the values that need nothing of a recipe; any other needs what `needs` names.
+        fits: a draft's field that must equal a field of its target's model.
+    """
+
+    default: Any = None
+    sets: tuple[str, ...] = ()
+    values: dict[str, Any] | None = None
+    off: Any = None
+    absent: str | None = None
+    via: Literal["inverse_sqrt", "inverse"] | None = None
+    doubles: str | None = None
+    when: Settings = {}
+    of: dict[str, str] = {}
+    only: tuple[Any, ...] | None = None
+    needs: str | None = None
+    fits: str | None = None
+    type: Type | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_one_path(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("sets"), str):
+            return {**data, "sets": (data["sets"],)}
+        return data
+
+    @property
+    def is_off_said(self) -> bool:
+        return "off" in self.model_fields_set
+
+    @property
+    def value_type(self) -> Type | None:
+        """What a value must be: as said, else as the default is."""
+        if self.type or self.default is None:
+            return self.type or ("size" if self.absent else None)
+        kinds: dict[type, Type] = {
+            bool: "flag",
+            int: "size",
+            float: "number",
+            str: "word",
+            list: "list",
+            dict: "mapping",
+        }
+        return kinds[type(self.default)]
+
+    @property
+    def may_be_null(self) -> bool:
+        return self.default is None or self.absent is not None or (self.is_off_said and self.off is None)
+
+
+class SwitchRow(Rule):
+    """When the fields are so, these paths have these values."""
+
+    given: Settings = Field(alias="if")
+    set: Settings
+
+
+class LayerRule(Rule):
+    """What some layers are; the pattern is the one key that is said.
+
+    Attributes:
+        listed: a field that lists all layers, when it is not null; `values` are ours for its words.
+        every: layers i with i % n == at % n, n a number or a field.
+        since: layers from that field's index on. last, first: so many. within: a field that lists indices. all: each.
+        value: what they are. when: other fields and what they must be for the rule to say anything.
+    """
+
+    listed: str | None = Field(default=None, alias="list")
+    values: dict[str, str] = {}
+    every: int | str | None = None
+    at: int = -1
+    since: str | None = Field(default=None, alias="from")
+    last: int | str | None = None
+    first: int | str | None = None
+    within: str | None = Field(default=None, alias="in")
+    all: str | None = None
+    value: str | None = Field(default=None, alias="is")
+    when: Settings = {}
+
+    @property
+    def fields(self) -> Iterator[str]:
+        """The config's fields that the pattern reads."""
+        for name in (self.listed, self.every, self.since, self.last, self.first, self.within):
+            if isinstance(name, str):
+                yield name
+
+
+class TraitValue(Rule):
+    """One thing that a layer can be.
+
+    Attributes:
+        name: its part of the kind's name, when that is not the value itself; empty for none.
+        set: the paths that make a layer this.
+        shares: the layers read the cache of the kind that is this instead, and alike otherwise.
+    """
+
+    name: str | None = None
+    set: Settings = {}
+    shares: str | None = None
+
+
+class Trait(Rule):
+    """Something in which layers differ: what they can be, and the rules of which the first that says something counts.
+
+    The last value is what a kind is that no other describes.
+    """
+
+    values: dict[str, TraitValue]
+    rules: tuple[LayerRule, ...]
