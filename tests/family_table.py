@@ -37,7 +37,7 @@ def measure(name: str) -> dict[str, Any]:
         save_tokenizer(checkpoint.path)
         recipe = read_recipe(checkpoint.config)
         report = build(recipe, checkpoint, Path(folder) / "dist").report
-    stages = {stage["name"]: stage for stage in report["stages"] if stage["passed"]}
+    stages = {stage["name"]: stage for stage in report["stages"] if stage["passed"] and stage["psnr_db"] is not None}
     rotaries = dict.fromkeys(kind.rotary.kind for kind in recipe.model.kinds.values())
     figures = {stage: [stages[stage]["psnr_db"], stages[stage]["snr_min_db"]] for stage in stages if stage != "rotary"}
     return {"transformers": version("transformers"), "rotary": list(rotaries), **figures}
