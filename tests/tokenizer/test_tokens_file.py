@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,34 @@ def test_the_tokenizer_json_that_transformers_makes_is_written(checkpoint: Path,
         assert ours.encode(text) == theirs(text)["input_ids"]
 
 
+def test_of_a_sentencepiece_file_alone_a_tokenizer_json_is_made(checkpoint: Path, tmp_path: Path) -> None:
+    """As LLaMA and Mistral were released: the ids are transformers', and those of sentencepiece itself."""
+    import sentencepiece
+
+    (tmp_path / "text.txt").write_text((Path(__file__).read_text() + " " + " ".join(TEXTS)) * 2, encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"),
+        model_prefix=str(tmp_path / "m"),
+        model_type="bpe",
+        vocab_size=500,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    named = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    edit(checkpoint / "tokenizer_config.json", backend=None, add_bos_token=True, **named)
+    found = slow(checkpoint, tokenizer_model=(tmp_path / "m.model").read_bytes())
+    found.check_tokenizer(ROWS)
+    (tmp_path / "bundle").mkdir()
+    found.write_tokenizer(tmp_path / "bundle")
+    ours, theirs = BundleTokenizer(tmp_path / "bundle"), AutoTokenizer.from_pretrained(checkpoint)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+    assert ours.encode("Hello there, caf\u00e9 \u4f60") == [1, *pieces.encode("Hello there, caf\u00e9 \u4f60")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "package"),
     [
@@ -355,9 +384,7 @@ def test_the_tokenizer_json_that_transformers_makes_is_written(checkpoint: Path,
 def test_a_package_that_is_missing_is_named(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, package: str
 ) -> None:
-    from coreai_recipes.checkpoint import auto_tokenizer
-
-    monkeypatch.setattr(auto_tokenizer, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)  # as where it is not installed
     found = slow(checkpoint, **{name: content})
     found.check_tokenizer(ROWS)
     with pytest.raises(CheckpointError) as caught:
