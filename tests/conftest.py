@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 
+# A job in the background and nohup have these ignored, and every process below inherits that: the commands under test
+# would rightly ignore them too.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
+
 
 @pytest.fixture
 def small_tensors() -> Iterator[None]:
