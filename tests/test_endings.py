@@ -255,6 +255,8 @@ def test_a_working_folder_that_was_removed_is_a_sentence(arguments: tuple[str, .
         MemoryError(),
         RecursionError("maximum recursion depth exceeded"),
         ValueError("a detail\nover\ntwo lines"),
+        BrokenPipeError(32, "a pipe of somebody else's"),
+        ChildProcessError(10, "No child processes"),
         SystemExit("a word"),
         EOFError(),
         GeneratorExit(),

@@ -77,7 +77,9 @@ def plugin_folders() -> tuple[Path, ...]:
 def blame(error: BaseException) -> PluginError | None:
     """The sentence for what a plugin's own code raised while it was used, with its line; None for anybody else's."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # causes may lead in a circle
+        seen.add(id(cause))
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
             path = Path(frame.filename)
             if path in _loaded or any(path.is_relative_to(place) for place in _installed):
