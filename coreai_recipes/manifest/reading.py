@@ -57,13 +57,17 @@ def typed(model: type[Model], content: Any, place: str) -> Model:
 
 def read_json(path: Path, within: Path | None = None) -> Any:
     """A JSON document of bounded size and depth, without names that no terminal could show."""
-    content = read_regular(path, MAX_BYTES, within)
+    return parse_json(read_regular(path, MAX_BYTES, within), path, f"{MANIFEST} or {REPORT}")
+
+
+def parse_json(content: bytes, path: Path, what: str) -> Any:
+    """The JSON document that the file `path`, which is `what` of a bundle, was found to hold."""
     try:
         document = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
         json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise BundleError(f"{path.parent}: its {MANIFEST} or {REPORT} is not JSON ({path.name}: {reason})") from None
+        raise BundleError(f"{path.parent}: its {what} is not JSON ({path.name}: {reason})") from None
     return document
 
 

@@ -21,18 +21,18 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
 
 
-class _Described(BaseModel):
+class Described(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
-class File(_Described):
+class File(Described):
     """A file as it was sealed."""
 
     bytes: Size
     sha256: Digest
 
 
-class Sealed(_Described):
+class Sealed(Described):
     """What tells a bundle from any other folder: its format, its name, and the files that a build wrote."""
 
     format: Literal[1]
@@ -48,14 +48,14 @@ class Sealed(_Described):
         return self
 
 
-class Port(_Described):
+class Port(Described):
     """An input or an output of a function."""
 
     dtype: Literal["int32", "float16", "float32"]
     shape: Shape
 
 
-class Function(_Described):
+class Function(Described):
     """A function of a package. `query` is the number of tokens that a call takes; `cost` what a call computes."""
 
     query: Count
@@ -64,7 +64,7 @@ class Function(_Described):
     cost: dict[str, Size] | None = None
 
 
-class Program(_Described):
+class Program(Described):
     """A package that can be run, with the layers that are in it."""
 
     file: FileName
@@ -73,7 +73,7 @@ class Program(_Described):
     functions: Annotated[dict[Name, Function], Field(min_length=1)]
 
 
-class Table(_Described):
+class Table(Described):
     """Rows that a host looks up by token and hands to the functions as `input`."""
 
     file: FileName
@@ -84,7 +84,7 @@ class Table(_Described):
     input: Name
 
 
-class State(_Described):
+class State(Described):
     """What the functions keep between calls. `window` is None for a cache that forgets nothing."""
 
     dtype: Literal["float16"]
@@ -94,7 +94,7 @@ class State(_Described):
     window: Count | None
 
 
-class Origin(_Described):
+class Origin(Described):
     """The checkpoint that a bundle was built from: its hub id with its commit or its base name, and its weight files.
 
     `bytes` and `config_sha256` are missing in what was built before they were written down.
@@ -158,7 +158,7 @@ class Manifest(Sealed):
 Decibels = Annotated[float, Field(strict=False)] | Literal["inf", "-inf"] | None
 
 
-class Stage(_Described):
+class Stage(Described):
     """What a stage of verify found; `passed` is None when it did not run."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
@@ -169,7 +169,7 @@ class Stage(_Described):
     detail: dict[str, Any]
 
 
-class Report(_Described):
+class Report(Described):
     """report.json: no stages where nothing was verified."""
 
     passed: bool
