@@ -23,15 +23,15 @@ class AttentionCore(nn.Module):
         self.sinks = nn.Parameter(torch.empty(spec.num_heads), requires_grad=False) if spec.sinks else None
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """q (H, D, 1, S), keys and values (G, K, D) -> (1, H * D, 1, S)."""
+        """q (H, D, 1, S), keys and values (1, G, K, D) -> (1, H * D, 1, S)."""
         G, D, S = self.num_kv_heads, self.head_dim, q.shape[3]
         shared = self.num_heads // G  # query heads of each KV head
-        q = scaled(q, self.scale).view(G, shared, D, S).transpose(1, 2).reshape(G, D, shared * S)
+        q = scaled(q, self.scale).view(G, shared, D, S).transpose(1, 2).reshape(1, G, D, shared * S)
         scores = torch.matmul(keys, q).view(G, -1, shared, S)  # (G, K, H/G, S)
         if self.softcap is not None:
             scores = scaled(torch.tanh(scaled(scores, 1 / self.softcap)), self.softcap)
-        weights = self._weights(scores + mask).view(G, -1, shared * S)
-        mixed = torch.matmul(values.transpose(1, 2), weights)  # (G, D, H/G * S)
+        weights = self._weights(scores + mask).view(1, G, -1, shared * S)
+        mixed = torch.matmul(values.transpose(2, 3), weights)  # (1, G, D, H/G * S)
         return mixed.view(G, D, shared, S).transpose(1, 2).reshape(1, self.num_heads * D, 1, S)
 
     def _weights(self, scores: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Attention(AttentionCore):
         q = self.rotated_query(q)
         keys, values = (
             cache.read() if self.k is None else cache.update(*self._keys_and_values(x, cos, sin))
-        )  # (G, K, D)
+        )  # (1, G, K, D)
         out: Tensor = self.o(self.finish(self.attend(q, keys, values, mask), x))
         return out
 

@@ -19,17 +19,17 @@ class Cache(Protocol):
     """What an attention asks of its cache."""
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the call's own keys and values (G, S, D); give those to attend to, (G, K, D)."""
+        """Take the call's own keys and values (G, S, D); give those to attend to, (1, G, K, D)."""
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """What a layer that shares the cache attends to, (G, K, D)."""
+        """What a layer that shares the cache attends to, (1, G, K, D)."""
 
 
 class NoCache:
     """The whole sequence at once: what is given is what is seen."""
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self._given = keys, values
+        self._given = keys.unsqueeze(0), values.unsqueeze(0)
         return self._given
 
     def read(self) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,8 @@ class SharedCache:
 
     def _rows(self, state: Tensor) -> Tensor:
         at = self.layer[0]
-        return state[at : at + 1].view(state.shape[1:])  # (G, rows, D)
+        # the view says what the size of a slice is whose place is known only to the linker, which then drops it
+        return state[at : at + 1].view(1, *state.shape[1:])  # (1, G, rows, D)
 
 
 @dataclass
@@ -96,8 +97,8 @@ class RingCache(SharedCache):
             row = self.place[0]
             state[at : at + 1, :, row : row + 1] = new.unsqueeze(0)
             return self._rows(state)
-        seen = torch.cat((self._rows(state), new), 1)  # (G, rows + S, D)
-        state[at : at + 1] = seen.index_select(1, self.place).unsqueeze(0)
+        seen = torch.cat((self._rows(state), new.unsqueeze(0)), 2)  # (1, G, rows + S, D)
+        state[at : at + 1] = seen.index_select(2, self.place)
         return seen
 
 

@@ -53,7 +53,7 @@ class LatentAttention(AttentionCore):
         q = self._queries(x).view(H, D, 1, S)
         passing, turning = q.narrow(1, 0, self.nope_dim), q.narrow(1, self.nope_dim, self.rope_dim)
         q = self.rotated_query(torch.cat((passing, self._turned(turning, cos, sin)), 1))
-        keys, values = cache.update(*self._keys_and_values(x, cos, sin))  # (H, K, D)
+        keys, values = cache.update(*self._keys_and_values(x, cos, sin))  # (1, H, K, D)
         mixed = self.attend(q, keys, values, mask).view(H, D, 1, S).narrow(1, 0, self.value_dim)
         out: Tensor = self.o(mixed.reshape(1, H * self.value_dim, 1, S))
         return out
