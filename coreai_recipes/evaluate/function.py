@@ -1,7 +1,7 @@
 """One function of a program, prepared once and called many times."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from coreai_recipes.evaluate.constants import ConstantStore
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
 from coreai_recipes.evaluate.errors import FAULTS, EvaluationError
 from coreai_recipes.evaluate.graph import Graph, TensorType
-from coreai_recipes.evaluate.precision import Precision
+from coreai_recipes.evaluate.manner import manner_of
+from coreai_recipes.evaluate.precision import Precision, Rounding
 from coreai_recipes.evaluate.steps import STATE_SLOT, Steps
 
 Watch = Callable[[str, Tensor, str], None]
@@ -22,10 +23,18 @@ class Function:
 
     `inputs`, `outputs` and `states` map names to (element type, shape), -1 for a size that only the run decides.
     `overflowed` names, for the last call, the operations whose float16 value became infinite or NaN while their
-    operands were finite; it stays empty in precision float32.
+    operands were finite, and `nans` those that gave NaN of operands without one, though `engine` turns it into
+    something else. Both stay empty in precision float32.
     """
 
-    def __init__(self, graph: Graph, store: ConstantStore, precision: Precision, stream_weights: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        store: ConstantStore,
+        precision: Precision,
+        stream_weights: bool,
+        without: Collection[str] = (),
+    ) -> None:
         self.name = graph.name
         self.inputs: dict[str, TensorType] = dict(graph.inputs)
         self.states: dict[str, TensorType] = dict(graph.states)
@@ -36,14 +45,20 @@ class Function:
             for name in graph.outputs
         }
         self._graph = graph
-        self._precision = precision
-        self._prepared = Steps(graph, store, precision, stream_weights)
+        rounding = Rounding()
+        manner = manner_of(precision, rounding, without)
+        self._rounds = manner.rounds
+        self._prepared = Steps(graph, store, manner, rounding, stream_weights)
         self._results = [(name, self._prepared.slots[name]) for name in graph.outputs]
         self._is_checked = False
 
     @property
     def overflowed(self) -> list[str]:
         return list(self._prepared.overflowed)
+
+    @property
+    def nans(self) -> list[str]:
+        return list(self._prepared.nans)
 
     def operation_counts(self) -> dict[str, int]:
         """How many operations of each type the function has, constants and compressed weights aside."""
@@ -66,6 +81,7 @@ class Function:
             values[self._prepared.slots[name]] = tensor
         values[STATE_SLOT] = self._checked_state(state)
         self._prepared.overflowed.clear()
+        self._prepared.nans.clear()
         self._prepared.rounding.saw_overflow = False
         with torch.no_grad():
             if watch is None and self._is_checked:
@@ -141,7 +157,7 @@ class Function:
             found = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
             raise EvaluationError(f"function {self.name}: input {name} is {found}, but must be {_describe(kind)}")
         tensor = tensor.to(carrier)
-        return tensor.half().float() if kind.element_type == "float16" and self._precision != "float32" else tensor
+        return tensor.half().float() if kind.element_type == "float16" and self._rounds else tensor
 
     def _checked_state(self, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
         if not self.states:

@@ -1,4 +1,4 @@
-"""What float16 does to a program: three answers, from none to the most pessimistic.
+"""What float16 does to a program: four answers.
 
 `float32`  every float value is float32; the weights keep the values that are stored. What is wrong here is wrong in
            the graph.
@@ -11,6 +11,8 @@
            - norms, softmax and attention are taken apart into such sums and elementwise steps, each step rounded;
            - one elementwise function (exp, gelu, ...) is one step: the engine reads it from a table.
            Real engines keep wider sums; a program that survives this survives them.
+`engine`   as `rounded`, with what is known of the Neural Engine's habits (`evaluate.habits`): ceilings, flushed
+           reciprocals, activations from tables. A program that survives this meets none of them.
 
 An operation *overflows* when a float16 value in it, its result or in `strict` a step inside it, is infinite or NaN
 while all its operands were finite.
@@ -23,7 +25,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Precision = Literal["float32", "rounded", "strict"]
+Precision = Literal["float32", "rounded", "strict", "engine"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 BLOCK = 64
 
@@ -45,6 +47,10 @@ class Rounding:
 def is_finite(value: object) -> bool:
     """Whether a tensor of any type holds neither infinity nor NaN."""
     return not isinstance(value, Tensor) or not value.is_floating_point() or math.isfinite(value.sum())
+
+
+def has_nan(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any())
 
 
 class Arithmetic:

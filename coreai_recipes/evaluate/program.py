@@ -1,5 +1,6 @@
 """A saved ML Program, ready to be run with torch."""
 
+from collections.abc import Collection
 from os import PathLike
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.function import Function
 from coreai_recipes.evaluate.graph import TensorType, read_graph, signature_of
+from coreai_recipes.evaluate.manner import manner_of
 from coreai_recipes.evaluate.package import Package
-from coreai_recipes.evaluate.precision import PRECISIONS, Precision
+from coreai_recipes.evaluate.precision import PRECISIONS, Precision, Rounding
 
 
 class Program:
@@ -20,17 +22,23 @@ class Program:
 
     `precision` is explained in `evaluate.precision`. With `stream_weights` a large weight is in memory only while an
     operation needs it; otherwise it is converted once and kept. Either way the rows of an embedding table are read
-    from the file as they are needed.
+    from the file as they are needed. `without` names habits (`evaluate.habits`) that precision `engine` leaves out.
     """
 
     def __init__(
-        self, path: str | PathLike[str], precision: Precision = "float32", stream_weights: bool = False
+        self,
+        path: str | PathLike[str],
+        precision: Precision = "float32",
+        stream_weights: bool = False,
+        without: Collection[str] = (),
     ) -> None:
         if precision not in PRECISIONS:
             raise EvaluationError(f"precision {precision} is not one of {', '.join(PRECISIONS)}")
         self.path = Path(path)
         self.precision: Precision = precision
         self._streams = stream_weights
+        self._without = tuple(without)
+        manner_of(precision, Rounding(), self._without)  # habits that there are not are refused before anything is read
         self._package = Package(self.path)
         self._store = ConstantStore()
         self._prepared: dict[str, Function] = {}
@@ -52,7 +60,7 @@ class Program:
             raise EvaluationError(f"{self.path}: has no function {name}: its functions are {', '.join(self.functions)}")
         if name not in self._prepared:
             graph = read_graph(self._package, name)
-            self._prepared[name] = Function(graph, self._store, self.precision, self._streams)
+            self._prepared[name] = Function(graph, self._store, self.precision, self._streams, self._without)
         return self._prepared[name]
 
     def make_state(self) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from coreai_recipes.evaluate.constants import Constant, ConstantStore
 from coreai_recipes.evaluate.errors import FAULTS, EvaluationError
 from coreai_recipes.evaluate.graph import READ_STATE, STATE_OPERATIONS, UPDATE_STATE, Graph, state_of, written_value
 from coreai_recipes.evaluate.liveness import Liveness, analyse
-from coreai_recipes.evaluate.precision import Arithmetic, Float16Arithmetic, Precision, Rounding, is_finite
+from coreai_recipes.evaluate.manner import Manner
+from coreai_recipes.evaluate.precision import Arithmetic, Rounding, has_nan, is_finite
 from coreai_recipes.evaluate.registry import OPERATIONS, Call, Kernel, Node, Operand
 
 # The dictionary of states travels through the program in the first slot.
@@ -31,18 +32,20 @@ class Step(NamedTuple):
 class Steps:
     """The steps of a function. `template` has one entry a slot, filled where a constant stays in memory."""
 
-    def __init__(self, graph: Graph, store: ConstantStore, precision: Precision, stream_weights: bool) -> None:
+    def __init__(
+        self, graph: Graph, store: ConstantStore, manner: Manner, rounding: Rounding, stream_weights: bool
+    ) -> None:
         self.graph = graph
         self.liveness: Liveness = analyse(graph)
-        self.rounding = Rounding()
+        self.rounding = rounding
         self.overflowed: list[str] = []
+        self.nans: list[str] = []
         self.template: list[Any] = [None]
         self.slots: dict[str, int] = {}
         self._store = store
-        self._precision = precision
+        self._manner = manner
         self._streams = stream_weights
         self._exact = Arithmetic()
-        self._strict = Float16Arithmetic(self.rounding)
         self._constant_slots: dict[tuple[int, tuple[int, ...]], int] = {}
         self._shapes = {name: kind.shape for name, kind in graph.types.items()}
         for name in graph.inputs:
@@ -86,25 +89,28 @@ class Steps:
         return Step(run, slots, first, results if len(results) > 1 else None, dead)
 
     def _kernel(self, index: int, node: Node) -> Kernel:
-        halves = self._precision != "float32" and any(result.element_type == "float16" for result in node.results)
+        halves = self._manner.rounds and any(result.element_type == "float16" for result in node.results)
         call = Call(
             node,
             self.graph.constants,
             self._shapes,
-            self._strict if halves and self._precision == "strict" else self._exact,
+            self._manner.inside if halves else self._exact,
             may_overwrite=index in self.liveness.overwriting,
             counts_from_end=self.graph.opset < 7,
             streams=self._streams,
         )
         registered = OPERATIONS[node.type]
         kernel = registered.prepare(call)
-        if halves and not registered.moves:
-            return Kernel(self._rounded(kernel.run, node), kernel.operands)
-        return kernel
+        if not halves:
+            return kernel
+        adapted = self._manner.adapt(call, kernel)
+        if registered.moves and adapted is kernel:
+            return kernel
+        return Kernel(self._rounded(adapted.run, node), adapted.operands)
 
     def _rounded(self, run: Run, node: Node) -> Run:
-        """The kernel with its float16 results rounded, noting where it overflows."""
-        rounding, overflowed, name = self.rounding, self.overflowed, node.name
+        """The kernel with its float16 results rounded, noting where it overflows and where NaN begins."""
+        rounding, settle, name = self.rounding, self._manner.settle, node.name
         halves = [result.element_type == "float16" for result in node.results]
 
         def run_and_round(*operands: Any) -> Any:
@@ -116,7 +122,12 @@ class Steps:
             if rounding.saw_overflow:
                 rounding.saw_overflow = False
                 if all(is_finite(operand) for operand in operands):
-                    overflowed.append(name)
+                    self.overflowed.append(name)
+                parts = value if isinstance(value, list) else [value]
+                if any(map(has_nan, parts)) and not any(map(has_nan, operands)):
+                    self.nans.append(name)
+                parts = [settle(node.type, part) if half else part for part, half in zip(parts, halves, strict=True)]
+                value = parts if isinstance(value, list) else parts[0]
             return value
 
         return run_and_round

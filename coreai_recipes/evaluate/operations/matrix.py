@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from coreai_recipes.evaluate.precision import Float16Arithmetic
+from coreai_recipes.evaluate.precision import Arithmetic, Float16Arithmetic
 from coreai_recipes.evaluate.registry import Call, Kernel, Operand, operation
 
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -219,6 +219,11 @@ def prepare_attention(call: Call) -> Kernel:
         operands.append(call.operand("attn_mask"))
     if not isinstance(arithmetic, Float16Arithmetic):
         return Kernel(functional.scaled_dot_product_attention, operands)
+    return Kernel(attend(arithmetic), operands)
+
+
+def attend(arithmetic: Arithmetic) -> Callable[..., Tensor]:
+    """Attention in its steps, by the sums and products of `arithmetic`."""
 
     def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         scores = arithmetic.round(arithmetic.matmul(query, key.mT) / math.sqrt(query.shape[-1]))
@@ -228,4 +233,4 @@ def prepare_attention(call: Call) -> Kernel:
             scores = arithmetic.round(scores + mask)
         return arithmetic.matmul(arithmetic.softmax(scores, -1), value)
 
-    return Kernel(run, operands)
+    return run
