@@ -421,7 +421,7 @@ def written_before_it_is_seen(self: Any, state: Tensor, new: Tensor) -> Tensor:
     at = self.layer[0]
     seen = torch.cat((state[at], new), 1).index_select(1, self.place)
     state[at] = seen
-    return torch.cat((seen, new), 1)
+    return torch.cat((seen, new), 1)[None]
 
 
 @pytest.mark.parametrize(
