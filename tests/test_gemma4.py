@@ -213,8 +213,9 @@ class FirstOwner(NoCache):
     first: dict[int, tuple[Tensor, Tensor]] = {}  # noqa: RUF012
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self._first = self.first.setdefault(keys.shape[2], (keys, values))
-        return super().update(keys, values)
+        seen = super().update(keys, values)
+        self._first = self.first.setdefault(keys.shape[2], seen)
+        return seen
 
     def read(self) -> tuple[Tensor, Tensor]:
         return self._first
