@@ -33,6 +33,21 @@ MX_BIAS = 127
 FP4_VALUES = tuple(sign * value for sign in (1.0, -1.0) for value in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
 PIECE_ELEMENTS = 1 << 18
 
+# How others pack a weight: what stands at the end of a tensor's name, its dtypes, and at the end of one beside it.
+# MLX: mlx.core.quantize; GPTQ and AWQ: the packing of AutoGPTQ and AutoAWQ; compressed-tensors: pack-quantized;
+# bitsandbytes: functional.py, QuantState, and nn/modules.py, Int8Params.
+_FOREIGN: tuple[tuple[str, str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
+    ("MLX", ".weight", ("U32",), (".scales",)),
+    ("GPTQ or AWQ", ".qweight", None, (".scales", ".qzeros")),
+    ("compressed-tensors", ".weight_packed", None, (".weight_scale",)),
+    (
+        "bitsandbytes",
+        ".weight",
+        ("U8", "I8"),
+        (".weight.absmax", ".SCB", ".weight.quant_state.bitsandbytes__nf4", ".weight.quant_state.bitsandbytes__fp4"),
+    ),
+)
+
 
 class Packed(ABC):
     """A tensor that is stored in parts.
@@ -121,6 +136,25 @@ def unpack(
     }
     presented = {name: info for name, info in stored.items() if name not in parts}
     return presented | {name: each.info for name, each in packed.items()}, packed
+
+
+def find_foreign(stored: Mapping[str, TensorInfo]) -> str | None:
+    """The end of a sentence that says who packed these tensors, None where nobody did whose packing is known."""
+    for packer, end, dtypes, beside in _FOREIGN:
+        found = [
+            name
+            for name, info in stored.items()
+            if name.endswith(end)
+            and (dtypes is None or info.dtype in dtypes)
+            and any(name.removesuffix(end) + other in stored for other in beside)
+        ]
+        if found:
+            more = f" and {len(found) - 1} more are" if len(found) > 1 else " is"
+            return (
+                f"{min(found)} ({stored[min(found)].dtype}){more} packed by {packer}, and packed weights are not read\n"
+                "  take the checkpoint that they were quantised from, or a GGUF file of the model"
+            )
+    return None
 
 
 def _find_mx(name: str, info: TensorInfo, stored: Mapping[str, TensorInfo]) -> PackedMX | None:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
-from coreai_recipes.checkpoint.packing import FP8, SCALE, unpack
+from coreai_recipes.checkpoint.packing import FP8, SCALE, find_foreign, unpack
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, StoredFile, read_header
 from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object, read_settings
 from coreai_recipes.errors import CheckpointError
@@ -56,6 +56,7 @@ class SafetensorsCheckpoint(Checkpoint):
         index = self._locate_files(problems)
         self._stored = self._list_tensors(index, problems)
         self.config = self._read_config(problems)
+        problems += [why] if (why := find_foreign(self._stored)) else []
         self.tensors, self._packed = unpack(self._stored, self.config)
         CheckpointError.collect(f"{self.place}: {problem}" for problem in problems)
 

@@ -162,6 +162,46 @@ def test_mxfp4_whose_exponents_do_not_fit_is_refused_by_its_name(gpt_oss):
 def test_other_ways_to_quantise_are_refused_by_their_name(method):
     config = {"model_type": "llama", "quantization_config": {"quant_method": method}}
     with pytest.raises(
-        CheckpointError, match=r"quantization_config\.quant_method: .* needs weights that are stored quan"
+        CheckpointError, match=r"quantization_config\.quant_method: .*: weights that are packed so are not read"
     ):
         recipe_from_config(config, "small")
+
+
+def in_parts(packed: str, dtype: torch.dtype, *beside: str) -> Any:
+    """The matrices of layers as others pack them: under a name that ends with `packed`, and with parts beside it."""
+
+    def change(name: str, stored: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+        if not name.endswith("_proj.weight"):
+            return [(name, stored)]
+        start = name.removesuffix(".weight")
+        words = torch.zeros(stored.shape[0], stored.shape[1] // 8).to(dtype)
+        return [(start + packed, words), *((start + part, torch.ones(len(stored), 1)) for part in beside)]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("packer", "dtype", "word", "parts"),
+    [
+        ("MLX", torch.uint32, "U32", (".weight", ".scales", ".biases")),
+        ("MLX", torch.uint32, "U32", (".weight", ".scales")),  # in its own MXFP4
+        ("GPTQ or AWQ", torch.int32, "I32", (".qweight", ".qzeros", ".scales")),
+        ("compressed-tensors", torch.int32, "I32", (".weight_packed", ".weight_scale")),
+        ("bitsandbytes", torch.int8, "I8", (".weight", ".SCB")),
+        ("bitsandbytes", torch.uint8, "U8", (".weight", ".weight.absmax")),
+    ],
+)
+def test_weights_that_others_packed_are_refused_with_who_did(tmp_path, packer, dtype, word, parts):
+    save_model(tmp_path)
+    with pytest.raises(CheckpointError) as refused:
+        repack(tmp_path, in_parts(parts[0], dtype, *parts[1:]))
+    assert refused.value.problems == (
+        f"checkpoint {tmp_path}: model.layers.0.mlp.down_proj{parts[0]} ({word}) and 20 more are packed by {packer}, "
+        "and packed weights are not read\n"
+        "  take the checkpoint that they were quantised from, or a GGUF file of the model",
+    )
+
+
+def test_lists_of_numbers_without_scales_are_not_packed_weights(tmp_path):
+    save_model(tmp_path)
+    repack(tmp_path, lambda name, stored: [(name, stored), (f"{name}_order", torch.zeros(3, dtype=torch.int32))])

@@ -57,6 +57,8 @@ def problems(model_type: str, **fields: Any) -> list[str]:
 
 
 # One unknown value in a field that matters -> the problem, which names the field.
+OTHER_WEIGHTS = "\n  take the checkpoint that they were quantised from, or a GGUF file of the model"
+
 MUTATED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"use_qk_norm": True}, f"use_qk_norm: {NOT_UNDERSTOOD}"),
     (
@@ -156,15 +158,19 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_interleaved": True}, "rope_interleaved: true: " + needs("an interleaved rotary in this family")),
     (
         "llama",
-        {"quantization_config": {"bits": 4}},
-        "quantization_config: a mapping: "
-        + needs("weights that are stored quantised so (a GGUF file of the model can be read)"),
+        {"quantization_config": {"group_size": 64, "bits": 4}},
+        f"quantization_config: a mapping: weights that are packed so are not read{OTHER_WEIGHTS}",
     ),
     (
         "llama",
+        {"quantization": {"group_size": 64, "bits": 4}},
+        f"quantization: a mapping: quantised by MLX, whose packed weights are not read{OTHER_WEIGHTS}",
+    ),
+    ("llama", {"compression_config": {"format": "pack-quantized"}}, f"compression_config: {NOT_UNDERSTOOD}"),
+    (
+        "llama",
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-        'quantization_config.quant_method: "gptq": '
-        + needs("weights that are stored quantised so (a GGUF file of the model can be read)"),
+        f'quantization_config.quant_method: "gptq": weights that are packed so are not read{OTHER_WEIGHTS}',
     ),
     ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder: true: " + needs("an encoder")),
     (

@@ -17,6 +17,7 @@ from coreai_recipes.recipe.rules import did_you_mean
 from coreai_recipes.recipe.yaml_reader import shorten
 
 LARGEST = 2**31 - 1
+PACKED_WORDS = ("quant", "compress")  # in a field's name: it may say how weights are packed, whoever reads it
 NOT_UNDERSTOOD = "not understood; this model needs a mechanism that recipes do not have"
 _TYPES = {
     "size": "a whole number above 0",
@@ -73,7 +74,8 @@ def why_left_out(name: str, value: Any, config: Mapping[str, Any], family: Famil
     if says_nothing(value):
         return f"transformers' {family.name} has no such field, and it says that nothing is there"
     is_own = config.get("model_type", family.name) == family.name
-    return "no model of transformers has such a field" if is_own and not is_known_anywhere(inner) else None
+    is_foreign = is_known_anywhere(inner) or any(word in inner.lower() for word in PACKED_WORDS)
+    return "no model of transformers has such a field" if is_own and not is_foreign else None
 
 
 def says_nothing(value: Any) -> bool:
@@ -150,7 +152,8 @@ def _judge_irrelevant(name: str, value: Any, entry: Irrelevant) -> Iterator[str]
     else:
         fits = entry.only is None or any(_same(value, one) for one in entry.only)
     if not fits:
-        yield f"{name}: {shown(value)}: this model needs {entry.needs}, which recipes do not have"
+        reason = entry.otherwise or f"this model needs {entry.needs}, which recipes do not have"
+        yield f"{name}: {shown(value)}: {reason}"
 
 
 def _same(one: Any, other: Any) -> bool:
