@@ -26,7 +26,6 @@ OURS = "our reader (not independent)"
 THEIRS = "transformers"
 # What transformers reads otherwise than the file means it, and why.
 NOT_TAKEN = {
-    "model_type": "a Mistral is a Llama to it, without the window",
     "vocab_size": "it counts tokens, of which there may be fewer than rows of the table",
     "rope_scaling": "it reads the lengths of gpt-oss's keys in place of their values",
     "_model_name_or_path": "a name",

@@ -54,7 +54,7 @@ CONFIGS: dict[str, tuple[str, PreTrainedConfig]] = {
         "llama",
         LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}),
     ),
-    "mistral": ("llama", MistralConfig(**SIZES, sliding_window=32)),
+    "mistral": ("llama", MistralConfig(**SIZES, sliding_window=None)),
     "qwen2": ("qwen2", Qwen2Config(**SIZES, tie_word_embeddings=True)),
     "qwen3": ("qwen3", Qwen3Config(**SIZES, head_dim=32)),
     "gemma": ("gemma", GemmaConfig(**SIZES, head_dim=24)),

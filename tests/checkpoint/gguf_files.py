@@ -156,7 +156,7 @@ def metadata_of(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
     sliding = rope.get(SLIDING)
     if sliding is not None:
         pairs["rope.freq_base_swa"] = float(sliding["rope_theta"])
-    if architecture in ("gemma2", "gemma3", "phi3", "gpt-oss", "gemma4") or config.model_type in ("mistral", "olmo3"):
+    if architecture in ("gemma2", "gemma3", "phi3", "gpt-oss", "gemma4") or config.model_type == "olmo3":
         pairs["attention.sliding_window"] = config.sliding_window or 0
     if config.model_type in ("olmo3", "gemma4_text"):
         pairs["attention.sliding_window_pattern"] = [kind == SLIDING for kind in config.layer_types]

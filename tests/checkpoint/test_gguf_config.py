@@ -46,6 +46,7 @@ def refusal(tmp_path: Path, case: str = "llama", **options: Any) -> str:
 def test_the_config_means_what_the_model_was_converted_from(case: str, tmp_path: Path):
     config = CONFIGS[case][1]
     ours, theirs = AutoConfig.for_model(**open_case(tmp_path, case).config).to_dict(), config.to_dict()
+    theirs["model_type"] = {"mistral": "llama"}.get(config.model_type, config.model_type)  # without a window it is one
     if not getattr(config, "use_sliding_window", True):
         theirs.pop("sliding_window")  # Qwen's config states a window that it does not use
         ours.pop("sliding_window")
@@ -222,6 +223,24 @@ def test_a_sliding_window_of_zero_is_none(tmp_path: Path):
     assert config["model_type"] == "llama"
     assert "sliding_window" not in config
     assert new_recipe(tmp_path / "model.gguf").recipe.model.kinds["full"].attention.kind == "full"
+
+
+@pytest.mark.parametrize("window", [32, 4096])
+def test_a_window_that_no_loader_reads_is_refused(tmp_path: Path, window: int):
+    """It used to make a Mistral of a Llama whose layers slide; llama.cpp attends in full, whatever the key says."""
+    with pytest.raises(CheckpointError) as refused:
+        open_case(tmp_path, extra={"llama.attention.sliding_window": window})
+    assert refused.value.problems == (
+        f"{tmp_path / 'model.gguf'}: llama.attention.sliding_window is {window}: llama.cpp does not read it in this "
+        "architecture, so nothing says what it means",
+    )
+
+
+def test_a_theta_of_sliding_layers_that_the_graph_does_not_look_at_is_refused(tmp_path: Path):
+    """It used to turn OLMo 3's sliding layers; llama.cpp turns all by rope.freq_base."""
+    assert open_case(tmp_path, "olmo3", extra={"olmo2.rope.freq_base_swa": 500000.0}).config["layer_types"]
+    with pytest.raises(CheckpointError, match=r"olmo2\.rope\.freq_base_swa is 777\.0, and llama\.cpp turns layers"):
+        open_case(tmp_path, "olmo3", extra={"olmo2.rope.freq_base_swa": 777.0})
 
 
 def test_a_padding_id_out_of_range_is_none(tmp_path: Path):

@@ -14,7 +14,14 @@ from coreai_recipes.checkpoint.gguf.metadata import Metadata, describe
 from coreai_recipes.errors import CheckpointError
 
 MOST_PROBLEMS = 200
-APART = ("names", "joined", "required", "optional", "checked")  # what a row says in other words than an Architecture
+APART = (
+    "names",
+    "joined",
+    "required",
+    "optional",
+    "checked",
+    "unread",
+)  # what a row says in other words than an Architecture
 TABLES = Path(__file__).parent / "tables"
 LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
 
@@ -44,6 +51,7 @@ class Architecture:
         checked: keys that config.py, layers.py and rope.py read themselves.
         harmless: keys that are taken with this one value only.
         ignored: keys without influence, each with the reason.
+        unread: keys that mean something in other architectures, and of which nothing says what they mean here.
         zero: config fields for which the loader takes 0 as not given, with what they are then.
         interleaved: modules whose rows are interleaved per head, to the config field that counts their heads.
         norm_weight: `1+w` where norms are stored with one added, else `w`.
@@ -69,6 +77,7 @@ class Architecture:
     checked: frozenset[str]
     harmless: dict[str, Any]
     ignored: dict[str, str]
+    unread: frozenset[str] = frozenset()
     zero: dict[str, float] = field(default_factory=dict)
     interleaved: dict[str, str] = field(default_factory=dict)
     norm_weight: str = "w"
@@ -128,6 +137,10 @@ class Architecture:
                 value = metadata.values[full]
                 if value != self.harmless[key]:
                     problems.append(f"{metadata.path}: {full} is {describe(value)}, which is not supported")
+            elif key in self.unread:
+                if value := metadata.values[full]:
+                    reason = "llama.cpp does not read it in this architecture, so nothing says what it means"
+                    problems.append(f"{metadata.path}: {full} is {describe(value)}: {reason}")
             else:
                 problems.append(f"{metadata.path}: {full} is not understood, so the model cannot be rebuilt faithfully")
         more = len(problems) - MOST_PROBLEMS
@@ -157,6 +170,7 @@ def _read_row(name: str, row: dict[str, Any], table: dict[str, Any]) -> Architec
         joined={target: Joined(**{**entry, "of": tuple(entry["of"])}) for target, entry in joined.items()},
         required=tuple(key for key in lists["keys"] if key in required),
         checked=frozenset({*table["checked"], *row.get("checked", ())} - own),
+        unread=frozenset(row.get("unread", ())),
         keys=lists["keys"],
         harmless=lists["harmless"],
         ignored=lists["ignored"],

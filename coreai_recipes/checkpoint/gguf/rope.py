@@ -53,6 +53,9 @@ def rope_settings(
         theta = metadata.number(f"{prefix}.freq_base_swa", own) or 0.0
         if theta <= 0:
             raise metadata.refuse(f"{prefix}.freq_base_swa", f"is {theta}")
+        if architecture.rope_per_kind == "sliding" and theta != config["rope_theta"]:
+            problem = f"is {theta}, and llama.cpp turns layers that slide by rope.freq_base, {config['rope_theta']}"
+            raise metadata.refuse(f"{prefix}.freq_base_swa", problem)
         full = {**(scaling or {"rope_type": "default"}), "rope_theta": config["rope_theta"]}
         sliding = {"rope_type": "default", "rope_theta": theta}
         return {**settings, "rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
