@@ -42,6 +42,23 @@ def find_config_problems(config: Mapping[str, Any], family: Family) -> Iterator[
             yield from _judge_irrelevant(name, value, irrelevant[_inner(name, family)])
         elif is_strange(name, family) and why_left_out(name, value, config, family) is None:
             yield f"{shorten(name)}: {NOT_UNDERSTOOD}"
+    yield from _find_odd_lengths(config, family)
+
+
+def _find_odd_lengths(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    """Lists with an entry for each layer that have more or fewer; transformers refuses such a layer_types too."""
+    if family.part is not None:
+        return
+    rule = family.fields[family.layer_count]
+    count = config.get(family.layer_count, rule.default)
+    if why_not_of_type(count, "size"):
+        return  # which is said already
+    listed = {name for trait in family.layers.values() for each in trait.rules if (name := each.listed)}
+    listed |= {name for name, entry in irrelevant_fields().items() if entry.each is not None}
+    for name in sorted(listed & config.keys()):
+        entries = config[name]
+        if isinstance(entries, list) and len(entries) != count:
+            yield f"{name}: {len(entries)} entries, and {family.layer_count} is {count}"
 
 
 def find_notes(config: Mapping[str, Any], family: Family) -> Iterator[str]:

@@ -75,7 +75,7 @@ def decide(
     if rule.all is not None:
         return rule.all
     if rule.listed is not None:
-        return _listed(rule.listed, rule, index, count, config, family)
+        return _listed(rule.listed, rule, index, config, family)
     if rule.every is not None:
         n = number(rule.every)
         said = n > 0 and index % n == rule.at % n
@@ -90,14 +90,10 @@ def decide(
     return rule.value if said else None
 
 
-def _listed(
-    name: str, rule: LayerRule, index: int, count: int, config: Mapping[str, Any], family: Family
-) -> str | None:
+def _listed(name: str, rule: LayerRule, index: int, config: Mapping[str, Any], family: Family) -> str | None:
     entries = value_in(config, name, family)
     if entries is None:
         return None
-    if len(entries) < count:
-        raise Unreadable(f"{name}: {len(entries)} entries for {count} layers")
     key = key_of(entries[index])
     if key not in rule.values:
         from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, shown
