@@ -157,6 +157,11 @@ def _explain(stage: Mapping[str, Any]) -> str:
         if strict:
             words.append(f"sums in float16 too {_decibels(strict['psnr_db'])} dB, top-1 {_percent(strict)}")
         words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
+    if "with_tables" in detail:
+        words.append(f"top-1 {_percent(detail['engine'])} of package_float16's")
+        words += [f"{len(detail['ties'])} ties"] if detail["ties"] else []
+        tables = detail["with_tables"]
+        words.append(f"with our tables {_decibels(tables['psnr_db'])} dB, top-1 {_percent(tables)}")
     words += _reference_words(detail)
     if "weights" in detail:
         words.append(f"{detail['weights']}: {detail['layers']}")

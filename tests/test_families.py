@@ -112,7 +112,13 @@ def test_a_package_of_each_family_passes_every_stage(saved: SafetensorsCheckpoin
     bundle = build(recipe, saved, tmp_path / "dist")
     stages = {stage["name"]: stage["passed"] for stage in bundle.report["stages"]}
     turns = any(kind.rotary.kind != "none" for kind in recipe.model.kinds.values())
-    ran = {"rotary": True if turns else None, "torch": True, "package": True, "package_float16": True}
+    ran = {
+        "rotary": True if turns else None,
+        "torch": True,
+        "package": True,
+        "package_float16": True,
+        "package_engine": True,
+    }
     assert stages == {**ran, "tokenizer": True, "draft": None, "compressed": None}
 
 

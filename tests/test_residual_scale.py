@@ -21,7 +21,8 @@ from coreai_recipes.model import build_decoder, exported_form, fill
 from coreai_recipes.primitives.layer import Form
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification import StageResult, run_stages
-from coreai_recipes.verification.remedies import choose_scale, find_remedies
+from coreai_recipes.verification.remedies import find_remedies
+from coreai_recipes.verification.scale import choose_scale
 from coreai_recipes.verification.subject import Subject
 
 SCALE, LARGEST = 2.0**-7, 65504
@@ -192,7 +193,10 @@ def test_an_overflow_names_the_scale_that_mends_it(exported: Exported, before: t
 
 @pytest.mark.parametrize(
     ("peak", "scale"),
-    [(0.0, 1.0), (100.0, 1.0), (16376.0, 1.0), (16377.0, 0.5), (65504.0, 0.25), (250e3, 2**-4), (4e8, 2**-15)],
+    [
+        *((0.0, 1.0), (100.0, 1.0), (8191.0, 1.0), (8192.0, 0.5), (16383.0, 0.5), (16384.0, 0.25), (27586.0, 0.25)),
+        *((65504.0, 2**-3), (250e3, 2**-5), (4e8, 2**-16), (float("inf"), 1.0)),
+    ],
 )
 def test_the_scale_is_the_largest_power_of_two_that_leaves_room(peak: float, scale: float) -> None:
     assert choose_scale(peak) == scale

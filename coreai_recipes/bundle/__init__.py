@@ -114,7 +114,9 @@ def build(
             from coreai_recipes.verification.run import run_stages
 
             # a family that the reference cannot take apart skips these stages: that is no proof
-            required = ["package"] if recipe.reference is None else ["torch", "package", "package_float16"]
+            required = (
+                ["package"] if recipe.reference is None else ["torch", "package", "package_float16", "package_engine"]
+            )
             if draft_source is not None:
                 required.append("draft")
             found = run_stages(

@@ -349,10 +349,17 @@ def _export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _residual_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
-    """What reads a scaled residual stream undoes the scale by its norm; what writes to it takes it up in weights."""
-    scale, at = value_at(recipe, "export", "residual_scale"), ("export", "residual_scale")
-    if not isinstance(scale, int | float) or not 0 < scale < 1:
-        return
+    scale = value_at(recipe, "export", "residual_scale")
+    if isinstance(scale, int | float) and 0 < scale < 1:
+        yield from scale_problems(recipe)
+
+
+def scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    """Why a recipe's residual stream cannot be scaled; nothing where it can.
+
+    What reads a scaled stream undoes the scale by its norm; what writes to it takes it up in weights.
+    """
+    at = ("export", "residual_scale")
     kinds, model = mapping_at(recipe, "model", "kinds"), mapping_at(recipe, "model")
     for name in dict.fromkeys(_layer_order(recipe, "model")):
         kind = mapping_at(kinds, name)

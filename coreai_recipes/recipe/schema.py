@@ -686,10 +686,16 @@ class Export(Spec):
         default=True,
         description="weights are permuted so that rotary pairs stand together: the same function, less of it turned",
     )
-    residual_scale: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] = Field(
+    residual_scale: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] | Literal["auto"] = Field(
         default=1.0,
-        description="a power of two by which the residual stream is scaled down, so that float16 holds it (Gemma)",
+        description="a power of two by which the residual stream is scaled down, so that float16 and the engine hold "
+        "it; auto: what a verified build measures",
     )
+
+    @property
+    def scale(self) -> float:
+        """The residual scale as a number: `auto` is 1 until a build has measured it."""
+        return 1.0 if self.residual_scale == "auto" else self.residual_scale
 
 
 class Reference(Spec):

@@ -13,12 +13,15 @@ from coreai_recipes.recipe.importing.family import family_names
 from coreai_recipes.recipe.loader import validate_data
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.report import StageResult
+from coreai_recipes.verification.scale import choose_scale
 from coreai_recipes.verification.subject import Subject
 
-LARGEST = 65504.0  # of float16
-HEADROOM = 4.0  # other texts go further than the one that was measured
 MOST = 5
 SCALE = "export.residual_scale"
+ENDS = {
+    "package_float16": "float16 ends at 65504",
+    "package_engine": "the engine's products end at 32768, its divisors at 16384",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Remedy:
 
 def find_remedies(result: StageResult, subject: Subject) -> list[Remedy]:
     """What to set so that a stage that failed may pass; empty where nothing is known."""
-    if result.name == "package_float16":
+    if result.name in ENDS:
         return list(_scale_stream(result, subject))
     if result.name in ("rotary", "torch"):
         return list(_as_the_checkpoint_has_it(result, subject))[:MOST]
@@ -50,9 +53,9 @@ def _scale_stream(result: StageResult, subject: Subject) -> Iterator[Remedy]:
     """The residual scale that the largest value of the stream asks for, where float16 could not hold it or where it is
     scaled until little of it is left."""
     overflowed = result.detail.get("overflowed") or []
-    scale, peak = subject.recipe.export.residual_scale, subject.measure_stream()
+    scale, peak = subject.recipe.export.scale, subject.measure_stream()
     fitting = choose_scale(peak)
-    measured = f"the largest value of the residual stream is {peak:.4g}, and float16 ends at 65504"
+    measured = f"the largest value of the residual stream is {peak:.4g}, and {ENDS[result.name]}"
     if not math.isfinite(peak):
         return
     if overflowed and fitting >= scale:
@@ -61,11 +64,6 @@ def _scale_stream(result: StageResult, subject: Subject) -> Iterator[Remedy]:
         why = _why_not_scaled(subject.recipe, fitting)
         refused = Remedy("", None, f"{SCALE}: {fitting:g} would be needed, for {measured}; but {why}")
         yield refused if why else Remedy(SCALE, fitting, measured)
-
-
-def choose_scale(peak: float) -> float:
-    """The largest power of two, 1 at most, that leaves HEADROOM between a stream's largest value and float16's end."""
-    return 2.0 ** min(0, math.floor(math.log2(LARGEST / HEADROOM / peak))) if peak > 0 and math.isfinite(peak) else 1.0
 
 
 def _why_not_scaled(recipe: Recipe, scale: float) -> str | None:

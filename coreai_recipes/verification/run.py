@@ -48,6 +48,7 @@ STAGES = {
     "torch": Stage("decoder"),
     "package": Stage("package", needs_reference=False, needs_package=True),
     "package_float16": Stage("float16", needs_package=True),
+    "package_engine": Stage("engine", needs_package=True),
     "tokenizer": Stage("tokenizer", needs_reference=False, reads_layers=False),
     "draft": Stage("draft"),
     "compressed": Stage("compressed", reads_layers=False),

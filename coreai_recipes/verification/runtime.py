@@ -1,6 +1,6 @@
 """What runs the saved package: the evaluator on Linux and macOS, or Core ML on macOS."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from coreai_recipes.evaluate.precision import Precision
 
 
-def open_program(subject: Subject, precision: "Precision") -> SavedProgram:
-    """The subject's package. On Core ML `precision` says nothing: it is the hardware's.
+def open_program(subject: Subject, precision: "Precision", without: Sequence[str] = ()) -> SavedProgram:
+    """The subject's package. On Core ML `precision` says nothing: it is the hardware's; `without` is for `engine`.
 
     The evaluator streams the weights when the float32 model takes more than a third of free memory.
     """
     if subject.package is None:
         raise ValueError("this stage needs a package")
-    program = _open(subject, subject.package, precision)
+    program = _open(subject, subject.package, precision, without)
     per_layer = subject.recipe.model.embedding.per_layer
     if per_layer is None:
         return program
@@ -33,12 +33,12 @@ def open_program(subject: Subject, precision: "Precision") -> SavedProgram:
     return _WithRows(program, Tables({PER_LAYER_ROWS: table}))
 
 
-def _open(subject: Subject, package: Path, precision: "Precision") -> SavedProgram:
+def _open(subject: Subject, package: Path, precision: "Precision", without: Sequence[str]) -> SavedProgram:
     if subject.runtime == "coreml":
         return OnCoreML(CoreMLProgram(package, subject.recipe.export.compute_units))
     from coreai_recipes.evaluate.program import Program
 
-    return Program(package, precision, stream_weights=not subject.fits_in_memory)
+    return Program(package, precision, stream_weights=not subject.fits_in_memory, without=without)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class _WithRows:
         def run(inputs: Mapping[str, Any], *arguments: Any, **named: Any) -> dict[str, Tensor]:
             return found(self.tables.with_rows(name, inputs), *arguments, **named)
 
-        run.overflowed = getattr(found, "overflowed", ())  # type: ignore[attr-defined]
+        for noted in ("overflowed", "nans"):
+            setattr(run, noted, getattr(found, noted, ()))
         return run
 
     def make_state(self) -> Any:

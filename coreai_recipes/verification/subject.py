@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
@@ -38,6 +38,8 @@ class Subject:
     missing_draft: str | None = None
     # transformers' logits (S, V) in float32, left by the first stage that ran it
     reference_logits: "Tensor | None" = field(default=None, repr=False)
+    # the package's answers in float16, left by the first stage that ran it
+    float16_run: Any = field(default=None, repr=False)
     # the largest value of the residual stream, left by the first stage that saw it
     stream_peak: float | None = None
 

@@ -26,7 +26,7 @@ def test_the_trained_models_package_passes_every_stage(tiny_llama: Saved, tiny_p
         *tiny_llama, tiny_package, on_progress=lambda stage, done, total: seen.setdefault(stage, []).append(done)
     )
     assert report.passed, report.to_json()
-    assert [stage.passed for stage in report.stages] == [True, True, True, True, True, None, None]
+    assert [stage.passed for stage in report.stages] == [True, True, True, True, True, True, None, None]
     package, halves = report.stages[2:4]
     # embedding, four layers, logits
     assert package.detail["tensors"] == 6
@@ -93,7 +93,7 @@ def test_a_package_needs_no_reference(tiny_llama: Saved, tiny_package: Path) -> 
     own = Recipe.model_validate(recipe.model_dump() | {"reference": None})
     report = run_stages(own, checkpoint, tiny_package)
     reason = "the recipe has no reference"
-    assert [stage.skipped for stage in report.stages] == [reason, reason, None, reason, None, reason, reason]
+    assert [stage.skipped for stage in report.stages] == [reason, reason, None, reason, reason, None, reason, reason]
     assert report.passed
 
 

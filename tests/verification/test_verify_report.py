@@ -95,7 +95,7 @@ def test_without_a_checkpoint_nothing_is_verified(tiny_llama: Saved) -> None:
     report = run_stages(tiny_llama[0], None, None, require=["rotary"])
     missing = "no checkpoint at hand: give --checkpoint SRC"
     skipped = [stage.skipped for stage in report.stages]
-    assert skipped == [missing, missing, "no package", "no package", missing, missing, missing]
+    assert skipped == [missing, missing, "no package", "no package", "no package", missing, missing, missing]
     assert report.stages[0].passed is False, "required, and skipped"
     assert report.stages[1].passed is None
     assert not report.passed
@@ -111,7 +111,7 @@ def test_a_required_stage_runs_though_another_was_asked_for(tiny_llama: Saved) -
 def test_unknown_stages_are_refused_with_those_there_are(tiny_llama: Saved) -> None:
     with pytest.raises(UserError) as refused:
         run_stages(*tiny_llama, None, stages=["torhc"], require=["all"])
-    there_are = "the stages are rotary, torch, package, package_float16, tokenizer, draft, compressed"
+    there_are = "the stages are rotary, torch, package, package_float16, package_engine, tokenizer, draft, compressed"
     assert refused.value.problems == (f"there is no stage torhc: {there_are}", f"there is no stage all: {there_are}")
 
 

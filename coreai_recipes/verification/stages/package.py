@@ -98,7 +98,7 @@ def _run_decoder(subject: Subject, taken: dict[int, Tensor], ties: list[str]) ->
     """Our Decoder over the whole sequence, without caches: each hidden state (S, C) and the logits (S, V)."""
     decoder = StreamedDecoder(subject.recipe, subject.weights, stored=True)
     hidden: list[Tensor] = []
-    total, scale = len(decoder.decoder.layers) + 1, subject.recipe.export.residual_scale
+    total, scale = len(decoder.decoder.layers) + 1, subject.recipe.export.scale
 
     def keep(index: int, x: Tensor) -> None:
         hidden.append(scale * x)
