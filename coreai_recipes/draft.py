@@ -78,15 +78,20 @@ class Draft(nn.Module):
     def _rotary(self, kind: str) -> Rotary:
         return cast(Rotary, self.rotaries[kind])
 
+    def mask_shape(self, kind: str) -> tuple[int, int, int, int]:
+        """(1, rows, 1, 1), or (1, 1, 1, rows) where keys are the last axis of scores."""
+        rows = self.owners[self.owner(kind)].rows
+        return (1, 1, 1, rows) if self.recipe.export.keys_last else (1, rows, 1, 1)
+
     def inputs(self, kind: str, position: Tensor, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """cos, sin (1, R/2, 1, 1) and mask (1, rows, 1, 1) of the layers of `kind`.
+        """cos, sin (1, R/2, 1, 1) and mask (1, rows, 1, 1), or (1, 1, 1, rows), of the layers of `kind`.
 
         `position` (1,) is the last token's, `seen` by kind of the target how many of its positions are seen (1,).
         """
         cos, sin = self._rotary(kind).angles(position.unsqueeze(0))
         owner = self.owner(kind)
         state = self.owners[owner]
-        mask = draft_mask(state.rows, state.window, seen[owner])
+        mask = draft_mask(state.rows, state.window, seen[owner], self.recipe.export.keys_last)
         return cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2), mask
 
     def start(self, embedded: Tensor, hidden: Tensor) -> Tensor:

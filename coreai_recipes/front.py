@@ -92,6 +92,7 @@ class Front(nn.Module):
         self.kinds = {name: recipe.model.kinds[name] for name in dict.fromkeys(recipe.model.layer_kinds)}
         self.owners = {name: owner_of(recipe, name) for name in self.kinds}
         self.states = state_specs(recipe, positions)
+        self.keys_last = recipe.export.keys_last
         self.rotaries = nn.ModuleDict(
             {
                 name: build_rotary(kind.rotary, kind.attention.rotary_dim, folded, recipe.export.context)
@@ -157,12 +158,16 @@ class Front(nn.Module):
         return None if spec.alibi is None else (spec.alibi, spec.num_heads, spec.num_kv_heads, spec.score_scale)
 
     def mask_shape(self, name: str, queries: int, sharing: Sharing) -> tuple[int, int, int, int]:
-        """(1, K, 1, S), or (G, K, H/G, S) where heads see differently."""
+        """(1, K, 1, S), or (G, K, H/G, S) where heads see differently; keys last: (1, 1, 1, K) or (1, G, H/G, K)."""
         rows, attention = self.seen_rows(name, queries, sharing), self.kinds[name].attention
-        asked = self.queries(name, queries, sharing)
-        if attention.alibi is None:
-            return 1, rows, 1, asked
-        return attention.num_kv_heads, rows, attention.num_heads // attention.num_kv_heads, asked
+        asked, G, shared = self.queries(name, queries, sharing), 1, 1
+        if attention.alibi is not None:
+            G, shared = attention.num_kv_heads, attention.num_heads // attention.num_kv_heads
+        return (1, G, shared, rows) if self._puts_keys_last(rows, asked) else (G, rows, shared, asked)
+
+    def _puts_keys_last(self, keys: int, queries: int) -> bool:
+        """Whether scores have their keys on the last axis; one query's one score lies either way."""
+        return self.keys_last and queries == 1 and keys > 1
 
     def _first(self, name: str, likeness: Callable[[str], object]) -> str:
         wanted = likeness(name)
@@ -236,10 +241,12 @@ class Front(nn.Module):
 
     def _see(self, name: str, keys: Tensor, queries: Tensor, window: int | None) -> Tensor:
         """The mask of the positions `queries` over the positions `keys`, and how scores fall with distance."""
-        hidden, spec = mask(keys, queries, window), self.kinds[name].attention
+        keys_last, spec = self._puts_keys_last(keys.shape[0], queries.shape[0]), self.kinds[name].attention
+        hidden = mask(keys, queries, window, keys_last)
         if spec.alibi is None:
             return hidden
-        return hidden + alibi.bias(spec.alibi, spec.num_heads, spec.num_kv_heads, spec.score_scale, keys, queries)
+        heads = spec.num_heads, spec.num_kv_heads
+        return hidden + alibi.bias(spec.alibi, *heads, spec.score_scale, keys, queries, keys_last)
 
 
 def _temperature(spec: Temperature, positions: Tensor) -> Tensor:

@@ -175,8 +175,8 @@ def parts_from_transformers(models: Models) -> bool:
     return any(models.found(prompt_of(length), 28) != models.theirs(prompt_of(length), 28) for length in PROMPTS)
 
 
-def exclusive(rows: int, window: int | None, seen: Tensor) -> Tensor:
-    return draft_mask(rows, None if window is None else window - 1, seen)
+def exclusive(rows: int, window: int | None, seen: Tensor, keys_last: bool) -> Tensor:
+    return draft_mask(rows, None if window is None else window - 1, seen, keys_last)
 
 
 def test_a_window_that_is_not_inclusive_is_seen(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

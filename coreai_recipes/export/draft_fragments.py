@@ -42,7 +42,7 @@ def draft_front_fragment(decoder: Decoder, draft: Draft) -> Fragment:
     for kind in dict.fromkeys(draft.spec.layer_kinds):
         pairs = draft.pairs(kind)
         outputs |= {f"{half}_{kind}": Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
-        outputs[f"mask_{kind}"] = Port(FLOAT, (1, owners[draft.owner(kind)].rows, 1, 1))
+        outputs[f"mask_{kind}"] = Port(FLOAT, draft.mask_shape(kind))
     return Fragment(
         "draft_front",
         _DraftFrontPiece(draft, embedding, list(inputs), list(outputs)),
@@ -60,7 +60,7 @@ def draft_layer_fragment(draft: Draft, kind: str) -> Fragment:
     state, pairs = draft.owners[draft.owner(kind)], draft.pairs(kind)
     inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
     inputs |= {half: Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
-    inputs |= {"mask": Port(FLOAT, (1, state.rows, 1, 1)), "slot": Port(INTEGER, (1,))}
+    inputs |= {"mask": Port(FLOAT, draft.mask_shape(kind)), "slot": Port(INTEGER, (1,))}
     return fragment_of_layer(f"draft_layer_{kind}", layer, inputs, state.shape, shares=True)
 
 

@@ -22,17 +22,24 @@ def slopes(spec: Alibi, num_heads: int) -> tuple[float, ...]:
 
 
 def bias(
-    spec: Alibi, num_heads: int, num_kv_heads: int, score_scale: float, key_positions: Tensor, query_positions: Tensor
+    spec: Alibi,
+    num_heads: int,
+    num_kv_heads: int,
+    score_scale: float,
+    key_positions: Tensor,
+    query_positions: Tensor,
+    keys_last: bool = False,
 ) -> Tensor:
-    """(G, K, H/G, S) float32, to be added to the scores: slope * (key - query), zero for the query's own position.
+    """(G, K, H/G, S) float32, or (1, G, H/G, K) for one query with `keys_last`, to be added to the scores.
 
-    transformers adds slope * key, which differs by what is the same for all keys of a query, and so not after the
-    softmax; but it has no bits left in float16 at position 2048, where near keys matter most. Keys later than the
-    query, which a mask hides, get zero.
+    It is slope * (key - query), zero for the query's own position. transformers adds slope * key, which differs by what
+    is the same for all keys of a query, and so not after the softmax; but it has no bits left in float16 at position
+    2048, where near keys matter most. Keys later than the query, which a mask hides, get zero.
     """
-    shape = (num_kv_heads, 1, num_heads // num_kv_heads, 1)
+    heads = (num_kv_heads, num_heads // num_kv_heads, 1)
+    shape, of_keys = ((1, *heads), (1, 1, 1, -1)) if keys_last else ((heads[0], 1, *heads[1:]), (1, -1, 1, 1))
     slope = torch.tensor(slopes(spec, num_heads), dtype=torch.float32, device=key_positions.device).view(shape)
-    keys, queries = key_positions.view(1, -1, 1, 1).float(), query_positions.view(1, 1, 1, -1).float()
+    keys, queries = key_positions.view(of_keys).float(), query_positions.view(1, 1, 1, -1).float()
     if spec.rounding == "bfloat16":
         fall = round_to_bfloat16(slope * round_to_bfloat16(keys)) - round_to_bfloat16(
             slope * round_to_bfloat16(queries)

@@ -19,28 +19,52 @@ class AttentionCore(nn.Module):
         super().__init__()
         spec = kind.attention
         self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.value_dim = spec.value_dim if isinstance(spec, LatentAttention) else spec.head_dim
         self.scale, self.softcap = kind.score_scale, spec.softcap
         self.sinks = nn.Parameter(torch.empty(spec.num_heads), requires_grad=False) if spec.sinks else None
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """q (H, D, 1, S), keys and values (1, G, K, D) -> (1, H * D, 1, S)."""
+        """q (H, D, 1, S), keys (1, G, K, D) and values (1, G, K, E) -> (1, H * E, 1, S), E being `value_dim` at most.
+
+        The mask says how scores lie. (1, K, 1, S) or (G, K, H/G, S): keys are channels and queries the last axis, which
+        many of them fill. (1, 1, 1, K) or (1, G, H/G, K): the keys of one query are the last axis, which the engine
+        pads to 64 bytes, and one query would fill a 32nd of it.
+        """
+        attend = self._attend_keys_last if mask.shape[3] != q.shape[3] else self._attend_queries_last
+        return attend(q, keys, values, mask)
+
+    def _attend_keys_last(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        G, D = self.num_kv_heads, self.head_dim
+        q = scaled(q.view(1, G, self.num_heads // G, D), self.scale)
+        scores = torch.matmul(q, keys.transpose(2, 3))  # (1, G, H/G, K)
+        mixed = self._values(torch.matmul(self._weights(scores, mask, 3), values), 3)  # (1, G, H/G, E)
+        return mixed.reshape(1, -1, 1, 1)
+
+    def _attend_queries_last(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         G, D, S = self.num_kv_heads, self.head_dim, q.shape[3]
         shared = self.num_heads // G  # query heads of each KV head
         q = scaled(q, self.scale).view(G, shared, D, S).transpose(1, 2).reshape(1, G, D, shared * S)
         scores = torch.matmul(keys, q).view(G, -1, shared, S)  # (G, K, H/G, S)
+        weights = self._weights(scores, mask, 1).view(1, G, -1, shared * S)
+        mixed = self._values(torch.matmul(values.transpose(2, 3), weights), 2)  # (1, G, E, H/G * S)
+        return mixed.reshape(G, -1, shared, S).transpose(1, 2).reshape(1, -1, 1, S)
+
+    def _values(self, mixed: Tensor, axis: int) -> Tensor:
+        """Without what a cache adds to values to make them as long as keys."""
+        return mixed if self.value_dim == mixed.shape[axis] else mixed.narrow(axis, 0, self.value_dim)
+
+    def _weights(self, scores: Tensor, mask: Tensor, axis: int) -> Tensor:
+        """The softmax over the keys, which are `axis` of scores (G, K, H/G, S) or (1, G, H/G, K)."""
         if self.softcap is not None:
             scores = scaled(torch.tanh(scaled(scores, 1 / self.softcap)), self.softcap)
-        weights = self._weights(scores + mask).view(1, G, -1, shared * S)
-        mixed = torch.matmul(values.transpose(2, 3), weights)  # (1, G, D, H/G * S)
-        return mixed.view(G, D, shared, S).transpose(1, 2).reshape(1, self.num_heads * D, 1, S)
-
-    def _weights(self, scores: Tensor) -> Tensor:
-        """The softmax over keys of scores (G, K, H/G, S); a sink, where a head has one, is a key without a value."""
+        scores = scores + mask
         if self.sinks is None:
-            return torch.softmax(scores, 1)
-        G, K, shared, S = scores.shape
-        sinks = self.sinks.view(G, 1, shared, 1).expand(G, 1, shared, S)
-        return torch.softmax(torch.cat((scores, sinks), 1), 1).narrow(1, 0, K)
+            return torch.softmax(scores, axis)
+        # a head's sink is a key without a value: all that it leaves is its part of the maximum and of the sum
+        sinks = self.sinks.view((-1, 1, scores.shape[2], 1) if axis == 1 else (1, -1, scores.shape[2], 1))
+        highest = torch.maximum(scores.amax(axis, keepdim=True), sinks)
+        weights = torch.exp(scores - highest)
+        return weights / (weights.sum(axis, keepdim=True) + torch.exp(sinks - highest))
 
 
 class Attention(AttentionCore):
@@ -81,8 +105,8 @@ class Attention(AttentionCore):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache, temperature: Tensor | None = None
     ) -> Tensor:
-        """cos and sin (1, R/2, 1, S), mask (1, K, 1, S) with 0 where a key is seen, or (G, K, H/G, S) where heads see
-        differently; `temperature` (1, 1, 1, S) is a factor of queries, where the recipe has it."""
+        """cos and sin (1, R/2, 1, S); mask as `attend` has it, 0 where a key is seen; `temperature` (1, 1, 1, S) is a
+        factor of queries, where the recipe has it."""
         q = self._turned(self.q(x).view(self.num_heads, self.head_dim, 1, x.shape[3]), self.q_norm, cos, sin)
         if temperature is not None:
             q = q * temperature

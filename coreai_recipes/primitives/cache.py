@@ -102,25 +102,30 @@ class RingCache(SharedCache):
         return seen
 
 
-def mask(key_positions: Tensor, query_positions: Tensor, window: int | None) -> Tensor:
-    """(1, K, 1, S) float32: 0 where a query sees a key, HIDDEN where it is later, outside the window or empty (< 0)."""
-    keys, queries = key_positions.unsqueeze(1), query_positions.unsqueeze(0)
+def mask(key_positions: Tensor, query_positions: Tensor, window: int | None, keys_last: bool = False) -> Tensor:
+    """(1, K, 1, S) float32: 0 where a query sees a key, HIDDEN where it is later, outside the window or empty (< 0).
+
+    With `keys_last` (1, 1, S, K).
+    """
+    of_keys, of_queries = (0, 1) if keys_last else (1, 0)
+    keys, queries = key_positions.unsqueeze(of_keys), query_positions.unsqueeze(of_queries)
     seen = (keys >= 0) & (keys <= queries)
     if window is not None:
         seen = seen & (keys > queries - window)
     # arithmetic, because where() would store two constants of (K, S)
-    return ((1 - seen.float()) * HIDDEN).unsqueeze(0).unsqueeze(2)
+    return ((1 - seen.float()) * HIDDEN).unsqueeze(0).unsqueeze(1 if keys_last else 2)
 
 
-def draft_mask(rows: int, window: int | None, seen: Tensor) -> Tensor:
-    """(1, K, 1, 1) of a draft's one query over the target's rows, of which positions before `seen` (1,) are to be seen.
+def draft_mask(rows: int, window: int | None, seen: Tensor, keys_last: bool = False) -> Tensor:
+    """(1, K, 1, 1), or (1, 1, 1, K), of a draft's one query over the target's rows, of which positions before `seen`
+    (1,) are to be seen.
 
     Of a ring these are the last window + 1: transformers counts the window of a draft inclusively
     (masking_utils, `sliding_window_bidirectional_overlay`, flipped).
     """
     if window is None:
-        return mask(full_key_positions(rows, seen.device), seen - 1, None)
-    return mask(ring_key_positions(rows, seen), seen - 1, window + 1)
+        return mask(full_key_positions(rows, seen.device), seen - 1, None, keys_last)
+    return mask(ring_key_positions(rows, seen), seen - 1, window + 1, keys_last)
 
 
 def full_key_positions(rows: int, device: torch.device) -> Tensor:

@@ -31,7 +31,7 @@ class LatentAttention(AttentionCore):
             raise TypeError(f"{spec.kind} attention is not latent")
         super().__init__(kind)
         has_bias = spec.bias == "qkvo"
-        self.nope_dim, self.rope_dim, self.value_dim = spec.nope_dim, spec.rope_dim, spec.value_dim
+        self.nope_dim, self.rope_dim = spec.nope_dim, spec.rope_dim
         queries = spec.num_heads * spec.head_dim
         self.q = Projection(hidden_size, queries) if spec.q_rank is None else None
         self.q_a = Projection(hidden_size, spec.q_rank, has_bias) if spec.q_rank else None
@@ -48,14 +48,13 @@ class LatentAttention(AttentionCore):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache, temperature: Tensor | None = None
     ) -> Tensor:
-        """cos and sin (1, R/2, 1, S), mask (1, K, 1, S) with 0 where a key is seen."""
+        """cos and sin (1, R/2, 1, S); mask as `attend` has it, 0 where a key is seen."""
         H, D, S = self.num_heads, self.head_dim, x.shape[3]
         q = self._queries(x).view(H, D, 1, S)
         passing, turning = q.narrow(1, 0, self.nope_dim), q.narrow(1, self.nope_dim, self.rope_dim)
         q = self.rotated_query(torch.cat((passing, self._turned(turning, cos, sin)), 1))
         keys, values = cache.update(*self._keys_and_values(x, cos, sin))  # (1, H, K, D)
-        mixed = self.attend(q, keys, values, mask).view(H, D, 1, S).narrow(1, 0, self.value_dim)
-        out: Tensor = self.o(mixed.reshape(1, H * self.value_dim, 1, S))
+        out: Tensor = self.o(self.attend(q, keys, values, mask))
         return out
 
     def _queries(self, x: Tensor) -> Tensor:

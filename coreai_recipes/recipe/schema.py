@@ -682,6 +682,11 @@ class Export(Spec):
     )
     functions: Functions = Field(default=Functions(), description="tokens that each function takes at a call")
     states: Literal["per_kind"] = "per_kind"
+    attention_layout: Literal["auto", "channels", "last"] = Field(
+        default="auto",
+        description="where the keys of one query's scores lie: `last`, the axis that the engine pads to 64 bytes, or "
+        "`channels`, which may be more than 16,384 on every chip; auto is `last` up to a context of 16,384",
+    )
     fold: Flag = Field(
         default=True,
         description="weights are permuted so that rotary pairs stand together: the same function, less of it turned",
@@ -696,6 +701,12 @@ class Export(Spec):
     def scale(self) -> float:
         """The residual scale as a number: `auto` is 1 until a build has measured it."""
         return 1.0 if self.residual_scale == "auto" else self.residual_scale
+
+    @property
+    def keys_last(self) -> bool:
+        """Whether layers that run for one query have its keys on the last axis of their scores."""
+        by_context = self.context <= sizes.MAX_LAST_AXIS
+        return by_context if self.attention_layout == "auto" else self.attention_layout == "last"
 
 
 class Reference(Spec):

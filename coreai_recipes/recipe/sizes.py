@@ -23,6 +23,7 @@ MAX_PER_LAYER = 4096  # Gemma 4: 256
 MAX_CONTEXT = 1 << 20
 MAX_TOKENS = 4096  # of a call
 
+MAX_LAST_AXIS = 1 << 14  # of what a program computes: the engine of M1 to M3 takes no more
 MAX_WIDTH = 1 << 18  # of all heads together; DeepSeek V3: 24,576
 MAX_LAYER = 1 << 38  # weights of a layer's experts; Kimi K2: 1.7e10
 MAX_TABLE = 1 << 34  # numbers of a table; Gemma 4 31B: 1.4e9, E4B's second one: 2.8e9

@@ -351,12 +351,13 @@ def test_nothing_in_a_layer_works_out_its_place(linked: Any) -> None:
 
 # --- operation counts, a contract: a lost fusion keeps parity and changes the count -----------------------------------
 
-# What one more layer of a Llama adds, whatever the function.
+# What one more layer of a Llama adds; with several queries, their heads are brought together and apart again.
 A_LAYER = {
     "abs": 2, "add": 7, "concat": 4, "conv": 7, "expand_dims": 2, "matmul": 2, "maximum": 2, "mul": 19, "read_state": 2,
-    "real_div": 4, "reduce_max": 2, "reduce_mean": 2, "reshape": 10, "rsqrt": 2, "silu": 1, "slice_by_index": 6,
-    "slice_update": 2, "softmax": 1, "sub": 2, "transpose": 4, "write_state": 2,
+    "real_div": 4, "reduce_max": 2, "reduce_mean": 2, "reshape": 6, "rsqrt": 2, "silu": 1, "slice_by_index": 6,
+    "slice_update": 2, "softmax": 1, "sub": 2, "transpose": 2, "write_state": 2,
 }  # fmt: skip
+SEVERAL_QUERIES = {"reshape": 10, "transpose": 4}
 
 
 @pytest.mark.parametrize("attention", ["full", "sliding"])
@@ -371,4 +372,5 @@ def test_one_more_layer_costs_as_many_operations_as_it_should(attention: str, ma
     for function in ("decode", "prefill"):
         gathers = {"gather": 2} if (attention, function) == ("sliding", "prefill") else {}  # the ring's rows
         more = operation_types(three, function) - operation_types(two, function)
-        assert dict(more) == A_LAYER | gathers, f"a {attention} layer in {function}: {dict(sorted(more.items()))}"
+        expected = A_LAYER | (SEVERAL_QUERIES if function == "prefill" else {}) | gathers
+        assert dict(more) == expected, f"a {attention} layer in {function}: {dict(sorted(more.items()))}"
