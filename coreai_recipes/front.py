@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.primitives import alibi
-from coreai_recipes.primitives.cache import full_key_positions, mask, ring_key_positions, ring_sources
+from coreai_recipes.primitives.cache import (
+    Placement,
+    full_key_positions,
+    mask,
+    padding_of,
+    ring_key_positions,
+    ring_placement,
+)
 from coreai_recipes.primitives.per_layer import PerLayerInput
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
 from coreai_recipes.recipe.schema import LayerKind, Recipe, SlidingAttention, Temperature
@@ -38,13 +45,19 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What the front computes once for all layers of a kind: cos, sin, mask and the place to write; and the queries'
-    temperature (1, 1, 1, S), where the kind has one."""
+    """What the front computes once for all layers of a kind: cos, sin, mask and where to write; and the queries'
+    temperature (1, 1, 1, S), where the kind has one.
+
+    Written are the rows from `first` (1,) on, or where `placement` says when several tokens come into a ring; `padding`
+    (1, 1, S, 1) is 1 for tokens behind the real ones, None with a single token.
+    """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor
-    place: Tensor | None  # row of a ring for one token, source of each row for several; None for a full cache
+    first: Tensor
+    placement: Placement | None
+    padding: Tensor | None
     temperature: Tensor | None = None
 
 
@@ -187,7 +200,8 @@ class Front(nn.Module):
         queries = input_ids.shape[1]
         positions = position + torch.arange(queries, dtype=torch.int32, device=input_ids.device)  # (S,)
         angles: dict[str, tuple[Tensor, Tensor]] = {}
-        masks: dict[str, tuple[Tensor, Tensor | None]] = {}
+        masks: dict[str, tuple[Tensor, Tensor, Placement | None]] = {}
+        padding = padding_of(queries, count) if cached and queries > 1 else None
         temperatures: dict[str, Tensor | None] = {}
         for name in self.kinds:
             alone = self.queries(name, queries, sharing) < queries
@@ -200,33 +214,32 @@ class Front(nn.Module):
                 temperatures[name] = None if spec is None else _temperature(spec, asked)
             if self.mask_group(name, sharing) == name:
                 if not cached:
-                    masks[name] = self._see(name, positions, positions, self.state(name).window), None
+                    masks[name] = self._see(name, positions, positions, self.state(name).window), position, None
                 elif self.shares(name) and sharing != "seen":
-                    masks[name] = self._mask_after(name, asked, position + count), None
+                    masks[name] = self._mask_after(name, asked, position + count), position, None
                 else:
-                    masks[name] = self._mask_and_place(name, positions, position, count)
-        inputs = {
-            name: LayerInputs(
-                *angles[self.angle_group(name, sharing)],
-                *masks[self.mask_group(name, sharing)],
-                temperatures[self.temperature_group(name, sharing)],
-            )
-            for name in self.kinds
-        }
+                    masks[name] = self._mask_and_place(name, positions, position, count, padding)
+        inputs = {}
+        for name in self.kinds:
+            cos, sin = angles[self.angle_group(name, sharing)]
+            seen, first, placement = masks[self.mask_group(name, sharing)]
+            temperature = temperatures[self.temperature_group(name, sharing)]
+            inputs[name] = LayerInputs(cos, sin, seen, first, placement, padding, temperature)
         x = self.embedding(input_ids, positions)
         return x, inputs, None if self.per_layer is None else self.per_layer(x, rows)
 
     def _mask_and_place(
-        self, name: str, positions: Tensor, position: Tensor, count: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+        self, name: str, positions: Tensor, position: Tensor, count: Tensor, padding: Tensor | None
+    ) -> tuple[Tensor, Tensor, Placement | None]:
         state = self.state(name)
         if state.window is None:
-            return self._see(name, full_key_positions(state.rows, positions.device), positions, None), None
-        if positions.shape[0] == 1:  # the token is in its row before the attention looks
+            return self._see(name, full_key_positions(state.rows, positions.device), positions, None), position, None
+        if padding is None:  # the one token is in its row before the attention looks
             keys = ring_key_positions(state.rows, position + 1)
-            return self._see(name, keys, positions, state.window), position % state.rows
+            return self._see(name, keys, positions, state.window), position % state.rows, None
         held = torch.cat((ring_key_positions(state.rows, position), positions))  # (rows + S,)
-        return self._see(name, held, positions, state.window), ring_sources(state.rows, position, count)
+        placement = ring_placement(state.rows, position, count, padding)
+        return self._see(name, held, positions, state.window), position, placement
 
     def _mask_after(self, name: str, asked: Tensor, next_position: Tensor) -> Tensor:
         """The mask of queries at `asked` over the states, in which all before `next_position` (1,) is written.

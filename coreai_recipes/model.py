@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreai_recipes.front import Front, owner_of
-from coreai_recipes.primitives.cache import Cache, FullCache, NoCache, RingCache
+from coreai_recipes.front import Front, LayerInputs, owner_of
+from coreai_recipes.primitives.cache import Cache, NoCache, Placement, RingCache, RowCache
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.per_layer import PerLayerInput, slice_of
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.stack):
             given, owner = inputs[layer.kind], self.front.owners[layer.kind]
             if owner == layer.kind:
-                caches[owner] = NoCache() if states is None else self.cache(index, states, at, given.place)
+                caches[owner] = NoCache() if states is None else self.cache(index, states, given)
             of_layer = None if per_layer is None else slice_of(per_layer, torch.tensor([index]))
             x = layer(x, given.cos, given.sin, given.mask, caches[owner], of_layer, given.temperature)
         return cast(Tensor, x)
@@ -121,10 +121,10 @@ class Decoder(nn.Module):
         table = self.per_layer_table
         return None if table is None else F.embedding(input_ids, table.weight)
 
-    def cache(self, index: int, states: dict[str, Tensor], position: Tensor, place: Tensor | None) -> Cache:
+    def cache(self, index: int, states: dict[str, Tensor], given: LayerInputs) -> Cache:
         """The cache of layer `index` in `states`."""
         kind, slot = self.stack[index].kind, torch.tensor([self.slots[index]], dtype=torch.int32)
-        return make_cache(states[f"k_{kind}"], states[f"v_{kind}"], slot, position, place)
+        return make_cache(states[f"k_{kind}"], states[f"v_{kind}"], slot, given.first, given.padding, given.placement)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (1, S, V) of the last hidden state x (1, C, 1, S)."""
@@ -133,11 +133,18 @@ class Decoder(nn.Module):
         return cast(Tensor, self.head(self.norm(x), table))
 
 
-def make_cache(keys: Tensor, values: Tensor, slot: Tensor, position: Tensor, place: Tensor | None) -> Cache:
-    """A ring when the front gave a `place` to write, else a full cache."""
-    if place is None:
-        return FullCache(keys, values, slot, position)
-    return RingCache(keys, values, slot, place)
+def make_cache(
+    keys: Tensor,
+    values: Tensor,
+    slot: Tensor,
+    first: Tensor,
+    padding: Tensor | None,
+    placement: Placement | None,
+) -> Cache:
+    """A ring's when the front gave a `placement`, else the rows from `first` on."""
+    if placement is None:
+        return RowCache(keys, values, slot, first, padding)
+    return RingCache(keys, values, slot, placement)
 
 
 def table_file(parameter: str) -> str:

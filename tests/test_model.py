@@ -19,6 +19,7 @@ from coreai_recipes.folding import stored_as
 from coreai_recipes.front import state_specs
 from coreai_recipes.model import Decoder, build_decoder, empty, fill
 from coreai_recipes.primitives import cache as cache_module
+from coreai_recipes.primitives.cache import Placement
 from coreai_recipes.primitives.layer import PLAIN
 from coreai_recipes.recipe.schema import Recipe
 
@@ -279,6 +280,26 @@ def test_padding_changes_no_bit_of_what_later_calls_return(name: str) -> None:
         assert all(torch.equal(one, other) for one, other in zip(answers[0], others, strict=True))
 
 
+@pytest.mark.parametrize("worst", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", DECODERS)
+def test_padding_that_is_no_number_changes_no_bit_of_what_is_kept_and_returned(
+    name: str, worst: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 x inf is NaN, and no mask hides a NaN: neither a ring's product nor a full cache's later scores may meet it."""
+    decoder, ids = DECODERS[name](), random_ids(20, vocab_size=130).tolist()[0]
+    table = decoder.embedding.weight.clone()
+    table[130] = worst
+    monkeypatch.setitem(decoder.embedding._parameters, "weight", nn.Parameter(table, requires_grad=False))
+    answers: list[list[Tensor]] = []
+    for padding in (7, 130):
+        session = Session(decoder)
+        found = [session.call(0, ids[:11], PREFILL, padding), session.call(11, ids[11:13], SCORE, padding)]
+        found += [decoder(torch.tensor([[ids[at]]]), at, 1, session.states) for at in range(13, 20)]
+        answers.append([*(logits[..., :130] for logits in found), *session.states.values()])
+    assert all(torch.isfinite(tensor).all() for tensor in answers[0])
+    assert all(torch.equal(one, other) for one, other in zip(*answers, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["ring", "shifting"])
 def test_padding_leaves_the_ring_untouched(kind: str) -> None:
     decoder, ids = DECODERS[kind](), random_ids(PREFILL)
@@ -397,12 +418,12 @@ RING_PLAN = [(0, 9, PREFILL), (9, 3, PREFILL), (12, 1, 1), (13, 1, 1)]
 ROLLBACK_PLAN = [*in_turn(16, then_decode_to=25), (21, 1, 1), (22, 1, 1)]
 
 
-def padding_enters(rows: int, position: Tensor, count: Tensor) -> Tensor:
-    return cache_module.ring_sources(rows, position, torch.full_like(count, PREFILL))
+def padding_enters(rows: int, position: Tensor, count: Tensor, padding: Tensor) -> Placement:
+    return cache_module.ring_placement(rows, position, torch.full_like(count, PREFILL), padding)
 
 
-def nothing_is_written(rows: int, position: Tensor, count: Tensor) -> Tensor:
-    return torch.arange(rows, dtype=torch.int32)
+def nothing_is_written(rows: int, position: Tensor, count: Tensor, padding: Tensor) -> Placement:
+    return Placement(torch.zeros(1, 1, rows, padding.shape[2]), torch.ones(1, 1, rows, 1), padding)
 
 
 def one_row_off(rows: int, next_position: Tensor) -> Tensor:
@@ -418,17 +439,16 @@ def empty_rows_are_seen(key_positions: Tensor, query_positions: Tensor, window: 
 
 
 def written_before_it_is_seen(self: Any, state: Tensor, new: Tensor) -> Tensor:
-    at = self.layer[0]
-    seen = torch.cat((state[at], new), 1).index_select(1, self.place)
-    state[at] = seen
-    return torch.cat((seen, new), 1)[None]
+    at, new = self.layer, new.unsqueeze(0)
+    state[at] = state[at] * self.placement.kept + torch.matmul(self.placement.put, new)
+    return torch.cat((state[at], new), 2)
 
 
 @pytest.mark.parametrize(
     ("name", "replacement", "plan"),
     [
-        ("ring_sources", padding_enters, RING_PLAN),
-        ("ring_sources", nothing_is_written, RING_PLAN),
+        ("ring_placement", padding_enters, RING_PLAN),
+        ("ring_placement", nothing_is_written, RING_PLAN),
         ("ring_key_positions", one_row_off, RING_PLAN),
         ("mask", no_window, ROLLBACK_PLAN),
         ("mask", empty_rows_are_seen, RING_PLAN),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from coreai_recipes.front import Front, Sharing
 from coreai_recipes.model import PER_LAYER_ROWS, Decoder, make_cache
-from coreai_recipes.primitives.cache import Cache, SharedCache
+from coreai_recipes.primitives.cache import Cache, Placement, SharedCache, last_of
 from coreai_recipes.primitives.per_layer import slice_of
 
 FLOAT, INTEGER = "float16", "int32"
@@ -111,17 +111,11 @@ def _files_of(module: str) -> set[Path]:
     return own.union(*(Path(folder).rglob("*.py") for folder in package or ()))
 
 
-def counts_tokens(decoder: Decoder, queries: int, sharing: Sharing) -> bool:
-    """Whether the front needs to know how many of the tokens are real."""
-    has_ring = any(spec.window is not None for spec in decoder.front.states.values())
-    return queries > 1 and (has_ring or sharing == "last")
-
-
 def front_fragment(decoder: Decoder, queries: int, sharing: Sharing) -> Fragment:
     """input_ids, position (and count, and rows of the per-layer table) -> x, and what each kind's layers are given."""
     front, model = decoder.front, decoder.recipe.model
     inputs = {"input_ids": Port(INTEGER, (1, queries)), "position": Port(INTEGER, (1,))}
-    if counts_tokens(decoder, queries, sharing):
+    if queries > 1:
         inputs["count"] = Port(INTEGER, (1,))
     outputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, queries))}
     table = WEIGHT_PREFIX + "embedding"
@@ -145,7 +139,9 @@ def front_fragment(decoder: Decoder, queries: int, sharing: Sharing) -> Fragment
             state = front.state(name)
             outputs[f"mask_{name}"] = Port(FLOAT, front.mask_shape(name, queries, sharing))
             if state.window is not None and not (sharing != "seen" and front.shares(name)):
-                outputs[f"place_{name}"] = Port(INTEGER, (state.rows if queries > 1 else 1,))
+                outputs |= {f"{port}_{name}": shape for port, shape in _ring_ports(state.rows, queries).items()}
+    if queries > 1:
+        outputs["padding"] = Port(FLOAT, (1, 1, queries, 1))
     return Fragment(
         f"front_{queries}" if sharing == "seen" else f"front_{queries}_{sharing}",
         _FrontPiece(front, list(inputs), list(outputs), parameters, sharing),
@@ -170,7 +166,6 @@ def layer_fragment(decoder: Decoder, kind: str, queries: int, sharing: Sharing) 
     layer = next(layer for layer in decoder.stack if layer.kind == kind)
     spec, shares = front.state(kind), front.shares(kind)
     own_queries = front.queries(kind, queries, sharing)
-    ring = spec.window is not None
     x = Port(FLOAT, (1, model.hidden_size, 1, own_queries))
     inputs = {"x": x}
     if front.pairs(kind):
@@ -179,14 +174,21 @@ def layer_fragment(decoder: Decoder, kind: str, queries: int, sharing: Sharing) 
         inputs["temperature"] = Port(FLOAT, (1, 1, 1, own_queries))
     inputs["mask"] = Port(FLOAT, front.mask_shape(kind, queries, sharing if shares else "seen"))
     inputs["slot"] = Port(INTEGER, (1,))
-    if ring and not shares:
-        inputs["place"] = Port(INTEGER, (spec.rows if queries > 1 else 1,))
-    elif not shares:
-        inputs["position"] = Port(INTEGER, (1,))
+    if not shares:
+        inputs |= {"first": Port(INTEGER, (1,))} if spec.window is None else _ring_ports(spec.rows, queries)
+        if queries > 1:
+            inputs["padding"] = Port(FLOAT, (1, 1, queries, 1))
     if front.per_layer is not None:
         inputs["per_layer_inputs"] = Port(FLOAT, (front.per_layer.layers, front.per_layer.size, 1, own_queries))
         inputs["index"] = Port(INTEGER, (1,))
     return fragment_of_layer(f"layer_{kind}_{own_queries}", layer, inputs, spec.shape, shares)
+
+
+def _ring_ports(rows: int, queries: int) -> dict[str, Port]:
+    """What tells a layer where the tokens of a call go in a ring: one into a row, several as a `Placement` says."""
+    if queries == 1:
+        return {"first": Port(INTEGER, (1,))}
+    return {"put": Port(FLOAT, (1, 1, rows, queries)), "kept": Port(FLOAT, (1, 1, rows, 1))}
 
 
 def fragment_of_layer(
@@ -294,7 +296,10 @@ class _FrontPiece(Piece):
         found = {"x": x, "per_layer_inputs": per_layer}
         for kind, of_kind in inputs.items():
             found |= {f"cos_{kind}": of_kind.cos, f"sin_{kind}": of_kind.sin, f"mask_{kind}": of_kind.mask}
-            found |= {f"place_{kind}": of_kind.place, f"temperature_{kind}": of_kind.temperature}
+            found |= {f"first_{kind}": of_kind.first, f"temperature_{kind}": of_kind.temperature}
+            found["padding"] = of_kind.padding
+            if of_kind.placement is not None:
+                found |= {f"put_{kind}": of_kind.placement.put, f"kept_{kind}": of_kind.placement.kept}
         return tuple(found[name] for name in self.outputs)
 
 
@@ -320,7 +325,9 @@ class _LayerPiece(Piece):
         slot = named["slot"]
         cache: Cache = SharedCache(self.keys, self.values, slot)
         if not self.shares:
-            cache = make_cache(self.keys, self.values, slot, named.get("position", empty), named.get("place"))
+            padding, put = named.get("padding"), named.get("put")
+            placement = None if put is None or padding is None else Placement(put, named["kept"], padding)
+            cache = make_cache(self.keys, self.values, slot, named.get("first", empty), padding, placement)
         of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
         with parameters_as(self.piece[0], weights):
             return self.piece[0](  # type: ignore[no-any-return]
@@ -330,7 +337,7 @@ class _LayerPiece(Piece):
 
 class _PickPiece(Piece):
     def forward(self, x: Tensor, count: Tensor) -> Tensor:
-        return x.index_select(3, count - 1)
+        return last_of(x, count)
 
 
 class _HeadPiece(Piece):

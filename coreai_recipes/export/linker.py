@@ -126,6 +126,7 @@ class _Appended:
     def __init__(self, bound: dict[str, str], prefix: str, linker: FunctionLinker) -> None:
         self.bound, self.prefix, self.linker = bound, prefix, linker
         self.local: dict[str, NDArray[Any]] = {}  # integer constants of the fragment, by its own names
+        self.others: dict[str, Any] = {}  # its other constants
         self.waiting: dict[str, Any] = {}  # constants of the fragment that nothing has used yet
 
     def rename(self, name: str) -> str:
@@ -144,6 +145,8 @@ class _Appended:
                 self.local[name] = integers
             elif operation.attributes["val"].WhichOneof("value") == "blobFileValue":
                 raise RuntimeError(f"{self.prefix}{name}: a stored constant in a fragment")
+            else:
+                self.others[name] = operation.attributes["val"].SerializeToString(deterministic=True)
             self.waiting[name] = operation
             return
         if self._fold(operation) or self._skip(operation) or self._reuse(operation):
@@ -196,9 +199,11 @@ class _Appended:
         return False
 
     def _operand(self, argument: Any) -> Any:
-        """What an operand is: the value of a small constant or of what is given in place, else the function's name."""
+        """What an operand is: the value of a constant or of what is given in place, else its name in the function."""
         if argument.WhichOneof("binding") == "value":
             return argument.value.SerializeToString(deterministic=True)
+        if argument.name in self.others:
+            return self.others[argument.name]
         value = self.value(argument.name)
         return self.rename(argument.name) if value is None else (value.shape, value.tobytes())
 

@@ -2,7 +2,8 @@
 
 A full cache holds position p in row p. A sliding one is a ring: position p is in row p mod rows, with rows = window +
 rollback, and masks are by absolute position, so that calling again up to `rollback` positions earlier finds every key
-that it needs. Padding is written into a full cache, where it is never seen before it is overwritten; never into a ring.
+that it needs. Padding is never written into a ring; into a full cache as zeros, which are overwritten before they are
+seen.
 """
 
 from dataclasses import dataclass
@@ -60,29 +61,33 @@ class SharedCache:
 
 
 @dataclass
-class FullCache(SharedCache):
-    """A layer's rows written from row `position` (1,) on, which is that of the call's first token."""
+class RowCache(SharedCache):
+    """A layer's rows written from row `first` (1,) on: a full cache's with any tokens, and a ring's with one.
 
-    position: Tensor
+    `padding` (1, 1, S, 1) is 1 for tokens that are none; they are written as zeros, for a NaN is hidden by no mask.
+    """
+
+    first: Tensor
+    padding: Tensor | None = None
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return self._write(self.key_state, keys), self._write(self.value_state, values)
+        self._write(self.key_state, keys)
+        self._write(self.value_state, values)
+        return self.read()
 
-    def _write(self, state: Tensor, new: Tensor) -> Tensor:
-        at, first = self.layer[0], self.position[0]
-        state[at : at + 1, :, first : first + new.shape[1]] = new.unsqueeze(0)
-        return self._rows(state)
+    def _write(self, state: Tensor, new: Tensor) -> None:
+        at, first = self.layer[0], self.first[0]
+        state[at : at + 1, :, first : first + new.shape[1]] = _real(new.unsqueeze(0), self.padding)
 
 
 @dataclass
 class RingCache(SharedCache):
-    """A layer's rows of a ring. `place` is the row to write (1,) when one token comes, else the source of each row.
+    """A layer's rows of a ring, of which several tokens overwrite those that `placement` says.
 
-    With several tokens, row r of the ring afterwards is row `place[r]` of the old rows followed by the new ones: the
-    attention must see the ring as it was, because the new tokens overwrite keys that the first of them still need.
+    The attention must see the ring as it was, because the new tokens overwrite keys that the first of them still need.
     """
 
-    place: Tensor
+    placement: "Placement"
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self._seen = self._write(self.key_state, keys), self._write(self.value_state, values)
@@ -93,13 +98,38 @@ class RingCache(SharedCache):
 
     def _write(self, state: Tensor, new: Tensor) -> Tensor:
         at = self.layer[0]
-        if new.shape[1] == 1:
-            row = self.place[0]
-            state[at : at + 1, :, row : row + 1] = new.unsqueeze(0)
-            return self._rows(state)
-        seen = torch.cat((self._rows(state), new.unsqueeze(0)), 2)  # (1, G, rows + S, D)
-        state[at : at + 1] = seen.index_select(2, self.place)
+        old, new = self._rows(state), _real(new.unsqueeze(0), self.placement.padding)
+        seen = torch.cat((old, new), 2)  # (1, G, rows + S, D)
+        # a product, because a gather by indices that a call computes leaves the engine; each row is one token's exactly
+        state[at : at + 1] = old * self.placement.kept + torch.matmul(self.placement.put, new)
         return seen
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What becomes of a ring when several tokens come, as numbers 0 and 1: row r afterwards is row r of the old ones
+    where `kept` (1, 1, rows, 1), plus token t where `put` (1, 1, rows, S); `padding` (1, 1, S, 1) is no token."""
+
+    put: Tensor
+    kept: Tensor
+    padding: Tensor
+
+
+def _real(new: Tensor, padding: Tensor | None) -> Tensor:
+    """Keys or values (1, G, S, D) with zeros for padding: selected, because 0 x inf is NaN."""
+    return new if padding is None else new.masked_fill(padding > 0, 0.0)
+
+
+def padding_of(queries: int, count: Tensor) -> Tensor:
+    """(1, 1, S, 1) float32: 1 for the tokens of a call behind its `count` (1,) real ones."""
+    tokens = torch.arange(queries, dtype=torch.int32, device=count.device).view(1, 1, -1, 1)
+    return (tokens >= count).float()
+
+
+def last_of(x: Tensor, count: Tensor) -> Tensor:
+    """x (N, C, 1, S) of the last of `count` (1,) real tokens, (N, C, 1, 1): zeros in place of the others, summed."""
+    tokens = torch.arange(x.shape[3], dtype=torch.int32, device=x.device).view(1, 1, 1, -1)
+    return x.masked_fill(tokens != count - 1, 0.0).sum(3, keepdim=True)
 
 
 def mask(key_positions: Tensor, query_positions: Tensor, window: int | None, keys_last: bool = False) -> Tensor:
@@ -142,13 +172,10 @@ def ring_key_positions(rows: int, next_position: Tensor) -> Tensor:
     return next_position - 1 - (next_position + rows - 1 - row) % rows
 
 
-def ring_sources(rows: int, position: Tensor, count: Tensor) -> Tensor:
-    """For each row of a ring, its place among the old rows followed by the new tokens, (rows,).
-
-    The new tokens have positions `position` .. `position + count - 1`; row r takes the last of them that is r mod rows,
-    and keeps what it has when there is none.
-    """
-    row = torch.arange(rows, dtype=torch.int32, device=position.device)
-    token = ring_key_positions(rows, position + count) - position
-    is_new = (token >= 0).to(torch.int32)
-    return row + is_new * (rows + token - row)
+def ring_placement(rows: int, position: Tensor, count: Tensor, padding: Tensor) -> Placement:
+    """Where the tokens of a call go, which have positions `position` .. `position + count - 1`: row r takes the last of
+    them that is r mod rows, and keeps what it has when there is none."""
+    token = ring_key_positions(rows, position + count) - position  # (rows,), negative where there is none
+    token = token.view(1, 1, rows, 1)
+    tokens = torch.arange(padding.shape[2], dtype=torch.int32, device=position.device).view(1, 1, 1, -1)
+    return Placement((token == tokens).float(), (token < 0).float(), padding)

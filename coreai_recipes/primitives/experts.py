@@ -57,9 +57,7 @@ class Mixture(nn.Module):
 
     def _take_all(self, n: Tensor, weights: Tensor, chosen: Tensor, expert_scale: Tensor | None) -> Tensor:
         """Several tokens: every expert computes every token, with weight zero where it was not chosen."""
-        experts = torch.arange(self.num_experts, device=n.device).view(-1, 1, 1, 1)
-        is_chosen = (experts == chosen).to(n.dtype)  # (E, top, 1, S)
-        spread = (is_chosen * weights).sum(1)  # (E, 1, S)
+        spread = (_is_chosen(chosen, self.num_experts, n.dtype) * weights).sum(1)  # (E, 1, S)
         if expert_scale is not None:
             spread = spread * expert_scale
         return self._sum(n, spread, self.gate_up, self.down, self.gate_up_bias, self.down_bias)
@@ -91,6 +89,18 @@ class Mixture(nn.Module):
         limit = self.clamp.limit
         gate = torch.minimum(gate, torch.tensor(limit, dtype=gate.dtype, device=gate.device))
         return gate * torch.sigmoid(scaled(gate, self.clamp.alpha)) * (up.clamp(-limit, limit) + 1)
+
+
+def _is_chosen(chosen: Tensor, num_experts: int, dtype: torch.dtype) -> Tensor:
+    """(E, top, 1, S): 1 where expert e is the one at a place of `chosen` (1, top, 1, S)."""
+    return (torch.arange(num_experts, device=chosen.device).view(-1, 1, 1, 1) == chosen).to(dtype)
+
+
+def _values_of(values: Tensor, chosen: Tensor) -> Tensor:
+    """values (1, E, 1, S) of the `chosen` experts, both (1, top, 1, S): a gather of what a call computes would leave
+    the engine, and a sum of one value and zeros is that value."""
+    E, S = values.shape[1], values.shape[3]
+    return (_is_chosen(chosen, E, values.dtype) * values.view(E, 1, 1, S)).sum(0, keepdim=True)
 
 
 class Router(nn.Module):
@@ -131,7 +141,7 @@ class Router(nn.Module):
 
     def weigh(self, logits: Tensor, chosen: Tensor) -> Tensor:
         """The weights of given experts, as `forward` gives those of the best."""
-        return torch.softmax(torch.gather(logits, 1, chosen), 1)
+        return torch.softmax(_values_of(logits, chosen), 1)
 
 
 @register("experts", "softmax")
@@ -200,7 +210,7 @@ class ScoreRouter(nn.Module):
     def weigh(self, logits: Tensor, chosen: Tensor) -> Tensor:
         """The weights of given experts, as `forward` gives those of the best."""
         if self._weighs_the_best_logits:
-            return scaled(torch.softmax(torch.gather(logits, 1, chosen), 1), self.spec.scale)
+            return scaled(torch.softmax(_values_of(logits, chosen), 1), self.spec.scale)
         return self._weigh_by(self._scores(logits), chosen)
 
     @property
@@ -212,7 +222,7 @@ class ScoreRouter(nn.Module):
         return torch.sigmoid(logits) if self.spec.score == "sigmoid" else torch.softmax(logits, 1)
 
     def _weigh_by(self, scores: Tensor, chosen: Tensor) -> Tensor:
-        weights = torch.gather(scores, 1, chosen)
+        weights = _values_of(scores, chosen)
         if self.spec.renorm:
             smallest = torch.tensor(SMALLEST, dtype=scores.dtype, device=scores.device)
             weights = weights / torch.maximum(weights.sum(1, keepdim=True), smallest)

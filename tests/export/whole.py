@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.model import Decoder, make_cache
-from coreai_recipes.primitives.cache import Cache, SharedCache
+from coreai_recipes.primitives.cache import Cache, SharedCache, last_of
 from coreai_recipes.primitives.per_layer import slice_of
 
 
@@ -34,17 +34,17 @@ class WholeFunction(nn.Module):
         for index, layer in enumerate(decoder.stack):
             shares, owner = decoder.front.shares(layer.kind), decoder.front.owners[layer.kind]
             if shares and sharing == "last" and not alone:
-                x, alone = x.index_select(3, count - 1), True
-                per_layer = None if per_layer is None else per_layer.index_select(3, count - 1)
+                x, alone = last_of(x, count), True
+                per_layer = None if per_layer is None else last_of(per_layer, count)
             of_kind, slot = inputs[layer.kind], torch.tensor([decoder.slots[index]], dtype=torch.int32)
             keys, values = getattr(self, f"k_{owner}"), getattr(self, f"v_{owner}")
             cache: Cache = SharedCache(keys, values, slot)
             if not shares:
-                cache = make_cache(keys, values, slot, position, of_kind.place)
+                cache = make_cache(keys, values, slot, of_kind.first, of_kind.padding, of_kind.placement)
             of_layer = None if per_layer is None else slice_of(per_layer, torch.tensor([index]))
             x = layer(x, of_kind.cos, of_kind.sin, of_kind.mask, cache, of_layer, of_kind.temperature)
         if self.function == "prefill" and not alone:
-            x = x.index_select(3, count - 1)
+            x = last_of(x, count)
         return decoder.logits(x)
 
 

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from coreai_recipes.primitives.cache import (
     HIDDEN,
-    FullCache,
     NoCache,
     RingCache,
+    RowCache,
+    last_of,
     mask,
+    padding_of,
     ring_key_positions,
-    ring_sources,
+    ring_placement,
 )
 
 searched = settings(max_examples=200, derandomize=True, deadline=None)
@@ -40,10 +42,24 @@ def test_each_row_takes_the_last_real_token_that_falls_on_it(
     rows: int, position: int, queries: int, data: st.DataObject
 ) -> None:
     count = data.draw(st.integers(1, queries))
-    expected = list(range(rows))
+    expected = [-1] * rows
     for token in range(count):
-        expected[(position + token) % rows] = rows + token
-    assert ring_sources(rows, one(position), one(count)).tolist() == expected
+        expected[(position + token) % rows] = token
+    found = ring_placement(rows, one(position), one(count), padding_of(queries, one(count)))
+    put, kept = found.put.view(rows, queries), found.kept.view(rows)
+    for row, token in enumerate(expected):
+        assert put[row].tolist() == [float(at == token) for at in range(queries)]
+        assert kept[row] == (token < 0)
+
+
+@searched
+@given(queries=st.integers(2, 20), data=st.data())
+def test_the_last_real_token_is_picked_whatever_the_others_hold(queries: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, queries))
+    x = torch.randn(2, 3, 1, queries).half()
+    expected = x[..., count - 1 : count].clone()
+    x[..., : count - 1], x[..., count:] = float("nan"), float("-inf")
+    assert torch.equal(last_of(x, one(count)), expected)
 
 
 @searched
@@ -70,7 +86,7 @@ def test_only_the_layers_own_rows_of_a_full_cache_are_written(queries: int) -> N
     expected_keys, expected_values = keys.clone(), values.clone()
     new_keys, new_values = torch.randn(2, queries, 4), torch.randn(2, queries, 4)
     expected_keys[1, :, 6 : 6 + queries], expected_values[1, :, 6 : 6 + queries] = new_keys, new_values
-    seen_keys, seen_values = FullCache(keys, values, one(1), one(6)).update(new_keys, new_values)
+    seen_keys, seen_values = RowCache(keys, values, one(1), one(6)).update(new_keys, new_values)
     assert torch.equal(keys, expected_keys)
     assert torch.equal(values, expected_values)
     assert torch.equal(seen_keys, expected_keys[1:2])
@@ -81,7 +97,7 @@ def test_one_token_is_in_the_ring_before_the_attention_looks() -> None:
     keys, values = states(3, 5)
     before = keys.clone()
     new = torch.randn(2, 1, 4)
-    seen, _ = RingCache(keys, values, one(2), one(3)).update(new, new)
+    seen, _ = RowCache(keys, values, one(2), one(3)).update(new, new)
     before[2, :, 3:4] = new
     assert torch.equal(keys, before)
     assert torch.equal(seen, before[2:])
@@ -90,8 +106,11 @@ def test_one_token_is_in_the_ring_before_the_attention_looks() -> None:
 def test_several_tokens_see_the_ring_as_it_was_and_then_overwrite_it() -> None:
     keys, values = states(2, 5)
     old, new = keys.clone(), torch.randn(2, 3, 4)
-    place = ring_sources(5, one(9), one(2))  # positions 9 and 10 fall on rows 4 and 0; the third is padding
+    new[:, 2] = torch.tensor([float("nan"), float("inf"), float("-inf"), 7.0])
+    # positions 9 and 10 fall on rows 4 and 0; the third is padding
+    place = ring_placement(5, one(9), one(2), padding_of(3, one(2)))
     seen, _ = RingCache(keys, values, one(0), place).update(new, new)
+    new[:, 2] = 0  # what is no token can be hidden by a mask
     assert torch.equal(seen, torch.cat((old[0], new), 1)[None])
     assert torch.equal(keys[1], old[1])
     assert torch.equal(keys[0, :, [4, 0]], new[:, :2])
