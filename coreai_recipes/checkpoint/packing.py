@@ -33,13 +33,14 @@ MX_BIAS = 127
 FP4_VALUES = tuple(sign * value for sign in (1.0, -1.0) for value in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
 PIECE_ELEMENTS = 1 << 18
 
-# How others pack a weight: what stands at the end of a tensor's name, its dtypes, and at the end of one beside it.
-# MLX: mlx.core.quantize; GPTQ and AWQ: the packing of AutoGPTQ and AutoAWQ; compressed-tensors: pack-quantized;
-# bitsandbytes: functional.py, QuantState, and nn/modules.py, Int8Params.
+# How others pack a weight: what stands at the end of a tensor's name, its dtypes, and at the end of one beside it. MLX:
+# mlx.core.quantize; GPTQ and AWQ: what AutoGPTQ and AutoAWQ write; compressed-tensors: pack-quantized; modelopt: its
+# NVFP4 export; bitsandbytes: functional.py, QuantState, and nn/modules.py, Int8Params.
 _FOREIGN: tuple[tuple[str, str, tuple[str, ...] | None, tuple[str, ...]], ...] = (
     ("MLX", ".weight", ("U32",), (".scales",)),
     ("GPTQ or AWQ", ".qweight", None, (".scales", ".qzeros")),
     ("compressed-tensors", ".weight_packed", None, (".weight_scale",)),
+    ("NVIDIA's Model Optimizer in NVFP4", ".weight", ("U8",), (".weight_scale_2",)),
     (
         "bitsandbytes",
         ".weight",

@@ -187,6 +187,7 @@ def in_parts(packed: str, dtype: torch.dtype, *beside: str) -> Any:
         ("MLX", torch.uint32, "U32", (".weight", ".scales")),  # in its own MXFP4
         ("GPTQ or AWQ", torch.int32, "I32", (".qweight", ".qzeros", ".scales")),
         ("compressed-tensors", torch.int32, "I32", (".weight_packed", ".weight_scale")),
+        ("NVIDIA's Model Optimizer in NVFP4", torch.uint8, "U8", (".weight", ".weight_scale", ".weight_scale_2")),
         ("bitsandbytes", torch.int8, "I8", (".weight", ".SCB")),
         ("bitsandbytes", torch.uint8, "U8", (".weight", ".weight.absmax")),
     ],

@@ -13,7 +13,7 @@ from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing import config_for, family_names, load_family
 from coreai_recipes.recipe.importing.assembling import draft_from_config, recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
-from coreai_recipes.recipe.importing.family import activations, refused_models
+from coreai_recipes.recipe.importing.family import activations, own_code_models, refused_models
 from coreai_recipes.recipe.importing.folding import fold_layers
 from coreai_recipes.recipe.importing.reading import plain_windows
 from coreai_recipes.recipe.schema import Draft, Recipe
@@ -385,7 +385,8 @@ def test_every_problem_is_told_at_once() -> None:
         ),
         (
             {"model_type": "my_llama", **SIZES, "rms_norm_eps": 1e-5},
-            "model_type: my_llama: not known, but every field is one of Llama's\n"
+            "model_type: my_llama: not known, but every field is one of Llama's; config.json does not say whether its "
+            "weights are\n"
             "  if it is a Llama by another name: `--as llama`",
         ),
         (
@@ -447,6 +448,34 @@ def test_another_name_is_read_as_the_family_that_is_chosen() -> None:
 
 def test_no_model_is_both_read_and_refused() -> None:
     assert refused_models().keys() & set(family_names()) == set()
+    assert own_code_models().keys() & {*family_names(), *refused_models()} == set()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (
+            {"model_type": "internlm2"},
+            "transformers has no such model: its q, k and v lie in one tensor, dealt out by KV",
+        ),
+        (
+            {"model_type": "baichuan", "_from_model_config": True},
+            "transformers has no such model: its q, k and v lie in",
+        ),
+        ({"model_type": "orion"}, "transformers has no such model: its norms are LayerNorms with biases"),
+        (
+            {"model_type": "deepseek_v2", "topk_method": "greedy"},
+            "no family file reads its config.json yet; where topk_",
+        ),
+    ],
+)
+def test_a_model_whose_fields_would_fit_is_refused_with_what_is_true_of_it(fields: dict[str, Any], reason: str) -> None:
+    """internlm2 used to be offered as a Llama by another name, deepseek_v2 to need groups where it has none."""
+    with pytest.raises(CheckpointError) as refused:
+        recipe_from_config({**SIZES, "architectures": ["SomeForCausalLM"], **fields}, "small")
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"config.json: model_type: {fields['model_type']}: {reason}")
+    assert "--as" not in problem
 
 
 def test_absent_fields_are_transformers_defaults_and_not_off() -> None:

@@ -77,6 +77,12 @@ def test_an_unknown_field_that_means_something_elsewhere_is_refused(value: Any) 
     assert refused("qwen2", attention_bias=value) == ["attention_bias"]
 
 
+def test_another_value_than_the_released_ones_is_refused() -> None:
+    assert refused("nemotron", kv_channels=16) == ["kv_channels"]
+    assert refused("stablelm", num_heads=4, norm_eps=1e-6) == ["num_heads", "norm_eps"]
+    assert refused("persimmon", num_key_value_heads=2) == ["num_key_value_heads"]
+
+
 def test_true_is_not_one() -> None:
     assert refused("llama", use_qk_norm=True) == ["use_qk_norm"]
     assert notes("llama", use_qk_norm=1) != []
@@ -160,6 +166,9 @@ RELEASED: list[tuple[str, str, dict[str, Any]]] = [
     ("ALLaM", "llama", {"internal_version": "0.1"}),
     ("Gemma 4", "gemma4_text", {"expert_intermediate_size": None}),
     ("MaxText's Qwen2.5", "qwen2", {"attention_bias": True}),
+    ("Minitron-4B", "nemotron", {"kv_channels": 128, "norm_eps": 1e-05}),
+    ("StableLM 3B", "stablelm", {"num_heads": 32, "norm_eps": 1e-05, "rope_pct": 0.25, "rotary_scaling_factor": 1.0}),
+    ("Hy-MT2", "hunyuan_v1_dense", {"head_dim": 8, "pad_id": 127961, "org_vocab_size": 128167, "v_head_dim": None}),
 ]
 
 

@@ -6,7 +6,14 @@ from typing import Any
 
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.checking import find_config_problems, shown
-from coreai_recipes.recipe.importing.family import Family, family_names, load_family, refused_models, spread
+from coreai_recipes.recipe.importing.family import (
+    Family,
+    family_names,
+    load_family,
+    own_code_models,
+    refused_models,
+    spread,
+)
 from coreai_recipes.recipe.importing.known import family_of_class, is_model_type
 from coreai_recipes.recipe.yaml_reader import shorten
 
@@ -94,6 +101,8 @@ def _why_unknown(config: Mapping[str, Any], model_type: str, is_chosen: bool) ->
         return f"{lead}: {refused_models()[model_type]}"
     if is_model_type(model_type):
         return f"{lead}: {NO_FAMILY_FILE}"
+    if model_type in own_code_models():
+        return f"{lead}: transformers has no such model: {own_code_models()[model_type]}"
     classes = config.get("architectures")
     classes = [str(entry) for entry in classes] if isinstance(classes, list) else []
     named = next((name for name in map(family_of_class, classes) if name), None)
@@ -105,7 +114,10 @@ def _why_unknown(config: Mapping[str, Any], model_type: str, is_chosen: bool) ->
             f"  `--as {named}` reads it as that family's"
         )
     if not foreign and config.keys() >= LLAMAS:
-        return f"{lead}: not known, but every field is one of Llama's\n  if it is a Llama by another name: `--as llama`"
+        return (
+            f"{lead}: not known, but every field is one of Llama's; config.json does not say whether its weights are\n"
+            "  if it is a Llama by another name: `--as llama`"
+        )
     code = "; its code comes with the file, and is never run" if config.get("auto_map") else ""
     return f"{lead}: transformers has no such model{code}" + _name_foreign(nearest.name, foreign)
 

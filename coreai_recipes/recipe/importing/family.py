@@ -272,6 +272,12 @@ def refused_models() -> Mapping[str, str]:
     return {name: why for why, names in _read(TABLES / "refused.yaml").items() for name in names}
 
 
+@cache
+def own_code_models() -> Mapping[str, str]:
+    """What no family file reads of a model_type whose code comes with its files."""
+    return {name: why for why, names in _read(TABLES / "own_code.yaml").items() for name in names}
+
+
 def spread(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """A config with each field under the name that the family's rules have for it."""
     found: dict[str, Any] = {}
