@@ -137,10 +137,8 @@ def _decisions(imported: Imported, source: str | None, chosen: str | None) -> li
         said.append("reference.checkpoint: left out, for a folder is not everywhere: give --checkpoint SRC")
     room = f" of the {imported.longest} that it was trained for" if imported.longest else ""
     said.append(f"export.context: {recipe.export.context} positions{room}")
-    if recipe.export.residual_scale != 1:
-        said.append(
-            f"export.residual_scale: {recipe.export.residual_scale}, as the built-in recipes of this family have it"
-        )
+    if recipe.export.residual_scale == "auto":
+        said.append("export.residual_scale: auto, what a verified build measures that float16 and the engine need")
     if recipe.draft is not None:
         said.append(f"export.functions.score: {recipe.export.functions.score}, the last token and those drafted")
     if chosen:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from family_configs import DRAFT_TARGET as TARGET
-from family_configs import assistant
+from family_configs import all_configs, assistant
 
 from coreai_recipes import build_decoder, load_recipe
 from coreai_recipes.authoring import compare, family_rows, new_recipe
@@ -61,7 +61,7 @@ def test_a_new_recipe_is_what_a_person_would_have_written(tmp_path: Path) -> Non
         "  layers:\n"
         "    - {repeat: 4, of: [full]}\n"
         "weights: {names: llama}\n"
-        "export: {context: 512}\n"
+        "export: {context: 512, residual_scale: auto}\n"
     )
     path = tmp_path / "new.yaml"
     path.write_text(new.text)
@@ -70,6 +70,7 @@ def test_a_new_recipe_is_what_a_person_would_have_written(tmp_path: Path) -> Non
         "name: tiny-llama, after the checkpoint",
         "reference.checkpoint: left out, for a folder is not everywhere: give --checkpoint SRC",
         "export.context: 512 positions of the 512 that it was trained for",
+        "export.residual_scale: auto, what a verified build measures that float16 and the engine need",
         "everything else is what config.json says, and transformers' defaults where it is silent",
     )
 
@@ -104,7 +105,7 @@ def test_gemma_4_is_written_with_its_kinds_alike(tmp_path: Path) -> None:
         "    - {repeat: 3, of: [sliding, sliding, sliding, sliding, full]}\n"
         "    - {repeat: 4, of: [sliding_shared, sliding_shared, sliding_shared, sliding_shared, full_shared]}\n"
     )
-    assert text.endswith("weights: {names: gemma4}\nexport: {context: 4096, residual_scale: 0.03125}\n")
+    assert text.endswith("weights: {names: gemma4}\nexport: {context: 4096, residual_scale: auto}\n")
     path = tmp_path / "new.yaml"
     path.write_text(text)
     assert load_recipe(path) == recipe
@@ -286,11 +287,20 @@ SMALL = {"tiny-llama", "gemma4-tiny"}  # made for tests and examples, whose stre
 
 @pytest.mark.parametrize("name", sorted(built_in_recipes().keys() - SMALL))
 def test_a_new_recipe_says_of_its_export_what_the_built_in_ones_of_its_family_do(name: str) -> None:
-    """Gemma 3 270M overflowed in float16 as `recipe new` wrote it."""
+    """Gemma 3 270M overflowed in float16 as `recipe new` wrote it. The scale a build measures; where weights were at
+    hand the built-in recipe has the number."""
     built_in = load_recipe(name)
     config = {**config_for(built_in), "max_position_embeddings": 1 << 17}
     made = recipe_from_config(config, name).recipe
-    assert made.export == built_in.export
+    assert made.export.residual_scale == "auto"
+    assert built_in.export.residual_scale == (0.25 if name == "smollm2-135m" else "auto")
+    assert made.export == built_in.export.model_copy(update={"residual_scale": "auto"})
+
+
+def test_a_new_recipe_of_a_stream_that_cannot_be_scaled_asks_for_nothing() -> None:
+    """OPT 350M's blocks read the stream without a norm."""
+    made = recipe_from_config(all_configs()["opt-350m"], "opt").recipe
+    assert made.export.residual_scale == 1.0
 
 
 def test_what_is_left_out_of_a_config_is_said_by_new_diff_and_validate(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.bundle.opened import Bundle, digest_of
+from coreai_recipes.bundle.packaging import Written, compose, write_package
 from coreai_recipes.bundle.proving import verify
+from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale
 from coreai_recipes.bundle.sources import find_checkpoint, find_draft
 from coreai_recipes.errors import BundleError
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
@@ -19,16 +21,14 @@ from coreai_recipes.staging import check_place, staged_folder
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
-    from coreai_recipes.export.exporter import Exported, Progress
+    from coreai_recipes.export.exporter import Progress
     from coreai_recipes.verification.report import Report
+    from coreai_recipes.verification.subject import Subject
 
 __all__ = ["Bundle", "VerificationError", "build", "find_checkpoint", "find_draft", "verify"]
 
 PACKAGE = "model.mlpackage"
-COST = ("flops", "weight_bytes", "state_bytes")  # what the manifest says of each function
 PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
-
-Costs = dict[str, dict[str, int]]  # by function and figure
 
 
 class VerificationError(Exception):
@@ -67,22 +67,15 @@ def build(
     digests = source.start_digests()  # on a thread of its own, while torch is being imported
     draft_digests = None if draft_source is None else draft_source.start_digests()
     from coreai_recipes.contract import hold_manifest
-    from coreai_recipes.draft import build_draft
     from coreai_recipes.export.cache import FragmentCache, default_root
-    from coreai_recipes.export.exporter import export_package
-    from coreai_recipes.filling import bind_decoder, bind_draft, left_out, settle_head
-    from coreai_recipes.model import build_decoder, exported_form
+    from coreai_recipes.filling import left_out, settle_head
     from coreai_recipes.tokenizer.tokens import read_tokens
 
     recipe, note = settle_head(recipe, source)
-    notes: tuple[str, ...] = (note,) if note else ()
-    form = exported_form(recipe)
-    decoder = build_decoder(recipe, form)
-    bindings = bind_decoder(decoder, source)
+    recipe, measures, why_one = start_scale(recipe, verified)
+    notes = tuple(each for each in (note, why_one) if each)
+    composed = compose(recipe, source, draft_source)
     source.check_tokenizer(recipe.model.vocab_size)
-    drafter = build_draft(recipe, form) if draft_source else None
-    if drafter is not None and draft_source is not None:
-        bindings |= {f"draft.{name}": binding for name, binding in bind_draft(drafter, draft_source).items()}
     with staged_folder(target) as folder:
         source.write_tokenizer(folder)
         tokens = read_tokens(folder)
@@ -90,44 +83,61 @@ def build(
             notes += (
                 "no end token: the checkpoint names none, so an answer ends at --max-tokens or the context's end",
             )
-        _check_space(folder, target.parent, sum(2 * prod(binding.shape) for binding in bindings.values()))
+        _check_space(folder, target.parent, sum(2 * prod(binding.shape) for binding in composed.bindings.values()))
         cache = FragmentCache(default_root() if cached else None)
-        costs: Costs = {}
-        exported = export_package(
-            decoder,
-            bindings,
-            folder / PACKAGE,
-            cache,
-            progress,
-            drafter,
-            on_program=lambda package: costs.update(_count_costs(package)),
-        )
-        (folder / RECIPE).write_text(recipe_text(recipe))
-        checkpoint_facts = _origin_of(source, digests.result())
+        written = write_package(composed, folder / PACKAGE, cache, progress)
+        facts = _origin_of(source, digests.result())
         if draft_source is not None and draft_digests is not None:
-            checkpoint_facts["draft"] = _origin_of(draft_source, draft_digests.result())
-        manifest = _manifest(recipe, decoder, checkpoint_facts, list(tokens.end_tokens), exported, costs, folder)
-        # nothing is installed that could not be opened
-        hold_manifest(typed(Manifest, manifest, f"{target}: {MANIFEST}"), recipe, str(target))
+            facts["draft"] = _origin_of(draft_source, draft_digests.result())
+
+        def describe() -> dict[str, Any]:
+            (folder / RECIPE).write_text(recipe_text(written.composed.recipe))
+            manifest = _manifest(written, facts, list(tokens.end_tokens), folder)
+            # nothing is installed that could not be opened
+            hold_manifest(typed(Manifest, manifest, f"{target}: {MANIFEST}"), written.composed.recipe, str(target))
+            return manifest
+
+        def rewrite(recipe: Recipe) -> None:
+            nonlocal written
+            written = write_package(compose(recipe, source, draft_source), folder / PACKAGE, cache, progress)
+
+        manifest = describe()
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
-            from coreai_recipes.verification.run import run_stages
-
-            # a family that the reference cannot take apart skips these stages: that is no proof
-            required = (
-                ["package"] if recipe.reference is None else ["torch", "package", "package_float16", "package_engine"]
-            )
-            if draft_source is not None:
-                required.append("draft")
-            found = run_stages(
-                recipe, source, folder / PACKAGE, draft=draft_source, require=required, on_progress=progress
-            )
+            subject = _subject(recipe, source, folder / PACKAGE, draft_source, progress)
+            found, figures = _prove(subject, rewrite if measures else None)
             if not found.passed:
                 raise VerificationError(found, notes)
             report = found.to_json()
+            if figures:
+                notes += (f"{FIELD}: {figures['scale']:g}, {in_words(figures)}",)
+                manifest = describe() | {"residual_scale": figures}
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return Bundle(target, manifest, report, exported.seconds, tuple(left_out(bindings, source)), notes)
+    unused = tuple(left_out(composed.bindings, source))
+    return Bundle(target, manifest, report, written.exported.seconds, unused, notes)
+
+
+def _subject(
+    recipe: Recipe, source: "Checkpoint", package: Path, draft: "Checkpoint | None", progress: "Progress | None"
+) -> "Subject":
+    from coreai_recipes.verification.subject import Subject
+
+    return Subject(recipe, source, package, draft, on_progress=progress)
+
+
+def _prove(subject: "Subject", rewrite: "Callable[[Recipe], None] | None") -> "tuple[Report, dict[str, Any]]":
+    """What verification finds; with `rewrite`, of a package whose scale it has measured, with the figures."""
+    from coreai_recipes.verification.run import STAGES, run_on
+
+    # a family that the reference cannot take apart skips these stages: that is no proof
+    with_reference = ["torch", "package", "package_float16", "package_engine"]
+    required = ["package"] if subject.recipe.reference is None else with_reference
+    if subject.draft is not None:
+        required.append("draft")
+    if rewrite is None:
+        return run_on(subject, list(STAGES), required), {}
+    return prove_and_scale(subject, required, rewrite)
 
 
 def _origin_of(source: "Checkpoint", digests: dict[str, str]) -> dict[str, Any]:
@@ -143,16 +153,10 @@ def _origin_of(source: "Checkpoint", digests: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _manifest(
-    recipe: Recipe,
-    decoder: Any,
-    checkpoint: dict[str, Any],
-    eos_token_ids: list[int],
-    exported: "Exported",
-    costs: Costs,
-    folder: Path,
-) -> dict[str, Any]:
+def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[int], folder: Path) -> dict[str, Any]:
     """What a host needs. Nothing in it depends on when or where it was built."""
+    recipe, decoder = written.composed.recipe, written.composed.decoder
+    exported, costs = written.exported, written.costs
     queries = recipe.export.functions.queries
     from coreai_recipes.tokenizer.tokens import TOKENS
 
@@ -210,18 +214,6 @@ def _manifest(
             for name, path in names.items()
         },
     }
-
-
-def _count_costs(package: Path) -> Costs:
-    """By function: what one call computes, and reads of weights and states."""
-    from coreai_recipes.evaluate import EvaluationError
-    from coreai_recipes.evaluate.cost import function_costs
-
-    try:
-        found = function_costs(package)
-    except EvaluationError:  # an operation that nothing here can run: verification says so, an unverified build may be
-        return {}
-    return {name: {figure: getattr(cost, figure) for figure in COST} for name, cost in found.items()}
 
 
 def _check_space(folder: Path, named: Path, needed: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 PADDING_SEED = 11
+Note = Callable[[str, str, Tensor], None]
 LAYER = re.compile(r"layer_(\d+)_")  # how the linker begins the names of a layer's values
 
 
@@ -92,8 +93,19 @@ def describe_calls(calls: Sequence[Call]) -> str:
     return ", ".join(words)
 
 
-def run_call(program: SavedProgram, state: Any, tokens: Sequence[int], call: Call, watch_names: set[str]) -> Answer:
-    """One call on `tokens`, the whole sequence. Padding is other tokens, never zeros: it must leave no trace."""
+def run_call(
+    program: SavedProgram,
+    state: Any,
+    tokens: Sequence[int],
+    call: Call,
+    watch_names: set[str],
+    note: Note | None = None,
+) -> Answer:
+    """One call on `tokens`, the whole sequence. Padding is other tokens, never zeros: it must leave no trace.
+
+    `note` is told each float value by the function's and its own name, without the padding where it lies on the last
+    axis.
+    """
     generator = torch.Generator().manual_seed(PADDING_SEED + call.position)
     real = torch.tensor([tokens[call.position : call.position + call.count]], dtype=torch.int32)
     places = torch.randint(len(tokens), (1, call.queries - call.count), generator=generator)
@@ -108,6 +120,8 @@ def run_call(program: SavedProgram, state: Any, tokens: Sequence[int], call: Cal
     experts: dict[int, Tensor] = {}
 
     def watch(name: str, value: Tensor, operation: str) -> None:
+        if note is not None and value.is_floating_point():
+            note(call.function, name, value[..., : call.count] if value.shape[-1:] == (call.queries,) else value)
         layer = LAYER.match(name) if operation == "topk" else None
         if layer and value.dim() == 4 and not value.is_floating_point():
             experts[int(layer[1])] = _by_position(value)[: call.count].long()
@@ -115,7 +129,8 @@ def run_call(program: SavedProgram, state: Any, tokens: Sequence[int], call: Cal
             watched[name] = _by_position(value.float())[: call.count].clone()
 
     function = program.function(call.function)
-    outputs = function(inputs, state, watch) if watch_names else function(inputs, state)
+    is_watched = bool(watch_names) or note is not None
+    outputs = function(inputs, state, watch) if is_watched else function(inputs, state)
     logits = outputs["logits"][0].float()  # (1 or N, V)
     if call.function == "score":
         return Answer(call, call.position, logits[: call.count], watched, experts)

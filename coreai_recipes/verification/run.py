@@ -82,6 +82,11 @@ def run_stages(
         check_coreml()
     given = None if tokens is None else check_tokens(tokens, recipe)
     subject = Subject(recipe, checkpoint, package, draft, given, runtime, on_progress, missing, missing_draft)
+    return run_on(subject, wanted, require)
+
+
+def run_on(subject: Subject, wanted: Sequence[str], require: Sequence[str] = ()) -> Report:
+    """Run the stages `wanted` on what may have been through others already."""
     results = []
     with _threads_for(subject):
         for name in wanted:

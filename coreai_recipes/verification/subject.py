@@ -14,6 +14,8 @@ from coreai_recipes.verification.tokens import Tokens, choose_tokens
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from coreai_recipes.verification.scale import Peaks
+
 Progress = Callable[[str, int, int], None]
 Runtime = Literal["evaluator", "coreml"]
 
@@ -40,6 +42,8 @@ class Subject:
     reference_logits: "Tensor | None" = field(default=None, repr=False)
     # the package's answers in float16, left by the first stage that ran it
     float16_run: Any = field(default=None, repr=False)
+    # what stage `package` measures beside its comparisons, where somebody asks for it
+    peaks: "Peaks | None" = None
     # the largest value of the residual stream, left by the first stage that saw it
     stream_peak: float | None = None
 

@@ -14,6 +14,7 @@ from coreai_recipes.recipe.importing.reading import ModelRead, read_model
 from coreai_recipes.recipe.loader import validate_data
 from coreai_recipes.recipe.plain import Location
 from coreai_recipes.recipe.plugins import load_installed
+from coreai_recipes.recipe.rules import scale_problems
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 
 CONTEXT = 2048  # what the built-in recipes have: enough to talk, small enough for a phone
@@ -54,7 +55,7 @@ def recipe_from_config(
     part = spread(part, family)
     read = read_model(part, family)
     longest = part.get(family.longest)
-    data = {
+    data: dict[str, Any] = {
         "recipe": 1,
         "name": name,
         "reference": {"model_type": family.reference or family.name, "checkpoint": checkpoint},
@@ -62,6 +63,8 @@ def recipe_from_config(
         "weights": {"names": read.weights},
         "export": {**family.export, "context": _choose_context(read.data, longest, family)},
     }
+    if not any(scale_problems(data)):
+        data["export"] = {"residual_scale": "auto", **data["export"]}
     recipe, problems = validate_data(data)
     if recipe is None or problems:
         said = {_in_words(problem.location, problem.message, read, family, part) for problem in problems}

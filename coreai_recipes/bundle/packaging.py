@@ -1,0 +1,86 @@
+"""A recipe's package written into a bundle's folder: modules, bindings, export. It may be written again."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreai_recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from coreai_recipes.checkpoint.base import Checkpoint
+    from coreai_recipes.checkpoint.binding import Binding
+    from coreai_recipes.export.cache import FragmentCache
+    from coreai_recipes.export.exporter import Exported, Progress
+
+COST = ("flops", "weight_bytes", "state_bytes")  # what the manifest says of each function
+
+Costs = dict[str, dict[str, int]]  # by function and figure
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The modules of a recipe in the form that is exported, and the tensors that fill them. Nothing is read yet."""
+
+    recipe: Recipe
+    decoder: Any
+    drafter: Any
+    bindings: "dict[str, Binding]"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A package as it was written: what made it, what the export says of it, what its calls cost."""
+
+    composed: Composed
+    exported: "Exported"
+    costs: Costs
+
+
+def compose(recipe: Recipe, source: "Checkpoint", draft_source: "Checkpoint | None") -> Composed:
+    """The modules of `recipe`. Raises CheckpointError where a checkpoint does not fit them."""
+    from coreai_recipes.draft import build_draft
+    from coreai_recipes.filling import bind_decoder, bind_draft
+    from coreai_recipes.model import build_decoder, exported_form
+
+    form = exported_form(recipe)
+    decoder = build_decoder(recipe, form)
+    bindings = bind_decoder(decoder, source)
+    drafter = build_draft(recipe, form) if draft_source else None
+    if drafter is not None and draft_source is not None:
+        bindings |= {f"draft.{name}": binding for name, binding in bind_draft(drafter, draft_source).items()}
+    return Composed(recipe, decoder, drafter, bindings)
+
+
+def write_package(composed: Composed, package: Path, cache: "FragmentCache", progress: "Progress | None") -> Written:
+    """Write the package, in place of what a composition before it has written there."""
+    from coreai_recipes.export.exporter import export_package
+    from coreai_recipes.model import table_file
+
+    if package.exists():
+        shutil.rmtree(package)
+        for name in composed.decoder.tables:
+            (package.parent / table_file(name)).unlink()
+    costs: Costs = {}
+    exported = export_package(
+        composed.decoder,
+        composed.bindings,
+        package,
+        cache,
+        progress,
+        composed.drafter,
+        on_program=lambda written: costs.update(_count_costs(written)),
+    )
+    return Written(composed, exported, costs)
+
+
+def _count_costs(package: Path) -> Costs:
+    """By function: what one call computes, and reads of weights and states."""
+    from coreai_recipes.evaluate import EvaluationError
+    from coreai_recipes.evaluate.cost import function_costs
+
+    try:
+        found = function_costs(package)
+    except EvaluationError:  # an operation that nothing here can run: verification says so, an unverified build may be
+        return {}
+    return {name: {figure: getattr(cost, figure) for figure in COST} for name, cost in found.items()}
