@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coreai_recipes.bundle import Bundle
+    from coreai_recipes.lint.findings import Lint
+    from coreai_recipes.lint.rule import Rule
 
 
 def print_json(document: Any) -> None:
@@ -110,6 +112,30 @@ def print_built(bundle: "Bundle") -> None:
     seconds = bundle.seconds or {}
     steps = ", ".join(f"{step} {taken:.1f} s" for step, taken in seconds.items() if taken >= 0.05)
     print(f"{bundle.path}  {bundle.bytes / 1e6:.1f} MB  ({steps})")
+
+
+def print_lint(lint: "Lint") -> None:
+    """Findings, those of one rule in one function in a line, and where a call changes units."""
+    rows = [(group.level, group.id, group.where, group.what) for group in lint.groups()]
+    if rows:
+        print_table(("level", "rule", "where", "what, and what to do"), rows)
+    for function, changes in lint.changes().items():
+        print(f"{function}: {changes}")
+    print(lint.summary())
+
+
+def print_rule(rule: "Rule") -> None:
+    """A rule, as `--explain` shows it."""
+    held = ", ".join(rule.chips) + (f"; {rule.systems}" if rule.systems else "")
+    rows = [
+        ("wants", rule.about),
+        ("level", " or ".join(dict.fromkeys(case.level for case in rule.cases))),
+        ("holds for", held),
+        ("source", rule.source),
+        ("confidence", rule.confidence + (f": {rule.disputed}" if rule.disputed else "")),
+        ("remedy", rule.remedy),
+    ]
+    print_table((rule.id, ""), rows)
 
 
 def _decibels(value: float | str | None) -> str:

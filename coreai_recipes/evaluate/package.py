@@ -1,25 +1,21 @@
 """Opens an .mlpackage: its manifest, its protobuf and its constants. Nothing is computed here."""
 
-import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
-from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.blob import BlobFile
 from coreai_recipes.evaluate.constants import BlobConstant, Constant, ImmediateConstant
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, Array, decode_elements, name_of_element_type
 from coreai_recipes.evaluate.errors import EvaluationError
-from coreai_recipes.manifest.files import check_relative, read_regular
+from coreai_recipes.evaluate.model_file import MOST_MODEL_BYTES, find_model_file, read_file
+from coreai_recipes.manifest.files import check_relative
 from coreai_recipes.protobuf import Model_pb2
 
 UNKNOWN = -1
-MOST_MODEL_BYTES = 512 << 20
-MOST_MANIFEST_BYTES = 1 << 20
 MOST_ELEMENTS = 1 << 31  # of one value
 MOST_IMMEDIATE = 1 << 24
 
@@ -34,8 +30,8 @@ class Package:
 
     def __init__(self, path: Path, checked: bool = True) -> None:
         self.path, self._checked = path, checked
-        self._model_file = _find_model_file(path)
-        content = _read(self._model_file, MOST_MODEL_BYTES, path)
+        self._model_file = find_model_file(path)
+        content = read_file(self._model_file, MOST_MODEL_BYTES, path)
         model = Model_pb2.Model()
         try:
             model.ParseFromString(content)
@@ -108,35 +104,6 @@ class Package:
                 raise EvaluationError(f"{self.path}: its weights {name} lie outside the package")
             self._blobs[name] = BlobFile(path)
         return self._blobs[name]
-
-
-def _find_model_file(path: Path) -> Path:
-    if not path.exists():
-        raise EvaluationError(f"{path}: there is no such package")
-    manifest = path / "Manifest.json"
-    if not manifest.is_file():
-        raise EvaluationError(f"{path}: is not an .mlpackage: it has no Manifest.json")
-    try:
-        content = json.loads(_read(manifest, MOST_MANIFEST_BYTES, path))
-        relative = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise EvaluationError(f"{manifest}: does not name the package's model") from None
-    try:
-        model_file = path / "Data" / check_relative(relative if isinstance(relative, str) else "")
-    except ValueError as error:
-        raise EvaluationError(f"{path}: its Manifest.json names {relative!r:.80}, which {error}") from None
-    if not os.path.lexists(model_file):
-        raise EvaluationError(f"{path}: its Manifest.json names {relative}, which is not there")
-    return model_file
-
-
-def _read(path: Path, most: int, package: Path) -> bytes:
-    try:
-        return read_regular(path, most, within=package)
-    except BundleError as error:
-        raise EvaluationError(*error.problems) from None
-    except OSError:
-        raise EvaluationError(f"{path}: is not there") from None
 
 
 def signature_of(function: Any) -> tuple[Ports, Ports]:

@@ -1,0 +1,223 @@
+"""Rules held against a subject: findings, each with its place, its source and what to do."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from coreai_recipes.lint.chips import Chip
+from coreai_recipes.lint.crossings import Crossing, crossings_of
+from coreai_recipes.lint.items import items
+from coreai_recipes.lint.predicates import PREDICATES, UNKNOWN
+from coreai_recipes.lint.predicates.registry import Context, Details, Item
+from coreai_recipes.lint.reading import Subject
+from coreai_recipes.lint.rule import LEVELS, Case, Level, Rule, rules
+
+MOST_FINDINGS = 10_000  # of one rule in one function
+SHOWN = 160
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place where a rule is broken, or where that takes ranges that nobody knows."""
+
+    id: str
+    level: Level
+    function: str | None
+    place: str
+    message: str
+    source: str
+    remedy: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Findings of one rule at one level: a line."""
+
+    level: Level
+    id: str
+    where: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Lint:
+    """All findings, the worst first, and where a call changes units."""
+
+    findings: tuple[Finding, ...]
+    crossings: tuple[Crossing, ...]
+
+    @property
+    def has_errors(self) -> bool:
+        return any(finding.level == "error" for finding in self.findings)
+
+    def groups(self, levels: Sequence[Level] = LEVELS) -> list[Group]:
+        """A line for each rule and level, in the order of the findings."""
+        found: dict[tuple[Level, str], list[Finding]] = {}
+        for finding in self.findings:
+            if finding.level in levels:
+                found.setdefault((finding.level, finding.id), []).append(finding)
+        return [Group(level, id_, _where(all_), _what(all_[0])) for (level, id_), all_ in found.items()]
+
+    def changes(self) -> dict[str, str]:
+        """By function, where its calls change units."""
+        found: dict[str, list[Crossing]] = {}
+        for crossing in self.crossings:
+            found.setdefault(crossing.function, []).append(crossing)
+        return {
+            function: f"{len(all_)} changes of unit a call: "
+            + ", ".join(f"to the {each.to} at {_printable(each.place)}" for each in all_[:3])
+            + (f" and {len(all_) - 3} more" if len(all_) > 3 else "")
+            if len(all_) > 1
+            else f"1 change of unit a call: to the {all_[0].to} at {_printable(all_[0].place)}"
+            for function, all_ in found.items()
+        }
+
+    def counts(self) -> dict[Level, int]:
+        """Rules by the worst level of their findings."""
+        worst: dict[str, Level] = {}
+        for finding in self.findings:
+            worst.setdefault(finding.id, finding.level)
+        return {level: sum(1 for found in worst.values() if found == level) for level in LEVELS}
+
+    def summary(self) -> str:
+        """How many rules are broken, in a line."""
+        names = {"error": "errors", "warning": "warnings", "unknown": "unknown without an audit", "note": "notes"}
+        return "rules: " + ", ".join(f"{count} {names[level]}" for level, count in self.counts().items())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "findings": [finding.to_json() for finding in self.findings],
+            "crossings": [crossing.to_json() for crossing in self.crossings],
+        }
+
+
+def _where(findings: Sequence[Finding]) -> str:
+    functions = dict.fromkeys(finding.function for finding in findings if finding.function)
+    first = findings[0].place
+    places = first if len(findings) == 1 else f"{first} and {len(findings) - 1:,} more"
+    return places if not functions or [first] == [*functions] else f"{', '.join(functions)}: {places}"
+
+
+def _what(finding: Finding) -> str:
+    return finding.message if finding.level in ("note", "unknown") else f"{finding.message}; {finding.remedy}"
+
+
+def lint(subject: Subject, chip: Chip | None = None, only: Sequence[str] = ()) -> Lint:
+    """Every rule, or those of `only`, on a subject. With a chip the rules that hold for it; without one all of them, an
+    error for some chips being a warning that names them."""
+    context = Context(subject)
+    found = [
+        finding for rule in rules().values() if not only or rule.id in only for finding in _hold(rule, context, chip)
+    ]
+    order = {level: place for place, level in enumerate(LEVELS)}
+    found.sort(key=lambda finding: order[finding.level])  # stable: rules keep their order, and each its running order
+    crossings = [
+        crossing
+        for program in subject.programs
+        for function in program.functions
+        for crossing in crossings_of(function, context.flow(function))
+    ]
+    return Lint(tuple(found), tuple(crossings))
+
+
+def _hold(rule: Rule, context: Context, chip: Chip | None) -> Iterator[Finding]:
+    cases = [(case, chips) for case, chips in rule.settled() if chip is None or chips is None or chip.id in chips]
+    if not cases:
+        return
+    types = _types_of(case for case, _ in cases)
+    unknown: dict[str | None, tuple[Item, Case, tuple[str, ...] | None, int]] = {}
+    counts: dict[str | None, int] = {}
+    for item in items(rule.looks_at, context, types):
+        name = None if item.function is None else item.function.name
+        for case, chips in cases:
+            answer = _try(case, item)
+            if answer is UNKNOWN:
+                first, first_case, first_chips, count = unknown.get(name, (item, case, chips, 0))
+                unknown[name] = first, first_case, first_chips, count + 1
+                break
+            if isinstance(answer, dict):
+                counts[name] = counts.get(name, 0) + 1
+                if counts[name] <= MOST_FINDINGS:
+                    yield _finding(rule, case, chips if chip is None else None, item, answer)
+                if rule.looks_at != "bundle":  # of which each case asks another thing
+                    break
+    for name, (item, _, chips, count) in unknown.items():
+        named = f" on {', '.join(chips)}" if chips and chip is None else ""
+        places = f"{count:,} places" if count > 1 else "1 place"
+        message = f"unknown: run audit: {rule.about}{named}: {places} whose ranges nobody knows"
+        yield Finding(rule.id, "unknown", name, _printable(item.place), message, rule.source, "recipe audit BUNDLE")
+
+
+def _try(case: Case, item: Item) -> Any:
+    """The words of all predicates; None when one does not hold, UNKNOWN when all others do."""
+    details: Details = {}
+    is_unknown = False
+    for name, parameter in case.when.items():
+        answer = PREDICATES[name](item, parameter)
+        if answer is None:
+            return None
+        if isinstance(answer, dict):
+            details |= answer
+        else:
+            is_unknown = True
+    return UNKNOWN if is_unknown else details
+
+
+def _finding(rule: Rule, case: Case, chips: tuple[str, ...] | None, item: Item, details: Details) -> Finding:
+    words = {key: _words(value) for key, value in {**_described(item), **details}.items()}
+    message = (case.message or rule.message).format_map(_Words(words))
+    level: Level = case.level
+    if chips is not None:  # no device was named
+        message = f"{message} (on {', '.join(chips)})"
+        level = "warning" if level == "error" else level
+    remedy = (case.remedy or rule.remedy).format_map(_Words(words))
+    name = None if item.function is None else item.function.name
+    return Finding(rule.id, level, name and _printable(name), _printable(item.place), message, rule.source, remedy)
+
+
+class _Words(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        raise AssertionError(f"a message wants {key}, which no predicate of its case gives")
+
+
+def _described(item: Item) -> Details:
+    found: Details = {"place": item.place}
+    if item.operation is not None:
+        found["type"] = item.operation.type
+    elif item.value is not None:
+        found["type"] = "state" if item.value.is_state else "value"
+    if item.value is not None:
+        found |= {"shape": item.value.shape, "dtype": item.value.dtype}
+    if item.file is not None:
+        found["size"] = f"{item.file[1] / 1e9:.2f} GB"
+    return found
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple):
+        sizes = ", ".join(str(size) if size != -1 else "?" for size in value[:16])
+        return f"({sizes})" if len(value) <= 16 else f"({sizes}, ...)"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.5g}"
+    return _printable(str(value))
+
+
+def _printable(word: str) -> str:
+    shown = word if word.isprintable() else json.dumps(word)
+    return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 3]}..."
+
+
+def _types_of(cases: Iterator[Case]) -> frozenset[str] | None:
+    """The types of operations that any case could hold for, None for all."""
+    found: set[str] = set()
+    for case in cases:
+        if "type" not in case.when:
+            return None
+        found.update(case.when["type"])
+    return frozenset(found)

@@ -1,0 +1,135 @@
+"""What there is to lint: a package, a model's own file, or a bundle with what else a host reads of it."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+
+from coreai_recipes.errors import BundleError
+from coreai_recipes.evaluate.errors import EvaluationError
+from coreai_recipes.evaluate.model_file import MOST_MODEL_BYTES, find_model_file, read_file
+from coreai_recipes.lint.program import Program, read_program
+from coreai_recipes.manifest.audit import Audit, read_audit
+from coreai_recipes.manifest.files import check_relative, read_regular
+from coreai_recipes.manifest.reading import MANIFEST, parse_json, read_manifest, typed
+from coreai_recipes.manifest.schema import Manifest
+
+MOST_TOKENIZER_BYTES = 64 << 20
+MOST_FILES = 10_000
+
+
+@dataclass
+class Subject:
+    """What rules look at. `files` are sizes of weight files by their place; what is None is not there to be looked at.
+
+    Attributes:
+        name: how messages call it.
+        units: the compute units that it is meant for, where that is known.
+        manifest: of a bundle, its JSON.
+        tokenizer: of a bundle, the JSON of each of its tokenizer's files, and the chat template's text.
+    """
+
+    name: str
+    programs: list[Program]
+    files: dict[str, int] = field(default_factory=dict)
+    manifest: dict[str, Any] | None = None
+    tokenizer: dict[str, Any] | None = None
+    audit: Audit | None = None
+    units: str | None = None
+
+
+def is_saved(path: Path) -> bool:
+    """Whether the path is a package, a model's file or a bundle; anything else may be a recipe."""
+    return path.suffix in (".mlpackage", ".mlmodel", ".mlmodelc") or bool({"Manifest.json", MANIFEST} & _names(path))
+
+
+def open_subject(path: Path) -> Subject:
+    """What lies at `path`. Raises UserError with one sentence for what is none of them, or damaged."""
+    names = _names(path)
+    if MANIFEST in names:
+        return _open_bundle(path)
+    if path.suffix == ".mlmodelc":
+        raise EvaluationError(f"{path}: is compiled; rules are about the .mlpackage or .mlmodel that it was made of")
+    if path.suffix == ".mlmodel":
+        size = len(content := _read_model(path, path.parent))
+        return Subject(path.name, [_parse(content, path)], {path.name: size})
+    return open_package(path)
+
+
+def open_package(path: Path) -> Subject:
+    """The package at `path`."""
+    file = find_model_file(path)
+    return Subject(path.name, [_parse(_read_model(file, path), path)], _weight_files(path))
+
+
+def _open_bundle(folder: Path) -> Subject:
+    manifest = read_manifest(folder)
+    described = typed(Manifest, manifest, f"{folder}: {MANIFEST}")
+    subject = Subject(folder.name, [], manifest=manifest, tokenizer=_tokenizer_files(folder), audit=read_audit(folder))
+    for program in described.programs:
+        package = folder / program.file
+        if not package.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"{package}: is a link that leads out of the bundle")
+        opened = open_package(package)
+        subject.programs += opened.programs
+        subject.files |= {f"{program.file}/{name}": size for name, size in opened.files.items()}
+    return subject
+
+
+def _names(path: Path) -> set[str]:
+    """Names in a folder as they are written: one that does not tell capitals would find manifest.json in a package."""
+    try:
+        return set(os.listdir(path)) if path.is_dir() else set()
+    except OSError as error:
+        raise EvaluationError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+
+
+def _read_model(file: Path, within: Path) -> bytes:
+    return read_file(file, MOST_MODEL_BYTES, within)
+
+
+def _parse(content: bytes, path: Path) -> Program:
+    from coreai_recipes.protobuf import Model_pb2
+
+    model = Model_pb2.Model()
+    try:
+        model.ParseFromString(content)
+    except DecodeError:
+        raise EvaluationError(f"{path}: is cut short or not a Core ML model") from None
+    kind = model.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise EvaluationError(f"{path}: is not an ML Program but {kind or 'empty'}: the rules are about ML Programs")
+    if not model.mlProgram.functions:
+        raise EvaluationError(f"{path}: is an ML Program without functions")
+    try:
+        return read_program(model)
+    except EvaluationError as error:
+        raise EvaluationError(f"{path}: {error}") from None
+
+
+def _weight_files(package: Path) -> dict[str, int]:
+    """Sizes of the files of weights below a package, by their place in it. Links are not followed."""
+    found: dict[str, int] = {}
+    for folder, _, names in os.walk(package):
+        for name in names:
+            path = Path(folder, name)
+            if name.endswith(".bin") and not path.is_symlink():
+                found[path.relative_to(package).as_posix()] = path.stat().st_size
+            if len(found) > MOST_FILES:
+                raise EvaluationError(f"{package}: has more than {MOST_FILES:,} files of weights")
+    return found
+
+
+def _tokenizer_files(folder: Path) -> dict[str, Any]:
+    """tokenizer.json, tokenizer_config.json and the chat template of a bundle, where they are."""
+    found: dict[str, Any] = {}
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        path = folder / check_relative(name)
+        try:
+            content = read_regular(path, MOST_TOKENIZER_BYTES, within=folder)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        found[name] = content.decode("utf-8", "replace") if name.endswith(".jinja") else parse_json(content, path, name)
+    return found
