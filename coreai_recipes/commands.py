@@ -288,7 +288,8 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
     else:
         console.print_table(("what", ">bytes", "how"), planned.rows())
         console.print_table(planned.workload_columns(), planned.workload_rows(), title="What a call multiplies")
-        console.print_table(("rule", "verdict", "what was found"), planned.rule_rows(), title="Neural Engine rules")
+        console.print_lint(planned.lint)
+        console.print_notes(planned.notes)
 
 
 @app.command("lint", cls=Command)

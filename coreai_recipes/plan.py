@@ -4,19 +4,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
-
 from coreai_recipes.draft import DRAFT, Draft, build_draft
+from coreai_recipes.lint.chips import find_chip
+from coreai_recipes.lint.findings import Lint, lint
 from coreai_recipes.model import PER_LAYER_TABLE, Decoder, build_decoder
+from coreai_recipes.outline import outline_of
 from coreai_recipes.primitives.experts import Experts
-from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.schema import NoRotary
 from coreai_recipes.workload import Workload, count_workloads, expert_size, saved_by_sharing
 
-CHUNK_BYTES = 1_000_000_000  # ANEMLL takes 0.95 GB for a chunk, CoreML-LLM 1.0 to 1.4
-ALIGNMENT = 32  # float16 values in the engine's 64 bytes
 SAMPLED = 8192
 
 
@@ -30,24 +28,16 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """How the recipe stands with one rule: `ok`, `warning`, or `note` where sources disagree or it is only a cost."""
-
-    rule: str
-    verdict: str
-    found: str
-
-
-@dataclass(frozen=True)
 class Plan:
-    """The costs, functions and findings of a recipe."""
+    """The costs and functions of a recipe, and what its sizes say by the engine's rules."""
 
     name: str
     costs: tuple[Cost, ...]
     workloads: tuple[Workload, ...]
     saved_in_prefill: Workload | None
     functions: dict[str, int]
-    findings: tuple[Finding, ...]
+    lint: Lint
+    notes: tuple[str, ...]
 
     def rows(self) -> list[tuple[str, str, str]]:
         return [(cost.what, f"{cost.bytes:,}", cost.how) for cost in self.costs]
@@ -65,25 +55,25 @@ class Plan:
         rows += [self.saved_in_prefill] if self.saved_in_prefill else []
         return [(r.what, *(f"{r.flops[n]:,}" if n in r.flops else "-" for n in functions), r.how) for r in rows]
 
-    def rule_rows(self) -> list[tuple[str, str, str]]:
-        return [(finding.rule, finding.verdict, finding.found) for finding in self.findings]
-
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        del found["lint"]
+        return {**found, "findings": [finding.to_json() for finding in self.lint.findings]}
 
 
 def make_plan(recipe: Recipe) -> Plan:
     """The plan of `recipe`. Raises RecipeError for what cannot be built."""
     decoder = build_decoder(recipe)
     draft = build_draft(recipe) if recipe.draft else None
-    findings = (*_alignment(recipe), *_axes(decoder), *_states(decoder), *_rotaries(recipe), *_size(decoder, draft))
+    chip = None if recipe.export.device is None else find_chip(recipe.export.device)
     return Plan(
         recipe.name,
         (*_costs(decoder), *_draft_costs(draft)),
         count_workloads(decoder, draft),
         _saved_in_prefill(decoder),
         recipe.export.functions.queries,
-        findings,
+        lint(outline_of(decoder, draft), chip),
+        tuple(_rotaries(recipe)),
     )
 
 
@@ -152,60 +142,12 @@ def _saved_in_prefill(decoder: Decoder) -> Workload | None:
     return Workload("not computed", {"prefill": saved}, how)
 
 
-def _alignment(recipe: Recipe) -> Iterator[Finding]:
-    rule = f"widths in multiples of {ALIGNMENT}"
-    widths = {"hidden_size": recipe.model.hidden_size}
-    widths |= {f"head_dim of `{name}`": kind.attention.head_dim for name, kind in recipe.model.kinds.items()}
-    odd = [f"{name} {size}" for name, size in widths.items() if size % ALIGNMENT]
-    yield Finding(rule, "warning" if odd else "ok", f"padded by the engine: {', '.join(odd)}" if odd else "all are")
-    yield Finding("last axis of a decode step", "note", "one position a step is padded to 64 bytes inside: memory only")
-
-
-def _axes(decoder: Decoder) -> Iterator[Finding]:
-    model = decoder.recipe.model
-    sizes = {"vocab_size": model.vocab_size, "hidden_size": model.hidden_size}
-    for name in decoder.front.kinds:
-        layer = next(layer for layer in decoder.stack if layer.kind == name)
-        for part in ("attention", "mlp", "experts"):
-            found = [size for p in _parameters_of(layer, part) for size in p.shape if size != model.hidden_size]
-            if found:
-                sizes[f"{part} of `{name}`"] = max(found)
-    for limit, chips in ((16384, "up to A15 and M1"), (65536, "from A16 and M2 on")):
-        beyond = [f"{name} {size}" for name, size in sizes.items() if size > limit]
-        found_words = f"may leave the engine: {', '.join(beyond)}" if beyond else "none is longer"
-        yield Finding(f"axes of at most {limit}, {chips}", "warning" if beyond else "ok", found_words)
-
-
-def _parameters_of(layer: Layer, part: str) -> list[nn.Parameter]:
-    module = getattr(layer, part)
-    return [] if module is None else list(module.parameters())
-
-
-def _states(decoder: Decoder) -> Iterator[Finding]:
-    states = decoder.front.states
-    found = f"{2 * len(states)} state tensors; sources disagree on more than one"
-    yield Finding("state tensors", "note", found)
-    longest = max(decoder.recipe.export.functions.queries.values())
-    if longest > 32:
-        yield Finding("states written 32 positions at a time", "note", f"{longest} at once here; sources disagree")
-    unbounded = [name for name, spec in states.items() if spec.window is None]
-    if unbounded:
-        rows = max(states[name].rows for name in unbounded)
-        yield Finding(
-            "cost grows with the cache",
-            "note",
-            f"each step of {', '.join(f'`{n}`' for n in unbounded)} reads {rows} rows",
-        )
-
-
-def _rotaries(recipe: Recipe) -> Iterator[Finding]:
+def _rotaries(recipe: Recipe) -> Iterator[str]:
+    """What a rotary of less than float32 costs: no rule of the engine's, and lossy all the same."""
     for name, kind in recipe.model.kinds.items():
         if not isinstance(kind.rotary, NoRotary) and kind.rotary.precision != "float32":
             error = _cosine_error(kind.rotary, kind.attention.rotary_dim, recipe.export.context)
-            found = f"{kind.rotary.precision}: cosines off by up to {error:.3f} within the context"
-            yield Finding(f"rotary precision of `{name}`", "warning", found)
-        else:
-            yield Finding(f"rotary precision of `{name}`", "ok", "angles in float32, a small island beside the engine")
+            yield f"rotary of `{name}` in {kind.rotary.precision}: cosines off by up to {error:.3f} within the context"
 
 
 def _cosine_error(rotary: TurningSpec, head_dim: int, context: int) -> float:
@@ -217,10 +159,3 @@ def _cosine_error(rotary: TurningSpec, head_dim: int, context: int) -> float:
     positions = torch.tensor([sorted(sampled)])
     exact = Rotary(rotary.model_copy(update={"precision": "float32"}), head_dim).angles(positions)[0]
     return float((Rotary(rotary, head_dim).angles(positions)[0] - exact).abs().max())
-
-
-def _size(decoder: Decoder, draft: Draft | None) -> Iterator[Finding]:
-    total = sum(2 * p.numel() for name, p in decoder.named_parameters() if name not in decoder.tables)
-    total += sum(2 * p.numel() for p in draft.parameters()) if draft else 0
-    verdict = "warning" if total > CHUNK_BYTES else "ok"
-    yield Finding("a package of about 1 GB", verdict, f"{total / 1e9:.2f} GB in one package")

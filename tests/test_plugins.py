@@ -238,15 +238,15 @@ def test_an_mlp_that_says_its_sizes_in_its_own_words_is_planned(example: Path, r
     (example / "narrow.py").write_text(NARROW)
     (example / "narrow.yaml").write_text(
         "extends: tiny-llama\nname: narrow\nreference: null\n"
-        "model: {kinds: {full: {mlp: {kind: narrow, rank: 20000}}}}\n"
+        "model: {kinds: {full: {mlp: {kind: narrow, rank: 70000}}}}\n"
     )
     status, output, error = run("plan", "narrow.yaml", "--plugin", "narrow.py", "--json")
     assert status == 0, error
     plan = json.loads(output)
     (cost,) = [row["bytes"] for row in plan["costs"] if row["what"] == "weights of `full`"]
-    assert 1 < cost / (2 * 4 * 2 * 20000 * 96) < 1.1
-    (axes,) = [row["found"] for row in plan["findings"] if row["rule"].startswith("axes of at most 16384")]
-    assert axes == "may leave the engine: mlp of `full` 20000"
+    assert 1 < cost / (2 * 4 * 2 * 70000 * 96) < 1.1
+    (wide,) = {row["message"] for row in plan["findings"] if row["id"] == "chan-64k" and row["function"] == "decode"}
+    assert wide == "conv gives (1, 70000, 1, 1): 70,000 channels, and 65,536 is the most"
     assert run("list")[0] == 0
 
 

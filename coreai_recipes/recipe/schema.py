@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from coreai_recipes.recipe import rules, sizes
+from coreai_recipes.recipe.engine_words import Chip, Reason, RuleId
 from coreai_recipes.recipe.kinds import Open, note_model
 
 # Strict everywhere: pydantic would else take "64" for 64, "yes" for true and true for 1.0.
@@ -690,6 +691,15 @@ class Export(Spec):
     fold: Flag = Field(
         default=True,
         description="weights are permuted so that rotary pairs stand together: the same function, less of it turned",
+    )
+    device: Chip | None = Field(
+        default=None,
+        description="the chip that the package is for: an error by a rule of the engine that holds for it fails the "
+        "build (`recipe lint --device`)",
+    )
+    allow: dict[RuleId, Reason] = Field(
+        default={},
+        description="errors by these rules that a build for the device lets pass, each with a reason that has a figure",
     )
     residual_scale: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] | Literal["auto"] = Field(
         default=1.0,

@@ -38,7 +38,7 @@ def recipe(folder: Path, text: bytes) -> None:
     check_reference(resolved)
     planned = make_plan(resolved.recipe)
     planned.to_json()
-    planned.rows(), planned.rule_rows(), planned.workload_rows()
+    planned.rows(), planned.lint.groups(), planned.workload_rows()
 
 
 def override(folder: Path, words: str) -> None:

@@ -154,7 +154,9 @@ def exponential(subtract: bool) -> Callable[..., Any]:
 
 
 def palette(bits: int = 4, entries: Any = np.float16, shape: tuple[int, int] = (64, 64)) -> Any:
-    indices = (np.arange(shape[0] * shape[1]) % 2**bits).astype(types.nptype_from_builtin(types.string_to_builtin(f"uint{bits}")))
+    indices = (np.arange(shape[0] * shape[1]) % 2**bits).astype(
+        types.nptype_from_builtin(types.string_to_builtin(f"uint{bits}"))
+    )
     lut = np.arange(2**bits).astype(entries).reshape(1, 1, 2**bits, 1)
     return mb.constexpr_lut_to_dense(indices=indices.reshape(shape), lut=lut)
 

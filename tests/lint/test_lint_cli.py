@@ -63,9 +63,7 @@ def test_nothing_but_warnings_is_no_failure(run: Run, tmp_path: Path) -> None:
     assert "1 warnings" in out.splitlines()[-1]
 
 
-def test_a_rule_for_some_chips_is_their_error_and_elsewhere_a_warning_that_names_them(
-    run: Run, tmp_path: Path
-) -> None:
+def test_a_rule_for_some_chips_is_their_error_and_elsewhere_a_warning_that_names_them(run: Run, tmp_path: Path) -> None:
     package = write_package(tmp_path / "one.mlpackage", lambda x: conv(x, 32), {"x": ("float16", (1, 32, 1, 32768))})
     levels = {}
     for device in (None, "M1", "m3", "M4"):

@@ -1,0 +1,164 @@
+"""A recipe's program in outline, from its sizes alone, for the rules that sizes decide: before anything is converted.
+
+Inputs, outputs and states are those of the contract; inside stand the products of every layer, the scores of its
+attention and what it writes, under the names of the modules. Rules about other operations see them in a built package.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from coreai_recipes.contract import functions_of
+from coreai_recipes.draft import DRAFT, Draft, build_draft
+from coreai_recipes.lint.program import Function, Operation, Program, Shape, Value
+from coreai_recipes.lint.reading import Subject
+from coreai_recipes.model import Decoder, build_decoder
+from coreai_recipes.primitives.layer import Layer
+from coreai_recipes.primitives.projection import Projection
+from coreai_recipes.recipe import Recipe
+
+WEIGHTS = "weight.bin"
+ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu"}
+UNSIGNED_ROWS = 1 << 16  # what 16 bits reach
+
+
+def outline(recipe: Recipe) -> Subject:
+    """What rules look at, of a recipe. Raises RecipeError for what cannot be built."""
+    return outline_of(build_decoder(recipe), build_draft(recipe) if recipe.draft else None)
+
+
+def outline_of(decoder: Decoder, draft: Draft | None) -> Subject:
+    """As `outline`, of modules that are there already."""
+    recipe = decoder.recipe
+    with torch.device("meta"):
+        states = {name: tuple(state.shape) for name, state in decoder.make_states().items()}
+    functions = [
+        _Outline(Function(name), states).of_draft(draft, inputs, outputs)
+        if name == DRAFT and draft is not None
+        else _Outline(Function(name), states).of_decoder(decoder, query, inputs, outputs)
+        for name, (query, inputs, outputs) in functions_of(recipe).items()
+    ]
+    size = sum(2 * p.numel() for name, p in decoder.named_parameters() if name not in decoder.tables)
+    size += sum(2 * p.numel() for p in draft.parameters()) if draft is not None else 0
+    files = {WEIGHTS: size}
+    return Subject(recipe.name, [Program(functions, is_outline=True)], files, units=recipe.export.compute_units)
+
+
+Ports = Mapping[str, tuple[str, Shape]]
+
+
+@dataclass
+class _Outline:
+    """One function while it is drawn."""
+
+    function: Function
+    states: dict[str, Shape]
+
+    def of_decoder(self, decoder: Decoder, query: int, inputs: Ports, outputs: Ports) -> Function:
+        recipe, front = decoder.recipe, decoder.front
+        self._declare(inputs)
+        x = self._embed(decoder, query)
+        sharing = front.sharing(self.function.name)
+        for index, layer in enumerate(decoder.stack):
+            asked = front.queries(layer.kind, query, sharing)
+            owner = None if front.shares(layer.kind) else front.state(layer.kind)
+            if owner is not None:
+                # a ring is written whole by a call of several tokens
+                written = owner.rows if owner.window is not None and query > 1 else query
+                self._write(f"layers.{index}.cache", written, owner.rows)
+            rows = front.seen_rows(layer.kind, asked, sharing)
+            keys_last = recipe.export.keys_last and asked == 1
+            x = self._layer(f"layers.{index}", layer, x, asked, rows, keys_last)
+        tokens = query if self.function.name == "score" else 1
+        table = "embedding.weight" if recipe.model.head.tied else "head.weight"
+        head = _weight(table, (recipe.model.vocab_size, recipe.model.hidden_size, 1, 1))
+        logits = self._give("conv", "head", "float16", (1, recipe.model.vocab_size, 1, tokens), x=x, weight=head)
+        self._finish(outputs, logits)
+        return self.function
+
+    def of_draft(self, draft: Draft, inputs: Ports, outputs: Ports) -> Function:
+        self._declare(inputs)
+        x = _value("draft.start", "float16", (1, draft.spec.hidden_size, 1, 1))
+        for index, layer in enumerate(draft.stack):
+            rows = draft.owners[draft.owner(layer.kind)].rows
+            x = self._layer(f"draft.layers.{index}", layer, x, 1, rows, draft.recipe.export.keys_last)
+        self._finish(outputs, x)
+        return self.function
+
+    def _declare(self, inputs: Ports) -> None:
+        self.function.inputs = [Value(name, dtype, shape) for name, (dtype, shape) in inputs.items()]
+        self.function.states = [Value(name, "float16", shape, is_state=True) for name, shape in self.states.items()]
+
+    def _finish(self, outputs: Ports, x: Value) -> None:
+        for name, (dtype, shape) in outputs.items():
+            self.function.outputs.append(self._give("reshape", name, dtype, shape, x=x))
+
+    def _embed(self, decoder: Decoder, query: int) -> Value:
+        weight = decoder.get_parameter("embedding.weight")
+        table = _weight("embedding.weight", tuple(weight.shape))
+        ids = next(value for value in self.function.inputs if value.name == "input_ids")
+        dtype = "uint16" if len(weight) <= UNSIGNED_ROWS else "int32"
+        indices = self._give("cast", "embedding.ids", dtype, ids.shape, x=ids)
+        rows = self._give("gather", "embedding", "float16", (1, query, weight.shape[1]), x=table, indices=indices)
+        return self._give("reshape", "hidden_0", "float16", (1, decoder.recipe.model.hidden_size, 1, query), x=rows)
+
+    def _layer(self, place: str, layer: Layer, x: Value, asked: int, rows: int, keys_last: bool) -> Value:
+        for name, projection in layer.named_modules():
+            if isinstance(projection, Projection):
+                weight = _weight(f"{place}.{name}.weight", tuple(projection.weight.shape))
+                given = _value(f"{place}.{name}.x", "float16", (1, projection.weight.shape[1], 1, asked))
+                made = (1, projection.weight.shape[0], 1, asked)
+                result = self._give("conv", f"{place}.{name}", "float16", made, x=given, weight=weight)
+                activation = _activation_behind(layer, name)
+                if activation:
+                    self._give(activation, f"{place}.{name}.activation", "float16", made, x=result)
+        for name, shape in _scores(layer, asked, rows, keys_last):
+            scores = self._give("matmul", f"{place}.{name}.scores", "float16", shape, x=x)
+            self._give("softmax", f"{place}.{name}.shares", "float16", shape, x=scores)
+        return self._give("add", f"{place}", "float16", (1, x.shape[1], 1, asked), x=x)
+
+    def _write(self, place: str, written: int, rows: int) -> None:
+        """What a layer writes to the first state that has as many rows as its cache."""
+        for state in [state for state in self.function.states if state.shape[-2] >= rows][:1]:
+            update = _value(f"{place}.new", "float16", (*state.shape[:-2], written, state.shape[-1]))
+            self._give("slice_update", place, "float16", state.shape, x=state, update=update)
+
+    def _give(self, kind: str, name: str, dtype: str, shape: Shape, **operands: Value) -> Value:
+        result = Value(name, dtype, shape)
+        bound: dict[str, tuple[Value, ...]] = {key: (value,) for key, value in operands.items()}
+        result.producer = Operation(len(self.function.operations), kind, bound, (result,))
+        self.function.operations.append(result.producer)
+        return result
+
+
+def _weight(name: str, shape: Shape) -> Value:
+    return Value(name, "float16", shape, constant=True, blob=(name, 0))
+
+
+def _value(name: str, dtype: str, shape: Shape) -> Value:
+    return Value(name, dtype, shape)
+
+
+def _activation_behind(layer: Layer, name: str) -> str | None:
+    """What is taken of a projection's result, where it is an MLP's first."""
+    parent, _, leaf = name.rpartition(".")
+    module = layer.get_submodule(parent) if parent else layer
+    function = getattr(module, "activation", None)
+    if leaf != ("gate" if hasattr(module, "gate") else "up") or function is None:
+        return None
+    from coreai_recipes.primitives.mlp import ACTIVATIONS as KNOWN
+
+    named = next((word for word, known in KNOWN.items() if known is function), "")
+    return ACTIVATIONS.get(named)
+
+
+def _scores(layer: Layer, asked: int, rows: int, keys_last: bool) -> Iterator[tuple[str, Shape]]:
+    """The scores of one layer: keys last, or queries last."""
+    attention = layer.attention
+    heads, groups = getattr(attention, "num_heads", None), getattr(attention, "num_kv_heads", None)
+    if isinstance(heads, int) and isinstance(groups, int):
+        yield (
+            "attention",
+            (groups, heads // groups, rows) if keys_last else (groups, rows, heads // groups * asked),
+        )

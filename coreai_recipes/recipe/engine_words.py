@@ -1,0 +1,27 @@
+"""The words by which a recipe names the engine's chips and rules; a test holds them to those of `lint`. A leaf."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+Chip = Literal[
+    "A14", "A15", "A16", "A17", "A18", "A19", "M1", "M2", "M3", "M4", "M5",
+]  # fmt: skip
+
+RuleId = Literal[
+    "rank-5", "dyn-shape", "f32-mid", "int-mid", "width-16k", "chan-64k", "transpose-ext", "last-1", "wset", "io-64B",
+    "slice-w4094", "mac-32768", "div-sub", "rsqrt-0", "exp-raw", "square-256", "softplus", "nan-logic", "mask-inf",
+    "act-lut", "trig", "gather-dyn", "gather-i32", "gather-nd", "embed-in", "no-path", "argmax-2048", "repeat-kv",
+    "linear-conv", "conv-8x8", "dw-conv", "group-conv", "dyn-weight", "state-count", "state-uniform", "state-32",
+    "state-inplace", "state-rows", "state-shift", "state-cost", "pkg-size", "pkg-ops", "pq-block", "pq-int8",
+    "pq-lut", "pq-gpu", "pq-crash", "a8", "multi-fn", "small-cpu", "crossing", "fn-count", "sdpa-op", "eos-template",
+]  # fmt: skip
+
+
+def _names_a_figure(reason: str) -> str:
+    if not any(character.isdigit() for character in reason):
+        raise ValueError("names no figure: say what was measured, or what it costs")
+    return reason
+
+
+Reason = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_names_a_figure)]
