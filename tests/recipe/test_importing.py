@@ -237,6 +237,27 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         {"sliding_window_pattern": "LLLG"},
         "sliding_window_pattern: 'LLLG': not understood where nothing lists the layers",
     ),
+    (
+        "exaone4",
+        {"sliding_window_pattern": None},
+        "sliding_window_pattern: 0: not understood where nothing lists the layers",
+    ),
+    (
+        "bloom",
+        {"n_head": 4, "num_attention_heads": 2},
+        "num_attention_heads: another name of n_head, and the two differ",
+    ),
+    ("bloom", {"n_embed": 48, "hidden_size": 32}, "n_embed: another name of hidden_size, and the two differ"),
+    (
+        "mixtral",
+        {"num_experts": 4, "num_local_experts": 8},
+        "num_experts: another name of num_local_experts, and the two differ",
+    ),
+    (
+        "hunyuan_v1_dense",
+        {"use_cla": True, "cla_share_factor": 2},
+        "use_cla: true: " + needs("keys and values that layers of one kind share"),
+    ),
     ("olmo3", {"layer_types": ["conv"] * 4}, f'layer_types.0: "conv": {NOT_UNDERSTOOD}'),
     (
         "gpt2",
@@ -444,6 +465,12 @@ def test_another_name_is_read_as_the_family_that_is_chosen() -> None:
     assert imported.recipe.model == read("llama").model
     with pytest.raises(CheckpointError, match=r"^--as lama: no such family\n  did you mean `llama`\?$"):
         recipe_from_config(config, "small", chosen="lama")
+
+
+def test_a_field_under_two_names_that_agree_is_one_field() -> None:
+    alone = recipe_from_config({"model_type": "bloom", "hidden_size": 32, "n_head": 4, "n_layer": 2}, "small").recipe
+    both = {"n_embed": 32, "hidden_size": 32, "num_attention_heads": 4, "n_head": 4, "num_hidden_layers": None}
+    assert recipe_from_config({"model_type": "bloom", **both, "n_layer": 2}, "small").recipe == alone
 
 
 def test_no_model_is_both_read_and_refused() -> None:

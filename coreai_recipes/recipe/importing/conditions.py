@@ -78,7 +78,9 @@ def decide(
         return _listed(rule.listed, rule, index, config, family)
     if rule.every is not None:
         n = number(rule.every)
-        said = n > 0 and index % n == rule.at % n
+        if n < 1:
+            raise Unreadable(f"{rule.every}: {n}: not understood where nothing lists the layers")
+        said = index % n == rule.at % n
     elif rule.since is not None:
         said = index >= number(rule.since)
     elif rule.last is not None:

@@ -33,6 +33,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError, model_validator
 
+from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.rules import FieldRule, Rule, Settings, SwitchRow, Trait
 from coreai_recipes.recipe.kinds import activation_words
 from coreai_recipes.recipe.yaml_reader import read_yaml
@@ -279,13 +280,22 @@ def own_code_models() -> Mapping[str, str]:
 
 
 def spread(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """A config with each field under the name that the family's rules have for it."""
+    """A config with each field under the name that the family's rules have for it.
+
+    Raises CheckpointError for a field under two names that differ: which one counts depends on transformers' class.
+    """
     found: dict[str, Any] = {}
+    problems = []
     for name, value in config.items():
         if name in family.inline and isinstance(value, Mapping):
             found |= {f"{name}.{key}": inner for key, inner in value.items()}
-        elif family.aliases.get(name, name) not in config or name not in family.aliases:
-            found[family.aliases.get(name, name)] = value
+            continue
+        bare = family.aliases.get(name, name)
+        if bare == name or bare not in config:
+            found[bare] = value
+        elif value is not None and value != config[bare]:
+            problems.append(f"config.json: {name}: another name of {bare}, and the two differ")
+    CheckpointError.collect(problems)
     return found
 
 
