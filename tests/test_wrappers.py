@@ -11,7 +11,9 @@ from families import small_model
 from safetensors.torch import save_file
 
 from coreai_recipes.authoring import new_recipe
+from coreai_recipes.checkpoint.base import EITHER_TIES, stated_flag
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+from coreai_recipes.errors import CheckpointError
 from coreai_recipes.filling import bind_decoder, fill_from
 from coreai_recipes.model import build_decoder
 from coreai_recipes.recipe.importing import config_for, family_names, load_family
@@ -186,12 +188,35 @@ def stored(text: Any, name: str) -> dict[str, torch.Tensor]:
         ("mistral3", {}, {}, False),
         ("mistral3", {"tie_word_embeddings": True}, {}, True),
         ("llava", {}, {"tie_word_embeddings": True}, True),
+        ("llava_onevision", {"tie_word_embeddings": False}, {"tie_word_embeddings": True}, True),  # 0.5B's own
+        ("qwen2_5_vl", {"tie_word_embeddings": False}, {"tie_word_embeddings": True}, True),
+        ("llava_next", {"tie_word_embeddings": False}, {"tie_word_embeddings": True}, False),
     ],
 )
 def test_the_whole_model_s_flag_ties(name: str, around: dict[str, Any], inside: dict[str, Any], is_tied: bool) -> None:
     config = wrapped(name, **around)
     config["text_config"] |= inside
     assert recipe_from_config(config, "small").recipe.model.head.tied is is_tied
+
+
+@pytest.mark.parametrize("name", [name for name in WRAPPERS if name != "kimi_k25"])
+def test_the_part_s_word_for_a_tie_counts_where_it_does_in_transformers(name: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    config = wrapped(name, tie_word_embeddings=False)
+    config["text_config"]["tie_word_embeddings"] = True
+    theirs = CONFIG_MAPPING[name](**{key: value for key, value in config.items() if key != "model_type"})
+    assert load_family(name).either_ties is theirs.tie_word_embeddings is (name in EITHER_TIES)
+    assert stated_flag(config) is theirs.tie_word_embeddings
+
+
+def test_fields_of_the_text_part_may_stand_around_it_too_where_files_were_flat() -> None:
+    """As transformers 4.5x saved Qwen2.5-VL: the text part, and its fields beside it once more."""
+    config = wrapped("qwen2_5_vl", vision_config={"depth": 2})
+    copies = {key: value for key, value in config["text_config"].items() if key != "model_type"}
+    assert recipe_from_config({**copies, **config}, "small").recipe == recipe_from_config(config, "small").recipe
+    with pytest.raises(CheckpointError, match=r"^config\.json: num_hidden_layers: not understood"):
+        recipe_from_config({**copies, **config, "num_hidden_layers": 9}, "small")
 
 
 def test_a_flat_config_of_old_is_its_own_text_part() -> None:

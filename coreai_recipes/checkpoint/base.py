@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 HASH_BLOCK_BYTES = 2 << 20
 TIE_FLAG = "tie_word_embeddings"
+# Wholes whose text part's word for a tied head counts beside theirs: `either_ties` in their family files.
+EITHER_TIES = ("llava", "llava_onevision", "qwen2_vl", "qwen2_5_vl")
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,13 @@ class Unread(Checkpoint):
 def stated_flag(config: Mapping[str, Any]) -> bool | None:
     """What config.json says of the head's tie, None where it is silent and the family's default holds.
 
-    A wrapper's own word goes before that of its text part, as in transformers.
+    A wrapper's own word goes before that of its text part, as in transformers; in some either may say that it is tied.
     """
     text = config.get("text_config")
-    for part in (config, text if isinstance(text, Mapping) else {}):
+    text = text if isinstance(text, Mapping) else {}
+    if text.get(TIE_FLAG) is True and config.get("model_type") in EITHER_TIES:
+        return True
+    for part in (config, text):
         if isinstance(part.get(TIE_FLAG), bool):
             return bool(part[TIE_FLAG])
     return None

@@ -56,7 +56,7 @@ def _open_part(config: Mapping[str, Any], outer: Family) -> tuple[Family, Mappin
         flat = load_family(outer.family or "")
         around = {*outer.ignored, "model_type", "architectures"} - flat.fields.keys()
         return flat, {key: value for key, value in config.items() if key not in around}
-    problems = list(find_config_problems(config, outer))
+    problems = list(find_config_problems(_without_copies(config, outer), outer))
     inner = None
     if not isinstance(part, Mapping):
         problems.append(f"{name}: {'missing' if part is None else shown(part) + ' is not a mapping'}")
@@ -64,10 +64,20 @@ def _open_part(config: Mapping[str, Any], outer: Family) -> tuple[Family, Mappin
         inner, problem = _inner_family(part, outer)
         problems += [f"{name}.model_type: {problem}"] if problem else []
         part = {**part, "model_type": inner}
-        if config.get(TIE) is not None and not outer.draft:  # the head is the whole's, and so is the word about it
-            part[TIE] = config[TIE]
+        is_said = outer.either_ties and part.get(TIE) is True
+        if config.get(TIE) is not None and not outer.draft and not is_said:
+            part[TIE] = config[TIE]  # the head is the whole's, and so is the word about it
     CheckpointError.collect(f"config.json: {problem}" for problem in problems)
     return load_family(inner or ""), part or {}
+
+
+def _without_copies(config: Mapping[str, Any], outer: Family) -> Mapping[str, Any]:
+    """What stands around the part, without what stands in it too: where files of old were flat, some were saved with
+    the text part's fields in both places, and transformers takes those of the part."""
+    part = config.get(outer.part or "")
+    if not outer.flat or not isinstance(part, Mapping):
+        return config
+    return {name: value for name, value in config.items() if name not in part or part[name] != value}
 
 
 def _inner_family(part: Mapping[str, Any], outer: Family) -> tuple[str | None, str | None]:

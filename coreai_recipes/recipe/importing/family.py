@@ -115,6 +115,7 @@ class Family(Rule):
         part: the field that holds the text part; what stands around it is left out.
         family: whose rules read the part, where it names none of `families`.
         flat: a config without the part is the part itself, in files of old.
+        either_ties: the part may say that the head is tied, where the whole does not: so it was before transformers 5.
         reference: the model_type of transformers that computes the same, for one that has no causal language model.
         aliases: other names of fields, as transformers' attribute_map has them.
         inline: fields that hold fields, which are then named `attn_config.clip_qkv`.
@@ -131,6 +132,7 @@ class Family(Rule):
     family: str | None = None
     families: tuple[str, ...] = ()
     flat: bool = False
+    either_ties: bool = False
     reference: str | None = None
     draft: bool = False
     renamed: dict[str, str] = {}
