@@ -323,7 +323,10 @@ def lint_(
         else:
             console.print_rule(rule)
         return
-    found = lint(_open_subject(target, overrides or ()), chip, () if rule is None else (rule.id,))
+    subject = _open_subject(target, overrides or ())
+    if chip is None and subject.device is not None:
+        chip = find_chip(subject.device)
+    found = lint(subject, chip, () if rule is None else (rule.id,), subject.allow)
     if as_json:
         console.print_json(found.to_json())
     else:
@@ -341,7 +344,13 @@ def _open_subject(target: str, overrides: Sequence[str]) -> Any:
     if is_saved(path):
         if overrides:
             raise UserError(f"{path}: is saved already: --set changes a recipe")
-        return open_subject(path)
+        subject = open_subject(path)
+        if subject.manifest is not None:
+            from coreai_recipes.bundle.opened import recipe_of
+
+            export = recipe_of(path).export
+            subject.units, subject.device, subject.allow = export.compute_units, export.device, export.allowed
+        return subject
     from coreai_recipes.outline import outline
     from coreai_recipes.recipe import load_recipe
 
@@ -383,6 +392,14 @@ def build(
             console.print_notes(failure.notes)
         print("the package is not equal to its reference: no bundle was written", file=sys.stderr)
         raise typer.Exit(1) from None
+    except bundle.RuleError as failure:
+        if as_json:
+            console.print_json({"path": None, "notes": list(failure.notes), **failure.lint.to_json()})
+        else:
+            console.print_lint(failure.lint, ("error",))
+            console.print_notes(failure.notes)
+        print("rules of the device are broken: no bundle was written (export.allow lets one pass)", file=sys.stderr)
+        raise typer.Exit(1) from None
     if as_json:
         facts = {
             "path": str(built.path),
@@ -390,10 +407,13 @@ def build(
             "seconds": built.seconds,
             "notes": list(built.notes),
         }
-        console.print_json({**facts, "manifest": built.manifest, "report": built.report})
+        lint = {} if built.lint is None else built.lint.to_json()
+        console.print_json({**facts, "manifest": built.manifest, "report": built.report, **lint})
         return
     if not no_verify:
         console.print_report(built.report)
+    if built.lint is not None:
+        console.print_lint(built.lint, ("error", "warning"))
     console.print_built(built)
 
 

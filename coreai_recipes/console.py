@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from coreai_recipes.bundle import Bundle
     from coreai_recipes.lint.findings import Lint
-    from coreai_recipes.lint.rule import Rule
+    from coreai_recipes.lint.rule import Level, Rule
 
 
 def print_json(document: Any) -> None:
@@ -114,9 +114,9 @@ def print_built(bundle: "Bundle") -> None:
     print(f"{bundle.path}  {bundle.bytes / 1e6:.1f} MB  ({steps})")
 
 
-def print_lint(lint: "Lint") -> None:
-    """Findings, those of one rule in one function in a line, and where a call changes units."""
-    rows = [(group.level, group.id, group.where, group.what) for group in lint.groups()]
+def print_lint(lint: "Lint", levels: "Sequence[Level] | None" = None) -> None:
+    """Findings of all levels or of some, those of one rule in a line, and where a call changes units."""
+    rows = [(group.level, group.id, group.where, group.what) for group in lint.groups(levels)]
     if rows:
         print_table(("level", "rule", "where", "what, and what to do"), rows)
     for function, changes in lint.changes().items():

@@ -42,7 +42,15 @@ def outline_of(decoder: Decoder, draft: Draft | None) -> Subject:
     size = sum(2 * p.numel() for name, p in decoder.named_parameters() if name not in decoder.tables)
     size += sum(2 * p.numel() for p in draft.parameters()) if draft is not None else 0
     files = {WEIGHTS: size}
-    return Subject(recipe.name, [Program(functions, is_outline=True)], files, units=recipe.export.compute_units)
+    export = recipe.export
+    return Subject(
+        recipe.name,
+        [Program(functions, is_outline=True)],
+        files,
+        units=export.compute_units,
+        device=export.device,
+        allow=export.allowed,
+    )
 
 
 Ports = Mapping[str, tuple[str, Shape]]

@@ -72,7 +72,7 @@ def make_plan(recipe: Recipe) -> Plan:
         count_workloads(decoder, draft),
         _saved_in_prefill(decoder),
         recipe.export.functions.queries,
-        lint(outline_of(decoder, draft), chip),
+        lint(outline_of(decoder, draft), chip, allow=recipe.export.allowed),
         tuple(_rotaries(recipe)),
     )
 

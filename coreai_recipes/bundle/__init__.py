@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from coreai_recipes.bundle.opened import Bundle, digest_of
 from coreai_recipes.bundle.packaging import Written, compose, write_package
 from coreai_recipes.bundle.proving import verify
+from coreai_recipes.bundle.ruling import RuleError, hold_rules
 from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale
 from coreai_recipes.bundle.sources import find_checkpoint, find_draft
 from coreai_recipes.errors import BundleError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from coreai_recipes.verification.report import Report
     from coreai_recipes.verification.subject import Subject
 
-__all__ = ["Bundle", "VerificationError", "build", "find_checkpoint", "find_draft", "verify"]
+__all__ = ["Bundle", "RuleError", "VerificationError", "build", "find_checkpoint", "find_draft", "verify"]
 
 PACKAGE = "model.mlpackage"
 PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
@@ -55,8 +56,9 @@ def build(
 
     The weights of a recipe's draft come from `draft`, or its reference's checkpoint; a recipe without one gets the
     draft that the config of `draft` describes.
-    Raises UserError for what the user can mend, and VerificationError when the package is not equal to transformers;
-    then, and when interrupted or killed, the bundle that stood there before is as it was.
+    Raises UserError for what the user can mend, VerificationError when the package is not equal to transformers, and
+    RuleError when it breaks a rule of the engine that holds for the recipe's device and that it does not allow; then,
+    and when interrupted or killed, the bundle that stood there before is as it was.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -102,6 +104,7 @@ def build(
             written = write_package(compose(recipe, source, draft_source), folder / PACKAGE, cache, progress)
 
         manifest = describe()
+        held = hold_rules(recipe, folder / PACKAGE, folder, manifest, notes)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
             subject = _subject(recipe, source, folder / PACKAGE, draft_source, progress)
@@ -112,10 +115,11 @@ def build(
             if figures:
                 notes += (f"{FIELD}: {figures['scale']:g}, {in_words(figures)}",)
                 manifest = describe() | {"residual_scale": figures}
+                held = hold_rules(written.composed.recipe, folder / PACKAGE, folder, manifest, notes)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     unused = tuple(left_out(composed.bindings, source))
-    return Bundle(target, manifest, report, written.exported.seconds, unused, notes)
+    return Bundle(target, manifest, report, written.exported.seconds, unused, notes, held)
 
 
 def _subject(

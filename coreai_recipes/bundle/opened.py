@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.errors import BundleError
 from coreai_recipes.manifest.contents import foreign_entries
@@ -15,11 +15,15 @@ from coreai_recipes.manifest.schema import Manifest
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.staging import recover
 
+if TYPE_CHECKING:
+    from coreai_recipes.lint.findings import Lint
+
 
 @dataclass(frozen=True)
 class Bundle:
-    """A built folder. `seconds` are those of the build's steps, `left_out` what of the checkpoint it did not use and
-    `notes` what it decided against the recipe's word, when it was built just now."""
+    """A built folder. When it was built just now: `seconds` are those of the build's steps, `left_out` what of the
+    checkpoint it did not use, `notes` what it decided against the recipe's word, `lint` which rules of the engine's the
+    package breaks."""
 
     path: Path
     manifest: dict[str, Any]
@@ -27,6 +31,7 @@ class Bundle:
     seconds: dict[str, float] | None = None
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    lint: "Lint | None" = None
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
@@ -60,12 +65,8 @@ class Bundle:
     @cached_property
     def _recipe(self) -> Recipe:
         from coreai_recipes.recipe.loader import load_sealed
-        from coreai_recipes.recipe.yaml_reader import MAX_BYTES
 
-        try:
-            content = read_regular(self.path / RECIPE, MAX_BYTES, self.path)
-        except FileNotFoundError:
-            raise BundleError(f"{self.path}: missing since it was built: {RECIPE}") from None
+        content = _read_recipe(self.path)
         if hashlib.sha256(content).hexdigest() != self.described.recipe_sha256:
             self.check_files()  # with all else that was modified
         return load_sealed(self.path / RECIPE)
@@ -138,3 +139,20 @@ def digest_of(path: Path) -> str:
     """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe that lies in a bundle, of which nothing else is looked at."""
+    from coreai_recipes.recipe.loader import load_sealed
+
+    _read_recipe(folder)
+    return load_sealed(folder / RECIPE)
+
+
+def _read_recipe(folder: Path) -> bytes:
+    from coreai_recipes.recipe.yaml_reader import MAX_BYTES
+
+    try:
+        return read_regular(folder / RECIPE, MAX_BYTES, folder)
+    except FileNotFoundError:
+        raise BundleError(f"{folder}: missing since it was built: {RECIPE}") from None

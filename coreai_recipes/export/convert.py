@@ -20,6 +20,7 @@ from coreai_recipes.export.mil import inputs_of
 
 # A fragment holds no weights: a stored constant above this many values is a fault of ours.
 LARGEST_CONSTANT = 8192
+LARGEST_INTEGERS = 1 << 20  # no weight, but the positions of a long context
 TRACED_ROWS = 8
 
 
@@ -175,7 +176,8 @@ def _inline_constants(model: Any, name: str) -> bytes:
             continue
         value = operation.attributes["val"]
         shape = [dimension.constant.size for dimension in value.type.tensorType.dimensions]
-        if int(np.prod(shape)) > LARGEST_CONSTANT:
+        is_integer = value.type.tensorType.dataType in (MIL_pb2.INT32, MIL_pb2.INT16, MIL_pb2.UINT16, MIL_pb2.BOOL)
+        if int(np.prod(shape)) > (LARGEST_INTEGERS if is_integer else LARGEST_CONSTANT):
             raise RuntimeError(f"{name}: constant {operation.outputs[0].name} of shape {shape} is baked in")
         reader, offset = _BlobStorageReader(f"{model.weights_dir}/weight.bin"), value.blobFileValue.offset
         immediate = value.immediateValue.tensor

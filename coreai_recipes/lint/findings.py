@@ -1,8 +1,8 @@
 """Rules held against a subject: findings, each with its place, its source and what to do."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from coreai_recipes.lint.chips import Chip
@@ -54,8 +54,9 @@ class Lint:
     def has_errors(self) -> bool:
         return any(finding.level == "error" for finding in self.findings)
 
-    def groups(self, levels: Sequence[Level] = LEVELS) -> list[Group]:
+    def groups(self, levels: Sequence[Level] | None = None) -> list[Group]:
         """A line for each rule and level, in the order of the findings."""
+        levels = LEVELS if levels is None else levels
         found: dict[tuple[Level, str], list[Finding]] = {}
         for finding in self.findings:
             if finding.level in levels:
@@ -106,12 +107,17 @@ def _what(finding: Finding) -> str:
     return finding.message if finding.level in ("note", "unknown") else f"{finding.message}; {finding.remedy}"
 
 
-def lint(subject: Subject, chip: Chip | None = None, only: Sequence[str] = ()) -> Lint:
+def lint(
+    subject: Subject, chip: Chip | None = None, only: Sequence[str] = (), allow: Mapping[str, str] | None = None
+) -> Lint:
     """Every rule, or those of `only`, on a subject. With a chip the rules that hold for it; without one all of them, an
-    error for some chips being a warning that names them."""
+    error for some chips being a warning that names them. `allow` has the reasons for which errors are let pass."""
     context = Context(subject)
     found = [
-        finding for rule in rules().values() if not only or rule.id in only for finding in _hold(rule, context, chip)
+        _allowed(finding, (allow or {}).get(rule.id))
+        for rule in rules().values()
+        if not only or rule.id in only
+        for finding in _hold(rule, context, chip)
     ]
     order = {level: place for place, level in enumerate(LEVELS)}
     found.sort(key=lambda finding: order[finding.level])  # stable: rules keep their order, and each its running order
@@ -122,6 +128,12 @@ def lint(subject: Subject, chip: Chip | None = None, only: Sequence[str] = ()) -
         for crossing in crossings_of(function, context.flow(function))
     ]
     return Lint(tuple(found), tuple(crossings))
+
+
+def _allowed(finding: Finding, reason: str | None) -> Finding:
+    if reason is None or finding.level != "error":
+        return finding
+    return replace(finding, level="warning", message=f"{finding.message} (allowed: {_printable(reason)})")
 
 
 def _hold(rule: Rule, context: Context, chip: Chip | None) -> Iterator[Finding]:

@@ -26,7 +26,8 @@ class Subject:
 
     Attributes:
         name: how messages call it.
-        units: the compute units that it is meant for, where that is known.
+        units, device, allow: the compute units and the chip that it is meant for and what is let pass there, where a
+            recipe says so.
         manifest: of a bundle, its JSON.
         tokenizer: of a bundle, the JSON of each of its tokenizer's files, and the chat template's text.
     """
@@ -38,6 +39,8 @@ class Subject:
     tokenizer: dict[str, Any] | None = None
     audit: Audit | None = None
     units: str | None = None
+    device: str | None = None
+    allow: dict[str, str] = field(default_factory=dict)
 
 
 def is_saved(path: Path) -> bool:
@@ -67,7 +70,7 @@ def open_package(path: Path) -> Subject:
 def _open_bundle(folder: Path) -> Subject:
     manifest = read_manifest(folder)
     described = typed(Manifest, manifest, f"{folder}: {MANIFEST}")
-    subject = Subject(folder.name, [], manifest=manifest, tokenizer=_tokenizer_files(folder), audit=read_audit(folder))
+    subject = Subject(folder.name, [], manifest=manifest, tokenizer=tokenizer_files(folder), audit=read_audit(folder))
     for program in described.programs:
         package = folder / program.file
         if not package.resolve().is_relative_to(folder.resolve()):
@@ -122,7 +125,7 @@ def _weight_files(package: Path) -> dict[str, int]:
     return found
 
 
-def _tokenizer_files(folder: Path) -> dict[str, Any]:
+def tokenizer_files(folder: Path) -> dict[str, Any]:
     """tokenizer.json, tokenizer_config.json and the chat template of a bundle, where they are."""
     found: dict[str, Any] = {}
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 Chip = Literal[
     "A14", "A15", "A16", "A17", "A18", "A19", "M1", "M2", "M3", "M4", "M5",
@@ -20,7 +21,7 @@ RuleId = Literal[
 
 def _names_a_figure(reason: str) -> str:
     if not any(character.isdigit() for character in reason):
-        raise ValueError("names no figure: say what was measured, or what it costs")
+        raise PydanticCustomError("no_figure", "names no figure")
     return reason
 
 

@@ -82,6 +82,10 @@ def _problem(found: _Found) -> Problem:
             return Problem(found.location, "missing", found.form.description or choices)
         case "extra_forbidden":
             return Problem(found.location, "unknown key", _hint_for_unknown(found), at_key=True)
+        case "bad_key" if found.holder.keys:
+            return Problem(
+                found.location, "unknown key", did_you_mean(str(found.location[-1]), found.holder.keys), at_key=True
+            )
         case "bad_key":
             return Problem(
                 found.location, "not a name that a kind can have", "a letter, then letters, digits and `_`", True
@@ -105,6 +109,8 @@ def _wrong_value(found: _Found) -> str:
             return f"{value} {_outside(form, found.node.value)}"
         case "finite_number":
             return f"{value} is not a finite number"
+        case "no_figure":
+            return f"{value} names no figure: say what was measured, or what it costs"
         case "string_pattern_mismatch":
             return f"{value} is not a name"
         case "string_too_short" | "too_short":

@@ -26,6 +26,8 @@ class Form:
     """The annotation of a list's entries."""
     values: Any = None
     """The annotation of a mapping's values, when its keys are free."""
+    keys: tuple[str, ...] = ()
+    """The words that the keys of such a mapping may be, where they are words that are known."""
     nullable: bool = False
     members: int = 1
     """How many members a union has; with more than one, pydantic's locations name the member that was tried."""
@@ -76,7 +78,7 @@ def form_of(annotation: Any) -> Form:
     if origin is list:
         return Form(items=arguments[0])
     if origin is dict:
-        return Form(values=arguments[1])
+        return Form(values=arguments[1], keys=form_of(arguments[0]).choices)
     if annotation is NoneType:
         return Form(nullable=True, members=0)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -91,6 +93,7 @@ def _join(forms: Sequence[Form]) -> Form:
         choices=tuple(choice for form in forms for choice in form.choices),
         items=next((form.items for form in forms if form.items is not None), None),
         values=next((form.values for form in forms if form.values is not None), None),
+        keys=tuple(key for form in forms for key in form.keys),
         nullable=any(form.nullable for form in forms),
         members=sum(form.members for form in forms),
         bounds={key: bound for form in forms for key, bound in form.bounds.items()},

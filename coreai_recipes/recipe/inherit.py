@@ -168,10 +168,14 @@ def _set(
         return node or value
     entries = _entries(node) if node else {}
     kind = kind_of(node) if node else None
-    known = {**form.fields(), **({"like": None} if form.models == (LayerKind,) else {})} if form.models else entries
+    known = (
+        {**form.fields(), **({"like": None} if form.models == (LayerKind,) else {})}
+        if form.models
+        else {**entries, **dict.fromkeys(form.keys)}
+    )
     if step not in known:
         merging.problems.append(Problem((*at, step), "unknown key", did_you_mean(step, known)))
-        return node or value
+        return node or (replace(value, value={}) if form.keys else value)
     if form.models == (LayerKind,):
         keep_null = _word(node, "like") is not None if node else False
     below = form.step(step, kind) or form.step(step)

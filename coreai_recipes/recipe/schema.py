@@ -708,6 +708,11 @@ class Export(Spec):
     )
 
     @property
+    def allowed(self) -> dict[str, str]:
+        """The reasons for which errors are let pass, by rule."""
+        return {str(rule): reason for rule, reason in self.allow.items()}
+
+    @property
     def scale(self) -> float:
         """The residual scale as a number: `auto` is 1 until a build has measured it."""
         return 1.0 if self.residual_scale == "auto" else self.residual_scale

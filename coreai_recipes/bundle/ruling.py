@@ -1,0 +1,35 @@
+"""The engine's rules in a build: what the package breaks is said, and for a device that the recipe names it fails."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreai_recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from coreai_recipes.lint.findings import Lint
+
+
+class RuleError(Exception):
+    """A package that breaks rules which hold for the recipe's device; nothing was installed. `notes` as in a build's
+    other failure."""
+
+    def __init__(self, lint: "Lint", notes: tuple[str, ...] = ()) -> None:
+        super().__init__("the engine's rules are broken")
+        self.lint, self.notes = lint, notes
+
+
+def hold_rules(
+    recipe: Recipe, package: Path, folder: Path, manifest: dict[str, Any], notes: tuple[str, ...] = ()
+) -> "Lint":
+    """What the package breaks. Raises RuleError for an error where the recipe names a device, unless it allows it."""
+    from coreai_recipes.lint.chips import find_chip
+    from coreai_recipes.lint.findings import lint
+    from coreai_recipes.lint.reading import open_package, tokenizer_files
+
+    export = recipe.export
+    subject = open_package(package)
+    subject.manifest, subject.tokenizer, subject.units = manifest, tokenizer_files(folder), export.compute_units
+    found = lint(subject, None if export.device is None else find_chip(export.device), allow=export.allowed)
+    if export.device is not None and found.has_errors:
+        raise RuleError(found, notes)
+    return found
