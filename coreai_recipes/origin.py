@@ -31,13 +31,19 @@ class Held:
 
 
 def hold_origin(
-    origin: Origin, built: str, given: "Checkpoint | str | Path | None", named: str | None, option: str
+    origin: Origin,
+    built: str,
+    given: "Checkpoint | str | Path | None",
+    named: str | None,
+    option: str,
+    bundle: Path | None = None,
 ) -> Held:
     """The checkpoint `given`, or the one that `origin` says, as far as it can be found without a guess.
 
     A hub id has its commit, and one that ships with the package (`named` by the recipe) is where it was; a folder or
     file of the user's is only known by its base name, and asked for by `option`. Raises CheckpointError for a
-    checkpoint that cannot be opened, and for another one than that of the bundle `built`.
+    checkpoint that cannot be opened, and for another one than that of the bundle `built`, which lies in `bundle` where the
+    checkpoint's tokenizer is that of the bundle.
     """
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.checkpoint.identity import Facts, Identity
@@ -58,4 +64,5 @@ def hold_origin(
                 reason=f"{built} was built from {origin.source}, which is not on the hub: give it with {option}"
             )
     source = given if isinstance(given, Checkpoint) else open_checkpoint(given)
-    return Held(source, Identity(source, Facts(origin.sha256, origin.bytes, origin.config_sha256), built))
+    facts = Facts(origin.sha256, origin.bytes, origin.config_sha256, bundle)
+    return Held(source, Identity(source, facts, built))

@@ -189,3 +189,124 @@ def test_a_drafts_checkpoint_is_held_against_its_own_digests(other: Path) -> Non
     assert asked.reason == (
         "the draft of llama was built from draft, which is not on the hub: give it with --draft SRC"
     )
+
+
+def edit(path: Path, **changes: object) -> str:
+    document = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**document, **changes}))
+    return path.name
+
+
+def add_a_template(folder: Path) -> str:
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return "chat_template.jinja"
+
+
+def add_a_named_template(folder: Path) -> str:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool.jinja").write_text("{{ messages }}")
+    return "additional_chat_templates/tool.jinja"
+
+
+def change_a_merge(folder: Path) -> str:
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["model"]["merges"][-2:] = document["model"]["merges"][:-3:-1]
+    return edit(folder / "tokenizer.json", **document)
+
+
+OTHER_TOKENIZERS: list[Callable[[Path], str]] = [
+    lambda folder: edit(folder / "generation_config.json", eos_token_id=[0, 7]),
+    lambda folder: edit(folder / "tokenizer_config.json", eos_token="!"),
+    lambda folder: edit(folder / "tokenizer_config.json", chat_template="{{ messages }}"),
+    lambda folder: edit(folder / "special_tokens_map.json", bos_token="!"),
+    lambda folder: edit(folder / "added_tokens.json", **{"<new>": 512}),
+    lambda folder: edit(folder / "chat_template.json", chat_template="{{ messages }}"),
+    change_a_merge,
+    add_a_template,
+    add_a_named_template,
+]
+
+
+@pytest.mark.parametrize("change", OTHER_TOKENIZERS)
+def test_the_same_weights_beside_another_tokenizer_are_another_checkpoint(
+    bundle: Bundle, other: Path, change: Callable[[Path], str]
+) -> None:
+    """All of these used to pass: other end tokens, another template, other ids."""
+    file = change(other)
+    with pytest.raises(CheckpointError) as told:
+        verify(bundle, other, stages=["rotary"])
+    assert told.value.problems == (
+        f"checkpoint {other}: this is not the checkpoint that tiny-llama was built from: {file}",
+    )
+
+
+def rewrite_with_other_line_ends(folder: Path) -> None:
+    """As git does on some systems."""
+    for name in ("tokenizer_config.json", "generation_config.json", "tokenizer.json"):
+        content = json.dumps(json.loads((folder / name).read_text()), indent=3, sort_keys=True)
+        (folder / name).write_bytes(content.replace("\n", "\r\n").encode())
+
+
+def say_how_to_sample(folder: Path) -> None:
+    edit(folder / "generation_config.json", temperature=0.5, transformers_version="5.0.0")
+
+
+def leave_the_end_tokens_to_the_config(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+
+
+def add_files_that_say_nothing(folder: Path) -> None:
+    """What one way of downloading takes along and another leaves out."""
+    (folder / "special_tokens_map.json").write_text("{}")
+    (folder / "vocab.json").write_text("{}")
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer.model").write_bytes(b"\n")
+    (folder / "README.md").write_text("# A model")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        rewrite_with_other_line_ends,
+        say_how_to_sample,
+        leave_the_end_tokens_to_the_config,
+        add_files_that_say_nothing,
+    ],
+)
+def test_the_same_tokenizer_is_known_again_however_it_was_fetched(
+    bundle: Bundle, other: Path, change: Callable[[Path], None]
+) -> None:
+    change(other)
+    assert verify(bundle, other, stages=["rotary"]).passed
+
+
+def test_a_pointer_in_a_tokenizers_place_is_named_as_one(bundle: Bundle, other: Path) -> None:
+    (other / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is a git-lfs pointer"):
+        verify(bundle, other, stages=["rotary"])
+
+
+def test_a_manifest_that_ends_answers_elsewhere_than_its_tokens_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / NAME)
+    edit(tmp_path / NAME / "manifest.json", eos_token_ids=[0, 7])
+    with pytest.raises(BundleError) as told:
+        verify(tmp_path / NAME, CHECKPOINT, stages=["rotary"])
+    assert told.value.problems == (
+        f"{tmp_path / NAME}: manifest.json: eos_token_ids are not the end tokens of tokens.json",
+    )
+
+
+def test_a_bundle_from_before_tokens_json_is_compared_by_the_files_that_it_has(
+    bundle: Bundle, other: Path, tmp_path: Path
+) -> None:
+    """It took no templates of a folder's."""
+    shutil.copytree(bundle.path, tmp_path / NAME)
+    (tmp_path / NAME / "tokens.json").unlink()
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    del manifest["tokens"], manifest["files"]["tokens.json"]
+    (tmp_path / NAME / "manifest.json").write_text(json.dumps(manifest))
+    add_a_named_template(other)
+    assert verify(tmp_path / NAME, other, stages=["rotary"]).passed
+    edit(other / "tokenizer_config.json", eos_token="!")
+    with pytest.raises(CheckpointError, match=r"built from: tokenizer_config\.json"):
+        verify(tmp_path / NAME, other, stages=["rotary"])

@@ -115,6 +115,13 @@ class Bundle:
         BundleError.collect(problems)
         hold_package(self.package, self.described.programs[0], self.described.states)
 
+    def check_ends(self) -> None:
+        """Raise BundleError where manifest.json, which no digest seals, ends an answer elsewhere than tokens.json."""
+        from coreai_recipes.tokenizer.tokens import TOKENS, read_tokens
+
+        if TOKENS in self.described.files and set(read_tokens(self.path).end_tokens) != {*self.described.eos_token_ids}:
+            raise BundleError(f"{self.path}: {MANIFEST}: eos_token_ids are not the end tokens of {TOKENS}")
+
     def check_files(self) -> None:
         """Raise BundleError with each file that is missing, added or not as it was sealed."""
         sealed = read_sealed(self.path)

@@ -87,13 +87,14 @@ def _hold_bundle(
 ) -> tuple[Recipe, Held, Held]:
     """The recipe of a bundle that is as it was built, and its checkpoints."""
     bundle.check_files()
+    bundle.check_ends()
     bundle.check_package()
     recipe, origin = bundle.recipe, bundle.described.checkpoint
     if draft is not None and recipe.draft is None:
         raise BundleError(f"{bundle.path}: was built without a draft: build it again with --draft {draft}")
     name, reference = bundle.described.name, recipe.reference
     named = None if reference is None else reference.checkpoint
-    held = hold_origin(origin, name, checkpoint, named, "--checkpoint SRC")
+    held = hold_origin(origin, name, checkpoint, named, "--checkpoint SRC", bundle.path)
     if recipe.draft is None or origin.draft is None or not wants_draft:
         return recipe, held, Held()
     of_draft = hold_origin(

@@ -82,6 +82,11 @@ class Checkpoint(ABC):
         """
         return
 
+    def find_other_tokenizer(self, sealed: Path) -> str | None:
+        """The first tokenizer file that says something else than its copy in the bundle `sealed`; none where the weight
+        files hold the tokenizer."""
+        return None
+
     def load_tokenizer(self) -> Any:
         """transformers' own tokenizer of the checkpoint, or a NotLoaded that says why there is none."""
         from coreai_recipes.checkpoint.auto_tokenizer import NotLoaded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from coreai_recipes.checkpoint.base import Checkpoint, hash_file
 from coreai_recipes.errors import CheckpointError
@@ -16,12 +17,14 @@ CONFIG = "config.json"
 class Facts:
     """What a build writes down of a checkpoint's files: their digests and sizes by name, and that of config.json.
 
-    Sizes and config are None in what was built before they were written down.
+    Sizes and config are None in what was built before they were written down. `bundle` is the folder that holds copies
+    of the tokenizer's files; None for a draft, whose tokenizer is never asked.
     """
 
     sha256: Mapping[str, str]
     sizes: Mapping[str, int] | None = None
     config_sha256: str | None = None
+    bundle: Path | None = None
 
 
 def sizes_of(source: Checkpoint) -> dict[str, int]:
@@ -41,8 +44,8 @@ def config_digest(source: Checkpoint) -> str | None:
 class Identity:
     """Compares `source` with the `facts` that the bundle `built` was sealed with.
 
-    Names and sizes are compared at once, contents in a thread beside whatever reads the weights; `check` raises as
-    soon as one is known to differ, `finish` when all are.
+    Names, sizes, config and tokenizer are compared at once, contents in a thread beside whatever reads the weights;
+    `check` raises as soon as one is known to differ, `finish` when all are.
     """
 
     def __init__(self, source: Checkpoint, facts: Facts, built: str) -> None:
@@ -50,7 +53,7 @@ class Identity:
         self._source, self._facts, self._built = source, facts, built
         self._pairs = self._pair_files()
         self._problem: CheckpointError | None = None
-        self._compare_sizes()
+        self._compare_small()
         self._thread = threading.Thread(target=self._run, name="identity", daemon=True)
         self._thread.start()
 
@@ -74,7 +77,7 @@ class Identity:
             raise self._another(other[0])
         return dict(zip(sealed, given, strict=True))
 
-    def _compare_sizes(self) -> None:
+    def _compare_small(self) -> None:
         if self._facts.sizes is not None:
             sizes = sizes_of(self._source)
             for sealed, given in self._pairs.items():
@@ -82,6 +85,10 @@ class Identity:
                     raise self._another(given)
         if self._facts.config_sha256 is not None and config_digest(self._source) != self._facts.config_sha256:
             raise self._another(CONFIG)
+        if self._facts.bundle is not None:
+            other = self._source.find_other_tokenizer(self._facts.bundle)
+            if other is not None:
+                raise self._another(other)
 
     def _run(self) -> None:
         files = self._source.weight_files()

@@ -111,6 +111,11 @@ class SafetensorsCheckpoint(Checkpoint):
 
         check_tokenizer(self._folder, rows, self.place)
 
+    def find_other_tokenizer(self, sealed: Path) -> str | None:
+        from coreai_recipes.checkpoint.tokenizer_identity import find_other_file
+
+        return find_other_file(self._folder, sealed, self.config, self.place)
+
     def load_tokenizer(self) -> Any:
         if self._tokenizer is None:
             from coreai_recipes.checkpoint.auto_tokenizer import load_tokenizer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.tokenizer.files import FileError, read_text
 from coreai_recipes.tokenizer.streaming import TextStream
-from coreai_recipes.tokenizer.tokens import DEFAULT, TOKENIZER, Tokens, read_tokens
+from coreai_recipes.tokenizer.tokens import DEFAULT, TOKENIZER, TOKENS, Tokens, read_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,6 +29,11 @@ class BundleTokenizer:
         self._tokens = read_tokens(path)
         self._backend = open_tokenizer(path, self._tokens)
         self._compiled: dict[str, ChatTemplate] = {}
+
+    @property
+    def end_ids(self) -> list[int] | None:
+        """The ids that end an answer; None in a bundle without tokens.json, whose manifest alone says them."""
+        return list(self._tokens.end_tokens) if (self._path / TOKENS).exists() else None
 
     @property
     def has_template(self) -> bool:

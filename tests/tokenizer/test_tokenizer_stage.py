@@ -48,7 +48,7 @@ def bundle_of(folder: Path) -> Path:
 def test_equal_ids_pass_for_a_bundle_and_for_a_recipe_alone(folder: Path) -> None:
     for found in (stage(folder), stage(folder, bundle_of(folder))):
         assert found.passed is True
-        assert found.detail == {"probes": {"text": 18, "special": 3, "templates": 1, "chat": 10}}
+        assert found.detail == {"probes": {"text": 18, "special": 3, "ends": 1, "templates": 1, "chat": 10}}
 
 
 def test_a_template_that_refuses_a_system_message_refuses_it_on_both_sides(folder: Path) -> None:
@@ -63,6 +63,8 @@ def test_a_template_that_refuses_a_system_message_refuses_it_on_both_sides(folde
         ({"special_tokens": {}}, "chat of 1 messages by default"),
         ({"chat_templates": {"default": "{{ messages }}"}}, "chat of 1 messages by default"),
         ({"chat_templates": {}}, "templates names"),
+        ({"end_tokens": {0: "<|endoftext|>", 7: "&"}}, "ends of an answer"),
+        ({"end_tokens": {}}, "ends of an answer"),
         ({"added_tokens": []}, "special 'a<|endoftext|>b'"),
         ({"overlay": {"pre_tokenizer": None}}, "text 'The capital of France is'"),
         ({"overlay": {"normalizer": {"type": "NFC"}}}, "text 'na\u00efve caf\u00e9 cafe\u0301"),

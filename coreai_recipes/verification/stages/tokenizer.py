@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from coreai_recipes.checkpoint.auto_tokenizer import NotLoaded, quiet_transformers
+from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import UserError
 from coreai_recipes.staging import temporary_folder
 from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
@@ -65,7 +66,7 @@ def compare(ours: BundleTokenizer, theirs: Any, subject: Subject) -> StageResult
     rows = subject.recipe.model.vocab_size
     kinds: dict[str, int] = {}
     detail: dict[str, Any] = {"probes": kinds}
-    for kind, name, our_ids, their_ids in _probes(ours, theirs, rows, subject.weights.is_comparable):
+    for kind, name, our_ids, their_ids in _probes(ours, theirs, rows, subject.weights):
         try:
             found = our_ids()
         except TemplateLimitError as error:  # transformers would go on for ever
@@ -80,13 +81,15 @@ def compare(ours: BundleTokenizer, theirs: Any, subject: Subject) -> StageResult
 
 
 def _probes(
-    ours: BundleTokenizer, theirs: Any, rows: int, comparable: Callable[[str], bool]
+    ours: BundleTokenizer, theirs: Any, rows: int, weights: Checkpoint
 ) -> Iterator[tuple[str, str, Callable[[], Ids], Callable[[], Ids]]]:
     """Kind, name, and what makes the ids on either side."""
-    special = _special_texts(theirs, rows)
+    special, comparable = _special_texts(theirs, rows), weights.is_comparable
     for kind, texts in (("text", TEXTS), ("special", special)):
         for text in filter(comparable, texts):
             yield kind, repr(text[:40]), partial(_our_text, ours, text), partial(_their_text, theirs, text)
+    if ours.end_ids is not None:
+        yield "ends", "of an answer", partial(sorted, ours.end_ids), partial(_their_ends, theirs, weights)
     if theirs.chat_template is not None:
         yield "templates", "names", lambda: ", ".join(ours.template_names), lambda: ", ".join(_their_names(theirs))
     for name in ours.template_names:
@@ -103,6 +106,11 @@ def _probes(
                         partial(_our_chat, ours, chat, name),
                         partial(_their_chat, theirs, chat, template),
                     )
+
+
+def _their_ends(theirs: Any, weights: Checkpoint) -> Ids:
+    """What generation ends at: the ids that the configs name, else the tokenizer's own."""
+    return sorted(set(weights.eos_token_ids())) or [id for id in (theirs.eos_token_id,) if id is not None]
 
 
 def _their_text(theirs: Any, text: str) -> Ids:
