@@ -25,6 +25,17 @@ ROOMS: dict[str, set[str]] = {
     "generate": {
         *("bundle", "tokenizer", "evaluate", "speculation", "coreml", "checkpoint", "recipe", "errors"),
     },
+    "audit": {
+        "bundle",
+        "verification",
+        "evaluate",
+        "checkpoint",
+        "tokenizer",
+        "recipe",
+        "staging",
+        "manifest",
+        "errors",
+    },
     "bundle": {"*"},
     "plan": {"outline", "workload", "lint", "draft", "model", "front", "primitives", "recipe", "errors"},
     "outline": {"contract", "lint", "draft", "model", "front", "primitives", "recipe", "errors"},

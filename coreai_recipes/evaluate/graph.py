@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from coreai_recipes.evaluate import operations as _catalogue  # noqa: F401  (fills the registry)
 from coreai_recipes.evaluate.constants import Constant, DecompressedConstant
 from coreai_recipes.evaluate.decompress import DECOMPRESSIONS
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, name_of_element_type

@@ -1,0 +1,50 @@
+"""What `recipe audit` does with its words: which bundles and recipes, and what is left behind."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from coreai_recipes.audit.auditing import Audited, Progress, audit_bundle, audit_recipe
+from coreai_recipes.audit.keeping import apply, save
+from coreai_recipes.audit.prompts import BUILT_IN, read_prompts
+from coreai_recipes.bundle import Bundle
+from coreai_recipes.errors import UserError
+from coreai_recipes.evaluate.habits import habits_without
+from coreai_recipes.manifest.reading import MANIFEST
+from coreai_recipes.recipe import load_recipe
+from coreai_recipes.staging import recover
+
+
+def run_audits(
+    targets: Sequence[str],
+    checkpoint: str | None,
+    prompts: Path | None,
+    without: Sequence[str],
+    apply_to: Path | None,
+    saves: bool,
+    progress: Progress | None,
+) -> list[Audited]:
+    """Audit each target, save what was found in those that are bundles, and write a recipe where one is asked for.
+
+    Raises UserError for words that cannot be meant, before anything is run.
+    """
+    habits_without(without)
+    if apply_to is not None and len(targets) > 1:
+        raise UserError(f"--apply {apply_to}: one recipe is written of one audit, but {len(targets)} are asked for")
+    if apply_to is not None and os.path.lexists(apply_to):
+        raise UserError(f"{apply_to}: exists already; give another name with --apply")
+    texts = BUILT_IN if prompts is None else read_prompts(prompts)
+    found = []
+    for target in targets:
+        recover(Path(target))
+        if os.path.exists(Path(target) / MANIFEST):
+            bundle = Bundle.open(target)
+            audited = audit_bundle(bundle, texts, without, progress)
+            if saves:
+                save(bundle, audited)
+        else:
+            audited = audit_recipe(load_recipe(target), checkpoint, texts, without, progress)
+        if apply_to is not None:
+            apply(audited, apply_to)
+        found.append(audited)
+    return found
