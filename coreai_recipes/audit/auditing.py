@@ -66,18 +66,21 @@ class Place:
     def limit(self) -> Limit:
         return LIMITS[self.kind]
 
+    @property
+    def layer(self) -> int | None:
+        found = LAYER.match(self.name)
+        return int(found[1]) if found else None
+
     def __str__(self) -> str:
-        layer = LAYER.match(self.name)
-        where = self.weight or (f"layer {layer[1]}" if layer else self.name)
-        return f"{where}: {self.range.operation} {self.name} of {self.function}"
+        where = f"{self.weight}: " if self.weight else ""
+        return f"{where}{self.range.operation} {self.name} of {self.function}"
 
     def to_json(self) -> dict[str, Any]:
-        layer = LAYER.match(self.name)
         return {
             "function": self.function,
             "name": self.name,
             "operation": self.range.operation,
-            "layer": int(layer[1]) if layer else None,
+            "layer": self.layer,
             "weight": self.weight,
             "largest": float(f"{self.range.largest:.6g}"),
             "subnormal": float(f"{self.range.subnormal_share:.4g}"),
@@ -122,14 +125,14 @@ class Audited:
                             yield Place(kind, function, result.name, _weight_of(node), found[result.name])
 
     def worst(self, kind: str) -> list[Place]:
-        """The largest of a kind, one a layer and operation."""
+        """The largest of a kind: in each layer the largest of one function."""
         ordered = sorted((p for p in self.places if p.kind == kind), key=lambda p: -p.range.largest)
-        return ordered[:SHOWN]
+        return _first_of(ordered, lambda place: place.layer if place.layer is not None else place.name)
 
     def subnormal_places(self) -> list[Place]:
-        """Where subnormals that are taken for 0 cost the most."""
+        """Where subnormals that are taken for 0 cost the most, one place an operation."""
         there = [p for p in self.places if p.kind == "value" and p.range.flushed_psnr_db < NEGLIGIBLE_DB]
-        return sorted(there, key=lambda p: p.range.flushed_psnr_db)[:SHOWN]
+        return _first_of(sorted(there, key=lambda p: p.range.flushed_psnr_db), lambda place: place.range.operation)
 
     @cached_property
     def why_not_scaled(self) -> str | None:
@@ -168,7 +171,7 @@ class Audited:
     def lines(self) -> list[str]:
         """What the ranges say, a sentence each."""
         small = [
-            f"subnormals: {place}: {100 * place.range.subnormal_share:.2g} % of it; taken for 0 they leave "
+            f"subnormals: {place}: {100 * place.range.subnormal_share:.3g} % of it; taken for 0 they leave "
             f"{place.range.flushed_psnr_db:.1f} dB"
             for place in self.subnormal_places()
         ]
@@ -212,6 +215,14 @@ class Audited:
             "engine": {"without": list(self.without), "nans": list(self.nans), "infinities": list(self.infinities)},
             "float32": [place.to_json() | {"limit": place.limit.at} for place in self.beyond()],
         }
+
+
+def _first_of(places: Sequence[Place], key: Callable[[Place], object]) -> list[Place]:
+    """The first SHOWN of those that are the first with their key."""
+    firsts: dict[object, Place] = {}
+    for place in places:
+        firsts.setdefault(key(place), place)
+    return list(firsts.values())[:SHOWN]
 
 
 def audit_bundle(
