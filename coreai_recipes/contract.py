@@ -10,6 +10,7 @@ from typing import Any
 
 from coreai_recipes.errors import BundleError
 from coreai_recipes.front import StateSpec, state_specs
+from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
 from coreai_recipes.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
@@ -68,11 +69,13 @@ def _misdescriptions(description: Any, program: Program, states: Mapping[str, St
 
 
 def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
-    model, export = recipe.model, recipe.export
+    model, export, pieces = recipe.model, recipe.export, Pieces(recipe.model.vocab_size)
     for key, found, wanted in (
         ("name", manifest.name, recipe.name),
         ("context", manifest.context, export.context),
         ("vocab_size", manifest.vocab_size, model.vocab_size),
+        ("logits.pieces", manifest.logits.pieces, pieces.count),
+        ("logits.columns", manifest.logits.columns, pieces.columns),
     ):
         if found != wanted:
             yield f"{key} is {found!r:.80} and must be {wanted!r:.80}"
@@ -148,7 +151,7 @@ def functions_of(recipe: Recipe) -> dict[str, tuple[int, Described, Described]]:
             **{port: ("float16", (1, query, shape[1])) for port, (_, shape) in tables_of(recipe).items()},
         }
         rows = query if name == "score" else 1
-        outputs: dict[str, tuple[str, tuple[int, ...]]] = {"logits": ("float16", (1, rows, model.vocab_size))}
+        outputs = _said_of_tokens(recipe, rows, model.vocab_size)
         if recipe.draft is not None:
             outputs["hidden"] = ("float16", (1, rows, model.hidden_size))
         found[name] = (query, inputs, outputs)
@@ -164,9 +167,16 @@ def functions_of(recipe: Recipe) -> dict[str, tuple[int, Described, Described]]:
                 "position": ("int32", (1,)),
                 **{f"seen_{owner}": ("int32", (1,)) for owner in owners},
             },
-            {"logits": ("float16", (1, 1, recipe.draft.vocab_size)), "hidden": hidden},
+            {**_said_of_tokens(recipe, 1, recipe.draft.vocab_size), "hidden": hidden},
         )
     return found
+
+
+def _said_of_tokens(recipe: Recipe, tokens: int, vocab_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What a call gives of the tokens that follow: their logits in pieces, or the best ones."""
+    if recipe.export.outputs == "ids":
+        return {"ids": ("int32", (1, tokens)), "values": ("float16", (1, tokens))}
+    return {"logits": ("float16", Pieces(vocab_size).shape(tokens))}
 
 
 def _names(names: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreai_recipes.front import StateSpec, state_specs
+from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, draft_mask
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.norm import build_norm
@@ -99,11 +100,15 @@ class Draft(nn.Module):
         joined = torch.cat((embedded, hidden.transpose(1, 2).unsqueeze(2)), 1)
         return cast(Tensor, self.pre_projection(joined))
 
-    def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (1, 1, V) and the next hidden state (1, 1, C) of what comes out of the last layer."""
-        x = self.norm(x)
-        logits = self.head(x) if self.clusters is None else self.clusters(x, self.head.weight)
-        return logits, self.post_projection(x).squeeze(2).transpose(1, 2)
+    def finish(self, x: Tensor, in_pieces: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits (1, 1, V), or in pieces (1, n, m), and the next hidden state (1, 1, C) of what comes out of the last
+        layer."""
+        x, pieces = self.norm(x), Pieces(self.spec.vocab_size)
+        hidden = self.post_projection(x).squeeze(2).transpose(1, 2)
+        if self.clusters is None:
+            return self.head.in_pieces(x, pieces.count) if in_pieces else self.head(x), hidden  # type: ignore[operator]
+        shape = (pieces.count, pieces.columns) if in_pieces else (1, self.spec.vocab_size)
+        return self.clusters(x, self.head.weight, shape), hidden
 
     def forward(
         self, embedded: Tensor, hidden: Tensor, position: int, seen: Mapping[str, int], states: Mapping[str, Tensor]
@@ -121,7 +126,8 @@ class Draft(nn.Module):
 
 
 class Clusters(nn.Module):
-    """An ordered-embedding head: x (1, C', 1, 1) and the head's table (V, C', 1, 1) -> logits (1, 1, V).
+    """An ordered-embedding head: x (1, C', 1, 1) and the head's table (V, C', 1, 1) -> logits (1, n, m), of which the
+    first V are tokens'.
 
     The vocabulary lies in equal clusters. Tokens of those whose centroids x is nearest to get their own logits, every
     other one the least of these less 1 (transformers, Gemma4AssistantMaskedEmbedder). `ordering` (clusters, V /
@@ -132,17 +138,17 @@ class Clusters(nn.Module):
         super().__init__()
         if spec.centroids is None:
             raise ValueError("the draft has no centroids")
-        count, self.top, self.vocab_size = spec.centroids.count, spec.centroids.top, spec.vocab_size
+        count, self.top = spec.centroids.count, spec.centroids.top
         self.centroids = Projection(spec.hidden_size, count)
         self.ordering = nn.Parameter(torch.empty(count, spec.vocab_size // count), requires_grad=False)
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, shape: tuple[int, int]) -> Tensor:
         nearest = torch.topk(self.centroids(x).flatten(1), self.top, 1).indices  # (1, top)
         tokens = F.embedding(nearest, self.ordering).flatten().long()  # (tokens of these clusters,)
         rows = F.embedding(tokens, table.squeeze(3).squeeze(2))  # (tokens, C')
         logits = torch.matmul(rows, x.flatten(2).squeeze(0)).flatten()  # (tokens,)
-        others = (logits.amin(0, keepdim=True) - 1).expand(self.vocab_size)
-        return others.scatter(0, tokens, logits).view(1, 1, self.vocab_size)
+        others = (logits.amin(0, keepdim=True) - 1).expand(shape[0] * shape[1])
+        return others.scatter(0, tokens, logits).view(1, *shape)
 
 
 def build_draft(recipe: Recipe, form: Form = PLAIN) -> Draft:

@@ -1,4 +1,4 @@
-"""Speculative decoding with a draft that reads the target's caches, over the functions of a package. A leaf.
+"""Speculative decoding with a draft that reads the target's caches, over the functions of a package.
 
 A round drafts up to N - 1 tokens by `draft`, verifies them and the token before in one call of `score`, and keeps those
 that the target would have picked itself, and its own next one. What is rejected is rolled back by position.
@@ -9,6 +9,8 @@ own either way, but the number of tokens that are accepted is compared with tran
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from coreai_recipes.logits import best, choices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,30 +48,38 @@ class Speculator:
     """
 
     def __init__(
-        self, call: "Call", windows: Mapping[str, int | None], queries: Mapping[str, int], context: int
+        self,
+        call: "Call",
+        windows: Mapping[str, int | None],
+        queries: Mapping[str, int],
+        context: int,
+        vocab_size: int,
     ) -> None:
         self._call, self._windows, self._queries, self._context = call, windows, queries, context
+        self._vocab_size = vocab_size
 
     def rounds(self, prompt: Sequence[int], max_tokens: int, pick: "Pick", skip: int = 0) -> Iterator[Round]:
         """Rounds of up to `max_tokens` tokens after `prompt`, of which the states hold the first `skip` already.
 
+        `pick` is given what the target says of a next token, a row of `logits.choices`.
+
         The first round drafts nothing: it gives the token that follows the prompt. No call goes beyond the context.
         """
         text = list(prompt)
-        logits, hidden = self._feed(text, skip)
+        rows, hidden = self._feed(text, skip)
         room = min(len(prompt) + max_tokens, self._context + 1)
         processed, fed = len(text), len(text) - skip
-        token = pick(logits[0, -1])
+        token = pick(rows[-1])
         text.append(token)
         yield Round((), 0, (token,))
         while len(text) < room:
             most = min(self._queries["score"] - 1, room - len(text) - 1)
             drafted = self._draft(text, hidden, processed, fed, most)
-            logits, hiddens = self._score([text[-1], *drafted], len(text) - 1)
+            rows, hiddens = self._score([text[-1], *drafted], len(text) - 1)
             processed, fed = len(text) + len(drafted), 1 + len(drafted)
             picked: list[int] = []
             for row in range(1 + len(drafted)):
-                picked.append(pick(logits[0, row]))
+                picked.append(pick(rows[row]))
                 if row == len(drafted) or picked[-1] != drafted[row]:
                     break
             hidden = hiddens[:, len(picked) - 1 : len(picked)]
@@ -77,14 +87,14 @@ class Speculator:
             yield Round(tuple(drafted), len(picked) - 1, tuple(picked))
 
     def _feed(self, text: list[int], skip: int) -> tuple["Tensor", "Tensor"]:
-        """Logits and hidden state of the last token."""
+        """What follows the last token, and its hidden state."""
         import torch
 
         size = self._queries["prefill"]
         for start in range(skip, len(text), size):
             chunk = text[start : start + size]
             found = self._call("prefill", self._inputs(chunk, start, size))
-        return found["logits"], torch.as_tensor(found["hidden"])
+        return choices(found, self._vocab_size), torch.as_tensor(found["hidden"])
 
     def _draft(self, text: list[int], hidden: "Tensor", processed: int, fed: int, most: int) -> list[int]:
         import torch
@@ -103,18 +113,18 @@ class Speculator:
             }
             found = self._call("draft", inputs)
             hidden = found["hidden"]
-            drafted.append(int(found["logits"][0, -1].argmax()))
+            drafted.append(best(choices(found, self._vocab_size)[-1]))
         return drafted
 
     def _score(self, tokens: list[int], position: int) -> tuple["Tensor", "Tensor"]:
-        """Logits and hidden states of each token."""
+        """What follows each token, and their hidden states."""
         if len(tokens) == 1:
             inputs = self._inputs(tokens, position, 1)
             del inputs["count"]
             found = self._call("decode", inputs)
         else:
             found = self._call("score", self._inputs(tokens, position, self._queries["score"]))
-        return found["logits"], found["hidden"]
+        return choices(found, self._vocab_size), found["hidden"]
 
     @staticmethod
     def _inputs(tokens: list[int], position: int, size: int) -> dict[str, "Tensor"]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from coreai_recipes.draft import DRAFT, Draft
 from coreai_recipes.front import Sharing
+from coreai_recipes.logits import Pieces
 from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
@@ -58,7 +59,7 @@ def _count_parts(decoder: Decoder, draft: Draft | None) -> Iterator[Workload]:
     if front.per_layer is not None:
         each = _projection_flops(front.per_layer)
         yield Workload("per-layer inputs", {name: each * size for name, size in queries.items()}, "of each token")
-    table = 2 * recipe.model.vocab_size * recipe.model.hidden_size
+    table = 2 * Pieces(recipe.model.vocab_size).rows * recipe.model.hidden_size
     head = {name: table * (size if name == "score" else 1) for name, size in queries.items()}
     yield Workload("head", head, "of the last token; of each in score" if "score" in queries else "of the last token")
     if draft is not None:
@@ -80,7 +81,7 @@ def draft_flops(draft: Draft) -> int:
     kinds = draft.spec.kinds
     layers = sum(_layer_flops(layer, kinds[layer.kind].attention, 1, states[layer.kind].rows) for layer in draft.stack)
     around = _projection_flops(draft.pre_projection) + _projection_flops(draft.post_projection)
-    tokens = draft.spec.vocab_size  # those that get a logit of their own
+    tokens = Pieces(draft.spec.vocab_size).rows  # those that get a logit of their own
     if draft.clusters is not None:
         tokens = draft.clusters.top * draft.clusters.ordering.shape[1]
         around += _projection_flops(draft.clusters)

@@ -60,8 +60,8 @@ def digest(path: Path) -> str:
 
 def test_the_manifest_has_these_keys_and_no_others(first: Bundle) -> None:
     assert list(first.manifest) == [
-        "format", "name", "recipe_sha256", "checkpoint", "versions", "context", "vocab_size", "packages", "states",
-        "eos_token_ids", "tokens", "files",
+        "format", "name", "recipe_sha256", "checkpoint", "versions", "context", "vocab_size", "logits", "packages",
+        "states", "eos_token_ids", "tokens", "files",
     ]  # fmt: skip
     assert json.loads((first.path / "manifest.json").read_text()) == first.manifest
 

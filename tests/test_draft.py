@@ -120,7 +120,7 @@ def test_no_call_goes_beyond_the_context(models: Models, left: int) -> None:
 
     models.ours.reset()
     windows, queries = windows_of(models.recipe, models.ours.draft), models.recipe.export.functions.queries
-    speculator = Speculator(call, windows, queries, CONTEXT)
+    speculator = Speculator(call, windows, queries, CONTEXT, models.recipe.model.vocab_size)
     found = tuple(speculator.rounds(prompt, 50, lambda logits: int(logits.argmax())))
     assert furthest <= CONTEXT
     assert sum(len(each.tokens) for each in found) == left + 1
@@ -132,7 +132,7 @@ def test_a_prompt_whose_beginning_is_known_gives_the_same_rounds(models: Models,
     prompt = prompt_of(20)
     models.ours.reset()
     windows, queries = windows_of(models.recipe, models.ours.draft), models.recipe.export.functions.queries
-    speculator = Speculator(models.ours, windows, queries, CONTEXT)
+    speculator = Speculator(models.ours, windows, queries, CONTEXT, models.recipe.model.vocab_size)
     list(speculator.rounds(prompt[:known], 1, lambda logits: 0))
     found = speculator.rounds(prompt, 20, lambda logits: int(logits.argmax()), skip=known)
     assert tuple(found) == models.theirs(prompt, 20)

@@ -59,7 +59,7 @@ class Scripted:
 
 
 def rounds(model: Scripted, prompt: Sequence[int], max_tokens: int, skip: int = 0) -> list[Round]:
-    speculator = Speculator(model, {"sliding": WINDOW, "full": None}, QUERIES, CONTEXT)
+    speculator = Speculator(model, {"sliding": WINDOW, "full": None}, QUERIES, CONTEXT, VOCAB)
     return list(speculator.rounds(prompt, max_tokens, lambda logits: int(logits.argmax()), skip))
 
 

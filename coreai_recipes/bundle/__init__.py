@@ -15,6 +15,7 @@ from coreai_recipes.bundle.ruling import RuleError, hold_rules
 from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale
 from coreai_recipes.bundle.sources import find_checkpoint, find_draft
 from coreai_recipes.errors import BundleError
+from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.recipe import Recipe, load_recipe, recipe_text
@@ -161,7 +162,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
     """What a host needs. Nothing in it depends on when or where it was built."""
     recipe, decoder = written.composed.recipe, written.composed.decoder
     exported, costs = written.exported, written.costs
-    queries = recipe.export.functions.queries
+    queries, pieces = recipe.export.functions.queries, Pieces(recipe.model.vocab_size)
     from coreai_recipes.tokenizer.tokens import TOKENS
 
     functions = {
@@ -205,6 +206,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
         "versions": {name: version(name) for name in PINNED},
         "context": recipe.export.context,
         "vocab_size": recipe.model.vocab_size,
+        "logits": {"pieces": pieces.count, "columns": pieces.columns},
         **({"rotary": recipe.rotary_choices} if recipe.rotary_choices else {}),
         "packages": [
             *tables,

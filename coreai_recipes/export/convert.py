@@ -21,7 +21,6 @@ from coreai_recipes.export.mil import inputs_of
 # A fragment holds no weights: a stored constant above this many values is a fault of ours.
 LARGEST_CONSTANT = 8192
 LARGEST_INTEGERS = 1 << 20  # no weight, but the positions of a long context
-TRACED_ROWS = 8
 
 
 def convert_fragment(fragment: Fragment) -> bytes:
@@ -117,7 +116,7 @@ def _example(fragment: Fragment) -> tuple[torch.Tensor, ...]:
     """Inputs to trace with. A zero-stride view stands for each weight, so that none takes memory."""
 
     def value(name: str, port: Port) -> torch.Tensor:
-        shape = (TRACED_ROWS, *port.shape[1:]) if name in fragment.tables else port.shape
+        shape = (fragment.traced_rows, *port.shape[1:]) if name in fragment.tables else port.shape
         if port.dtype == INTEGER:
             return torch.full(shape, 0 if name == "slot" else 1, dtype=torch.int32)
         return torch.zeros(()).expand(shape)

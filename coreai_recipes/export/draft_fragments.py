@@ -16,8 +16,10 @@ from coreai_recipes.export.fragments import (
     fragment_of_layer,
     parameters_as,
     ports_of,
+    stored_shape,
     weights_of,
 )
+from coreai_recipes.logits import Pieces
 from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.registry import primitive
 
@@ -36,7 +38,7 @@ def draft_front_fragment(decoder: Decoder, draft: Draft) -> Fragment:
         embedding = primitive("embedding", "table")(model.vocab_size, model.hidden_size, model.embedding_scale)
     table = WEIGHT_PREFIX + "embedding"
     projection = {WEIGHT_PREFIX + "pre_projection": "draft.pre_projection.weight"}
-    inputs[table] = Port(FLOAT, (model.vocab_size, model.hidden_size))
+    inputs[table] = Port(FLOAT, stored_shape(decoder, "embedding.weight"))
     inputs |= ports_of(draft, projection, "draft.")
     outputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
     for kind in dict.fromkeys(draft.spec.layer_kinds):
@@ -66,19 +68,29 @@ def draft_layer_fragment(draft: Draft, kind: str) -> Fragment:
 
 def draft_head_fragment(draft: Draft) -> Fragment:
     """x of the draft -> its logits, and the hidden state that it is given next."""
+    pieces = Pieces(draft.spec.vocab_size)
     parameters = weights_of(draft.norm, "draft.norm.") | weights_of(draft.post_projection, "draft.post_projection.")
     if draft.clusters is not None:
         parameters |= weights_of(draft.clusters.centroids, "draft.clusters.centroids.")
     table = WEIGHT_PREFIX + "draft_head_weight"
     parameters[table] = "draft.head.weight"
     inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1)), **ports_of(draft, parameters, "draft.")}
+    inputs[table] = Port(FLOAT, stored_draft_shape(draft, "head.weight"))
     if draft.clusters is not None:
         inputs["ordering"] = Port(INTEGER, tuple(draft.clusters.ordering.shape))
     outputs = {
-        "logits": Port(FLOAT, (1, 1, draft.spec.vocab_size)),
+        "logits": Port(FLOAT, pieces.shape(1)),
         "hidden": Port(FLOAT, (1, 1, draft.recipe.model.hidden_size)),
     }
-    return Fragment("draft_head", _DraftHeadPiece(draft, parameters), inputs, outputs, parameters, tables=(table,))
+    piece, traced = _DraftHeadPiece(draft, parameters), Fragment.traced_rows * pieces.count
+    return Fragment("draft_head", piece, inputs, outputs, parameters, tables=(table,), traced_rows=traced)
+
+
+def stored_draft_shape(draft: Draft, name: str) -> tuple[int, ...]:
+    """As `stored_shape`, of a parameter of the draft. A head whose rows are gathered needs no others."""
+    shape = tuple(draft.get_parameter(name).shape)
+    is_padded = name == "head.weight" and draft.clusters is None
+    return (Pieces(draft.spec.vocab_size).rows, *shape[1:]) if is_padded else shape
 
 
 class _DraftFrontPiece(Piece):
@@ -108,4 +120,4 @@ class _DraftHeadPiece(Piece):
         draft = cast(Draft, self.piece[0])
         names = self.parameter_names if draft.clusters is None else [*self.parameter_names, "clusters.ordering"]
         with parameters_as(draft, dict(zip(names, given, strict=True))):
-            return draft.finish(x)
+            return draft.finish(x, in_pieces=True)

@@ -21,7 +21,8 @@ from coreai_recipes.checkpoint.binding import Binding
 from coreai_recipes.checkpoint.range_check import to_float16
 from coreai_recipes.draft import Draft
 from coreai_recipes.export.cache import FragmentCache, fingerprint
-from coreai_recipes.export.fragments import Fragment, source_files
+from coreai_recipes.export.draft_fragments import stored_draft_shape
+from coreai_recipes.export.fragments import Fragment, source_files, stored_shape
 from coreai_recipes.export.weights import WeightLayout, write_table, write_weights
 from coreai_recipes.filling import ORDERING
 from coreai_recipes.model import PER_LAYER_ROWS, Decoder, table_file
@@ -67,12 +68,12 @@ def export_package(
 
     cache = cache or FragmentCache(None)
     layout = WeightLayout()
-    for name, parameter in decoder.named_parameters():
+    for name, _ in decoder.named_parameters():
         if name not in decoder.tables:
-            layout.place(name, tuple(parameter.shape))
-    for name, parameter in draft.named_parameters() if draft else ():
-        if not name.endswith(ORDERING):
-            layout.place(f"draft.{name}", tuple(parameter.shape))
+            layout.place(name, stored_shape(decoder, name))
+    for name, _ in draft.named_parameters() if draft else ():
+        if draft and not name.endswith(ORDERING):
+            layout.place(f"draft.{name}", stored_draft_shape(draft, name))
     (package / WEIGHTS).parent.mkdir(parents=True)
     tables = {table_file(name): (PER_LAYER_ROWS, tuple(decoder.get_parameter(name).shape)) for name in decoder.tables}
     places = {name: package.parent / table_file(name) for name in decoder.tables}
@@ -172,12 +173,14 @@ class _Streams:
             torch.set_num_threads(threads)
 
     def _write(self) -> Iterator[tuple[Path, str]]:
-        done, total = 0, sum(2 * prod(self.bindings[name].shape) for name in (*self.layout.blobs, *self.tables))
-        weights = {name: _float16_blocks(self.bindings[name]) for name in self.layout.blobs}
+        sizes = {name: blob.size for name, blob in self.layout.blobs.items()}
+        done, total = 0, sum(sizes.values()) + sum(2 * prod(self.bindings[name].shape) for name in self.tables)
+        weights = {name: _float16_blocks(self.bindings[name], size // 2) for name, size in sizes.items()}
         writings = {self.weights: write_weights(self.weights, self.layout, weights)}
         for name, path in self.tables.items():
             binding = self.bindings[name]
-            writings[path] = write_table(path, name, 2 * prod(binding.shape), _float16_blocks(binding))
+            numbers = prod(binding.shape)
+            writings[path] = write_table(path, name, 2 * numbers, _float16_blocks(binding, numbers))
         for path, writing in writings.items():
             while not self.stop.is_set():
                 try:
@@ -190,12 +193,16 @@ class _Streams:
                     self.progress("weights", done, total)
 
 
-def _float16_blocks(binding: Binding) -> Iterator[NDArray[np.float16]]:
+def _float16_blocks(binding: Binding, numbers: int) -> Iterator[NDArray[np.float16]]:
+    """The numbers of a weight, and zeros behind them up to as many as are stored."""
     buffer = torch.empty(0, dtype=torch.float16)
     for block in binding.blocks():
         if buffer.numel() < block.numel():
             buffer = torch.empty(block.numel(), dtype=torch.float16)
         yield to_float16(block, binding.tensor, buffer[: block.numel()]).numpy()
+        numbers -= block.numel()
+    if numbers > 0:
+        yield np.zeros(numbers, np.float16)
 
 
 def _source_digest(fragments: Iterable[Fragment]) -> str:
@@ -206,6 +213,7 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
         root / "recipe/schema.py",
         root / "draft.py",
         root / "front.py",
+        root / "logits.py",
         root / "model.py",
         root / "export/convert.py",
         root / "export/fragments.py",

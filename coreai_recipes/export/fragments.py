@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.front import Front, Sharing
+from coreai_recipes.logits import Pieces
 from coreai_recipes.model import PER_LAYER_ROWS, Decoder, make_cache
 from coreai_recipes.primitives.cache import Cache, Placement, SharedCache, last_of
+from coreai_recipes.primitives.choice import choose
 from coreai_recipes.primitives.per_layer import slice_of
 
 FLOAT, INTEGER = "float16", "int32"
@@ -43,6 +45,7 @@ class Fragment:
         states: the names of the module's buffers that are states.
         float32_outputs: what must be computed in float32 up to the output itself.
         tables: inputs that are vocabulary-sized, traced with a few rows instead.
+        traced_rows: how many.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Fragment:
     states: dict[str, Port] = field(default_factory=dict)
     float32_outputs: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
+    traced_rows: int = 8
 
     def identity(self) -> dict[str, Any]:
         """Everything but the source code that the converted piece depends on."""
@@ -126,7 +130,7 @@ def front_fragment(decoder: Decoder, queries: int, sharing: Sharing) -> Fragment
         outputs["per_layer_inputs"] = Port(FLOAT, (L, P, 1, queries))
         names = [f"per_layer.{name}" for name, _ in front.per_layer.named_parameters()]
         parameters |= {WEIGHT_PREFIX + name.replace(".", "_"): name for name in names}
-    inputs |= {alias: Port(FLOAT, tuple(decoder.get_parameter(name).shape)) for alias, name in parameters.items()}
+    inputs |= {alias: Port(FLOAT, stored_shape(decoder, name)) for alias, name in parameters.items()}
     for name in front.kinds:
         own_queries = front.queries(name, queries, sharing)
         if front.angle_group(name, sharing) == name and front.pairs(name):
@@ -235,25 +239,47 @@ def pick_fragment(name: str, shape: tuple[int, int, int, int]) -> Fragment:
     )
 
 
+def stored_shape(decoder: Decoder, name: str) -> tuple[int, ...]:
+    """The shape in which a package holds a parameter: what the head reads has as many rows as its pieces."""
+    shape, model = tuple(decoder.get_parameter(name).shape), decoder.recipe.model
+    if name in ("embedding.weight" if model.head.tied else "head.weight", "head.bias"):
+        return (Pieces(model.vocab_size).rows, *shape[1:])
+    return shape
+
+
 def head_fragment(decoder: Decoder, queries: int) -> Fragment:
-    """x -> logits (1, queries, V), and what a draft needs of them: the last hidden state behind its norm, `hidden`."""
+    """x -> logits in pieces, and what a draft needs of them: the last hidden state behind its norm, `hidden`."""
     model = decoder.recipe.model
+    pieces = Pieces(model.vocab_size)
     own = [f"norm.{name}" for name, _ in decoder.norm.named_parameters()]
     own += [f"head.{name}" for name, _ in decoder.head.named_parameters() if name != "weight"]
     parameters = {WEIGHT_PREFIX + name.replace(".", "_"): name for name in own}
     inputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, queries))}
-    inputs |= {alias: Port(FLOAT, tuple(decoder.get_parameter(name).shape)) for alias, name in parameters.items()}
+    inputs |= {alias: Port(FLOAT, stored_shape(decoder, name)) for alias, name in parameters.items()}
     table = WEIGHT_PREFIX + "head"
     width = model.embedding.width or model.hidden_size
-    inputs[table] = Port(FLOAT, (model.vocab_size, width, 1, 1))
+    inputs[table] = Port(FLOAT, (pieces.rows, width, 1, 1))
     drafts = decoder.recipe.draft is not None
-    piece = _HeadPiece(decoder.norm, decoder.head, list(parameters.values()), drafts)
+    piece = _HeadPiece(decoder.norm, decoder.head, list(parameters.values()), pieces.count, drafts)
     parameters[table] = "embedding.weight" if model.head.tied else "head.weight"
-    outputs = {"logits": Port(FLOAT, (1, queries, model.vocab_size))}
+    outputs = {"logits": Port(FLOAT, pieces.shape(queries))}
     if drafts:
         outputs["hidden"] = Port(FLOAT, (1, queries, model.hidden_size))
     tables = tuple(alias for alias, name in parameters.items() if alias == table or name == "head.bias")
-    return Fragment(f"head_{queries}", piece, inputs, outputs, parameters, tables=tables)
+    # a few rows of each piece, or they could not be told apart
+    traced = Fragment.traced_rows * pieces.count
+    return Fragment(f"head_{queries}", piece, inputs, outputs, parameters, tables=tables, traced_rows=traced)
+
+
+def choice_fragment(queries: int, vocab_size: int) -> Fragment:
+    """Logits in pieces -> the best token of each, `ids`, and its logit, `values`."""
+    return Fragment(
+        f"choice_{queries}_{vocab_size}",
+        _ChoicePiece(vocab_size),
+        {"logits": Port(FLOAT, Pieces(vocab_size).shape(queries))},
+        {"ids": Port(INTEGER, (1, queries)), "values": Port(FLOAT, (1, queries))},
+        {},
+    )
 
 
 class Piece(nn.Module):
@@ -340,10 +366,21 @@ class _PickPiece(Piece):
         return last_of(x, count)
 
 
+class _ChoicePiece(Piece):
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+
+    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return choose(logits, self.vocab_size)
+
+
 class _HeadPiece(Piece):
-    def __init__(self, norm: nn.Module, head: nn.Module, parameters: list[str], gives_hidden: bool) -> None:
+    def __init__(
+        self, norm: nn.Module, head: nn.Module, parameters: list[str], pieces: int, gives_hidden: bool
+    ) -> None:
         super().__init__(norm, head)
-        self.parameter_names, self.gives_hidden = parameters, gives_hidden
+        self.parameter_names, self.pieces, self.gives_hidden = parameters, pieces, gives_hidden
 
     def forward(self, x: Tensor, *weights: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         norm, head = self.piece
@@ -354,5 +391,5 @@ class _HeadPiece(Piece):
         )
         with parameters_as(norm, of_norm), parameters_as(head, of_head):
             normed = norm(x)
-            logits: Tensor = head(normed, weights[-1])
+            logits: Tensor = head.in_pieces(normed, self.pieces, weights[-1])  # type: ignore[operator]
         return (logits, normed.squeeze(2).transpose(1, 2)) if self.gives_hidden else logits

@@ -14,6 +14,7 @@ from coreai_recipes.export.fragments import (
     INTEGER,
     Fragment,
     Port,
+    choice_fragment,
     front_fragment,
     head_fragment,
     layer_fragment,
@@ -24,6 +25,7 @@ from coreai_recipes.export.package import Signature, describe_function, new_mode
 from coreai_recipes.export.weights import WeightLayout
 from coreai_recipes.model import PER_LAYER_ROWS, Decoder
 from coreai_recipes.protobuf import Model_pb2
+from coreai_recipes.recipe.schema import Recipe
 
 
 def fragments_of(decoder: Decoder, draft: Draft | None = None) -> dict[str, Fragment]:
@@ -33,11 +35,13 @@ def fragments_of(decoder: Decoder, draft: Draft | None = None) -> dict[str, Frag
         sharing = decoder.front.sharing(name)
         found += [front_fragment(decoder, queries, sharing), head_fragment(decoder, _head_queries(name, queries))]
         found += [layer_fragment(decoder, kind, queries, sharing) for kind in decoder.front.kinds]
+        found += _choices(decoder.recipe, _head_queries(name, queries), decoder.recipe.model.vocab_size)
         if name == "prefill":
             found += _picks(decoder, queries).values()
     if draft is not None:
         found += [draft_front_fragment(decoder, draft), draft_head_fragment(draft)]
         found += [draft_layer_fragment(draft, kind) for kind in dict.fromkeys(draft.spec.layer_kinds)]
+        found += _choices(decoder.recipe, 1, draft.spec.vocab_size)
     return {fragment.name: fragment for fragment in found}
 
 
@@ -127,11 +131,28 @@ def _link_function(
         x = names["y"]
     if picks:
         x, _ = pick_last()
+    choices = _choices(decoder.recipe, _head_queries(name, queries), model.vocab_size)
+    return Signature(inputs, _link_head(head, {"x": x}, choices, models, linker), states)
+
+
+def _link_head(
+    head: Fragment, names: dict[str, str], choices: list[Fragment], models: dict[str, Any], linker: FunctionLinker
+) -> dict[str, Port]:
+    """The end of a function, and its outputs. Where the package chooses the token, its logits are a value inside."""
     outputs = dict(head.outputs)
-    linker.append(models[head.name], "head_", {"x": x, **{name: name for name in outputs}}, head.parameters)
+    linker.append(models[head.name], "head_", {**names, **{name: name for name in outputs}}, head.parameters)
+    for choice in choices:
+        named = {name: name for name in (*choice.inputs, *choice.outputs)}
+        linker.append(models[choice.name], "choice_", named, {})
+        outputs = {**choice.outputs, **{name: port for name, port in outputs.items() if name not in choice.inputs}}
     for output in outputs:
         linker.add_output(output)
-    return Signature(inputs, outputs, states)
+    return outputs
+
+
+def _choices(recipe: Recipe, tokens: int, vocab_size: int) -> list[Fragment]:
+    """What chooses the best token within the package, where the recipe asks for it."""
+    return [choice_fragment(tokens, vocab_size)] if recipe.export.outputs == "ids" else []
 
 
 def _declare(decoder: Decoder, inputs: dict[str, Port], linker: FunctionLinker) -> dict[str, Port]:
@@ -169,14 +190,11 @@ def _link_draft(
         }
         parameters = {alias: f"draft.layers.{index}.{name}" for alias, name in fragment.parameters.items()}
         linker.append(models[fragment.name], f"layer_{index}_", names, parameters)
-    outputs, last = dict(head.outputs), f"hidden_{len(draft.spec.layer_kinds)}"
-    names = {"x": last, **{name: name for name in outputs}}
+    names = {"x": f"hidden_{len(draft.spec.layer_kinds)}"}
     if ordering is not None:
         names["ordering"] = linker.add_integers("ordering", ordering)
-    linker.append(models[head.name], "head_", names, head.parameters)
-    for output in outputs:
-        linker.add_output(output)
-    return Signature(inputs, outputs, states)
+    choices = _choices(decoder.recipe, 1, draft.spec.vocab_size)
+    return Signature(inputs, _link_head(head, names, choices, models, linker), states)
 
 
 def _picks(decoder: Decoder, queries: int) -> dict[str, Fragment]:

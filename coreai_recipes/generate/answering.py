@@ -31,6 +31,7 @@ class Answer:
     ) -> None:
         if max_tokens < 1:
             raise UserError(f"max_tokens {max_tokens} is below 1")
+        model.check_sampler(sampler)
         model.check_prompt(prompt_ids)
         if speculates:
             model.check_draft()

@@ -9,6 +9,8 @@ from coreai_recipes.errors import UserError
 from coreai_recipes.speculation import Round
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from coreai_recipes.generate.sampling import Sampler
     from coreai_recipes.generate.session import Session
     from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
@@ -31,13 +33,31 @@ class Model:
 
         One by one it goes on for as long as it is asked to and the context holds.
         """
+
+        def pick(choice: "Tensor") -> int:
+            token = sampler.pick(choice)
+            if token >= self.vocab_size:
+                raise UserError(
+                    f"{self.path}: the package chose the token {token} of {self.vocab_size}: its logits are NaN; "
+                    "`recipe verify BUNDLE` names the tensor that overflows"
+                )
+            return token
+
         if speculates:
-            yield from self.session.speculate(token_ids, max_tokens, sampler.pick)
+            yield from self.session.speculate(token_ids, max_tokens, pick)
             return
         text = list(token_ids)
         while True:
-            text.append(sampler.pick(self.session.feed(text)))
+            text.append(pick(self.session.feed(text)))
             yield Round((), 0, (text[-1],))
+
+    def check_sampler(self, sampler: "Sampler") -> None:
+        """Raise UserError when there is something to be sampled from what gives no logits."""
+        if sampler.temperature and not self.session.gives_logits:
+            raise UserError(
+                f"{self.path}: its package gives the best token and no logits to sample from: leave out "
+                "--temperature, or build with --set export.outputs=logits"
+            )
 
     def check_draft(self) -> None:
         """Raise UserError when the bundle has no draft."""

@@ -30,7 +30,10 @@ class Sampler:
         self._generator: Generator | None = None
 
     def pick(self, logits: "Tensor") -> int:
-        """The id of one token from its logits (V,). Raises UserError when they are NaN or all infinite."""
+        """The id of one token from its logits (V,), or as the package chose it, (1,). Raises UserError when logits are
+        NaN or all infinite."""
+        if not logits.is_floating_point():
+            return int(logits)
         best, token = logits.float().max(0)
         if isnan(highest := best.item()) or abs(highest) == float("inf"):
             raise UserError(f"the model's logits are {highest}: `recipe verify BUNDLE` names the tensor that overflows")

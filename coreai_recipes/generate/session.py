@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from coreai_recipes.logits import choices
 from coreai_recipes.speculation import Round, Speculator
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ class Session:
         self.context: int = manifest["context"]
         (functions,) = (entry["functions"] for entry in manifest["packages"] if entry["role"] != "table")
         self._chunk: int = functions["prefill"]["query"] if "prefill" in functions else 1
-        self._logits = {
-            name: [output for output in function["outputs"] if output.split("_")[0] == "logits"]
-            for name, function in functions.items()
-        }
+        self._vocab_size: int = manifest["vocab_size"]
         spare = [
             state["rows"] - state["window"] for state in manifest["states"].values() if state["window"] is not None
         ]
@@ -43,7 +41,8 @@ class Session:
         return tuple(self._token_ids)
 
     def feed(self, token_ids: Sequence[int]) -> "Tensor":
-        """The logits (V,) of the last token of the sequence `token_ids`; what the states hold of it is not fed again.
+        """What follows the sequence `token_ids`: logits (V,), or the id that the package chose, (1,). What the states
+        hold of it is not fed again.
 
         Interrupted anywhere, the next call starts from what is certain. Raises ValueError, before any call, for an
         empty sequence or one that the context cannot hold.
@@ -57,6 +56,11 @@ class Session:
             logits = self._call(token_ids[position : position + self._chunk])
             if len(self._token_ids) == len(token_ids):
                 return logits
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether there is anything to sample from."""
+        return "logits" in self._functions["decode"]["outputs"]
 
     @property
     def has_draft(self) -> bool:
@@ -75,7 +79,7 @@ class Session:
         queries = {name: function["query"] for name, function in self._functions.items()}
         read = [name.removeprefix("seen_") for name in self._functions["draft"]["inputs"] if name.startswith("seen_")]
         windows: dict[str, int | None] = {kind: self._states[f"k_{kind}"]["window"] for kind in read}
-        speculator = Speculator(self._call_and_note, windows, queries, self.context)
+        speculator = Speculator(self._call_and_note, windows, queries, self.context, self._vocab_size)
         for found in speculator.rounds(text, max_tokens, pick, skip=len(self._token_ids)):
             text += found.tokens
             self._token_ids = text[:-1]  # the last one was picked and not yet fed
@@ -124,5 +128,4 @@ class Session:
             inputs["count"] = torch.tensor([count], dtype=torch.int32)
         outputs = self._call_and_note(function, inputs)
         self._token_ids += token_ids
-        parts = [outputs[name].reshape(-1) for name in self._logits[function]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return choices(outputs, self._vocab_size)[-1]

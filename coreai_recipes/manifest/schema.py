@@ -73,6 +73,13 @@ class Program(Described):
     functions: Annotated[dict[Name, Function], Field(min_length=1)]
 
 
+class Logits(Described):
+    """How logits lie: `pieces` of `columns`, of which the first `vocab_size` are tokens'."""
+
+    pieces: Count
+    columns: Count
+
+
 class Table(Described):
     """Rows that a host looks up by token and hands to the functions as `input`."""
 
@@ -119,6 +126,7 @@ class Manifest(Sealed):
     versions: dict[str, str]
     context: Count
     vocab_size: Count
+    logits: Logits
     rotary: dict[str, str] | None = None
     packages: Annotated[tuple[Annotated[Program | Table, Field(discriminator="role")], ...], Field(max_length=1000)]
     states: dict[Name, State]

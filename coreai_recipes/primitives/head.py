@@ -13,6 +13,8 @@ from coreai_recipes.primitives.registry import register
 class Head(nn.Module):
     """x (1, C, 1, S) -> logits (1, S, V). A tied head owns no weight and is given the embedding's, (V, C, 1, 1).
 
+    In a package they leave in pieces, by `in_pieces`.
+
     Where the embedding's rows are `width` long, x is projected to that width first. `scale` is taken before the product
     with the weight, of which C and not V values are scaled; a bias is not scaled.
     """
@@ -36,13 +38,25 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """`table` and `bias` stand in for the head's own: those of the rows of a block, or the embedding's."""
+        return self._capped(self._product(x, table, bias).squeeze(2).transpose(1, 2))
+
+    def in_pieces(self, x: Tensor, pieces: int, table: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Logits (1, n, m) of x (1, C, 1, 1) or (1, S, n, m) of x (1, C, 1, S), the rows of `table` being n x m."""
+        product, S = self._product(x, table, bias), x.shape[3]  # (1, n * m, 1, S)
+        if S == 1:
+            return self._capped(product.view(1, pieces, -1))
+        return self._capped(product.view(1, pieces, -1, S).permute(0, 3, 1, 2))  # (1, S, n, m)
+
+    def _product(self, x: Tensor, table: Tensor | None, bias: Tensor | None) -> Tensor:
         weight = self.weight if table is None else table
         if weight is None:
             raise ValueError("a tied head needs the embedding's table")
         if self.projection is not None:
             x = self.projection(x)
         bias = self.bias if bias is None else bias
-        logits = F.conv2d(scaled(x, self.scale), weight, bias).squeeze(2).transpose(1, 2)  # (1, S, V)
-        if self.softcap is not None:
-            logits = scaled(torch.tanh(scaled(logits, 1 / self.softcap)), self.softcap)
-        return logits
+        return F.conv2d(scaled(x, self.scale), weight, bias)
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        if self.softcap is None:
+            return logits
+        return scaled(torch.tanh(scaled(logits, 1 / self.softcap)), self.softcap)

@@ -688,6 +688,11 @@ class Export(Spec):
         description="where the keys of one query's scores lie: `last`, the axis that the engine pads to 64 bytes, or "
         "`channels`, which may be more than 16,384 on every chip; auto is `last` up to a context of 16,384",
     )
+    outputs: Literal["logits", "ids"] = Field(
+        default="logits",
+        description="what a call gives of the next token: `logits`, or `ids`, the best token and its logit, for hosts "
+        "that never sample",
+    )
     fold: Flag = Field(
         default=True,
         description="weights are permuted so that rotary pairs stand together: the same function, less of it turned",

@@ -8,6 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from coreai_recipes.logits import choices
+from coreai_recipes.recipe.schema import Recipe
+
 PADDING_SEED = 11
 Note = Callable[[str, str, Tensor], None]
 LAYER = re.compile(r"layer_(\d+)_")  # how the linker begins the names of a layer's values
@@ -47,6 +50,8 @@ class SavedProgram(Protocol):
 class Answer:
     """What a call gave: logits (rows, V), the first of them that of position `first_row`, and watched values by name.
 
+    `ids` (rows, 1) are the tokens that the package chose itself, where it does.
+
     A watched value is (rows, features): the call's real tokens, or the last of them where only that one was computed.
     `experts` are the numbers of those that each mixture's layer took, (rows, top), by layer.
     """
@@ -56,6 +61,12 @@ class Answer:
     logits: Tensor
     watched: dict[str, Tensor]
     experts: dict[int, Tensor] = field(default_factory=dict)
+    ids: Tensor | None = None
+
+    @property
+    def wrong_ids(self) -> int:
+        """How many of the chosen tokens are not the lowest of the best."""
+        return 0 if self.ids is None else int((self.ids[:, 0] != _lowest_best(self.logits)).sum())
 
 
 def plan_calls(queries: Mapping[str, int], length: int, decode_steps: int) -> list[Call]:
@@ -99,6 +110,7 @@ def run_call(
     tokens: Sequence[int],
     call: Call,
     watch_names: set[str],
+    recipe: Recipe,
     note: Note | None = None,
 ) -> Answer:
     """One call on `tokens`, the whole sequence. Padding is other tokens, never zeros: it must leave no trace.
@@ -128,13 +140,40 @@ def run_call(
         if name in watch_names:
             watched[name] = _by_position(value.float())[: call.count].clone()
 
-    function = program.function(call.function)
-    is_watched = bool(watch_names) or note is not None
-    outputs = function(inputs, state, watch) if is_watched else function(inputs, state)
-    logits = outputs["logits"][0].float()  # (1 or N, V)
+    function, is_watched = program.function(call.function), bool(watch_names) or note is not None
+    outputs = run_and_show_logits(function, inputs, state, recipe, watch if is_watched else None)
+    ids = choices(outputs, recipe.model.vocab_size) if "ids" in outputs else None
+    logits = choices({"logits": outputs["logits"]}, recipe.model.vocab_size).float()  # (1 or N, V)
     if call.function == "score":
-        return Answer(call, call.position, logits[: call.count], watched, experts)
-    return Answer(call, call.position + call.count - 1, logits, watched, experts)
+        ids = None if ids is None else ids[: call.count]
+        return Answer(call, call.position, logits[: call.count], watched, experts, ids)
+    return Answer(call, call.position + call.count - 1, logits, watched, experts, ids)
+
+
+def run_and_show_logits(
+    function: SavedFunction,
+    inputs: Mapping[str, Any],
+    state: Any,
+    recipe: Recipe,
+    watch: Callable[[str, Tensor, str], None] | None = None,
+) -> dict[str, Tensor]:
+    """A call's outputs, and its logits, which are a value inside where the package chooses the token itself."""
+    if recipe.export.outputs == "logits":
+        return function(inputs, state) if watch is None else function(inputs, state, watch)
+    inside: dict[str, Tensor] = {}
+
+    def look(name: str, value: Tensor, operation: str) -> None:
+        if name == "logits":
+            inside[name] = value.clone()
+        if watch is not None:
+            watch(name, value, operation)
+
+    return {**function(inputs, state, look), **inside}
+
+
+def _lowest_best(logits: Tensor) -> Tensor:
+    """Of each row (V,): torch does not say which of equal ones its argmax takes."""
+    return (logits == logits.amax(1, keepdim=True)).to(torch.uint8).argmax(1)
 
 
 def _by_position(value: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coreai_recipes.evaluate import Program
 from coreai_recipes.evaluate.table import Tables
+from coreai_recipes.logits import choices
 
 CONTEXT, PREFILL, SCORE, WINDOW = 64, 16, 5, 7
 FLOOR = 90.0
@@ -46,7 +47,8 @@ class Session:
         if function != "decode":
             inputs["count"] = torch.tensor([len(tokens)], dtype=torch.int32)
         given = self.subject.tables.with_rows(function, inputs)
-        logits = self.subject.program.function(function)(given, self.state)["logits"][0]
+        outputs = self.subject.program.function(function)(given, self.state)
+        logits = choices(outputs, self.subject.theirs.shape[1])
         self.position += len(tokens)
         return logits[: len(tokens)] if function == "score" else logits
 

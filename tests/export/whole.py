@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coreai_recipes.export.fragments import stored_shape
+from coreai_recipes.logits import Pieces
 from coreai_recipes.model import Decoder, make_cache
 from coreai_recipes.primitives.cache import Cache, SharedCache, last_of
 from coreai_recipes.primitives.per_layer import slice_of
@@ -45,7 +47,9 @@ class WholeFunction(nn.Module):
             x = layer(x, of_kind.cos, of_kind.sin, of_kind.mask, cache, of_layer, of_kind.temperature)
         if self.function == "prefill" and not alone:
             x = last_of(x, count)
-        return decoder.logits(x)
+        tied, pieces = decoder.recipe.model.head.tied, Pieces(decoder.recipe.model.vocab_size)
+        table = decoder.embedding.weight[..., None, None] if tied else None
+        return decoder.head.in_pieces(decoder.norm(x), pieces.count, table)
 
 
 def convert_whole(decoder: Decoder, folder: Path) -> Path:
@@ -54,6 +58,8 @@ def convert_whole(decoder: Decoder, folder: Path) -> Path:
     from coremltools.models.utils import MultiFunctionDescriptor, save_multifunction
 
     logging.getLogger("coremltools").setLevel(logging.ERROR)
+    for name, parameter in decoder.named_parameters():  # what the head reads has rows of zeros at its end
+        parameter.data = zeros_behind(parameter, stored_shape(decoder, name))
     descriptor = MultiFunctionDescriptor()
     for function, queries in decoder.recipe.export.functions.queries.items():
         ones = torch.ones(1, dtype=torch.int32)
@@ -97,6 +103,13 @@ def convert_whole(decoder: Decoder, folder: Path) -> Path:
     combined = folder / "whole.mlpackage"
     save_multifunction(descriptor, str(combined))
     return combined
+
+
+def zeros_behind(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The weight with rows of zeros behind its own, up to `shape`."""
+    stored = torch.zeros(shape)
+    stored[: len(weight)] = weight
+    return stored
 
 
 class _Selector:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from coreai_recipes.generate import Model
 from coreai_recipes.generate.session import Session
+from coreai_recipes.logits import Pieces
 from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
 VOCAB = 97
@@ -74,7 +75,9 @@ class FakeRuntime:
                 held[(position + offset) % rows] = ids[offset]
             if len(self.calls) - 1 == self.interrupt_at:
                 raise KeyboardInterrupt
-        return {"logits": self.think(seen).reshape(1, 1, -1)}
+        logits = self.think(seen)
+        padding = torch.full((Pieces(len(logits)).columns - len(logits),), 1e3)  # the highest: nobody may look at it
+        return {"logits": torch.cat((logits, padding)).reshape(1, 1, -1)}
 
 
 def expected_seen(token_ids: Sequence[int], caches: Sequence[tuple[int, int | None]]) -> list[list[int]]:
@@ -91,6 +94,7 @@ def fake_manifest(
     return {
         "context": context,
         "vocab_size": vocab,
+        "logits": {"pieces": 1, "columns": Pieces(vocab).columns},
         "eos_token_ids": [],
         "packages": [{"file": "model.mlpackage", "role": "all", "functions": functions}],
         "states": {f"k_{i}": {"rows": rows, "window": window} for i, (rows, window) in enumerate(caches)},

@@ -117,17 +117,15 @@ def test_an_interrupted_call_leaves_a_session_that_goes_on(
     assert feeds_right(session, runtime, list(range(1, 12)))
 
 
-def test_logits_in_parts_are_joined_in_the_manifests_order() -> None:
-    manifest = fake_manifest([FULL], 64, 1)
-    names = [f"logits_{part}" for part in range(12)]
-    manifest["packages"][0]["functions"]["decode"]["outputs"] = {name: {} for name in [*names, "hidden"]}
+def test_logits_in_pieces_are_joined_and_their_padding_is_left_out() -> None:
+    vocab_size = 32_770  # three pieces of 10,944 columns, 62 of them padding
 
-    class Parts(FakeRuntime):
+    class InPieces(FakeRuntime):
         def call(self, function: str, inputs: object) -> dict[str, torch.Tensor]:
-            return {name: torch.full((1, 1, 2), part) for part, name in reversed(list(enumerate(names)))}
+            return {"hidden": torch.zeros(1, 1, 2), "logits": torch.arange(3 * 10_944.0).view(1, 3, 10_944)}
 
-    session = Session(Parts([FULL], 64, 1), manifest)
-    assert session.feed([1]).tolist() == [part for part in range(12) for _ in range(2)]
+    session = Session(InPieces([FULL], 64, 1), fake_manifest([FULL], 64, 1, vocab_size))
+    assert torch.equal(session.feed([1]), torch.arange(float(vocab_size)))
 
 
 @settings(max_examples=300, deadline=None)

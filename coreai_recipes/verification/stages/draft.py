@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.draft import Draft, build_draft
 from coreai_recipes.filling import bind_draft, fill_from
+from coreai_recipes.logits import best, choices
 from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 from coreai_recipes.speculation import Round, Speculator, seen_positions
+from coreai_recipes.verification.calls import run_and_show_logits
 from coreai_recipes.verification.draft_reference import assisted_rounds, load_draft
 from coreai_recipes.verification.figures import compare
 from coreai_recipes.verification.greedy import fill_whole
@@ -108,9 +110,11 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
             "position": torch.tensor([place.end], dtype=torch.int32),
             **{f"seen_{owner}": torch.tensor([count], dtype=torch.int32) for owner, count in seen.items()},
         }
-        outputs = program.function("draft")(inputs, states)
+        outputs = run_and_show_logits(program.function("draft"), inputs, states, recipe)
+        logits = choices({"logits": outputs["logits"]}, draft.spec.vocab_size)
+        found = {"logits": logits, "hidden": outputs["hidden"][0]}
         for name, ref in zip(("logits", "hidden"), ours, strict=True):
-            rows.setdefault(f"package.{name}", []).append((ref[0], outputs[name][0].float()))
+            rows.setdefault(f"package.{name}", []).append((ref[0], found[name].float()))
     return [compare(name, *(torch.cat(side) for side in zip(*pairs, strict=True))) for name, pairs in rows.items()]
 
 
@@ -174,8 +178,9 @@ def rounds_of(caller: Any, draft: Draft, prompt: Sequence[int], tokens: int) -> 
     """Greedy rounds from empty states."""
     recipe = draft.recipe
     caller.reset()
-    speculator = Speculator(caller, windows_of(recipe, draft), recipe.export.functions.queries, recipe.export.context)
-    return list(speculator.rounds(prompt, tokens, lambda logits: int(logits.argmax())))
+    queries, context, vocab_size = recipe.export.functions.queries, recipe.export.context, recipe.model.vocab_size
+    speculator = Speculator(caller, windows_of(recipe, draft), queries, context, vocab_size)
+    return list(speculator.rounds(prompt, tokens, best))
 
 
 def compare_steps(subject: Subject, theirs: nn.Module, draft: Draft, places: Iterable[Place]) -> list[Figures]:

@@ -14,7 +14,7 @@ from coreai_recipes.evaluate.precision import Precision
 from coreai_recipes.verification.calls import Call, describe_calls, plan_calls, run_call
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.reference import Reference
-from coreai_recipes.verification.report import StageResult, number
+from coreai_recipes.verification.report import StageResult, number, skip
 from coreai_recipes.verification.runtime import open_program
 from coreai_recipes.verification.subject import Subject
 
@@ -44,6 +44,8 @@ def run(subject: Subject) -> StageResult:
 
     `strict` must not overflow either; its figures are stated.
     """
+    if subject.runtime == "coreml" and subject.recipe.export.outputs == "ids":
+        return skip(NAME, "Core ML shows nothing inside, and the package gives ids")
     theirs32 = subject.reference_logits
     if theirs32 is None:
         theirs32 = subject.reference_logits = Reference(subject.recipe, subject.weights).run(subject.tokens.sequence)
@@ -108,7 +110,7 @@ def run_package(subject: Subject, mode: Mode, calls: Sequence[Call], without: Se
     overflowed: dict[str, None] = {}
     nans: dict[str, None] = {}
     for done, call in enumerate(calls, 1):
-        answer = run_call(program, state, ids, call, set())
+        answer = run_call(program, state, ids, call, set(), subject.recipe)
         rows += range(answer.first_row, answer.first_row + len(answer.logits))
         logits.append(answer.logits)
         function = program.function(call.function)

@@ -1,6 +1,6 @@
 """Stage `package`: the saved program, evaluated in float32, against our Decoder with the weights as stored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,14 +32,17 @@ def run(subject: Subject) -> StageResult:
     note = None if subject.peaks is None else subject.peaks.note
     answers: list[Answer] = []
     for done, call in enumerate(calls, 1):
-        answers.append(run_call(program, state, ids, call, watched, note))
+        answers.append(run_call(program, state, ids, call, watched, subject.recipe, note))
         subject.progress(NAME, done, len(calls))
     ties: list[str] = []
     figures = compare_answers(answers, _references(subject, answers, ties))
     detail = _detail(subject, describe_calls(calls))
     if ties:
         detail["tied_experts"] = {"choices": len(ties), "within": TIE, "first": ties[:10]}
-    return judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, detail)
+    if subject.recipe.export.outputs == "ids":
+        detail["wrong_ids"] = sum(answer.wrong_ids for answer in answers)
+    found = judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, detail)
+    return replace(found, passed=found.passed and not detail.get("wrong_ids"))
 
 
 @dataclass(frozen=True)
