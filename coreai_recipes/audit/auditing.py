@@ -296,7 +296,7 @@ def _run(
     for done, text in enumerate(texts, 1):
         state = program.make_state()
         for call in plan_calls(subject.recipe.export.functions.queries, len(text.token_ids), DECODE_STEPS):
-            run_call(program, state, text.token_ids, call, set(), note)
+            run_call(program, state, text.token_ids, call, set(), subject.recipe, note)
             function = program.function(call.function)
             nans |= dict.fromkeys(getattr(function, "nans", ()))
             infinities |= dict.fromkeys(getattr(function, "overflowed", ()))
