@@ -200,6 +200,7 @@ def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
     source = open_headers(checkpoint)
     recipe, note = settle_head(recipe, source)
     bind_decoder(build_decoder(recipe), source)
+    source.check_tokenizer(recipe.model.vocab_size)
     return [*left_out(source.config), *((note,) if note else ())]
 
 

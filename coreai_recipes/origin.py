@@ -42,8 +42,8 @@ def hold_origin(
 
     A hub id has its commit, and one that ships with the package (`named` by the recipe) is where it was; a folder or
     file of the user's is only known by its base name, and asked for by `option`. Raises CheckpointError for a
-    checkpoint that cannot be opened, and for another one than that of the bundle `built`, which lies in `bundle` where the
-    checkpoint's tokenizer is that of the bundle.
+    checkpoint that cannot be opened, and for another one than that of `built`; `bundle` is its
+    folder, where the checkpoint's tokenizer is in it.
     """
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.checkpoint.identity import Facts, Identity

@@ -69,6 +69,7 @@ def build(
     recipe, draft_source = find_draft(recipe, draft)
     digests = source.start_digests()  # on a thread of its own, while torch is being imported
     draft_digests = None if draft_source is None else draft_source.start_digests()
+    from coreai_recipes.checkpoint.tokenizer_files import check_ids
     from coreai_recipes.contract import hold_manifest
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.filling import left_out, settle_head
@@ -82,6 +83,7 @@ def build(
     with staged_folder(target) as folder:
         source.write_tokenizer(folder)
         tokens = read_tokens(folder)
+        check_ids(tokens, folder, recipe.model.vocab_size, source.place)
         if not tokens.end_tokens:
             notes += (
                 "no end token: the checkpoint names none, so an answer ends at --max-tokens or the context's end",

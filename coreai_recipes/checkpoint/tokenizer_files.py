@@ -11,7 +11,14 @@ from coreai_recipes.errors import CheckpointError
 from coreai_recipes.tokenizer.bundle_tokenizer import TokenizerError, parse_tokenizer
 from coreai_recipes.tokenizer.files import FileError, read_bytes, read_object, read_text
 from coreai_recipes.tokenizer.template import TemplateFault, compile_template
-from coreai_recipes.tokenizer.tokens import DEFAULT, TEMPLATE_FOLDER, TOKENIZER, read_templates, read_their_files
+from coreai_recipes.tokenizer.tokens import (
+    DEFAULT,
+    TEMPLATE_FOLDER,
+    TOKENIZER,
+    Tokens,
+    read_templates,
+    read_their_files,
+)
 
 CONFIG = "tokenizer_config.json"
 # Any of these is enough for transformers to make a tokenizer.json from, where its packages are installed.
@@ -81,6 +88,37 @@ def _problems(folder: Path, rows: int, place: str) -> Iterator[str]:
             compile_template(source)
         except TemplateFault as error:
             yield f"its chat template{'' if name == DEFAULT else f' {name}'} is not a template: {error}"
+
+
+def check_ids(tokens: Tokens, folder: Path, rows: int, place: str) -> None:
+    """Raise CheckpointError for ids of a bundle's tokens.json that are beyond the table's `rows`.
+
+    A text that the checkpoint's files do not have is a default of transformers' class: no prompt is made with it.
+    """
+    objects = [read_object(folder / name) for name in (CONFIG, "special_tokens_map.json", "added_tokens.json")]
+    placeholders = {_text_of(objects[0].get(name)) for name in PLACEHOLDERS}
+    texts = set(_texts_in(objects)) - placeholders
+    added = {token["id"]: token["content"] for token in tokens.added_tokens or () if token["content"] in texts}
+    beyond = {index: text for index, text in {**added, **tokens.end_tokens}.items() if index >= rows}
+    CheckpointError.collect(
+        f"{place}: {'an end token' if index in tokens.end_tokens else 'the token'} "
+        f"{f'{text!r:.60} with' if text else 'with'} id {index}, but the table has {rows} rows: "
+        "take the tokenizer and generation_config.json that the weights were made with"
+        for index, text in sorted(beyond.items())[:20]
+    )
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text of a JSON document, keys included."""
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, dict):
+            waiting += [*found, *found.values()]
+        elif isinstance(found, list):
+            waiting += found
 
 
 def _declared_ids(config: dict[str, Any], added: dict[str, Any]) -> dict[str, int]:

@@ -28,10 +28,11 @@ def find_other_file(given: Path, sealed: Path, config: Mapping[str, Any], place:
     try:
         for name in _compared(given, sealed):
             if name == GENERATION:
-                ours, theirs = (set(read_eos_token_ids(folder, dict(config), place)) for folder in (sealed, given))
+                ends = [set(read_eos_token_ids(folder, dict(config), place)) for folder in (sealed, given)]
+                is_other = ends[0] != ends[1]
             else:
-                ours, theirs = (_content(folder / name) for folder in (sealed, given))
-            if ours != theirs:
+                is_other = _content(sealed / name) != _content(given / name)
+            if is_other:
                 return name
     except FileError as error:
         raise CheckpointError(f"{place}: {error}") from None

@@ -46,7 +46,9 @@ def read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         document = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise FileError(f"{path.name} is not JSON: it is nested too deeply") from None
+    except ValueError as error:
         raise FileError(f"{path.name} is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise FileError(f"{path.name} holds a {type(document).__name__}, not an object")

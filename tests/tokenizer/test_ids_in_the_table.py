@@ -1,0 +1,63 @@
+"""Ids that only transformers gives a checkpoint's tokens have a row in its table, or no bundle is sealed with them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coreai_recipes.bundle import build
+from coreai_recipes.errors import CheckpointError
+from coreai_recipes.tokenizer.files import FileError, read_object
+
+TINY = Path(__file__).parent.parent / "checkpoints" / "tiny-llama"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    shutil.copytree(TINY, tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def edit(path: Path, **changes: Any) -> None:
+    document = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**document, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "told"),
+    [
+        ("tokenizer_config.json", {"eos_token": "<|nowhere|>"}, "the token '<|nowhere|>' with id 512"),
+        ("tokenizer_config.json", {"extra_special_tokens": {"x_token": "<|new|>"}}, "the token '<|new|>' with id 512"),
+        ("special_tokens_map.json", {"additional_special_tokens": ["<|new|>"]}, "the token '<|new|>' with id 512"),
+        ("generation_config.json", {"eos_token_id": [0, 999]}, "an end token with id 999"),
+    ],
+)
+def test_an_id_beyond_the_tables_rows_is_refused_before_anything_is_sealed(
+    checkpoint: Path, tmp_path: Path, file: str, changes: dict[str, Any], told: str
+) -> None:
+    """A bundle used to be sealed with such ids."""
+    edit(checkpoint / file, **changes)
+    with pytest.raises(CheckpointError) as refused:
+        build("tiny-llama", checkpoint, tmp_path / "dist", verified=False)
+    assert refused.value.problems == (
+        f"checkpoint {checkpoint}: {told}, but the table has 512 rows: "
+        "take the tokenizer and generation_config.json that the weights were made with",
+    )
+    assert not (tmp_path / "dist/tiny-llama").exists()
+
+
+def test_validate_looks_at_the_tokenizers_files(checkpoint: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    assert run("validate", "tiny-llama", "--checkpoint", checkpoint)[0] == 0
+    edit(checkpoint / "tokenizer_config.json", chat_template="{% if %}")
+    status, _, err = run("validate", "tiny-llama", "--checkpoint", checkpoint)
+    assert status == 2
+    assert "its chat template is not a template" in err
+
+
+def test_a_document_of_ten_thousand_lists_is_said_to_be_nested_too_deeply(tmp_path: Path) -> None:
+    (tmp_path / "tokens.json").write_text('{"a": ' + "[" * 10_000 + "]" * 10_000 + "}")
+    with pytest.raises(FileError, match=r"tokens\.json is not JSON: it is nested too deeply"):
+        read_object(tmp_path / "tokens.json")
