@@ -242,6 +242,7 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         {"sliding_window_pattern": None},
         "sliding_window_pattern: 0: not understood where nothing lists the layers",
     ),
+    ("gemma4_text", {"rope_theta": 500.0}, f"rope_theta: {NOT_UNDERSTOOD}"),  # it turned sliding layers
     (
         "bloom",
         {"n_head": 4, "num_attention_heads": 2},

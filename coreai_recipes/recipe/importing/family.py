@@ -20,8 +20,8 @@
         rules: [{list: layer_types, values: {...}}, {every: 6, is: full}, {all: sliding}]   # the first that says
 
 Paths begin with `model.` or stand in a layer kind (`attention.`, `rotary.`, `mlp.`, `experts.`). `extends` merges
-mappings key by key, replaces lists, and null removes a key. Everything can be read backwards too (`reversing.py`): no
-rule computes what it cannot undo.
+mappings key by key, replaces lists, and null removes a key (but for NULL_MEANS). Everything can be read backwards too
+(`reversing.py`): no rule computes what it cannot undo.
 """
 
 # ruff: noqa: RUF012 - pydantic copies defaults; ruff cannot see that these are its models
@@ -40,6 +40,10 @@ from coreai_recipes.recipe.yaml_reader import read_yaml
 
 FAMILIES = Path(__file__).parents[1] / "families"
 TABLES = Path(__file__).with_name("tables")
+
+
+# where null says something of its own, and removes no key of the file that is extended
+NULL_MEANS = ("default", "off", "theta_field", "scaling_field", "partial_field")
 
 
 class RopeType(Rule):
@@ -338,7 +342,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
             merged[key] = _merge(merged[key], value)
-        elif value is None and key in merged and key not in ("default", "off"):
+        elif value is None and key in merged and key not in NULL_MEANS:
             del merged[key]
         else:
             merged[key] = value
