@@ -165,6 +165,7 @@ class Lows:
     def __init__(self, function: Function) -> None:
         self.brought: dict[Operation, float] = {}
         self.composed: set[Operation] = set()
+        self._peek = function.peek
         low: set[Value] = set()
         for operation in function.operations:
             if operation.results and operation.results[0].constant:
@@ -172,10 +173,10 @@ class Lows:
             values = [value for value in operation.values() if value.dtype.startswith("float")]
             held = [value for value in values if value in low]
             if operation.type in self.BRINGERS:
-                lowest = min((least for value in values if (least := _least(value)) is not None), default=0.0)
+                lowest = min((least for value in values if (least := self._least(value)) is not None), default=0.0)
                 if lowest < self.LEAST:
                     self.brought[operation] = lowest
-                    held.append(next(value for value in values if _least(value) == lowest))
+                    held.append(next(value for value in values if self._least(value) == lowest))
             if not held:
                 continue
             if operation.type in ("add", "sub") and len(held) > 1:
@@ -183,13 +184,14 @@ class Lows:
             if operation.type in MOVES or operation.type in self.BRINGERS:
                 low.update(operation.results)
 
-
-def _least(value: Value) -> float | None:
-    """The least number of a constant that stands in the program itself, or is a view of one that does."""
-    while value.constant and value.literal is None and value.producer is not None:
-        under = value.producer.operand("x", "value")
-        if under is None or not under.constant:
+    def _least(self, value: Value) -> float | None:
+        """The least number of a constant, of one in weight.bin among the first; or of what it is a view of."""
+        while value.constant and value.literal is None and value.blob is None and value.producer is not None:
+            under = value.producer.operand("x", "value")
+            if under is None or not under.constant:
+                return None
+            value = under
+        if not value.constant:
             return None
-        value = under
-    numbers = value.numbers() if value.constant and value.literal is not None else None
-    return min(numbers) if numbers else None
+        numbers = value.numbers() if value.literal is not None else self._peek(value)
+        return min(numbers) if numbers else None

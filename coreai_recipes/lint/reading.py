@@ -11,6 +11,7 @@ from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.model_file import MOST_MODEL_BYTES, find_model_file, read_file
 from coreai_recipes.lint.program import Program, read_program
+from coreai_recipes.lint.small_constants import peek_into
 from coreai_recipes.manifest.audit import Audit, read_audit
 from coreai_recipes.manifest.files import check_relative, read_regular
 from coreai_recipes.manifest.reading import MANIFEST, parse_json, read_manifest, typed
@@ -64,7 +65,10 @@ def open_subject(path: Path) -> Subject:
 def open_package(path: Path) -> Subject:
     """The package at `path`."""
     file = find_model_file(path)
-    return Subject(path.name, [_parse(_read_model(file, path), path)], _weight_files(path))
+    program = _parse(_read_model(file, path), path)
+    for function in program.functions:
+        function.peek = peek_into(file, path)
+    return Subject(path.name, [program], _weight_files(path))
 
 
 def _open_bundle(folder: Path) -> Subject:

@@ -1,18 +1,28 @@
 """Every rule: a program that breaks it, and one that does not."""
 
+import re
 from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pytest
+from coremltools.converters.mil.mil import Builder as mb
 from coremltools.proto import Model_pb2
 
+from coreai_recipes.lint.chips import chips
 from coreai_recipes.lint.findings import Finding, lint
 from coreai_recipes.lint.reading import open_subject
 from coreai_recipes.lint.rule import rules
+from coreai_recipes.recipe import engine_words, load_recipe
 from tests.evaluate.mil_programs import write_package
 from tests.lint.rule_cases import CASES, Case
+from tests.lint.rule_table import BEGIN, END, PAGE, table
 
 # Rules about files, tokenizers, shapes that a call chooses and packages of several functions: in tests of their own.
 ELSEWHERE = {"dyn-shape", "pkg-size", "multi-fn", "fn-count", "eos-template"}
+
+SETTING = re.compile(r"--set ([a-z][a-z0-9_.]*=[a-z0-9_.]+)(?![A-Za-z])")
+REMEDIES = [text for rule in rules().values() for text in (rule.remedy, *(case.remedy or "" for case in rule.cases))]
 
 
 def findings(case: Case, rule: str, folder: Path) -> tuple[Finding, ...]:
@@ -38,3 +48,31 @@ def test_a_rule_fires_where_it_must_and_nowhere_else(rule: str, tmp_path: Path) 
 def test_every_rule_has_its_cases() -> None:
     assert CASES.keys() | ELSEWHERE == rules().keys()
     assert len(rules()) == 54
+
+
+def test_the_page_has_the_rules_as_they_are() -> None:
+    """`python -m tests.lint.rule_table` writes it."""
+    text = PAGE.read_text()
+    assert text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip() == table()
+
+
+def test_recipes_name_the_chips_and_rules_that_there_are() -> None:
+    assert get_args(engine_words.Chip) == tuple(chips())
+    assert get_args(engine_words.RuleId) == tuple(rules())
+
+
+@pytest.mark.parametrize("remedy", sorted({found for text in REMEDIES for found in SETTING.findall(text)}))
+def test_a_remedy_is_a_setting_that_a_recipe_takes(remedy: str) -> None:
+    load_recipe("gemma4", [remedy])
+
+
+def test_a_mask_that_lies_in_the_weights_is_seen(tmp_path: Path) -> None:
+    """finfo.min of float32, as transformers' masks have it, is -inf in a float16 package."""
+
+    def build(x: Any, seen: Any) -> Any:
+        mask = np.triu(np.full((32, 32), -np.inf, np.float16), 1)
+        padding = mb.mul(x=mb.cast(x=seen, dtype="fp16"), y=np.float16(-65504))
+        return mb.softmax(x=mb.add(x=x, y=mb.add(x=mask, y=padding)), axis=-1)
+
+    found = findings(Case(build, {"x": ("float16", (32, 32)), "seen": ("int32", (1, 32))}), "mask-inf", tmp_path)
+    assert [(finding.level, finding.place) for finding in found] == [("error", "add_0"), ("warning", "mul_0")]

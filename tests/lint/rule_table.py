@@ -1,0 +1,37 @@
+"""The table of docs/lint.md, made of the rules: `python -m tests.lint.rule_table` writes it there."""
+
+from pathlib import Path
+
+from coreai_recipes.lint.chips import chips
+from coreai_recipes.lint.rule import rules
+
+PAGE = Path(__file__).parents[2] / "docs/lint.md"
+BEGIN, END = "<!-- rules: python -m tests.lint.rule_table -->", "<!-- end of rules -->"
+
+
+def table() -> str:
+    lines = ["| rule | what the engine wants | chips | level | source | confidence |", "|---|---|---|---|---|---|"]
+    for rule in rules().values():
+        levels = ", ".join(dict.fromkeys(case.level for case in rule.cases))
+        named = dict.fromkeys(
+            chip for _, held in rule.settled() for chip in ((*held,) if held is not None else ("all",))
+        )
+        where = "all" if "all" in named else ", ".join(named)
+        said = f"{rule.confidence}: {rule.disputed}" if rule.disputed else rule.confidence
+        lines.append(f"| `{rule.id}` | {rule.about} | {where} | {levels} | {rule.source} | {said} |")
+    lines += ["", "| chip | is in | width | working set | weights GB/s | source |", "|---|---|---|---|---|---|"]
+    for chip in chips().values():
+        streamed = "-" if chip.streaming is None else " to ".join(f"{rate:g}" for rate in dict.fromkeys(chip.streaming))
+        sizes = [f"{size:,}" if size else "-" for size in (chip.width, chip.working_set)]
+        lines.append(f"| {chip.id} | {chip.name} | {' | '.join(sizes)} | {streamed} | {chip.source} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    text = PAGE.read_text()
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
