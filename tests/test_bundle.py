@@ -333,7 +333,7 @@ def test_a_package_that_does_not_pass_leaves_no_bundle(
     from coreai_recipes.verification.report import Report, StageResult
 
     failed = Report((StageResult("package", False, 12.0, 3.0, 90.0),))
-    monkeypatch.setattr("coreai_recipes.verification.run.run_stages", lambda *_, **__: failed)
+    monkeypatch.setattr("coreai_recipes.verification.run.run_on", lambda *_, **__: failed)
     with pytest.raises(VerificationError) as caught:
         build(NAME, CHECKPOINT, tmp_path / "out")
     assert caught.value.report is failed
@@ -346,7 +346,7 @@ def test_a_package_that_passes_carries_its_report(
     from coreai_recipes.verification.report import Report, StageResult
 
     passed = Report((StageResult("package", True, 120.0, 99.0, 90.0),))
-    monkeypatch.setattr("coreai_recipes.verification.run.run_stages", lambda *_, **__: passed)
+    monkeypatch.setattr("coreai_recipes.verification.run.run_on", lambda *_, **__: passed)
     built = build(NAME, CHECKPOINT, tmp_path)
     assert built.report == Bundle.open(built.path).report == passed.to_json()
     different = {name for name, data in contents(first.path).items() if contents(built.path)[name] != data}

@@ -18,6 +18,7 @@ from coreai_recipes.audit.prompts import BUILT_IN, Prompt, encode, read_prompts
 from coreai_recipes.audit.ranges import Range
 from coreai_recipes.bundle import Bundle, build
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
+from coreai_recipes.commands import execute
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.manifest.audit import read_audit
@@ -203,3 +204,17 @@ def test_subnormals_are_counted_with_what_they_are_worth() -> None:
     lost = (2.0**-30 + 2.0**-32) / 8
     assert found.flushed_psnr_db == pytest.approx(20 * math.log10(8) - 10 * math.log10(lost))
     assert math.isinf(Range("mul").flushed_psnr_db)
+
+
+def test_the_command_prints_one_json_document(bundle: Bundle, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (bundle.path / "manifest.json").read_text()
+    words = ["audit", bundle.path, "--prompts", texts, "--without", "div-sub", "--no-save", "--json"]
+    assert execute([str(word) for word in words]) == 0
+    (audited,) = json.loads(capsys.readouterr().out)["audits"]
+    assert audited["prompts"] == ["prompt 1"]
+    assert audited["engine"] == {"without": ["div-sub"], "nans": [], "infinities": []}
+    assert audited["residual_scale"] == {"now": 1.0, "wanted": 0.25, "why_not": None}
+    worst = audited["limits"]["product"]["worst"][0]
+    assert (worst["layer"], worst["weight"], worst["operation"]) == (1, "layers_1_mlp_down_weight", "conv")
+    assert (bundle.path / "manifest.json").read_text() == before
+    assert not (bundle.path / "audit.json").exists()
