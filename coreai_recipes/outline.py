@@ -13,6 +13,7 @@ from coreai_recipes.contract import functions_of
 from coreai_recipes.draft import DRAFT, Draft, build_draft
 from coreai_recipes.lint.program import Function, Operation, Program, Shape, Value
 from coreai_recipes.lint.reading import Subject
+from coreai_recipes.logits import Pieces
 from coreai_recipes.model import Decoder, build_decoder
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
@@ -80,8 +81,9 @@ class _Outline:
             x = self._layer(f"layers.{index}", layer, x, asked, rows, keys_last)
         tokens = query if self.function.name == "score" else 1
         table = "embedding.weight" if recipe.model.head.tied else "head.weight"
-        head = _weight(table, (recipe.model.vocab_size, recipe.model.hidden_size, 1, 1))
-        logits = self._give("conv", "head", "float16", (1, recipe.model.vocab_size, 1, tokens), x=x, weight=head)
+        rows = Pieces(recipe.model.vocab_size).rows
+        head = _weight(table, (rows, recipe.model.hidden_size, 1, 1))
+        logits = self._give("conv", "head", "float16", (1, rows, 1, tokens), x=x, weight=head)
         self._finish(outputs, logits)
         return self.function
 

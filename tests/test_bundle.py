@@ -86,7 +86,7 @@ def test_the_manifest_says_what_was_built_from_what(first: Bundle) -> None:
 
 def test_the_manifest_describes_the_package_and_its_functions(first: Bundle) -> None:
     costs = function_costs(first.package)
-    figures = ("flops", "weight_bytes", "state_bytes")
+    figures = ("flops", "weight_bytes", "state_bytes", "result_bytes", "padded_bytes")
     cost = {name: {figure: getattr(found, figure) for figure in figures} for name, found in costs.items()}
     one, many = {"dtype": "int32", "shape": [1]}, {"dtype": "int32", "shape": [1, PREFILL]}
     logits = {"logits": {"dtype": "float16", "shape": [1, 1, VOCAB]}}

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from coreai_recipes.export.cache import FragmentCache
     from coreai_recipes.export.exporter import Exported, Progress
 
-COST = ("flops", "weight_bytes", "state_bytes")  # what the manifest says of each function
+COST = (
+    "flops",
+    "weight_bytes",
+    "state_bytes",
+    "result_bytes",
+    "padded_bytes",
+)  # what the manifest says of each function
 
 Costs = dict[str, dict[str, int]]  # by function and figure
 

@@ -22,6 +22,8 @@ from coreai_recipes.evaluate.graph import (
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.evaluate.registry import Node
 
+LANE_BYTES = 64
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -33,12 +35,17 @@ class Cost:
             what is taken.
         state_bytes: read and written. A slice of a state counts as the slice; an update in place as the update.
         operations: how many of each type, constants and compressed weights aside.
+        result_bytes: of every operation's results, views too. What stands for a whole state is no result: it is read
+            and updated in place.
+        padded_bytes: the same with each last axis padded to the engine's lanes of 64 bytes (ENGINE: rule last-1).
     """
 
     flops: int
     weight_bytes: int
     state_bytes: int
     operations: dict[str, int]
+    result_bytes: int
+    padded_bytes: int
 
 
 def function_costs(package: Path) -> dict[str, Cost]:
@@ -53,11 +60,20 @@ def function_costs(package: Path) -> dict[str, Cost]:
 def _cost_of(graph: Graph) -> Cost:
     types = _Types(graph)
     traffic = _Traffic(graph, types)
+    flops = sum(count_flops(node, types) for node in graph.nodes)
+    results = [
+        types.type_of(node, result.name)
+        for node in graph.nodes
+        for result in node.results
+        if not traffic.is_state(result.name)
+    ]
     return Cost(
-        sum(count_flops(node, types) for node in graph.nodes),
+        flops,
         traffic.weight_bytes(),
         traffic.state_bytes,
         dict(Counter(node.type for node in graph.nodes)),
+        sum(map(_bytes, results)),
+        sum(map(_padded_bytes, results)),
     )
 
 
@@ -103,6 +119,13 @@ def _count(kind: TensorType) -> int:
 
 def _bytes(kind: TensorType) -> int:
     return -(-_count(kind) * ELEMENT_TYPES[kind.element_type].bits // 8)
+
+
+def _padded_bytes(kind: TensorType) -> int:
+    """As the engine lays a tensor out: its last axis in whole lanes."""
+    *outer, last = kind.shape or (1,)
+    lane = TensorType(kind.element_type, (last,))
+    return math.prod(outer) * -(-_bytes(lane) // LANE_BYTES) * LANE_BYTES
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
@@ -236,6 +259,10 @@ class _Traffic:
         self.state_bytes = 0
         for node in graph.nodes:
             self._follow(node)
+
+    def is_state(self, name: str) -> bool:
+        """Whether a value is a state, as it is or as an update has left it."""
+        return isinstance(self._views.get(name), str)
 
     def weight_bytes(self) -> int:
         return sum(blob.read() for blob in self._blobs.values())

@@ -98,7 +98,7 @@ def test_a_weight_is_counted_as_stored_and_once(tmp_path: Path) -> None:
         return times(times(x, kept), kept)
 
     cost = cost_of(tmp_path, build, x=X)
-    assert cost == Cost(2 * 2 * 64 * 64, 2 * 64 * 64, 0, {"matmul": 2})
+    assert cost == Cost(2 * 2 * 64 * 64, 2 * 64 * 64, 0, {"matmul": 2}, 2 * 2 * 64, 2 * 2 * 64)
 
 
 def test_a_blob_that_two_constants_share_is_counted_once(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_blob_that_two_constants_share_is_counted_once(tmp_path: Path) -> None
 
 def test_of_a_table_that_is_gathered_from_the_rows_are_counted(tmp_path: Path) -> None:
     cost = cost_of(tmp_path, lambda ids: mb.gather(x=TABLE, indices=ids, axis=0), ids=IDS)
-    assert cost == Cost(0, 3 * 64 * 2, 0, {"gather": 1})
+    assert cost == Cost(0, 3 * 64 * 2, 0, {"gather": 1}, 3 * 64 * 2, 3 * 64 * 2)
 
 
 GATHERS: dict[str, tuple[Callable[[Any], Any], int]] = {
@@ -260,7 +260,33 @@ def test_each_function_has_a_cost_of_its_own(tmp_path: Path) -> None:
     costs = function_costs(write_two_functions(tmp_path / "two.mlpackage", *paths))
     counts = {"matmul": 1, "relu": 1}
     flops = 100 * (2 * 64 + 1)
-    assert costs == {"first": Cost(flops, 12800, 0, counts), "second": Cost(5 * flops, 12800, 0, counts)}
+    dense, padded = 2 * 2 * 100, 2 * 256  # a hundred halves are four lanes
+    assert costs == {
+        "first": Cost(flops, 12800, 0, counts, dense, padded),
+        "second": Cost(5 * flops, 12800, 0, counts, 5 * dense, 5 * padded),
+    }
+
+
+RESULTS: dict[str, tuple[Callable[[Any], Any], int, int]] = {
+    "a last axis of one is a lane": (lambda x: mb.transpose(x=x, perm=[0, 1, 3, 2]), 2 * 96, 64 * 96),
+    "a whole lane is as it is": (lambda x: mb.relu(x=mb.reshape(x=x, shape=[3, 32])), 2 * 2 * 96, 2 * 2 * 96),
+    "one more value is one more lane": (lambda x: mb.slice_by_size(x=x, begin=[0] * 4, size=[1, 1, 1, 33]), 66, 128),
+    "float32 fills it sooner": (lambda x: mb.cast(x=x, dtype="fp32"), 4 * 96, 64 * 6),
+    "a scalar is a lane": (lambda x: mb.reduce_sum(x=x, keep_dims=False), 2, 64),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_are_counted_dense_and_in_lanes(name: str, tmp_path: Path) -> None:
+    build, dense, padded = RESULTS[name]
+    cost = cost_of(tmp_path, build, x=("float16", (1, 1, 1, 96)))
+    assert (cost.result_bytes, cost.padded_bytes) == (dense, padded)
+
+
+def test_a_state_is_no_result(tmp_path: Path) -> None:
+    """It is read and updated in place; what is cut from it is one, 80 values in rows of 8, as is a sum of that."""
+    cost = cost_of(tmp_path, write_and_read_a_layer, STATE, x=("float16", (1, 1, 8)))
+    assert (cost.result_bytes, cost.padded_bytes) == (2 * 2 * 80, 2 * 10 * 64)
 
 
 def test_a_size_that_only_the_run_decides_is_refused(tmp_path: Path) -> None:
