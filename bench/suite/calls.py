@@ -13,7 +13,7 @@ PADDED_DECODE, PADDED_BEFORE, OPERATIONS_BEFORE = 155.0, 285.0, 2625  # SmolLM2'
 
 def measure(options: Options) -> Result:
     from coreai_recipes.evaluate.cost import function_costs
-    from coreai_recipes.lint import lint
+    from coreai_recipes.lint.findings import lint
     from coreai_recipes.lint.reading import open_package
 
     result = Result(
