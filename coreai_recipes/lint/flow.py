@@ -121,7 +121,7 @@ class Flow:
 
     @cached_property
     def exempt(self) -> frozenset[Value]:
-        """Integers that only say where: bounds of a slice, indices."""
+        """Integers that only say where: bounds of a slice, indices; and what nobody reads."""
         places = (
             "begin",
             "end",
@@ -137,10 +137,13 @@ class Flow:
         )
         users = self.function.users
         found: set[Value] = set()
+        outputs = set(self.function.outputs)
         for operation in reversed(self.function.operations):
             for result in operation.results:
-                readers = users.get(result)
-                if readers and all(self._only_places(result, reader, places, found) for reader in readers):
+                readers = users.get(result, [])
+                if result not in outputs and all(
+                    self._only_places(result, reader, places, found) for reader in readers
+                ):
                     found.add(result)
         return frozenset(found)
 

@@ -102,7 +102,9 @@ def weight_is_constant(item: Item, wanted: bool) -> Answer:
         weight = operation.operand("weight")
     else:
         weight = next((v for v in (operation.operand("x"), operation.operand("y")) if v and v.constant), None)
-    holds = weight is not None and weight.constant and len(weight.shape) > 1
+    # one matrix: a stack of them is no one convolution
+    matrices = 0 if weight is None or len(weight.shape) < 2 else prod(weight.shape[:-2])
+    holds = weight is not None and weight.constant and matrices == 1
     return yes(holds is wanted, weight=weight.shape if weight is not None else ())
 
 
