@@ -14,6 +14,8 @@ from transformers import CONFIG_MAPPING
 
 from coreai_recipes import build
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+from coreai_recipes.lint.findings import lint
+from coreai_recipes.lint.reading import open_package
 from coreai_recipes.recipe.importing import config_for, load_family
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
@@ -105,6 +107,21 @@ def without_choice(config: dict[str, Any]) -> dict[str, Any]:
 PACKAGED = {name: without_choice(CONFIGS[f"{name}-unusual"]) for name in decoders()}
 
 
+# The engine's rules about operations, ranks and dtypes: what a small model can break as well as a large one.
+OF_OPERATIONS = (
+    *("rank-5", "dyn-shape", "f32-mid", "int-mid", "exp-raw", "softplus", "nan-logic", "mask-inf", "gather-dyn"),
+    *("gather-nd", "no-path", "argmax-2048", "repeat-kv", "linear-conv", "dw-conv", "group-conv", "dyn-weight"),
+    *("state-inplace", "state-shift", "sdpa-op"),
+)
+
+
+def broken(package: Path, has_experts: bool) -> list[str]:
+    """Which of these rules a package breaks. A router's numbers of experts are whole numbers inside a layer."""
+    expected = {"int-mid"} if has_experts else set()
+    found = lint(open_package(package), only=OF_OPERATIONS).findings
+    return sorted({f"{f.id} at {f.place}" for f in found if f.level in ("error", "warning") and f.id not in expected})
+
+
 @pytest.mark.parametrize("saved", PACKAGED.values(), ids=PACKAGED, indirect=True)
 def test_a_package_of_each_family_passes_every_stage(saved: SafetensorsCheckpoint, tmp_path: Path) -> None:
     save_tokenizer(saved.path)
@@ -120,6 +137,7 @@ def test_a_package_of_each_family_passes_every_stage(saved: SafetensorsCheckpoin
         "package_engine": True,
     }
     assert stages == {**ran, "tokenizer": True, "draft": None, "compressed": None}
+    assert broken(bundle.package, has_experts='"num_experts"' in recipe.model_dump_json()) == []
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
