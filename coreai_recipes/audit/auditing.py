@@ -178,7 +178,8 @@ class Audited:
         habits = f" without {', '.join(self.without)}" if self.without else ""
         noted = (("NaN", self.nans), ("infinity", self.infinities))
         words = ", ".join(f"{what} in {found[0]}" for what, found in noted if found)
-        return [*small, f"engine{habits}: {words or 'every value is finite'}", *self.decisions()]
+        unread = [f"left out, for the tokenizer cannot take them: {', '.join(self.left_out)}"] if self.left_out else []
+        return [*unread, *small, f"engine{habits}: {words or 'every value is finite'}", *self.decisions()]
 
     def decisions(self) -> list[str]:
         """What the recipe should say, and what must be float32."""
