@@ -75,16 +75,16 @@ def whole_bundle() -> Path:
 
 def warm_up() -> None:
     """Build the bundle, and do once what is asked of it."""
-    for ask in (_run, _chat, _verify):
+    for ask in (_run, _chat, _verify, _lint):
         ask(whole_bundle())
 
 
 def attempt(folder: Path, seed: int) -> None:
-    """What `recipe run`, `chat` and `verify` do with a damaged bundle; raises the last UserError of theirs."""
+    """What `recipe run`, `chat`, `verify` and `lint` do with a damaged bundle; raises the last UserError of theirs."""
     target = folder / TINY.name
     mutate(whole_bundle(), target, seed)
     told: UserError | None = None
-    for ask in (_run, _chat, _verify):
+    for ask in (_run, _chat, _verify, _lint):
         try:
             ask(target)
         except UserError as error:
@@ -117,6 +117,13 @@ def _verify(bundle: Path) -> None:
     from coreai_recipes.bundle import verify
 
     verify(bundle, TINY, stages=["rotary", "package", "tokenizer"]).to_json()
+
+
+def _lint(bundle: Path) -> None:
+    from coreai_recipes.lint.findings import lint
+    from coreai_recipes.lint.reading import open_subject
+
+    lint(open_subject(bundle)).to_json()
 
 
 def mutate(bundle: Path, target: Path, seed: int) -> str:

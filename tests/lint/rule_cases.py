@@ -207,6 +207,11 @@ def one(function: Callable[..., Any], **more: Any) -> Callable[..., Any]:
     return lambda x: function(x=x, **more)
 
 
+def quotient_by_another(x: Any, w: Any) -> Any:
+    largest = mb.reduce_max(x=mb.abs(x=w), axes=[1], keep_dims=True)
+    return mb.square(x=mb.real_div(x=x, y=largest))
+
+
 IDS: Specs = {"ids": (I32, (1, 32))}
 IMAGE = x16(1, 32, 1, 32)
 
@@ -366,4 +371,39 @@ CASES: dict[str, tuple[Case, Case]] = {
         Case(lambda x: mb.scaled_dot_product_attention(query=x, key=x, value=x), x16(1, 2, 8, 32), level="warning"),
         Case(lambda x: mb.matmul(x=x, y=x, transpose_y=True), x16(1, 2, 8, 32)),
     ),
+}  # fmt: skip
+
+# Other ways to break a rule: by a name, its id, the device, and what is found.
+OTHERS: dict[str, tuple[str, str | None, str | None, Case]] = {
+    "a state written from what is stale": ("state-inplace", None, "error",
+        Case(stale_write, x16(1, 1, 1, 32), cache((1, 1, 32, 32)))),
+    "two states": ("state-count", None, "warning",
+        Case(sum_of_states, x16(32), cache((1, 1, 32, 32), (1, 1, 32, 32)))),
+    "three states of one shape": ("state-uniform", "M1", None,
+        Case(sum_of_states, x16(32), cache(*[(1, 1, 32, 32)] * 3))),
+    "states of two shapes on M1": ("state-uniform", "M1", "error",
+        Case(sum_of_states, x16(32), cache((1, 1, 32, 32), (1, 1, 64, 32)))),
+    "a head of 40 on M4": ("state-32", "M4", "error", Case(sum_of_states, x16(40), cache((1, 1, 32, 40)))),
+    "a head of 40 on M1": ("state-32", "M1", None, Case(sum_of_states, x16(40), cache((1, 1, 32, 40)))),
+    "36 rows on M4": ("state-32", "M4", "warning", Case(sum_of_states, x16(32), cache((1, 1, 36, 32)))),
+    "blocks on M1": ("pq-block", "M1", "error", Case(integers(2), x16(1, 64))),
+    "blocks on M3": ("pq-block", "M3", "warning", Case(integers(2), x16(1, 64))),
+    "a palette of float16": ("pq-lut", None, "note", Case(lambda x: mb.matmul(x=x, y=palette()), x16(1, 64))),
+    "one mask of -inf": ("mask-inf", None, "warning", Case(masked(-np.inf), {**x16(1, 32), "seen": (I32, (1, 32))})),
+    "a working set between M1's and M5's": ("wset", "M5", None, Case(mb_relu, x16(1, 1100, 32, 32))),
+    "a working set beyond M5's": ("wset", "M5", "warning", Case(mb_relu, x16(1, 2400, 32, 32))),
+    "a working set of nobody's": ("wset", "A19", None, Case(mb_relu, x16(1, 2400, 32, 32))),
+    "an axis beyond 65,536 on M4": ("width-16k", "M4", "error", Case(mb_relu, x16(1, 65600))),
+    "an axis of 20,000 on M4": ("width-16k", "M4", None, Case(mb_relu, x16(1, 20000))),
+    "five axes": ("rank-5", None, "note", Case(one(mb.reshape, shape=[1, 2, 2, 4, 32]), x16(16, 32))),
+    "quantised activations on a phone": ("a8", "A19", "error", Case(quantised, x16(1, 64))),
+    "a computed weight on M1": ("dyn-weight", "M1", "error",
+        Case(lambda x, w: mb.conv(x=x, weight=w), {**IMAGE, "w": (F16, (32, 32, 1, 1))})),
+    "a square of what a softmax gives": ("square-256", None, None,
+        Case(lambda x: mb.square(x=mb.softmax(x=x, axis=-1)), x16(1, 32))),
+    "a square by pow": ("square-256", None, "unknown", Case(lambda x: mb.pow(x=x, y=np.float16(2)), x16(1, 32))),
+    "an exponential of what is clipped": ("exp-raw", None, None,
+        Case(lambda x: mb.exp(x=mb.clip(x=x, alpha=np.float16(-1), beta=np.float16(9))), x16(1, 32))),
+    "a quotient by the maximum of another": (
+        "square-256", None, "unknown", Case(quotient_by_another, {**x16(1, 32), "w": (F16, (1, 32))})),
 }  # fmt: skip

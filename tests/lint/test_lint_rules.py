@@ -9,13 +9,13 @@ import pytest
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.proto import Model_pb2
 
-from coreai_recipes.lint.chips import chips
+from coreai_recipes.lint.chips import chips, find_chip
 from coreai_recipes.lint.findings import Finding, lint
 from coreai_recipes.lint.reading import open_subject
 from coreai_recipes.lint.rule import rules
 from coreai_recipes.recipe import engine_words, load_recipe
 from tests.evaluate.mil_programs import write_package
-from tests.lint.rule_cases import CASES, Case
+from tests.lint.rule_cases import CASES, OTHERS, Case
 from tests.lint.rule_table import BEGIN, END, PAGE, table
 
 # Rules about files, tokenizers, shapes that a call chooses and packages of several functions: in tests of their own.
@@ -25,13 +25,13 @@ SETTING = re.compile(r"--set ([a-z][a-z0-9_.]*=[a-z0-9_.]+)(?![A-Za-z])")
 REMEDIES = [text for rule in rules().values() for text in (rule.remedy, *(case.remedy or "" for case in rule.cases))]
 
 
-def findings(case: Case, rule: str, folder: Path) -> tuple[Finding, ...]:
+def findings(case: Case, rule: str, folder: Path, device: str | None = None) -> tuple[Finding, ...]:
     package = write_package(folder / "one.mlpackage", case.build, case.inputs, case.states)
     file = next(package.glob("Data/**/*.mlmodel"))
     model = Model_pb2.Model.FromString(file.read_bytes())
     case.patch(model)
     file.write_bytes(model.SerializeToString())
-    return lint(open_subject(package), only=[rule]).findings
+    return lint(open_subject(package), None if device is None else find_chip(device), only=[rule]).findings
 
 
 @pytest.mark.parametrize("rule", CASES)
@@ -43,6 +43,13 @@ def test_a_rule_fires_where_it_must_and_nowhere_else(rule: str, tmp_path: Path) 
     assert all(finding.message and finding.place and finding.source for finding in found)
     (tmp_path / "other").mkdir()
     assert findings(keeps, rule, tmp_path / "other") == ()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_rule_tells_cases_and_chips_apart(name: str, tmp_path: Path) -> None:
+    rule, device, level, case = OTHERS[name]
+    found = findings(case, rule, tmp_path, device)
+    assert (found[0].level if found else None) == level
 
 
 def test_every_rule_has_its_cases() -> None:
