@@ -1,7 +1,7 @@
 """An audit: a package on several prompts, and what its ranges say."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from coreai_recipes.evaluate.registry import Node
 from coreai_recipes.manifest.audit import Audit
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.rules import scale_problems
+from coreai_recipes.recipe.schema import Export
 from coreai_recipes.staging import temporary_folder
 from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 from coreai_recipes.verification.calls import LAYER, Note, plan_calls, run_call
@@ -248,9 +249,20 @@ def audit_recipe(
 ) -> Audited:
     """The same of a recipe, whose package is built for it and not kept."""
     habits_without(without)
+    # rules of the device that it is for must not keep it from being measured
+    asked = {"device": recipe.export.device, "allow": recipe.export.allow}
+    plain = recipe.model_copy(
+        update={"export": recipe.export.model_copy(update={name: _default(name) for name in asked})}
+    )
     with temporary_folder() as folder:
-        bundle = build(recipe, checkpoint, folder, verified=False, progress=progress)
-        return _audit(bundle, recipe.name, prompts, without, progress)
+        bundle = build(plain, checkpoint, folder, verified=False, progress=progress)
+        audited = _audit(bundle, recipe.name, prompts, without, progress)
+    export = audited.recipe.export.model_copy(update=asked)
+    return replace(audited, recipe=audited.recipe.model_copy(update={"export": export}))
+
+
+def _default(name: str) -> Any:
+    return Export.model_fields[name].get_default(call_default_factory=True)
 
 
 def _audit(

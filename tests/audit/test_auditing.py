@@ -119,7 +119,9 @@ def test_a_bundle_keeps_its_audit_sealed_and_the_recipe_that_follows_needs_nothi
     applied = load_recipe(tmp_path / "applied.yaml")
     assert applied.model == opened.recipe.model
     assert applied.export.residual_scale == 0.25
-    again = audit_recipe(applied, grown[1], PROMPTS[:1])
+    for_device = applied.model_copy(update={"export": applied.export.model_copy(update={"device": "M4"})})
+    again = audit_recipe(for_device, grown[1], PROMPTS[:1])
+    assert again.recipe == for_device
     assert (again.nans, again.infinities, again.scale, again.peaks.scale) == ((), (), 0.25, 0.25)
     assert again.worst("product")[0].range.largest < 8192
 
