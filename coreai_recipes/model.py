@@ -165,7 +165,7 @@ def count_parameters(recipe: Recipe) -> int:
 
 def exported_form(recipe: Recipe) -> Form:
     """The form in which the recipe's decoder is exported."""
-    return Form(recipe.export.fold, recipe.export.scale)
+    return Form(recipe.export.fold, recipe.export.scale, recipe.export.mlp_layout == "8x8")
 
 
 def fill(module: nn.Module, read: ReadParameter, prefix: str = "") -> None:

@@ -14,6 +14,10 @@ from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.per_layer import PerLayerGate
 from coreai_recipes.recipe.schema import LayerNorm, PerLayerEmbedding, RMSNorm, Stack
 
+# MLPs that do the same to each token, wherever it lies.
+POINTWISE = ("gated", "plain")
+SQUARE = 8
+
 
 @dataclass(frozen=True)
 class Form:
@@ -22,10 +26,12 @@ class Form:
     Attributes:
         folded: heads stand in the rotary's fold order (`rotary.fold_order`).
         residual_scale: the residual stream, what reads it and what is written to it, is scaled by this power of two.
+        mlp_in_square: the 64 tokens of a call lie as 8 x 8 in an MLP without experts.
     """
 
     folded: bool = False
     residual_scale: float = 1.0
+    mlp_in_square: bool = False
 
     def of_stream(self, norm: RMSNorm | LayerNorm) -> RMSNorm | LayerNorm:
         """The norm of a scaled stream: with eps scaled along, its result is the same to the bit."""
@@ -50,6 +56,7 @@ class Layer(nn.Module):
         self.attention_post_norm = build_norm(norm, hidden_size) if behind else nn.Identity()
         self.mlp_norm = build_norm(stream_norm, hidden_size) if before and placement != "parallel" else nn.Identity()
         self.mlp = build_mlp(kind.mlp, hidden_size)
+        self.mlp_in_square = form.mlp_in_square and kind.mlp.kind in POINTWISE
         self.dense_post_norm = build_norm(norm, hidden_size) if kind.experts else None
         self.experts = build_experts(kind.experts, hidden_size, norm, stream_norm) if kind.experts else None
         self.mlp_post_norm = build_norm(norm, hidden_size) if behind else nn.Identity()
@@ -69,16 +76,23 @@ class Layer(nn.Module):
         n = self.attention_norm(x)
         y = self.attention(n, cos, sin, mask, cache, temperature)
         if self.placement.startswith("parallel"):
-            x = x + scaled(y + self.mlp(n if self.placement == "parallel" else self.mlp_norm(x)), self.multiplier)
+            x = x + scaled(y + self._of_mlp(n if self.placement == "parallel" else self.mlp_norm(x)), self.multiplier)
         else:
             x = self._join(x, y, self.attention_post_norm)
-            y = self.mlp(self.mlp_norm(x))
+            y = self._of_mlp(self.mlp_norm(x))
             if self.experts is not None and self.dense_post_norm is not None:
                 y = self.dense_post_norm(y) + self.experts(x)
             x = self._join(x, y, self.mlp_post_norm)
         if self.per_layer is not None:
             x = x + self.per_layer(x, per_layer)
         return x if self.scalar is None else x * self.scalar
+
+    def _of_mlp(self, x: Tensor) -> Tensor:
+        """What the MLP makes of x (1, C, 1, S): of 64 tokens as a square, where the form says so."""
+        if not self.mlp_in_square or x.shape[3] != SQUARE**2:
+            return self.mlp(x)  # type: ignore[no-any-return]
+        out: Tensor = self.mlp(x.view(1, -1, SQUARE, SQUARE))
+        return out.view(x.shape)
 
     def _join(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
         """The residual stream and what a block adds to it, with the norm that stands behind, if any."""

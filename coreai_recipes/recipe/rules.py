@@ -338,6 +338,13 @@ def _export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
                 ("export", "functions", function),
                 f"{function} takes {query} tokens at a call, the context holds {context}",
             )
+    prefill = integer_at(recipe, "export", "functions", "prefill")
+    if value_at(recipe, "export", "mlp_layout") == "8x8" and prefill not in (None, 64):
+        yield Problem(
+            ("export", "mlp_layout"),
+            f"8x8 is for a prefill of 64 tokens, and this one takes {prefill}",
+            "set export.functions.prefill to 64, or leave mlp_layout out",
+        )
     scale = value_at(recipe, "export", "residual_scale")
     if isinstance(scale, int | float) and 0 < scale <= 1 and math.frexp(scale)[0] != 0.5:
         near = 2.0 ** round(math.log2(scale))
