@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from coreai_recipes.errors import BundleError
-from coreai_recipes.front import StateSpec, state_specs
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
 from coreai_recipes.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.states import StateSpec, state_specs, states_of
 
 DRAFT = "draft"
 MOST_NAMED = 20
@@ -108,19 +108,30 @@ def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
 
 def _state_contradictions(states: Mapping[str, State], recipe: Recipe) -> Iterator[str]:
     """Rows are a builder's choice, as long as they hold what the recipe asks for."""
-    specs = {f"{half}_{kind}": spec for kind, spec in state_specs(recipe).items() for half in "kv"}
-    if states.keys() != specs.keys():
-        yield f"states are {', '.join(states)} and must be {', '.join(specs)}"
-    for name, spec in specs.items():
-        state = states.get(name)
-        if state is None:
-            continue
-        shape = (spec.layers, spec.num_kv_heads, state.rows, spec.head_dim)
-        if (state.kind, state.window, state.shape) != (spec.kind, spec.window, shape):
-            found = f"{list(state.shape)} of kind {state.kind} with window {state.window}"
-            yield f"states.{name} is {found} and must be {list(shape)} of kind {spec.kind} with window {spec.window}"
-        if state.rows < rows_needed(spec, recipe):
-            yield f"states.{name} has {state.rows} rows and must have {rows_needed(spec, recipe)} or more"
+    expected = states_of(state_specs(recipe))
+    if states.keys() != expected.keys():
+        yield f"states are {', '.join(states)} and must be {', '.join(expected)}"
+    for name in (name for name in expected if name in states):
+        state, wanted = states[name], expected[name]
+        rows = state.shape[2]
+        shape = (*wanted.shape[:2], rows, wanted.shape[3])
+        if (state.role, state.shape) != (wanted.role, shape):
+            found = f"{state.role} {list(state.shape)}"
+            yield f"states.{name} is {found} and must be {wanted.role} {list(shape)}"
+        kinds = {kind: (places.first, places.count, places.window) for kind, places in state.kinds.items()}
+        places = {spec.kind: (spec.first, spec.layers, spec.window) for spec in wanted.kinds}
+        if kinds != places:
+            yield f"states.{name} has {_placed(kinds)} and must have {_placed(places)}"
+        needed = max(rows_needed(spec, recipe) for spec in wanted.kinds)
+        if rows < needed:
+            yield f"states.{name} has {rows} rows and must have {needed} or more"
+
+
+def _placed(kinds: Mapping[str, tuple[int, int, int | None]]) -> str:
+    return ", ".join(
+        f"{count} layers of {kind} from {first} on with window {window}"
+        for kind, (first, count, window) in kinds.items()
+    )
 
 
 def rows_needed(spec: StateSpec, recipe: Recipe) -> int:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreai_recipes.front import StateSpec, state_specs
 from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, draft_mask
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
@@ -23,6 +22,7 @@ from coreai_recipes.primitives.registry import primitive
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
 from coreai_recipes.recipe.schema import Draft as DraftSpec
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.states import StateSpec, state_specs
 
 DRAFT = "draft"  # the function of a package that it becomes
 
@@ -70,7 +70,8 @@ class Draft(nn.Module):
 
     def slot(self, owner: str) -> int:
         """The place in its states of the target's last layer of a kind."""
-        return self.recipe.model.layer_kinds.count(owner) - 1
+        spec = self.owners[owner]
+        return spec.at(spec.layers - 1)
 
     def pairs(self, kind: str) -> int:
         """How many pairs the angles of a kind hold; 0 when it has no rotary."""
@@ -120,7 +121,8 @@ class Draft(nn.Module):
         for layer in self.stack:
             owner = self.owner(layer.kind)
             slot = torch.tensor([self.slot(owner)], dtype=torch.int32)
-            cache = SharedCache(states[f"k_{owner}"], states[f"v_{owner}"], slot)
+            spec = self.owners[owner]
+            cache = SharedCache(states[spec.keys], states[spec.values] if spec.values else None, slot)
             x = layer(x, *self.inputs(layer.kind, at, counts), cache)
         return self.finish(x)
 

@@ -18,29 +18,14 @@ from coreai_recipes.primitives.cache import (
 )
 from coreai_recipes.primitives.per_layer import PerLayerInput
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
-from coreai_recipes.recipe.schema import LayerKind, Recipe, SlidingAttention, Temperature
+from coreai_recipes.recipe.schema import LayerKind, Recipe, Temperature
+from coreai_recipes.states import StateSpec, owner_of, state_specs
 
 # How layers that share a cache see it.
 # seen:   as its owner does, from the owner's own keys and values of this call: what torch does.
 # after:  from the states, as the call has left them: what the functions of a package do.
 # last:   as `after`, for the last real token alone: `prefill`, which needs nothing else of these layers.
 Sharing = Literal["seen", "after", "last"]
-
-
-@dataclass(frozen=True)
-class StateSpec:
-    """The K and V states of one kind: (layers, KV heads, rows, head_dim) each, float16 in the package."""
-
-    kind: str
-    layers: int
-    num_kv_heads: int
-    rows: int
-    head_dim: int
-    window: int | None
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return (self.layers, self.num_kv_heads, self.rows, self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -59,34 +44,6 @@ class LayerInputs:
     placement: Placement | None
     padding: Tensor | None
     temperature: Tensor | None = None
-
-
-def owner_of(recipe: Recipe, kind: str) -> str:
-    """The kind whose cache the layers of `kind` attend to: their own, or that which they share."""
-    return recipe.model.kinds[kind].attention.shares_kv_with or kind
-
-
-def state_specs(recipe: Recipe, positions: int | None = None) -> dict[str, StateSpec]:
-    """The states of each kind that owns a cache, by kind, in the order of first use.
-
-    A full cache has spare rows for the padding of a call at its very end; a ring has as many rows beyond its window as
-    `score` may roll back. They hold the recipe's context, or `positions` where fewer are needed.
-    """
-    held = recipe.export.context if positions is None else positions
-    kinds, functions = recipe.model.layer_kinds, recipe.export.functions
-    specs = {}
-    for name in dict.fromkeys(kinds):
-        if owner_of(recipe, name) != name:
-            continue
-        attention = recipe.model.kinds[name].attention
-        window = attention.window if isinstance(attention, SlidingAttention) else None
-        if window is None:
-            # the last call may start at context - 1; rows in whole blocks of 32, the engine's alignment
-            rows = -(-(held + max(functions.queries.values()) - 1) // 32) * 32
-        else:
-            rows = window + (functions.score - 1 if functions.score else 0)
-        specs[name] = StateSpec(name, kinds.count(name), attention.num_kv_heads, rows, attention.head_dim, window)
-    return specs
 
 
 class Front(nn.Module):
@@ -161,6 +118,10 @@ class Front(nn.Module):
 
         return self._first(name, likeness)
 
+    def place_group(self, name: str) -> str:
+        """The first kind with a full cache, or with a ring of as many rows: kinds that are written alike."""
+        return self._first(name, lambda n: self.state(n).window is not None and self.state(n).rows)
+
     def temperature_group(self, name: str, sharing: Sharing = "seen") -> str:
         """The first kind whose queries grow alike at the same positions."""
         return self._first(name, lambda n: (self.kinds[n].attention.temperature, sharing == "last" and self.shares(n)))
@@ -200,7 +161,8 @@ class Front(nn.Module):
         queries = input_ids.shape[1]
         positions = position + torch.arange(queries, dtype=torch.int32, device=input_ids.device)  # (S,)
         angles: dict[str, tuple[Tensor, Tensor]] = {}
-        masks: dict[str, tuple[Tensor, Tensor, Placement | None]] = {}
+        masks: dict[str, Tensor] = {}
+        places: dict[str, tuple[Tensor, Placement | None]] = {}
         padding = padding_of(queries, count) if cached and queries > 1 else None
         temperatures: dict[str, Tensor | None] = {}
         for name in self.kinds:
@@ -214,32 +176,43 @@ class Front(nn.Module):
                 temperatures[name] = None if spec is None else _temperature(spec, asked)
             if self.mask_group(name, sharing) == name:
                 if not cached:
-                    masks[name] = self._see(name, positions, positions, self.state(name).window), position, None
+                    masks[name] = self._see(name, positions, positions, self.state(name).window)
                 elif self.shares(name) and sharing != "seen":
-                    masks[name] = self._mask_after(name, asked, position + count), position, None
+                    masks[name] = self._mask_after(name, asked, position + count)
                 else:
-                    masks[name] = self._mask_and_place(name, positions, position, count, padding)
+                    masks[name] = self._mask(name, positions, position)
+            if self.place_group(name) == name:
+                places[name] = self._place(name, position, count, padding) if cached else (position, None)
         inputs = {}
         for name in self.kinds:
             cos, sin = angles[self.angle_group(name, sharing)]
-            seen, first, placement = masks[self.mask_group(name, sharing)]
+            seen = masks[self.mask_group(name, sharing)]
+            first, placement = places[self.place_group(name)]
             temperature = temperatures[self.temperature_group(name, sharing)]
             inputs[name] = LayerInputs(cos, sin, seen, first, placement, padding, temperature)
         x = self.embedding(input_ids, positions)
         return x, inputs, None if self.per_layer is None else self.per_layer(x, rows)
 
-    def _mask_and_place(
-        self, name: str, positions: Tensor, position: Tensor, count: Tensor, padding: Tensor | None
-    ) -> tuple[Tensor, Tensor, Placement | None]:
+    def _mask(self, name: str, positions: Tensor, position: Tensor) -> Tensor:
+        """The mask of the call's own queries over what their cache gives them."""
         state = self.state(name)
         if state.window is None:
-            return self._see(name, full_key_positions(state.rows, positions.device), positions, None), position, None
-        if padding is None:  # the one token is in its row before the attention looks
-            keys = ring_key_positions(state.rows, position + 1)
-            return self._see(name, keys, positions, state.window), position % state.rows, None
+            return self._see(name, full_key_positions(state.rows, positions.device), positions, None)
+        if positions.shape[0] == 1:  # the one token is in its row before the attention looks
+            return self._see(name, ring_key_positions(state.rows, position + 1), positions, state.window)
         held = torch.cat((ring_key_positions(state.rows, position), positions))  # (rows + S,)
-        placement = ring_placement(state.rows, position, count, padding)
-        return self._see(name, held, positions, state.window), position, placement
+        return self._see(name, held, positions, state.window)
+
+    def _place(
+        self, name: str, position: Tensor, count: Tensor, padding: Tensor | None
+    ) -> tuple[Tensor, Placement | None]:
+        """The first row that a call writes, and where its tokens go where several come into a ring."""
+        state = self.state(name)
+        if state.window is None:
+            return position, None
+        if padding is None:
+            return position % state.rows, None
+        return position, ring_placement(state.rows, position, count, padding)
 
     def _mask_after(self, name: str, asked: Tensor, next_position: Tensor) -> Tensor:
         """The mask of queries at `asked` over the states, in which all before `next_position` (1,) is written.

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreai_recipes.front import Front, LayerInputs, owner_of
+from coreai_recipes.front import Front, LayerInputs
 from coreai_recipes.primitives.cache import Cache, NoCache, Placement, RingCache, RowCache
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.per_layer import PerLayerInput, slice_of
 from coreai_recipes.primitives.registry import primitive
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.states import states_of
 
 ReadParameter = Callable[[str], Tensor]
 PER_LAYER_TABLE = "per_layer_table.weight"
@@ -56,12 +57,14 @@ class Decoder(nn.Module):
         )
         # not a submodule: it holds no weights but those of modules that have their names already
         self._front = [Front(recipe, self.embedding, self.per_layer, form.folded, positions)]
-        kinds = model.layer_kinds
         # each layer's place in the states it attends to: its own, or that of the last layer that owns them
-        self.slots = [
-            kinds[:index].count(name) if owner_of(recipe, name) == name else kinds.count(owner_of(recipe, name)) - 1
-            for index, name in enumerate(kinds)
-        ]
+        seen: dict[str, int] = {}
+        self.slots: list[int] = []
+        for name in model.layer_kinds:
+            owner = self.front.owners[name]
+            if owner == name:
+                seen[owner] = seen.get(owner, -1) + 1
+            self.slots.append(self.front.states[owner].at(seen[owner]))
 
     @property
     def front(self) -> Front:
@@ -73,9 +76,8 @@ class Decoder(nn.Module):
         return () if self.per_layer_table is None else (PER_LAYER_TABLE,)
 
     def make_states(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Empty states by name, `k_KIND` and `v_KIND`, as the package declares them."""
-        specs = self.front.states.values()
-        return {f"{half}_{spec.kind}": torch.zeros(spec.shape, dtype=dtype) for spec in specs for half in "kv"}
+        """Empty states by name, as the package declares them."""
+        return {name: torch.zeros(state.shape, dtype=dtype) for name, state in states_of(self.front.states).items()}
 
     def forward(
         self,
@@ -123,8 +125,9 @@ class Decoder(nn.Module):
 
     def cache(self, index: int, states: dict[str, Tensor], given: LayerInputs) -> Cache:
         """The cache of layer `index` in `states`."""
-        kind, slot = self.stack[index].kind, torch.tensor([self.slots[index]], dtype=torch.int32)
-        return make_cache(states[f"k_{kind}"], states[f"v_{kind}"], slot, given.first, given.padding, given.placement)
+        spec, slot = self.front.state(self.stack[index].kind), torch.tensor([self.slots[index]], dtype=torch.int32)
+        values = None if spec.values is None else states[spec.values]
+        return make_cache(states[spec.keys], values, slot, given.first, given.padding, given.placement)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (1, S, V) of the last hidden state x (1, C, 1, S)."""
@@ -135,7 +138,7 @@ class Decoder(nn.Module):
 
 def make_cache(
     keys: Tensor,
-    values: Tensor,
+    values: Tensor | None,
     slot: Tensor,
     first: Tensor,
     padding: Tensor | None,

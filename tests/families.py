@@ -207,7 +207,7 @@ def gemma2(**changes: Any) -> Pair:
     rotary = {"kind": "full", "theta": 10000.0}
     attention = {"scale": 13**-0.5, "softcap": 5.0}
     kinds = {
-        "sliding": _kind(config, rotary, window=7, activation="gelu_tanh", **attention),
+        "sliding": _kind(config, rotary, window=config.sliding_window, activation="gelu_tanh", **attention),
         "full": _kind(config, rotary, activation="gelu_tanh", **attention),
     }
     recipe = _recipe("gemma2", config, kinds, export, **_gemma_model(softcap=7.0))

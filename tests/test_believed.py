@@ -84,13 +84,16 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "packages: functions.decode: output logits is float16 [1, 1, 511] and must be float16 [1, 1, 512]",
     ),
     "a window": (
-        lambda m: m["states"]["k_full"].update(window=16),
-        "states.k_full is [4, 2, 288, 32] of kind full with window 16 and must be [4, 2, 288, 32] of kind full "
-        "with window None",
+        lambda m: m["states"]["kv_full"]["kinds"]["full"].update(window=16),
+        "states.kv_full has 4 layers of full from 0 on with window 16 and must have 4 layers of full from 0 on with "
+        "window None",
     ),
     "too few rows": (
-        lambda m: [m["states"][f"{half}_full"].update(rows=128, shape=[4, 2, 128, 32]) for half in "kv"],
-        "states.k_full has 128 rows and must have 271 or more",
+        lambda m: [
+            m["states"]["kv_full"].update(shape=[8, 2, 128, 32]),
+            m["states"]["kv_full"]["kinds"]["full"].update(rows=128),
+        ],
+        "states.kv_full has 128 rows and must have 271 or more",
     ),
     "a table": (
         lambda m: m["packages"].append(
@@ -117,9 +120,8 @@ def test_a_context_that_the_states_do_not_hold_is_refused(bundle: Path) -> None:
     recipe.write_text(recipe.read_text().replace("context: 256", "context: 100000"))
     change(bundle, lambda manifest: manifest.update(context=100000))
     seal_again(bundle)
-    assert opened(bundle) == tuple(
-        f"{bundle}: manifest.json: states.{half}_full has 288 rows and must have 100015 or more, by its recipe.yaml"
-        for half in "kv"
+    assert opened(bundle) == (
+        f"{bundle}: manifest.json: states.kv_full has 288 rows and must have 100015 or more, by its recipe.yaml",
     )
 
 
@@ -146,8 +148,8 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "no packages": (lambda m: m.pop("packages"), "packages: field required"),
     "a huge size": (
-        lambda m: m["states"]["k_full"].update(rows=1 << 40),
-        "states.k_full.rows: input should be less than 2147483648 (1099511627776)",
+        lambda m: m["states"]["kv_full"]["kinds"]["full"].update(rows=1 << 40),
+        "states.kv_full.kinds.full.rows: input should be less than 2147483648 (1099511627776)",
     ),
 }
 
@@ -302,7 +304,7 @@ PROGRAMS: dict[str, tuple[Callable[[Any], object], str]] = {
     "a function less": (drop_a_function, "has no function prefill, which the manifest describes"),
     "longer states": (
         lengthen_states,
-        "state k_full is float16 [4, 2, 1048576, 32] and must be float16 [4, 2, 288, 32]",
+        "state kv_full is float16 [8, 2, 1048576, 32] and must be float16 [8, 2, 288, 32]",
     ),
     "another description": (describe_otherwise, "its description has the functions none and must have decode, prefill"),
 }

@@ -16,8 +16,10 @@ from coreai_recipes.bundle import Bundle, VerificationError, build
 from coreai_recipes.errors import BundleError, CheckpointError
 from coreai_recipes.evaluate import EvaluationError
 from coreai_recipes.evaluate.cost import function_costs
+from coreai_recipes.manifest.contents import is_bundle
 from coreai_recipes.model import count_parameters
 from coreai_recipes.recipe import load_recipe
+from coreai_recipes.staging import check_place
 
 CHECKPOINT = Path(__file__).parent / "checkpoints/tiny-llama"
 NAME = "tiny-llama"
@@ -61,14 +63,14 @@ def digest(path: Path) -> str:
 def test_the_manifest_has_these_keys_and_no_others(first: Bundle) -> None:
     assert list(first.manifest) == [
         "format", "name", "recipe_sha256", "checkpoint", "versions", "context", "vocab_size", "logits", "packages",
-        "states", "eos_token_ids", "tokens", "files",
+        "states", "carried", "eos_token_ids", "tokens", "files",
     ]  # fmt: skip
     assert json.loads((first.path / "manifest.json").read_text()) == first.manifest
 
 
 def test_the_manifest_says_what_was_built_from_what(first: Bundle) -> None:
     manifest = first.manifest
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["name"] == NAME
     assert manifest["recipe_sha256"] == digest(first.path / "recipe.yaml")
     assert manifest["checkpoint"] == {
@@ -144,8 +146,9 @@ def test_a_program_that_cannot_be_counted_is_built_without_a_cost(
 
 def test_the_manifest_describes_the_states(first: Bundle) -> None:
     rows = 288  # context + prefill - 1, in whole blocks of 32
-    state = {"dtype": "float16", "shape": [LAYERS, 2, rows, 32], "kind": "full", "rows": rows, "window": None}
-    assert first.manifest["states"] == {"k_full": state, "v_full": state}
+    kinds = {"full": {"first": 0, "count": LAYERS, "rows": rows, "window": None}}
+    state = {"dtype": "float16", "shape": [2 * LAYERS, 2, rows, 32], "role": "kv", "kinds": kinds}
+    assert first.manifest["states"] == {"kv_full": state}
 
 
 def test_the_manifest_is_what_the_package_says_of_itself(first: Bundle) -> None:
@@ -278,17 +281,29 @@ def test_every_file_that_changed_is_named_in_one_go(bundle: Bundle) -> None:
 
 
 def test_a_bundle_of_a_later_format_is_refused(bundle: Bundle) -> None:
-    manifest = bundle.manifest | {"format": 2}
+    manifest = bundle.manifest | {"format": 3}
     (bundle.path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError) as caught:
         Bundle.open(bundle.path)
-    assert caught.value.problems == (f"{bundle.path}: manifest.json has format 2, this version reads format 1",)
+    assert caught.value.problems == (f"{bundle.path}: manifest.json has format 3, this version reads format 2",)
+
+
+def test_a_bundle_of_an_earlier_format_is_ours_to_replace_and_not_to_be_read(bundle: Bundle) -> None:
+    manifest = bundle.manifest | {"format": 1, "states": {"k_full": {"kind": "full"}}}
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle.path)
+    assert caught.value.problems == (
+        f"{bundle.path}: manifest.json has format 1 of an older version, this one reads format 2: build it again",
+    )
+    check_place(bundle.path)  # raises for what is not a bundle
+    assert is_bundle(bundle.path)
 
 
 @pytest.mark.parametrize("content", ["[]", '"text"', "3"])
 def test_a_manifest_that_is_no_mapping_is_refused(bundle: Bundle, content: str) -> None:
     (bundle.path / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match=r"manifest.json has format \w+, this version reads format 1"):
+    with pytest.raises(BundleError, match=r"manifest.json has format \w+, this version reads format 2"):
         Bundle.open(bundle.path)
 
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from coreai_recipes import front as front_module
 from coreai_recipes.folding import stored_as
-from coreai_recipes.front import state_specs
 from coreai_recipes.model import Decoder, build_decoder, empty, fill
 from coreai_recipes.primitives import cache as cache_module
 from coreai_recipes.primitives.cache import Placement
 from coreai_recipes.primitives.layer import PLAIN
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.states import state_specs, states_of
 
 CONTEXT, PREFILL, SCORE, WINDOW = 64, 16, 5, 7
 FLOOR = 100
@@ -132,7 +132,7 @@ def test_kinds_of_different_windows_and_head_dims_live_in_one_model() -> None:
     assert {name: decoder.front.angle_group(name) for name in decoder.front.kinds} == {
         n: n for n in ("near", "wide", "far")
     }
-    assert decoder.slots == [0, 0, 1, 0, 1]
+    assert decoder.slots == [0, 0, 2, 0, 2]
 
 
 def test_kinds_that_turn_or_see_alike_share_their_angles_and_masks() -> None:
@@ -207,12 +207,13 @@ def full() -> Decoder:
 @cache
 def shifting() -> Decoder:
     """Without `score`: a ring of exactly the window."""
-    return mistral(functions={"prefill": PREFILL}).decoder()
+    return mistral(sliding_window=32, functions={"prefill": PREFILL}).decoder()
 
 
 @cache
 def ring() -> Decoder:
-    return mistral().decoder()
+    """The window and what `score` may roll back are just a block of rows."""
+    return mistral(sliding_window=28).decoder()
 
 
 @cache
@@ -305,11 +306,10 @@ def test_padding_leaves_the_ring_untouched(kind: str) -> None:
     decoder, ids = DECODERS[kind](), random_ids(PREFILL)
     states = decoder.make_states()
     decoder(ids, 0, 3, states)
-    rows = states["k_sliding"].shape[2]
+    assert list(states) == ["kv_sliding"]
     for state in states.values():
         assert state[:, :, :3].any(-1).all()
         assert not state[:, :, 3:].any()
-        assert rows == state.shape[2]
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -332,7 +332,7 @@ def test_a_session_may_start_again_over_whatever_the_states_hold(name: str) -> N
 def test_ids_and_positions_of_a_chunk_longer_than_the_window_are_all_right() -> None:
     """A window of 3, chunks of 16: most of a chunk's keys are gone before the next call."""
     decoder = mistral(sliding_window=3, functions={"prefill": PREFILL, "score": 2}).decoder()
-    assert decoder.make_states()["k_sliding"].shape == (3, 2, 4, HEAD_DIM)
+    assert decoder.make_states()["kv_sliding"].shape == (6, 2, 32, HEAD_DIM)
     for plan in PLANS.values():
         calls = [call for call in plan if call[2] != SCORE]
         if len(calls) == len(plan):
@@ -345,12 +345,13 @@ def test_ids_and_positions_of_a_chunk_longer_than_the_window_are_all_right() -> 
 @pytest.mark.parametrize("back", range(1, SCORE))
 @pytest.mark.parametrize("name", ["ring", "mixed"])
 def test_a_rollback_within_score_is_exact(name: str, back: int) -> None:
-    """At every place relative to the wrap, taken up again by each function."""
-    for start in range(5, 5 + 12):
+    """At every place relative to the wrap, which is at 32, taken up again by each function."""
+    for start in range(22, 22 + 12):
         end = start + SCORE
         for count, queries in ((1, 1), (SCORE, SCORE), (3, PREFILL)):
             again = end - back
-            calls = [(0, start, PREFILL), (start, SCORE, SCORE), (again, count, queries), (again + count, 1, 1)]
+            calls = [*in_turn(16, min(start - 16, 16), then_decode_to=start), (start, SCORE, SCORE)]
+            calls += [(again, count, queries), (again + count, 1, 1)]
             assert worst_figure(DECODERS[name](), calls) >= FLOOR, (start, count)
 
 
@@ -361,10 +362,10 @@ def test_a_full_cache_rolls_back_by_any_number() -> None:
 
 def test_a_ring_forgets_what_lies_further_back_than_it_promises() -> None:
     """Else it would be larger than it must be; a token needs one old key less than the window, so N are right too."""
-    written = in_turn(16, then_decode_to=25)
+    written = in_turn(16, 16, then_decode_to=45)
     for back in range(1, SCORE + 1):
-        assert worst_figure(ring(), [*written, (25 - back, 1, 1), (26 - back, 1, 1)]) >= FLOOR
-    assert worst_figure(ring(), [*written, (25 - SCORE - 1, 1, 1)]) < 60
+        assert worst_figure(ring(), [*written, (45 - back, 1, 1), (46 - back, 1, 1)]) >= FLOOR
+    assert worst_figure(ring(), [*written, (45 - SCORE - 1, 1, 1)]) < 60
 
 
 @st.composite
@@ -414,8 +415,9 @@ def test_any_session_without_score_equals_the_plain_sequence(calls: list[tuple[i
 
 # --- the tests above, shown to notice -------------------------------------------------------------------------------
 
-RING_PLAN = [(0, 9, PREFILL), (9, 3, PREFILL), (12, 1, 1), (13, 1, 1)]
-ROLLBACK_PLAN = [*in_turn(16, then_decode_to=25), (21, 1, 1), (22, 1, 1)]
+SHORT_PLAN = [(0, 9, PREFILL), (9, 3, PREFILL), (12, 1, 1), (13, 1, 1)]
+RING_PLAN = in_turn(16, 16, 3, then_decode_to=37)
+ROLLBACK_PLAN = [*in_turn(16, 16, then_decode_to=45), (41, 1, 1), (42, 1, 1)]
 
 
 def padding_enters(rows: int, position: Tensor, count: Tensor, padding: Tensor) -> Placement:
@@ -438,10 +440,13 @@ def empty_rows_are_seen(key_positions: Tensor, query_positions: Tensor, window: 
     return cache_module.mask(key_positions.abs(), query_positions, window, keys_last)
 
 
-def written_before_it_is_seen(self: Any, state: Tensor, new: Tensor) -> Tensor:
-    at, new = self.layer, new.unsqueeze(0)
-    state[at] = state[at] * self.placement.kept + torch.matmul(self.placement.put, new)
-    return torch.cat((state[at], new), 2)
+def written_before_it_is_seen(self: Any, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    new = torch.stack((keys, values))
+    at, placement = int(self.at), self.placement
+    rows = self.key_state[at : at + 2]
+    rows.copy_(rows * placement.kept + torch.matmul(placement.put, new))
+    seen = torch.cat((rows, new), 2)
+    return seen[:1], seen[1:]
 
 
 @pytest.mark.parametrize(
@@ -451,7 +456,7 @@ def written_before_it_is_seen(self: Any, state: Tensor, new: Tensor) -> Tensor:
         ("ring_placement", nothing_is_written, RING_PLAN),
         ("ring_key_positions", one_row_off, RING_PLAN),
         ("mask", no_window, ROLLBACK_PLAN),
-        ("mask", empty_rows_are_seen, RING_PLAN),
+        ("mask", empty_rows_are_seen, SHORT_PLAN),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -472,8 +477,8 @@ def test_a_fault_in_the_ring_is_seen(
 
 
 def test_a_ring_that_is_written_before_it_is_seen_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module.RingCache, "_write", written_before_it_is_seen)
-    assert worst_figure(ring(), in_turn(16, 16, then_decode_to=32)) < 60
+    monkeypatch.setattr(cache_module.RingCache, "update", written_before_it_is_seen)
+    assert worst_figure(ring(), in_turn(16, 16, 16, then_decode_to=50)) < 60
 
 
 def test_a_ring_without_rows_to_roll_back_is_seen() -> None:
@@ -484,20 +489,71 @@ def test_a_ring_without_rows_to_roll_back_is_seen() -> None:
 
 
 def test_states_have_the_rows_that_their_calls_need() -> None:
-    """Full: context plus a last call's padding, in blocks of 32; sliding: the window, and what score may roll back."""
+    """Full: context plus a last call's padding; sliding: the window, and what score may roll back; in blocks of 32."""
     specs = state_specs(mixed().recipe)
-    assert list(specs) == ["near", "wide", "far"]  # in the order of first use
-    assert {name: spec.shape for name, spec in specs.items()} == {
-        "near": (2, 4, 4 + SCORE - 1, HEAD_DIM),
-        "wide": (2, 1, 96, 32),  # 64 + 16 - 1 = 79, in blocks of 32
-        "far": (1, 2, 11 + SCORE - 1, 24),
+    assert {name: (spec.shape, spec.window) for name, spec in specs.items()} == {  # in the order of first use
+        "near": ((4, 4, 32, HEAD_DIM), 4),
+        "wide": ((4, 1, 96, 32), None),  # 64 + 16 - 1 = 79, in blocks of 32
+        "far": ((2, 2, 32, 24), 11),
     }
-    assert {name: spec.window for name, spec in specs.items()} == {"near": 4, "wide": None, "far": 11}
-    assert state_specs(shifting().recipe)["sliding"].rows == WINDOW
+    assert list(specs) == ["near", "wide", "far"]
     states = mixed().make_states()
-    assert list(states) == ["k_near", "v_near", "k_wide", "v_wide", "k_far", "v_far"]
-    assert all(state.shape == specs[name[2:]].shape and not state.any() for name, state in states.items())
-    assert mixed().make_states(torch.float16)["k_near"].dtype == torch.float16
+    assert list(states) == ["kv_near", "kv_wide", "kv_far"]
+    assert all(state.shape == specs[name[3:]].shape and not state.any() for name, state in states.items())
+    assert mixed().make_states(torch.float16)["kv_near"].dtype == torch.float16
+
+
+@pytest.mark.parametrize(("window", "score", "rows"), [(31, 2, 32), (32, 2, 64), (28, 5, 32), (1, 33, 64)])
+def test_a_ring_has_whole_blocks_of_rows(window: int, score: int, rows: int) -> None:
+    recipe = mistral(sliding_window=window, functions={"prefill": PREFILL, "score": score}).recipe
+    assert state_specs(recipe)["sliding"].rows == rows
+
+
+def test_kinds_of_one_geometry_lie_in_one_state_and_each_layer_has_its_keys_before_its_values() -> None:
+    data = mixed().recipe.model_dump()
+    far = data["model"]["kinds"]["far"]["attention"]
+    far |= {"num_heads": 4, "num_kv_heads": 4, "head_dim": HEAD_DIM}
+    recipe = Recipe.model_validate(data)
+    states = states_of(state_specs(recipe))
+    assert {name: (state.role, state.shape, [spec.kind for spec in state.kinds]) for name, state in states.items()} == {
+        "kv_near": ("kv", (6, 4, 32, HEAD_DIM), ["near", "far"]),
+        "kv_wide": ("kv", (4, 1, 96, 32), ["wide"]),
+    }
+    near, far = states["kv_near"].kinds
+    assert [near.at(0), near.at(1), far.at(0)] == [0, 2, 4]
+    decoder = build_decoder(recipe)
+    held = {name: torch.randn(state.shape) for name, state in states.items()}
+    assert torch.equal(far.of_layer(held, 0)[1], held["kv_near"][5])
+    assert [decoder.slots[i] for i, kind in enumerate(recipe.model.layer_kinds) if kind == "far"] == [4]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", ["ring", "mixed"])
+def test_packed_states_hold_and_give_the_bits_of_states_per_kind(name: str, plan: str) -> None:
+    packed = DECODERS[name]()
+    apart = per_kind(name)
+    assert list(apart.make_states()) == [f"{half}_{kind}" for kind in apart.front.states for half in "kv"]
+    sessions = [Session(packed), Session(apart)]
+    for position, count, queries in PLANS[plan]:
+        tokens = random_ids(count, position).tolist()[0]
+        one, other = (session.call(position, tokens, queries) for session in sessions)
+        assert torch.equal(one, other)
+    for kind, spec in packed.front.states.items():
+        for layer in range(spec.layers):
+            ours = spec.of_layer(sessions[0].states, layer)
+            theirs = apart.front.states[kind].of_layer(sessions[1].states, layer)
+            assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@cache
+def per_kind(name: str) -> Decoder:
+    """The same decoder with two states for each kind."""
+    decoder = DECODERS[name]()
+    data = decoder.recipe.model_dump()
+    data["export"]["states"] = "per_kind"
+    apart = build_decoder(Recipe.model_validate(data))
+    fill(apart, decoder.get_parameter)
+    return apart
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.recipe import Recipe, load_recipe, recipe_text
 from coreai_recipes.staging import check_place, staged_folder
+from coreai_recipes.states import states_of
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
@@ -177,15 +178,16 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
         for name, found in exported.signatures.items()
     }
     states = {
-        f"{half}_{kind}": {
+        name: {
             "dtype": "float16",
-            "shape": list(spec.shape),
-            "kind": kind,
-            "rows": spec.rows,
-            "window": spec.window,
+            "shape": list(state.shape),
+            "role": state.role,
+            "kinds": {
+                spec.kind: {"first": spec.first, "count": spec.layers, "rows": spec.rows, "window": spec.window}
+                for spec in state.kinds
+            },
         }
-        for kind, spec in decoder.front.states.items()
-        for half in "kv"
+        for name, state in states_of(decoder.front.states).items()
     }
     tables = [
         {
@@ -215,6 +217,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
             {"file": PACKAGE, "role": "all", "layers": [0, len(recipe.model.layer_kinds)], "functions": functions},
         ],
         "states": states,
+        "carried": None,
         "eos_token_ids": eos_token_ids,
         "tokens": TOKENS,
         "files": {

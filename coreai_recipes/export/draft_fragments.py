@@ -63,7 +63,7 @@ def draft_layer_fragment(draft: Draft, kind: str) -> Fragment:
     inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
     inputs |= {half: Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
     inputs |= {"mask": Port(FLOAT, draft.mask_shape(kind)), "slot": Port(INTEGER, (1,))}
-    return fragment_of_layer(f"draft_layer_{kind}", layer, inputs, state.shape, shares=True)
+    return fragment_of_layer(f"draft_layer_{kind}", layer, inputs, state, shares=True)
 
 
 def draft_head_fragment(draft: Draft) -> Fragment:

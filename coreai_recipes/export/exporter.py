@@ -215,6 +215,7 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
         root / "front.py",
         root / "logits.py",
         root / "model.py",
+        root / "states.py",
         root / "export/convert.py",
         root / "export/fragments.py",
         root / "export/draft_fragments.py",

@@ -23,6 +23,7 @@ from coreai_recipes.model import PER_LAYER_ROWS, Decoder, make_cache
 from coreai_recipes.primitives.cache import Cache, Placement, SharedCache, last_of
 from coreai_recipes.primitives.choice import choose
 from coreai_recipes.primitives.per_layer import slice_of
+from coreai_recipes.states import StateSpec
 
 FLOAT, INTEGER = "float16", "int32"
 WEIGHT_PREFIX = "weight_"
@@ -139,11 +140,11 @@ def front_fragment(decoder: Decoder, queries: int, sharing: Sharing) -> Fragment
     for name in front.kinds:
         if front.temperature_group(name, sharing) == name and front.kinds[name].attention.temperature:
             outputs[f"temperature_{name}"] = Port(FLOAT, (1, 1, 1, front.queries(name, queries, sharing)))
+        state = front.state(name)
         if front.mask_group(name, sharing) == name:
-            state = front.state(name)
             outputs[f"mask_{name}"] = Port(FLOAT, front.mask_shape(name, queries, sharing))
-            if state.window is not None and not (sharing != "seen" and front.shares(name)):
-                outputs |= {f"{port}_{name}": shape for port, shape in _ring_ports(state.rows, queries).items()}
+        if front.place_group(name) == name and state.window is not None:
+            outputs |= {f"{port}_{name}": shape for port, shape in _ring_ports(state.rows, queries).items()}
     if queries > 1:
         outputs["padding"] = Port(FLOAT, (1, 1, queries, 1))
     return Fragment(
@@ -185,7 +186,7 @@ def layer_fragment(decoder: Decoder, kind: str, queries: int, sharing: Sharing) 
     if front.per_layer is not None:
         inputs["per_layer_inputs"] = Port(FLOAT, (front.per_layer.layers, front.per_layer.size, 1, own_queries))
         inputs["index"] = Port(INTEGER, (1,))
-    return fragment_of_layer(f"layer_{kind}_{own_queries}", layer, inputs, spec.shape, shares)
+    return fragment_of_layer(f"layer_{kind}_{own_queries}", layer, inputs, spec, shares)
 
 
 def _ring_ports(rows: int, queries: int) -> dict[str, Port]:
@@ -195,15 +196,18 @@ def _ring_ports(rows: int, queries: int) -> dict[str, Port]:
     return {"put": Port(FLOAT, (1, 1, rows, queries)), "kept": Port(FLOAT, (1, 1, rows, 1))}
 
 
-def fragment_of_layer(
-    name: str, layer: nn.Module, inputs: dict[str, Port], state: tuple[int, ...], shares: bool
-) -> Fragment:
-    """The fragment of a layer that takes `inputs` and its weights, over states of the shape `state`."""
+def fragment_of_layer(name: str, layer: nn.Module, inputs: dict[str, Port], spec: StateSpec, shares: bool) -> Fragment:
+    """The fragment of a layer that takes `inputs` and its weights, over the states that `spec` says."""
     parameters = weights_of(layer)
     inputs = {**inputs, **ports_of(layer, parameters)}
-    states = {half: Port(FLOAT, state) for half in ("keys", "values")}
-    piece = _LayerPiece(layer, state, list(inputs), parameters, shares)
+    states = {port: Port(FLOAT, spec.shape) for port in state_names(spec)}
+    piece = _LayerPiece(layer, states, list(inputs), parameters, shares)
     return Fragment(name, piece, inputs, {"y": inputs["x"]}, parameters, states)
+
+
+def state_names(spec: StateSpec) -> dict[str, str]:
+    """The states of a layer's fragment, and their names in the program."""
+    return {"keys": spec.keys} if spec.values is None else {"keys": spec.keys, "values": spec.values}
 
 
 def weights_of(module: nn.Module, prefix: str = "") -> dict[str, str]:
@@ -331,17 +335,19 @@ class _FrontPiece(Piece):
 
 class _LayerPiece(Piece):
     keys: Tensor
-    values: Tensor
+    values: Tensor | None
 
     def __init__(
-        self, layer: nn.Module, state: tuple[int, ...], inputs: list[str], parameters: dict[str, str], shares: bool
+        self, layer: nn.Module, states: dict[str, Port], inputs: list[str], parameters: dict[str, str], shares: bool
     ) -> None:
         super().__init__(layer)
         self.inputs, self.parameter_names, self.shares = inputs, parameters, shares
         # numpy's zeros take no memory but for the layer that a trace writes: torch.zeros writes all of them, and in
         # torch.empty there may be a NaN, which coremltools' own comparison of the states then calls inconsistent
-        self.register_buffer("keys", torch.from_numpy(np.zeros(state, np.float32)))
-        self.register_buffer("values", torch.from_numpy(np.zeros(state, np.float32)))
+        for name, port in states.items():
+            self.register_buffer(name, torch.from_numpy(np.zeros(port.shape, np.float32)))
+        if "values" not in states:
+            self.register_buffer("values", None)
 
     def forward(self, *given: Tensor) -> Tensor:
         named = dict(zip(self.inputs, given, strict=True))

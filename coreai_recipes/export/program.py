@@ -19,6 +19,7 @@ from coreai_recipes.export.fragments import (
     head_fragment,
     layer_fragment,
     pick_fragment,
+    state_names,
 )
 from coreai_recipes.export.linker import FunctionLinker
 from coreai_recipes.export.package import Signature, describe_function, new_model
@@ -26,6 +27,7 @@ from coreai_recipes.export.weights import WeightLayout
 from coreai_recipes.model import PER_LAYER_ROWS, Decoder
 from coreai_recipes.protobuf import Model_pb2
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.states import states_of
 
 
 def fragments_of(decoder: Decoder, draft: Draft | None = None) -> dict[str, Fragment]:
@@ -108,7 +110,6 @@ def _link_function(
     for index, kind in enumerate(model.layer_kinds):
         if picks and front.queries(kind, queries, sharing) < queries:
             x, per_layer = pick_last()
-        owner = front.owners[kind]
         names = {
             "x": x,
             "y": f"hidden_{index + 1}",
@@ -117,14 +118,13 @@ def _link_function(
             "cos": f"cos_{front.angle_group(kind, sharing)}",
             "sin": f"sin_{front.angle_group(kind, sharing)}",
             "mask": f"mask_{front.mask_group(kind, sharing)}",
-            "first": "position" if front.state(kind).window is None else f"first_{front.mask_group(kind, sharing)}",
-            "put": f"put_{front.mask_group(kind, sharing)}",
-            "kept": f"kept_{front.mask_group(kind, sharing)}",
+            "first": "position" if front.state(kind).window is None else f"first_{front.place_group(kind)}",
+            "put": f"put_{front.place_group(kind)}",
+            "kept": f"kept_{front.place_group(kind)}",
             "padding": "padding",
             "temperature": f"temperature_{front.temperature_group(kind, sharing)}",
             "per_layer_inputs": per_layer,
-            "keys": f"k_{owner}",
-            "values": f"v_{owner}",
+            **state_names(front.state(kind)),
         }
         parameters = {alias: f"layers.{index}.{p}" for alias, p in layers[kind].parameters.items()}
         linker.append(models[layers[kind].name], f"layer_{index}_", names, parameters)
@@ -157,8 +157,7 @@ def _choices(recipe: Recipe, tokens: int, vocab_size: int) -> list[Fragment]:
 
 def _declare(decoder: Decoder, inputs: dict[str, Port], linker: FunctionLinker) -> dict[str, Port]:
     """Give a function its inputs, and the states, which are the same in all of them."""
-    specs = decoder.front.states.items()
-    states = {f"{half}_{kind}": Port(FLOAT, spec.shape) for kind, spec in specs for half in "kv"}
+    states = {name: Port(FLOAT, state.shape) for name, state in states_of(decoder.front.states).items()}
     for name, port in inputs.items():
         linker.add_input(name, port.dtype, port.shape)
     for name, port in states.items():
@@ -185,8 +184,7 @@ def _link_draft(
             "y": f"hidden_{index + 1}",
             "slot": linker.add_integer(f"slot_{index}", draft.slot(owner)),
             **{port: f"{port}_{kind}" for port in ("cos", "sin", "mask")},
-            "keys": f"k_{owner}",
-            "values": f"v_{owner}",
+            **state_names(draft.owners[owner]),
         }
         parameters = {alias: f"draft.layers.{index}.{name}" for alias, name in fragment.parameters.items()}
         linker.append(models[fragment.name], f"layer_{index}_", names, parameters)

@@ -25,12 +25,13 @@ class Session:
         (functions,) = (entry["functions"] for entry in manifest["packages"] if entry["role"] != "table")
         self._chunk: int = functions["prefill"]["query"] if "prefill" in functions else 1
         self._vocab_size: int = manifest["vocab_size"]
-        spare = [
-            state["rows"] - state["window"] for state in manifest["states"].values() if state["window"] is not None
-        ]
+        kinds: dict[str, Any] = {}  # a kind's keys and values may lie in two states, which say the same of it
+        for state in manifest["states"].values():
+            kinds |= state["kinds"]
+        spare = [kind["rows"] - kind["window"] for kind in kinds.values() if kind["window"] is not None]
         # how far a ring can go back; a full cache holds every position in a row of its own
         self._rollback = min(spare, default=self.context)
-        self._states: Mapping[str, Any] = manifest["states"]
+        self._kinds: Mapping[str, Any] = kinds
         self._functions: Mapping[str, Any] = functions
         self._token_ids: list[int] = []
         self._written = 0  # beyond the last position that any call wrote to, even one that was interrupted
@@ -78,7 +79,7 @@ class Session:
         self._rewind(self._count_shared(text))
         queries = {name: function["query"] for name, function in self._functions.items()}
         read = [name.removeprefix("seen_") for name in self._functions["draft"]["inputs"] if name.startswith("seen_")]
-        windows: dict[str, int | None] = {kind: self._states[f"k_{kind}"]["window"] for kind in read}
+        windows: dict[str, int | None] = {kind: self._kinds[kind]["window"] for kind in read}
         speculator = Speculator(self._call_and_note, windows, queries, self.context, self._vocab_size)
         for found in speculator.rounds(text, max_tokens, pick, skip=len(self._token_ids)):
             text += found.tokens

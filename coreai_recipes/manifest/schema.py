@@ -1,15 +1,18 @@
-"""manifest.json of format 1, typed. Keys that it does not name are ignored: a later build of this format may add some.
+"""manifest.json of format 2, typed. Keys that it does not name are ignored: a later build of this format may add some.
+
+Format 1 had no places of kinds in a state; it is known, so that a build may replace such a bundle, and not read.
 
 What cannot be is refused here; what contradicts the recipe or the package, where those are known.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from coreai_recipes.manifest.files import check_relative
 
-FORMATS = (1,)  # every format so far
+FORMATS = (1, 2)  # every format so far
 FORMAT = FORMATS[-1]
 
 Count = Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -35,7 +38,7 @@ class File(Described):
 class Sealed(Described):
     """What tells a bundle from any other folder: its format, its name, and the files that a build wrote."""
 
-    format: Literal[1]
+    format: Literal[1, 2]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     recipe_sha256: Digest
     files: Annotated[dict[FileName, File], Field(min_length=1, max_length=100_000)]
@@ -91,14 +94,56 @@ class Table(Described):
     input: Name
 
 
+class Places(Described):
+    """Where the layers of a kind lie in a state: from its `first` layer on, `count` of them.
+
+    Of a state with keys and values, layer l has its keys at place 2 l of the first axis and its values at 2 l + 1.
+    `window` is None for a cache that forgets nothing; else position p is in row p mod `rows`.
+    """
+
+    first: Size
+    count: Count
+    rows: Count
+    window: Count | None
+
+
 class State(Described):
-    """What the functions keep between calls. `window` is None for a cache that forgets nothing."""
+    """What the functions keep between calls: keys (k), values (v) or both (kv), (layers, KV heads, rows, head_dim)."""
 
     dtype: Literal["float16"]
     shape: Shape
-    kind: Name
-    rows: Count
-    window: Count | None
+    role: Literal["kv", "k", "v"]
+    kinds: Annotated[dict[Name, Places], Field(min_length=1)]
+
+    @property
+    def layers(self) -> int:
+        """How many layers it has room for."""
+        return self.shape[0] // 2 if self.role == "kv" else self.shape[0]
+
+    def problems(self) -> Iterator[str]:
+        """Everything in which it contradicts itself."""
+        if len(self.shape) != 4 or (self.role == "kv" and self.shape[0] % 2):
+            yield f"{list(self.shape)} is not (layers, KV heads, rows, head_dim) of {self.role}"
+            return
+        end = 0
+        for kind, places in sorted(self.kinds.items(), key=lambda item: item[1].first):
+            if places.rows != self.shape[2]:
+                yield f"{list(self.shape)} does not have {places.rows} rows"
+            if places.window is not None and places.window > places.rows:
+                yield f"{places.rows} rows do not hold a window of {places.window}"
+            if places.first != end:
+                yield f"the layers of {kind} begin at {places.first} and must at {end}"
+            end = places.first + places.count
+        if end != self.layers:
+            yield f"{list(self.shape)} does not have {end} layers of {self.role}"
+
+
+class Carried(Described):
+    """A tensor that a function takes and gives again, for the next call: no package has one yet."""
+
+    dtype: Literal["float16", "float32"]
+    shape: Shape
+    role: Name
 
 
 class Origin(Described):
@@ -122,6 +167,7 @@ class Checkpoint(Origin):
 class Manifest(Sealed):
     """All that a host needs."""
 
+    format: Literal[2]
     checkpoint: Checkpoint
     versions: dict[str, str]
     context: Count
@@ -130,6 +176,7 @@ class Manifest(Sealed):
     rotary: dict[str, str] | None = None
     packages: Annotated[tuple[Annotated[Program | Table, Field(discriminator="role")], ...], Field(max_length=1000)]
     states: dict[Name, State]
+    carried: dict[Name, Carried] | None = None
     eos_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(max_length=100_000)]
     tokens: FileName | None = None  # what the tokenizer is beyond tokenizer.json; docs/tokens.md
 
@@ -144,11 +191,7 @@ class Manifest(Sealed):
                 problems.append(f"packages.{index}.row_bytes: {package.row_bytes} is not 2 x {package.shape[1]}")
         if not self.programs:
             problems.append("packages: none of them is a program")
-        for name, state in self.states.items():
-            if len(state.shape) != 4 or state.shape[2] != state.rows:
-                problems.append(f"states.{name}: {list(state.shape)} does not have {state.rows} rows")
-            if state.window is not None and state.window > state.rows:
-                problems.append(f"states.{name}: {state.rows} rows do not hold a window of {state.window}")
+        problems += [f"states.{name}: {problem}" for name, state in self.states.items() for problem in state.problems()]
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -39,25 +39,35 @@ class NoCache:
 
 @dataclass
 class SharedCache:
-    """One layer's rows of the states `keys` and `values` (L, G, rows, D), as the call has left them.
+    """One layer's rows of its states (L, G, rows, D), as the call has left them.
 
-    `layer` (1,) is the place in the states of the layer that owns the rows.
+    Its keys are at place `at` (1,) of `key_state`; its values at the same place of `value_state`, or at the next one of
+    `key_state` where there is no other.
     """
 
     key_state: Tensor
-    value_state: Tensor
-    layer: Tensor
+    value_state: Tensor | None
+    at: Tensor
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError("a layer that shares a cache has no keys and values of its own")
 
     def read(self) -> tuple[Tensor, Tensor]:
-        return self._rows(self.key_state), self._rows(self.value_state)
+        if self.value_state is None:
+            return _rows(self.key_state, self.at[0]), _rows(self.key_state, self.at[0] + 1)
+        return _rows(self.key_state, self.at[0]), _rows(self.value_state, self.at[0])
 
-    def _rows(self, state: Tensor) -> Tensor:
-        at = self.layer[0]
-        # the view says what the size of a slice is whose place is known only to the linker, which then drops it
-        return state[at : at + 1].view(1, *state.shape[1:])  # (1, G, rows, D)
+    def _parts(self, keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each state, and the call's own keys, values or both (N, G, S, D) that go into it."""
+        new = keys.unsqueeze(0), values.unsqueeze(0)
+        if self.value_state is None:
+            return [(self.key_state, torch.cat(new))]
+        return [(self.key_state, new[0]), (self.value_state, new[1])]
+
+
+def _rows(state: Tensor, at: Tensor, count: int = 1) -> Tensor:
+    # the view says what the size of a slice is whose place is known only to the linker, which then drops it
+    return state[at : at + count].view(count, *state.shape[1:])  # (count, G, rows, D)
 
 
 @dataclass
@@ -71,13 +81,11 @@ class RowCache(SharedCache):
     padding: Tensor | None = None
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self._write(self.key_state, keys)
-        self._write(self.value_state, values)
+        at, first = self.at[0], self.first[0]
+        for state, new in self._parts(keys, values):
+            count, _, tokens, _ = new.shape
+            state[at : at + count, :, first : first + tokens] = _real(new, self.padding)
         return self.read()
-
-    def _write(self, state: Tensor, new: Tensor) -> None:
-        at, first = self.layer[0], self.first[0]
-        state[at : at + 1, :, first : first + new.shape[1]] = _real(new.unsqueeze(0), self.padding)
 
 
 @dataclass
@@ -90,19 +98,23 @@ class RingCache(SharedCache):
     placement: "Placement"
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self._seen = self._write(self.key_state, keys), self._write(self.value_state, values)
+        parts = [
+            (state, _rows(state, self.at[0], new.shape[0]), _real(new, self.placement.padding))
+            for state, new in self._parts(keys, values)
+        ]
+        seen = [torch.cat((old, new), 2) for _, old, new in parts]  # (N, G, rows + S, D)
+        for state, old, new in parts:
+            self._write(state, old, new)
+        self._seen = (seen[0][:1], seen[0][1:]) if len(seen) == 1 else (seen[0], seen[1])
         return self._seen
 
     def read(self) -> tuple[Tensor, Tensor]:
         return self._seen
 
-    def _write(self, state: Tensor, new: Tensor) -> Tensor:
-        at = self.layer[0]
-        old, new = self._rows(state), _real(new.unsqueeze(0), self.placement.padding)
-        seen = torch.cat((old, new), 2)  # (1, G, rows + S, D)
+    def _write(self, state: Tensor, old: Tensor, new: Tensor) -> None:
         # a product, because a gather by indices that a call computes leaves the engine; each row is one token's exactly
-        state[at : at + 1] = old * self.placement.kept + torch.matmul(self.placement.put, new)
-        return seen
+        rows = old * self.placement.kept + torch.matmul(self.placement.put, new)
+        state[self.at[0] : self.at[0] + new.shape[0]] = rows
 
 
 @dataclass(frozen=True)

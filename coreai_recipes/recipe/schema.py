@@ -682,7 +682,11 @@ class Export(Spec):
         description="positions a session can hold"
     )
     functions: Functions = Field(default=Functions(), description="tokens that each function takes at a call")
-    states: Literal["per_kind"] = "per_kind"
+    states: Literal["packed", "per_kind"] = Field(
+        default="packed",
+        description="`packed`: the keys and values of all kinds of one geometry lie in one state, each layer's side by "
+        "side; `per_kind`: two states for each kind",
+    )
     attention_layout: Literal["auto", "channels", "last"] = Field(
         default="auto",
         description="where the keys of one query's scores lie: `last`, the axis that the engine pads to 64 bytes, or "

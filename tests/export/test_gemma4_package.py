@@ -172,8 +172,8 @@ def test_a_cache_of_another_layer_than_the_last_owner_would_be_noticed(
     """Layers that share read place 1 of the states, that of the last owner; place 0 is the first owner's."""
 
     def share_the_first(decoder: Decoder) -> None:
-        assert decoder.slots == [0, 0, 1, 1, 1, 1]
-        decoder.slots = [0, 0, 1, 1, 0, 0]
+        assert decoder.slots == [0, 0, 2, 2, 2, 2]
+        decoder.slots = [0, 0, 2, 2, 0, 0]
 
     for name in ("target", "draft"):
         (tmp_path / name).symlink_to(built.folder / name)
@@ -247,8 +247,8 @@ def test_only_kinds_that_own_a_cache_have_states(built: Built) -> None:
         ports = read_model(built.package).mlProgram.functions[function].inputs
         states = {port.name: type_words(port) for port in ports if port.type.WhichOneof("type") == "stateType"}
         assert states == {
-            **dict.fromkeys(("k_sliding", "v_sliding"), f"state float16(2, 2, {WINDOW + SCORE - 1}, 20)"),
-            **dict.fromkeys(("k_full", "v_full"), "state float16(2, 3, 96, 36)"),
+            "kv_sliding": "state float16(4, 2, 32, 20)",
+            "kv_full": "state float16(4, 3, 96, 36)",
         }
 
 

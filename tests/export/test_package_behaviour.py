@@ -21,8 +21,9 @@ from sessions import CONTEXT, FLOOR, PREFILL, SCORE, Subject, rounded
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
 
-# Full attention alone, and sliding and full in one program: the ring holds 7 + 5 - 1 positions, a prefill 16.
-SUBJECTS = ("llama_biased", "gemma2")
+# Full attention alone, and sliding and full in one program: the ring holds 28 + 5 - 1 positions, which is a block of 32
+# rows; rings of many more rows than a window, and chunks longer than it, are in test_gemma4_package.py.
+SUBJECTS: dict[str, dict[str, Any]] = {"llama_biased": {}, "gemma2": {"sliding_window": 28}}
 
 
 @pytest.fixture(scope="module", params=SUBJECTS)
@@ -31,7 +32,9 @@ def subject(request: pytest.FixtureRequest, made: Any, cache: FragmentCache) -> 
 
 
 def subject_of(family: str, made: Any, cache: FragmentCache) -> Subject:
-    pair = rounded(FAMILIES[family](context=CONTEXT, functions={"prefill": PREFILL, "score": SCORE}))
+    pair = rounded(
+        FAMILIES[family](context=CONTEXT, functions={"prefill": PREFILL, "score": SCORE}, **SUBJECTS[family])
+    )
     weights = {name: parameter.data for name, parameter in pair.decoder().named_parameters()}
     package = made(f"{family}.mlpackage", lambda folder: export(pair.recipe, folder, cache, weights))
     tokens = torch.randint(0, pair.recipe.model.vocab_size, (CONTEXT,), generator=torch.Generator().manual_seed(1))
@@ -49,11 +52,12 @@ def test_decoding_alone_is_transformers_up_to_the_end_of_the_context(subject: Su
 @pytest.mark.parametrize(
     "lengths",
     [
-        [16, 16, 16, 16],  # each longer than the window
+        [16, 16, 16, 16],
         [1, 15, 1, 16, 2, 14, 15],
-        [6, 1, 1, 16, 3, 16, 5, 16],  # decoding across the ring's wrap, then chunks across it
-        [7, 7, 7, 7, 7, 7, 7, 7, 7, 1],  # a window at a time
-        [11, 11, 11, 11, 11, 9],  # the ring's rows at a time
+        [16, 14, 1, 1, 1, 1, 14, 16],  # decoding across the ring's wrap
+        [16, 13, 16, 3, 16],  # a chunk across it
+        [7, 7, 7, 7, 7, 7, 7, 7, 7, 1],
+        [11, 11, 11, 11, 11, 9],
         [12, 10, 12, 10, 12, 8],
         [2] * 32,
     ],
@@ -127,7 +131,7 @@ def test_a_score_may_start_so_late_that_its_padding_exceeds_the_context(subject:
 
 
 @pytest.mark.parametrize("right", range(1, SCORE + 1))
-@pytest.mark.parametrize("start", [0, 3, 6, 9, 16, 37])
+@pytest.mark.parametrize("start", [0, 3, 16, 28, 31, 37])
 def test_a_rejected_draft_is_rolled_back_exactly(subject: Subject, start: int, right: int) -> None:
     session = subject.session()
     session.take_all([16] * (start // 16) + [start % 16] * (start % 16 > 0))
@@ -184,11 +188,11 @@ def test_any_plan_of_calls_is_transformers(subject: Subject, plan: list[tuple[st
 
 
 def test_a_rollback_further_than_the_ring_holds_would_be_noticed(made: Any, cache: FragmentCache) -> None:
-    """The ring has window + N - 1 = 11 rows: 6 positions back, the oldest key of the window was overwritten."""
+    """The ring has window + N - 1 = 32 rows: 6 positions back, the oldest key of the window was overwritten."""
     subject = subject_of("gemma2", made, cache)
     session = subject.session()
-    session.take_all([16, 16])
+    session.take_all([16, 16, 16])
     session.take("score", SCORE)
     session.position -= SCORE + 1
-    ours = session.call("decode", subject.tokens[31:32])
-    assert psnr(subject.theirs[31:32], ours) < FLOOR
+    ours = session.call("decode", subject.tokens[47:48])
+    assert psnr(subject.theirs[47:48], ours) < FLOOR

@@ -34,12 +34,12 @@ class WholeFunction(nn.Module):
         x, inputs, per_layer = decoder.front(input_ids, position, count, rest[0] if rest else None, sharing=sharing)
         alone = False  # whether only the last real token is left
         for index, layer in enumerate(decoder.stack):
-            shares, owner = decoder.front.shares(layer.kind), decoder.front.owners[layer.kind]
+            shares, spec = decoder.front.shares(layer.kind), decoder.front.state(layer.kind)
             if shares and sharing == "last" and not alone:
                 x, alone = last_of(x, count), True
                 per_layer = None if per_layer is None else last_of(per_layer, count)
             of_kind, slot = inputs[layer.kind], torch.tensor([decoder.slots[index]], dtype=torch.int32)
-            keys, values = getattr(self, f"k_{owner}"), getattr(self, f"v_{owner}")
+            keys, values = getattr(self, spec.keys), getattr(self, spec.values) if spec.values else None
             cache: Cache = SharedCache(keys, values, slot)
             if not shares:
                 cache = make_cache(keys, values, slot, of_kind.first, of_kind.padding, of_kind.placement)

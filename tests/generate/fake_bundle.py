@@ -97,7 +97,7 @@ def fake_manifest(
         "logits": {"pieces": 1, "columns": Pieces(vocab).columns},
         "eos_token_ids": [],
         "packages": [{"file": "model.mlpackage", "role": "all", "functions": functions}],
-        "states": {f"k_{i}": {"rows": rows, "window": window} for i, (rows, window) in enumerate(caches)},
+        "states": {f"kv_{i}": {"kinds": {str(i): {"rows": r, "window": w}}} for i, (r, w) in enumerate(caches)},
     }
 
 

@@ -166,7 +166,7 @@ def test_a_mistake_in_one_part_is_far_below_the_floor(name: str, mutate: Any) ->
 
 
 def test_a_sum_of_both_parts_is_the_width_of_states() -> None:
-    from coreai_recipes.front import state_specs
+    from coreai_recipes.states import state_specs
 
     spec = state_specs(recipe_for(their_attention()))["latent"]
     assert (spec.num_kv_heads, spec.head_dim) == (HEADS, NOPE + ROPE)

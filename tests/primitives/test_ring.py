@@ -117,6 +117,28 @@ def test_several_tokens_see_the_ring_as_it_was_and_then_overwrite_it() -> None:
     assert torch.equal(keys[0, :, 1:4], old[0, :, 1:4])
 
 
+def test_a_packed_layer_writes_its_own_rows_and_has_its_keys_before_its_values() -> None:
+    state, new = torch.randn(6, 2, 5, 4), torch.randn(2, 2, 1, 4)
+    expected = state.clone()
+    expected[2:4, :, 3:4] = new
+    keys, values = RowCache(state, None, one(2), one(3)).update(new[0], new[1])
+    assert torch.equal(state, expected)
+    assert torch.equal(keys, expected[2:3])
+    assert torch.equal(values, expected[3:4])
+
+
+def test_several_tokens_see_a_packed_ring_as_it_was() -> None:
+    state, new = torch.randn(4, 2, 5, 4), torch.randn(2, 2, 3, 4)
+    old = state.clone()
+    place = ring_placement(5, one(9), one(2), padding_of(3, one(2)))
+    keys, values = RingCache(state, None, one(2), place).update(new[0], new[1])
+    new[:, :, 2] = 0
+    assert torch.equal(torch.cat((keys, values)), torch.cat((old[2:], new), 2))
+    assert torch.equal(state[:2], old[:2])
+    assert torch.equal(state[2:, :, [4, 0]], new[:, :, :2])
+    assert torch.equal(state[2:, :, 1:4], old[2:, :, 1:4])
+
+
 def test_without_a_cache_what_is_given_is_what_is_seen() -> None:
     keys, values = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     cache = NoCache()

@@ -21,6 +21,7 @@ from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 from coreai_recipes.speculation import Round, Speculator, seen_positions
+from coreai_recipes.states import state_specs, states_of
 from coreai_recipes.verification.calls import run_and_show_logits
 from coreai_recipes.verification.draft_reference import assisted_rounds, load_draft
 from coreai_recipes.verification.figures import compare
@@ -98,11 +99,11 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
         embedded = embedding.embed(place.token)  # (1, C, 1, 1)
         ours = draft(embedded, place.hidden, place.end, seen, place.states)
         states = program.make_state()
-        for name, state in states.items():
-            owner = name[2:]
-            if name in place.states:
-                values, order = place.states[name], folded[owner] if recipe.export.fold else None
-                is_turned = name.startswith("k_") or recipe.model.kinds[owner].attention.k_eq_v
+        for owner, spec in draft.owners.items():
+            order, last = folded[owner] if recipe.export.fold else None, spec.layers - 1
+            turned = True, recipe.model.kinds[owner].attention.k_eq_v  # keys always, values where they are keys
+            pairs = zip(spec.of_layer(states, last), spec.of_layer(place.states, last), turned, strict=True)
+            for state, values, is_turned in pairs:
                 state.copy_(values[..., list(order)] if order is not None and is_turned else values)
         inputs = {
             "input_ids": place.token.to(torch.int32),
@@ -245,16 +246,14 @@ def _random_places(recipe: Recipe, draft: Draft) -> Iterator[Place]:
 
     for index in range(PLACES):
         end = max(1, longest * (index + 1) // PLACES)
-        states: dict[str, Tensor] = {}
+        states = {name: torch.zeros(state.shape) for name, state in states_of(state_specs(recipe)).items()}
         shared: dict[str, tuple[Tensor, Tensor]] = {}
         for owner, state in draft.owners.items():
             held = min(end, state.rows)
             positions = torch.arange(end - held, end)
             both = torch.randn(2, state.num_kv_heads, held, state.head_dim, generator=generator)
-            for half, values in zip("kv", both, strict=True):
-                rows = torch.zeros(1, state.num_kv_heads, state.rows, state.head_dim)
-                rows[0, :, positions % state.rows] = values
-                states[f"{half}_{owner}"] = rows.expand(state.layers, -1, -1, -1)
+            for rows, values in zip(state.of_layer(states, state.layers - 1), both, strict=True):
+                rows[:, positions % state.rows] = values
             shared[f"{recipe.model.kinds[owner].attention.kind}_attention"] = both[0][None], both[1][None]
         token = torch.randint(recipe.model.vocab_size, (1, 1), generator=generator)
         hidden = torch.randn(1, 1, hidden_size, generator=generator)

@@ -1,0 +1,120 @@
+"""Which states the functions of a recipe keep between calls, and where in them each layer's keys and values lie.
+
+`packed`, one state for each geometry (KV heads, rows, head_dim): devices were seen to take few states, and all of one
+shape. A layer's keys and values are neighbours there, so that one update writes both. `per_kind`, two for each kind.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from coreai_recipes.recipe.schema import Recipe, SlidingAttention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ALIGNMENT = 32  # rows come in whole blocks of it
+Role = Literal["kv", "k", "v"]
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """The keys and values of the layers of one kind that owns a cache.
+
+    Attributes:
+        keys: the state that its keys are in.
+        values: the state that its values are in, None where each layer's stand behind its keys.
+        first: how many layers of other kinds stand before its own in these states.
+        depth: the size of their first axis.
+    """
+
+    kind: str
+    layers: int
+    num_kv_heads: int
+    rows: int
+    head_dim: int
+    window: int | None
+    keys: str
+    values: str | None
+    first: int
+    depth: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """That of its states, (depth, KV heads, rows, head_dim)."""
+        return (self.depth, self.num_kv_heads, self.rows, self.head_dim)
+
+    def at(self, layer: int) -> int:
+        """The place of the keys of its `layer`-th layer on the first axis; the values' is the same in a state of their
+        own, else the next."""
+        return (self.first + layer) * (2 if self.values is None else 1)
+
+    def of_layer(self, states: "Mapping[str, Tensor]", layer: int) -> "tuple[Tensor, Tensor]":
+        """Keys and values of its `layer`-th layer in `states`, (KV heads, rows, head_dim) each."""
+        at = self.at(layer)
+        values = states[self.keys][at + 1] if self.values is None else states[self.values][at]
+        return states[self.keys][at], values
+
+
+@dataclass(frozen=True)
+class State:
+    """One state of a package: whether it holds keys, values or both, and of which kinds."""
+
+    role: Role
+    shape: tuple[int, int, int, int]
+    kinds: tuple[StateSpec, ...]
+
+
+def owner_of(recipe: Recipe, kind: str) -> str:
+    """The kind whose cache the layers of `kind` attend to: their own, or that which they share."""
+    return recipe.model.kinds[kind].attention.shares_kv_with or kind
+
+
+def state_specs(recipe: Recipe, positions: int | None = None) -> dict[str, StateSpec]:
+    """The keys and values of each kind that owns a cache, by kind, in the order of first use.
+
+    A full cache has spare rows for the padding of a call at its very end; a ring has as many rows beyond its window as
+    `score` may roll back, or more. They hold the recipe's context, or `positions` where fewer are needed.
+    """
+    held = recipe.export.context if positions is None else positions
+    kinds, functions = recipe.model.layer_kinds, recipe.export.functions
+    specs: dict[str, StateSpec] = {}
+    for name in dict.fromkeys(kinds):
+        if owner_of(recipe, name) != name:
+            continue
+        attention = recipe.model.kinds[name].attention
+        window = attention.window if isinstance(attention, SlidingAttention) else None
+        if window is None:
+            rows = held + max(functions.queries.values()) - 1  # the last call may start at context - 1
+        else:
+            rows = window + (functions.score - 1 if functions.score else 0)
+        rows, layers = -(-rows // ALIGNMENT) * ALIGNMENT, kinds.count(name)
+        specs[name] = StateSpec(
+            name, layers, attention.num_kv_heads, rows, attention.head_dim, window, f"k_{name}", f"v_{name}", 0, layers
+        )
+    return _packed(specs) if recipe.export.states == "packed" else specs
+
+
+def _packed(specs: Mapping[str, StateSpec]) -> dict[str, StateSpec]:
+    """The same with all kinds of one geometry in one state, which is named by the first of them."""
+    groups: dict[tuple[int, ...], list[StateSpec]] = {}
+    for spec in specs.values():
+        groups.setdefault(spec.shape[1:], []).append(spec)
+    found: dict[str, StateSpec] = {}
+    for group in groups.values():
+        state, depth, first = f"kv_{group[0].kind}", 2 * sum(spec.layers for spec in group), 0
+        for spec in group:
+            found[spec.kind] = replace(spec, keys=state, values=None, first=first, depth=depth)
+            first += spec.layers
+    return {kind: found[kind] for kind in specs}
+
+
+def states_of(specs: Mapping[str, StateSpec]) -> dict[str, State]:
+    """The states by name that hold `specs`, in the order in which every function declares them."""
+    found: dict[str, State] = {}
+    for spec in specs.values():
+        names: dict[str, Role] = {spec.keys: "kv"} if spec.values is None else {spec.keys: "k", spec.values: "v"}
+        for name, role in names.items():
+            before = found[name].kinds if name in found else ()
+            found[name] = State(role, spec.shape, (*before, spec))
+    return found
