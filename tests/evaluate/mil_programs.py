@@ -1,5 +1,6 @@
 """Builds small ML Programs with coremltools' own builder, for the tests of the evaluator."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from coremltools.converters.mil.mil import Function, Program, types
 from coremltools.proto import Model_pb2
 
 from coreai_recipes.evaluate.blob import RECORD
+
+# each conversion collects garbage, nine tenths of its time, among what these imports have brought for good
+gc.freeze()
 
 TYPES = {"float16": types.fp16, "float32": types.fp32, "int32": types.int32, "bool": types.bool}
 Specs = dict[str, tuple[str, tuple[int, ...]]]
