@@ -18,6 +18,7 @@ from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
 from coreai_recipes.checkpoint.binding import Binding
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import Exported, export_package
+from coreai_recipes.export.fragments import stored_shape
 from coreai_recipes.model import Decoder, build_decoder, fill
 from coreai_recipes.recipe.schema import Recipe
 
@@ -237,6 +238,19 @@ def random_weights(recipe: Recipe, seed: int = 0) -> dict[str, Tensor]:
         spread = parameter.shape[1] ** -0.5 if parameter.dim() > 1 else 1.0
         weights[name] = ((1 + 0.2 * random) if is_norm else random * spread).half().float()
     return weights
+
+
+def zeros_behind(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The weight with rows of zeros behind its own, up to `shape`."""
+    stored = torch.zeros(shape)
+    stored[: len(weight)] = weight
+    return stored
+
+
+def stored_weights(recipe: Recipe) -> dict[str, Tensor]:
+    """The random weights as a package stores them: what the head reads has rows of zeros behind the last token's."""
+    decoder = build_decoder(recipe)
+    return {name: zeros_behind(w, stored_shape(decoder, name)) for name, w in random_weights(recipe).items()}
 
 
 def filled(recipe: Recipe, weights: Mapping[str, Tensor] | None = None) -> Decoder:

@@ -28,16 +28,16 @@ from programs import (
     random_weights,
     read_model,
     stored_constants,
+    stored_weights,
     tensor_words,
     type_words,
 )
-from whole import convert_whole, zeros_behind
+from whole import convert_whole
 
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.fragments import stored_shape
 from coreai_recipes.logits import choices
-from coreai_recipes.model import PER_LAYER_TABLE, build_decoder
+from coreai_recipes.model import PER_LAYER_TABLE
 from coreai_recipes.primitives.registry import registered
 from coreai_recipes.recipe.schema import Recipe
 
@@ -182,12 +182,7 @@ def test_the_weights_are_the_same_float16_blobs(case: Case) -> None:
             }
             for model, package in ((case.ours, case.package), (case.theirs, case.whole))
         )
-        decoder = build_decoder(case.recipe)
-        kept = {
-            name: zeros_behind(w, stored_shape(decoder, name))
-            for name, w in random_weights(case.recipe).items()
-            if name != PER_LAYER_TABLE
-        }
+        kept = {name: w for name, w in stored_weights(case.recipe).items() if name != PER_LAYER_TABLE}
         # coremltools writes what is small into the program itself, and scales one of them: see scales_in_weights
         apart = {stored(tuple(w.shape), w.half()) for key, w in kept.items() if w.numel() < 10 or key == SCALED}
         columns = kept[SCALED].shape[:2] if SCALED in kept else ()

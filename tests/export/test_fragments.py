@@ -246,7 +246,7 @@ CHANGES: dict[str, tuple[Callable[[], Recipe], set[str]]] = {
     "embedding scale": (lambda: small_recipe(embedding={"scale": 2.0}), FRONTS),
     "context": (lambda: small_recipe(context=256), FRONTS | LAYERS),
     "window": (lambda: small_recipe({"full": layer_kind("sliding")}), FRONTS | LAYERS),
-    "vocabulary": (lambda: small_recipe(vocab_size=132), {*FRONTS, "head_1"}),
+    "vocabulary": (lambda: small_recipe(vocab_size=161), {*FRONTS, "head_1"}),
     "width": (lambda: small_recipe(hidden_size=64), {*FRONTS, *LAYERS, "head_1", "pick_12"}),
     "layers": (lambda: small_recipe(layers=["full"]), LAYERS),
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from programs import zeros_behind
 from torch import Tensor, nn
 
 from coreai_recipes.export.fragments import stored_shape
@@ -103,13 +104,6 @@ def convert_whole(decoder: Decoder, folder: Path) -> Path:
     combined = folder / "whole.mlpackage"
     save_multifunction(descriptor, str(combined))
     return combined
-
-
-def zeros_behind(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The weight with rows of zeros behind its own, up to `shape`."""
-    stored = torch.zeros(shape)
-    stored[: len(weight)] = weight
-    return stored
 
 
 class _Selector:
