@@ -308,6 +308,19 @@ def test_no_output_is_a_value_that_is_written_to_a_state(linked: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["gemma4", "sliding"])
+def test_nothing_is_gathered_but_from_constants(name: str, made: Any, cache: FragmentCache) -> None:
+    """A gather of what a call computes, by indices that it computes, leaves the engine."""
+    recipe = RECIPES[name]()
+    model = read_model(made(f"{name}.mlpackage", lambda folder: export(recipe, folder, cache)))
+    for function in recipe.export.functions.queries:
+        operations = block_of(model, function).operations
+        constants = {op.outputs[0].name for op in operations if op.type == "const"}
+        gathered = [op.inputs["x"].arguments[0].name for op in operations if op.type.startswith("gather")]
+        assert gathered
+        assert set(gathered) <= constants, function
+
+
+@pytest.mark.parametrize("name", ["gemma4", "sliding"])
 def test_a_layer_writes_its_state_once_and_reads_its_keys_and_values_off_what_it_read(
     name: str, made: Any, cache: FragmentCache
 ) -> None:
