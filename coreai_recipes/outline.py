@@ -14,19 +14,18 @@ from coreai_recipes.draft import DRAFT, Draft, build_draft
 from coreai_recipes.lint.program import Function, Operation, Program, Shape, Value
 from coreai_recipes.lint.reading import Subject
 from coreai_recipes.logits import Pieces
-from coreai_recipes.model import Decoder, build_decoder
-from coreai_recipes.primitives.layer import Layer
+from coreai_recipes.model import Decoder, build_decoder, exported_form
+from coreai_recipes.primitives.layer import SQUARE, Layer
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe import Recipe
 
 WEIGHTS = "weight.bin"
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu"}
-UNSIGNED_ROWS = 1 << 16  # what 16 bits reach
 
 
 def outline(recipe: Recipe) -> Subject:
     """What rules look at, of a recipe. Raises RecipeError for what cannot be built."""
-    return outline_of(build_decoder(recipe), build_draft(recipe) if recipe.draft else None)
+    return outline_of(build_decoder(recipe, exported_form(recipe)), build_draft(recipe) if recipe.draft else None)
 
 
 def outline_of(decoder: Decoder, draft: Draft | None) -> Subject:
@@ -108,17 +107,17 @@ class _Outline:
         weight = decoder.get_parameter("embedding.weight")
         table = _weight("embedding.weight", tuple(weight.shape))
         ids = next(value for value in self.function.inputs if value.name == "input_ids")
-        dtype = "uint16" if len(weight) <= UNSIGNED_ROWS else "int32"
-        indices = self._give("cast", "embedding.ids", dtype, ids.shape, x=ids)
-        rows = self._give("gather", "embedding", "float16", (1, query, weight.shape[1]), x=table, indices=indices)
+        rows = self._give("gather", "embedding", "float16", (1, query, weight.shape[1]), x=table, indices=ids)
         return self._give("reshape", "hidden_0", "float16", (1, decoder.recipe.model.hidden_size, 1, query), x=rows)
 
     def _layer(self, place: str, layer: Layer, x: Value, asked: int, rows: int, keys_last: bool) -> Value:
         for name, projection in layer.named_modules():
             if isinstance(projection, Projection):
                 weight = _weight(f"{place}.{name}.weight", tuple(projection.weight.shape))
-                given = _value(f"{place}.{name}.x", "float16", (1, projection.weight.shape[1], 1, asked))
-                made = (1, projection.weight.shape[0], 1, asked)
+                in_square = name.startswith("mlp.") and layer.mlp_in_square and asked == SQUARE**2
+                tokens = (SQUARE, SQUARE) if in_square else (1, asked)
+                given = _value(f"{place}.{name}.x", "float16", (1, projection.weight.shape[1], *tokens))
+                made = (1, projection.weight.shape[0], *tokens)
                 result = self._give("conv", f"{place}.{name}", "float16", made, x=given, weight=weight)
                 activation = _activation_behind(layer, name)
                 if activation:

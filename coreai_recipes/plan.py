@@ -7,7 +7,7 @@ from typing import Any
 from coreai_recipes.draft import DRAFT, Draft, build_draft
 from coreai_recipes.lint.chips import find_chip
 from coreai_recipes.lint.findings import Lint, lint
-from coreai_recipes.model import PER_LAYER_TABLE, Decoder, build_decoder
+from coreai_recipes.model import PER_LAYER_TABLE, Decoder, build_decoder, exported_form
 from coreai_recipes.outline import outline_of
 from coreai_recipes.primitives.experts import Experts
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
@@ -63,7 +63,7 @@ class Plan:
 
 def make_plan(recipe: Recipe) -> Plan:
     """The plan of `recipe`. Raises RecipeError for what cannot be built."""
-    decoder = build_decoder(recipe)
+    decoder = build_decoder(recipe, exported_form(recipe))
     draft = build_draft(recipe) if recipe.draft else None
     chip = None if recipe.export.device is None else find_chip(recipe.export.device)
     return Plan(

@@ -15,6 +15,8 @@ from coremltools.proto import Model_pb2
 from coreai_recipes.lint.findings import Finding, lint
 from coreai_recipes.lint.reading import open_subject
 from coreai_recipes.manifest.audit import AUDIT, Audit, audit_text
+from coreai_recipes.outline import outline
+from coreai_recipes.recipe import load_recipe
 from tests.evaluate.mil_programs import write_package, write_two_functions
 from tests.lint.rule_cases import CASES, IMAGE, conv, one, palette
 
@@ -180,6 +182,29 @@ def test_a_recipe_is_held_against_the_rules_that_sizes_decide(run: Run) -> None:
     assert status == 1
     planned = json.loads(run("plan", "gemma4", "--set", "export.device=A19", "--json")[1])["findings"]
     assert {(finding["id"], finding["level"]) for finding in planned} == found
+
+
+def test_a_recipe_in_outline_has_the_findings_of_its_package(tiny_bundle: Path) -> None:
+    """By the rules that sizes decide; and a setting that mends one is seen in both."""
+    sized = (
+        "state-count",
+        "state-uniform",
+        "state-32",
+        "state-cost",
+        "embed-in",
+        "gather-i32",
+        "conv-8x8",
+        "small-cpu",
+    )
+    recipe = load_recipe("tiny-llama")
+    ours, theirs = (
+        {(finding.id, finding.level, finding.function) for finding in lint(subject, only=sized).findings}
+        for subject in (outline(recipe), open_subject(tiny_bundle))
+    )
+    assert ours == theirs
+    row, square = (load_recipe("smollm2-135m", [f"export.mlp_layout={layout}"]) for layout in ("row", "8x8"))
+    assert lint(outline(row), only=["conv-8x8"]).findings
+    assert not lint(outline(square), only=["conv-8x8"]).findings
 
 
 BUILD = ("build", "tiny-llama", "--checkpoint", Path(__file__).parents[1] / "checkpoints/tiny-llama", "--no-verify")
