@@ -1,8 +1,8 @@
 """What one call of each function multiplies, from the sizes of the modules: known before anything is converted.
 
-Matrix products alone, a multiply-add counted as two: a projection's weights for each token, and for each query the
-scores over all rows of its cache, seen or not, and what they mix. A saved program has norms and the like beside them,
-and a test holds the two to the same products.
+Matrix products alone, a multiply-add counted as two: a projection's weights for each token, for each query the scores
+over all rows of its cache, seen or not, and what they mix, and what puts tokens into a ring. A saved program has norms
+and the like beside them, and a test holds the two to the same products.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe.schema import Attention, LatentAttention
+from coreai_recipes.states import StateSpec
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,15 @@ def layer_flops(decoder: Decoder, layer: Layer, function: str, sharing: Sharing 
     sharing = sharing or front.sharing(function)
     queries = front.queries(layer.kind, decoder.recipe.export.functions.queries[function], sharing)
     spec = decoder.recipe.model.kinds[layer.kind].attention
-    return _layer_flops(layer, spec, queries, front.seen_rows(layer.kind, queries, sharing))
+    flops = _layer_flops(layer, spec, queries, front.seen_rows(layer.kind, queries, sharing))
+    return flops if front.shares(layer.kind) else flops + _placing_flops(front.state(layer.kind), queries)
+
+
+def _placing_flops(state: StateSpec, queries: int) -> int:
+    """Of the product that puts several tokens' keys and values into the rows of a ring."""
+    if state.window is None or queries == 1:
+        return 0
+    return 2 * state.rows * queries * 2 * state.num_kv_heads * state.head_dim
 
 
 def draft_flops(draft: Draft) -> int:

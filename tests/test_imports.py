@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "plan": {"outline", "workload", "lint", "draft", "model", "front", "primitives", "recipe", "errors"},
     "outline": {"states", "contract", "lint", "draft", "model", "front", "primitives", "logits", "recipe", "errors"},
     "contract": {"states", "evaluate", "manifest", "model", "front", "logits", "recipe", "errors"},
-    "workload": {"draft", "model", "front", "primitives", "logits", "recipe"},
+    "workload": {"draft", "model", "front", "states", "primitives", "logits", "recipe"},
     "origin": {"checkpoint", "manifest", "errors"},
     "extending": {"primitives", "recipe", "errors"},
     "authoring": {"filling", "checkpoint", "draft", "model", "recipe", "errors"},
