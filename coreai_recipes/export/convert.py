@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from coreai_recipes.export.fragments import INTEGER, Fragment, Port
+from coreai_recipes.export.indices import narrow_indices
 from coreai_recipes.export.mil import inputs_of
 
 # A fragment holds no weights: a stored constant above this many values is a fault of ours.
@@ -28,7 +29,7 @@ def convert_fragment(fragment: Fragment) -> bytes:
     ct = _import_coremltools()
     numpy_type = {"int32": np.int32, "float16": np.float16}
     passes = ct.PassPipeline.DEFAULT
-    # with a small vocabulary it would narrow the token ids to int16, and rows beyond 32767 would be read wrong
+    # it sees the rows of a traced table: `narrow_indices` knows the real ones
     passes.remove_passes({"common::add_int16_cast"})
     with _quietly(), _sparing_the_collector(), _validating_less(), torch.no_grad():
         model = ct.convert(
@@ -48,7 +49,7 @@ def convert_fragment(fragment: Fragment) -> bytes:
             pass_pipeline=passes,
             skip_model_load=True,
         )
-    return _inline_constants(model, fragment.name)
+    return _inline_constants(model, fragment)
 
 
 def _import_coremltools() -> Any:
@@ -159,7 +160,7 @@ def _ancestors(block: Any, names: tuple[str, ...]) -> set[Any]:
     return found
 
 
-def _inline_constants(model: Any, name: str) -> bytes:
+def _inline_constants(model: Any, fragment: Fragment) -> bytes:
     """Put the few constants that coremltools stored in a weights file into the program itself.
 
     The fragment is then one protobuf, fit for a cache; and none of its constants can be a weight.
@@ -177,7 +178,7 @@ def _inline_constants(model: Any, name: str) -> bytes:
         shape = [dimension.constant.size for dimension in value.type.tensorType.dimensions]
         is_integer = value.type.tensorType.dataType in (MIL_pb2.INT32, MIL_pb2.INT16, MIL_pb2.UINT16, MIL_pb2.BOOL)
         if int(np.prod(shape)) > (LARGEST_INTEGERS if is_integer else LARGEST_CONSTANT):
-            raise RuntimeError(f"{name}: constant {operation.outputs[0].name} of shape {shape} is baked in")
+            raise RuntimeError(f"{fragment.name}: constant {operation.outputs[0].name} of shape {shape} is baked in")
         reader, offset = _BlobStorageReader(f"{model.weights_dir}/weight.bin"), value.blobFileValue.offset
         immediate = value.immediateValue.tensor
         match value.type.tensorType.dataType:
@@ -188,7 +189,8 @@ def _inline_constants(model: Any, name: str) -> bytes:
             case MIL_pb2.FLOAT16:
                 immediate.bytes.values = np.asarray(reader.read_fp16_data(offset)).tobytes()
             case dtype:
-                raise RuntimeError(f"{name}: constant {operation.outputs[0].name} has dtype {dtype}")
+                raise RuntimeError(f"{fragment.name}: constant {operation.outputs[0].name} has dtype {dtype}")
+    narrow_indices(function, {name: fragment.inputs[name].shape[0] for name in fragment.tables})
     _settle_names(function)
     return bytes(spec.SerializeToString(deterministic=True))
 

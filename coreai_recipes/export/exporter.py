@@ -219,6 +219,7 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
         root / "export/convert.py",
         root / "export/fragments.py",
         root / "export/draft_fragments.py",
+        root / "export/indices.py",
     }
     others = set().union(*(source_files(fragment.module) for fragment in fragments))
     digests = [sha256(path.read_bytes()).hexdigest() for path in sorted(own | others)]

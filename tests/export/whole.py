@@ -13,6 +13,7 @@ from programs import zeros_behind
 from torch import Tensor, nn
 
 from coreai_recipes.export.fragments import stored_shape
+from coreai_recipes.export.indices import narrow_indices
 from coreai_recipes.logits import Pieces
 from coreai_recipes.model import Decoder, make_cache
 from coreai_recipes.primitives.cache import Cache, SharedCache, last_of
@@ -98,7 +99,10 @@ def convert_whole(decoder: Decoder, folder: Path) -> Path:
                 skip_model_load=True,
             )
             path = folder / f"{function}.mlpackage"
-            model.save(str(path))
+            # in 16 bits, which coremltools leaves to tables of at most 32,767 rows (tests/export/test_indices.py)
+            spec = model.get_spec()
+            narrow_indices(spec.mlProgram.functions["main"], {})
+            ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True).save(str(path))
         descriptor.add_function(str(path), "main", function)
     descriptor.default_function_name = "decode"
     combined = folder / "whole.mlpackage"
