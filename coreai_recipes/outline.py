@@ -15,6 +15,7 @@ from coreai_recipes.lint.program import Function, Operation, Program, Shape, Val
 from coreai_recipes.lint.reading import Subject
 from coreai_recipes.logits import Pieces
 from coreai_recipes.model import Decoder, build_decoder, exported_form
+from coreai_recipes.primitives.embedding import index_dtype
 from coreai_recipes.primitives.layer import SQUARE, Layer
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe import Recipe
@@ -107,6 +108,9 @@ class _Outline:
         weight = decoder.get_parameter("embedding.weight")
         table = _weight("embedding.weight", tuple(weight.shape))
         ids = next(value for value in self.function.inputs if value.name == "input_ids")
+        narrow = index_dtype(weight.shape[0])
+        if narrow is not None:
+            ids = self._give("cast", "embedding.ids", narrow, (1, query), x=ids)
         rows = self._give("gather", "embedding", "float16", (1, query, weight.shape[1]), x=table, indices=ids)
         return self._give("reshape", "hidden_0", "float16", (1, decoder.recipe.model.hidden_size, 1, query), x=rows)
 

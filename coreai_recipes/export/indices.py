@@ -3,18 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from coreai_recipes.export.mil import immediate_integers, inputs_of, set_type, shape_of
+from coreai_recipes.primitives.embedding import index_dtype
 from coreai_recipes.protobuf import MIL_pb2
 
 GATHERS = frozenset({"gather", "gather_along_axis"})
 NARROW = {"int16": MIL_pb2.INT16, "uint16": MIL_pb2.UINT16}
-
-
-def dtype_for(rows: int) -> str | None:
-    """The dtype of indices into that many rows, None where they need 32 bits."""
-    return next((name for name in NARROW if rows - 1 <= np.iinfo(name).max), None)
 
 
 def narrow_indices(function: Any, rows: Mapping[str, int]) -> None:
@@ -36,7 +30,7 @@ def narrow_indices(function: Any, rows: Mapping[str, int]) -> None:
             given = {key: found.arguments[0].name for key, found in inputs_of(operation)}
             source, indices = given["x"], given["indices"]
             count = rows.get(source) or shapes[source][axes[given["axis"]]]
-            dtype = None if count is None or dtypes.get(indices) != MIL_pb2.INT32 else dtype_for(count)
+            dtype = None if count is None or dtypes.get(indices) != MIL_pb2.INT32 else index_dtype(count)
             if dtype is not None:
                 if (indices, dtype) not in casts:
                     casts[indices, dtype] = f"{indices}_to_{dtype}"

@@ -11,6 +11,13 @@ from coreai_recipes.primitives.registry import register
 from coreai_recipes.recipe.schema import Embedding as EmbeddingSpec
 from coreai_recipes.recipe.schema import LearnedPositions as LearnedPositionsSpec
 
+INDEX_DTYPES = {"int16": 1 << 15, "uint16": 1 << 16}  # how many rows each reaches
+
+
+def index_dtype(rows: int) -> str | None:
+    """The 16-bit dtype of indices into that many rows, in a package; None where they need 32 bits."""
+    return next((name for name, reached in INDEX_DTYPES.items() if rows <= reached), None)
+
 
 @register("embedding", "table")
 class Embedding(nn.Module):

@@ -9,8 +9,8 @@ from programs import block_of, export, filled, layer_kind, read_model, small_rec
 
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.indices import dtype_for
 from coreai_recipes.logits import choices
+from coreai_recipes.primitives.embedding import index_dtype
 from coreai_recipes.protobuf import MIL_pb2
 
 
@@ -18,7 +18,7 @@ from coreai_recipes.protobuf import MIL_pb2
     ("rows", "dtype"), [(1, "int16"), (32_768, "int16"), (32_769, "uint16"), (65_536, "uint16"), (65_537, None)]
 )
 def test_the_last_row_decides_about_the_dtype(rows: int, dtype: str | None) -> None:
-    assert dtype_for(rows) == dtype
+    assert index_dtype(rows) == dtype
 
 
 @pytest.mark.parametrize(
