@@ -91,7 +91,7 @@ def test_mask_and_hidden_state_never_pass_through_float32(converted: dict[str, A
         assert not ancestors(model, outputs) & float32_operations(model)
 
 
-def test_a_front_casts_the_positions_the_mask_and_the_angles_once(cache: FragmentCache, tmp_path: Path) -> None:
+def test_a_front_casts_the_positions_the_mask_the_angles_and_the_ids_once(cache: FragmentCache, tmp_path: Path) -> None:
     recipe, recording = small_recipe({"full": layer_kind()}), RecordingCache(cache)
     export(recipe, tmp_path / "model.mlpackage", recording)
     names = list(fragments_of(build_decoder(recipe)))
@@ -99,7 +99,9 @@ def test_a_front_casts_the_positions_the_mask_and_the_angles_once(cache: Fragmen
         model = Model_pb2.Model.FromString(recording.given[names.index(name)])
         casts = [op for op in block_of(model, "main").operations if op.type == "cast"]
         words = sorted(tensor_words(op.outputs[0].type.tensorType).partition("(")[0] for op in casts)
-        assert words == [*["float16"] * (numbers + 2), "float32"], f"{name}: those, cos and sin; positions"
+        assert words == [*["float16"] * (numbers + 2), "float32", "int16"], (
+            f"{name}: those, cos and sin; positions; ids"
+        )
 
 
 # --- no weight in sight -----------------------------------------------------------------------------------------------

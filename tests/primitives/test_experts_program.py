@@ -98,7 +98,7 @@ def test_the_program_has_the_operations_that_it_needs_and_no_tensor_above_rank_4
     # what both norms that read the stream have in common is computed once, and none of it is in float32
     norms_and_router = {"rsqrt": 2, "reduce_mean": 2, "reduce_max": 2, "conv": 1, "topk": 1, "softmax": 1}
     experts = {"matmul": 2, "split": 1, "gelu": 1, "reduce_sum": 1 if form == "gathered" else 2}
-    chosen = {"gather": 3} if form == "gathered" else {"equal": 1, "cast": 1}
+    chosen = {"gather": 3, "cast": 1} if form == "gathered" else {"equal": 1, "cast": 1}
     expected = norms_and_router | experts | chosen
     assert {name: counts.get(name, 0) for name in (*expected, "gather", "cast", "transpose", "concat", "tile")} == {
         **dict.fromkeys(("gather", "cast", "transpose", "concat", "tile"), 0),
@@ -106,7 +106,7 @@ def test_the_program_has_the_operations_that_it_needs_and_no_tensor_above_rank_4
     }
     types = function._graph.types
     assert max(len(kind.shape) for kind in types.values()) == 4
-    assert {kind.element_type for kind in types.values()} <= {"float16", "int32", "bool"}
+    assert {kind.element_type for kind in types.values()} <= {"float16", "int32", "int16", "bool"}
 
 
 # --- what they cost ---------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def test_no_tensor_is_above_rank_4_and_none_is_float32(
 ) -> None:
     types = Program(programs(name, tokens)).function()._graph.types
     assert max(len(kind.shape) for kind in types.values()) <= 4
-    assert {kind.element_type for kind in types.values()} <= {"float16", "int32", "bool"}
+    assert {kind.element_type for kind in types.values()} <= {"float16", "int32", "int16", "bool"}
 
 
 @pytest.mark.parametrize(("name", "tokens"), FORMS)
