@@ -111,7 +111,6 @@ PACKAGED = {name: without_choice(CONFIGS[f"{name}-unusual"]) for name in decoder
 OF_OPERATIONS = (
     *("rank-5", "dyn-shape", "f32-mid", "int-mid", "exp-raw", "softplus", "nan-logic", "mask-inf", "gather-dyn"),
     *(
-        "gather-i32",
         "gather-nd",
         "no-path",
         "argmax-2048",
