@@ -61,6 +61,15 @@ def split(folder: Path) -> str:
     return "model-00001-of-00002.safetensors"
 
 
+def assert_refused(bundle: Bundle, other: Path, file: str, stage: str) -> None:
+    """`verify` refuses the checkpoint `other` by the first file that differs."""
+    with pytest.raises(CheckpointError) as told:
+        verify(bundle, other, stages=[stage])
+    assert told.value.problems == (
+        f"checkpoint {other}: this is not the checkpoint that tiny-llama was built from: {file}",
+    )
+
+
 OTHERS = [change_a_number, widen, change_the_config, split]
 
 
@@ -68,12 +77,7 @@ OTHERS = [change_a_number, widen, change_the_config, split]
 def test_another_checkpoint_is_refused_by_the_first_file_that_differs(
     bundle: Bundle, other: Path, change: Callable[[Path], str]
 ) -> None:
-    file = change(other)
-    with pytest.raises(CheckpointError) as told:
-        verify(bundle, other, stages=["torch"])
-    assert told.value.problems == (
-        f"checkpoint {other}: this is not the checkpoint that tiny-llama was built from: {file}",
-    )
+    assert_refused(bundle, other, change(other), "torch")
 
 
 def test_the_command_line_refuses_another_checkpoint(
@@ -232,12 +236,7 @@ def test_the_same_weights_beside_another_tokenizer_are_another_checkpoint(
     bundle: Bundle, other: Path, change: Callable[[Path], str]
 ) -> None:
     """All of these used to pass: other end tokens, another template, other ids."""
-    file = change(other)
-    with pytest.raises(CheckpointError) as told:
-        verify(bundle, other, stages=["rotary"])
-    assert told.value.problems == (
-        f"checkpoint {other}: this is not the checkpoint that tiny-llama was built from: {file}",
-    )
+    assert_refused(bundle, other, change(other), "rotary")
 
 
 def rewrite_with_other_line_ends(folder: Path) -> None:

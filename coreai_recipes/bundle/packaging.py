@@ -13,14 +13,8 @@ if TYPE_CHECKING:
     from coreai_recipes.export.cache import FragmentCache
     from coreai_recipes.export.exporter import Exported, Progress
 
-COST = (
-    "flops",
-    "weight_bytes",
-    "state_bytes",
-    "result_bytes",
-    "padded_bytes",
-)  # what the manifest says of each function
-
+# what the manifest says of each function
+COST = ("flops", "weight_bytes", "state_bytes", "result_bytes", "padded_bytes")
 Costs = dict[str, dict[str, int]]  # by function and figure
 
 

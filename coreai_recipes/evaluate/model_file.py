@@ -1,8 +1,9 @@
-"""Where in an .mlpackage its program lies. A leaf without torch: whoever only looks at a program starts at once."""
+"""A saved ML Program, found and parsed. A leaf without torch: whoever only looks at a program starts at once."""
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.errors import EvaluationError
@@ -41,3 +42,25 @@ def read_file(path: Path, most: int, package: Path) -> bytes:
         raise EvaluationError(*error.problems) from None
     except OSError:
         raise EvaluationError(f"{path}: is not there") from None
+
+
+def parse_program(content: bytes, file: Path, package: Path, only: str) -> Any:
+    """The Core ML model message in `content`, which was read from `file` of `package`.
+
+    Raises EvaluationError for what is no ML Program with functions; `only` ends the sentence on another kind of model.
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+
+    from coreai_recipes.protobuf import Model_pb2
+
+    model = Model_pb2.Model()
+    try:
+        model.ParseFromString(content)
+    except DecodeError:
+        raise EvaluationError(f"{file}: is cut short or not a Core ML model") from None
+    kind = model.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise EvaluationError(f"{package}: is not an ML Program but {kind or 'empty'}: {only}")
+    if not model.mlProgram.functions:
+        raise EvaluationError(f"{package}: is an ML Program without functions")
+    return model

@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
 from coreai_recipes.evaluate.blob import BlobFile
 from coreai_recipes.evaluate.constants import BlobConstant, Constant, ImmediateConstant
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, Array, decode_elements, name_of_element_type
 from coreai_recipes.evaluate.errors import EvaluationError
-from coreai_recipes.evaluate.model_file import MOST_MODEL_BYTES, find_model_file, read_file
+from coreai_recipes.evaluate.model_file import MOST_MODEL_BYTES, find_model_file, parse_program, read_file
 from coreai_recipes.manifest.files import check_relative
-from coreai_recipes.protobuf import Model_pb2
 
 UNKNOWN = -1
 MOST_ELEMENTS = 1 << 31  # of one value
@@ -32,17 +30,8 @@ class Package:
         self.path, self._checked = path, checked
         self._model_file = find_model_file(path)
         content = read_file(self._model_file, MOST_MODEL_BYTES, path)
-        model = Model_pb2.Model()
-        try:
-            model.ParseFromString(content)
-        except DecodeError:
-            raise EvaluationError(f"{self._model_file}: is cut short or not a Core ML model") from None
-        kind = model.WhichOneof("Type")
-        if kind != "mlProgram":
-            raise EvaluationError(f"{path}: is not an ML Program but {kind or 'empty'}: only ML Programs can be run")
+        model = parse_program(content, self._model_file, path, "only ML Programs can be run")
         self.functions: dict[str, Any] = dict(sorted(model.mlProgram.functions.items()))
-        if not self.functions:
-            raise EvaluationError(f"{path}: is an ML Program without functions")
         self.default_function = model.description.defaultFunctionName or next(
             (name for name in ("main", *sorted(self.functions)) if name in self.functions), ""
         )

@@ -13,6 +13,9 @@ MOVES = VIEWS | {
     "slice_by_size", "slice_update", "split", "stack", "tile", "coreml_update_state",
 }  # fmt: skip
 PRODUCTS = frozenset({"conv", "conv_transpose", "linear", "matmul", "einsum"})
+PLACES = frozenset({
+    "begin", "end", "stride", "size", "indices", "shape", "begin_mask", "end_mask", "reps", "axes", "axis",
+})  # fmt: skip
 STATE_WRITES = {"write_state": ("input", "data"), "coreml_update_state": ("state", "value")}
 
 
@@ -122,36 +125,21 @@ class Flow:
     @cached_property
     def exempt(self) -> frozenset[Value]:
         """Integers that only say where: bounds of a slice, indices; and what nobody reads."""
-        places = (
-            "begin",
-            "end",
-            "stride",
-            "size",
-            "indices",
-            "shape",
-            "begin_mask",
-            "end_mask",
-            "reps",
-            "axes",
-            "axis",
-        )
         users = self.function.users
         found: set[Value] = set()
         outputs = set(self.function.outputs)
         for operation in reversed(self.function.operations):
             for result in operation.results:
                 readers = users.get(result, [])
-                if result not in outputs and all(
-                    self._only_places(result, reader, places, found) for reader in readers
-                ):
+                if result not in outputs and all(self._only_places(result, reader, found) for reader in readers):
                     found.add(result)
         return frozenset(found)
 
     @staticmethod
-    def _only_places(value: Value, reader: Operation, places: tuple[str, ...], found: set[Value]) -> bool:
+    def _only_places(value: Value, reader: Operation, found: set[Value]) -> bool:
         if reader.results and all(result in found for result in reader.results):
             return True
-        return all(key in places for key, bound in reader.operands.items() if value in bound)
+        return all(key in PLACES for key, bound in reader.operands.items() if value in bound)
 
 
 class Lows:

@@ -7,7 +7,7 @@ magnitude, and what its own maximum was subtracted from, are told from any other
 from collections.abc import Callable
 from math import exp, inf, isfinite, sqrt
 
-from coreai_recipes.lint.flow import VIEWS
+from coreai_recipes.lint.flow import VIEWS, source_of
 from coreai_recipes.lint.program import Function, Operation, Value
 from coreai_recipes.manifest.audit import Audit
 
@@ -101,16 +101,16 @@ class Ranges:
             return
         tops, caps = self._tops.get(under, frozenset()), self._caps.get(under, frozenset())
         if operation.type == "reduce_max":
-            source = _root(under)
+            source = source_of(under)
             tops |= {source}
             if source.producer is not None and source.producer.type == "abs":
                 capped = source.producer.operand("x")
-                caps |= frozenset() if capped is None else {_root(capped)}
+                caps |= frozenset() if capped is None else {source_of(capped)}
         elif operation.type == "maximum":
             other = operation.operand("y")
             if other is not None:
                 tops, caps = (
-                    tops | self._tops.get(other, frozenset()) | {_root(under), _root(other)},
+                    tops | self._tops.get(other, frozenset()) | {source_of(under), source_of(other)},
                     caps | self._caps.get(other, frozenset()),
                 )
         elif operation.type == "add":
@@ -128,7 +128,7 @@ class Ranges:
         self._units.update(operation.results)
 
     def is_unit_square(self, operation: Operation, x: Value, y: Value) -> bool:
-        found = _root(x) is _root(y) and _root(x) in self._units
+        found = source_of(x) is source_of(y) and source_of(x) in self._units
         if found:
             self._unit_squares.update(operation.results)
         return found
@@ -137,27 +137,18 @@ class Ranges:
         """Of a mean of unit squares: one of them is 1. (Where all of x is 0 the quotient is 0 too, and whoever divides
         by its largest magnitude divides eps by it as well.)"""
         x = operation.operand("x")
-        if x is None or _root(x) not in self._unit_squares or not operation.results:
+        if x is None or source_of(x) not in self._unit_squares or not operation.results:
             return None
         count = operation.results[0].count
         return (count / x.count, 1.0) if x.count > 0 and count > 0 else None
 
     def is_below(self, value: Value, top: Value) -> bool:
         """Whether no element of `value` is above `top`, its own maximum."""
-        return _root(value) in self._tops.get(top, self._tops.get(_root(top), frozenset()))
+        return source_of(value) in self._tops.get(top, self._tops.get(source_of(top), frozenset()))
 
     def is_within(self, value: Value, cap: Value) -> bool:
         """Whether no magnitude of `value` is above `cap`, its own largest."""
-        return _root(value) in self._caps.get(cap, self._caps.get(_root(cap), frozenset()))
-
-
-def _root(value: Value) -> Value:
-    while value.producer is not None and value.producer.type in VIEWS:
-        under = value.producer.operand("x", "values")
-        if under is None:
-            break
-        value = under
-    return value
+        return source_of(value) in self._caps.get(cap, self._caps.get(source_of(cap), frozenset()))
 
 
 def _of_constant(value: Value) -> Interval:
@@ -211,7 +202,7 @@ def _mul(ranges: Ranges, operation: Operation) -> Interval:
     if ranges.is_unit_square(operation, x, y):
         return SHARE
     found = _corners(ranges.bounds(x), ranges.bounds(y))
-    return (max(0.0, found[0]), found[1]) if _root(x) is _root(y) else found
+    return (max(0.0, found[0]), found[1]) if source_of(x) is source_of(y) else found
 
 
 def _div(ranges: Ranges, operation: Operation) -> Interval:

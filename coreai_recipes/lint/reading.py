@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
-
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.errors import EvaluationError
-from coreai_recipes.evaluate.model_file import MOST_MODEL_BYTES, find_model_file, read_file
+from coreai_recipes.evaluate.model_file import MOST_MODEL_BYTES, find_model_file, parse_program, read_file
 from coreai_recipes.lint.program import Program, read_program
 from coreai_recipes.lint.small_constants import peek_into
 from coreai_recipes.manifest.audit import Audit, read_audit
@@ -98,18 +96,7 @@ def _read_model(file: Path, within: Path) -> bytes:
 
 
 def _parse(content: bytes, path: Path) -> Program:
-    from coreai_recipes.protobuf import Model_pb2
-
-    model = Model_pb2.Model()
-    try:
-        model.ParseFromString(content)
-    except DecodeError:
-        raise EvaluationError(f"{path}: is cut short or not a Core ML model") from None
-    kind = model.WhichOneof("Type")
-    if kind != "mlProgram":
-        raise EvaluationError(f"{path}: is not an ML Program but {kind or 'empty'}: the rules are about ML Programs")
-    if not model.mlProgram.functions:
-        raise EvaluationError(f"{path}: is an ML Program without functions")
+    model = parse_program(content, path, path, "the rules are about ML Programs")
     try:
         return read_program(model)
     except EvaluationError as error:
