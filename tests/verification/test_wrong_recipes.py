@@ -138,6 +138,7 @@ def test_each_stage_says_what_its_reference_is_made_of(tiny_llama: Saved, tiny_p
         "torch": of_file,
         "package": ours,
         "package_float16": of_file,
+        "package_engine": of_file,
         "tokenizer": tokenizer,
     }
 
