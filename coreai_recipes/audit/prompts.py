@@ -3,13 +3,13 @@
 All texts are this project's own.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from coreai_recipes.errors import BundleError, UserError
+from coreai_recipes.json_reader import load_json
 from coreai_recipes.manifest.files import read_regular
 from coreai_recipes.verification.tokens import PASSAGE, random_tokens
 
@@ -101,8 +101,8 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
         raise UserError(f"{path}: is not text in UTF-8" if isinstance(error, ValueError) else str(error)) from None
     if path.suffix == ".json":
         try:
-            entries = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            entries = load_json(text)
+        except ValueError as error:
             raise UserError(f"{path}: is not JSON: {error}") from None
     else:
         entries = [line for line in text.splitlines() if line.strip()]

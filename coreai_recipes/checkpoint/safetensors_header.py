@@ -1,13 +1,14 @@
 """The header of a safetensors file: 8 bytes of length, JSON, then the tensors' bytes without a gap.
 
-A leaf. Format: https://github.com/huggingface/safetensors#format
+Format: https://github.com/huggingface/safetensors#format
 """
 
-import json
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from coreai_recipes.json_reader import load_json
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_AXES = 32
@@ -85,11 +86,11 @@ def parse_header(header: bytes, data_bytes: int) -> dict[str, HeaderTensor]:
     if sum(map(header.count, (b",", b"[", b"{"))) > MOST_VALUES or header.count(b'"data_offsets"') > MOST_TENSORS:
         raise HeaderError(f"has a header with more than {MOST_TENSORS} tensors, or values for as many")
     try:
-        entries = json.loads(header, object_pairs_hook=refuse_duplicates)
+        entries = load_json(header, object_pairs_hook=refuse_duplicates)
     except HeaderError:
         raise
-    except (ValueError, RecursionError) as error:
-        raise HeaderError("has a header that is not JSON") from error
+    except ValueError as error:
+        raise HeaderError(f"has a header that is not JSON: {error}") from error
     if not isinstance(entries, dict):
         raise HeaderError("has a header that is not a JSON object")
     entries.pop("__metadata__", None)

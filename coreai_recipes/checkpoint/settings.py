@@ -1,11 +1,11 @@
 """What a checkpoint's folder holds besides weights and tokenizer: JSON settings, the ids that end an answer."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.json_reader import load_json
 
 MAX_JSON_BYTES = 64 << 20
 # A value takes up to some 250 bytes once it is parsed, however short it is in the file.
@@ -29,10 +29,10 @@ def read_json_object(
         # Each value but the first follows a comma or opens a list or an object. Those in texts are counted too.
         if sum(map(raw.count, (b",", b"[", b"{"))) > most_values:
             raise CheckpointError(f"{place}: {path.name} holds more than {most_values} values")
-        content = json.loads(raw, object_pairs_hook=_refuse_duplicates if unique else None)
+        content = load_json(raw, object_pairs_hook=_refuse_duplicates if unique else None)
     except OSError as error:
         raise CheckpointError(f"{place}: {path.name} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{place}: {path.name} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{place}: {path.name} is not a JSON object")

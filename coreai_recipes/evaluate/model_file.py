@@ -1,12 +1,12 @@
 """A saved ML Program, found and parsed. A leaf without torch: whoever only looks at a program starts at once."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.errors import EvaluationError
+from coreai_recipes.json_reader import load_json
 from coreai_recipes.manifest.files import check_relative, read_regular
 
 MOST_MODEL_BYTES = 512 << 20
@@ -21,9 +21,9 @@ def find_model_file(path: Path) -> Path:
     if not manifest.is_file():
         raise EvaluationError(f"{path}: is not an .mlpackage: it has no Manifest.json")
     try:
-        content = json.loads(read_file(manifest, MOST_MANIFEST_BYTES, path))
+        content = load_json(read_file(manifest, MOST_MANIFEST_BYTES, path))
         relative = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise EvaluationError(f"{manifest}: does not name the package's model") from None
     try:
         model_file = path / "Data" / check_relative(relative if isinstance(relative, str) else "")

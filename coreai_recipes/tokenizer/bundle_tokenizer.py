@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.errors import BundleError, UserError
+from coreai_recipes.json_reader import load_json
 from coreai_recipes.tokenizer.files import FileError, read_text
 from coreai_recipes.tokenizer.streaming import TextStream
 from coreai_recipes.tokenizer.tokens import DEFAULT, TOKENIZER, TOKENS, Tokens, read_tokens
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Half a million words. A byte may be a token, and two million tokens take half a GB and two seconds to be found.
 LARGEST_TEXT = 2 << 20
+MOST_EXPLAINED = 1 << 20  # values, of some 250 bytes each once they are parsed
 
 
 class BundleTokenizer:
@@ -142,9 +144,21 @@ def parse_tokenizer(text: str, tokens: Tokens | None = None) -> "Tokenizer":
             tokenizer = Tokenizer.from_str(tokens.laid_over(tokenizer.to_str()))
     except BaseException as error:  # tokenizers raises Exception itself, and for a panic of its own BaseException
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise TokenizerError(str(error)) from None
+            raise TokenizerError(_why_no_json(text) or str(error)) from None
         raise
     return tokenizer
+
+
+def _why_no_json(text: str) -> str | None:
+    """What is wrong with a tokenizer.json that is no JSON, where it is small enough to be asked again: tokenizers'
+    parser names a place and no reason for what is nested too deeply."""
+    if sum(map(text.count, ",[{")) > MOST_EXPLAINED:
+        return None
+    try:
+        load_json(text)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _has_added(tokenizer: "Tokenizer", added: Sequence[Mapping[str, Any]] | None) -> bool:

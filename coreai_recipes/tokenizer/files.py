@@ -1,8 +1,9 @@
-"""Reading a tokenizer's files: bounded, and wrong ones are sentences. A leaf."""
+"""Reading a tokenizer's files: bounded, and wrong ones are sentences."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from coreai_recipes.json_reader import load_json
 
 LARGEST = {
     # Gemma's tokenizer.json, the largest of those that we know, has 33 MB
@@ -45,9 +46,7 @@ def read_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        document = json.loads(read_text(path))
-    except RecursionError:
-        raise FileError(f"{path.name} is not JSON: it is nested too deeply") from None
+        document = load_json(read_text(path))
     except ValueError as error:
         raise FileError(f"{path.name} is not JSON: {error}") from None
     if not isinstance(document, dict):

@@ -195,7 +195,7 @@ def test_a_file_that_shrinks_while_it_is_read_ends_early(single, tmp_path):
         (pack({"a": F32}, bytes(24), 20), "has a header that is not JSON"),
         (pack([1], b""), "has a header that is not a JSON object"),
         ((6).to_bytes(8, "little") + b"\xff\xfe\xfd{}}", "has a header that is not JSON"),
-        ((10**5).to_bytes(8, "little") + b"[" * 10**5, "has a header that is not JSON"),
+        ((10**5).to_bytes(8, "little") + b"[" * 10**5, "has a header that is not JSON: it is nested too deeply"),
         ((21).to_bytes(8, "little") + b'{"a": null, "a": {}} ', "has a header in which 'a' occurs twice"),
         (pack({"a\x1b[2J": F32}, bytes(24)), r"has a header with the unprintable name 'a\x1b[2J'"),
         (pack({"a": {"dtype": "F32"}}, b""), "has a header in which a lacks dtype, shape or data_offsets"),

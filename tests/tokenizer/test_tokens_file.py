@@ -271,7 +271,11 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 172099
         ("tokenizer.json", "{", "tokenizer.json is no tokenizer: "),
         ("tokenizer.json", "", "tokenizer.json is no tokenizer: "),
         ("tokenizer.json", "{}", "tokenizer.json is no tokenizer: "),
-        ("tokenizer.json", "[" * 100_000, "tokenizer.json is no tokenizer: "),
+        (
+            "tokenizer.json",
+            "[" * 100_000,
+            "tokenizer.json is no tokenizer: it is nested too deeply: more than 100 lists",
+        ),
         ("tokenizer.json", POINTER, "tokenizer.json is a git-lfs pointer, not the file itself: run `git lfs pull` in"),
         ("tokenizer_config.json", POINTER, "tokenizer_config.json is a git-lfs pointer"),
         ("tokenizer_config.json", "[1]", "tokenizer_config.json holds a list, not an object"),
