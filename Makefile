@@ -48,7 +48,7 @@ bench: $(INSTALLED)  ## the README's figures, measured here
 	$(BIN)/pip install $(PIP_FLAGS) -q -e '.[bench]'
 	$(BIN)/python -m bench
 
-families: $(INSTALLED)  ## measure every family and write the README's table; NAMES="qwen3 phi" for these alone
+families: $(INSTALLED)  ## measure every family and write docs/families.md; NAMES="qwen3 phi" for these alone
 	OMP_NUM_THREADS=1 $(BIN)/python tests/family_table.py $(NAMES)
 
 known: $(INSTALLED)  ## which fields transformers' source knows, after its version has changed or a family was added

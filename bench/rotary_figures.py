@@ -5,7 +5,7 @@ comparing every combination that the tests compare (tests/primitives/rotary_scal
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +47,41 @@ def traced_pairs(rotary: Rotary) -> dict[tuple[int, int], float]:
 
 
 def draw_kind(kind: str, path: Path) -> None:
-    """Arcs over the dimensions of a head, one picture for each pairing that the kind has; colours are frequencies."""
+    """One picture for each pairing that the kind has."""
+    spec = SPECS[kind]
+    if kind in ("none", "proportional"):
+        drawn = [(spec, {"none": "", "proportional": "pairs (i, i + D/2)"}[kind])]
+    else:
+        pairings = ("half", "interleaved")
+        drawn = [
+            (spec.model_copy(update={"pairing": pairing}), f"{pairing}: {_pairs_in_words(kind, pairing)}")
+            for pairing in pairings
+        ]
+    _draw(drawn, f"{kind}: {WORDS[kind]}", path)
+
+
+def draw_the_two(path: Path) -> None:
+    """`proportional` and `partial` side by side: as many dimensions turn, and other pairs."""
+    titles = {
+        "proportional": "Gemma 4: pairs (i, i + D/2) span the head",
+        "partial": "Phi, GPT-NeoX: pairs (i, i + R/2) in its first part",
+    }
+    _draw([(SPECS[kind], title) for kind, title in titles.items()], "", path)
+
+
+def _draw(drawn: Sequence[tuple[Any, str]], heading: str, path: Path) -> None:
+    """Arcs over the dimensions of a head, a picture for each rotary with its title; colours are frequencies."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.patches import Arc
 
-    spec = SPECS[kind]
-    pairings = ["half", "interleaved"] if kind in ("full", "partial") else ["half"]
-    figure, axes = pyplot.subplots(1, len(pairings), figsize=(5.2 * len(pairings), 2.9), squeeze=False)
+    # as wide as the longest heading needs, whatever is drawn below
+    figure, axes = pyplot.subplots(1, len(drawn), figsize=(max(5.2 * len(drawn), 6.8), 2.9), squeeze=False)
     colours = pyplot.get_cmap("viridis")
-    for axis, pairing in zip(axes[0], pairings, strict=True):
-        chosen = spec if kind in ("none", "proportional") else spec.model_copy(update={"pairing": pairing})
-        pairs = traced_pairs(Rotary(chosen, D))
+    for axis, (spec, title) in zip(axes[0], drawn, strict=True):
+        pairs = traced_pairs(Rotary(spec, D))
         fastest = max(pairs.values(), default=1.0)
         turning = {dimension for pair in pairs for dimension in pair}
         for dimension in range(D):
@@ -73,14 +94,12 @@ def draw_kind(kind: str, path: Path) -> None:
             axis.add_patch(
                 Arc(((first + second) / 2, 0), width, max(width * 0.9, 1.6), theta2=180, color=colour, linewidth=2)
             )
-        title = {"none": "", "proportional": "pairs (i, i + D/2)"}.get(
-            kind, f"{pairing}: {_pairs_in_words(kind, pairing)}"
-        )
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=9 if heading else 11)
         axis.set_xlim(-1, D)
         axis.set_ylim(-1.5, 5.5)
         axis.axis("off")
-    figure.suptitle(f"{kind}: {WORDS[kind]}", fontsize=10)
+    if heading:
+        figure.suptitle(heading, fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
@@ -192,6 +211,7 @@ def main() -> None:
     DOCS.mkdir(exist_ok=True)
     for kind in SPECS:
         draw_kind(kind, DOCS / f"rotary-{kind}.png")
+    draw_the_two(DOCS / "images/rotary-two.png")
     draw_scalings(DOCS / "rotary-scalings.png")
     (DOCS / "rotary.md").write_text("\n".join(write_page()) + "\n")
 

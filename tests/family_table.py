@@ -1,4 +1,4 @@
-"""The README's table of families, from what the family test's own models measure: `make families`.
+"""The table of docs/families.md, from what the family test's own models measure: `make families`.
 
     python tests/family_table.py              measure every family, and write the table
     python tests/family_table.py qwen3 phi    measure these anew, and keep the figures of the others
@@ -17,11 +17,11 @@ from typing import Any
 from coreai_recipes.recipe.importing.family import Family, family_names, load_family, verified_families
 
 REPOSITORY = Path(__file__).parents[1]
-README = REPOSITORY / "README.md"
+PAGE = REPOSITORY / "docs/families.md"
 PACKAGE = REPOSITORY / "coreai_recipes"
 VERIFIED = PACKAGE / "recipe/families/verified.json"
 BEGIN, END = "<!-- families: written by `make families` -->\n", "<!-- end of families -->\n"
-COLUMNS = ("family", "what it is", "rotary", "torch", "package", "float16", "YAML: rules", "weight names")
+COLUMNS = ("models", "`model_type`", "what sets it apart", "rotary", "torch", "package", "float16")
 RIGHT = COLUMNS.index("torch")
 
 
@@ -52,35 +52,20 @@ def table() -> str:
 
 
 def _row(family: Family, verified: dict[str, Any]) -> Sequence[str]:
-    names = PACKAGE / f"checkpoint/names/{family.weights}.yaml"
-    own = family.part is None and family.weights == family.name
+    models, _, about = family.about.partition(": ")
+    rotary = ", ".join(verified.get(family.name, {}).get("rotary", ()))
     figures = [_figures(verified.get(family.name), stage) for stage in ("torch", "package", "package_float16")]
     same_as = family.reference or family.family
     if same_as is not None and family.name not in verified:
-        figures = [f"as {same_as}", "", ""]
-    rules = _lines(PACKAGE / f"recipe/families/{family.name}.yaml")
-    about = family.about.partition(": ")[2] or family.about
-    said = f"`{family.weights}`'s" if not own else str(_lines(names))
-    rotary = ", ".join(verified.get(family.name, {}).get("rotary", ()))
-    return (
-        f"`{family.name}`",
-        about,
-        rotary,
-        *figures,
-        str(rules),
-        "" if family.part else said,
-    )
+        figures = [f"as `{same_as}`", "", ""]
+    return models, f"`{family.name}`", about, rotary, *figures
 
 
 def _figures(found: dict[str, Any] | None, stage: str) -> str:
     return "-" if found is None else " / ".join(f"{figure:.0f}" for figure in found[stage])
 
 
-def _lines(path: Path) -> int:
-    return sum(1 for line in path.read_text().splitlines() if line.strip())
-
-
-def split_readme(text: str) -> tuple[str, str, str]:
+def split_page(text: str) -> tuple[str, str, str]:
     """What stands before the table, the table with its marks, and what stands behind."""
     before, begin, rest = text.partition(BEGIN)
     inside, end, after = rest.partition(END)
@@ -89,8 +74,8 @@ def split_readme(text: str) -> tuple[str, str, str]:
 
 def write_table() -> None:
     """The table with the figures that there are."""
-    before, _, after = split_readme(README.read_text())
-    README.write_text(before + table() + after)
+    before, _, after = split_page(PAGE.read_text())
+    PAGE.write_text(before + table() + after)
 
 
 def main(names: Sequence[str]) -> None:

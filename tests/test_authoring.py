@@ -43,8 +43,7 @@ def test_a_new_recipe_is_what_a_person_would_have_written(tmp_path: Path) -> Non
     new = new_recipe(TINY)
     assert new.text == (
         "# Numbers: config.json of tiny-llama.\n"
-        "# Llama, and what most decoders share: RMS norm before each half of a layer, grouped queries, a rotary over\n"
-        "# whole heads.\n"
+        "# Llama, SmolLM2: RMS norm before each block, grouped queries, a rotary over whole heads.\n"
         "recipe: 1\n"
         "name: tiny-llama\n"
         "reference: {model_type: llama}\n"

@@ -1,10 +1,10 @@
-"""The README's table of families lists those that there are, with the figures that were measured."""
+"""The table of docs/families.md lists those that there are, with the figures that were measured."""
 
 from family_configs import decoders
-from family_table import README, split_readme, table
+from family_table import PAGE, split_page, table
 
 from coreai_recipes.authoring import family_rows
-from coreai_recipes.recipe.importing.family import family_names, verified_families
+from coreai_recipes.recipe.importing.family import family_names, load_family, verified_families
 
 STALE = "run `make families` (or `python tests/family_table.py NAME` for one)"
 
@@ -13,14 +13,19 @@ def test_every_family_was_measured() -> None:
     assert sorted(verified_families()) == sorted(decoders()), STALE
 
 
-def test_the_table_of_the_readme_is_the_generated_one() -> None:
-    assert split_readme(README.read_text())[1] == table(), STALE
+def test_the_table_of_the_page_is_the_generated_one() -> None:
+    assert split_page(PAGE.read_text())[1] == table(), STALE
 
 
 def test_a_family_that_is_missing_from_the_table_is_noticed() -> None:
-    shown = split_readme(README.read_text())[1]
-    assert all(f"\n| `{name}` |" in shown for name in family_names())
-    assert shown.replace("| `phi3` |", "| `phi4` |") != table()
+    shown = split_page(PAGE.read_text())[1]
+    assert all(f" | `{name}` | " in shown for name in family_names())
+    assert shown.replace("`phi3`", "`phi4`") != table()
+
+
+def test_every_family_says_its_models_and_what_sets_them_apart() -> None:
+    wrong = [name for name in family_names() if not all(load_family(name).about.partition(": ")[::2])]
+    assert not wrong, "about is `MODELS: WHAT SETS THEM APART`"
 
 
 def test_what_was_measured_is_above_the_floors() -> None:
