@@ -509,6 +509,7 @@ def run(
 
     text = read_input() if prompt == "-" else check_text(prompt, "PROMPT")
     system = system and check_text(system, "--system")
+    sampler = Sampler(temperature, top_p, seed)
     opened = Bundle.open(bundle)
     model = open_model(opened.path, opened.manifest, runtime)
     _say_unverified(opened)
@@ -519,7 +520,7 @@ def run(
         raw=raw,
         template=template,
         max_tokens=max_tokens,
-        sampler=Sampler(temperature, top_p, seed),
+        sampler=sampler,
         draft=draft,
     )
     for piece in result:
@@ -548,10 +549,10 @@ def chat(
     from coreai_recipes.generate import Chat, Sampler, open_model
 
     system = system and check_text(system, "--system")
+    sampler = Sampler(temperature, top_p, seed)
     opened = Bundle.open(bundle)
     model = open_model(opened.path, opened.manifest, runtime)
     _say_unverified(opened)
-    sampler = Sampler(temperature, top_p, seed)
     talk = Chat(model, system=system, sampler=sampler, max_tokens=max_tokens, template=template)
     while True:
         try:

@@ -90,13 +90,20 @@ def test_a_circle_of_links_in_a_files_place_is_a_sentence(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("seed", [2**64, 10**30, -1, -(2**63) - 1])
-def test_a_seed_that_no_generator_takes_is_refused(seed: int, tiny_bundle: Path, run: Run) -> None:
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
     with pytest.raises(UserError, match="is not in"):
         Sampler(1.0, seed=seed)
-    words = ("--max-tokens", 2, "--temperature", 1, f"--seed={seed}")
-    status, _, err = run("run", tiny_bundle, "In the", *words)
+
+
+@pytest.mark.parametrize("words", [("run", "nowhere", "In the"), ("chat", "nowhere")], ids=["run", "chat"])
+def test_numbers_are_refused_before_a_bundle_is_opened(words: tuple[str, ...], run: Run) -> None:
+    """A large one takes minutes to be opened."""
+    status, _, err = run(*words, "--temperature", "inf", f"--seed={2**64}")
     assert status == 2
-    assert err.splitlines()[-1] == f"seed {seed} is not in [0, 2**64): leave it out to draw anew each time"
+    assert err.splitlines() == [
+        "temperature inf is not a number from 0 on; 0 is greedy",
+        f"seed {2**64} is not in [0, 2**64): leave it out to draw anew each time",
+    ]
 
 
 def test_the_largest_seed_and_a_huge_number_of_tokens_are_taken(tiny_bundle: Path, run: Run) -> None:
