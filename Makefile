@@ -54,9 +54,10 @@ families: $(INSTALLED)  ## measure every family and write docs/families.md; NAME
 known: $(INSTALLED)  ## which fields transformers' source knows, after its version has changed or a family was added
 	$(BIN)/python tests/known_fields.py
 
-schema: $(INSTALLED)  ## schemas/recipe.schema.json, from the models; how many parameters each recipe has, from its decoder
+schema: $(INSTALLED)  ## schemas/recipe.schema.json and the fields in docs/recipes.md, from the models; parameters.yaml, from decoders
 	$(BIN)/recipe schema > schemas/recipe.schema.json
 	$(BIN)/python tests/recipe/counting.py
+	$(BIN)/python tests/recipe/field_table.py
 
 device-check: $(INSTALLED) $(GGUF)  ## macOS: Core ML compiles, loads and runs BUNDLE; prints a block to paste
 	@test "$$(uname)" = Darwin || { echo "make device-check needs macOS: Core ML's compiler and loader are not on $$(uname)"; exit 1; }

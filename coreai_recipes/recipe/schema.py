@@ -213,7 +213,7 @@ class ProportionalRotary(TurningRotary):
 
     kind: Literal["proportional"]
     factor: Share = Field(description="the share of the head that rotates; Gemma 4 uses 0.25")
-    pairing: Literal["half"] = "half"
+    pairing: Literal["half"] = Field(default="half", description="pairs (i, i + head_dim/2)")
     scaling: Annotated[LinearScaling, Field()] | None = Field(
         default=None, description="how frequencies are stretched beyond the trained context"
     )
@@ -506,9 +506,9 @@ Placement = Literal["pre", "post", "sandwich", "parallel", "parallel_two_norms",
 class LayerKind(Spec):
     """Layers of one kind differ in their weights only."""
 
-    attention: AttentionKind
-    rotary: Rotary
-    mlp: MLP
+    attention: AttentionKind = Field(description="which positions a query sees, and the heads")
+    rotary: Rotary = Field(description="which dimensions of queries and keys rotate, and how fast")
+    mlp: MLP = Field(description="the MLP, or the experts in its place")
     experts: Experts | None = Field(default=None, description="a mixture of experts beside the MLP (Gemma 4 26B-A4B)")
     norm: Norm | None = Field(default=None, description="the norms of this kind, when they are not the model's")
     placement: Placement | None = Field(
@@ -674,10 +674,14 @@ class Functions(Spec):
 class Export(Spec):
     """How the package is written."""
 
-    format: Literal["coreml"] = "coreml"
-    target: Literal["iOS18"] = "iOS18"
-    compute_units: Literal["cpu_and_ne", "cpu_and_gpu", "cpu_only", "all"] = "cpu_and_ne"
-    precision: Literal["float16"] = "float16"
+    format: Literal["coreml"] = Field(default="coreml", description="the kind of package: Core ML's .mlpackage")
+    target: Literal["iOS18"] = Field(
+        default="iOS18", description="the oldest system that runs the package: iOS 18, and so macOS 15"
+    )
+    compute_units: Literal["cpu_and_ne", "cpu_and_gpu", "cpu_only", "all"] = Field(
+        default="cpu_and_ne", description="the units that `recipe` asks Core ML for; an app asks for its own"
+    )
+    precision: Literal["float16"] = Field(default="float16", description="precision of weights, states and results")
     context: Annotated[int, Field(ge=2, le=sizes.MAX_CONTEXT, strict=True)] = Field(
         description="positions a session can hold"
     )
