@@ -1,17 +1,15 @@
 """What transformers makes of a checkpoint's tokenizer files: the authority for token ids, asked at each build."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from coreai_recipes.tokenizer.bundle_tokenizer import list_added, parse_tokenizer
 from coreai_recipes.tokenizer.tokens import DEFAULT, Tokens, differences
 
-TIKTOKEN = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
+OWN_CODE = "it needs the checkpoint's own code, which is never run"
 
 
 @dataclass(frozen=True)
@@ -82,18 +80,6 @@ def describe(tokenizer: Any, stated: str | None, end_ids: list[int]) -> Tokens:
     )
 
 
-def needed_package(path: Path) -> str | None:
-    """The package that transformers reads a slow tokenizer's file with, if it is not here; else None."""
-    if path.name == "tekken.json":
-        package = "mistral-common"
-    elif path.suffix == ".model":
-        with path.open("rb") as file:
-            package = "tiktoken" if TIKTOKEN.match(file.read(4096)) else "sentencepiece"
-    else:
-        return None
-    return None if find_spec(package.replace("-", "_")) else package
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without its warnings, which are about flags of its own that a user of ours never set."""
@@ -110,6 +96,6 @@ def quiet_transformers() -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     """The error in one line."""
     if "trust_remote_code" in str(error):
-        return "it needs the checkpoint's own code, which is never run"
+        return OWN_CODE
     words = " ".join(f"{type(error).__name__}: {error}".split())
     return words if len(words) <= 300 else f"{words[:297]}..."

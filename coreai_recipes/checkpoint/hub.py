@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from coreai_recipes.checkpoint.base import TensorInfo, Unread
+from coreai_recipes.checkpoint.older_vocabularies import MERGES, OLDER
 from coreai_recipes.checkpoint.packing import find_foreign, unpack
 from coreai_recipes.checkpoint.safetensors import PICKLE_REASON, PICKLE_SUFFIXES, read_index, why_no_shard
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, HeaderTensor, check_length, parse_header
@@ -24,7 +25,13 @@ from coreai_recipes.terminal import drawing, escape
 from coreai_recipes.tokenizer.tokens import TEMPLATE_FOLDER
 
 SETTINGS_PATTERNS = ["config.json", "generation_config.json", "model.safetensors.index.json"]
-SNAPSHOT_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "tiktoken.model", "merges.txt"]
+SNAPSHOT_PATTERNS = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    MERGES,
+    *(name for name in OLDER if not name.endswith(".json")),
+]
 # In folders lie other formats (original/, onnx/), but for one of templates. A pattern cannot say "all but that one":
 # there are two for each of its letters, for names that differ there and for names that end before it. Consolidated and
 # adapter files are copies or parts of the weights.

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coreai_recipes.checkpoint.auto_tokenizer import NotLoaded, describe, has_backend, needed_package
+from coreai_recipes.checkpoint.auto_tokenizer import OWN_CODE, NotLoaded, describe, has_backend
+from coreai_recipes.checkpoint.older_vocabularies import MERGES, OLDER, needed_package, read_ids
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.tokenizer.bundle_tokenizer import TokenizerError, parse_tokenizer
 from coreai_recipes.tokenizer.files import FileError, read_bytes, read_object, read_text
@@ -21,8 +22,8 @@ from coreai_recipes.tokenizer.tokens import (
 )
 
 CONFIG = "tokenizer_config.json"
-# Any of these is enough for transformers to make a tokenizer.json from, where its packages are installed.
-SLOW_FILES = ("tokenizer.model", "vocab.json", "tekken.json", "tiktoken.model")
+# how transformers' answer begins when nothing says which of its classes reads a file
+UNKNOWN_CLASS = "Couldn't instantiate the backend tokenizer"
 JSON_FILES = (
     CONFIG,
     "generation_config.json",
@@ -30,7 +31,7 @@ JSON_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-TOKENIZER_FILES = (TOKENIZER, *JSON_FILES, "chat_template.jinja", *SLOW_FILES, "merges.txt")
+TOKENIZER_FILES = (TOKENIZER, *JSON_FILES, "chat_template.jinja", *OLDER, MERGES)
 # An image or a sound takes this token's place before the table is asked: Gemma 3's text models have it beyond the rows.
 PLACEHOLDERS = ("image_token", "audio_token", "video_token")
 
@@ -51,24 +52,27 @@ def _problems(folder: Path, rows: int, place: str) -> Iterator[str]:
             objects[name] = read_object(folder / name)
         except FileError as error:
             yield str(error)
-    for name in (*SLOW_FILES, "merges.txt"):
-        if (folder / name).exists():
-            try:
+    older = [name for name in OLDER if (folder / name).exists()]
+    vocabulary: dict[str, int] = {}
+    for name in (*older, *(name for name in (MERGES,) if (folder / name).exists())):
+        try:
+            if name == older[0] and not (folder / TOKENIZER).exists():
+                vocabulary = read_ids(folder / name)
+            else:
                 read_bytes(folder / name)
-            except FileError as error:
-                yield str(error)
+        except FileError as error:
+            yield str(error)
     config = objects.get(CONFIG, {})
-    declared = _declared_ids(config, objects.get("added_tokens.json", {}))
     if (folder / TOKENIZER).exists():
         try:
             vocabulary = parse_tokenizer(read_text(folder / TOKENIZER)).get_vocab(with_added_tokens=True)
-            declared = {**declared, **vocabulary}
         except FileError as error:
             yield str(error)
         except TokenizerError as error:
             yield f"{TOKENIZER} is no tokenizer: {error}"
-    elif not any((folder / name).exists() for name in SLOW_FILES):
-        yield f"has no tokenizer: neither {TOKENIZER} nor {' nor '.join(SLOW_FILES)}"
+    elif not older:
+        yield f"has no tokenizer: neither {TOKENIZER} nor {' nor '.join(OLDER)}"
+    declared = {**_declared_ids(config, objects.get("added_tokens.json", {})), **vocabulary}
     placeholders = {_text_of(config.get(name)) for name in PLACEHOLDERS}
     beyond = {text: index for text, index in declared.items() if index >= rows and text not in placeholders}
     if beyond:
@@ -99,7 +103,13 @@ def check_ids(tokens: Tokens, folder: Path, rows: int, place: str) -> None:
     placeholders = {_text_of(objects[0].get(name)) for name in PLACEHOLDERS}
     texts = set(_texts_in(objects)) - placeholders
     added = {token["id"]: token["content"] for token in tokens.added_tokens or () if token["content"] in texts}
-    beyond = {index: text for index, text in {**added, **tokens.end_tokens}.items() if index >= rows}
+    made: dict[int, str] = {}
+    if tokens.added_tokens is None and (folder / TOKENIZER).is_file():  # of what transformers made, nobody has looked
+        tokenizer = parse_tokenizer(read_text(folder / TOKENIZER))
+        vocabulary = {text: index for text, index in tokenizer.get_vocab().items() if text in texts}
+        vocabulary |= tokenizer.get_vocab(with_added_tokens=False)
+        made = {index: text for text, index in vocabulary.items() if text not in placeholders}
+    beyond = {index: text for index, text in {**made, **added, **tokens.end_tokens}.items() if index >= rows}
     CheckpointError.collect(
         f"{place}: {'an end token' if index in tokens.end_tokens else 'the token'} "
         f"{f'{text!r:.60} with' if text else 'with'} id {index}, but the table has {rows} rows: "
@@ -169,12 +179,11 @@ def write_tokenizer(source: Path, folder: Path, place: str, end_ids: list[int], 
 
 def check_made(source: Path, place: str, loaded: "Any | NotLoaded") -> None:
     """Refuse a folder without tokenizer.json from which transformers makes none, by the package that is missing."""
-    slow = [name for name in SLOW_FILES if (source / name).is_file()]
-    if not slow:
-        raise CheckpointError(f"{place}: has no tokenizer: neither {TOKENIZER} nor {' nor '.join(SLOW_FILES)}")
-    package = next((found for name in slow if (found := needed_package(source / name))), None)
+    older = [name for name in OLDER if (source / name).is_file()]
+    if not older:
+        raise CheckpointError(f"{place}: has no tokenizer: neither {TOKENIZER} nor {' nor '.join(OLDER)}")
     if isinstance(loaded, NotLoaded):
-        why = f"{slow[0]} needs the package {package}: pip install {package}" if package else loaded.reason
+        why = _why_not_made(source, older, loaded.reason)
         raise CheckpointError(f"{place}: has no {TOKENIZER}, and transformers cannot make it: {why}")
     if not has_backend(loaded):
         name = type(loaded).__name__
@@ -182,5 +191,19 @@ def check_made(source: Path, place: str, loaded: "Any | NotLoaded") -> None:
     if not loaded.backend_tokenizer.get_vocab_size(with_added_tokens=False) > len(loaded.all_special_tokens):
         raise CheckpointError(
             f"{place}: has no {TOKENIZER}, and transformers' {type(loaded).__name__} reads no vocabulary from "
-            f"{' or '.join(slow)}: name its tokenizer_class in {CONFIG}"
+            f"{' or '.join(older)}: name its tokenizer_class in {CONFIG}"
         )
+
+
+def _why_not_made(source: Path, older: list[str], reason: str) -> str:
+    """Why transformers makes no tokenizer of those files, where its own `reason` is about others."""
+    if reason == OWN_CODE:
+        return reason
+    for name in older:
+        if package := needed_package(source / name):
+            return f"{name} needs the package {package}: pip install {package}"
+    if older == ["vocab.json"] and not (source / MERGES).is_file():
+        return f"vocab.json is here and {MERGES}, which most tokenizers need beside it, is not ({reason})"
+    if UNKNOWN_CLASS in reason:
+        return f"it does not know whose {older[0]} this is: name its tokenizer_class in {CONFIG}"
+    return reason

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from coreai_recipes.checkpoint.older_vocabularies import MERGES, OLDER
 from coreai_recipes.checkpoint.settings import read_eos_token_ids
-from coreai_recipes.checkpoint.tokenizer_files import JSON_FILES, SLOW_FILES, TOKENIZER_FILES
+from coreai_recipes.checkpoint.tokenizer_files import JSON_FILES, TOKENIZER_FILES
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.tokenizer.files import FileError, read_bytes, read_object
 from coreai_recipes.tokenizer.tokens import TEMPLATE_FOLDER, TOKENIZER, TOKENS
@@ -42,10 +43,10 @@ def find_other_file(given: Path, sealed: Path, config: Mapping[str, Any], place:
 def _compared(given: Path, sealed: Path) -> Iterator[str]:
     """The files that decide ids, templates and end tokens in either folder, and whose bytes differ."""
     has_tokenizer = [(folder / TOKENIZER).is_file() for folder in (given, sealed)]
-    slow = [name for name in SLOW_FILES if (given / name).is_file() and (sealed / name).is_file()]
+    slow = [name for name in OLDER if (given / name).is_file() and (sealed / name).is_file()]
     for name in TOKENIZER_FILES:
         there = [(folder / name).is_file() for folder in (given, sealed)]
-        is_vocabulary = name in SLOW_FILES or name == "merges.txt"
+        is_vocabulary = name in OLDER or name == MERGES
         if not any(there) or (is_vocabulary and all(has_tokenizer) and not all(there)):
             continue
         if name == TOKENIZER and slow and not there[0]:  # the bundle's was made from the older form

@@ -376,6 +376,72 @@ def test_of_a_sentencepiece_file_alone_a_tokenizer_json_is_made(checkpoint: Path
     assert ours.encode("Hello there, caf\u00e9 \u4f60") == [1, *pieces.encode("Hello there, caf\u00e9 \u4f60")]
 
 
+def test_of_a_list_of_words_alone_a_tokenizer_json_is_made(checkpoint: Path, tmp_path: Path) -> None:
+    """As Chinese GPT-2 models were released; such a folder used to have no tokenizer at all."""
+    named = {"tokenizer_class": "BertTokenizer", "bos_token": None, "eos_token": None}
+    edit(checkpoint / "tokenizer_config.json", backend=None, **named)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "##e", "the", "a\u2028b"]
+    found = slow(checkpoint, vocab_txt="\n".join([*words, ""]).encode())
+    found.check_tokenizer(len(words))
+    (tmp_path / "bundle").mkdir()
+    found.write_tokenizer(tmp_path / "bundle")
+    ours, theirs = BundleTokenizer(tmp_path / "bundle"), AutoTokenizer.from_pretrained(checkpoint)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+
+
+PIECES = b"".join(b"\n\x09\n\x02p%d\x15\x00\x00\x00\x00" % index for index in range(9)) + b"\x12\x00"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("vocab_json", b"[1, 2", "vocab.json is not JSON: "),
+        ("vocab_json", b'["a", "b"]', "vocab.json holds a list, not an object"),
+        ("vocab_json", b'{"a": "b"}', "vocab.json holds other than ids: it is no vocabulary"),
+        ("vocab_json", b'{"a": 0, "b": 8}', "its tokenizer has the token 'b' with id 8, but the table has 8 rows: "),
+        ("vocab_txt", b"a\n" * 8 + b"b\n", "its tokenizer has the token 'b' with id 8, but the table has 8 rows: "),
+        ("tokenizer_model", b"", "tokenizer.model is neither sentencepiece's nor tiktoken's, or it was cut short"),
+        ("tokenizer_model", b"hello", "tokenizer.model is neither sentencepiece's nor tiktoken's"),
+        ("tokenizer_model", PIECES[:-3], "tokenizer.model is neither sentencepiece's nor tiktoken's"),
+        ("tokenizer_model", PIECES, "its tokenizer has the token 'p8' with id 8, but the table has 8 rows: "),
+        ("tokenizer_model", b"IQ== 0\nIg== 8\n", "its tokenizer has the token 'Ig==' with id 8, but the table has"),
+        ("tokenizer_model", b"IQ== 0\nIg== x\n", "tokenizer.model is neither sentencepiece's nor tiktoken's"),
+    ],
+)
+def test_an_older_vocabulary_is_looked_at_before_anything_is_converted(
+    checkpoint: Path, name: str, content: bytes, problem: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        slow(checkpoint, **{name: content}).check_tokenizer(8)
+    assert [each for each in caught.value.problems if each.startswith(f"checkpoint {checkpoint}: {problem}")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "files", "why"),
+    [
+        ({}, {"vocab_json": b'{"a": 0}', "merges_txt": b""}, "it does not know whose vocab.json this is: name its "),
+        ({"tokenizer_class": "GPT2Tokenizer"}, {"vocab_json": b'{"a": 0}'}, "vocab.json is here and merges.txt, which"),
+        (
+            {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}},
+            {"tokenizer_model": b"IQ== 0\n"},
+            "it needs the checkpoint's own code, which is never run",
+        ),
+    ],
+    ids=["no class", "no merges", "own code"],
+)
+def test_why_no_tokenizer_is_made_is_said_of_the_files_that_are_there(
+    checkpoint: Path, tmp_path: Path, settings: dict[str, Any], files: dict[str, bytes], why: str
+) -> None:
+    """transformers asks for sentencepiece or tiktoken, whatever is wrong."""
+    edit(checkpoint / "tokenizer_config.json", tokenizer_class=None, backend=None)
+    edit(checkpoint / "tokenizer_config.json", **settings)
+    with pytest.raises(CheckpointError) as caught:
+        slow(checkpoint, **files).write_tokenizer(tmp_path)
+    begins = f"checkpoint {checkpoint}: has no tokenizer.json, and transformers cannot make it: {why}"
+    assert str(caught.value).startswith(begins)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "package"),
     [
