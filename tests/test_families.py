@@ -110,8 +110,8 @@ PACKAGED = {name: without_choice(CONFIGS[f"{name}-unusual"]) for name in decoder
 # The engine's rules about operations, ranks and dtypes: what a small model can break as well as a large one.
 OF_OPERATIONS = (
     *("rank-5", "dyn-shape", "f32-mid", "int-mid", "exp-raw", "softplus", "nan-logic", "mask-inf", "gather-dyn"),
-    *("gather-nd", "no-path", "argmax-2048", "repeat-kv", "linear-conv", "dw-conv", "group-conv", "dyn-weight"),
-    *("state-inplace", "state-shift", "sdpa-op"),
+    *("gather-i32", "gather-nd", "no-path", "argmax-2048", "repeat-kv", "linear-conv", "dw-conv", "group-conv"),
+    *("dyn-weight", "state-inplace", "state-shift", "sdpa-op"),
 )
 
 

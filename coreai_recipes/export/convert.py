@@ -22,6 +22,8 @@ from coreai_recipes.export.mil import inputs_of
 # A fragment holds no weights: a stored constant above this many values is a fault of ours.
 LARGEST_CONSTANT = 8192
 LARGEST_INTEGERS = 1 << 20  # no weight, but the positions of a long context
+# Both see the rows of a traced table where `narrow_indices` knows the real ones; and no index of ours is negative.
+REMOVED_PASSES = {"common::add_int16_cast", "common::guard_negative_gather_indices"}
 
 
 def convert_fragment(fragment: Fragment) -> bytes:
@@ -29,8 +31,7 @@ def convert_fragment(fragment: Fragment) -> bytes:
     ct = _import_coremltools()
     numpy_type = {"int32": np.int32, "float16": np.float16}
     passes = ct.PassPipeline.DEFAULT
-    # it sees the rows of a traced table: `narrow_indices` knows the real ones
-    passes.remove_passes({"common::add_int16_cast"})
+    passes.remove_passes(REMOVED_PASSES)
     with _quietly(), _sparing_the_collector(), _validating_less(), torch.no_grad():
         model = ct.convert(
             torch.jit.trace(fragment.module.eval(), _example(fragment), check_trace=False),

@@ -33,6 +33,7 @@ from coreai_recipes.protobuf import MIL_pb2
 
 Values = dict[str, Any]
 CUTS = ("slice_by_index", "reshape")
+WHOLE_NUMBERS = (MIL_pb2.INT32, MIL_pb2.UINT16, MIL_pb2.INT16, MIL_pb2.BOOL)
 
 
 class FunctionLinker:
@@ -178,8 +179,8 @@ class _Appended:
         return True
 
     def _reuse(self, operation: Any) -> bool:
-        """Take the value of an equal operation of an earlier layer: integers, booleans, states not written since, and
-        what is cut from these, which layers that share a cache cut alike."""
+        """Take the value of an equal operation before it: integers, booleans, what they are cast to, states not written
+        since, and what is cut from these, which layers that share a cache cut alike."""
         output = operation.outputs[0] if len(operation.outputs) == 1 else None
         if output is None or output.name in self.bound:  # what is bound must have its own name
             return False
@@ -189,7 +190,7 @@ class _Appended:
         version = 0
         if operation.type == "read_state":
             version = self.linker.writes[self.rename(operation.inputs["input"].arguments[0].name)]
-        elif output.type.tensorType.dataType not in (MIL_pb2.INT32, MIL_pb2.BOOL) and operation.type not in CUTS:
+        elif output.type.tensorType.dataType not in WHOLE_NUMBERS and operation.type not in (*CUTS, "cast"):
             return False
         key = (operation.type, version, *operands)
         if key in self.linker.computed:

@@ -13,6 +13,7 @@ from coreai_recipes.recipe.schema import LayerNorm, RMSNorm
 
 # Scores are taken down by this where their group is not chosen: more than any score and its bias.
 FAR_BELOW = 1e4
+MOST_IN_FLOAT16 = 2048  # it holds every whole number up to this
 SMALLEST = 2.0**-24  # of a sum by which weights are divided, so that scores that are all zero give no NaN
 
 
@@ -93,7 +94,12 @@ class Mixture(nn.Module):
 
 def _is_chosen(chosen: Tensor, num_experts: int, dtype: torch.dtype) -> Tensor:
     """(E, top, 1, S): 1 where expert e is the one at a place of `chosen` (1, top, 1, S)."""
-    return (torch.arange(num_experts, device=chosen.device).view(-1, 1, 1, 1) == chosen).to(dtype)
+    return _is_among(chosen, torch.arange(num_experts, device=chosen.device).view(-1, 1, 1, 1)).to(dtype)
+
+
+def _is_among(chosen: Tensor, numbers: Tensor) -> Tensor:
+    """Whether they are equal, in float16 where that can tell: whole numbers are not the engine's."""
+    return numbers.float() == chosen.float() if numbers.numel() <= MOST_IN_FLOAT16 else numbers == chosen
 
 
 def _values_of(values: Tensor, chosen: Tensor) -> Tensor:
@@ -240,7 +246,7 @@ class ScoreRouter(nn.Module):
         sums = torch.topk(by_group, 2, dim=1)[0].sum(1)  # (G, S)
         best = torch.topk(sums, self.spec.top_groups, dim=0)[1]  # (top groups, S)
         numbers = torch.arange(G, device=values.device).view(-1, 1, 1)
-        kept = (numbers == best).to(values.dtype).sum(1, keepdim=True)  # (G, 1, S)
+        kept = _is_among(best, numbers).to(values.dtype).sum(1, keepdim=True)  # (G, 1, S)
         return (by_group + (kept - 1) * FAR_BELOW).view(values.shape)
 
 

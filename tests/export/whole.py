@@ -12,6 +12,7 @@ import torch
 from programs import zeros_behind
 from torch import Tensor, nn
 
+from coreai_recipes.export.convert import REMOVED_PASSES
 from coreai_recipes.export.fragments import stored_shape
 from coreai_recipes.export.indices import narrow_indices
 from coreai_recipes.logits import Pieces
@@ -76,7 +77,7 @@ def convert_whole(decoder: Decoder, folder: Path) -> Path:
             names.append("per_layer")
         module = WholeFunction(decoder, function).eval()
         passes = ct.PassPipeline.DEFAULT
-        passes.remove_passes({"common::add_int16_cast"})
+        passes.remove_passes(REMOVED_PASSES)
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(module, tuple(example), check_trace=False)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from figures import psnr
 from mixture_families import HIDDEN, MIXTURES, hidden_state
 from test_experts_program import alias, inputs_of
@@ -13,6 +14,7 @@ from coreai_recipes.evaluate import Program
 from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import FLOAT, Fragment, Port, parameters_as
 from coreai_recipes.export.package import write_model
+from coreai_recipes.primitives.experts import _is_chosen
 from coreai_recipes.protobuf import Model_pb2
 
 FORMS = [(name, tokens) for name in ("qwen2_moe", "dots1, groups", "gpt_oss") for tokens in (1, 9)]
@@ -70,7 +72,7 @@ def test_no_tensor_is_above_rank_4_and_none_is_float32(
 ) -> None:
     types = Program(programs(name, tokens)).function()._graph.types
     assert max(len(kind.shape) for kind in types.values()) <= 4
-    assert {kind.element_type for kind in types.values()} <= {"float16", "int32", "int16", "bool"}
+    assert {kind.element_type for kind in types.values()} <= {"float16", "uint16", "bool"}
 
 
 @pytest.mark.parametrize(("name", "tokens"), FORMS)
@@ -84,3 +86,23 @@ def test_experts_are_chosen_and_read_as_often_as_that_takes(
     weights = 4 if name == "gpt_oss" else 2  # with biases
     assert counts.get("gather", 0) == (weights if tokens == 1 else 0)
     assert "gather_along_axis" not in counts  # of what the call computes: it would leave the engine
+    assert counts.get("greater_equal", 0) == 0  # coremltools' guard for negative numbers of experts: there are none
+
+
+class Marks(nn.Module):
+    """Which experts are the best two of x (1, E, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _is_chosen(torch.topk(x, 2, dim=1)[1], x.shape[1], x.dtype).squeeze(3)
+
+
+@pytest.mark.parametrize("count", [2048, 2050])
+def test_an_expert_is_never_taken_for_its_neighbour(count: int, tmp_path: Path) -> None:
+    """float16 holds every whole number up to 2,048, and every second one beyond."""
+    x, marks = Port(FLOAT, (1, count, 1, 1)), Port(FLOAT, (count, 2, 1))
+    model = convert_fragment(Fragment("marks", Marks(), {"x": x}, {"marks": marks}, {}))
+    write_model(Model_pb2.Model.FromString(model), tmp_path / "p")
+    logits = torch.zeros(1, count, 1, 1)
+    logits[0, -2:] = torch.tensor([2.0, 1.0]).view(2, 1, 1)
+    found = Program(tmp_path / "p", precision="rounded").function()({"x": logits})["marks"]
+    assert found.nonzero().tolist() == [[count - 2, 0, 0], [count - 1, 1, 0]]
