@@ -1,233 +1,32 @@
-"""Building: the steps from a recipe and a checkpoint to a sealed bundle, in order."""
+"""A bundle: `opened` as what it says it is, `building` from a recipe and a checkpoint, `proving` against transformers.
 
-import json
-import shutil
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from math import prod
-from pathlib import Path
+Nothing is imported before it is asked for: what opens a bundle needs nothing of what builds one.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.bundle.opened import Bundle, digest_of
-from coreai_recipes.bundle.packaging import Written, compose, write_package
-from coreai_recipes.bundle.proving import verify
-from coreai_recipes.bundle.ruling import RuleError, hold_rules
-from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale
-from coreai_recipes.bundle.sources import find_checkpoint, find_draft
-from coreai_recipes.errors import BundleError
-from coreai_recipes.logits import Pieces
-from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
-from coreai_recipes.manifest.schema import FORMAT, Manifest
-from coreai_recipes.recipe import Recipe, load_recipe, recipe_text
-from coreai_recipes.staging import check_place, staged_folder
-from coreai_recipes.states import states_of
-
 if TYPE_CHECKING:
-    from coreai_recipes.checkpoint.base import Checkpoint
-    from coreai_recipes.export.exporter import Progress
-    from coreai_recipes.verification.report import Report
-    from coreai_recipes.verification.subject import Subject
+    from coreai_recipes.bundle.building import VerificationError, build
+    from coreai_recipes.bundle.opened import Bundle
+    from coreai_recipes.bundle.proving import verify
+    from coreai_recipes.bundle.ruling import RuleError
+    from coreai_recipes.bundle.sources import find_checkpoint, find_draft
+
+_HOMES = {
+    "Bundle": "opened",
+    "RuleError": "ruling",
+    "VerificationError": "building",
+    "build": "building",
+    "find_checkpoint": "sources",
+    "find_draft": "sources",
+    "verify": "proving",
+}
 
 __all__ = ["Bundle", "RuleError", "VerificationError", "build", "find_checkpoint", "find_draft", "verify"]
 
-PACKAGE = "model.mlpackage"
-PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
 
-
-class VerificationError(Exception):
-    """A build whose package did not pass; nothing was installed. `report` says at which stage, `notes` what the build
-    had decided against the recipe's word."""
-
-    def __init__(self, report: "Report", notes: tuple[str, ...] = ()) -> None:
-        super().__init__("verification failed")
-        self.report, self.notes = report, notes
-
-
-def build(
-    recipe: Recipe | str | Path,
-    checkpoint: "Checkpoint | str | Path | None" = None,
-    out: str | Path = "dist",
-    *,
-    draft: "Checkpoint | str | Path | None" = None,
-    overrides: Sequence[str] = (),
-    verified: bool = True,
-    cached: bool = True,
-    progress: "Progress | None" = None,
-) -> Bundle:
-    """Build `recipe` from `checkpoint` (its reference's, when none is named) into the folder OUT/NAME.
-
-    The weights of a recipe's draft come from `draft`, or its reference's checkpoint; a recipe without one gets the
-    draft that the config of `draft` describes.
-    Raises UserError for what the user can mend, VerificationError when the package is not equal to transformers, and
-    RuleError when it breaks a rule of the engine that holds for the recipe's device and that it does not allow; then,
-    and when interrupted or killed, the bundle that stood there before is as it was.
-    """
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overrides)
-    target = Path(out) / recipe.name
-    check_place(target)  # what is there may be kept: said before anything is downloaded, let alone converted
-    source = find_checkpoint(recipe, checkpoint)
-    recipe, draft_source = find_draft(recipe, draft)
-    digests = source.start_digests()  # on a thread of its own, while torch is being imported
-    draft_digests = None if draft_source is None else draft_source.start_digests()
-    from coreai_recipes.checkpoint.tokenizer_files import check_ids
-    from coreai_recipes.contract import hold_manifest
-    from coreai_recipes.export.cache import FragmentCache, default_root
-    from coreai_recipes.filling import left_out, settle_head
-    from coreai_recipes.tokenizer.tokens import read_tokens
-
-    recipe, note = settle_head(recipe, source)
-    recipe, measures, why_one = start_scale(recipe, verified)
-    notes = tuple(each for each in (note, why_one) if each)
-    composed = compose(recipe, source, draft_source)
-    source.check_tokenizer(recipe.model.vocab_size)
-    with staged_folder(target) as folder:
-        source.write_tokenizer(folder)
-        tokens = read_tokens(folder)
-        check_ids(tokens, folder, recipe.model.vocab_size, source.place)
-        if not tokens.end_tokens:
-            notes += (
-                "no end token: the checkpoint names none, so an answer ends at --max-tokens or the context's end",
-            )
-        _check_space(folder, target.parent, sum(2 * prod(binding.shape) for binding in composed.bindings.values()))
-        cache = FragmentCache(default_root() if cached else None)
-        written = write_package(composed, folder / PACKAGE, cache, progress)
-        facts = _origin_of(source, digests.result())
-        if draft_source is not None and draft_digests is not None:
-            facts["draft"] = _origin_of(draft_source, draft_digests.result())
-
-        def describe() -> dict[str, Any]:
-            (folder / RECIPE).write_text(recipe_text(written.composed.recipe))
-            manifest = _manifest(written, facts, list(tokens.end_tokens), folder)
-            # nothing is installed that could not be opened
-            hold_manifest(typed(Manifest, manifest, f"{target}: {MANIFEST}"), written.composed.recipe, str(target))
-            return manifest
-
-        def rewrite(recipe: Recipe) -> None:
-            nonlocal written
-            written = write_package(compose(recipe, source, draft_source), folder / PACKAGE, cache, progress)
-
-        manifest = describe()
-        held = hold_rules(recipe, folder / PACKAGE, folder, manifest, notes)
-        report: dict[str, Any] = {"passed": False, "stages": []}
-        if verified:
-            subject = _subject(recipe, source, folder / PACKAGE, draft_source, progress)
-            found, figures = _prove(subject, rewrite if measures else None)
-            if not found.passed:
-                raise VerificationError(found, notes)
-            report = found.to_json()
-            if figures:
-                notes += (f"{FIELD}: {figures['scale']:g}, {in_words(figures)}",)
-                manifest = describe() | {"residual_scale": figures}
-                held = hold_rules(written.composed.recipe, folder / PACKAGE, folder, manifest, notes)
-        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    unused = tuple(left_out(composed.bindings, source))
-    return Bundle(target, manifest, report, written.exported.seconds, unused, notes, held)
-
-
-def _subject(
-    recipe: Recipe, source: "Checkpoint", package: Path, draft: "Checkpoint | None", progress: "Progress | None"
-) -> "Subject":
-    from coreai_recipes.verification.subject import Subject
-
-    return Subject(recipe, source, package, draft, on_progress=progress)
-
-
-def _prove(subject: "Subject", rewrite: "Callable[[Recipe], None] | None") -> "tuple[Report, dict[str, Any]]":
-    """What verification finds; with `rewrite`, of a package whose scale it has measured, with the figures."""
-    from coreai_recipes.verification.run import STAGES, run_on
-
-    # a family that the reference cannot take apart skips these stages: that is no proof
-    with_reference = ["torch", "package", "package_float16", "package_engine"]
-    required = ["package"] if subject.recipe.reference is None else with_reference
-    if subject.draft is not None:
-        required.append("draft")
-    if rewrite is None:
-        return run_on(subject, list(STAGES), required), {}
-    return prove_and_scale(subject, required, rewrite)
-
-
-def _origin_of(source: "Checkpoint", digests: dict[str, str]) -> dict[str, Any]:
-    """What the manifest says of a checkpoint: enough to know it again."""
-    from coreai_recipes.checkpoint.identity import config_digest, sizes_of
-
-    config = config_digest(source)
-    return {
-        "source": source.source,
-        "sha256": digests,
-        "bytes": sizes_of(source),
-        **({} if config is None else {"config_sha256": config}),
-    }
-
-
-def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[int], folder: Path) -> dict[str, Any]:
-    """What a host needs. Nothing in it depends on when or where it was built."""
-    recipe, decoder = written.composed.recipe, written.composed.decoder
-    exported, costs = written.exported, written.costs
-    queries, pieces = recipe.export.functions.queries, Pieces(recipe.model.vocab_size)
-    from coreai_recipes.tokenizer.tokens import TOKENS
-
-    functions = {
-        name: {
-            "query": queries.get(name, 1),
-            "inputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.inputs.items()},
-            "outputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.outputs.items()},
-            "cost": costs.get(name),
-        }
-        for name, found in exported.signatures.items()
-    }
-    states = {
-        name: {
-            "dtype": "float16",
-            "shape": list(state.shape),
-            "role": state.role,
-            "kinds": {
-                spec.kind: {"first": spec.first, "count": spec.layers, "rows": spec.rows, "window": spec.window}
-                for spec in state.kinds
-            },
-        }
-        for name, state in states_of(decoder.front.states).items()
-    }
-    tables = [
-        {
-            "file": file,
-            "role": "table",
-            "dtype": "float16",
-            "shape": list(shape),
-            "row_bytes": 2 * shape[1],
-            "input": input_,
-        }
-        for file, (input_, shape) in exported.tables.items()
-    ]
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in files}
-    return {
-        "format": FORMAT,
-        "name": recipe.name,
-        "recipe_sha256": digest_of(folder / RECIPE),
-        "checkpoint": checkpoint,
-        "versions": {name: version(name) for name in PINNED},
-        "context": recipe.export.context,
-        "vocab_size": recipe.model.vocab_size,
-        "logits": {"pieces": pieces.count, "columns": pieces.columns},
-        **({"rotary": recipe.rotary_choices} if recipe.rotary_choices else {}),
-        "packages": [
-            *tables,
-            {"file": PACKAGE, "role": "all", "layers": [0, len(recipe.model.layer_kinds)], "functions": functions},
-        ],
-        "states": states,
-        "carried": None,
-        "eos_token_ids": eos_token_ids,
-        "tokens": TOKENS,
-        "files": {
-            name: {"bytes": path.stat().st_size, "sha256": exported.digests.get(name) or digest_of(path)}
-            for name, path in names.items()
-        },
-    }
-
-
-def _check_space(folder: Path, named: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise BundleError(f"{named}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
