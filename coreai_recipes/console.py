@@ -202,6 +202,8 @@ def _reference_words(detail: Mapping[str, Any]) -> Iterator[str]:
         yield str(detail["config"])
     elif config != "config.json" and not config.startswith("the recipe"):
         yield f"reference config: {config}"
+    if made_of.get("written_as"):
+        yield f"the file says {made_of['written_as']}, as which llama.cpp writes this family"
     if made_of.get("not_read_by_transformers"):
         yield f"of which it does not read {', '.join(made_of['not_read_by_transformers'])}"
     for field, values in made_of.get("disagreeing", {}).items():

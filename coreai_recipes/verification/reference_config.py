@@ -76,9 +76,10 @@ def _read_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
     if isinstance(checkpoint, GGUFCheckpoint):
         reading = read_by_transformers(checkpoint)
         settings, said = reading.merge(settings)
-        if found == wanted:
-            origin = Origin(said.pop("config"), reading.tensors, notes=said, reading=reading)
-            return config_of(wanted, settings, checkpoint), origin
+        written_as = {"written_as": found} if wanted in checkpoint.architecture.also else {}
+        if found == wanted or written_as:
+            origin = Origin(said.pop("config"), reading.tensors, notes={**said, **written_as}, reading=reading)
+            return config_of(str(found), settings, checkpoint), origin
     if isinstance(checkpoint, RandomCheckpoint):
         return config_of(wanted, settings, checkpoint), Origin("of the recipe (not independent)", "random")
     if found in CONFIG_MAPPING:
@@ -99,9 +100,10 @@ def _read_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
         unread = list(left_out(settings, wanted))
         notes = {"left_out": unread} if unread else {}
         return config_of(wanted, settings, checkpoint), Origin(read, notes=notes)
-    raise CheckpointError(
-        f"{checkpoint.place}: config.json says model_type {found}, but the recipe's reference is {wanted}"
-    )
+    says = f"config.json says model_type {found}"
+    if isinstance(checkpoint, GGUFCheckpoint):
+        says = f"is a {checkpoint.architecture.name}"
+    raise CheckpointError(f"{checkpoint.place}: {says}, but the recipe's reference is {wanted}")
 
 
 def _config_without_rest(wanted: str, text: Any, checkpoint: Checkpoint) -> Any:

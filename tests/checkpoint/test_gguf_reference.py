@@ -14,6 +14,8 @@ from coreai_recipes.authoring import new_recipe
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
 from coreai_recipes.checkpoint.gguf.sources import Source
 from coreai_recipes.console import print_report
+from coreai_recipes.errors import CheckpointError
+from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification import Report, run_stages
 from coreai_recipes.verification.their_gguf import OURS, read_by_transformers
 
@@ -37,6 +39,30 @@ def test_what_transformers_knows_is_compared_with_its_own_reading(tmp_path: Path
     made_of = report.stages[1].detail["reference"]
     assert (made_of["config"], made_of["tensors"]) == ("transformers", "transformers")
     assert "disagreeing" not in made_of
+
+
+def as_reference(path: Path, model_type: str) -> Recipe:
+    """The recipe of that file, whose reference is of another model_type."""
+    data = new_recipe(path).recipe.model_dump()
+    data["reference"]["model_type"] = model_type
+    return Recipe.model_validate(data)
+
+
+def test_a_family_that_llama_cpp_writes_as_llama_is_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """mistral-7b's GGUF used to be refused, for it says `llama`."""
+    path = save(tmp_path, "mistral")
+    report = run_stages(as_reference(path, "mistral"), open_checkpoint(path), None, stages=["rotary", "torch"])
+    assert report.passed, report.to_json()
+    assert report.stages[1].detail["reference"]["written_as"] == "llama"
+    print_report(report.to_json())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "reference config: transformers; the file says llama, as which llama.cpp writes this family" in said
+
+
+def test_a_file_of_another_family_is_no_reference(tmp_path: Path) -> None:
+    path = save(tmp_path, "qwen2")
+    with pytest.raises(CheckpointError, match=r"qwen2.gguf: is a qwen2, but the recipe's reference is mistral"):
+        run_stages(as_reference(path, "mistral"), open_checkpoint(path), None, stages=["torch"])
 
 
 def test_what_it_does_not_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from coreai_recipes.errors import CheckpointError
 
 MOST_PROBLEMS = 200
 APART = (
+    "also",
     "names",
     "joined",
     "required",
@@ -44,6 +45,7 @@ class Architecture:
 
     Attributes:
         config: what the architecture itself implies, and the values of keys that a file leaves out.
+        also: other model_types that are written under this name, and are then its own.
         names: GGUF tensor names to transformers', `{layer}` for the layer's number, `{expert}` for a stacked one's.
         joined: transformers' names of tensors that are put together of several.
         keys: metadata keys (without their prefix) to config fields.
@@ -77,6 +79,7 @@ class Architecture:
     checked: frozenset[str]
     harmless: dict[str, Any]
     ignored: dict[str, str]
+    also: tuple[str, ...] = ()
     unread: frozenset[str] = frozenset()
     zero: dict[str, float] = field(default_factory=dict)
     interleaved: dict[str, str] = field(default_factory=dict)
@@ -166,6 +169,7 @@ def _read_row(name: str, row: dict[str, Any], table: dict[str, Any]) -> Architec
     joined = {target: entry for group in row.get("joined", ()) for target, entry in table["joined"][group].items()}
     return Architecture(
         name=name,
+        also=tuple(row.get("also", ())),
         names={stored: ours for group in row["names"] for stored, ours in table["names"][group].items()},
         joined={target: Joined(**{**entry, "of": tuple(entry["of"])}) for target, entry in joined.items()},
         required=tuple(key for key in lists["keys"] if key in required),

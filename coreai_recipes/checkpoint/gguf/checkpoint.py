@@ -41,7 +41,7 @@ class GGUFCheckpoint(Checkpoint):
         self._tokenizer: Any = None
         headers = _read_parts(self.path)
         self.metadata: Metadata = headers[0].metadata
-        architecture = find_architecture(self.metadata)
+        self.architecture = architecture = find_architecture(self.metadata)
         found = {tensor.name: tensor for header in headers for tensor in header.tensors}
         CheckpointError.collect(_unusable(self.path, architecture, found.values()))
         self._files = sorted({header.path for header in headers})
