@@ -179,7 +179,7 @@ def _explain(stage: Mapping[str, Any]) -> str:
         if "coreml" in detail:
             words.append(f"on Core ML ({detail['compute_units']}): {detail['coreml']['calls']}")
         words.append(f"top-1 {_percent(detail.get('coreml') or detail['rounded'])}")
-        words.append(f"transformers' own float16 {_decibels(theirs['psnr_db'])} dB, top-1 {_percent(theirs)}")
+        words.append(_their_halves(theirs, detail.get("transformers_bfloat16")))
         if strict:
             words.append(f"sums in float16 too {_decibels(strict['psnr_db'])} dB, top-1 {_percent(strict)}")
         words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
@@ -192,6 +192,12 @@ def _explain(stage: Mapping[str, Any]) -> str:
     if "weights" in detail:
         words.append(f"{detail['weights']}: {detail['layers']}")
     return "; ".join(words)
+
+
+def _their_halves(float16: Mapping[str, Any], bfloat16: Mapping[str, Any] | None) -> str:
+    """What transformers' own float16 is, or bfloat16 where float16 cannot hold the model."""
+    found, name = (float16, "float16") if bfloat16 is None else (bfloat16, "float16 is not finite, bfloat16")
+    return f"transformers' own {name} {_decibels(found['psnr_db'])} dB, top-1 {_percent(found)}"
 
 
 def _reference_words(detail: Mapping[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
-from verify_cases import Saved, save
+from verify_cases import Saved, save, without_rotary
 
 from coreai_recipes.checkpoint import Checkpoint
 from coreai_recipes.export.cache import FragmentCache
@@ -22,13 +22,16 @@ from coreai_recipes.verification.subject import Subject
 
 PEAK = 24_000  # float16 holds it; its reciprocal is subnormal
 
-Scaled = Callable[[float], tuple[Recipe, Checkpoint, Path]]
+Scaled = Callable[..., tuple[Recipe, Checkpoint, Path]]
 
 
 @pytest.fixture(scope="module")
 def scaled(tmp_path_factory: pytest.TempPathFactory) -> Scaled:
     """A small Llama whose stream reaches PEAK, and its package at a scale."""
-    folder = tmp_path_factory.mktemp("large")
+    return with_peak(PEAK, tmp_path_factory.mktemp("large"))
+
+
+def with_peak(wanted: float, folder: Path) -> Scaled:
     pair = FAMILIES["llama"]()
     down: Any = pair.model.model.layers[1].mlp.down_proj.weight
     with torch.no_grad():
@@ -36,20 +39,40 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Scaled:
         recipe, checkpoint = save(pair, folder / "small")
         down.mul_(1e4)
         peak = Subject(*save(pair, folder / "larger"), None).measure_stream()
-        down.mul_(PEAK / peak)
+        down.mul_(wanted / peak)
     recipe, checkpoint = save(pair, folder / "large")
     fragments = FragmentCache(folder / "fragments")
 
-    def export(scale: float) -> tuple[Recipe, Checkpoint, Path]:
-        data = recipe.model_dump()
+    def export(scale: float, change: Callable[[Recipe], Recipe] = lambda same: same) -> tuple[Recipe, Checkpoint, Path]:
+        data = change(recipe).model_dump()
         data["export"]["residual_scale"] = scale
-        changed, package = Recipe.model_validate(data), folder / f"{scale:g}" / "model.mlpackage"
+        changed, package = Recipe.model_validate(data), folder / f"{scale:g}{change.__name__}" / "model.mlpackage"
         if not package.exists():
             decoder = build_decoder(changed, exported_form(changed))
             export_package(decoder, bind_decoder(decoder, checkpoint), package, fragments)
         return changed, checkpoint, package
 
     return export
+
+
+def still(recipe: Recipe) -> Recipe:
+    return without_rotary(recipe, 0)
+
+
+def test_where_transformers_float16_overflows_its_bfloat16_is_the_floor(tmp_path: Path) -> None:
+    """Nothing was: transformers' NaN made a floor of -inf, and a package without a rotary passed."""
+    large = with_peak(200_000, tmp_path)
+    recipe, checkpoint, package = large(2.0**-5)
+    (right,) = stages(recipe, checkpoint, package, "package_float16")
+    assert right.detail["transformers_float16"]["psnr_db"] == "-inf"
+    assert right.floor_db is not None
+    assert right.floor_db == pytest.approx(right.detail["transformers_bfloat16"]["psnr_db"], abs=0.01)
+    assert right.passed is True
+    assert right.psnr_db is not None
+    assert right.psnr_db > right.floor_db + 9
+    (wrong,) = stages(recipe, checkpoint, large(2.0**-5, still)[2], "package_float16")
+    assert wrong.passed is False
+    assert wrong.detail["first_below"]["tensor"] == "logits"
 
 
 def stages(recipe: Recipe, checkpoint: Checkpoint, package: Path, *names: str) -> list[StageResult]:

@@ -42,6 +42,8 @@ class Run:
 def run(subject: Subject) -> StageResult:
     """Passes when `rounded`, or Core ML, loses at most 3 dB more than transformers' own float16, and nothing overflows.
 
+    Where transformers' own float16 is not finite, it must be at least as near as transformers' own bfloat16, which has
+    float32's end and three bits less: 18 dB below what float16 has where it holds a model.
     `strict` must not overflow either; its figures are stated.
     """
     if subject.runtime == "coreml" and subject.recipe.export.outputs == "ids":
@@ -57,6 +59,10 @@ def run(subject: Subject) -> StageResult:
     judged, *stated = runs
     ref = theirs32[judged.rows]
     floor = psnr(ref, theirs16[judged.rows]) - ALLOWED_LOSS_DB
+    theirs_bfloat16 = None
+    if not theirs16[judged.rows].isfinite().all():
+        theirs_bfloat16 = Reference(subject.recipe, subject.weights, torch.bfloat16).run(subject.tokens.sequence)
+        floor = psnr(ref, theirs_bfloat16[judged.rows])
     found, lowest = psnr(ref, judged.logits), snr_min(ref, judged.logits)
     overflowed = [f"{name} ({r.mode})" for r in runs for name in r.overflowed]
     detail: dict[str, Any] = {
@@ -66,6 +72,8 @@ def run(subject: Subject) -> StageResult:
         "transformers_float16": _describe(judged, theirs32, theirs16[judged.rows]),
         "overflowed": overflowed[:10],
     }
+    if theirs_bfloat16 is not None:
+        detail["transformers_bfloat16"] = _describe(judged, theirs32, theirs_bfloat16[judged.rows])
     for other in stated:
         theirs = _describe(other, theirs32, theirs16[other.rows])
         detail[other.mode] = {**_describe(other, theirs32, other.logits), "transformers_float16": theirs}
