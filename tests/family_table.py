@@ -1,4 +1,5 @@
-"""The table of docs/families.md, from what the family test's own models measure: `make families`.
+"""The table of docs/families.md, from what the family test's own models measure, and the README's list of models: `make
+families`.
 
     python tests/family_table.py              measure every family, and write the table
     python tests/family_table.py qwen3 phi    measure these anew, and keep the figures of the others
@@ -7,7 +8,9 @@ The figures stand in recipe/families/verified.json, from which `recipe families`
 """
 
 import json
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +21,11 @@ from coreai_recipes.recipe.importing.family import Family, family_names, load_fa
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs/families.md"
+README = REPOSITORY / "README.md"
 PACKAGE = REPOSITORY / "coreai_recipes"
 VERIFIED = PACKAGE / "recipe/families/verified.json"
 BEGIN, END = "<!-- families: written by `make families` -->\n", "<!-- end of families -->\n"
+WIDTH = 120
 COLUMNS = ("models", "`model_type`", "what sets it apart", "rotary", "torch", "package", "float16")
 RIGHT = COLUMNS.index("torch")
 
@@ -51,6 +56,14 @@ def table() -> str:
     return BEGIN + "\n".join(lines) + "\n" + END
 
 
+def models() -> str:
+    """The names of the models that there are families for, between the same marks, as the README lists them."""
+    said = [load_family(name).about.partition(":")[0] for name in family_names()]
+    alone = {re.sub(r" \(.*\)", "", name) for names in said for name in names.split(", ")}
+    drawn = sorted((name for name in alone if "assistant" not in name), key=str.casefold)
+    return BEGIN + textwrap.fill(", ".join(drawn) + ".", WIDTH, break_on_hyphens=False) + "\n" + END
+
+
 def _row(family: Family, verified: dict[str, Any]) -> Sequence[str]:
     models, _, about = family.about.partition(": ")
     rotary = ", ".join(verified.get(family.name, {}).get("rotary", ()))
@@ -73,9 +86,10 @@ def split_page(text: str) -> tuple[str, str, str]:
 
 
 def write_table() -> None:
-    """The table with the figures that there are."""
-    before, _, after = split_page(PAGE.read_text())
-    PAGE.write_text(before + table() + after)
+    """The table with the figures that there are, and the list."""
+    for page, written in ((PAGE, table()), (README, models())):
+        before, _, after = split_page(page.read_text())
+        page.write_text(before + written + after)
 
 
 def main(names: Sequence[str]) -> None:

@@ -1,7 +1,9 @@
-"""The table of docs/families.md lists those that there are, with the figures that were measured."""
+"""docs/families.md lists every family, with the figures that were measured; the README names the models."""
+
+import re
 
 from family_configs import decoders
-from family_table import PAGE, split_page, table
+from family_table import PAGE, README, models, split_page, table
 
 from coreai_recipes.authoring import family_rows
 from coreai_recipes.recipe.importing.family import family_names, load_family, verified_families
@@ -15,6 +17,11 @@ def test_every_family_was_measured() -> None:
 
 def test_the_table_of_the_page_is_the_generated_one() -> None:
     assert split_page(PAGE.read_text())[1] == table(), STALE
+
+
+def test_the_readme_names_the_models_of_every_family() -> None:
+    assert split_page(README.read_text())[1] == models(), STALE
+    assert {"Command R", "DeepSeek R1", "Phi-4"} <= set(re.split(r",\s", models()))
 
 
 def test_a_family_that_is_missing_from_the_table_is_noticed() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from coreai_recipes import UserError, build, build_decoder, load_recipe, verify
 from coreai_recipes.export.fragments import source_files
@@ -56,16 +56,11 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def gated_checkpoint(example: Path) -> Path:
+def gated_checkpoint(example: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """tiny-llama with a gate in each layer."""
-    folder = Path(shutil.copytree(TINY, example / "checkpoint"))
-    weights = next(folder.glob("*.safetensors"))
-    tensors = load_file(weights)
-    generator = torch.Generator().manual_seed(1)
-    for layer in range(4):
-        tensors[f"model.layers.{layer}.self_attn.gate_proj.weight"] = torch.randn(4, 96, generator=generator) * 0.2
-    save_file(tensors, weights)
-    return folder
+    monkeypatch.setattr(sys, "argv", ["add_gates.py", str(TINY), "checkpoint"])
+    runpy.run_path("add_gates.py")
+    return example / "checkpoint"
 
 
 def test_the_examples_are_as_short_as_their_headings_say() -> None:
