@@ -54,8 +54,9 @@ families: $(INSTALLED)  ## measure every family, for docs/families.md and the RE
 known: $(INSTALLED)  ## which fields transformers' source knows, after its version has changed or a family was added
 	$(BIN)/python tests/known_fields.py
 
-schema: $(INSTALLED)  ## schemas/recipe.schema.json and the fields in docs/recipes.md, from the models; parameters.yaml, from decoders
+schema: $(INSTALLED)  ## schemas/*.schema.json and the fields in docs/recipes.md, from the models; parameters.yaml, from decoders
 	$(BIN)/recipe schema > schemas/recipe.schema.json
+	$(BIN)/python -m coreai_recipes.manifest.json_schema > schemas/manifest.schema.json
 	$(BIN)/python tests/recipe/counting.py
 	$(BIN)/python tests/recipe/field_table.py
 

@@ -133,7 +133,7 @@ def windows(held_out: Sequence[int]) -> Iterator[list[int]]:
 
 
 def psnr(ref: Tensor, x: Tensor) -> float:
-    """20 log10(max |ref|) - 10 log10(mean((ref - x)^2)), DESIGN's first figure."""
+    """20 log10(max |ref|) - 10 log10(mean((ref - x)^2)), verification's first figure."""
     error = (ref - x).double().pow(2).mean().item()
     return math.inf if error == 0 else 20 * math.log10(ref.abs().max().item()) - 10 * math.log10(error)
 

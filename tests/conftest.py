@@ -55,3 +55,11 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles")
     checkpoint = Path(__file__).parent / "checkpoints/tiny-llama"
     return build("tiny-llama", checkpoint, out, verified=False).path
+
+
+@pytest.fixture(scope="session")
+def gemma4_tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of gemma4-tiny, with its draft, a raw table and rings; not verified."""
+    from coreai_recipes import build
+
+    return build("gemma4-tiny", out=tmp_path_factory.mktemp("bundles"), verified=False).path

@@ -12,7 +12,7 @@ from bench.options import Options
 from bench.report import Result, Target
 
 STEPS = 10  # for each of `repeats`
-FLOOR = 120.0  # at which forms of one model are the same function (DESIGN: the fold's)
+FLOOR = 120.0  # at which forms of one model are the same function, as the fold must be
 OURS, WHOLE, FOLDLESS = "as it ships", "shared layers for every token", "without the fold"
 RECIPE = (
     "gemma4",

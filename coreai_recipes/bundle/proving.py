@@ -31,7 +31,7 @@ def verify(
     random: bool = False,
     progress: "Progress | None" = None,
 ) -> "Report":
-    """Prove a bundle, or a recipe before it is built, equal to transformers. See the stages of DESIGN.
+    """Prove a bundle, or a recipe before it is built, equal to transformers, stage by stage (`verification.run`).
 
     With `random` the weights are random ones in the recipe's shape, one layer of each kind where all would take long.
     Raises UserError when the bundle was modified since it was built, or the checkpoint does not fit.

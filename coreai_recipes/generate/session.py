@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Session:
     """Knows which tokens the states hold, and feeds only what is new.
 
-    `prefill` takes chunks and `decode` one token; positions, counts and the context are as DESIGN's contract says.
+    `prefill` takes chunks and `decode` one token; positions, counts and the context are as docs/bundle.md says.
     """
 
     def __init__(self, runtime: "Runtime", manifest: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ What cannot be is refused here; what contradicts the recipe or the package, wher
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from coreai_recipes.manifest.files import check_relative
 
@@ -19,7 +19,11 @@ Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 Size = Annotated[int, Field(ge=0, lt=1 << 53)]
 Text = Annotated[str, Field(min_length=1, max_length=1024)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$")]
-FileName = Annotated[str, AfterValidator(check_relative)]
+FileName = Annotated[
+    str,
+    AfterValidator(check_relative),
+    WithJsonSchema({"type": "string", "maxLength": 1024, "pattern": r"^(?!(.*/)?\.{0,2}(/|$))[^\\]+$"}),
+]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
 
@@ -59,7 +63,8 @@ class Port(Described):
 
 
 class Function(Described):
-    """A function of a package. `query` is the number of tokens that a call takes; `cost` what a call computes."""
+    """A function of a package. `query` is the number of tokens that a call takes; `cost` what a call computes: flops,
+    bytes of weights read, of states read and written, of all results, and of these as the engine pads them."""
 
     query: Count
     inputs: dict[Name, Port]
@@ -139,7 +144,8 @@ class State(Described):
 
 
 class Carried(Described):
-    """A tensor that a function takes and gives again, for the next call: no package has one yet."""
+    """A tensor that a function takes and gives again, for the next call: no package has one yet, and a host that finds
+    one must know what it is."""
 
     dtype: Literal["float16", "float32"]
     shape: Shape
@@ -165,7 +171,7 @@ class Checkpoint(Origin):
 
 
 class Manifest(Sealed):
-    """All that a host needs."""
+    """All that a host needs: docs/bundle.md says of each key what it means and what a host does with it."""
 
     format: Literal[2]
     checkpoint: Checkpoint
@@ -173,12 +179,13 @@ class Manifest(Sealed):
     context: Count
     vocab_size: Count
     logits: Logits
-    rotary: dict[str, str] | None = None
+    rotary: dict[str, str] | None = None  # what a rotary was fixed to at build time, by kind
     packages: Annotated[tuple[Annotated[Program | Table, Field(discriminator="role")], ...], Field(max_length=1000)]
     states: dict[Name, State]
     carried: dict[Name, Carried] | None = None
     eos_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(max_length=100_000)]
     tokens: FileName | None = None  # what the tokenizer is beyond tokenizer.json; docs/tokens.md
+    residual_scale: dict[Name, float | str] | None = None  # where it was measured: the scale, and its figures
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "Manifest":

@@ -1,4 +1,4 @@
-"""The two figures of every comparison, exactly as DESIGN.md states them."""
+"""The two figures of every comparison: PSNR over the whole tensor, and SNR_min, the least over its positions."""
 
 import math
 from collections.abc import Iterator

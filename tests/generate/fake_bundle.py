@@ -30,7 +30,7 @@ def hashed_logits(seen: Sequence[Sequence[int | None]]) -> Tensor:
 
 
 class FakeRuntime:
-    """Attends over its caches and hashes what it sees; `caches` are (rows, window or None), as DESIGN describes them.
+    """Attends over its caches and hashes what it sees; `caches` are (rows, window or None), as docs/bundle.md has them.
 
     Each call is held against the package's contract and kept in `calls` as (function, position, count). At the call
     `interrupt_at` it is interrupted when the first cache is written and the others are not.
