@@ -288,6 +288,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
         console.print_json(planned.to_json())
     else:
         console.print_table(("what", ">bytes", "how"), planned.rows())
+        print(f"weight.bin: {console.weights_in_words(planned.weights)}")
         console.print_table(planned.workload_columns(), planned.workload_rows(), title="What a call multiplies")
         console.print_lint(planned.lint)
         console.print_notes(planned.notes)
@@ -405,6 +406,7 @@ def build(
         facts = {
             "path": str(built.path),
             "bytes": built.bytes,
+            "weights": built.weights,
             "seconds": built.seconds,
             "notes": list(built.notes),
         }

@@ -111,7 +111,15 @@ def print_built(bundle: "Bundle") -> None:
         print(f"left out: {', '.join(bundle.left_out)}")
     seconds = bundle.seconds or {}
     steps = ", ".join(f"{step} {taken:.1f} s" for step, taken in seconds.items() if taken >= 0.05)
+    if bundle.weights is not None:
+        print(f"weight.bin: {weights_in_words(bundle.weights)}")
     print(f"{bundle.path}  {bundle.bytes / 1e6:.1f} MB  ({steps})")
+
+
+def weights_in_words(found: Mapping[str, Any]) -> str:
+    """`134,515,008 weights, 8.03 bits each, 135,012,096 bytes: int8 per channel and float16`."""
+    bits = f"{found['bits_per_weight']:.2f} bits each"
+    return f"{found['weights']:,} weights, {bits}, {found['bytes']:,} bytes: {found['forms']}"
 
 
 def print_lint(lint: "Lint", levels: "Sequence[Level] | None" = None) -> None:
@@ -188,6 +196,11 @@ def _explain(stage: Mapping[str, Any]) -> str:
         words += [f"{len(detail['ties'])} ties"] if detail["ties"] else []
         tables = detail["with_tables"]
         words.append(f"with our tables {_decibels(tables['psnr_db'])} dB, top-1 {_percent(tables)}")
+    if "kl" in detail:
+        storage, perplexity = detail["storage"], detail["perplexity"]
+        words.append(f"KL {detail['kl']['mean']:.4f} nats, top-1 {_percent(detail)}")
+        words.append(f"perplexity {perplexity['compressed']:.2f}, {perplexity['transformers']:.2f} without")
+        words.append(weights_in_words(storage))
     words += _reference_words(detail)
     if "weights" in detail:
         words.append(f"{detail['weights']}: {detail['layers']}")

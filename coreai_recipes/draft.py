@@ -25,6 +25,7 @@ from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.states import StateSpec, state_specs
 
 DRAFT = "draft"  # the function of a package that it becomes
+ORDERING = "clusters.ordering"  # the tokens of its clusters: whole numbers, not a weight
 
 
 class Draft(nn.Module):

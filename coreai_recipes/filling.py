@@ -1,23 +1,37 @@
 """A decoder's parameters and the checkpoint's tensors that fill them: where a model meets its weights."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint, stated_flag
 from coreai_recipes.checkpoint.binding import Binding, ParameterInfo, bind
-from coreai_recipes.checkpoint.range_check import to_float16
 from coreai_recipes.checkpoint.tying import judge_head
-from coreai_recipes.draft import Draft
+from coreai_recipes.draft import ORDERING, Draft
 from coreai_recipes.folding import draft_stored_as, stored_as
 from coreai_recipes.model import Decoder, fill
 from coreai_recipes.primitives.head import Head
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe.schema import Recipe
 
-ORDERING = "clusters.ordering"  # the tokens of a draft's clusters: whole numbers, not a weight
+
+class Weight(Protocol):
+    """What fills a parameter: a checkpoint's tensor as it is bound, or what a package makes of it."""
+
+    @property
+    def tensor(self) -> str:
+        """The name of the checkpoint's tensor."""
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Blocks along the first axis, each valid until the next."""
+
+    def read(self) -> Tensor:
+        """All of it, a copy of its own."""
+
+    def read_rows(self, rows: Sequence[int]) -> Tensor:
+        """Some rows of the first axis."""
 
 
 def settle_head(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, str | None]:
@@ -116,16 +130,6 @@ def left_out(bindings: Mapping[str, Binding], checkpoint: Checkpoint) -> list[st
     return [f"{count} tensor{'s' if count > 1 else ''} of {part}" for part, count in sorted(parts.items())]
 
 
-def fill_from(module: nn.Module, bindings: Mapping[str, Binding], prefix: str = "", stored: bool = False) -> None:
-    """Fill `module`, whose parameters are `prefix` + their name in `bindings`, in float32.
-
-    With `stored` each weight is what the package stores: rounded to float16 first.
-    """
-
-    def read(name: str) -> Tensor:
-        weight = bindings[name].read()
-        if name.endswith(ORDERING):
-            return weight
-        return to_float16(weight, bindings[name].tensor).to(torch.float32) if stored else weight
-
-    fill(module, read, prefix)
+def fill_from(module: nn.Module, weights: Mapping[str, Weight], prefix: str = "") -> None:
+    """Fill `module`, whose parameters are `prefix` + their name in `weights`, in float32."""
+    fill(module, lambda name: weights[name].read(), prefix)

@@ -19,6 +19,8 @@ from coreai_recipes.primitives.embedding import index_dtype
 from coreai_recipes.primitives.layer import SQUARE, Layer
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe import Recipe
+from coreai_recipes.storage.compression import Compression
+from coreai_recipes.storage.parameters import stored_parameters
 
 WEIGHTS = "weight.bin"
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu"}
@@ -34,15 +36,14 @@ def outline_of(decoder: Decoder, draft: Draft | None) -> Subject:
     recipe = decoder.recipe
     with torch.device("meta"):
         states = {name: tuple(state.shape) for name, state in decoder.make_states().items()}
+    stored = stored_parameters(decoder, draft)
     functions = [
-        _Outline(Function(name), states).of_draft(draft, inputs, outputs)
+        _Outline(Function(name), states, stored.compression).of_draft(draft, inputs, outputs)
         if name == DRAFT and draft is not None
-        else _Outline(Function(name), states).of_decoder(decoder, query, inputs, outputs)
+        else _Outline(Function(name), states, stored.compression).of_decoder(decoder, query, inputs, outputs)
         for name, (query, inputs, outputs) in functions_of(recipe).items()
     ]
-    size = sum(2 * p.numel() for name, p in decoder.named_parameters() if name not in decoder.tables)
-    size += sum(2 * p.numel() for p in draft.parameters()) if draft is not None else 0
-    files = {WEIGHTS: size}
+    files = {WEIGHTS: stored.bytes}
     export = recipe.export
     return Subject(
         recipe.name,
@@ -63,6 +64,7 @@ class _Outline:
 
     function: Function
     states: dict[str, Shape]
+    compression: Compression
 
     def of_decoder(self, decoder: Decoder, query: int, inputs: Ports, outputs: Ports) -> Function:
         recipe, front = decoder.recipe, decoder.front
@@ -82,7 +84,7 @@ class _Outline:
         tokens = query if self.function.name == "score" else 1
         table = "embedding.weight" if recipe.model.head.tied else "head.weight"
         rows = Pieces(recipe.model.vocab_size).rows
-        head = _weight(table, (rows, recipe.model.hidden_size, 1, 1))
+        head = self._weight(table, (rows, recipe.model.hidden_size, 1, 1))
         logits = self._give("conv", "head", "float16", (1, rows, 1, tokens), x=x, weight=head)
         self._finish(outputs, logits)
         return self.function
@@ -106,7 +108,7 @@ class _Outline:
 
     def _embed(self, decoder: Decoder, query: int) -> Value:
         weight = decoder.get_parameter("embedding.weight")
-        table = _weight("embedding.weight", tuple(weight.shape))
+        table = self._weight("embedding.weight", tuple(weight.shape))
         ids = next(value for value in self.function.inputs if value.name == "input_ids")
         narrow = index_dtype(weight.shape[0])
         if narrow is not None:
@@ -117,7 +119,7 @@ class _Outline:
     def _layer(self, place: str, layer: Layer, x: Value, asked: int, rows: int, keys_last: bool) -> Value:
         for name, projection in layer.named_modules():
             if isinstance(projection, Projection):
-                weight = _weight(f"{place}.{name}.weight", tuple(projection.weight.shape))
+                weight = self._weight(f"{place}.{name}.weight", tuple(projection.weight.shape))
                 in_square = name.startswith("mlp.") and layer.mlp_in_square and asked == SQUARE**2
                 tokens = (SQUARE, SQUARE) if in_square else (1, asked)
                 given = _value(f"{place}.{name}.x", "float16", (1, projection.weight.shape[1], *tokens))
@@ -137,16 +139,25 @@ class _Outline:
             update = _value(f"{place}.new", "float16", (*state.shape[:-2], written, state.shape[-1]))
             self._give("slice_update", place, "float16", state.shape, x=state, update=update)
 
+    def _weight(self, name: str, shape: Shape) -> Value:
+        """A parameter as it is stored; one that an operation makes of its parts has these as operands."""
+        storage = self.compression.storage(name, shape)
+        if storage.operation is None:
+            return Value(name, "float16", shape, constant=True, blob=(name, 0))
+        parts = {
+            part.operand: Value(f"{name}.{part.operand}", part.dtype, part.shape, constant=True, blob=(name, number))
+            for number, part in enumerate(storage.parts(shape))
+        }
+        made = self._give(storage.operation, f"{name} {'x'.join(map(str, shape))}", "float16", shape, **parts)
+        made.constant = True
+        return made
+
     def _give(self, kind: str, name: str, dtype: str, shape: Shape, **operands: Value) -> Value:
         result = Value(name, dtype, shape)
         bound: dict[str, tuple[Value, ...]] = {key: (value,) for key, value in operands.items()}
         result.producer = Operation(len(self.function.operations), kind, bound, (result,))
         self.function.operations.append(result.producer)
         return result
-
-
-def _weight(name: str, shape: Shape) -> Value:
-    return Value(name, "float16", shape, constant=True, blob=(name, 0))
 
 
 def _value(name: str, dtype: str, shape: Shape) -> Value:

@@ -13,9 +13,12 @@ from coreai_recipes.primitives.experts import Experts
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.schema import NoRotary
-from coreai_recipes.workload import Workload, count_workloads, expert_size, saved_by_sharing
+from coreai_recipes.storage.compression import Parameters
+from coreai_recipes.storage.parameters import own_parameters, stored_parameters
+from coreai_recipes.workload import Workload, count_workloads, saved_by_sharing
 
 SAMPLED = 8192
+EXPERT_STACKS = ("gate_up", "down")
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs and functions of a recipe, and what its sizes say by the engine's rules."""
+    """The costs and functions of a recipe, what its weights take in all, and what its sizes say by the engine's
+    rules."""
 
     name: str
     costs: tuple[Cost, ...]
+    weights: dict[str, Any]
     workloads: tuple[Workload, ...]
     saved_in_prefill: Workload | None
     functions: dict[str, int]
@@ -68,7 +73,8 @@ def make_plan(recipe: Recipe) -> Plan:
     chip = None if recipe.export.device is None else find_chip(recipe.export.device)
     return Plan(
         recipe.name,
-        (*_costs(decoder), *_draft_costs(draft)),
+        (*_costs(decoder), *_draft_costs(decoder, draft)),
+        stored_parameters(decoder, draft).to_json(),
         count_workloads(decoder, draft),
         _saved_in_prefill(decoder),
         recipe.export.functions.queries,
@@ -78,55 +84,58 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def _costs(decoder: Decoder) -> Iterator[Cost]:
-    recipe = decoder.recipe
+    recipe, own = decoder.recipe, own_parameters(decoder)
+    layers = own.below("layers.")
     for name in decoder.front.kinds:
-        layers = [layer for layer in decoder.stack if layer.kind == name]
-        experts = [layer.experts for layer in layers if isinstance(layer.experts, Experts)]
-        stacks = sum(2 * found.num_experts * expert_size(found) for found in experts)
-        size = sum(2 * p.numel() for layer in layers for p in layer.parameters())
-        yield Cost(f"weights of `{name}`", size - stacks, f"{len(layers)} layers, float16")
-        if experts:
-            yield Cost(f"experts of `{name}`", stacks, _describe_experts(experts))
-    table = decoder.get_parameter("embedding.weight")
-    shape = f"{' x '.join(map(str, table.shape))}, float16"
+        of_kind = [index for index, layer in enumerate(decoder.stack) if layer.kind == name]
+        experts = own.below(*(f"layers.{i}.experts.{leaf}" for i in of_kind for leaf in EXPERT_STACKS))
+        others = own.below(*(f"layers.{i}." for i in of_kind)).without(experts)
+        yield Cost(f"weights of `{name}`", others.bytes, f"{len(of_kind)} layers, {_forms(others)}")
+        found = decoder.stack[of_kind[0]].experts
+        if isinstance(found, Experts):
+            yield Cost(f"experts of `{name}`", experts.bytes, _describe_experts(found, len(of_kind), experts))
+    table, raw, front = own.below("embedding.weight"), own.below(PER_LAYER_TABLE), own.below("per_layer.")
+    head = own.below("head.weight")
+    shape = f"{' x '.join(map(str, table.shapes['embedding.weight']))}, {_forms(table)}"
     if recipe.model.head.tied:
-        yield Cost("table, tied to the head", 2 * table.numel(), f"{shape}, stored once")
+        yield Cost("table, tied to the head", table.bytes, f"{shape}, stored once")
     else:
-        yield Cost("table and head", 4 * table.numel(), f"twice {shape}")
-    yield Cost("around the layers", _around(decoder), "the last norm, and what else stands before and behind them")
-    if decoder.per_layer is not None:
-        front = sum(2 * p.numel() for p in decoder.per_layer.parameters())
-        yield Cost("per-layer inputs", front, "their projection and norm, float16")
-        rows, width = decoder.get_parameter(PER_LAYER_TABLE).shape
-        how = f"{rows} x {width}, float16, read by the host, {2 * width:,} bytes a token, never sent to the engine"
-        yield Cost("per-layer table", 2 * rows * width, how)
+        yield Cost("table and head", table.bytes + head.bytes, f"twice {shape}")
+    around = own.without(layers, table, head, front, raw)
+    yield Cost("around the layers", around.bytes, "the last norm, and what else stands before and behind them")
+    if front.shapes:
+        yield Cost("per-layer inputs", front.bytes, f"their projection and norm, {_forms(front)}")
+    for rows, width in raw.shapes.values():
+        read = f"read by the host, {raw.bytes // rows:,} bytes a token, never sent to the engine"
+        yield Cost("per-layer table", raw.bytes, f"{rows} x {width}, {raw.forms}, {read}")
     for name, spec in decoder.front.states.items():
         values = spec.layers * spec.num_kv_heads * spec.rows * spec.head_dim
         kept = f"a ring of {spec.rows} rows" if spec.window else f"{spec.rows} rows"
         yield Cost(f"states of `{name}`", 4 * values, f"K and V, {spec.layers} layers, {kept}, a session's own")
 
 
-def _around(decoder: Decoder) -> int:
-    """Bytes of what is neither in a layer nor a table: norms, projections, learned positions."""
-    others = ("layers.", "per_layer.", "embedding.weight", "head.weight", *decoder.tables)
-    return sum(2 * p.numel() for name, p in decoder.named_parameters() if not name.startswith(others))
+def _forms(parameters: Parameters) -> str:
+    """How they are stored, and how many bits that takes where it is not two bytes a weight throughout."""
+    bits = parameters.bits_per_weight
+    return parameters.forms if bits == 16 else f"{parameters.forms}, {bits:.2f} bits a weight"
 
 
-def _describe_experts(experts: list[Experts]) -> str:
-    one = experts[0]
-    layers, each = len(experts), 2 * expert_size(one)
-    in_all = f"{layers} layers of {one.num_experts}, float16; a call of several tokens reads all"
+def _describe_experts(one: Experts, layers: int, stacks: Parameters) -> str:
+    each = stacks.bytes // (layers * one.num_experts)
+    in_all = f"{layers} layers of {one.num_experts}, {_forms(stacks)}; a call of several tokens reads all"
     if one.gathers(1):
         return f"{in_all}, decode the {one.router.top} of its token: {layers * one.router.top * each:,} bytes"
     return f"{in_all}, and so does decode"
 
 
-def _draft_costs(draft: Draft | None) -> Iterator[Cost]:
+def _draft_costs(decoder: Decoder, draft: Draft | None) -> Iterator[Cost]:
     if draft is not None:
-        head = 2 * draft.spec.vocab_size * draft.spec.hidden_size
-        size = sum(2 * p.numel() for p in draft.parameters()) - head
-        yield Cost("weights of the draft", size, f"{len(draft.stack)} layers, which read the target's states; float16")
-        yield Cost("head of the draft", head, f"{draft.spec.vocab_size} x {draft.spec.hidden_size}, float16")
+        own = own_parameters(decoder, draft).below("draft.")
+        head = own.below("draft.head.weight")
+        size = f"{draft.spec.vocab_size} x {draft.spec.hidden_size}, {_forms(head)}"
+        how = f"{len(draft.stack)} layers, which read the target's states; {_forms(own.without(head))}"
+        yield Cost("weights of the draft", own.without(head).bytes, how)
+        yield Cost("head of the draft", head.bytes, size)
 
 
 def _saved_in_prefill(decoder: Decoder) -> Workload | None:

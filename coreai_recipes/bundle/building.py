@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +70,7 @@ def build(
     from coreai_recipes.contract import hold_manifest
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.filling import left_out, settle_head
+    from coreai_recipes.storage.parameters import raw_tables, stored_parameters
     from coreai_recipes.tokenizer.tokens import read_tokens
 
     recipe, note = settle_head(recipe, source)
@@ -86,7 +86,8 @@ def build(
             notes += (
                 "no end token: the checkpoint names none, so an answer ends at --max-tokens or the context's end",
             )
-        _check_space(folder, target.parent, sum(2 * prod(binding.shape) for binding in composed.bindings.values()))
+        stored = stored_parameters(composed.decoder, composed.drafter)
+        _check_space(folder, target.parent, stored.bytes + raw_tables(composed.decoder).bytes)
         cache = FragmentCache(default_root() if cached else None)
         written = write_package(composed, folder / PACKAGE, cache, progress)
         facts = _origin_of(source, digests.result())
@@ -120,7 +121,7 @@ def build(
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     unused = tuple(left_out(composed.bindings, source))
-    return Bundle(target, manifest, report, written.exported.seconds, unused, notes, held)
+    return Bundle(target, manifest, report, written.exported.seconds, unused, notes, held, stored.to_json())
 
 
 def _subject(
@@ -140,6 +141,8 @@ def _prove(subject: "Subject", rewrite: "Callable[[Recipe], None] | None") -> "t
     required = ["package"] if subject.recipe.reference is None else with_reference
     if subject.draft is not None:
         required.append("draft")
+    if subject.compresses and subject.recipe.reference is not None:
+        required.append("compressed")
     if rewrite is None:
         return run_on(subject, list(STAGES), required), {}
     return prove_and_scale(subject, required, rewrite)

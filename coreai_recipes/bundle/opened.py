@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Bundle:
     """A built folder. When it was built just now: `seconds` are those of the build's steps, `left_out` what of the
     checkpoint it did not use, `notes` what it decided against the recipe's word, `lint` which rules of the engine's the
-    package breaks."""
+    package breaks, `weights` how many there are in weight.bin, their bytes and forms."""
 
     path: Path
     manifest: dict[str, Any]
@@ -32,6 +32,7 @@ class Bundle:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     lint: "Lint | None" = None
+    weights: dict[str, Any] | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":

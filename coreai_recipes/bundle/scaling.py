@@ -52,7 +52,7 @@ def prove_and_scale(
     if scale != 1.0:
         recipe = with_scale(subject.recipe, scale)
         rewrite(recipe)
-        subject = replace(subject, recipe=recipe, peaks=None, float16_run=None)
+        subject = replace(subject, recipe=recipe, peaks=None, float16_run=None, stored_logits=None)
         kept, rest = tuple(stage for stage in kept if stage.name != "package"), ["package", *rest]
     late = run_on(subject, rest, [name for name in required if name in rest])
     largest = {f"largest_{what}": float(f"{value:.4g}") for what, value in peaks.largest.items()}

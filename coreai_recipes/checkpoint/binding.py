@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import isclose
@@ -66,18 +66,15 @@ class Binding:
 
     def read(self) -> Tensor:
         """The whole parameter, a copy of its own."""
+        return join_blocks(self.blocks(), self.shape)
+
+    def read_rows(self, rows: Sequence[int]) -> Tensor:
+        """Some rows of a parameter whose rows are a tensor's own, as a table's are."""
         import torch
 
-        whole: Tensor | None = None
-        row = 0
-        for block in self.blocks():
-            if not self.shape:
-                return block.clone()
-            if whole is None:
-                whole = torch.empty(self.shape, dtype=block.dtype)
-            whole[row : row + len(block)] = block
-            row += len(block)
-        return torch.empty(self.shape) if whole is None else whole
+        start = self.rows.start if self.rows else 0
+        one = (1, *self.shape[1:])
+        return torch.cat([replace(self, rows=range(start + row, start + row + 1), shape=one).read() for row in rows])
 
     def _stored_blocks(self) -> Iterator[Tensor]:
         if self.stack:
@@ -119,6 +116,22 @@ class Binding:
             if self.transpose:
                 block = block.transpose(1, 2)
             yield torch.cat((block[:, 0::2], block[:, 1::2]), 1) if self.alternate else block
+
+
+def join_blocks(blocks: Iterable[Tensor], shape: tuple[int, ...]) -> Tensor:
+    """A parameter of this shape from its blocks along the first axis."""
+    import torch
+
+    whole: Tensor | None = None
+    row = 0
+    for block in blocks:
+        if not shape:
+            return block.clone()
+        if whole is None:
+            whole = torch.empty(shape, dtype=block.dtype)
+        whole[row : row + len(block)] = block
+        row += len(block)
+    return torch.empty(shape) if whole is None else whole
 
 
 def bind(

@@ -34,5 +34,17 @@ class Rewrite:
                 tensor = tensor.index_select(axis, (starts[:, None] + torch.tensor(order)).flatten())
         return tensor
 
+    def unfold(self, parameter: Tensor) -> Tensor:
+        """The parameter in the tensor's own order and without the factor, which only an exported form has; what a model
+        itself makes of its tensor stays."""
+        import torch
+
+        for axis, order in enumerate((self.row_order, self.column_order)):
+            if order is not None:
+                starts = torch.arange(0, parameter.shape[axis], len(order))
+                back = torch.tensor(order).argsort()
+                parameter = parameter.index_select(axis, (starts[:, None] + back).flatten())
+        return parameter if self.factor == 1.0 else parameter / self.factor
+
 
 AS_STORED = Rewrite()

@@ -16,12 +16,12 @@ from coreai_recipes.export.fragments import (
     fragment_of_layer,
     parameters_as,
     ports_of,
-    stored_shape,
     weights_of,
 )
 from coreai_recipes.logits import Pieces
 from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.registry import primitive
+from coreai_recipes.storage.parameters import stored_draft_shape, stored_shape
 
 
 def draft_front_fragment(decoder: Decoder, draft: Draft) -> Fragment:
@@ -84,13 +84,6 @@ def draft_head_fragment(draft: Draft) -> Fragment:
     }
     piece, traced = _DraftHeadPiece(draft, parameters), Fragment.traced_rows * pieces.count
     return Fragment("draft_head", piece, inputs, outputs, parameters, tables=(table,), traced_rows=traced)
-
-
-def stored_draft_shape(draft: Draft, name: str) -> tuple[int, ...]:
-    """As `stored_shape`, of a parameter of the draft. A head whose rows are gathered needs no others."""
-    shape = tuple(draft.get_parameter(name).shape)
-    is_padded = name == "head.weight" and draft.clusters is None
-    return (Pieces(draft.spec.vocab_size).rows, *shape[1:]) if is_padded else shape
 
 
 class _DraftFrontPiece(Piece):

@@ -3,12 +3,11 @@
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +17,14 @@ from numpy.typing import NDArray
 
 import coreai_recipes
 from coreai_recipes.checkpoint.binding import Binding
-from coreai_recipes.checkpoint.range_check import to_float16
-from coreai_recipes.draft import Draft
+from coreai_recipes.draft import ORDERING, Draft
 from coreai_recipes.export.cache import FragmentCache, fingerprint
-from coreai_recipes.export.draft_fragments import stored_draft_shape
-from coreai_recipes.export.fragments import Fragment, source_files, stored_shape
-from coreai_recipes.export.weights import WeightLayout, write_table, write_weights
-from coreai_recipes.filling import ORDERING
+from coreai_recipes.export.fragments import Fragment, source_files
+from coreai_recipes.export.weights import Encoded, WeightLayout, write_table, write_weights
 from coreai_recipes.model import PER_LAYER_ROWS, Decoder, table_file
+from coreai_recipes.storage.base import Shape, Storage
+from coreai_recipes.storage.compression import Compression
+from coreai_recipes.storage.parameters import raw_tables, stored_parameters
 
 if TYPE_CHECKING:
     from coreai_recipes.export.package import Signature
@@ -67,19 +66,18 @@ def export_package(
     from coreai_recipes.export.package import WEIGHTS
 
     cache = cache or FragmentCache(None)
-    layout = WeightLayout()
-    for name, _ in decoder.named_parameters():
-        if name not in decoder.tables:
-            layout.place(name, stored_shape(decoder, name))
-    for name, _ in draft.named_parameters() if draft else ():
-        if draft and not name.endswith(ORDERING):
-            layout.place(f"draft.{name}", stored_draft_shape(draft, name))
+    compression, layout = Compression.of(decoder.recipe), WeightLayout()
+    for name, shape in stored_parameters(decoder, draft).shapes.items():
+        layout.place(name, shape, compression.storage(name, shape))
     (package / WEIGHTS).parent.mkdir(parents=True)
-    tables = {table_file(name): (PER_LAYER_ROWS, tuple(decoder.get_parameter(name).shape)) for name in decoder.tables}
-    places = {name: package.parent / table_file(name) for name in decoder.tables}
+    raw = [
+        _RawTable(name, shape, compression.storage(name, shape), package.parent / table_file(name))
+        for name, shape in raw_tables(decoder).shapes.items()
+    ]
+    tables = {table.path.name: (PER_LAYER_ROWS, table.shape) for table in raw}
     stop = threading.Event()
     stopwatch = _Stopwatch()
-    streams = _Streams(package / WEIGHTS, layout, places, bindings, stop, progress)
+    streams = _Streams(package / WEIGHTS, layout, raw, bindings, stop, progress)
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
         streaming = pool.submit(streams.run)
         try:
@@ -149,12 +147,22 @@ def _export_program(
 
 
 @dataclass(frozen=True)
+class _RawTable:
+    """A table that is written beside the package."""
+
+    name: str
+    shape: Shape
+    storage: Storage
+    path: Path
+
+
+@dataclass(frozen=True)
 class _Streams:
-    """What is read from the checkpoint and written on in blocks: weight.bin, and raw tables by parameter."""
+    """What is read from the checkpoint and written on in blocks: weight.bin, and raw tables."""
 
     weights: Path
     layout: WeightLayout
-    tables: Mapping[str, Path]
+    tables: Sequence[_RawTable]
     bindings: Mapping[str, Binding]
     stop: threading.Event
     progress: Progress | None
@@ -173,14 +181,14 @@ class _Streams:
             torch.set_num_threads(threads)
 
     def _write(self) -> Iterator[tuple[Path, str]]:
-        sizes = {name: blob.size for name, blob in self.layout.blobs.items()}
-        done, total = 0, sum(sizes.values()) + sum(2 * prod(self.bindings[name].shape) for name in self.tables)
-        weights = {name: _float16_blocks(self.bindings[name], size // 2) for name, size in sizes.items()}
-        writings = {self.weights: write_weights(self.weights, self.layout, weights)}
-        for name, path in self.tables.items():
-            binding = self.bindings[name]
-            numbers = prod(binding.shape)
-            writings[path] = write_table(path, name, 2 * numbers, _float16_blocks(binding, numbers))
+        total = sum(placed.bytes for placed in self.layout.placed.values())
+        encoded = {name: self._encode(name, p.storage, p.shape) for name, p in self.layout.placed.items()}
+        writings = {self.weights: write_weights(self.weights, self.layout, encoded)}
+        for table in self.tables:
+            size, values = table.storage.bytes(table.shape), self._encode(table.name, table.storage, table.shape)
+            writings[table.path] = write_table(table.path, table.name, size, values)
+            total += size
+        done = 0
         for path, writing in writings.items():
             while not self.stop.is_set():
                 try:
@@ -192,17 +200,10 @@ class _Streams:
                 if self.progress:
                     self.progress("weights", done, total)
 
-
-def _float16_blocks(binding: Binding, numbers: int) -> Iterator[NDArray[np.float16]]:
-    """The numbers of a weight, and zeros behind them up to as many as are stored."""
-    buffer = torch.empty(0, dtype=torch.float16)
-    for block in binding.blocks():
-        if buffer.numel() < block.numel():
-            buffer = torch.empty(block.numel(), dtype=torch.float16)
-        yield to_float16(block, binding.tensor, buffer[: block.numel()]).numpy()
-        numbers -= block.numel()
-    if numbers > 0:
-        yield np.zeros(numbers, np.float16)
+    def _encode(self, name: str, storage: Storage, shape: Shape) -> Iterator[Encoded]:
+        """The parts of a parameter; nothing is read before the first is asked for."""
+        binding = self.bindings[name]
+        yield from storage.encode(binding.blocks(), shape, binding.tensor)
 
 
 def _source_digest(fragments: Iterable[Fragment]) -> str:
@@ -220,6 +221,7 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
         root / "export/fragments.py",
         root / "export/draft_fragments.py",
         root / "export/indices.py",
+        root / "storage/parameters.py",
     }
     others = set().union(*(source_files(fragment.module) for fragment in fragments))
     digests = [sha256(path.read_bytes()).hexdigest() for path in sorted(own | others)]

@@ -24,6 +24,7 @@ from coreai_recipes.primitives.cache import Cache, Placement, SharedCache, last_
 from coreai_recipes.primitives.choice import choose
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.states import StateSpec
+from coreai_recipes.storage.parameters import stored_shape
 
 FLOAT, INTEGER = "float16", "int32"
 WEIGHT_PREFIX = "weight_"
@@ -241,14 +242,6 @@ def pick_fragment(name: str, shape: tuple[int, int, int, int]) -> Fragment:
         {"y": Port(FLOAT, (*shape[:3], 1))},
         {},
     )
-
-
-def stored_shape(decoder: Decoder, name: str) -> tuple[int, ...]:
-    """The shape in which a package holds a parameter: what the head reads has as many rows as its pieces."""
-    shape, model = tuple(decoder.get_parameter(name).shape), decoder.recipe.model
-    if name in ("embedding.weight" if model.head.tied else "head.weight", "head.bias"):
-        return (Pieces(model.vocab_size).rows, *shape[1:])
-    return shape
 
 
 def head_fragment(decoder: Decoder, queries: int) -> Fragment:

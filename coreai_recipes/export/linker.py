@@ -23,6 +23,7 @@ from coreai_recipes.export.mil import (
     OPSET,
     WEIGHT_FILE,
     add_const,
+    add_operation,
     immediate_integers,
     inputs_of,
     set_type,
@@ -95,9 +96,17 @@ class FunctionLinker:
         if key not in self.constants:
             flat = parameter.replace(".", "_")
             name = flat if flat not in self.shapes else f"{flat}_{'x'.join(map(str, shape))}"
-            value = add_const(self.block, name, DTYPES["float16"], shape)
-            value.blobFileValue.fileName = WEIGHT_FILE
-            value.blobFileValue.offset = self.layout.place(parameter, shape)
+            placed = self.layout.place(parameter, shape)
+            operation, parts = placed.storage.operation, placed.storage.parts(shape)
+            if operation is None:
+                values = [add_const(self.block, name, DTYPES["float16"], shape)]
+            else:
+                made = add_operation(self.block, operation, name, DTYPES["float16"], shape)
+                values = [made.inputs[part.operand].arguments.add().value for part in parts]
+            for value, part, blob in zip(values, parts, placed.blobs, strict=True):
+                set_type(value.type.tensorType, DTYPES[part.dtype], part.shape)
+                value.blobFileValue.fileName = WEIGHT_FILE
+                value.blobFileValue.offset = blob.offset
             self.constants[key] = name
             self.shapes[name] = list(shape)
             self.defined.add(name)

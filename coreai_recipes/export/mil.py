@@ -10,7 +10,12 @@ from coreai_recipes.protobuf import MIL_pb2
 
 OPSET = "CoreML8"  # iOS 18
 WEIGHT_FILE = "@model_path/weights/weight.bin"
-DTYPES: dict[str, int] = {"float16": MIL_pb2.FLOAT16, "float32": MIL_pb2.FLOAT32, "int32": MIL_pb2.INT32}
+DTYPES: dict[str, int] = {
+    "float16": MIL_pb2.FLOAT16,
+    "float32": MIL_pb2.FLOAT32,
+    "int32": MIL_pb2.INT32,
+    "int8": MIL_pb2.INT8,
+}
 
 
 def inputs_of(operation: Any) -> Iterator[tuple[str, Any]]:
@@ -36,14 +41,20 @@ def set_type(tensor_type: Any, dtype: int, shape: Sequence[int]) -> None:
 
 def add_const(block: Any, name: str, dtype: int, shape: Sequence[int]) -> Any:
     """Append a const operation to `block` and give its value, to be filled in."""
-    operation = block.operations.add(type="const")
+    operation = add_operation(block, "const", name, dtype, shape)
+    value = operation.attributes["val"]
+    value.type.CopyFrom(operation.outputs[0].type)
+    return value
+
+
+def add_operation(block: Any, kind: str, name: str, dtype: int, shape: Sequence[int]) -> Any:
+    """Append an operation with one output, `name`, to `block`, its inputs to be filled in."""
+    operation = block.operations.add(type=kind)
     set_type(operation.outputs.add(name=name).type.tensorType, dtype, shape)
     label = operation.attributes["name"]
     label.type.tensorType.dataType = MIL_pb2.STRING
     label.immediateValue.tensor.strings.values.append(name)
-    value = operation.attributes["val"]
-    value.type.CopyFrom(operation.outputs[0].type)
-    return value
+    return operation
 
 
 def immediate_integers(operation: Any) -> NDArray[Any] | None:

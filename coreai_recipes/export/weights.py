@@ -13,80 +13,109 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coreai_recipes.storage.base import Part, Shape, Storage
+from coreai_recipes.storage.compression import FLOAT16
+
 ALIGNMENT = 64
 SENTINEL = 0xDEADBEEF
 VERSION = 2
-FLOAT16 = 1
+DATA_TYPES = {"float16": 1, "int8": 4}
 HEADER = struct.Struct("<II56x")
 RECORD = struct.Struct("<IIQQQ32x")
 
 
+# The number of a parameter's part, and values of it that come next.
+Encoded = tuple[int, NDArray[Any]]
+
+
 @dataclass(frozen=True)
 class Blob:
-    """A float16 tensor's place in weight.bin: `offset` is that of its record, which is what a program refers to."""
+    """A part's place in weight.bin: `offset` is that of its record, which is what a program refers to."""
 
-    shape: tuple[int, ...]
+    part: Part
     offset: int
 
     @property
-    def size(self) -> int:
-        return 2 * prod(self.shape)
+    def end(self) -> int:
+        return self.offset + RECORD.size + self.part.bytes
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A parameter's blobs in weight.bin, one for each part of its storage."""
+
+    shape: Shape
+    storage: Storage
+    blobs: tuple[Blob, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(blob.part.bytes for blob in self.blobs)
 
 
 class WeightLayout:
     """The order and offsets of the blobs, settled as the program asks for them."""
 
     def __init__(self) -> None:
-        self.blobs: dict[str, Blob] = {}
+        self.placed: dict[str, Placed] = {}
         self.end = HEADER.size
 
-    def place(self, name: str, shape: tuple[int, ...]) -> int:
-        """The offset of tensor `name`; the same tensor in another shape (a tied table) is the same blob."""
-        blob = self.blobs.get(name)
-        if blob is None:
-            blob = self.blobs[name] = Blob(shape, _align(self.end))
-            self.end = blob.offset + RECORD.size + blob.size
-        elif prod(blob.shape) != prod(shape):
-            raise RuntimeError(f"{name} is used as {blob.shape} and as {shape}")
-        return blob.offset
+    def place(self, name: str, shape: Shape, storage: Storage = FLOAT16) -> Placed:
+        """Where tensor `name` lies; the same tensor in another shape (a tied table) is the same blobs, and stays in the
+        storage that it was given first."""
+        placed = self.placed.get(name)
+        if placed is None:
+            blobs = []
+            for part in storage.parts(shape):
+                blobs.append(Blob(part, _align(self.end)))
+                self.end = blobs[-1].end
+            placed = self.placed[name] = Placed(shape, storage, tuple(blobs))
+        elif prod(placed.shape) != prod(shape):
+            raise RuntimeError(f"{name} is used as {placed.shape} and as {shape}")
+        return placed
 
 
 def write_weights(
-    path: Path, layout: WeightLayout, blocks: Mapping[str, Iterable[NDArray[np.float16]]]
+    path: Path, layout: WeightLayout, encoded: Mapping[str, Iterable[Encoded]]
 ) -> Generator[tuple[str, int], None, str]:
     """Write every blob of `layout`, block by block; gives (name, bytes written) after each block.
 
     The generator's return value is the sha256 of the whole file, taken of each block while it is being written.
     """
     with _HashedFile(path) as file:
-        file.write(HEADER.pack(len(layout.blobs), VERSION))
+        file.write(HEADER.pack(sum(len(placed.blobs) for placed in layout.placed.values()), VERSION))
         position = HEADER.size
-        for name, blob in layout.blobs.items():
-            file.write(bytes(blob.offset - position))
-            file.write(RECORD.pack(SENTINEL, FLOAT16, blob.size, blob.offset + RECORD.size, 0))
-            written = 0
-            for block in blocks[name]:
-                file.write(block.reshape(-1).view(np.uint8).data)
-                written += block.nbytes
-                yield name, block.nbytes
-            if written != blob.size:
-                raise RuntimeError(f"{name}: {written} bytes came, {blob.size} were laid out")
-            position = blob.offset + RECORD.size + blob.size
+        for name, placed in layout.placed.items():
+            values = iter(encoded[name])
+            following = next(values, None)
+            for number, blob in enumerate(placed.blobs):
+                file.write(bytes(blob.offset - position))
+                kind, start = DATA_TYPES[blob.part.dtype], blob.offset + RECORD.size
+                file.write(RECORD.pack(SENTINEL, kind, blob.part.bytes, start, 0))
+                written = 0
+                while following is not None and following[0] == number:
+                    file.write(following[1].reshape(-1).view(np.uint8).data)
+                    written += following[1].nbytes
+                    yield name, following[1].nbytes
+                    following = next(values, None)
+                if written != blob.part.bytes:
+                    raise RuntimeError(f"{name}: {written} bytes came, {blob.part.bytes} were laid out")
+                position = blob.end
+            if following is not None:
+                raise RuntimeError(f"{name}: more came than was laid out")
     return file.digest.hexdigest()
 
 
-def write_table(
-    path: Path, name: str, size: int, blocks: Iterable[NDArray[np.float16]]
-) -> Generator[tuple[str, int], None, str]:
+def write_table(path: Path, name: str, size: int, encoded: Iterable[Encoded]) -> Generator[tuple[str, int], None, str]:
     """Write a table of `size` bytes row after row, without a header; yields and returns as `write_weights`."""
     written = 0
     with _HashedFile(path) as file:
-        for block in blocks:
+        for _, block in encoded:
             file.write(block.reshape(-1).view(np.uint8).data)
             written += block.nbytes
             yield name, block.nbytes

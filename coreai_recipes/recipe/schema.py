@@ -741,6 +741,26 @@ class Export(Spec):
         return by_context if self.attention_layout == "auto" else self.attention_layout == "last"
 
 
+class StoredFloat16(Spec):
+    """Two bytes a weight."""
+
+    kind: Literal["float16"]
+
+
+class StoredInt8(Spec):
+    """A byte a weight, and two for each channel: a scale."""
+
+    kind: Literal["int8"]
+
+
+class Compress(Spec):
+    """How weights are stored. Norms, biases and other vectors stay float16, and so do tables that a host reads."""
+
+    default: Annotated[StoredFloat16 | StoredInt8, Field(discriminator="kind")] = Field(
+        description="how every matrix is stored, the table among them"
+    )
+
+
 class Reference(Spec):
     """The transformers model that the recipe must equal."""
 
@@ -779,6 +799,7 @@ class Recipe(Spec):
     model: Model = Field(description="the architecture")
     draft: Draft | None = Field(default=None, description="a model that drafts for this one, built as function `draft`")
     weights: Weights = Field(description="where the checkpoint keeps its tensors")
+    compress: Compress | None = Field(default=None, description="how weights are stored; float16 unless said otherwise")
     export: Export = Field(description="how the package is written")
 
     @property

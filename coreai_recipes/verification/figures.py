@@ -39,6 +39,15 @@ def snr_min(ref: Tensor, x: Tensor) -> float:
     return least
 
 
+def divergence(ref: Tensor, x: Tensor) -> Tensor:
+    """KL(ref || x) in nats at each position, of the distributions whose logits (S, V) these are."""
+    found = []
+    for one, other in _blocks(ref, x):
+        expected = one.log_softmax(-1)
+        found.append((expected.exp() * (expected - other.log_softmax(-1))).sum(-1))
+    return torch.cat(found)
+
+
 def _blocks(ref: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Both in float64, some positions at a time: of a large vocabulary's logits that is eight times what is held."""
     rows = max(1, BLOCK_NUMBERS // max(1, ref[:1].numel()))

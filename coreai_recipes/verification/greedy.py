@@ -16,6 +16,7 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.filling import bind_decoder, fill_from
 from coreai_recipes.model import Decoder, build_decoder
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.storage.reading import stored_decoder
 from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.ties import following, noting
 
@@ -93,7 +94,7 @@ def generate(model: nn.Module, prompt: Sequence[int], steps: int) -> tuple[Tenso
 def fill_whole(recipe: Recipe, checkpoint: Checkpoint, positions: int, stored: bool = False) -> Decoder:
     """The Decoder with all of its weights (as a package stores them), and states for at most that many positions."""
     decoder = build_decoder(recipe, positions=positions)
-    fill_from(decoder, bind_decoder(decoder, checkpoint), stored=stored)
+    fill_from(decoder, stored_decoder(recipe, checkpoint) if stored else bind_decoder(decoder, checkpoint))
     return decoder
 
 

@@ -51,7 +51,7 @@ STAGES = {
     "package_engine": Stage("engine", needs_package=True),
     "tokenizer": Stage("tokenizer", needs_reference=False, reads_layers=False),
     "draft": Stage("draft"),
-    "compressed": Stage("compressed", reads_layers=False),
+    "compressed": Stage("compressed"),
 }
 
 

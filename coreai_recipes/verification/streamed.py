@@ -1,31 +1,31 @@
 """Our Decoder with one layer filled at a time: the same modules that are converted, at one layer's memory."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.checkpoint.range_check import to_float16
-from coreai_recipes.filling import bind_decoder, fill_from
+from coreai_recipes.filling import Weight, bind_decoder, fill_from
 from coreai_recipes.front import LayerInputs
 from coreai_recipes.model import PER_LAYER_TABLE, build_decoder, empty
 from coreai_recipes.primitives.cache import NoCache
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.storage.reading import stored_decoder
 
 Agreeing = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 class StreamedDecoder:
-    """A whole sequence through the Decoder, layer by layer. With `stored` the weights are what the package stores."""
+    """A whole sequence through the Decoder, layer by layer. With `stored` the weights are those of a package."""
 
     def __init__(self, recipe: Recipe, checkpoint: Checkpoint, stored: bool = False) -> None:
         self.decoder = build_decoder(recipe)
-        self.bindings = bind_decoder(self.decoder, checkpoint)
-        self.stored = stored
+        self.weights: Mapping[str, Weight] = (
+            stored_decoder(recipe, checkpoint) if stored else bind_decoder(self.decoder, checkpoint)
+        )
         self._inputs: dict[str, LayerInputs] = {}
         self._per_layer: Tensor | None = None
         self._caches: dict[str, NoCache] = {}  # the last one of each kind, which other layers may share
@@ -37,11 +37,11 @@ class StreamedDecoder:
         meta = table.weight
         table.weight = nn.Parameter(self._read_rows("embedding.weight", ids.tolist()), requires_grad=False)
         for name, part in table.named_children():
-            fill_from(part, self.bindings, f"embedding.{name}.", self.stored)
+            fill_from(part, self.weights, f"embedding.{name}.")
         position, count = (torch.tensor([n], dtype=torch.int32) for n in (0, len(input_ids)))
         rows = None
         if self.decoder.per_layer is not None:
-            fill_from(self.decoder.per_layer, self.bindings, "per_layer.", self.stored)
+            fill_from(self.decoder.per_layer, self.weights, "per_layer.")
             rows = self._read_rows(PER_LAYER_TABLE, ids.tolist())[places]
         with torch.inference_mode():
             x, self._inputs, self._per_layer = self.decoder.front(places, position, count, rows, cached=False)
@@ -107,18 +107,18 @@ class StreamedDecoder:
     def logits(self, x: Tensor) -> Tensor:
         """Logits (S, V) of the last hidden state x (1, C, 1, S), the head in blocks of rows."""
         tied = self.decoder.recipe.model.head.tied
-        binding = self.bindings["embedding.weight" if tied else "head.weight"]
-        head, bias = self.decoder.head, self.bindings.get("head.bias")
-        fill_from(self.decoder.norm, self.bindings, "norm.", self.stored)
+        binding = self.weights["embedding.weight" if tied else "head.weight"]
+        head, bias = self.decoder.head, self.weights.get("head.bias")
+        fill_from(self.decoder.norm, self.weights, "norm.")
         for name, part in head.named_children():
-            fill_from(part, self.bindings, f"head.{name}.", self.stored)
-        biases = None if bias is None else self._as_used(bias.read(), bias.tensor)
+            fill_from(part, self.weights, f"head.{name}.")
+        biases = None if bias is None else bias.read().float()
         pieces: list[Tensor] = []
         row = 0
         with torch.inference_mode():
             x = self.decoder.norm(x)
             for block in binding.blocks():
-                weight = self._as_used(block, binding.tensor)[..., None, None]
+                weight = block.float()[..., None, None]
                 pieces.append(head(x, weight, None if biases is None else biases[row : row + len(block)]))
                 row += len(block)
         for part in (self.decoder.norm, *head.children()):
@@ -128,21 +128,12 @@ class StreamedDecoder:
     @contextmanager
     def _filled(self, index: int) -> Iterator[None]:
         layer = self.decoder.layers[index]
-        fill_from(layer, self.bindings, f"layers.{index}.", self.stored)
+        fill_from(layer, self.weights, f"layers.{index}.")
         yield
         empty(layer)
 
     def _read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
-        binding = self.bindings[name]
-        start = binding.rows.start if binding.rows else 0
-        found = [
-            replace(binding, rows=range(start + row, start + row + 1), shape=(1, *binding.shape[1:])).read()
-            for row in rows
-        ]
-        return self._as_used(torch.cat(found), binding.tensor)
-
-    def _as_used(self, weight: Tensor, tensor: str) -> Tensor:
-        return to_float16(weight, tensor).float() if self.stored else weight.float()
+        return self.weights[name].read_rows(rows).float()
 
 
 def by_position(x: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ class Subject:
     missing_draft: str | None = None
     # transformers' logits (S, V) in float32, left by the first stage that ran it
     reference_logits: "Tensor | None" = field(default=None, repr=False)
+    # our Decoder's logits (S, V) with the weights that the package has, left by the first stage that ran it
+    stored_logits: "Tensor | None" = field(default=None, repr=False)
     # the package's answers in float16, left by the first stage that ran it
     float16_run: Any = field(default=None, repr=False)
     # what stage `package` measures beside its comparisons, where somebody asks for it
@@ -81,6 +83,30 @@ class Subject:
     @property
     def fits_in_memory(self) -> bool:
         return fits(self.float32_bytes)
+
+    def reference(self) -> "Tensor":
+        """transformers' logits (S, V) in float32."""
+        from coreai_recipes.verification.reference import Reference
+
+        if self.reference_logits is None:
+            self.reference_logits = Reference(self.recipe, self.weights).run(self.tokens.sequence)
+        return self.reference_logits
+
+    def as_stored(self) -> "Tensor":
+        """Our Decoder's logits (S, V) in float32, of the weights that the package has."""
+        from coreai_recipes.verification.streamed import StreamedDecoder
+
+        if self.stored_logits is None:
+            decoder = StreamedDecoder(self.recipe, self.weights, stored=True)
+            self.stored_logits = decoder.run(self.tokens.sequence, lambda index, hidden: None)
+        return self.stored_logits
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the package has other weights than those of the checkpoint rounded to float16."""
+        from coreai_recipes.storage.compression import Compression
+
+        return Compression.of(self.recipe).compresses
 
     def note_stream(self, hidden: "Tensor") -> None:
         """Keep the largest value of the residual stream, as it is without a scale."""

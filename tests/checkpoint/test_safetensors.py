@@ -453,7 +453,7 @@ STREAM = """
 import resource, sys
 import torch
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
-from coreai_recipes.checkpoint.range_check import to_float16
+from coreai_recipes.storage.float16 import to_float16
 checkpoint = SafetensorsCheckpoint(sys.argv[1])
 out = torch.empty(4 << 20, dtype=torch.float16)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

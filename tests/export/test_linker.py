@@ -286,7 +286,7 @@ def test_a_weight_is_one_constant_for_each_shape_and_one_blob_for_all() -> None:
     assert names[0] == names[1] != names[2]
     stored = [op.attributes["val"].blobFileValue.offset for op in operations_of(linker, "const")]
     assert stored == [64, 64]
-    assert list(linker.layout.blobs) == ["embedding.weight"]
+    assert list(linker.layout.placed) == ["embedding.weight"]
 
 
 # --- the programs that it makes --------------------------------------------------------------------------------------

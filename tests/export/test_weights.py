@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from coreai_recipes.export.weights import WeightLayout, write_weights
+from coreai_recipes.storage.int8 import Int8, scales_of
 
 Arrays = dict[str, NDArray[np.float16]]
+INT8 = Int8()
 
 
 def random_arrays(*shapes: tuple[int, ...]) -> Arrays:
@@ -29,7 +32,8 @@ def layout_of(arrays: Arrays) -> WeightLayout:
 
 def write(path: Path, layout: WeightLayout, blocks: dict[str, Iterable[NDArray[np.float16]]]) -> tuple[str, list[int]]:
     """The digest that the writer gives, and the size of each block that it told of."""
-    writing, sizes = write_weights(path, layout, blocks), []
+    encoded = {name: ((0, block) for block in of_one) for name, of_one in blocks.items()}
+    writing, sizes = write_weights(path, layout, encoded), []
     while True:
         try:
             sizes.append(next(writing)[1])
@@ -49,8 +53,37 @@ def test_bytes_and_offsets_are_those_of_coremltools(tmp_path: Path) -> None:
     arrays = random_arrays((1, 48, 1, 1), (131, 48), (3,), (64, 32, 1, 1), (1,), (32,), (7, 5, 1, 1))
     layout = layout_of(arrays)
     write(tmp_path / "ours", layout, {name: [array] for name, array in arrays.items()})
-    assert [blob.offset for blob in layout.blobs.values()] == written_by_coremltools(tmp_path / "theirs", arrays)
+    offsets = [blob.offset for placed in layout.placed.values() for blob in placed.blobs]
+    assert offsets == written_by_coremltools(tmp_path / "theirs", arrays)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_int8_is_its_data_and_then_its_scales_as_coremltools_writes_them(tmp_path: Path) -> None:
+    from coremltools.libmilstoragepython import _BlobStorageWriter
+
+    weight = torch.randn(131, 48, generator=torch.Generator().manual_seed(0))
+    layout, shape = WeightLayout(), (144, 48, 1, 1)  # as a head whose rows are filled up
+    blobs = layout.place("w", shape, INT8).blobs
+    blocks = (weight[i : i + 7] for i in range(0, 131, 7))
+    *_, _ = write_weights(tmp_path / "ours", layout, {"w": INT8.encode(blocks, shape, "w")})
+    scales = scales_of(np.concatenate((weight.abs().amax(1).numpy(), np.zeros(13, np.float32))))
+    data = np.zeros(shape[:2], np.int8)
+    data[:131] = np.rint(weight.numpy() / scales[:131, None].astype(np.float32))
+    writer = _BlobStorageWriter(str(tmp_path / "theirs"))
+    offsets = [writer.write_int8_data(data.ravel()), writer.write_fp16_data(scales.view(np.uint16))]
+    del writer
+    assert [blob.offset for blob in blobs] == offsets
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_parts_that_do_not_come_are_refused(tmp_path: Path) -> None:
+    layout = WeightLayout()
+    layout.place("w", (5, 2), INT8)
+    with pytest.raises(RuntimeError, match="w: 0 bytes came, 10 were laid out"):
+        list(write_weights(tmp_path / "ours", layout, {"w": [(0, np.zeros((5, 2), np.int8))]}))
+    values = [(0, np.zeros((5, 2), np.int8)), (1, np.zeros(5, np.float16)), (2, np.zeros(1, np.float16))]
+    with pytest.raises(RuntimeError, match="w: more came than was laid out"):
+        list(write_weights(tmp_path / "ours", layout, {"w": values}))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,7 +113,7 @@ def test_a_block_is_written_before_the_next_is_asked_for(tmp_path: Path) -> None
     layout = layout_of({"w0": array})
     write(tmp_path / "ours", layout, {"w0": blocks()})
     written = (tmp_path / "ours").read_bytes()
-    assert written[layout.blobs["w0"].offset + 64 :][: array.nbytes] == array.tobytes()
+    assert written[layout.placed["w0"].blobs[0].offset + 64 :][: array.nbytes] == array.tobytes()
 
 
 def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
@@ -91,11 +124,11 @@ def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
 
 def test_a_tensor_in_two_shapes_is_one_blob() -> None:
     layout = WeightLayout()
-    offset = layout.place("embedding.weight", (131, 48))
+    placed = layout.place("embedding.weight", (131, 48))
     end = layout.end
-    assert layout.place("embedding.weight", (131, 48, 1, 1)) == offset
+    assert layout.place("embedding.weight", (131, 48, 1, 1)) == placed
     assert layout.end == end
-    assert list(layout.blobs) == ["embedding.weight"]
+    assert list(layout.placed) == ["embedding.weight"]
 
 
 def test_a_tensor_in_two_sizes_is_refused() -> None:
@@ -115,4 +148,5 @@ def test_a_tensor_of_another_size_than_was_laid_out_is_refused(tmp_path: Path, r
 
 def test_offsets_stand_before_any_weight_is_read() -> None:
     layout = WeightLayout()
-    assert [layout.place(name, (33,)) for name in "abc"] == [64, 64 + 64 + 128, 64 + 2 * (64 + 128)]
+    found = [layout.place(name, (33,)).blobs[0].offset for name in "abc"]
+    assert found == [64, 64 + 64 + 128, 64 + 2 * (64 + 128)]

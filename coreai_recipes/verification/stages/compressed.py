@@ -1,5 +1,18 @@
-"""Stage `compressed`: what compression costs. Nothing compresses yet."""
+"""Stage `compressed`: what the compression of weights costs, stated without a floor.
 
+Our Decoder in float32, with the weights that the package has, against transformers in float32 with the checkpoint's:
+no error of float16's arithmetic is in it, and stage `package` holds the saved program against the same weights.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coreai_recipes.draft import build_draft
+from coreai_recipes.model import build_decoder
+from coreai_recipes.storage.parameters import stored_parameters
+from coreai_recipes.verification.figures import divergence, psnr, snr_min
 from coreai_recipes.verification.report import StageResult, skip
 from coreai_recipes.verification.subject import Subject
 
@@ -7,4 +20,24 @@ NAME = "compressed"
 
 
 def run(subject: Subject) -> StageResult:
-    return skip(NAME, "no compression in this recipe")
+    if not subject.compresses:
+        return skip(NAME, "no compression in this recipe")
+    theirs, ours, tokens = subject.reference(), subject.as_stored(), subject.tokens.sequence
+    draft = build_draft(subject.recipe) if subject.recipe.draft else None
+    stored = stored_parameters(build_decoder(subject.recipe), draft)
+    nats = divergence(theirs, ours)
+    detail: dict[str, Any] = {
+        "compared_with": "transformers in float32, with the checkpoint's weights",
+        "positions": len(theirs),
+        "kl": {"mean": round(float(nats.mean()), 6), "largest": round(float(nats.max()), 6)},
+        "top_1": round((theirs.argmax(-1) == ours.argmax(-1)).float().mean().item(), 4),
+        "perplexity": {"compressed": perplexity(ours, tokens), "transformers": perplexity(theirs, tokens)},
+        "storage": stored.to_json(),
+    }
+    return StageResult(NAME, True, psnr(theirs, ours), snr_min(theirs, ours), None, detail)
+
+
+def perplexity(logits: Tensor, tokens: tuple[int, ...]) -> float:
+    """Of each token behind the first, by the logits (S, V) of those before it."""
+    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]))
+    return round(float(loss.exp()), 4)

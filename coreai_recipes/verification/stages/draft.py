@@ -22,6 +22,7 @@ from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 from coreai_recipes.speculation import Round, Speculator, seen_positions
 from coreai_recipes.states import state_specs, states_of
+from coreai_recipes.storage.reading import stored_draft
 from coreai_recipes.verification.calls import run_and_show_logits
 from coreai_recipes.verification.draft_reference import assisted_rounds, load_draft
 from coreai_recipes.verification.figures import compare
@@ -89,7 +90,7 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
     """The package's function `draft` against our module with the weights as stored, on random caches."""
     recipe = subject.recipe
     draft = build_draft(recipe)
-    fill_from(draft, bind_draft(draft, checkpoint), stored=True)
+    fill_from(draft, stored_draft(recipe, checkpoint))
     folded = {owner: fold_order(kind.rotary, kind.attention.rotary_dim) for owner, kind in recipe.model.kinds.items()}
     program, windows = open_program(subject, "float32"), windows_of(recipe, draft)
     embedding = StreamedDecoder(recipe, subject.weights, stored=True)
@@ -143,9 +144,9 @@ class OfTorch:
 
     @classmethod
     def fill(cls, recipe: Recipe, target: Checkpoint, draft: Checkpoint, stored: bool = False) -> "OfTorch":
-        """Both models with their weights; with `stored` as the package has them, rounded to float16."""
+        """Both models with their weights; with `stored` as a package gives them back."""
         drafter = build_draft(recipe)
-        fill_from(drafter, bind_draft(drafter, draft), stored=stored)
+        fill_from(drafter, stored_draft(recipe, draft) if stored else bind_draft(drafter, draft))
         return cls(fill_whole(recipe, target, recipe.export.context, stored), drafter)
 
     def reset(self) -> None:

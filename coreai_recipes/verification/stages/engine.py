@@ -12,7 +12,6 @@ from typing import Any
 from coreai_recipes.evaluate.habits import HABITS
 from coreai_recipes.verification.calls import Call, describe_calls
 from coreai_recipes.verification.figures import psnr, snr_min
-from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.report import StageResult, number, skip
 from coreai_recipes.verification.stages.float16 import FEWEST_STEPS, Run, affordable, in_float16, run_package
 from coreai_recipes.verification.subject import Subject
@@ -28,9 +27,7 @@ def run(subject: Subject) -> StageResult:
     if subject.runtime == "coreml":
         return skip(NAME, "Core ML has its own habits: package_float16 is on it")
     halves = in_float16(subject)
-    theirs = subject.reference_logits
-    if theirs is None:
-        theirs = subject.reference_logits = Reference(subject.recipe, subject.weights).run(subject.tokens.sequence)
+    theirs = subject.as_stored() if subject.compresses else subject.reference()
     judged = run_package(subject, "engine", first_calls(halves, affordable(subject, "engine")), STATED)
     tables = run_package(subject, "engine", first_calls(halves, FEWEST_STEPS))
     ref = halves.logits[: len(judged.rows)]

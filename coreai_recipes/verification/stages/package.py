@@ -82,6 +82,8 @@ def _references(subject: Subject, answers: list[Answer], ties: list[str]) -> lis
     taken = _experts_taken(subject, [a for a in answers if a.call.function != "score"])
     again = _experts_taken(subject, answers)
     usual = _run_decoder(subject, taken, ties)
+    if not ties:
+        subject.stored_logits = usual.logits
     same = all(torch.equal(one, other) for one, other in zip(taken.values(), again.values(), strict=True))
     scored = usual if same else _run_decoder(subject, again, ties)
     return [scored if answer.call.function == "score" else usual for answer in answers]

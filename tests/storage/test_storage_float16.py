@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from coreai_recipes.checkpoint.range_check import PIECE_ELEMENTS, to_float16
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.storage.float16 import PIECE_ELEMENTS, to_float16
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 

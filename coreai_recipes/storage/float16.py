@@ -1,10 +1,16 @@
-"""Weights become float16 here, and what float16 cannot hold is refused by name."""
+"""Two bytes a number. Weights become float16 here, and what float16 cannot hold is refused by name."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.storage.base import Part, Shape, Storage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,6 +19,39 @@ FLOAT16_MAX = 65504.0
 # torch converts bfloat16 to float32 and float32 to float16 with vector instructions, but not bfloat16 to float16:
 # 5.5 GB/s by way of pieces that stay in the cache, 3.5 GB/s directly.
 PIECE_ELEMENTS = 1 << 18
+
+
+class Float16(Storage):
+    """Every number rounded to float16: the form of whatever a recipe does not compress."""
+
+    kind = "float16"
+
+    def __str__(self) -> str:
+        return "float16"
+
+    def parts(self, shape: Shape) -> tuple[Part, ...]:
+        return (Part("", "float16", shape),)
+
+    def encode(self, blocks: Iterable[Tensor], shape: Shape, tensor: str) -> Iterator[tuple[int, NDArray[Any]]]:
+        import torch
+
+        missing = prod(shape)
+        buffer = torch.empty(0, dtype=torch.float16)
+        for block in blocks:
+            if buffer.numel() < block.numel():
+                buffer = torch.empty(block.numel(), dtype=torch.float16)
+            yield 0, to_float16(block, tensor, buffer[: block.numel()]).numpy()
+            missing -= block.numel()
+        if missing > 0:
+            yield 0, np.zeros(missing, np.float16)
+
+    def decode(self, parts: list[NDArray[Any]], shape: Shape) -> Tensor:
+        import torch
+
+        return torch.from_numpy(parts[0].reshape(shape)).float()
+
+    def as_stored(self, rows: Tensor, tensor: str) -> Tensor:
+        return to_float16(rows, tensor).float()
 
 
 def to_float16(block: Tensor, tensor_name: str, out: Tensor | None = None) -> Tensor:

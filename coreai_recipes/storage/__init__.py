@@ -1,0 +1,1 @@
+"""How parameters lie in a package: a file for each way, and which parameter takes which."""

@@ -1,0 +1,87 @@
+"""Which parameter is stored in which way, by a recipe's `compress`, and its bytes: by names and shapes alone."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from coreai_recipes.model import PER_LAYER_TABLE
+from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.storage.base import Shape, Storage
+from coreai_recipes.storage.float16 import Float16
+from coreai_recipes.storage.int8 import Int8
+
+FLOAT16 = Float16()
+STORAGES: dict[str, Storage] = {storage.kind: storage for storage in (FLOAT16, Int8())}
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What a recipe's `compress` makes of its parameters; those of a draft are named `draft.NAME`."""
+
+    default: Storage = FLOAT16
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Compression":
+        return cls() if recipe.compress is None else cls(STORAGES[recipe.compress.default.kind])
+
+    @property
+    def compresses(self) -> bool:
+        return self.default is not FLOAT16
+
+    def storage(self, name: str, shape: Shape) -> Storage:
+        """How the parameter `name` is stored. Rows of a raw table go to a function as they lie in the file."""
+        return self.default if is_matrix(name, shape) and name != PER_LAYER_TABLE else FLOAT16
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters by name, and what they take as `compression` stores them, without the alignment of their blobs."""
+
+    compression: Compression
+    shapes: Mapping[str, Shape]
+
+    def below(self, *prefixes: str) -> "Parameters":
+        """Those whose names begin with one of these."""
+        return self._only(name for name in self.shapes if name.startswith(prefixes))
+
+    def without(self, *others: "Parameters") -> "Parameters":
+        taken = {name for other in others for name in other.shapes}
+        return self._only(name for name in self.shapes if name not in taken)
+
+    def _only(self, names: Iterable[str]) -> "Parameters":
+        return Parameters(self.compression, {name: self.shapes[name] for name in names})
+
+    @property
+    def weights(self) -> int:
+        return sum(map(prod, self.shapes.values()))
+
+    @property
+    def bytes(self) -> int:
+        return sum(storage.bytes(shape) for storage, shape in self._stored())
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes / self.weights
+
+    @property
+    def forms(self) -> str:
+        """How they are stored, the way that most bytes are in first: `int8 per channel and float16`."""
+        taken: Counter[str] = Counter()
+        for storage, shape in self._stored():
+            taken[str(storage)] += storage.bytes(shape)
+        return " and ".join(name for name, _ in taken.most_common())
+
+    def _stored(self) -> Iterator[tuple[Storage, Shape]]:
+        return ((self.compression.storage(name, shape), shape) for name, shape in self.shapes.items())
+
+    def to_json(self) -> dict[str, Any]:
+        bits = round(self.bits_per_weight, 4)
+        return {"weights": self.weights, "bytes": self.bytes, "bits_per_weight": bits, "forms": self.forms}
+
+
+def is_matrix(name: str, shape: Shape) -> bool:
+    """Whether a parameter multiplies or is looked up: no norm, whatever it goes over, and no bias of experts."""
+    owner, _, leaf = name.rpartition(".")
+    return sum(size > 1 for size in shape) > 1 and not owner.endswith("norm") and not leaf.endswith("bias")

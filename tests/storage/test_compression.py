@@ -1,0 +1,105 @@
+"""Which parameter is stored how: matrices as the recipe says, vectors and the host's tables in float16."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from coreai_recipes.checkpoint.rewrite import Rewrite
+from coreai_recipes.draft import build_draft
+from coreai_recipes.errors import RecipeError
+from coreai_recipes.lint.findings import lint
+from coreai_recipes.model import build_decoder
+from coreai_recipes.outline import outline
+from coreai_recipes.plan import make_plan
+from coreai_recipes.recipe import built_in_recipes, load_recipe
+from coreai_recipes.storage.compression import Compression, is_matrix
+from coreai_recipes.storage.parameters import own_parameters, raw_tables, stored_parameters
+
+INT8 = ["compress.default.kind=int8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("embedding.weight", (131, 48), True),
+        ("layers.0.mlp.up.weight", (88, 48, 1, 1), True),
+        ("layers.0.experts.gate_up", (4, 88, 48), True),
+        ("layers.0.experts.router.proj.weight", (4, 48, 1, 1), True),
+        ("layers.0.mlp.gate_up_bias", (4, 88), False),
+        ("layers.0.attention.q_norm.weight", (4, 24), False),  # a norm over each head has a weight for each
+        ("layers.0.attention_norm.weight", (1, 48, 1, 1), False),
+        ("layers.0.attention.q.bias", (48,), False),
+        ("layers.0.scalar", (1, 1, 1, 1), False),
+    ],
+)
+def test_matrices_are_what_multiplies_or_is_looked_up(name: str, shape: tuple[int, ...], expected: bool) -> None:
+    assert is_matrix(name, shape) is expected
+
+
+@pytest.mark.parametrize("name", built_in_recipes())
+def test_every_vector_of_every_recipe_stays_float16(name: str) -> None:
+    recipe = load_recipe(name, INT8)
+    draft = build_draft(recipe) if recipe.draft else None
+    stored = stored_parameters(build_decoder(recipe), draft)
+    compression = Compression.of(recipe)
+    of_form = Counter(str(compression.storage(*each)) for each in stored.shapes.items())
+    assert of_form["int8 per channel"] == sum(
+        "norm" not in n and max(s) < torch.Size(s).numel() for n, s in stored.shapes.items()
+    )
+    assert 8 < stored.bits_per_weight < (8.6 if name in ("tiny-llama", "gemma4-tiny") else 8.05)
+
+
+def test_a_table_that_the_host_reads_stays_float16() -> None:
+    recipe = load_recipe("gemma4", INT8)
+    assert raw_tables(build_decoder(recipe)).forms == "float16"
+    table = next(cost for cost in make_plan(recipe).costs if cost.what == "per-layer table")
+    assert table.how.startswith("262144 x 8960, float16, read by the host, 17,920 bytes a token")
+
+
+def test_a_plan_counts_the_bytes_of_each_form() -> None:
+    recipe = load_recipe("smollm2-135m", INT8)
+    plan, decoder = make_plan(recipe), build_decoder(recipe)
+    costs = {cost.what: (cost.bytes, cost.how) for cost in plan.costs}
+    assert costs["table, tied to the head"] == (
+        49152 * 576 + 2 * 49152,
+        "49152 x 576, int8 per channel, 8.03 bits a weight, stored once",
+    )
+    assert costs["weights of `full`"][1] == "30 layers, int8 per channel and float16, 8.03 bits a weight"
+    assert costs["around the layers"][0] == 2 * 576
+    stored = sum(size for what, (size, _) in costs.items() if not what.startswith("states"))
+    assert stored == own_parameters(decoder).bytes == stored_parameters(decoder).bytes
+    assert plan.weights == {
+        "weights": 134_515_008, "bytes": stored, "bits_per_weight": 8.0264, "forms": "int8 per channel and float16"
+    }  # fmt: skip
+
+
+def test_the_rules_see_int8_in_a_recipe_as_in_its_package() -> None:
+    found = {finding.id for finding in lint(outline(load_recipe("smollm2-135m", INT8))).findings}
+    assert "pq-int8" in found
+    assert "pq-block" not in found
+    assert "pq-int8" not in {finding.id for finding in lint(outline(load_recipe("smollm2-135m"))).findings}
+
+
+def test_a_kind_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: tiny-llama\nname: mine\ncompress: {default: {kind: int9}}\n")
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(path)
+    assert str(refused.value) == (
+        f"{path}:3:28: compress.default.kind: `int9` is not one of `float16`, `int8`\n  did you mean `int8`?"
+    )
+
+
+def test_a_recipe_that_compresses_nothing_says_nothing() -> None:
+    assert not Compression.of(load_recipe("tiny-llama")).compresses
+    assert not Compression.of(load_recipe("tiny-llama", ["compress.default.kind=float16"])).compresses
+
+
+def test_what_an_exported_form_turns_and_scales_is_turned_back() -> None:
+    weight = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    for rewrite in (Rewrite(row_order=(2, 0, 1, 3)), Rewrite(column_order=(1, 3, 2, 0)), Rewrite(factor=0.25)):
+        assert not torch.equal(rewrite.apply(weight), weight)
+        assert torch.equal(rewrite.unfold(rewrite.apply(weight)), weight)
+    assert torch.equal(Rewrite(offset=1.0).unfold(Rewrite(offset=1.0).apply(weight)), weight + 1)

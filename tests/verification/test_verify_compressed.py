@@ -1,0 +1,95 @@
+"""Packages whose weights are compressed: `package` holds them to the weights as stored, `compressed` says the loss."""
+
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from verify_cases import Export, Saved
+
+from coreai_recipes.evaluate.package import Package
+from coreai_recipes.export.package import WEIGHTS
+from coreai_recipes.recipe import Recipe, load_recipe
+from coreai_recipes.verification import StageResult, run_stages
+from coreai_recipes.verification.figures import divergence
+
+STAGES = ["package", "package_float16", "compressed"]
+
+
+@pytest.fixture(scope="module")
+def int8() -> Recipe:
+    return load_recipe("tiny-llama", ["compress.default.kind=int8"])
+
+
+@pytest.fixture(scope="module")
+def int8_package(int8: Recipe, tiny_llama: Saved, export: Export) -> Path:
+    return export(int8, tiny_llama[1])
+
+
+def run(recipe: Recipe, saved: Saved, package: Path, *stages: str) -> list[StageResult]:
+    return list(run_stages(recipe, saved[1], package, stages=stages).stages)
+
+
+def blobs_of(data: bytes) -> Iterator[tuple[int, int]]:
+    """The data type and the size of each blob of a weight.bin, whose records follow one another."""
+    (count,), position = struct.unpack_from("<I", data), 64
+    for _ in range(count):
+        _, kind, size, start, _ = struct.unpack_from("<IIQQQ", data, position)
+        yield kind, size
+        position = -(-(start + size) // 64) * 64
+
+
+def test_an_int8_package_holds_just_the_weights_whose_loss_is_stated(
+    int8: Recipe, tiny_llama: Saved, int8_package: Path, tiny_package: Path
+) -> None:
+    package, halves, compressed = run(int8, tiny_llama, int8_package, *STAGES)
+    assert (package.passed, halves.passed, compressed.passed) == (True, True, True), [halves.to_json()]
+    assert package.psnr_db is not None
+    assert package.psnr_db > 130
+    # against the checkpoint's own weights float16 would lose 20 dB that are not its own
+    assert halves.detail["compared_with"] == "our Decoder in float32 with the weights as stored"
+    assert halves.detail["rounded"]["top_1"] == 1
+    detail = compressed.detail
+    assert 1e-5 < detail["kl"]["mean"] < 2e-3 < detail["kl"]["largest"] * 10
+    assert detail["top_1"] > 0.95
+    assert detail["perplexity"]["compressed"] == pytest.approx(detail["perplexity"]["transformers"], rel=0.01)
+    assert compressed.floor_db is None
+    # what is stated is what lies there
+    stored = detail["storage"]
+    assert stored["forms"] == "int8 per channel and float16"
+    data = (int8_package / WEIGHTS).read_bytes()
+    assert stored["bytes"] == sum(size for _, size in blobs_of(data))
+    assert stored["bits_per_weight"] == round(8 * stored["bytes"] / stored["weights"], 4)
+    assert len(data) < 0.55 * (tiny_package / WEIGHTS).stat().st_size
+
+
+def test_a_scale_that_is_off_is_found_in_its_layer(
+    int8: Recipe, tiny_llama: Saved, int8_package: Path, tmp_path: Path
+) -> None:
+    package = Path(shutil.copytree(int8_package, tmp_path / "model.mlpackage"))
+    block = Package(package).block("decode")
+    (operation,) = [o for o in block.operations if o.outputs and o.outputs[0].name == "layers_2_mlp_up_weight"]
+    offset = operation.inputs["scale"].arguments[0].value.blobFileValue.offset
+    data = bytearray((package / WEIGHTS).read_bytes())
+    scales = np.frombuffer(data, np.float16, 8, offset + 64)
+    scales *= 1.01
+    (package / WEIGHTS).write_bytes(data)
+    (result,) = run(int8, tiny_llama, package, "package")
+    assert result.passed is False
+    assert result.detail["first_below"]["tensor"] == "layers.2.output"
+
+
+def test_a_recipe_that_does_not_compress_skips_the_stage(tiny_llama: Saved, tiny_package: Path) -> None:
+    (result,) = run(*tiny_llama[:1], tiny_llama, tiny_package, "compressed")
+    assert result.skipped == "no compression in this recipe"
+
+
+def test_divergence_is_zero_for_equal_logits_and_torchs_own_for_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(5, 11, generator=generator) for _ in range(2))
+    assert divergence(one, one + 3).abs().max() < 1e-6  # a constant changes no distribution
+    theirs = torch.nn.functional.kl_div(other.log_softmax(-1), one.softmax(-1), reduction="none").sum(-1)
+    assert torch.allclose(divergence(one, other).float(), theirs, atol=1e-6)
