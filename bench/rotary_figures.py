@@ -164,10 +164,12 @@ def compare(base: str, scaling: str) -> str:
 def write_page() -> Iterator[str]:
     cases = _scalings()
     yield "# Rotaries\n"
-    yield "Made by `python -m bench.rotary_figures`: the pictures by turning unit vectors with the module itself,"
-    yield "the matrix by comparing it with transformers' own classes. Tests hold both.\n"
+    yield "A rotary turns pairs of a head's dimensions by angles that grow with the position. Models differ in which"
+    yield "dimensions form a pair, how many turn, and how fast. A recipe names the layout as its rotary's `kind`.\n"
+    yield "`python -m bench.rotary_figures` writes this page: it draws the pictures by rotating unit vectors with the"
+    yield "module that is exported, and fills in the matrix by comparing that module with transformers' own classes.\n"
     yield "## Which dimension turns with which\n"
-    yield "A colour is a frequency, from the fastest (dark) to the slowest (yellow); grey dimensions pass.\n"
+    yield "A colour is a frequency, from the fastest (dark) to the slowest (yellow). Grey dimensions pass unchanged.\n"
     for kind in SPECS:
         yield f"![{kind}: {WORDS[kind]}](rotary-{kind}.png)\n"
     yield f"{AFTER_KINDS}\n"
@@ -176,8 +178,8 @@ def write_page() -> Iterator[str]:
     yield f"{AFTER_SCALINGS}\n"
     yield "## Compared with transformers\n"
     dims, thetas = ", ".join(map(str, HEAD_DIMS)), " and ".join(f"{theta:g}" for theta in THETAS)
-    yield f"float32 and bfloat16 activations, head_dim {dims}, theta {thetas}, positions from 0 to the last of the"
-    yield "context (131071 where there is no shorter one). The tests compare more, by list and by hypothesis.\n"
+    yield f"Compared are float32 and bfloat16 activations, head_dim {dims} and theta {thetas}, at positions from 0 to"
+    yield "the end of the context (131071 if the scaling sets none). The tests compare more combinations.\n"
     bases = list(cases.BASES)
     yield f"| scaling | {' | '.join(bases)} |"
     yield "|---" * (len(bases) + 1) + "|"
@@ -192,18 +194,20 @@ UNREAD = "(not read)"
 
 
 AFTER_KINDS = """\
-`partial` and `proportional` turn the same number of dimensions and never the same pairs. Text stays fluent with the
-wrong one; [rotary-layouts.md](rotary-layouts.md) measures what it costs."""
+`partial` and `proportional` turn the same number of dimensions, but never the same pairs. With the wrong one, text
+stays fluent; [What a wrong rotary costs](rotary-layouts.md) measures the damage."""
 AFTER_SCALINGS = """\
-`yarn` and `longrope` also multiply cos and sin by an attention factor. `longrope` has two lists of factors, and
-transformers chooses by the length of each call; a package chooses once, when it is built: the long factors when
-`export.context` exceeds the original context. Its manifest says which, under `rotary`. `dynamic` changes every
-frequency with each token beyond the trained context, where keys in a cache were turned by others: a recipe whose
-context is longer is refused."""
+`yarn` and `longrope` also multiply cos and sin by an attention factor.
+
+`longrope` has two lists of factors. transformers chooses between them at each call, by its length. A package chooses
+once, when it is built: the long factors if `export.context` exceeds the original context. The manifest says which,
+under `rotary`.
+
+`dynamic` changes every frequency with each token beyond the trained context, although the keys in the cache were
+rotated with other ones. A recipe whose context is longer than that is refused."""
 AFTER_MATRIX = f"""\
-`proportional`, also with its frequencies divided, is compared with Gemma 4's class, `ntk` with HunYuan's. {UNREAD}:
-transformers looks for `truncate` beside the layer types' own parameters and never finds it there, so a config that says
-so is refused."""
+`proportional`, also with linear scaling, is compared with Gemma 4's class, and `ntk` with HunYuan's. {UNREAD}:
+transformers does not find `truncate` among a layer type's own parameters, so a config that has it there is refused."""
 
 
 def main() -> None:

@@ -176,9 +176,9 @@ def page(found: dict[str, Measured], facts: dict[str, Any]) -> str:
     samples = "\n\n".join(f"**{layout}**\n\n    {m.sample}" for layout, m in found.items())
     return f"""# What a wrong rotary costs
 
-The experiment this project exists for, on the model that ships with it: a trained Gemma 4 of {facts["parameters"]}
-and its draft ([examples/gemma4-tiny](../examples/gemma4-tiny/README.md)), whose global layers were trained with Gemma
-4's own rotary. The weights stay; the rotary of the global layers, of target and draft alike, is laid out in four ways:
+The subject is the model that ships with the project: a trained Gemma 4 of {facts["parameters"]} and its draft
+([gemma4-tiny](../examples/gemma4-tiny/README.md)). Its global layers were trained with Gemma 4's own rotary. The
+weights stay as they are; the rotary of the global layers, in target and draft alike, is laid out in four ways:
 
 {meaning}
 
@@ -197,8 +197,8 @@ layout: speculative decoding changes no token, only how many the target must com
 
 ![accepted](images/rotary-layouts-accepted.png)
 
-The last plot continues {LONG_PROMPTS} of the prompts to {LONG_TOKENS} new tokens and counts each round where it began,
-in steps of {BUCKET} positions.
+The last plot continues {LONG_PROMPTS} of the prompts to {LONG_TOKENS} new tokens. Each round counts at the
+position where it began, in steps of {BUCKET}.
 
 {facts["reading"]}
 
@@ -213,7 +213,7 @@ in steps of {BUCKET} positions.
     pip install -e '.[bench]'
     python -m bench.rotary_layouts
 
-writes this page, its plots and [the figures](rotary-layouts.json). It takes a few minutes on one core.
+These commands write this page, its plots and [the figures](rotary-layouts.json), in a few minutes on one core.
 """
 
 
