@@ -62,7 +62,7 @@ def problems(root: Path = REPOSITORY) -> list[str]:
 
 
 def assemble(folder: Path, root: Path = REPOSITORY) -> None:
-    """The site's pages and pictures, side by side in `folder`."""
+    """The site's pages and the files that they show or lead to, side by side in `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     known = pages(root)
@@ -75,11 +75,11 @@ def assemble(folder: Path, root: Path = REPOSITORY) -> None:
             if not target or path is None:
                 return match[0]
             place = known.get(path, Path(path).name)
+            if path not in known and path.endswith(FILES):
+                shutil.copy(root / path, folder / place)
             return f"{match[1]}{place}{mark}{anchor}{match[3]}"
 
         (folder / name).write_text(_LINK.sub(lead, text))
-    for picture in (path for path in (root / "docs").rglob("*") if path.suffix in FILES):
-        shutil.copy(picture, folder / picture.name)
 
 
 def _resolve(page: str, target: str, root: Path) -> str | None:
