@@ -8,6 +8,7 @@ from field_table import PAGE, fields, split_page
 from coreai_recipes.recipe import load_recipe
 from coreai_recipes.recipe.schema import LayerKind, LongRopeScaling, Recipe, Router
 
+README = PAGE.parents[1] / "README.md"
 STALE = "run `make schema`"
 
 
@@ -25,8 +26,14 @@ def test_a_field_at_any_depth_is_listed_with_its_meaning() -> None:
 
 def test_the_examples_of_the_page_are_recipes(tmp_path: Path) -> None:
     examples = re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for name, text in examples:
         (tmp_path / name).write_text(text)
     for name, _ in examples:
         load_recipe(tmp_path / name)
+
+
+def test_the_recipe_of_the_readme_is_the_built_in_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(recipe: 1\n.*?)```", README.read_text(), re.DOTALL)
+    (tmp_path / "readme.yaml").write_text(text)
+    assert load_recipe(tmp_path / "readme.yaml") == load_recipe("qwen3-0.6b")
