@@ -33,6 +33,12 @@ class Choice:
     group_scores: Tensor | None = None
     groups_taken: Tensor | None = None
 
+    def at(self, rows: Tensor) -> "Choice":
+        """The choice at some positions, in that order."""
+        groups = None if self.group_scores is None else self.group_scores[rows]
+        taken = None if self.groups_taken is None else self.groups_taken[rows]
+        return Choice(self.scores[rows], self.taken[rows], groups, taken)
+
 
 @dataclass(frozen=True)
 class Tie:
