@@ -1,5 +1,6 @@
 """What is converted, and how: the float32 island, no weight in sight, the same bytes in every process."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 from programs import RECIPES, block_of, export, layer_kind, small_recipe, tensor_words
 
+from coreai_recipes.export import convert
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.convert import LARGEST_CONSTANT, convert_fragment
 from coreai_recipes.export.fragments import Fragment, front_fragment, head_fragment, layer_fragment
@@ -269,6 +271,15 @@ def test_angles_of_a_lower_precision_can_be_converted(precision: str) -> None:
     """`validate` and `plan` took bfloat16, of which coremltools has no type."""
     rotary = {"kind": "full", "precision": precision, "lossy": True}
     assert convert_fragment(front_fragment(build_decoder(small_recipe(kinds(rotary=rotary))), 1, "seen"))
+
+
+def test_what_a_conversion_is_spared_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    fragments = fragments_of(build_decoder(RECIPES["mixture"]())).values()
+    layers = [fragment for fragment in fragments if fragment.name.startswith("layer") and fragment.name.endswith("_1")]
+    spared = [convert_fragment(fragment) for fragment in layers]
+    monkeypatch.setattr(convert, "_checking_less", contextlib.nullcontext)
+    assert spared == [convert_fragment(fragment) for fragment in layers]
+    assert spared
 
 
 def test_another_seed_or_name_changes_no_identity() -> None:
