@@ -28,7 +28,7 @@ def main(
     skip_e2b: Annotated[bool, typer.Option("--skip-e2b", help="Without the full-size E2B: 30 GB, minutes.")] = False,
     out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there too.")] = None,
 ) -> None:
-    """Measure the figures of the README, side by side in one run."""
+    """Measure the figures of docs/performance.md, side by side in one run."""
     unknown = [name for name in names or () if name not in NAMES]
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: the benchmarks are {', '.join(NAMES)}")
