@@ -15,6 +15,7 @@ from coreai_recipes.authoring import new_recipe, write_new
 from coreai_recipes.bundle import Bundle, build
 from coreai_recipes.bundle.scaling import start_scale
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
+from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate import Program
 from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.package import Package
@@ -113,7 +114,7 @@ def test_a_build_measures_writes_the_package_again_and_proves_it(tmp_path: Path)
     assert 16_384 < figures["largest_product"] < 30_000
     assert 16_384 < figures["largest_divisor"] < 30_000
     (note,) = [note for note in bundle.notes if "residual_scale" in note]
-    assert note.startswith("export.residual_scale: 0.25, the largest product of the residual stream is ")
+    assert note.startswith("export.residual_scale: 0.25, of the residual stream without a scale, the largest product ")
     by_number = build(asking(recipe, 0.25), checkpoint, tmp_path / "by_number")
     for name, sealed in by_number.manifest["files"].items():
         assert bundle.manifest["files"][name] == sealed, name
@@ -164,3 +165,20 @@ def test_a_gemma_3_beyond_float16_builds_by_new_and_build_alone(tmp_path: Path) 
     bundle = build(tmp_path / "made.yaml", checkpoint, tmp_path / "dist")
     assert bundle.report["passed"]
     assert bundle.recipe.export.residual_scale <= 2**-4
+
+
+def test_a_weight_beyond_float16_that_takes_up_the_scale_starts_below_it(tmp_path: Path) -> None:
+    """The package was to be written with a scale of 1 first: `holds 200001, and float16 ends at 65504`."""
+    pair = FAMILIES["gemma3"](functions={"prefill": 8}, context=32)
+    with torch.no_grad():
+        pair.model.model.layers[1].post_feedforward_layernorm.weight[5] = 200_000
+    recipe, checkpoint = saved(pair, tmp_path / "gemma")
+    bundle = build(asking(recipe, "auto"), checkpoint, tmp_path / "dist")
+    assert bundle.report["passed"]
+    assert bundle.recipe.export.scale <= 2**-5
+    with pytest.raises(UserError) as refused:
+        build(asking(recipe, "auto"), checkpoint, tmp_path / "dist", verified=False)
+    assert str(refused.value) == (
+        "model.layers.1.post_feedforward_layernorm.weight holds 200001, and float16 ends at 65504\n"
+        "  export.residual_scale: 0.25 would hold it"
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from coreai_recipes.bundle.opened import Bundle, digest_of
 from coreai_recipes.bundle.packaging import Written, compose, write_package
 from coreai_recipes.bundle.ruling import hold_rules
-from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale
+from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale, write_first
 from coreai_recipes.bundle.sources import find_checkpoint, find_draft
 from coreai_recipes.errors import BundleError
 from coreai_recipes.logits import Pieces
@@ -89,7 +89,13 @@ def build(
         stored = stored_parameters(composed.decoder, composed.drafter)
         _check_space(folder, target.parent, stored.bytes + raw_tables(composed.decoder).bytes)
         cache = FragmentCache(default_root() if cached else None)
-        written = write_package(composed, folder / PACKAGE, cache, progress)
+
+        def write(recipe: Recipe) -> Written:
+            modules = composed if recipe is composed.recipe else compose(recipe, source, draft_source)
+            return write_package(modules, folder / PACKAGE, cache, progress)
+
+        written = write_first(composed, write, measures)
+        recipe = written.composed.recipe
         facts = _origin_of(source, digests.result())
         if draft_source is not None and draft_digests is not None:
             facts["draft"] = _origin_of(draft_source, draft_digests.result())
@@ -103,7 +109,7 @@ def build(
 
         def rewrite(recipe: Recipe) -> None:
             nonlocal written
-            written = write_package(compose(recipe, source, draft_source), folder / PACKAGE, cache, progress)
+            written = write(recipe)
 
         manifest = describe()
         held = hold_rules(recipe, folder / PACKAGE, folder, manifest, notes)

@@ -60,7 +60,7 @@ def write_package(composed: Composed, package: Path, cache: "FragmentCache", pro
     if package.exists():
         shutil.rmtree(package)
         for name in composed.decoder.tables:
-            (package.parent / table_file(name)).unlink()
+            (package.parent / table_file(name)).unlink(missing_ok=True)
     costs: Costs = {}
     exported = export_package(
         composed.decoder,

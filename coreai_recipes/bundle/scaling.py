@@ -4,13 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe import Recipe
 
 if TYPE_CHECKING:
+    from coreai_recipes.bundle.packaging import Composed, Written
     from coreai_recipes.verification.report import Report
     from coreai_recipes.verification.subject import Subject
 
 FIELD = "export.residual_scale"
+LEAST = 2.0**-24  # float16's smallest number: a weight beyond even that is none
 EARLY = ("rotary", "torch", "package")  # the last of these measures
 
 Figures = dict[str, Any]
@@ -33,11 +36,45 @@ def start_scale(recipe: Recipe, verified: bool) -> tuple[Recipe, bool, str | Non
     return with_scale(recipe, 1.0), not why, f"{FIELD}: auto is 1: {why}" if why else None
 
 
+def write_first(composed: "Composed", write: "Callable[[Recipe], Written]", measures: bool) -> "Written":
+    """The package, by `write`. Where its scale is still to be measured that starts at 1, or where the weights that take
+    it up fit into float16: those of norms behind blocks may pass its end, as the stream does.
+
+    Raises BeyondFloat16, with the scale that would do where the recipe can have one.
+    """
+    from coreai_recipes.storage.float16 import FLOAT16_MAX, BeyondFloat16
+    from coreai_recipes.verification.scale import largest_power
+
+    recipe = composed.recipe
+    while True:
+        try:
+            return write(recipe)
+        except BeyondFloat16 as beyond:
+            scale = recipe.export.scale * largest_power(FLOAT16_MAX / beyond.largest)
+            if scale < LEAST or not _is_scaled(composed, beyond.tensor):
+                raise
+            if not measures:
+                raise CheckpointError(f"{beyond}\n  {FIELD}: {scale:g} would hold it") from None
+            recipe = with_scale(recipe, scale)
+
+
+def _is_scaled(composed: "Composed", tensor: str) -> bool:
+    """Whether a tensor of the checkpoint takes up the scale, in a recipe that can have one."""
+    from coreai_recipes.folding import stored_as
+    from coreai_recipes.primitives.layer import Form
+    from coreai_recipes.recipe.rules import scale_problems
+
+    recipe = composed.recipe
+    names = [name for name, binding in composed.bindings.items() if tensor in binding.tensors]
+    takes = any(not n.startswith("draft.") and stored_as(recipe, n, Form(residual_scale=0.5)).factor < 1 for n in names)
+    return takes and not list(scale_problems(recipe.model_dump()))
+
+
 def prove_and_scale(
     subject: "Subject", required: Sequence[str], rewrite: Callable[[Recipe], object]
 ) -> "tuple[Report, Figures]":
-    """The report on a package whose scale is 1, or on the one that `rewrite` makes of the recipe with the scale that
-    was measured, in its place; and the figures that it was chosen by."""
+    """The report on the package that was written first, or on the one that `rewrite` makes of the recipe with the scale
+    that was measured, in its place; and the figures that it was chosen by."""
     from coreai_recipes.verification.report import Report
     from coreai_recipes.verification.run import STAGES, run_on
     from coreai_recipes.verification.scale import choose_scale, peaks_of
@@ -48,8 +85,13 @@ def prove_and_scale(
     early = run_on(subject, EARLY, [name for name in required if name in EARLY])
     if not early.passed:
         return early, {}
-    scale, kept, rest = choose_scale(peaks.peak), early.stages, [name for name in STAGES if name not in EARLY]
-    if scale != 1.0:
+    start = subject.recipe.export.scale
+    scale, kept, rest = (
+        min(choose_scale(peaks.peak), start),
+        early.stages,
+        [name for name in STAGES if name not in EARLY],
+    )
+    if scale != start:
         recipe = with_scale(subject.recipe, scale)
         rewrite(recipe)
         subject = replace(subject, recipe=recipe, peaks=None, float16_run=None, stored_logits=None)
@@ -60,6 +102,8 @@ def prove_and_scale(
 
 
 def in_words(figures: Figures) -> str:
-    """`the largest product of the residual stream is 27586 without a scale, the largest divisor 27540`."""
-    product, divisor = figures["largest_product"], figures["largest_divisor"]
-    return f"the largest product of the residual stream is {product:g} without a scale, the largest divisor {divisor:g}"
+    """`of the residual stream without a scale, the largest product 27586 and the largest divisor 27540`: norms behind
+    the blocks leave no product that is of the stream."""
+    found = {name: figures[f"largest_{name}"] for name in ("product", "divisor")}
+    of_both = [f"the largest {name} {value:g}" for name, value in found.items() if value]
+    return f"of the residual stream without a scale, {' and '.join(of_both)}"

@@ -21,6 +21,14 @@ FLOAT16_MAX = 65504.0
 PIECE_ELEMENTS = 1 << 18
 
 
+class BeyondFloat16(CheckpointError):
+    """A weight that float16 cannot hold: of `tensor`, the largest element of the block that was read."""
+
+    def __init__(self, tensor: str, found: float, largest: float) -> None:
+        super().__init__(f"{tensor} holds {found:.7g}, and float16 ends at 65504")
+        self.tensor, self.largest = tensor, largest
+
+
 class Float16(Storage):
     """Every number rounded to float16: the form of whatever a recipe does not compress."""
 
@@ -95,4 +103,4 @@ def check_range(block: Tensor, tensor_name: str) -> None:
         raise CheckpointError(f"{tensor_name} holds NaN")
     if value in (float("inf"), float("-inf")):
         raise CheckpointError(f"{tensor_name} holds an infinity")
-    raise CheckpointError(f"{tensor_name} holds {value:.7g}, and float16 ends at 65504")
+    raise BeyondFloat16(tensor_name, value, float(flat.abs().max()))

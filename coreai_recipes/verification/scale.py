@@ -37,7 +37,12 @@ def choose_scale(peak: float) -> float:
     """The largest power of two, 1 at most, by which the largest value of a stream comes below ROOM."""
     if not peak > 0 or not math.isfinite(peak):
         return 1.0
-    return 2.0 ** min(0, math.ceil(math.log2(ROOM / peak)) - 1)
+    return min(1.0, largest_power(ROOM / peak))
+
+
+def largest_power(below: float) -> float:
+    """The largest power of two that is smaller than `below`."""
+    return 2.0 ** (math.ceil(math.log2(below)) - 1)
 
 
 @dataclass
