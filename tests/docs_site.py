@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -36,6 +37,7 @@ def links(text: str) -> Iterator[str]:
     return (target for _, target, _ in _LINK.findall(prose) if "://" not in target)
 
 
+@cache
 def anchors(text: str) -> set[str]:
     """The headings of a page that GitHub and the site's generator both lead to by the same word."""
     headings = [re.sub(r"[`*]|\]\([^)]*\)|\[", "", heading) for heading in _HEADING.findall(_FENCE.sub("", text))]
