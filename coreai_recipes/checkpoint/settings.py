@@ -1,6 +1,7 @@
 """What a checkpoint's folder holds besides weights and tokenizer: JSON settings, the ids that end an answer."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,30 @@ def check_token_ids(ids: object, place: str) -> list[int]:
 
 
 def read_eos_token_ids(folder: Path, config: dict[str, Any], place: str) -> list[int]:
-    """The ids that end an answer, from generation_config.json in `folder`, else from `config`; empty when none says."""
+    """The ids that end an answer, from generation_config.json in `folder`, else from `config`; empty when none says.
+
+    transformers writes its class's default into either file, also beside a table that has no such row: nobody has
+    chosen it, and no answer can end with it.
+    """
     path = folder / "generation_config.json"
     generation = read_settings(path, place) if path.is_file() else {}
     text_config = config.get("text_config")
     for settings in (generation, config, text_config if isinstance(text_config, dict) else {}):
         ids = settings.get("eos_token_id")
-        if ids is not None:
-            return check_token_ids(ids, place)
+        if ids is not None and (chosen := _without_default(check_token_ids(ids, place), config)):
+            return chosen
     return []
+
+
+def _without_default(ids: list[int], config: Mapping[str, Any]) -> list[int]:
+    """The ids without that default of the config's class which is beyond the rows of the table."""
+    text = config.get("text_config")
+    part = text if isinstance(text, Mapping) else config
+    rows = part.get("vocab_size")
+    if type(rows) is not int or max(ids, default=0) < rows:
+        return ids
+    from transformers import CONFIG_MAPPING
+
+    model_type = str(part.get("model_type"))
+    default = getattr(CONFIG_MAPPING[model_type], "eos_token_id", None) if model_type in CONFIG_MAPPING else None
+    return [token for token in ids if token < rows or token != default]

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from coreai_recipes.bundle import build
+from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+from coreai_recipes.checkpoint.tokenizer_files import check_ids
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.tokenizer.files import FileError, read_object
+from coreai_recipes.tokenizer.tokens import read_tokens
 
 TINY = Path(__file__).parent.parent / "checkpoints" / "tiny-llama"
 
@@ -47,6 +50,23 @@ def test_an_id_beyond_the_tables_rows_is_refused_before_anything_is_sealed(
         "take the tokenizer and generation_config.json that the weights were made with",
     )
     assert not (tmp_path / "dist/tiny-llama").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "ends"), [(50256, [0]), ([50256, 3], [3])], ids=["the tokenizer's own instead", "the others remain"]
+)
+def test_a_default_end_of_transformers_class_beyond_the_rows_is_nobodys_choice(
+    checkpoint: Path, tmp_path: Path, ids: object, ends: list[int]
+) -> None:
+    """transformers writes GPT-2's 50256 beside any table; such a checkpoint used to be refused."""
+    edit(checkpoint / "config.json", model_type="gpt2", eos_token_id=50256)
+    edit(checkpoint / "generation_config.json", eos_token_id=ids)
+    (tmp_path / "bundle").mkdir()
+    source = SafetensorsCheckpoint(checkpoint)
+    source.write_tokenizer(tmp_path / "bundle")
+    tokens = read_tokens(tmp_path / "bundle")
+    check_ids(tokens, tmp_path / "bundle", 512, source.place)
+    assert list(tokens.end_tokens) == ends
 
 
 def test_validate_looks_at_the_tokenizers_files(checkpoint: Path, run: Callable[..., tuple[int, str, str]]) -> None:
