@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "commands": {"*"},
     "console": {"*"},
     "generate": {
-        *("bundle", "tokenizer", "evaluate", "speculation", "logits", "coreml", "checkpoint", "recipe", "errors"),
+        *("bundle", "tokenizer", "running", "evaluate", "checkpoint", "recipe", "manifest", "errors"),
     },
     "audit": {
         "bundle",
@@ -49,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "extending": {"primitives", "recipe", "errors"},
     "authoring": {"filling", "checkpoint", "draft", "model", "recipe", "errors"},
     "verification": {
-        *("evaluate", "coreml", "storage", "filling", "folding", "checkpoint", "speculation", "staging", "tokenizer"),
+        *("running", "evaluate", "storage", "filling", "folding", "checkpoint", "staging", "tokenizer"),
         *("draft", "model", "front", "states", "primitives", "logits", "recipe", "errors"),
     },
     "lint": {"evaluate", "manifest", "recipe.yaml_reader", "protobuf", "errors"},
@@ -58,8 +58,8 @@ ROOMS: dict[str, set[str]] = {
         *("protobuf", "errors"),
     },
     "storage": {"filling", "checkpoint", "draft", "model", "logits", "recipe", "errors"},
+    "running": {"evaluate", "manifest", "logits", "errors"},
     "evaluate": {"protobuf", "manifest", "json_reader", "errors"},
-    "coreml": {"errors"},
     "filling": {"folding", "checkpoint", "draft", "model", "primitives", "recipe", "errors"},
     "draft": {"front", "states", "primitives", "logits", "recipe"},
     "folding": {"checkpoint.rewrite", "primitives", "recipe"},
@@ -78,7 +78,6 @@ ROOMS: dict[str, set[str]] = {
     "primitives": {"recipe", "errors"},
     "recipe": {"errors"},
     "tokenizer": {"json_reader", "errors"},
-    "speculation": {"logits"},
     "logits": set(),
     "staging": {"manifest", "errors"},
     "manifest": {"json_reader", "errors"},
@@ -91,7 +90,7 @@ ROOMS: dict[str, set[str]] = {
 
 # Packages of others that only some rooms know.
 KNOWN_TO: dict[str, set[str]] = {
-    "coremltools": {"export", "coreml"},
+    "coremltools": {"export", "running"},
     "transformers": {"verification", "checkpoint"},
     "gguf": {"checkpoint", "verification"},  # the latter by transformers' reader, to judge ours
     "huggingface_hub": {"checkpoint"},

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
 from coreai_recipes.evaluate import Program
-from coreai_recipes.evaluate.table import Table
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import export_package
 from coreai_recipes.filling import bind_decoder
@@ -20,6 +19,7 @@ from coreai_recipes.folding import stored_as
 from coreai_recipes.model import build_decoder, exported_form, fill
 from coreai_recipes.primitives.layer import Form
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.running.tables import Table
 from coreai_recipes.verification import StageResult, run_stages
 from coreai_recipes.verification.remedies import find_remedies
 from coreai_recipes.verification.scale import choose_scale

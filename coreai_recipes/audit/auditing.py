@@ -307,12 +307,12 @@ def _run(
     nans: dict[str, None] = {}
     infinities: dict[str, None] = {}
     for done, text in enumerate(texts, 1):
-        state = program.make_state()
+        program.reset()
         for call in plan_calls(subject.recipe.export.functions.queries, len(text.token_ids), DECODE_STEPS):
-            run_call(program, state, text.token_ids, call, set(), subject.recipe, note)
-            function = program.function(call.function)
-            nans |= dict.fromkeys(getattr(function, "nans", ()))
-            infinities |= dict.fromkeys(getattr(function, "overflowed", ()))
+            run_call(program, text.token_ids, call, set(), subject.recipe, note)
+            overflowed, found = program.faults(call.function)
+            nans |= dict.fromkeys(found)
+            infinities |= dict.fromkeys(overflowed)
         if progress is not None:
             progress(f"audit: {precision}", done, len(texts))
     return tuple(nans), tuple(infinities)

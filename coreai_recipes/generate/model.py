@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.errors import UserError
-from coreai_recipes.speculation import Round
+from coreai_recipes.running.speculation import Round
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from coreai_recipes.generate.sampling import Sampler
-    from coreai_recipes.generate.session import Session
+    from coreai_recipes.running.session import Session
     from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
 
@@ -88,11 +88,14 @@ def open_model(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = "a
     Raises UserError when the runtime is not there, or a file of the bundle cannot be read.
     """
     from coreai_recipes.bundle import Bundle
-    from coreai_recipes.generate.runtime import open_runtime
-    from coreai_recipes.generate.session import Session
+    from coreai_recipes.running.program import open_program
+    from coreai_recipes.running.session import Session
     from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
-    Bundle(bundle_path, dict(manifest), {}).check_package()
+    bundle = Bundle(bundle_path, dict(manifest), {})
+    bundle.check_package()
     tokenizer = BundleTokenizer(bundle_path)
-    session = Session(open_runtime(bundle_path, manifest, runtime), manifest)
-    return Model(bundle_path, tokenizer, session, frozenset(manifest["eos_token_ids"]), manifest["vocab_size"])
+    described = bundle.described
+    program = open_program(bundle_path, described, runtime, bundle.recipe.export.compute_units)
+    session = Session(program, described)
+    return Model(bundle_path, tokenizer, session, frozenset(described.eos_token_ids), described.vocab_size)

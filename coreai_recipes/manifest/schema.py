@@ -198,6 +198,7 @@ class Manifest(Sealed):
                 problems.append(f"packages.{index}.row_bytes: {package.row_bytes} is not 2 x {package.shape[1]}")
         if not self.programs:
             problems.append("packages: none of them is a program")
+        problems += self._broken_links()
         problems += [f"states.{name}: {problem}" for name, state in self.states.items() for problem in state.problems()]
         if problems:
             raise ValueError("\n".join(problems))
@@ -208,9 +209,45 @@ class Manifest(Sealed):
         """The packages that can be run, in running order."""
         return tuple(package for package in self.packages if isinstance(package, Program))
 
+    def chain(self, name: str) -> tuple[Function, ...]:
+        """The function in each program that has it, in running order."""
+        return tuple(program.functions[name] for program in self.programs if name in program.functions)
+
+    @property
+    def functions(self) -> dict[str, Function]:
+        """As a host sees them: of a chain, the inputs that no earlier link gives, the outputs that no later takes."""
+        return {name: _whole(self.chain(name)) for program in self.programs for name in program.functions}
+
+    def _broken_links(self) -> Iterator[str]:
+        """What the programs of a chain say of one port, where they do not say the same, and of the tokens of a call."""
+        for name in dict.fromkeys(name for program in self.programs for name in program.functions):
+            said: dict[str, Port] = {}
+            chain = self.chain(name)
+            if len({function.query for function in chain}) > 1:
+                yield f"packages: functions.{name}: query is {' and '.join(str(each.query) for each in chain)}"
+            for function in chain:
+                for port, kind in (*function.inputs.items(), *function.outputs.items()):
+                    if said.setdefault(port, kind) != kind:
+                        yield f"packages: functions.{name}: {port} is two things: {said[port]} and {kind}"
+
     @property
     def tables(self) -> tuple[Table, ...]:
         return tuple(package for package in self.packages if isinstance(package, Table))
+
+
+def _whole(chain: tuple[Function, ...]) -> Function:
+    """A chain as one function."""
+    if len(chain) == 1:
+        return chain[0]
+    inputs: dict[str, Port] = {}
+    outputs: dict[str, Port] = {}
+    handed: set[str] = set()
+    for function in chain:
+        handed |= function.inputs.keys() & outputs.keys()
+        inputs |= {port: kind for port, kind in function.inputs.items() if port not in outputs}
+        outputs |= function.outputs
+    handed -= chain[-1].outputs.keys()
+    return Function(query=chain[0].query, inputs=inputs, outputs={p: k for p, k in outputs.items() if p not in handed})
 
 
 Decibels = Annotated[float, Field(strict=False)] | Literal["inf", "-inf"] | None

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from coreai_recipes.logits import choices
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.running.program import SavedProgram
 
 PADDING_SEED = 11
 Note = Callable[[str, str, Tensor], None]
@@ -24,26 +24,6 @@ class Call:
     position: int
     count: int
     queries: int
-
-
-class SavedFunction(Protocol):
-    """A function of a package, as the evaluator has it."""
-
-    def __call__(
-        self,
-        inputs: Mapping[str, Any],
-        state: Any,
-        watch: Callable[[str, Tensor, str], None] | None = None,
-        watch_names: set[str] | None = None,
-    ) -> dict[str, Tensor]: ...
-
-
-class SavedProgram(Protocol):
-    """A package that can be run."""
-
-    def function(self, name: str) -> SavedFunction: ...
-
-    def make_state(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +86,6 @@ def describe_calls(calls: Sequence[Call]) -> str:
 
 def run_call(
     program: SavedProgram,
-    state: Any,
     tokens: Sequence[int],
     call: Call,
     watch_names: set[str],
@@ -140,8 +119,8 @@ def run_call(
         if name in watch_names:
             watched[name] = _by_position(value.float())[: call.count].clone()
 
-    function, is_watched = program.function(call.function), bool(watch_names) or note is not None
-    outputs = run_and_show_logits(function, inputs, state, recipe, watch if is_watched else None)
+    is_watched = bool(watch_names) or note is not None
+    outputs = run_and_show_logits(program, call.function, inputs, recipe, watch if is_watched else None)
     ids = choices(outputs, recipe.model.vocab_size) if "ids" in outputs else None
     logits = choices({"logits": outputs["logits"]}, recipe.model.vocab_size).float()  # (1 or N, V)
     if call.function == "score":
@@ -151,15 +130,15 @@ def run_call(
 
 
 def run_and_show_logits(
-    function: SavedFunction,
-    inputs: Mapping[str, Any],
-    state: Any,
+    program: SavedProgram,
+    function: str,
+    inputs: Mapping[str, Tensor],
     recipe: Recipe,
     watch: Callable[[str, Tensor, str], None] | None = None,
 ) -> dict[str, Tensor]:
     """A call's outputs, and its logits, which are a value inside where the package chooses the token itself."""
     if recipe.export.outputs == "logits":
-        return function(inputs, state) if watch is None else function(inputs, state, watch)
+        return program.call(function, inputs, watch)
     inside: dict[str, Tensor] = {}
 
     def look(name: str, value: Tensor, operation: str) -> None:
@@ -168,7 +147,7 @@ def run_and_show_logits(
         if watch is not None:
             watch(name, value, operation)
 
-    return {**function(inputs, state, look), **inside}
+    return {**program.call(function, inputs, look), **inside}
 
 
 def _lowest_best(logits: Tensor) -> Tensor:

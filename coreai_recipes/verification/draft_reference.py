@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.speculation import Round
+from coreai_recipes.running.speculation import Round
 from coreai_recipes.verification.reference import ATTENTION, register_attention, restore_buffers
 from coreai_recipes.verification.reference_config import config_of
 from coreai_recipes.verification.reference_weights import Weights

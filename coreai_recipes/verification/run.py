@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.coreml import check_coreml
 from coreai_recipes.errors import UserError
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.running.coreml import check_coreml
 from coreai_recipes.verification.memory import GIGABYTE, free_bytes
 from coreai_recipes.verification.report import Report, StageResult, skip
 from coreai_recipes.verification.subject import Progress, Runtime, Subject

@@ -10,8 +10,8 @@ from programs import starts_and_counts
 from torch import Tensor
 
 from coreai_recipes.evaluate import Program
-from coreai_recipes.evaluate.table import Tables
 from coreai_recipes.logits import choices
+from coreai_recipes.running.tables import Tables
 
 CONTEXT, PREFILL, SCORE, WINDOW = 64, 16, 5, 7
 FLOOR = 90.0

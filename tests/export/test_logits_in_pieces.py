@@ -13,6 +13,7 @@ from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.logits import Pieces, choices
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.running.program import SavedProgram
 from coreai_recipes.verification.calls import run_and_show_logits
 
 VOCAB = 33_000  # three pieces of 11,008, the last of which has 24 columns of padding
@@ -91,11 +92,11 @@ def test_a_package_may_choose_the_token_itself(tmp_path: Path, cache: FragmentCa
     recipe = recipe_of(False)
     recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update={"outputs": "ids"})})
     export(recipe, tmp_path / "p", cache)
-    program = Program(tmp_path / "p", "rounded")
-    state, chosen = program.make_state(), []
+    program, chosen = Program(tmp_path / "p", "rounded"), []
+    saved = SavedProgram(program)
     for position, token in enumerate(torch.randint(0, VOCAB, (30,), generator=torch.Generator().manual_seed(5))):
         inputs = {"input_ids": token.view(1, 1).int(), "position": torch.tensor([position], dtype=torch.int32)}
-        outputs = run_and_show_logits(program.function("decode"), inputs, state, recipe)
+        outputs = run_and_show_logits(saved, "decode", inputs, recipe)
         inside = {"logits": outputs.pop("logits")}
         assert outputs.keys() == {"ids", "values"}
         logits = choices(inside, VOCAB)[0]

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralCo
 
 from coreai_recipes import Bundle, Recipe, build, load_recipe
 from coreai_recipes.generate import Chat, Model, answer, open_model
-from coreai_recipes.generate.runtime import EvaluatorRuntime
+from coreai_recipes.running.program import SavedProgram
 
 CONTEXT = 96
 RECIPE = """
@@ -135,12 +135,12 @@ def test_only_the_functions_that_are_needed_are_called(
 ) -> None:
     bundle, _ = built
     calls: list[str] = []
-    call = EvaluatorRuntime.call
+    call = SavedProgram.call
 
-    def count(self: EvaluatorRuntime, function: str, inputs: Any) -> Any:
+    def count(self: SavedProgram, function: str, inputs: Any) -> Any:
         calls.append(function)
         return call(self, function, inputs)
 
-    monkeypatch.setattr(EvaluatorRuntime, "call", count)
+    monkeypatch.setattr(SavedProgram, "call", count)
     list(answer(opened(bundle), "a" * 17, raw=True, max_tokens=3))
     assert calls == ["prefill", "prefill", "decode", "decode", "decode"]

@@ -61,7 +61,7 @@ def coreml(monkeypatch: pytest.MonkeyPatch) -> type[FakeMLModel]:
     models.MLModel = FakeMLModel  # type: ignore[attr-defined]
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     monkeypatch.setattr(platform, "mac_ver", lambda: ("26.0", ("", "", ""), "arm64"))
-    monkeypatch.setattr("coreai_recipes.coreml.find_spec", lambda name: name)
+    monkeypatch.setattr("coreai_recipes.running.coreml.find_spec", lambda name: name)
     monkeypatch.setattr(FakeMLModel, "made", [])
     monkeypatch.setattr(FakeMLModel, "program", None)
     monkeypatch.setattr(FakeMLModel, "add", {})

@@ -8,7 +8,7 @@ the rounds are left out.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from coreai_recipes.logits import best, choices
 from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
-from coreai_recipes.speculation import Round, Speculator, seen_positions
+from coreai_recipes.running.speculation import Round, Speculator, seen_positions
 from coreai_recipes.states import state_specs, states_of
 from coreai_recipes.storage.reading import stored_draft
 from coreai_recipes.verification.calls import run_and_show_logits
@@ -33,6 +33,9 @@ from coreai_recipes.verification.report import Figures, StageResult, figures_jso
 from coreai_recipes.verification.runtime import open_program
 from coreai_recipes.verification.streamed import StreamedDecoder
 from coreai_recipes.verification.subject import Subject
+
+if TYPE_CHECKING:
+    from coreai_recipes.running.speculation import Call
 
 NAME = "draft"
 PSNR_FLOOR, SNR_MIN_FLOOR = 100.0, 80.0
@@ -99,11 +102,11 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
         seen = {owner: seen_positions(window, place.end, place.end + 1, place.end) for owner, window in windows.items()}
         embedded = embedding.embed(place.token)  # (1, C, 1, 1)
         ours = draft(embedded, place.hidden, place.end, seen, place.states)
-        states = program.make_state()
+        program.reset()
         for owner, spec in draft.owners.items():
             order, last = folded[owner] if recipe.export.fold else None, spec.layers - 1
             turned = True, recipe.model.kinds[owner].attention.k_eq_v  # keys always, values where they are keys
-            pairs = zip(spec.of_layer(states, last), spec.of_layer(place.states, last), turned, strict=True)
+            pairs = zip(spec.of_layer(program.states, last), spec.of_layer(place.states, last), turned, strict=True)
             for state, values, is_turned in pairs:
                 state.copy_(values[..., list(order)] if order is not None and is_turned else values)
         inputs = {
@@ -112,7 +115,7 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
             "position": torch.tensor([place.end], dtype=torch.int32),
             **{f"seen_{owner}": torch.tensor([count], dtype=torch.int32) for owner, count in seen.items()},
         }
-        outputs = run_and_show_logits(program.function("draft"), inputs, states, recipe)
+        outputs = run_and_show_logits(program, "draft", inputs, recipe)
         logits = choices({"logits": outputs["logits"]}, draft.spec.vocab_size)
         found = {"logits": logits, "hidden": outputs["hidden"][0]}
         for name, ref in zip(("logits", "hidden"), ours, strict=True):
@@ -153,6 +156,7 @@ class OfTorch:
         self.states = self.decoder.make_states()
 
     def rounds(self, prompt: Sequence[int], tokens: int) -> list[Round]:
+        self.reset()
         return rounds_of(self, self.draft, prompt, tokens)
 
     def __call__(self, function: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -176,12 +180,11 @@ def windows_of(recipe: Recipe, draft: Draft) -> dict[str, int | None]:
     return {owner: a.window if isinstance(a, SlidingAttention) else None for owner, a in attentions.items()}
 
 
-def rounds_of(caller: Any, draft: Draft, prompt: Sequence[int], tokens: int) -> list[Round]:
-    """Greedy rounds from empty states."""
+def rounds_of(call: "Call", draft: Draft, prompt: Sequence[int], tokens: int) -> list[Round]:
+    """Greedy rounds, by calls on empty states."""
     recipe = draft.recipe
-    caller.reset()
     queries, context, vocab_size = recipe.export.functions.queries, recipe.export.context, recipe.model.vocab_size
-    speculator = Speculator(caller, windows_of(recipe, draft), queries, context, vocab_size)
+    speculator = Speculator(call, windows_of(recipe, draft), queries, context, vocab_size)
     return list(speculator.rounds(prompt, tokens, best))
 
 
@@ -267,7 +270,7 @@ def _compare_rounds(subject: Subject, target: nn.Module, theirs: nn.Module, ours
     stored = package = None
     if subject.package is not None and subject.draft is not None and subject.runtime == "evaluator":
         stored = OfTorch.fill(recipe, subject.weights, subject.draft, stored=True)
-        package = OfPackage(open_program(subject, "float32"))
+        package = open_program(subject, "float32")
     equal = {"torch": True} if package is None else {"torch": True, "package": True}
     accepted, calls, parted = 0, 0, []
     prompts = subject.tokens.prompts
@@ -280,7 +283,8 @@ def _compare_rounds(subject: Subject, target: nn.Module, theirs: nn.Module, ours
             )
         }
         if package is not None and stored is not None:
-            pairs["package"] = stored.rounds(prompt, tokens), rounds_of(package, ours.draft, prompt, tokens)
+            package.reset()
+            pairs["package"] = stored.rounds(prompt, tokens), rounds_of(package.call, ours.draft, prompt, tokens)
         accepted += sum(r.accepted for r in pairs["torch"][0])
         calls += len(pairs["torch"][0]) - 1
         for name, (expected, found) in pairs.items():
@@ -302,18 +306,3 @@ def _first_difference(theirs: Sequence[Round], ours: Sequence[Round]) -> str:
         if one != other:
             return f"round {index}: expected {one}, found {other}"
     return f"{len(theirs)} rounds expected, {len(ours)} found"
-
-
-class OfPackage:
-    """The functions of the saved package, as a Speculator calls them."""
-
-    def __init__(self, program: Any) -> None:
-        self.program = program
-        self.reset()
-
-    def reset(self) -> None:
-        self.states = self.program.make_state()
-
-    def __call__(self, function: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        outputs: dict[str, Tensor] = self.program.function(function)(inputs, self.states)
-        return outputs

@@ -114,18 +114,17 @@ def run_package(subject: Subject, mode: Mode, calls: Sequence[Call], without: Se
     """The package's answers to `calls`, from empty states. `without` names the engine's habits to be left out."""
     ids = subject.tokens.sequence
     program = open_program(subject, "rounded" if mode == "coreml" else mode, without)
-    state = program.make_state()
     rows: list[int] = []
     logits = []
     overflowed: dict[str, None] = {}
     nans: dict[str, None] = {}
     for done, call in enumerate(calls, 1):
-        answer = run_call(program, state, ids, call, set(), subject.recipe)
+        answer = run_call(program, ids, call, set(), subject.recipe)
         rows += range(answer.first_row, answer.first_row + len(answer.logits))
         logits.append(answer.logits)
-        function = program.function(call.function)
-        overflowed |= dict.fromkeys(getattr(function, "overflowed", ()))
-        nans |= dict.fromkeys(getattr(function, "nans", ()))
+        of_call = program.faults(call.function)
+        overflowed |= dict.fromkeys(of_call[0])
+        nans |= dict.fromkeys(of_call[1])
         if mode == "coreml" and not answer.logits.isfinite().all():
             overflowed[f"logits of {call.function}"] = None
         subject.progress(f"{NAME}: {mode}", done, len(calls))

@@ -27,12 +27,11 @@ def run(subject: Subject) -> StageResult:
     ids = subject.tokens.sequence
     calls = plan_calls(subject.recipe.export.functions.queries, len(ids), DECODE_STEPS)
     program = open_program(subject, "float32")
-    state = program.make_state()
     watched = {f"hidden_{index}" for index in range(len(subject.recipe.model.layer_kinds) + 1)}
     note = None if subject.peaks is None else subject.peaks.note
     answers: list[Answer] = []
     for done, call in enumerate(calls, 1):
-        answers.append(run_call(program, state, ids, call, watched, subject.recipe, note))
+        answers.append(run_call(program, ids, call, watched, subject.recipe, note))
         subject.progress(NAME, done, len(calls))
     ties: list[str] = []
     figures = compare_answers(answers, _references(subject, answers, ties))

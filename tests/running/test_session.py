@@ -6,7 +6,7 @@ from fake_bundle import FakeRuntime, expected_seen, fake_manifest, fake_session,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coreai_recipes.generate.session import Session
+from coreai_recipes.running.session import Session
 
 FULL = (68, None)
 RING = (8, 8)  # no row to spare: nothing can be rolled back
@@ -121,7 +121,7 @@ def test_logits_in_pieces_are_joined_and_their_padding_is_left_out() -> None:
     vocab_size = 32_770  # three pieces of 10,944 columns, 62 of them padding
 
     class InPieces(FakeRuntime):
-        def call(self, function: str, inputs: object) -> dict[str, torch.Tensor]:
+        def call(self, function: str, inputs: object, watch: object = None) -> dict[str, torch.Tensor]:
             return {"hidden": torch.zeros(1, 1, 2), "logits": torch.arange(3 * 10_944.0).view(1, 3, 10_944)}
 
     session = Session(InPieces([FULL], 64, 1), fake_manifest([FULL], 64, 1, vocab_size))

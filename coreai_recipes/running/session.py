@@ -1,16 +1,17 @@
 """One sequence in a package's states, and the calls that lengthen it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coreai_recipes.logits import choices
-from coreai_recipes.speculation import Round, Speculator
+from coreai_recipes.running.speculation import Round, Speculator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coreai_recipes.generate.runtime import Runtime
-    from coreai_recipes.speculation import Pick
+    from coreai_recipes.manifest.schema import Manifest
+    from coreai_recipes.running.program import SavedProgram
+    from coreai_recipes.running.speculation import Pick
 
 
 class Session:
@@ -19,20 +20,17 @@ class Session:
     `prefill` takes chunks and `decode` one token; positions, counts and the context are as docs/bundle.md says.
     """
 
-    def __init__(self, runtime: "Runtime", manifest: Mapping[str, Any]) -> None:
-        self._runtime = runtime
-        self.context: int = manifest["context"]
-        (functions,) = (entry["functions"] for entry in manifest["packages"] if entry["role"] != "table")
-        self._chunk: int = functions["prefill"]["query"] if "prefill" in functions else 1
-        self._vocab_size: int = manifest["vocab_size"]
-        kinds: dict[str, Any] = {}  # a kind's keys and values may lie in two states, which say the same of it
-        for state in manifest["states"].values():
-            kinds |= state["kinds"]
-        spare = [kind["rows"] - kind["window"] for kind in kinds.values() if kind["window"] is not None]
+    def __init__(self, program: "SavedProgram", manifest: "Manifest") -> None:
+        self._program = program
+        self.context = manifest.context
+        self._functions = manifest.functions
+        self._chunk = self._functions["prefill"].query if "prefill" in self._functions else 1
+        self._vocab_size = manifest.vocab_size
+        # a kind's keys and values may lie in two states, which say the same of it
+        self._kinds = {name: places for state in manifest.states.values() for name, places in state.kinds.items()}
+        spare = [kind.rows - kind.window for kind in self._kinds.values() if kind.window is not None]
         # how far a ring can go back; a full cache holds every position in a row of its own
         self._rollback = min(spare, default=self.context)
-        self._kinds: Mapping[str, Any] = kinds
-        self._functions: Mapping[str, Any] = functions
         self._token_ids: list[int] = []
         self._written = 0  # beyond the last position that any call wrote to, even one that was interrupted
 
@@ -61,7 +59,7 @@ class Session:
     @property
     def gives_logits(self) -> bool:
         """Whether there is anything to sample from."""
-        return "logits" in self._functions["decode"]["outputs"]
+        return "logits" in self._functions["decode"].outputs
 
     @property
     def has_draft(self) -> bool:
@@ -77,9 +75,9 @@ class Session:
             raise ValueError(f"{len(token_ids)} tokens were given, but 1 to {self.context} can be fed")
         text = list(token_ids)
         self._rewind(self._count_shared(text))
-        queries = {name: function["query"] for name, function in self._functions.items()}
-        read = [name.removeprefix("seen_") for name in self._functions["draft"]["inputs"] if name.startswith("seen_")]
-        windows: dict[str, int | None] = {kind: self._kinds[kind]["window"] for kind in read}
+        queries = {name: function.query for name, function in self._functions.items()}
+        read = [name.removeprefix("seen_") for name in self._functions["draft"].inputs if name.startswith("seen_")]
+        windows: dict[str, int | None] = {kind: self._kinds[kind].window for kind in read}
         speculator = Speculator(self._call_and_note, windows, queries, self.context, self._vocab_size)
         for found in speculator.rounds(text, max_tokens, pick, skip=len(self._token_ids)):
             text += found.tokens
@@ -91,7 +89,7 @@ class Session:
         if function != "draft":
             count = int(inputs["count"]) if "count" in inputs else 1
             self._written = max(self._written, int(inputs["position"]) + count)
-        return self._runtime.call(function, inputs)
+        return self._program.call(function, inputs)
 
     def _count_shared(self, token_ids: list[int]) -> int:
         """How many tokens the states and the sequence begin with in common; the last one is always fed."""
@@ -111,7 +109,7 @@ class Session:
         """
         if self._written - kept > self._rollback:
             self._token_ids.clear()
-            self._runtime.reset()
+            self._program.reset()
             self._written = 0
         else:
             del self._token_ids[kept:]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coreai_recipes.speculation import Round, Speculator, seen_positions
+from coreai_recipes.running.speculation import Round, Speculator, seen_positions
 
 VOCAB, CONTEXT, WINDOW = 29, 40, 6
 QUERIES = {"prefill": 8, "decode": 1, "score": 5, "draft": 1}

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.manifest.files import locate
+from coreai_recipes.manifest.schema import Manifest
 
 
 class Table:
@@ -43,16 +43,15 @@ class Tables:
         self._tables = tables
 
     @classmethod
-    def of_manifest(cls, folder: Path, packages: list[dict[str, Any]]) -> "Tables":
-        """The tables among a manifest's `packages`."""
+    def of_manifest(cls, folder: Path, manifest: Manifest) -> "Tables":
+        """The tables that lie beside a manifest's programs."""
         found = {}
-        for entry in packages:
-            if entry["role"] == "table":
-                rows, width = entry["shape"]
-                table = Table(folder / entry["file"], width)
-                if len(table) != rows:
-                    raise EvaluationError(f"{folder / entry['file']}: has {len(table)} rows and must have {rows}")
-                found[entry["input"]] = table
+        for described in manifest.tables:
+            rows, width = described.shape
+            table = Table(folder / described.file, width)
+            if len(table) != rows:
+                raise EvaluationError(f"{folder / described.file}: has {len(table)} rows and must have {rows}")
+            found[described.input] = table
         return cls(found)
 
     def with_rows(self, function: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

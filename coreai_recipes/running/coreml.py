@@ -2,7 +2,7 @@
 
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,25 +23,40 @@ class States:
     made: Any = None
 
 
+class CoreMLFunction:
+    """A loaded function, of which nothing but the outputs can be watched."""
+
+    overflowed: Collection[str] = ()
+    nans: Collection[str] = ()
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, inputs: Mapping[str, Any], state: States, watch: Any = None) -> dict[str, "Tensor"]:
+        """The outputs by name; `state` goes on."""
+        import torch
+
+        if watch is not None:
+            raise ValueError("Core ML shows nothing inside")
+        if state.made is None:
+            state.made = self._model.make_state()
+        given = {name: tensor.numpy() for name, tensor in inputs.items()}
+        return {name: torch.from_numpy(value) for name, value in self._model.predict(given, state=state.made).items()}
+
+
 class CoreMLProgram:
     """The functions of a package by name. `compute_units` is the recipe's: cpu_and_ne, cpu_and_gpu, cpu_only or all."""
 
     def __init__(self, package: Path, compute_units: str) -> None:
         self._package = package
         self._compute_units = compute_units
-        self._models: dict[str, Any] = {}
+        self._functions: dict[str, CoreMLFunction] = {}
 
-    def call(self, function: str, inputs: Mapping[str, "Tensor"], states: States) -> dict[str, "Tensor"]:
-        """The outputs by name; `states` go on. Raises BundleError when Core ML does not load the function."""
-        import torch
-
-        if function not in self._models:
-            self._models[function] = self._load(function)
-        model = self._models[function]
-        if states.made is None:
-            states.made = model.make_state()
-        given = {name: tensor.numpy() for name, tensor in inputs.items()}
-        return {name: torch.from_numpy(value) for name, value in model.predict(given, state=states.made).items()}
+    def function(self, name: str) -> CoreMLFunction:
+        """Loaded at the first request. Raises BundleError when Core ML does not load it."""
+        if name not in self._functions:
+            self._functions[name] = CoreMLFunction(self._load(name))
+        return self._functions[name]
 
     def make_state(self) -> States:
         return States()

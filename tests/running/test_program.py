@@ -1,6 +1,7 @@
-"""Which runtime is taken, and Core ML's with a stand-in: no Core ML is at hand here."""
+"""Which runtime is taken, and Core ML's with a stand-in, for no Core ML is at hand here; a bundle opened by itself."""
 
 import platform
+import subprocess
 import sys
 import types
 import warnings
@@ -11,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from coreai_recipes.coreml import why_no_coreml
 from coreai_recipes.errors import BundleError, UserError
-from coreai_recipes.evaluate.table import Tables
-from coreai_recipes.generate.runtime import CoreMLRuntime, open_runtime
-
-MANIFEST = {"packages": [{"file": "model.mlpackage", "role": "all"}]}
+from coreai_recipes.manifest.reading import read_manifest, typed
+from coreai_recipes.manifest.schema import Manifest
+from coreai_recipes.running.coreml import CoreMLProgram, why_no_coreml
+from coreai_recipes.running.program import SavedProgram, choose_runtime, open_program
 
 
 class FakeMLModel:
@@ -43,6 +43,10 @@ class FakeMLModel:
         return {"logits": np.ones((1, 1, 4), np.float16)}
 
 
+def manifest_of(folder: Path) -> Manifest:
+    return typed(Manifest, read_manifest(folder), "here")
+
+
 @pytest.fixture
 def coreml(monkeypatch: pytest.MonkeyPatch) -> type[FakeMLModel]:
     parent, models = types.ModuleType("coremltools"), types.ModuleType("coremltools.models")
@@ -56,7 +60,7 @@ def coreml(monkeypatch: pytest.MonkeyPatch) -> type[FakeMLModel]:
 
 
 def test_all_functions_of_core_ml_share_one_state_until_a_reset(coreml: type[FakeMLModel]) -> None:
-    runtime = CoreMLRuntime(Path("/b/model.mlpackage"), "cpu_and_ne", Tables({}))
+    runtime = SavedProgram(CoreMLProgram(Path("/b/model.mlpackage"), "cpu_and_ne"))
     runtime.reset()
     inputs = {"position": torch.tensor([3], dtype=torch.int32)}
     for function in ("prefill", "decode", "prefill"):
@@ -71,7 +75,7 @@ def test_all_functions_of_core_ml_share_one_state_until_a_reset(coreml: type[Fak
 
 def test_a_package_that_core_ml_does_not_load_is_a_sentence(coreml: type[FakeMLModel]) -> None:
     coreml.broken.add("decode")
-    runtime = CoreMLRuntime(Path("/b/model.mlpackage"), "cpu_and_ne", Tables({}))
+    runtime = SavedProgram(CoreMLProgram(Path("/b/model.mlpackage"), "cpu_and_ne"))
     with pytest.raises(BundleError) as caught:
         runtime.call("decode", {})
     assert caught.value.problems == (
@@ -96,31 +100,52 @@ def test_a_package_that_core_ml_does_not_load_is_a_sentence(coreml: type[FakeMLM
     ],
 )
 def test_core_ml_is_taken_where_it_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, release: str, bridge: bool, reason: str | None
+    monkeypatch: pytest.MonkeyPatch, system: str, release: str, bridge: bool, reason: str | None
 ) -> None:
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "mac_ver", lambda: (release, ("", "", ""), ""))
-    monkeypatch.setattr("coreai_recipes.coreml.find_spec", lambda name: name if bridge else None)
-    monkeypatch.setattr("coreai_recipes.generate.runtime.EvaluatorRuntime", lambda package, _: ("evaluator", package))
-    recipe = Path(__file__).parents[2] / "recipes/tiny-llama.yaml"
-    (tmp_path / "recipe.yaml").write_text(recipe.read_text())
-    package = tmp_path / "model.mlpackage"
+    monkeypatch.setattr("coreai_recipes.running.coreml.find_spec", lambda name: name if bridge else None)
     assert why_no_coreml() == reason
-    assert open_runtime(tmp_path, MANIFEST, "evaluator") == ("evaluator", package)
+    assert choose_runtime("evaluator") == "evaluator"
     if reason is None:
-        for name in ("auto", "coreml"):
-            taken = open_runtime(tmp_path, MANIFEST, name)
-            assert isinstance(taken, CoreMLRuntime)
-            assert taken._program._compute_units == "cpu_and_ne"
+        assert choose_runtime("auto") == choose_runtime("coreml") == "coreml"
     else:
-        assert open_runtime(tmp_path, MANIFEST, "auto") == ("evaluator", package)
+        assert choose_runtime("auto") == "evaluator"
         with pytest.raises(UserError) as caught:
-            open_runtime(tmp_path, MANIFEST, "coreml")
+            choose_runtime("coreml")
         assert caught.value.problems == (f"runtime coreml: {reason}: use --runtime evaluator",)
 
 
-def test_what_cannot_be_opened_is_a_sentence(tmp_path: Path) -> None:
+def test_a_runtime_that_there_is_not_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"^runtime ane is not one of auto, evaluator, coreml$"):
-        open_runtime(tmp_path, MANIFEST, "ane")
-    with pytest.raises(BundleError, match="is built as 2 packages, and only a single one can be run here"):
-        open_runtime(tmp_path, {"packages": [{"role": "embed"}, {"role": "layers"}]})
+        choose_runtime("ane")
+
+
+def test_core_ml_runs_on_the_units_that_are_asked_for(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, coreml: type[FakeMLModel]
+) -> None:
+    monkeypatch.setattr("coreai_recipes.running.program.choose_runtime", lambda name: "coreml")
+    program = open_program(tiny_bundle, manifest_of(tiny_bundle), "auto", "cpu_and_ne")
+    program.call("decode", {"position": torch.tensor([3], dtype=torch.int32)})
+    (model,) = coreml.made
+    assert (model.path, model.units) == (str(tiny_bundle / "model.mlpackage"), "units of the engine")
+
+
+def test_a_bundle_opens_and_runs_without_the_exporter_and_without_the_recipe_language(tiny_bundle: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+import torch
+from coreai_recipes.manifest.reading import read_manifest, typed
+from coreai_recipes.manifest.schema import Manifest
+from coreai_recipes.running.program import open_program
+from coreai_recipes.running.session import Session
+folder = Path({str(tiny_bundle)!r})
+manifest = typed(Manifest, read_manifest(folder), "here")
+print(Session(open_program(folder, manifest, "evaluator"), manifest).feed(list(range(20))).shape)
+rooms = {{name.split(".")[1] for name in sys.modules if name.startswith("coreai_recipes.")}}
+print(*sorted(rooms), *sorted({{"coremltools.converters", "transformers", "yaml"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    rooms = "errors evaluate json_reader logits manifest protobuf running"
+    assert done.stdout == f"torch.Size([512])\n{rooms}\n", done.stderr

@@ -11,8 +11,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 
 from coreai_recipes.generate import Model
-from coreai_recipes.generate.session import Session
 from coreai_recipes.logits import Pieces
+from coreai_recipes.manifest.reading import typed
+from coreai_recipes.manifest.schema import FORMAT, Manifest
+from coreai_recipes.running.program import SavedProgram
+from coreai_recipes.running.session import Session
 from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
 VOCAB = 97
@@ -29,7 +32,7 @@ def hashed_logits(seen: Sequence[Sequence[int | None]]) -> Tensor:
     return torch.rand(VOCAB, generator=generator)
 
 
-class FakeRuntime:
+class FakeRuntime(SavedProgram):
     """Attends over its caches and hashes what it sees; `caches` are (rows, window or None), as docs/bundle.md has them.
 
     Each call is held against the package's contract and kept in `calls` as (function, position, count). At the call
@@ -39,6 +42,7 @@ class FakeRuntime:
     def __init__(
         self, caches: Sequence[tuple[int, int | None]], context: int, chunk: int, think: Think = hashed_logits
     ) -> None:
+        super().__init__(None)  # type: ignore[arg-type]  # nothing is behind it
         self.caches, self.context, self.chunk, self.think = caches, context, chunk, think
         self.calls: list[tuple[str, int, int]] = []
         self.resets = 0
@@ -52,7 +56,7 @@ class FakeRuntime:
         self.resets += 1
         self._rows = self._empty()
 
-    def call(self, function: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def call(self, function: str, inputs: Mapping[str, Tensor], watch: Any = None) -> dict[str, Tensor]:
         query = {"decode": 1, "prefill": self.chunk}[function]
         assert inputs.keys() == {"input_ids", "position"} | ({"count"} if function == "prefill" else set())
         assert all(value.dtype == torch.int32 for value in inputs.values())
@@ -85,20 +89,50 @@ def expected_seen(token_ids: Sequence[int], caches: Sequence[tuple[int, int | No
     return [list(token_ids if window is None else token_ids[-window:]) for _, window in caches]
 
 
-def fake_manifest(
-    caches: Sequence[tuple[int, int | None]], context: int, chunk: int, vocab: int = VOCAB
-) -> dict[str, Any]:
-    functions = {"decode": {"query": 1, "outputs": {"logits": {}}}}
-    if chunk > 1:
-        functions["prefill"] = {"query": chunk, "outputs": {"logits": {}}}
-    return {
-        "context": context,
-        "vocab_size": vocab,
-        "logits": {"pieces": 1, "columns": Pieces(vocab).columns},
-        "eos_token_ids": [],
-        "packages": [{"file": "model.mlpackage", "role": "all", "functions": functions}],
-        "states": {f"kv_{i}": {"kinds": {str(i): {"rows": r, "window": w}}} for i, (r, w) in enumerate(caches)},
+def fake_manifest(caches: Sequence[tuple[int, int | None]], context: int, chunk: int, vocab: int = VOCAB) -> Manifest:
+    pieces = Pieces(vocab)
+    one, logits = {"dtype": "int32", "shape": [1]}, {"dtype": "float16", "shape": [1, pieces.count, pieces.columns]}
+    functions = {
+        name: {
+            "query": query,
+            "inputs": {
+                "input_ids": {"dtype": "int32", "shape": [1, query]},
+                "position": one,
+                **({"count": one} if name == "prefill" else {}),
+            },
+            "outputs": {"logits": logits},
+        }
+        for name, query in {"decode": 1, "prefill": chunk}.items()
+        if name == "decode" or chunk > 1
     }
+    states = {
+        f"kv_{index}": {
+            "dtype": "float16",
+            "shape": [2, 1, rows, 8],
+            "role": "kv",
+            "kinds": {f"kind_{index}": {"first": 0, "count": 1, "rows": rows, "window": window}},
+        }
+        for index, (rows, window) in enumerate(caches)
+    }
+    sealed = {"bytes": 1, "sha256": "0" * 64}
+    return typed(
+        Manifest,
+        {
+            "format": FORMAT,
+            "name": "fake",
+            "recipe_sha256": sealed["sha256"],
+            "checkpoint": {"source": "fake", "sha256": {}},
+            "versions": {},
+            "context": context,
+            "vocab_size": vocab,
+            "logits": {"pieces": pieces.count, "columns": pieces.columns},
+            "packages": [{"file": "model.mlpackage", "role": "all", "layers": [0, 1], "functions": functions}],
+            "states": states,
+            "eos_token_ids": [],
+            "files": {"recipe.yaml": sealed, "model.mlpackage/Manifest.json": sealed},
+        },
+        "fake",
+    )
 
 
 def fake_session(

@@ -1,0 +1,111 @@
+"""A bundle's functions by name, whatever runs them: one for everyone who calls a package."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from coreai_recipes.errors import UserError
+from coreai_recipes.running.coreml import CoreMLProgram, check_coreml, why_no_coreml
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coreai_recipes.evaluate.precision import Precision
+    from coreai_recipes.manifest.schema import Manifest
+    from coreai_recipes.running.tables import Tables
+
+    Watch = Callable[[str, Tensor, str], None]
+
+RUNTIMES = ("auto", "evaluator", "coreml")
+
+
+class Function(Protocol):
+    """A function of a package. `overflowed` and `nans` name the operations of its last call where infinity and NaN
+    began, as far as that is seen."""
+
+    @property
+    def overflowed(self) -> Collection[str]: ...
+
+    @property
+    def nans(self) -> Collection[str]: ...
+
+    def __call__(self, inputs: Mapping[str, Any], state: Any, watch: "Watch | None" = None) -> "dict[str, Tensor]": ...
+
+
+class Engine(Protocol):
+    """What runs packages: the evaluator, Core ML, or a chain of these."""
+
+    def function(self, name: str) -> Function: ...
+
+    def make_state(self) -> Any: ...
+
+
+class SavedProgram:
+    """Calls functions by name on states that stay between calls, and hands them the rows of the bundle's tables."""
+
+    def __init__(self, engine: Engine, tables: "Tables | None" = None) -> None:
+        self._engine, self._tables = engine, tables
+        self._states: Any = None
+
+    def call(self, function: str, inputs: "Mapping[str, Tensor]", watch: "Watch | None" = None) -> "dict[str, Tensor]":
+        """The outputs by name. `watch(name, value, operation)` is told each value inside, where that can be seen."""
+        given = inputs if self._tables is None else self._tables.with_rows(function, inputs)
+        return self._engine.function(function)(given, self.states, watch)
+
+    @property
+    def states(self) -> Any:
+        """As the last call left them: of the evaluator, tensors by name."""
+        if self._states is None:
+            self._states = self._engine.make_state()
+        return self._states
+
+    def reset(self) -> None:
+        """Start anew, with states of zeros."""
+        self._states = None
+
+    def faults(self, function: str) -> tuple[Collection[str], Collection[str]]:
+        """Of the last call of a function: the operations where infinity began, and those where NaN did."""
+        found = self._engine.function(function)
+        return found.overflowed, found.nans
+
+
+def open_program(
+    folder: Path, manifest: "Manifest", runtime: str = "auto", compute_units: str = "cpu_and_ne"
+) -> SavedProgram:
+    """The programs and tables of the bundle in `folder`, in float32 where the evaluator runs them, else by Core ML on
+    `compute_units`. Raises UserError when the runtime cannot be had here, or the bundle cannot be opened."""
+    from coreai_recipes.running.chain import chained, check_shared
+    from coreai_recipes.running.tables import Tables
+
+    runtime = choose_runtime(runtime)
+    packages = [folder / program.file for program in manifest.programs]
+    if runtime == "coreml":
+        check_shared(packages)
+    engines = [open_engine(package, runtime, compute_units) for package in packages]
+    return SavedProgram(chained(engines, manifest), Tables.of_manifest(folder, manifest))
+
+
+def open_engine(
+    package: Path,
+    runtime: str,
+    compute_units: str = "cpu_and_ne",
+    *,
+    precision: "Precision" = "float32",
+    stream_weights: bool = False,
+    without: Sequence[str] = (),
+) -> Engine:
+    """One package. On Core ML the precision is the hardware's; what else is behind the units is the evaluator's."""
+    if runtime == "coreml":
+        return CoreMLProgram(package, compute_units)
+    from coreai_recipes.evaluate import Program
+
+    return Program(package, precision, stream_weights, without)
+
+
+def choose_runtime(name: str) -> str:
+    """`evaluator` or `coreml`. Raises UserError when it cannot be had here."""
+    if name not in RUNTIMES:
+        raise UserError(f"runtime {name} is not one of {', '.join(RUNTIMES)}")
+    if name == "coreml":
+        check_coreml()
+    return "evaluator" if name == "auto" and why_no_coreml() is not None else name.replace("auto", "coreml")
