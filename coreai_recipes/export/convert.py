@@ -50,6 +50,7 @@ def convert_fragment(fragment: Fragment) -> bytes:
             pass_pipeline=passes,
             skip_model_load=True,
         )
+    model._mil_program.validate(check_essential_scope=True)
     return _inline_constants(model, fragment)
 
 
@@ -83,20 +84,13 @@ def _quietly() -> Iterator[None]:
 def _checking_less() -> Iterator[None]:
     """Without what coremltools does after each of 93 passes, which takes it as long as the passes themselves.
 
-    The program is checked after dead code is removed and at the end, by the stricter of its checks. Which values lead
-    to compressed weights is not looked for: there are none in a fragment, its weights are inputs. And the program is
-    not written out for a log that nobody reads.
+    The program is checked once, when it is done. Which values lead to compressed weights is not looked for:
+    there are none in a fragment, its weights are inputs. And it is not written out for a log that nobody reads.
     """
     from coremltools.converters.mil.mil import Block, Function, Program
 
-    validate = Program.validate
-
-    def validate_when_strict(program: Any, check_essential_scope: bool = False) -> None:
-        if check_essential_scope:
-            validate(program, check_essential_scope=True)
-
     with (
-        patch.object(Program, "validate", validate_when_strict),
+        patch.object(Program, "validate", lambda program, check_essential_scope=False: None),
         patch.object(Block, "_propagate_nonreplaceable_vars", lambda block: None),
         patch.object(Function, "to_str", lambda *arguments, **named: ""),
     ):
