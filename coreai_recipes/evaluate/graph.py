@@ -111,12 +111,15 @@ def _check_names(node: Node, graph: Graph, place: str) -> None:
             raise EvaluationError(f"{at}: is of a state that the function does not have")
     elif not node.results:
         raise EvaluationError(f"{at}: gives nothing: the program is damaged")
-    known = graph.types.keys() | graph.constants.keys() | graph.states.keys()
-    unknown = [name for name in node.value_names() if name not in known]
+
+    def is_known(name: str) -> bool:
+        return name in graph.types or name in graph.constants or name in graph.states
+
+    unknown = [name for name in node.value_names() if not is_known(name)]
     if unknown:
         raise EvaluationError(f"{at}: reads {unknown[0]!r:.80}, which nothing before it gives")
     names = [result.name for result in node.results]
-    if len(set(names)) < len(names) or not known.isdisjoint(names):
+    if len(set(names)) < len(names) or any(map(is_known, names)):
         raise EvaluationError(f"{at}: gives a value that is there already")
 
 
