@@ -61,6 +61,10 @@ class Port(Described):
     dtype: Literal["int32", "float16", "float32"]
     shape: Shape
 
+    @property
+    def words(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
 
 class Function(Described):
     """A function of a package. `query` is the number of tokens that a call takes; `cost` what a call computes: flops,
@@ -228,7 +232,7 @@ class Manifest(Sealed):
             for function in chain:
                 for port, kind in (*function.inputs.items(), *function.outputs.items()):
                     if said.setdefault(port, kind) != kind:
-                        yield f"packages: functions.{name}: {port} is two things: {said[port]} and {kind}"
+                        yield f"packages: functions.{name}: {port} is {said[port].words} and {kind.words}"
 
     @property
     def tables(self) -> tuple[Table, ...]:

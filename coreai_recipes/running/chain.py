@@ -71,7 +71,7 @@ class ChainedFunction:
         self, inputs: Mapping[str, Any], state: list[Any], watch: "Watch | None" = None
     ) -> "dict[str, Tensor]":
         if inputs.keys() != self._described.inputs.keys():
-            needed, given = ", ".join(self._described.inputs), ", ".join(inputs)
+            needed, given = ", ".join(self._described.inputs), ", ".join(inputs) or "nothing"
             raise BundleError(f"function {self._name} takes the inputs {needed} and was given {given}")
         known: dict[str, Any] = dict(inputs)
         for place, function, taken in self._links:
