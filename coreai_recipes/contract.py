@@ -13,7 +13,7 @@ from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
 from coreai_recipes.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import Draft, Recipe
 from coreai_recipes.states import StateSpec, state_specs, states_of
 
 DRAFT = "draft"
@@ -98,6 +98,9 @@ def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
         if function is not None:
             if function.query != query:
                 yield f"packages: functions.{name}: query is {function.query} and must be {query}"
+            if function.steps != steps_of(recipe, name):
+                found, wanted = (_shown_number(steps) for steps in (function.steps, steps_of(recipe, name)))
+                yield f"packages: functions.{name}: steps is {found} and must be {wanted}"
             differences = (
                 *_differences("input", _ports(function.inputs), inputs),
                 *_differences("output", _ports(function.outputs), outputs),
@@ -178,16 +181,34 @@ def functions_of(recipe: Recipe) -> dict[str, tuple[int, Described, Described]]:
                 "position": ("int32", (1,)),
                 **{f"seen_{owner}": ("int32", (1,)) for owner in owners},
             },
-            {**_said_of_tokens(recipe, 1, recipe.draft.vocab_size), "hidden": hidden},
+            {**_said_of_drafts(recipe, recipe.draft), "hidden": hidden},
         )
     return found
+
+
+def steps_of(recipe: Recipe, function: str) -> int | None:
+    """How many tokens a call of the function drafts, where that is more than the one that every call says of."""
+    return recipe.draft.steps if function == DRAFT and recipe.draft is not None and recipe.draft.steps > 1 else None
+
+
+def _shown_number(number: int | None) -> str:
+    return "null" if number is None else str(number)
 
 
 def _said_of_tokens(recipe: Recipe, tokens: int, vocab_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """What a call gives of the tokens that follow: their logits in pieces, or the best ones."""
     if recipe.export.outputs == "ids":
-        return {"ids": ("int32", (1, tokens)), "values": ("float16", (1, tokens))}
+        return _tokens(tokens)
     return {"logits": ("float16", Pieces(vocab_size).shape(tokens))}
+
+
+def _said_of_drafts(recipe: Recipe, draft: Draft) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Several tokens a call are ids: each step takes the one that the step before it chose."""
+    return _tokens(draft.steps) if draft.steps > 1 else _said_of_tokens(recipe, 1, draft.vocab_size)
+
+
+def _tokens(count: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {"ids": ("int32", (1, count)), "values": ("float16", (1, count))}
 
 
 def _names(names: Iterable[str]) -> str:

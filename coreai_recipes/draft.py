@@ -28,6 +28,12 @@ DRAFT = "draft"  # the function of a package that it becomes
 ORDERING = "clusters.ordering"  # the tokens of its clusters: whole numbers, not a weight
 
 
+def step_names(steps: int) -> list[tuple[str, str]]:
+    """What a call's logits and hidden states are named in the function, step by step."""
+    logits = [f"step_{step}_logits" for step in range(steps)] if steps > 1 else ["logits"]
+    return list(zip(logits, [*(f"step_{step}_hidden" for step in range(steps - 1)), "hidden"], strict=True))
+
+
 class Draft(nn.Module):
     """The draft of `recipe`. Parameters are on the meta device until filled.
 

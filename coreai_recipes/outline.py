@@ -4,8 +4,9 @@ Inputs, outputs and states are those of the contract; inside stand the products 
 attention and what it writes, under the names of the modules. Rules about other operations see them in a built package.
 """
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,6 +24,7 @@ from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import stored_parameters
 
 WEIGHTS = "weight.bin"
+STEP = re.compile(r"^step_\d+\.")
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu"}
 
 
@@ -38,7 +40,7 @@ def outline_of(decoder: Decoder, draft: Draft | None) -> Subject:
         states = {name: tuple(state.shape) for name, state in decoder.make_states().items()}
     stored = stored_parameters(decoder, draft)
     functions = [
-        _Outline(Function(name), states, stored.compression).of_draft(draft, inputs, outputs)
+        _Outline(Function(name), states, stored.compression).of_draft(decoder, draft, inputs, outputs)
         if name == DRAFT and draft is not None
         else _Outline(Function(name), states, stored.compression).of_decoder(decoder, query, inputs, outputs)
         for name, (query, inputs, outputs) in functions_of(recipe).items()
@@ -65,11 +67,12 @@ class _Outline:
     function: Function
     states: dict[str, Shape]
     compression: Compression
+    weights: dict[tuple[str, Shape], Value] = field(default_factory=dict)
 
     def of_decoder(self, decoder: Decoder, query: int, inputs: Ports, outputs: Ports) -> Function:
         recipe, front = decoder.recipe, decoder.front
         self._declare(inputs)
-        x = self._embed(decoder, query)
+        x = self._embed(decoder, query, self._input("input_ids"))
         sharing = front.sharing(self.function.name)
         for index, layer in enumerate(decoder.stack):
             asked = front.queries(layer.kind, query, sharing)
@@ -86,17 +89,51 @@ class _Outline:
         rows = Pieces(recipe.model.vocab_size).rows
         head = self._weight(table, (rows, recipe.model.hidden_size, 1, 1))
         logits = self._give("conv", "head", "float16", (1, rows, 1, tokens), x=x, weight=head)
-        self._finish(outputs, logits)
+        self._finish(outputs, self._choose("chosen", logits, tokens) if "ids" in outputs else logits)
         return self.function
 
-    def of_draft(self, draft: Draft, inputs: Ports, outputs: Ports) -> Function:
+    def of_draft(self, decoder: Decoder, draft: Draft, inputs: Ports, outputs: Ports) -> Function:
         self._declare(inputs)
-        x = _value("draft.start", "float16", (1, draft.spec.hidden_size, 1, 1))
-        for index, layer in enumerate(draft.stack):
-            rows = draft.owners[draft.owner(layer.kind)].rows
-            x = self._layer(f"draft.layers.{index}", layer, x, 1, rows, draft.recipe.export.keys_last)
-        self._finish(outputs, x)
+        ids, hidden = self._input("input_ids"), self._input("last_hidden")
+        keys_last, said = draft.recipe.export.keys_last, dict[str, Value]()
+        for step in range(draft.spec.steps):
+            at = f"step_{step}." if draft.spec.steps > 1 else ""
+            embedded = self._embed(decoder, 1, ids, at)
+            both = (1, draft.pre_projection.weight.shape[1], 1, 1)
+            joined = self._give("concat", f"{at}joined", "float16", both, x=embedded, y=hidden)
+            x = self._conv(f"{at}draft.pre_projection", draft.pre_projection, joined)
+            for index, layer in enumerate(draft.stack):
+                rows = draft.owners[draft.owner(layer.kind)].rows
+                x = self._layer(f"{at}draft.layers.{index}", layer, x, 1, rows, keys_last)
+            hidden = self._conv(f"{at}draft.post_projection", draft.post_projection, x)
+            said[at] = self._draft_logits(draft, x, at)
+            if "ids" in outputs:
+                ids = said[at] = self._choose(f"{at}chosen", said[at], 1)
+        shape = (1, len(said), *next(iter(said.values())).shape[2:])
+        self._finish(outputs, self._give("concat", "said", ids.dtype, shape, **said))
         return self.function
+
+    def _draft_logits(self, draft: Draft, x: Value, at: str) -> Value:
+        """Of every token, or of those in the clusters that are looked into: rows of the head by what a call chooses."""
+        rows, width = Pieces(draft.spec.vocab_size).rows, draft.spec.hidden_size
+        if draft.clusters is None:
+            head = self._weight("draft.head.weight", (rows, width, 1, 1))
+            return self._give("conv", f"{at}draft.head", "float16", (1, rows, 1, 1), x=x, weight=head)
+        count, each = draft.clusters.ordering.shape
+        scores = self._conv(f"{at}draft.clusters.centroids", draft.clusters.centroids, x)
+        nearest = self._give("topk", f"{at}nearest", "uint16", (1, draft.clusters.top), x=scores)
+        ordering = Value("ordering", "int32", (count, each), constant=True)
+        tokens = self._give(
+            "gather", f"{at}tokens", "int32", (1, draft.clusters.top, each), x=ordering, indices=nearest
+        )
+        narrow = index_dtype(draft.spec.vocab_size)
+        if narrow is not None:
+            tokens = self._give("cast", f"{at}tokens.{narrow}", narrow, tokens.shape, x=tokens)
+        head = self._weight("draft.head.weight", (draft.spec.vocab_size, width))
+        taken = (draft.clusters.top * each, width)
+        found = self._give("gather", f"{at}draft.head", "float16", taken, x=head, indices=tokens)
+        own = self._give("matmul", f"{at}own_logits", "float16", (taken[0], 1), x=found, y=x)
+        return self._give("scatter", f"{at}logits", "float16", (rows,), updates=own, indices=tokens)
 
     def _declare(self, inputs: Ports) -> None:
         self.function.inputs = [Value(name, dtype, shape) for name, (dtype, shape) in inputs.items()]
@@ -106,15 +143,23 @@ class _Outline:
         for name, (dtype, shape) in outputs.items():
             self.function.outputs.append(self._give("reshape", name, dtype, shape, x=x))
 
-    def _embed(self, decoder: Decoder, query: int) -> Value:
+    def _input(self, name: str) -> Value:
+        return next(value for value in self.function.inputs if value.name == name)
+
+    def _embed(self, decoder: Decoder, query: int, ids: Value, at: str = "") -> Value:
         weight = decoder.get_parameter("embedding.weight")
         table = self._weight("embedding.weight", tuple(weight.shape))
-        ids = next(value for value in self.function.inputs if value.name == "input_ids")
         narrow = index_dtype(weight.shape[0])
         if narrow is not None:
-            ids = self._give("cast", "embedding.ids", narrow, (1, query), x=ids)
-        rows = self._give("gather", "embedding", "float16", (1, query, weight.shape[1]), x=table, indices=ids)
-        return self._give("reshape", "hidden_0", "float16", (1, decoder.recipe.model.hidden_size, 1, query), x=rows)
+            ids = self._give("cast", f"{at}embedding.ids", narrow, (1, query), x=ids)
+        rows = self._give("gather", f"{at}embedding", "float16", (1, query, weight.shape[1]), x=table, indices=ids)
+        return self._give(
+            "reshape", f"{at}hidden_0", "float16", (1, decoder.recipe.model.hidden_size, 1, query), x=rows
+        )
+
+    def _conv(self, name: str, projection: Projection, x: Value) -> Value:
+        weight = self._weight(f"{name}.weight", tuple(projection.weight.shape))
+        return self._give("conv", name, "float16", (1, weight.shape[0], *x.shape[2:]), x=x, weight=weight)
 
     def _layer(self, place: str, layer: Layer, x: Value, asked: int, rows: int, keys_last: bool) -> Value:
         for name, projection in layer.named_modules():
@@ -133,6 +178,10 @@ class _Outline:
             self._give("softmax", f"{place}.{name}.shares", "float16", shape, x=scores)
         return self._give("add", f"{place}", "float16", (1, x.shape[1], 1, asked), x=x)
 
+    def _choose(self, name: str, logits: Value, tokens: int) -> Value:
+        """The ids of the best tokens: the sum of the piece's first one and the column."""
+        return self._give("add", name, "int32", (1, tokens), x=logits)
+
     def _write(self, place: str, written: int, rows: int) -> None:
         """What a layer writes to the first state that has as many rows as its cache."""
         for state in [state for state in self.function.states if state.shape[-2] >= rows][:1]:
@@ -140,7 +189,14 @@ class _Outline:
             self._give("slice_update", place, "float16", state.shape, x=state, update=update)
 
     def _weight(self, name: str, shape: Shape) -> Value:
-        """A parameter as it is stored; one that an operation makes of its parts has these as operands."""
+        """A parameter as it is stored, the same for every step of a draft; one that an operation makes of its parts has
+        these as operands."""
+        name = STEP.sub("", name)
+        if (name, shape) not in self.weights:
+            self.weights[name, shape] = self._store(name, shape)
+        return self.weights[name, shape]
+
+    def _store(self, name: str, shape: Shape) -> Value:
         storage = self.compression.storage(name, shape)
         if storage.operation is None:
             return Value(name, "float16", shape, constant=True, blob=(name, 0))

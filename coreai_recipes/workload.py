@@ -64,7 +64,9 @@ def _count_parts(decoder: Decoder, draft: Draft | None) -> Iterator[Workload]:
     head = {name: table * (size if name == "score" else 1) for name, size in queries.items()}
     yield Workload("head", head, "of the last token; of each in score" if "score" in queries else "of the last token")
     if draft is not None:
-        yield Workload(DRAFT, {DRAFT: draft_flops(draft)}, f"{len(draft.stack)} layers, for one drafted token")
+        steps = draft.spec.steps
+        tokens = f"{steps} drafted tokens" if steps > 1 else "one drafted token"
+        yield Workload(DRAFT, {DRAFT: steps * draft_flops(draft)}, f"{len(draft.stack)} layers, for {tokens}")
 
 
 def layer_flops(decoder: Decoder, layer: Layer, function: str, sharing: Sharing | None = None) -> int:

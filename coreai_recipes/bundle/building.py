@@ -12,6 +12,7 @@ from coreai_recipes.bundle.packaging import Written, compose, write_package
 from coreai_recipes.bundle.ruling import hold_rules
 from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale, write_first
 from coreai_recipes.bundle.sources import find_checkpoint, find_draft
+from coreai_recipes.contract import steps_of
 from coreai_recipes.errors import BundleError
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
@@ -177,6 +178,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
     functions = {
         name: {
             "query": queries.get(name, 1),
+            "steps": steps_of(recipe, name),
             "inputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.inputs.items()},
             "outputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.outputs.items()},
             "cost": costs.get(name),

@@ -1,4 +1,5 @@
-"""The pieces of a draft, each converted once: its front, a layer of each kind, its head. See `export.fragments`."""
+"""The pieces of a draft, each converted once: its front, its start, a layer of each kind, its head, and what joins the
+tokens of several steps. See `export.fragments`."""
 
 from typing import cast
 
@@ -24,15 +25,23 @@ from coreai_recipes.primitives.registry import primitive
 from coreai_recipes.storage.parameters import stored_draft_shape, stored_shape
 
 
-def draft_front_fragment(decoder: Decoder, draft: Draft) -> Fragment:
-    """The last token, the target's hidden state, a position and what is seen of each kind -> x, angles and masks."""
-    model, owners = decoder.recipe.model, draft.owners
-    inputs = {
-        "input_ids": Port(INTEGER, (1, 1)),
-        "last_hidden": Port(FLOAT, (1, 1, model.hidden_size)),
-        "position": Port(INTEGER, (1,)),
-        **{f"seen_{owner}": Port(INTEGER, (1,)) for owner in owners},
-    }
+def draft_front_fragment(draft: Draft) -> Fragment:
+    """A position and what is seen of each kind -> angles and masks: the same for all steps of a call."""
+    inputs = {"position": Port(INTEGER, (1,)), **{f"seen_{owner}": Port(INTEGER, (1,)) for owner in draft.owners}}
+    outputs: dict[str, Port] = {}
+    for kind in dict.fromkeys(draft.spec.layer_kinds):
+        pairs = draft.pairs(kind)
+        outputs |= {f"{half}_{kind}": Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
+        outputs[f"mask_{kind}"] = Port(FLOAT, draft.mask_shape(kind))
+    turned = tuple(name for name in outputs if name.startswith(("cos_", "sin_")))
+    piece = _DraftFrontPiece(draft, list(inputs), list(outputs))
+    return Fragment("draft_front", piece, inputs, outputs, {}, float32_outputs=turned)
+
+
+def draft_start_fragment(decoder: Decoder, draft: Draft) -> Fragment:
+    """The last token and the hidden state before it, the target's or the draft's own -> x."""
+    model = decoder.recipe.model
+    inputs = {"input_ids": Port(INTEGER, (1, 1)), "last_hidden": Port(FLOAT, (1, 1, model.hidden_size))}
     # not the decoder's own embedding: that of the exported form is scaled with the residual stream
     with torch.device("meta"):
         embedding = primitive("embedding", "table")(model.vocab_size, model.hidden_size, model.embedding_scale)
@@ -41,19 +50,8 @@ def draft_front_fragment(decoder: Decoder, draft: Draft) -> Fragment:
     inputs[table] = Port(FLOAT, stored_shape(decoder, "embedding.weight"))
     inputs |= ports_of(draft, projection, "draft.")
     outputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
-    for kind in dict.fromkeys(draft.spec.layer_kinds):
-        pairs = draft.pairs(kind)
-        outputs |= {f"{half}_{kind}": Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
-        outputs[f"mask_{kind}"] = Port(FLOAT, draft.mask_shape(kind))
-    return Fragment(
-        "draft_front",
-        _DraftFrontPiece(draft, embedding, list(inputs), list(outputs)),
-        inputs,
-        outputs,
-        {table: "embedding.weight", **projection},
-        float32_outputs=tuple(name for name in outputs if name.startswith(("cos_", "sin_"))),
-        tables=(table,),
-    )
+    piece = _DraftStartPiece(draft, embedding, list(inputs))
+    return Fragment("draft_start", piece, inputs, outputs, {table: "embedding.weight", **projection}, tables=(table,))
 
 
 def draft_layer_fragment(draft: Draft, kind: str) -> Fragment:
@@ -86,22 +84,46 @@ def draft_head_fragment(draft: Draft) -> Fragment:
     return Fragment("draft_head", piece, inputs, outputs, parameters, tables=(table,), traced_rows=traced)
 
 
+def joining_fragment(steps: int) -> Fragment:
+    """The token that each step chose, and its logit -> those of all steps."""
+    each = {"ids": Port(INTEGER, (1, 1)), "values": Port(FLOAT, (1, 1))}
+    inputs = {f"step_{step}_{name}": port for name, port in each.items() for step in range(steps)}
+    outputs = {name: Port(port.dtype, (1, steps)) for name, port in each.items()}
+    return Fragment(f"joining_{steps}", _JoiningPiece(), inputs, outputs, {})
+
+
 class _DraftFrontPiece(Piece):
-    def __init__(self, draft: Draft, embedding: nn.Module, inputs: list[str], outputs: list[str]) -> None:
-        super().__init__(draft, embedding)
+    def __init__(self, draft: Draft, inputs: list[str], outputs: list[str]) -> None:
+        super().__init__(draft)
         self.inputs, self.outputs = inputs, outputs
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        draft, embedding = cast(Draft, self.piece[0]), self.piece[1]
+        draft, found = cast(Draft, self.piece[0]), dict[str, Tensor]()
         named = dict(zip(self.inputs, given, strict=True))
-        weights = {"pre_projection.weight": named[WEIGHT_PREFIX + "pre_projection"]}
-        with parameters_as(embedding, {"weight": named[WEIGHT_PREFIX + "embedding"]}), parameters_as(draft, weights):
-            found = {"x": draft.start(embedding(named["input_ids"]), named["last_hidden"])}
         seen = {name.removeprefix("seen_"): value for name, value in named.items() if name.startswith("seen_")}
         for kind in dict.fromkeys(draft.spec.layer_kinds):
             cos, sin, mask = draft.inputs(kind, named["position"], seen)
             found |= {f"cos_{kind}": cos, f"sin_{kind}": sin, f"mask_{kind}": mask}
         return tuple(found[name] for name in self.outputs)
+
+
+class _DraftStartPiece(Piece):
+    def __init__(self, draft: Draft, embedding: nn.Module, inputs: list[str]) -> None:
+        super().__init__(draft, embedding)
+        self.inputs = inputs
+
+    def forward(self, *given: Tensor) -> Tensor:
+        draft, embedding = cast(Draft, self.piece[0]), self.piece[1]
+        named = dict(zip(self.inputs, given, strict=True))
+        weights = {"pre_projection.weight": named[WEIGHT_PREFIX + "pre_projection"]}
+        with parameters_as(embedding, {"weight": named[WEIGHT_PREFIX + "embedding"]}), parameters_as(draft, weights):
+            return draft.start(embedding(named["input_ids"]), named["last_hidden"])
+
+
+class _JoiningPiece(Piece):
+    def forward(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+        steps = len(given) // 2
+        return torch.cat(given[:steps], 1), torch.cat(given[steps:], 1)
 
 
 class _DraftHeadPiece(Piece):

@@ -7,8 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreai_recipes.draft import DRAFT, Draft
-from coreai_recipes.export.draft_fragments import draft_front_fragment, draft_head_fragment, draft_layer_fragment
+from coreai_recipes.draft import DRAFT, Draft, step_names
+from coreai_recipes.export.draft_fragments import (
+    draft_front_fragment,
+    draft_head_fragment,
+    draft_layer_fragment,
+    draft_start_fragment,
+    joining_fragment,
+)
 from coreai_recipes.export.fragments import (
     FLOAT,
     INTEGER,
@@ -41,9 +47,9 @@ def fragments_of(decoder: Decoder, draft: Draft | None = None) -> dict[str, Frag
         if name == "prefill":
             found += _picks(decoder, queries).values()
     if draft is not None:
-        found += [draft_front_fragment(decoder, draft), draft_head_fragment(draft)]
+        found += [draft_front_fragment(draft), draft_start_fragment(decoder, draft), draft_head_fragment(draft)]
         found += [draft_layer_fragment(draft, kind) for kind in dict.fromkeys(draft.spec.layer_kinds)]
-        found += _choices(decoder.recipe, 1, draft.spec.vocab_size)
+        found += [*_draft_choices(draft), *([joining_fragment(draft.spec.steps)] if draft.spec.steps > 1 else [])]
     return {fragment.name: fragment for fragment in found}
 
 
@@ -132,19 +138,29 @@ def _link_function(
     if picks:
         x, _ = pick_last()
     choices = _choices(decoder.recipe, _head_queries(name, queries), model.vocab_size)
-    return Signature(inputs, _link_head(head, {"x": x}, choices, models, linker), states)
+    return Signature(inputs, _give(_link_head(head, {"x": x}, choices, models, linker), linker), states)
 
 
 def _link_head(
-    head: Fragment, names: dict[str, str], choices: list[Fragment], models: dict[str, Any], linker: FunctionLinker
+    head: Fragment,
+    names: dict[str, str],
+    choices: list[Fragment],
+    models: dict[str, Any],
+    linker: FunctionLinker,
+    at: str = "",
 ) -> dict[str, Port]:
-    """The end of a function, and its outputs. Where the package chooses the token, its logits are a value inside."""
-    outputs = dict(head.outputs)
-    linker.append(models[head.name], "head_", {**names, **{name: name for name in outputs}}, head.parameters)
+    """The end of a function, and what it gives. Where the package chooses the token, its logits are a value inside."""
+    outputs, named = dict(head.outputs), {name: name for name in head.outputs} | names
+    linker.append(models[head.name], f"{at}head_", named, head.parameters)
     for choice in choices:
-        named = {name: name for name in (*choice.inputs, *choice.outputs)}
-        linker.append(models[choice.name], "choice_", named, {})
+        chosen = {name: named[name] for name in choice.inputs} | {name: f"{at}{name}" for name in choice.outputs}
+        linker.append(models[choice.name], f"{at}choice_", chosen, {})
         outputs = {**choice.outputs, **{name: port for name, port in outputs.items() if name not in choice.inputs}}
+    return outputs
+
+
+def _give(outputs: dict[str, Port], linker: FunctionLinker) -> dict[str, Port]:
+    """Make these the outputs of a function."""
     for output in outputs:
         linker.add_output(output)
     return outputs
@@ -172,27 +188,45 @@ def _link_draft(
     linker: FunctionLinker,
     ordering: NDArray[np.int32] | None,
 ) -> Signature:
-    front, head = draft_front_fragment(decoder, draft), draft_head_fragment(draft)
-    inputs = {name: port for name, port in front.inputs.items() if name not in front.parameters}
+    """Where a call drafts several tokens, each step is given the token and the hidden state of the step before it."""
+    front, start, head = draft_front_fragment(draft), draft_start_fragment(decoder, draft), draft_head_fragment(draft)
+    inputs = {name: port for name, port in start.inputs.items() if name not in start.parameters} | front.inputs
     states = _declare(decoder, inputs, linker)
-    shared = {name: name for name in (*inputs, *front.outputs)}
-    linker.append(models[front.name], "front_", {**shared, "x": "hidden_0"}, front.parameters)
-    for index, kind in enumerate(draft.spec.layer_kinds):
-        fragment, owner = draft_layer_fragment(draft, kind), draft.owner(kind)
-        names = {
-            "x": f"hidden_{index}",
-            "y": f"hidden_{index + 1}",
-            "slot": linker.add_integer(f"slot_{index}", draft.slot(owner)),
-            **{port: f"{port}_{kind}" for port in ("cos", "sin", "mask")},
-            **state_names(draft.owners[owner]),
-        }
-        parameters = {alias: f"draft.layers.{index}.{name}" for alias, name in fragment.parameters.items()}
-        linker.append(models[fragment.name], f"layer_{index}_", names, parameters)
-    names = {"x": f"hidden_{len(draft.spec.layer_kinds)}"}
-    if ordering is not None:
-        names["ordering"] = linker.add_integers("ordering", ordering)
-    choices = _choices(decoder.recipe, 1, draft.spec.vocab_size)
-    return Signature(inputs, _link_head(head, names, choices, models, linker), states)
+    linker.append(models[front.name], "front_", {name: name for name in (*front.inputs, *front.outputs)}, {})
+    steps, choices = draft.spec.steps, _draft_choices(draft)
+    given = {} if ordering is None else {"ordering": linker.add_integers("ordering", ordering)}
+    names, outputs = {"input_ids": "input_ids", "last_hidden": "last_hidden"}, dict[str, Port]()
+    for step, (logits, hidden) in enumerate(step_names(steps)):
+        at = f"step_{step}_" if steps > 1 else ""
+        linker.append(models[start.name], f"{at}start_", {**names, "x": f"{at}hidden_0"}, start.parameters)
+        for index, kind in enumerate(draft.spec.layer_kinds):
+            fragment, owner = draft_layer_fragment(draft, kind), draft.owner(kind)
+            names = {
+                "x": f"{at}hidden_{index}",
+                "y": f"{at}hidden_{index + 1}",
+                "slot": linker.add_integer(f"slot_{index}", draft.slot(owner)),
+                **{port: f"{port}_{kind}" for port in ("cos", "sin", "mask")},
+                **state_names(draft.owners[owner]),
+            }
+            parameters = {alias: f"draft.layers.{index}.{name}" for alias, name in fragment.parameters.items()}
+            linker.append(models[fragment.name], f"{at}layer_{index}_", names, parameters)
+        names = {"x": f"{at}hidden_{len(draft.spec.layer_kinds)}", "logits": logits, "hidden": hidden, **given}
+        outputs = _link_head(head, names, choices, models, linker, at)
+        names = {"input_ids": f"{at}ids", "last_hidden": hidden}
+    if steps > 1:
+        joining = joining_fragment(steps)
+        linker.append(
+            models[joining.name], "joining_", {name: name for name in (*joining.inputs, *joining.outputs)}, {}
+        )
+        outputs |= joining.outputs
+    return Signature(inputs, _give(outputs, linker), states)
+
+
+def _draft_choices(draft: Draft) -> list[Fragment]:
+    """A step takes the token that the step before it chose, within the package."""
+    if draft.spec.steps > 1:
+        return [choice_fragment(1, draft.spec.vocab_size)]
+    return _choices(draft.recipe, 1, draft.spec.vocab_size)
 
 
 def _picks(decoder: Decoder, queries: int) -> dict[str, Fragment]:

@@ -67,10 +67,12 @@ class Port(Described):
 
 
 class Function(Described):
-    """A function of a package. `query` is the number of tokens that a call takes; `cost` what a call computes: flops,
-    bytes of weights read, of states read and written, of all results, and of these as the engine pads them."""
+    """A function of a package. `query` is the number of tokens that a call takes; `steps` how many it drafts, each from
+    the one before it, null where that is no more than one; `cost` what a call computes: flops, bytes of weights read,
+    of states read and written, of all results, and of these as the engine pads them."""
 
     query: Count
+    steps: Count | None = None
     inputs: dict[Name, Port]
     outputs: dict[Name, Port]
     cost: dict[str, Size] | None = None

@@ -20,11 +20,12 @@ def choose(logits: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     row, column = torch.arange(rows).view(1, -1, 1).float(), torch.arange(columns).view(1, 1, -1).float()
     x = without_padding(logits.view(-1, rows, columns), row, column, vocab_size)
     best = x.amax((1, 2), keepdim=True)  # (S, 1, 1)
-    # By products: a selection would store both of its sides in the shape of the logits. Where a strip has none of the
-    # best values it is `columns`, where none has, `rows`.
-    first = columns + ((x == best).float() * (column - columns)).amin(2, keepdim=True)  # (S, R, 1)
-    strip = rows + ((first < columns).float() * (row - rows)).amin(1, keepdim=True)  # (S, 1, 1)
-    within = columns + ((row == strip).float() * (first - columns)).amin(1, keepdim=True)
+    # By products: a selection would store both of its sides in the shape of the logits. `ahead` of a strip's end lies
+    # its first best value, 0 where it has none: then it is at `columns`, and where no strip has one, in strip `rows`.
+    # Whole numbers are compared by differences, for what gives booleans may leave the engine.
+    ahead = ((x == best).float() * (column - columns)).amin(2, keepdim=True)  # (S, R, 1)
+    strip = rows + ((-ahead).clamp(max=1) * (row - rows)).amin(1, keepdim=True)  # (S, 1, 1)
+    within = columns + ((1 - (row - strip).abs()).clamp(min=0) * ahead).amin(1, keepdim=True)
     ids = strip.int() * columns + within.int()
     return ids.view(1, -1), best.view(1, -1)
 

@@ -221,6 +221,13 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             "a draft's tokens are verified by `score`, which is missing",
             "add `score: 5`: the last token and 4 drafted ones",
         )
+    steps, score = integer_at(draft, "steps"), integer_at(recipe, "export", "functions", "score")
+    if steps and score and steps >= score:
+        yield Problem(
+            ("draft", "steps"),
+            f"{steps} tokens a call are more than the {score - 1} that `score` verifies beside the last one",
+            f"at most {score - 1}, or `export.functions.score` from {steps + 1} on",
+        )
 
 
 def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:

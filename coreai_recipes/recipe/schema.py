@@ -785,6 +785,10 @@ class Draft(Stack):
 
     reference: Reference = Field(description="the transformers model to equal, and its checkpoint")
     centroids: Centroids | None = Field(default=None, description="an ordered-embedding head (use_ordered_embeddings)")
+    steps: Annotated[int, Field(ge=1, strict=True)] = Field(
+        default=1,
+        description="tokens that one call drafts; of more than 1 the package gives ids alone",
+    )
     weights: Weights = Field(description="where the draft's checkpoint keeps its tensors")
 
 

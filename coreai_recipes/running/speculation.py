@@ -1,7 +1,8 @@
 """Speculative decoding with a draft that reads the target's caches, over the functions of a package.
 
-A round drafts up to N - 1 tokens by `draft`, verifies them and the token before in one call of `score`, and keeps those
-that the target would have picked itself, and its own next one. What is rejected is rolled back by position.
+A round drafts up to N - 1 tokens by `draft`, one a call or several, verifies them and the token before in one call of
+`score`, and keeps those that the target would have picked itself, and its own next one. What is rejected is rolled back
+by position.
 What a draft sees is what transformers shows it (SinglePositionMultiTokenCandidateGenerator): the text is the target's
 own either way, but the number of tokens that are accepted is compared with transformers', round by round.
 """
@@ -104,7 +105,7 @@ class Speculator:
             for kind, window in self._windows.items()
         }
         drafted: list[int] = []
-        for _ in range(most):
+        while len(drafted) < most:
             inputs = {
                 "input_ids": torch.tensor([[drafted[-1] if drafted else text[-1]]], dtype=torch.int32),
                 "last_hidden": hidden,
@@ -113,8 +114,8 @@ class Speculator:
             }
             found = self._call("draft", inputs)
             hidden = found["hidden"]
-            drafted.append(best(choices(found, self._vocab_size)[-1]))
-        return drafted
+            drafted += [best(choice) for choice in choices(found, self._vocab_size)]
+        return drafted[:most]
 
     def _score(self, tokens: list[int], position: int) -> tuple["Tensor", "Tensor"]:
         """What follows each token, and their hidden states."""

@@ -20,19 +20,22 @@ def following(text: Sequence[int]) -> int:
 
 
 class Scripted:
-    """A target whose hidden state is its position, and a draft that errs at the positions in `errs`."""
+    """A target whose hidden state is its position, and a draft that errs at the positions in `errs`, and gives logits
+    of one token a call or the ids of `steps`."""
 
-    def __init__(self, errs: frozenset[int] = frozenset()) -> None:
-        self.errs = errs
+    def __init__(self, errs: frozenset[int] = frozenset(), steps: int = 1) -> None:
+        self.errs, self.steps = errs, steps
         self.text: list[int] = [0] * (CONTEXT + QUERIES["prefill"])
         self.guessed: list[int] = []
         self.calls: list[tuple[str, int, int]] = []
+        self.drafting_calls = 0
         self.seen: list[dict[str, int]] = []
 
     def __call__(self, function: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         position, ids = int(inputs["position"]), inputs["input_ids"][0].tolist()
         if function == "draft":
-            return self._draft(position, ids[0], inputs)
+            self.drafting_calls += 1
+            return self._draft(position, ids[0], inputs) if self.steps == 1 else self._draft_ids(position, inputs)
         count = int(inputs["count"]) if "count" in inputs else 1
         assert len(ids) == QUERIES[function]
         assert position + count <= CONTEXT
@@ -43,6 +46,18 @@ class Scripted:
         for row, at in enumerate(rows):
             logits[0, row, following(self.text[: at + 1])] = 1
         return {"logits": logits, "hidden": torch.tensor([[[float(at)] for at in rows]])}
+
+    def _draft_ids(self, position: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        ids, hidden = [int(inputs["input_ids"])], inputs["last_hidden"]
+        for _ in range(self.steps):
+            found = self._draft(position, ids[-1], {**inputs, "last_hidden": hidden})
+            ids.append(int(found["logits"].argmax()))
+            hidden = found["hidden"]
+        return {
+            "ids": torch.tensor([ids[1:]], dtype=torch.int32),
+            "values": torch.zeros(1, self.steps),
+            "hidden": hidden,
+        }
 
     def _draft(self, position: int, token: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         hidden = int(inputs["last_hidden"])
@@ -68,6 +83,18 @@ def one_by_one(prompt: Sequence[int], tokens: int) -> list[int]:
     for _ in range(tokens):
         text.append(following(text))
     return text[len(prompt) :]
+
+
+@pytest.mark.parametrize(("steps", "calls"), [(2, 2), (3, 2), (4, 1)])
+def test_several_drafts_a_call_give_the_same_rounds_with_fewer_calls(steps: int, calls: int) -> None:
+    """What a call drafts beyond a round is left out."""
+    for errs in (frozenset[int](), frozenset({9, 14, 22})):
+        single, several = Scripted(errs), Scripted(errs, steps)
+        expected = rounds(single, [1, 2, 3], 23)
+        assert rounds(several, [1, 2, 3], 23) == expected
+        drafted = [-(-len(each.drafted) // steps) for each in expected]
+        assert several.drafting_calls == sum(drafted)
+        assert max(drafted) == calls
 
 
 @given(

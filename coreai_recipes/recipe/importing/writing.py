@@ -14,8 +14,8 @@ _ORDERS = {
         "kinds", "layers",
     ),
     "draft": (
-        "reference", "vocab_size", "hidden_size", "norm", "placement", "layer_scalar", "centroids", "kinds", "layers",
-        "weights",
+        "reference", "vocab_size", "hidden_size", "norm", "placement", "layer_scalar", "centroids", "steps", "kinds",
+        "layers", "weights",
     ),
     "attention": (
         "kind", "window", "num_heads", "num_kv_heads", "head_dim", "shares_kv_with", "bias", "qk_norm", "v_norm",

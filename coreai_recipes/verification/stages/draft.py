@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.draft import Draft, build_draft
+from coreai_recipes.draft import DRAFT, Draft, build_draft, step_names
 from coreai_recipes.filling import bind_draft, fill_from
 from coreai_recipes.logits import best, choices
 from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
+from coreai_recipes.running.program import SavedProgram
 from coreai_recipes.running.speculation import Round, Speculator, seen_positions
 from coreai_recipes.states import state_specs, states_of
 from coreai_recipes.storage.reading import stored_draft
-from coreai_recipes.verification.calls import run_and_show_logits
 from coreai_recipes.verification.draft_reference import assisted_rounds, load_draft
 from coreai_recipes.verification.figures import compare
 from coreai_recipes.verification.greedy import fill_whole
@@ -100,8 +100,6 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for place in _random_places(recipe, draft):
         seen = {owner: seen_positions(window, place.end, place.end + 1, place.end) for owner, window in windows.items()}
-        embedded = embedding.embed(place.token)  # (1, C, 1, 1)
-        ours = draft(embedded, place.hidden, place.end, seen, place.states)
         program.reset()
         for owner, spec in draft.owners.items():
             order, last = folded[owner] if recipe.export.fold else None, spec.layers - 1
@@ -115,12 +113,29 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
             "position": torch.tensor([place.end], dtype=torch.int32),
             **{f"seen_{owner}": torch.tensor([count], dtype=torch.int32) for owner, count in seen.items()},
         }
-        outputs = run_and_show_logits(program, "draft", inputs, recipe)
-        logits = choices({"logits": outputs["logits"]}, draft.spec.vocab_size)
-        found = {"logits": logits, "hidden": outputs["hidden"][0]}
-        for name, ref in zip(("logits", "hidden"), ours, strict=True):
-            rows.setdefault(f"package.{name}", []).append((ref[0], found[name].float()))
+        token, hidden = place.token, place.hidden
+        for logits, next_hidden in _steps_of_package(program, inputs, draft):
+            ours = draft(embedding.embed(token), hidden, place.end, seen, place.states)
+            for name, pair in {"logits": (ours[0], logits), "hidden": (ours[1], next_hidden)}.items():
+                rows.setdefault(f"package.{name}", []).append((pair[0][0], pair[1][0].float()))
+            token, hidden = torch.tensor([[best(logits[0, 0])]]), next_hidden
     return [compare(name, *(torch.cat(side) for side in zip(*pairs, strict=True))) for name, pairs in rows.items()]
+
+
+def _steps_of_package(
+    program: SavedProgram, inputs: Mapping[str, Tensor], draft: Draft
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits (1, 1, V) and the hidden state (1, 1, C) of each step of a call, which may be values inside."""
+    names = step_names(draft.spec.steps)
+    wanted, shown = {name for pair in names for name in pair}, dict[str, Tensor]()
+
+    def look(name: str, value: Tensor, _: str) -> None:
+        if name in wanted:
+            shown[name] = value.clone()
+
+    program.call(DRAFT, inputs, look)
+    for logits, hidden in names:
+        yield choices({"logits": shown[logits]}, draft.spec.vocab_size)[None], shown[hidden]
 
 
 @dataclass(frozen=True)
