@@ -160,7 +160,8 @@ def validate(
     checkpoint: CheckpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every problem of a recipe at once; with a checkpoint, its tensors' names and shapes too, from headers alone."""
+    """Every problem of a recipe at once; with a checkpoint its tensors' names and shapes too, without reading a weight,
+    and a local one's tokenizer files."""
     from coreai_recipes import console
     from coreai_recipes.recipe import load_resolved
     from coreai_recipes.recipe.importing import check_reference
