@@ -16,6 +16,7 @@ from coreai_recipes.errors import CheckpointError
 # One case of each architecture; that of OLMo 2 is OLMo 3, which has a window.
 CASES = {architecture: case for case, (architecture, _) in CONFIGS.items() if "longrope" not in case}
 CASES |= {"gpt-oss": "gpt-oss", "granite": "granite", "gemma4": "gemma4", "llama": "llama"}
+WINDOW = "attention.sliding_window"
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 128}
 # A value that no case has, and what must stand beside it to matter.
 OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -121,6 +122,12 @@ def test_every_other_key_that_gguf_has_a_name_for_is_refused_by_name(name: str, 
     assert [problem.split(": ", 1)[1].split(" ")[0] for problem in caught.value.problems] == [
         f"{name}.{key}" for key in others
     ]
+
+
+@pytest.mark.parametrize("name", [name for name, row in architectures().items() if WINDOW not in row.keys])
+def test_a_window_of_zero_is_none_where_no_layer_slides_either(name: str, states: dict[str, Any], tmp_path: Path):
+    plain = config_of(write(CASES[name], tmp_path, states, {}))
+    assert config_of(write(CASES[name], tmp_path, states, {WINDOW: 0})) == plain
 
 
 def test_thousands_of_unknown_keys_are_not_thousands_of_lines(states: dict[str, Any], tmp_path: Path):

@@ -160,7 +160,7 @@ def architectures() -> Mapping[str, Architecture]:
 def _read_row(name: str, row: dict[str, Any], table: dict[str, Any]) -> Architecture:
     """A row with what all rows share; what a row says of a key is all that is said of it."""
     parts = ("keys", "harmless", "ignored")
-    own = {key for part in parts for key in row.get(part, {})}
+    own = {key for part in (*parts, "unread") for key in row.get(part, {})}
     lists: dict[str, dict[str, Any]] = {
         part: {**{key: value for key, value in table[part].items() if key not in own}, **row.get(part, {})}
         for part in parts
