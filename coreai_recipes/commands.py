@@ -168,7 +168,7 @@ def validate(
 
     results: list[dict[str, Any]] = []
     for source in recipes:
-        problems: list[str] = []
+        problems: list[dict[str, str]] = []
         notes: list[str] = []
         try:
             resolved = load_resolved(source)
@@ -176,14 +176,14 @@ def validate(
             if checkpoint is not None:
                 notes += _check_tensors(resolved.recipe, checkpoint)
         except UserError as error:
-            problems += error.problems
+            problems += [{"code": c, "message": p} for c, p in zip(error.codes, error.problems, strict=True)]
         results.append({"recipe": source, "valid": not problems, "problems": problems, "notes": notes})
     if as_json:
         console.print_json({"valid": all(result["valid"] for result in results), "recipes": results})
     else:
         for result in results:
             for problem in result["problems"]:
-                print(problem, file=sys.stderr)
+                print(problem["message"], file=sys.stderr)
             if result["valid"]:
                 print(f"{result['recipe']}: valid")
             for note in result["notes"]:

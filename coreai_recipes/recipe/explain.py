@@ -79,25 +79,35 @@ def _problem(found: _Found) -> Problem:
     match found.type:
         case "missing":
             choices = f"there is only `{found.form.choices[0]}`" if len(found.form.choices) == 1 else None
-            return Problem(found.location, "missing", found.form.description or choices)
+            return Problem(found.location, "missing", "missing", found.form.description or choices)
         case "extra_forbidden":
-            return Problem(found.location, "unknown key", _hint_for_unknown(found), at_key=True)
+            return Problem(found.location, "key-unknown", "unknown key", _hint_for_unknown(found), at_key=True)
         case "bad_key" if found.holder.keys:
             return Problem(
-                found.location, "unknown key", did_you_mean(str(found.location[-1]), found.holder.keys), at_key=True
+                found.location,
+                "key-unknown",
+                "unknown key",
+                did_you_mean(str(found.location[-1]), found.holder.keys),
+                at_key=True,
             )
         case "bad_key":
             return Problem(
-                found.location, "not a name that a kind can have", "a letter, then letters, digits and `_`", True
+                found.location,
+                "kind-name",
+                "not a name that a kind can have",
+                "a letter, then letters, digits and `_`",
+                True,
             )
         case "union_tag_not_found":
-            return Problem(found.location, f"says no `kind`: {_one_of(tuple(found.form.kinds))}")
+            return Problem(found.location, "kind-unsaid", f"says no `kind`: {_one_of(tuple(found.form.kinds))}")
         case "union_tag_invalid":
             tag = _below(found.node, "kind")
             near = nearest(str(tag.value), found.form.kinds)
             message = f"{shown(tag)} is not {_one_of(tuple(found.form.kinds))}"
-            return Problem((*found.location, "kind"), message, f"did you mean `{near}`?" if near else None)
-    return Problem(found.location, _wrong_value(found), _hint_for_value(found))
+            return Problem(
+                (*found.location, "kind"), "kind-invalid", message, f"did you mean `{near}`?" if near else None
+            )
+    return Problem(found.location, "value", _wrong_value(found), _hint_for_value(found))
 
 
 def _wrong_value(found: _Found) -> str:

@@ -104,7 +104,7 @@ def _expand_stack(root: Node, stack: str, merging: Merging) -> Node | None:
             expanded[child] = node
             size += _size(node)
             if size > MAX_VALUES:
-                problem = Problem(at, f"more than {MAX_VALUES} values, `like` written out")
+                problem = Problem(at, "values-many", f"more than {MAX_VALUES} values, `like` written out")
                 merging.problems.append(problem)
                 return None
     new_kinds = replace(kinds, value={name: expanded[name] for name in written})
@@ -119,14 +119,16 @@ def _chain(kinds_at: Location, name: str, kinds: dict[str, Node], merging: Mergi
         at: Location = (*kinds_at, chain[-1], "like")
         problem = None
         if not isinstance(like.value, str):
-            problem = Problem(at, f"{shown(like)} is not the name of a kind")
+            problem = Problem(at, "like-invalid", f"{shown(like)} is not the name of a kind")
         elif like.value not in kinds:
-            problem = Problem(at, f"there is no kind `{shorten(like.value)}`", did_you_mean(like.value, kinds))
+            problem = Problem(
+                at, "like-unknown", f"there is no kind `{shorten(like.value)}`", did_you_mean(like.value, kinds)
+            )
         elif like.value in chain:
             circle = [*chain[chain.index(like.value) :], like.value]
-            problem = Problem(at, f"a circle: {' is like '.join(f'`{kind}`' for kind in circle)}")
+            problem = Problem(at, "like-circle", f"a circle: {' is like '.join(f'`{kind}`' for kind in circle)}")
         elif len(chain) > MAX_CHAIN:
-            problem = Problem(at, f"more than {MAX_CHAIN} kinds like one another in a row")
+            problem = Problem(at, "like-long", f"more than {MAX_CHAIN} kinds like one another in a row")
         if problem:
             places = {(*kinds_at, kind) for kind in chain}
             if not merging.broken & places:
@@ -164,7 +166,7 @@ def _set(
         return _set_entry(node, form, at, path, value, merging, keep_null)
     if form is None or not (form.models or form.values) or (node is not None and not isinstance(node.value, dict)):
         what = f"`{dotted(at)}` is {shown(node)}" if node else f"`{dotted(at)}` is one value"
-        merging.problems.append(Problem((*at, step), f"unknown key: {what}, nothing is below it"))
+        merging.problems.append(Problem((*at, step), "key-unknown", f"unknown key: {what}, nothing is below it"))
         return node or value
     entries = _entries(node) if node else {}
     kind = kind_of(node) if node else None
@@ -174,7 +176,7 @@ def _set(
         else {**entries, **dict.fromkeys(form.keys)}
     )
     if step not in known:
-        merging.problems.append(Problem((*at, step), "unknown key", did_you_mean(step, known)))
+        merging.problems.append(Problem((*at, step), "key-unknown", "unknown key", did_you_mean(step, known)))
         return node or (replace(value, value={}) if form.keys else value)
     if form.models == (LayerKind,):
         keep_null = _word(node, "like") is not None if node else False
@@ -196,7 +198,7 @@ def _set_entry(
         last = len(entries) - 1
         choice = f"0 to {last}" if last > 0 else "0" if last == 0 else "none, it is empty"
         merging.problems.append(
-            Problem((*at, path[0]), f"`{dotted(at)}` has no such entry", f"the entries are {choice}")
+            Problem((*at, path[0]), "entry-unknown", f"`{dotted(at)}` has no such entry", f"the entries are {choice}")
         )
         return node
     index = int(path[0])

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from coreai_recipes.errors import RecipeError
+from coreai_recipes.errors import Line, RecipeError
 from coreai_recipes.recipe.explain import explain
 from coreai_recipes.recipe.inherit import (
     MAX_CHAIN,
@@ -48,13 +48,13 @@ class Resolved:
     notes: tuple[str, ...]
     root: Node = field(repr=False, compare=False)
 
-    def describe(self, problems: Iterable[Problem]) -> list[str]:
+    def describe(self, problems: Iterable[Problem]) -> list[Line]:
         """Problems that are found after loading, as it tells its own: `path:line:column: dotted.field: message`."""
-        lines: dict[tuple[Mark, str, str], str] = {}
+        lines: dict[tuple[Mark, str, str], Line] = {}
         for problem in problems:
             mark = mark_at(self.root, problem.location, problem.at_key)
             hint = f"\n  {problem.hint}" if problem.hint else ""
-            line = f"{mark}: {dotted(problem.location)}: {problem.message}{hint}"
+            line = Line(f"{mark}: {dotted(problem.location)}: {problem.message}{hint}", problem.code)
             lines.setdefault((mark, _field_for_all(problem.location), problem.message), line)
         return list(lines.values())
 
@@ -92,7 +92,9 @@ def load_sealed(path: Path) -> Recipe:
     loading = _Loading()
     root = loading.read(path)
     if isinstance(root.value, dict) and "extends" in root.value:
-        loading.report(root.keys["extends"], "extends", "a bundle's recipe is whole: it extends no other")
+        loading.report(
+            root.keys["extends"], "extends", "extends-sealed", "a bundle's recipe is whole: it extends no other"
+        )
         loading.stop()
     return loading.finish(root).recipe
 
@@ -127,7 +129,7 @@ class _Loading:
 
     def __init__(self) -> None:
         self.places: list[str] = []
-        self.lines: dict[tuple[Mark, str, str], str] = {}
+        self.lines: dict[tuple[Mark, str, str], Line] = {}
         self.merging = Merging()
 
     def load(self, path: Path, chain: tuple[Path, ...] = ()) -> Node:
@@ -142,19 +144,26 @@ class _Loading:
         root = replace(root, value=below)
         chain = (*chain, path)
         if not isinstance(extends.value, str):
-            self.report(extends.mark, "extends", f"{shown(extends)} is not a path or a recipe's name")
+            self.report(
+                extends.mark, "extends", "extends-invalid", f"{shown(extends)} is not a path or a recipe's name"
+            )
             self.stop()
         try:
             parent = find_recipe(str(extends.value), beside=path.parent)
         except RecipeError as error:
-            self.report(extends.mark, "extends", *str(error).split("\n  "))
+            self.report(extends.mark, "extends", "extends-unknown", *str(error).split("\n  "))
             self.stop()
         names = " -> ".join(str(file) for file in (*chain, parent))
         if any(_same(parent, file) for file in chain):
-            self.report(extends.mark, "extends", f"a circle: {names}")
+            self.report(extends.mark, "extends", "extends-circle", f"a circle: {names}")
             self.stop()
         if len(chain) > MAX_CHAIN:
-            self.report(extends.mark, "extends", f"more than {MAX_CHAIN} recipes that extend one another: {names}")
+            self.report(
+                extends.mark,
+                "extends",
+                "extends-long",
+                f"more than {MAX_CHAIN} recipes that extend one another: {names}",
+            )
             self.stop()
         return merge(self.load(parent, chain), root, self.merging)
 
@@ -171,7 +180,9 @@ class _Loading:
         if root is None:
             self.stop()
         if not isinstance(root.value, dict):
-            self.report(root.mark, "", f"{shown(root)} at the top, where a recipe is a mapping of keys")
+            self.report(
+                root.mark, "", "not-a-mapping", f"{shown(root)} at the top, where a recipe is a mapping of keys"
+            )
             self.stop()
         return root
 
@@ -181,7 +192,7 @@ class _Loading:
         self.places.append(place)
         key, equals, text = override.partition("=")
         if not equals or not key:
-            self.report(Mark(place), "", "not KEY=VALUE, as in export.context=512")
+            self.report(Mark(place), "", "set-invalid", "not KEY=VALUE, as in export.context=512")
             return root
         value, problems = read_yaml(text, place)
         self.report_yaml(problems)
@@ -212,7 +223,7 @@ class _Loading:
     def is_consequence(self, problem: Problem) -> bool:
         """Whether a kind lacks something only because its `like` leads nowhere."""
         in_kind = _is_in_kinds(problem.location) and len(problem.location) > 3
-        lacks = problem.message.startswith(("missing", "says no `kind`", "`factor` says neither"))
+        lacks = problem.code in ("missing", "kind-unsaid", "rotary-unsaid")
         return in_kind and lacks and problem.location[:3] in self.merging.broken
 
     def depth(self, problem: Problem) -> int:
@@ -222,24 +233,31 @@ class _Loading:
 
     def report_yaml(self, problems: Iterable[YAMLProblem]) -> None:
         for problem in problems:
-            self.report(problem.mark, "", problem.message)
+            self.report(problem.mark, "", "yaml", problem.message)
 
     def report_at(self, mark: Mark, problem: Problem) -> None:
         """One problem; what a kind inherits counts once, whichever kinds inherit it."""
-        self.report(mark, dotted(problem.location), problem.message, problem.hint, _field_for_all(problem.location))
+        self.report(
+            mark,
+            dotted(problem.location),
+            problem.code,
+            problem.message,
+            problem.hint,
+            _field_for_all(problem.location),
+        )
 
-    def report(self, mark: Mark, field: str, message: str, hint: str | None = None, same: str = "") -> None:
+    def report(self, mark: Mark, field: str, code: str, message: str, hint: str | None = None, same: str = "") -> None:
         """One line, unless there is one of that message about the `same` field at that place."""
         lead = f"{mark}: {field}: " if field else f"{mark}: "
         line = f"{lead}{message}\n  {hint}" if hint else f"{lead}{message}"
-        self.lines.setdefault((mark, same, message), line)
+        self.lines.setdefault((mark, same, message), Line(line, code))
 
     def stop(self) -> NoReturn:
         """Raise with every problem so far, by file, line and column."""
         order = sorted(self.lines.items(), key=lambda item: (self.places.index(item[0][0].place), item[0][0][1:]))
         lines = [line for _, line in order]
         if len(lines) > MAX_PROBLEMS:
-            lines[MAX_PROBLEMS:] = [f"{self.places[0]}: and more: mend these first"]
+            lines[MAX_PROBLEMS:] = [Line(f"{self.places[0]}: and more: mend these first", "more")]
         raise RecipeError(*lines)
 
 
@@ -261,7 +279,7 @@ def _validate(data: Any, root: Node) -> tuple[Recipe | None, list[Problem]]:
         problems = [
             problem
             for problem in explain(error, root)
-            if not (problem.location in said and problem.message.startswith("says no `kind`"))
+            if not (problem.location in said and problem.code == "kind-unsaid")
         ]
         return None, [*problems, *found]
 

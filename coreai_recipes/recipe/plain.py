@@ -12,6 +12,8 @@ class Problem:
     """What is wrong at one place of a recipe, and the mend when we know it."""
 
     location: Location
+    code: str
+    """Which problem it is, whatever words say it: short, stable, and what anyone decides by."""
     message: str
     hint: str | None = None
     at_key: bool = False

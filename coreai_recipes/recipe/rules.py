@@ -52,7 +52,9 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
     at: Location = (*kind_at, "attention")
     heads, kv_heads = integer_at(kind, "attention", "num_heads"), integer_at(kind, "attention", "num_kv_heads")
     if heads and kv_heads and min(heads, kv_heads) > 0 and heads % kv_heads:
-        yield Problem((*at, "num_kv_heads"), f"{heads} heads cannot be shared out among {kv_heads} KV heads")
+        yield Problem(
+            (*at, "num_kv_heads"), "heads-groups", f"{heads} heads cannot be shared out among {kv_heads} KV heads"
+        )
     if (
         value_at(kind, "attention", "kind") == "latent"
         and heads
@@ -60,17 +62,22 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
         and heads > kv_heads
         and not heads % kv_heads
     ):
-        yield Problem((*at, "num_kv_heads"), f"latent attention makes keys of its own for each of {heads} heads")
+        yield Problem(
+            (*at, "num_kv_heads"), "latent-heads", f"latent attention makes keys of its own for each of {heads} heads"
+        )
     values = integer_at(kind, "attention", "value_dim")
     nope_dim, rope_dim = integer_at(kind, "attention", "nope_dim"), integer_at(kind, "attention", "rope_dim")
     if values and nope_dim and rope_dim and values > nope_dim + rope_dim:
         yield Problem(
-            (*at, "value_dim"), f"{values} is more than a head's keys have, {nope_dim + rope_dim}: one cache holds both"
+            (*at, "value_dim"),
+            "value-dim",
+            f"{values} is more than a head's keys have, {nope_dim + rope_dim}: one cache holds both",
         )
     window, context = integer_at(kind, "attention", "window"), integer_at(recipe, "export", "context")
     if value_at(kind, "attention", "kind") == "sliding" and window and context and window > context:
         yield Problem(
             (*at, "window"),
+            "window-context",
             f"context {context} is shorter than the window {window}: the window would never slide",
             f"raise export.context to {window} or more, or use `kind: full`, which is the same within {context}",
         )
@@ -86,36 +93,45 @@ def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
         return
     owner = kinds.get(owner_name)
     if not isinstance(owner, Mapping):
-        yield Problem(at, f"there is no kind `{owner_name}`", did_you_mean(owner_name, kinds))
+        yield Problem(at, "share-unknown", f"there is no kind `{owner_name}`", did_you_mean(owner_name, kinds))
         return
     if value_at(owner, "attention", "shares_kv_with") is not None:
-        yield Problem(at, f"`{owner_name}` has no cache of its own: it shares one too")
+        yield Problem(at, "share-chain", f"`{owner_name}` has no cache of its own: it shares one too")
     for field in ("kind", "num_kv_heads", "head_dim", "window"):
         ours, theirs = value_at(kind, "attention", field), value_at(owner, "attention", field)
         if ours is not None and theirs is not None and ours != theirs:
-            yield Problem(at, f"{field} is {ours} here and {theirs} in `{owner_name}`: one cache cannot serve both")
+            yield Problem(
+                at,
+                "share-differs",
+                f"{field} is {ours} here and {theirs} in `{owner_name}`: one cache cannot serve both",
+            )
             break
     ours, theirs = mapping_at(kind, "rotary"), mapping_at(owner, "rotary")
     different = [key for key in ours if key in theirs and ours[key] != theirs[key]]
     if different:
         yield Problem(
             (*kind_at, "rotary", different[0]),
+            "share-rotary",
             f"`{name}` reads keys that `{owner_name}` has turned with {different[0]} {theirs[different[0]]}",
             f"make both rotaries equal, or leave out {'.'.join(map(str, at[-2:]))}",
         )
     order = _layer_order(recipe, "model")
     if stack == "draft":
         if order and owner_name not in order:
-            yield Problem(at, f"no layer of the model is of kind `{owner_name}`")
+            yield Problem(at, "share-not-in-model", f"no layer of the model is of kind `{owner_name}`")
         return
     if order and name in order and owner_name not in order[: order.index(name)]:
-        yield Problem(at, f"no layer of kind `{owner_name}` comes before the first of `{name}`")
+        yield Problem(at, "share-order", f"no layer of kind `{owner_name}` comes before the first of `{name}`")
         return
     after = order[order.index(name) :] if name in order else []
     owns = next((n for n in after if value_at(kinds, n, "attention", "shares_kv_with") is None and n in kinds), None)
     if owns is not None:
         # in `prefill` they run for the last token alone, which a later cache would need in full
-        yield Problem(at, f"a layer of kind `{owns}` comes after it: layers that share a cache are the last ones")
+        yield Problem(
+            at,
+            "share-not-last",
+            f"a layer of kind `{owns}` comes after it: layers that share a cache are the last ones",
+        )
 
 
 def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
@@ -124,20 +140,26 @@ def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
         at: Location = (*kind_at, block, "router")
         top, groups, top_groups = (integer_at(router, name) for name in ("top", "groups", "top_groups"))
         if count and top and top > count:
-            yield Problem((*at, "top"), f"{top} of {count} experts cannot be chosen")
+            yield Problem((*at, "top"), "experts-top", f"{top} of {count} experts cannot be chosen")
             continue
         if groups and top_groups and top_groups > groups:
-            yield Problem((*at, "top_groups"), f"{top_groups} of {groups} groups cannot be chosen")
+            yield Problem(
+                (*at, "top_groups"), "experts-top-groups", f"{top_groups} of {groups} groups cannot be chosen"
+            )
             continue
         if not count or not groups or groups == 1 or min(count, groups) < 1:
             continue
         if count % groups:
-            yield Problem((*at, "groups"), f"{count} experts cannot be shared out among {groups} groups")
+            yield Problem(
+                (*at, "groups"), "experts-groups", f"{count} experts cannot be shared out among {groups} groups"
+            )
         elif count // groups < 2:
-            yield Problem((*at, "groups"), "a group of one expert has no two best scores")
+            yield Problem((*at, "groups"), "experts-group-of-one", "a group of one expert has no two best scores")
         elif top and top_groups and top > count // groups * top_groups:
             within = count // groups * top_groups
-            yield Problem((*at, "top"), f"{top} experts cannot be chosen from the {within} of {top_groups} groups")
+            yield Problem(
+                (*at, "top"), "experts-top", f"{top} experts cannot be chosen from the {within} of {top_groups} groups"
+            )
 
 
 def _mixture_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
@@ -146,6 +168,7 @@ def _mixture_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
     if mapping_at(kind, "experts") and placement != "sandwich":
         yield Problem(
             (*kind_at, "experts"),
+            "experts-placement",
             f"experts beside an MLP stand in a sandwich of norms, and the placement is `{placement or 'pre'}`",
             "write `placement: sandwich`, or experts in place of the MLP: `mlp: {kind: moe, ...}`",
         )
@@ -156,7 +179,7 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     width = integer_at(recipe, "model", "embedding", "width")
     if width and width == integer_at(recipe, "model", "hidden_size"):
         at: Location = ("model", "embedding", "width")
-        yield Problem(at, f"{width} is hidden_size: there is nothing to project", "leave it out")
+        yield Problem(at, "width-needless", f"{width} is hidden_size: there is nothing to project", "leave it out")
     count, context = (
         integer_at(recipe, "model", "embedding", "positions", "count"),
         integer_at(recipe, "export", "context"),
@@ -164,6 +187,7 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     if count and context and context > count:
         yield Problem(
             ("export", "context"),
+            "positions-context",
             f"{context} positions, and {count} are learned: there are no rows for the others",
             f"lower it to {count} or less",
         )
@@ -173,11 +197,12 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     )
     if rows and tokens and rows < tokens:
         at = ("model", "embedding", "per_layer", "vocab_size")
-        yield Problem(at, f"{rows} rows for {tokens} tokens: some would have none")
+        yield Problem(at, "per-layer-rows", f"{rows} rows for {tokens} tokens: some would have none")
     for name, kind in islice(mapping_at(recipe, "model", "kinds").items(), MAX_KINDS):
         if mapping_at(kind, "attention", "alibi") and value_at(kind, "rotary", "kind") not in (None, "none"):
             yield Problem(
                 ("model", "kinds", name, "rotary", "kind"),
+                "alibi-rotary",
                 "heads that turn, and whose scores fall with distance too (alibi)",
                 "write `kind: none`, or leave out attention.alibi",
             )
@@ -196,28 +221,38 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         ):
             yield Problem(
                 ("draft", "kinds", name, "attention"),
+                "draft-owns-no-cache",
                 "a draft owns no cache: say whose keys and values it reads",
                 "add `shares_kv_with:` and a kind of the model",
             )
         for field in ("alibi", "temperature"):
             if isinstance(kind, Mapping) and value_at(kind, "attention", field) is not None:
-                yield Problem(("draft", "kinds", name, "attention", field), "a draft has none")
+                yield Problem(("draft", "kinds", name, "attention", field), "draft-foreign", "a draft has none")
     for field in ("width", "norm", "positions"):
         if value_at(recipe, "model", "embedding", field) is not None:
             at = ("model", "embedding", field)
-            yield Problem(at, "a draft is given the target's plain embedding, and cannot be built beside it")
+            yield Problem(
+                at, "draft-embedding", "a draft is given the target's plain embedding, and cannot be built beside it"
+            )
     ours, theirs = integer_at(draft, "vocab_size"), integer_at(recipe, "model", "vocab_size")
     if ours and theirs and ours != theirs:
-        yield Problem(("draft", "vocab_size"), f"{ours} tokens here and {theirs} in the model: they must be the same")
+        yield Problem(
+            ("draft", "vocab_size"),
+            "draft-vocabulary",
+            f"{ours} tokens here and {theirs} in the model: they must be the same",
+        )
     clusters, top = integer_at(draft, "centroids", "count"), integer_at(draft, "centroids", "top")
     if ours and clusters and ours % clusters:
         at = ("draft", "centroids", "count")
-        yield Problem(at, f"{ours} tokens cannot be shared out among {clusters} clusters")
+        yield Problem(at, "draft-clusters", f"{ours} tokens cannot be shared out among {clusters} clusters")
     if clusters and top and top > clusters:
-        yield Problem(("draft", "centroids", "top"), f"{top} of {clusters} clusters cannot be looked into")
+        yield Problem(
+            ("draft", "centroids", "top"), "draft-clusters-top", f"{top} of {clusters} clusters cannot be looked into"
+        )
     if mapping_at(recipe, "export", "functions") and integer_at(recipe, "export", "functions", "score") is None:
         yield Problem(
             ("export", "functions"),
+            "draft-score",
             "a draft's tokens are verified by `score`, which is missing",
             "add `score: 5`: the last token and 4 drafted ones",
         )
@@ -225,6 +260,7 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     if steps and score and steps >= score:
         yield Problem(
             ("draft", "steps"),
+            "draft-steps",
             f"{steps} tokens a call are more than the {score - 1} that `score` verifies beside the last one",
             f"at most {score - 1}, or `export.functions.score` from {steps + 1} on",
         )
@@ -237,27 +273,35 @@ def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
     size_name = "rope_dim" if is_latent else "head_dim"
     rotary_kind, head_dim, factor = rotary.get("kind"), integer_at(kind, "attention", size_name), rotary.get("factor")
     if is_latent and rotary_kind in ("partial", "proportional"):
-        yield Problem((*at, "kind"), "latent attention says with rope_dim what turns", "use `kind: full`")
+        yield Problem(
+            (*at, "kind"), "latent-rotary", "latent attention says with rope_dim what turns", "use `kind: full`"
+        )
     if rotary_kind in ("full", "partial", "proportional") and head_dim and head_dim % 2:
         yield Problem(
             (*kind_at, "attention", size_name),
+            "head-dim-odd",
             f"{head_dim} is odd, and a rotary turns dimensions in pairs",
         )
     if isinstance(factor, int | float) and head_dim and 0 < factor <= 1:
         if rotary_kind == "partial":
             width = int(factor * head_dim)
             if width < 2:
-                yield Problem((*at, "factor"), f"{factor} of head_dim {head_dim} leaves no pair to rotate")
+                yield Problem(
+                    (*at, "factor"), "rotary-factor", f"{factor} of head_dim {head_dim} leaves no pair to rotate"
+                )
             elif width % 2:
                 yield Problem(
-                    (*at, "factor"), f"{factor} of head_dim {head_dim} is {width} dimensions, not whole pairs"
+                    (*at, "factor"),
+                    "rotary-factor",
+                    f"{factor} of head_dim {head_dim} is {width} dimensions, not whole pairs",
                 )
         if rotary_kind == "proportional" and int(factor * head_dim // 2) < 1:
-            yield Problem((*at, "factor"), f"{factor} of head_dim {head_dim} leaves no pair to rotate")
+            yield Problem((*at, "factor"), "rotary-factor", f"{factor} of head_dim {head_dim} leaves no pair to rotate")
     if "factor" in rotary and "kind" not in rotary:
         # The reason this project exists: the two have different pairs, and text stays fluent with the wrong one.
         yield Problem(
             at,
+            "rotary-unsaid",
             "`factor` says neither `partial` nor `proportional`: they pair different dimensions",
             "add `kind: partial` (GPT-NeoX, Phi, GLM) or `kind: proportional` (Gemma 4)",
         )
@@ -265,6 +309,7 @@ def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
     if precision in ("float16", "bfloat16") and rotary.get("lossy") is not True:
         yield Problem(
             (*at, "precision"),
+            "rotary-precision",
             f"angles in {precision} lose positions (bfloat16 frequencies: cosine error 0.35 at position 200)",
             "use float32, or add `lossy: true` if that is what you want",
         )
@@ -279,20 +324,29 @@ def _scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
     ):
         low, high = scaling.get(low_end), scaling.get(high_end)
         if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
-            yield Problem((*at, low_end), f"{low:g} is not below {high_end} {high:g}: between them lies the {between}")
+            yield Problem(
+                (*at, low_end),
+                "scaling-order",
+                f"{low:g} is not below {high_end} {high:g}: between them lies the {between}",
+            )
     width = _rotated_width(kind)
     for name in ("short_factor", "long_factor"):
         factors = scaling.get(name)
         if isinstance(factors, list) and width and width % 2 == 0 and len(factors) != width // 2:
-            yield Problem((*at, name), f"{len(factors)} factors for the {width // 2} pairs that turn")
+            yield Problem(
+                (*at, name), "scaling-factors", f"{len(factors)} factors for the {width // 2} pairs that turn"
+            )
     if scaling.get("kind") in ("dynamic", "ntk") and width == 2:
-        yield Problem((*at, "kind"), "a single pair has no frequency that theta could change")
+        yield Problem((*at, "kind"), "scaling-single-pair", "a single pair has no frequency that theta could change")
     if scaling.get("kind") == "yarn" and value_at(kind, "rotary", "theta") == 1:
-        yield Problem((*kind_at, "rotary", "theta"), "1 turns every pair alike: there is no ramp between them")
+        yield Problem(
+            (*kind_at, "rotary", "theta"), "scaling-theta", "1 turns every pair alike: there is no ramp between them"
+        )
     trained, context = integer_at(scaling, "original_context"), integer_at(recipe, "export", "context")
     if scaling.get("kind") == "dynamic" and trained and context and context > trained:
         yield Problem(
             at,
+            "scaling-context",
             f"context {context} exceeds the trained {trained}: beyond it frequencies change with a text's length, "
             "and keys in the cache were turned by others",
             f"set export.context to {trained} or less, or take a scaling that is fixed: yarn, longrope, linear",
@@ -318,15 +372,15 @@ def _layer_problems(recipe: Mapping[str, Any], stack: str) -> Iterator[Problem]:
             named = [((stack, "layers", index, "of", i), name) for i, name in enumerate(entry["of"])]
         for location, name in named:
             if isinstance(name, str) and name not in kinds:
-                yield Problem(location, f"there is no kind `{name}`", did_you_mean(name, kinds))
+                yield Problem(location, "kind-unknown", f"there is no kind `{name}`", did_you_mean(name, kinds))
     order = _layer_order(recipe, stack)
     if len(order) > MAX_LAYERS:
-        yield Problem((stack, "layers"), f"more than {MAX_LAYERS} layers")
+        yield Problem((stack, "layers"), "layers-many", f"more than {MAX_LAYERS} layers")
         return
     for name in islice(kinds, MAX_KINDS):
         if name not in order:
             hint = f"use it in {stack}.layers, or remove it"
-            yield Problem((stack, "kinds", name), f"no layer is of kind `{name}`", hint, at_key=True)
+            yield Problem((stack, "kinds", name), "kind-unused", f"no layer is of kind `{name}`", hint, at_key=True)
 
 
 def _layer_order(recipe: Mapping[str, Any], stack: str) -> list[str]:
@@ -343,12 +397,14 @@ def _export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         if context and query and query > context:
             yield Problem(
                 ("export", "functions", function),
+                "function-context",
                 f"{function} takes {query} tokens at a call, the context holds {context}",
             )
     prefill = integer_at(recipe, "export", "functions", "prefill")
     if value_at(recipe, "export", "mlp_layout") == "8x8" and prefill not in (None, 64):
         yield Problem(
             ("export", "mlp_layout"),
+            "mlp-layout",
             f"8x8 is for a prefill of 64 tokens, and this one takes {prefill}",
             "set export.functions.prefill to 64, or leave mlp_layout out",
         )
@@ -357,6 +413,7 @@ def _export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         near = 2.0 ** round(math.log2(scale))
         yield Problem(
             ("export", "residual_scale"),
+            "residual-scale",
             f"{scale:g} is not a power of two: weights times it would be rounded",
             f"the nearest is {near:g}",
         )
@@ -380,15 +437,29 @@ def scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         placement = value_at(kind, "placement") or model.get("placement") or "pre"
         has_weight = value_at(mapping_at(kind, "norm") or model.get("norm"), "weight") != "none"
         if placement in ("post", "sandwich") and not has_weight:
-            yield Problem(at, f"the norms behind the blocks of `{name}` have no weight to take it up")
+            yield Problem(
+                at, "residual-scale-impossible", f"the norms behind the blocks of `{name}` have no weight to take it up"
+            )
         elif value_at(model, "embedding", "per_layer") is not None and not has_weight:
-            yield Problem(at, f"the norm behind the per-layer input of `{name}` has no weight to take it up")
+            yield Problem(
+                at,
+                "residual-scale-impossible",
+                f"the norm behind the per-layer input of `{name}` has no weight to take it up",
+            )
         if placement == "post" and value_at(kind, "mlp", "kind") == "moe":
-            yield Problem(at, f"the experts of `{name}` read the residual stream without a norm that would undo it")
+            yield Problem(
+                at,
+                "residual-scale-impossible",
+                f"the experts of `{name}` read the residual stream without a norm that would undo it",
+            )
         if placement == "add":
-            yield Problem(at, f"the blocks of `{name}` read the residual stream without a norm that would undo it")
+            yield Problem(
+                at,
+                "residual-scale-impossible",
+                f"the blocks of `{name}` read the residual stream without a norm that would undo it",
+            )
     if value_at(model, "head", "norm") == "none":
-        yield Problem(at, "no norm before the head would undo it")
+        yield Problem(at, "residual-scale-impossible", "no norm before the head would undo it")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

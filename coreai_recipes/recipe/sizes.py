@@ -107,4 +107,4 @@ def _product(*sizes: int | None) -> int:
 
 
 def _too_large(at: Location, words: str, found: int, most: int) -> Problem:
-    return Problem(at, f"{words}: {found:,} in all, more than {most:,}")
+    return Problem(at, "too-large", f"{words}: {found:,} in all, more than {most:,}")

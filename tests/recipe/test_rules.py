@@ -226,7 +226,7 @@ def test_a_recipe_made_in_python_keeps_the_rules_too(small, load):
     message = "prefill takes 65 tokens at a call, the context holds 64"
     assert error["type"] == "rules"
     assert error["msg"] == f"export.functions.prefill: {message}"
-    assert error["ctx"]["problems"] == [Problem(("export", "functions", "prefill"), message)]
+    assert error["ctx"]["problems"] == [Problem(("export", "functions", "prefill"), "function-context", message)]
 
 
 def test_field_errors_do_not_hide_the_rules(small, refusal):

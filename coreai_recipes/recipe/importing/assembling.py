@@ -12,7 +12,7 @@ from coreai_recipes.recipe.importing.family import Family, load_family, spread
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.importing.reading import ModelRead, read_model
 from coreai_recipes.recipe.loader import validate_data
-from coreai_recipes.recipe.plain import Location
+from coreai_recipes.recipe.plain import Problem
 from coreai_recipes.recipe.plugins import load_installed
 from coreai_recipes.recipe.rules import scale_problems
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
@@ -67,7 +67,7 @@ def recipe_from_config(
         data["export"] = {"residual_scale": "auto", **data["export"]}
     recipe, problems = validate_data(data)
     if recipe is None or problems:
-        said = {_in_words(problem.location, problem.message, read, family, part) for problem in problems}
+        said = {_in_words(problem, read, family, part) for problem in problems}
         raise CheckpointError(*sorted(said))
     outer = load_family(chosen or config["model_type"])
     around = () if outer.part is None else tuple(find_notes(config, outer))
@@ -184,12 +184,13 @@ def _choose_context(model: Mapping[str, Any], longest: Any, family: Family) -> i
     return max(min(wanted, limit, 1 << 20), min(window, 1 << 20))
 
 
-def _in_words(location: Location, message: str, read: ModelRead, family: Family, config: Mapping[str, Any]) -> str:
+def _in_words(problem: Problem, read: ModelRead, family: Family, config: Mapping[str, Any]) -> str:
     """A recipe's problem as the config's: the field that said what is wrong, where one did."""
+    location, message = problem.location, problem.message
     kind = str(location[2]) if location[:2] == ("model", "kinds") and len(location) > 2 else None
     path = ".".join(map(str, location[3:] if kind else location[1:]))
     field = read.origins.get((kind, path))
-    if message == "missing":
+    if problem.code == "missing":
         field = next((name for name, rule in family.fields.items() if path in rule.sets and name in config), None)
         message = f"{shown(config[field])}, and layers of kind {kind} need it" if field else message
     if field is None and path.startswith("rotary."):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
-from coreai_recipes.errors import CheckpointError, RecipeError
+from coreai_recipes.errors import CheckpointError, Line, RecipeError
 from coreai_recipes.recipe.importing.comparing import Difference, compare_models, describe_indices
 from coreai_recipes.recipe.importing.conditions import Unreadable, holds, layers_of
 from coreai_recipes.recipe.importing.family import (
@@ -62,7 +62,7 @@ def config_for(recipe: Recipe, place: str | None = None) -> dict[str, Any]:
         _check(recipe, config, family)
     except Impossible as impossible:
         lines = (
-            f"{place}: {dotted(problem.location)}: {problem.message}\n  {problem.hint or MEANT}"
+            Line(f"{place}: {dotted(problem.location)}: {problem.message}\n  {problem.hint or MEANT}", problem.code)
             for problem in impossible.args
         )
         raise RecipeError(*lines) from impossible
@@ -102,10 +102,13 @@ def _check(recipe: Recipe, config: Mapping[str, Any], family: Family) -> None:
         theirs = Model.model_validate(read_model(config, family).data)
     except CheckpointError as error:
         lines = (line.removeprefix("config.json: ") for line in error.problems)
-        raise Impossible(*(Problem(("reference", "model_type"), f"{family.name}: {line}") for line in lines)) from None
+        raise Impossible(
+            *(Problem(("reference", "model_type"), "reference-unreadable", f"{family.name}: {line}") for line in lines)
+        ) from None
     problems = [
         Problem(
             place,
+            "reference-differs",
             f"{_shown(difference.one)} here, and transformers' {family.name} has {_shown(difference.other)}{layers}",
             f"write that; {MEANT}",
         )
@@ -319,7 +322,7 @@ class _Reverser:
             holder = path.rpartition(".")[0]
             kind = next((kind for kind, data in self.kinds.items() if get_path(data, holder)), self.names[0])
             location = ("model", "kinds", kind, *path.split("."))
-        return Impossible(Problem(location, message, hint))
+        return Impossible(Problem(location, "reference-differs", message, hint))
 
 
 def from_recipe(rule: FieldRule, value: Any) -> Any:

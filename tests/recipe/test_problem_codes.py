@@ -1,0 +1,53 @@
+"""Codes of problems: stable ids that programs decide by; the words may change."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import coreai_recipes.recipe
+from coreai_recipes.errors import RecipeError
+from coreai_recipes.recipe import rules
+
+RECIPE = Path(coreai_recipes.recipe.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("model.hidden_size=-1", "value"),
+        ("model.hiden_size=32", "key-unknown"),
+        ("model.kinds.full.attention.kind=flash", "kind-invalid"),
+        ("model.kinds.full.attention.num_kv_heads=3", "heads-groups"),
+        ("model.kinds.full.like=other", "like-unknown"),
+        ("export", "set-invalid"),
+        ("export.context=[", "yaml"),
+    ],
+)
+def test_every_line_has_the_code_of_its_problem(small, load, change, code):
+    with pytest.raises(RecipeError) as caught:
+        load(small, change)
+    assert caught.value.codes == (code,)
+
+
+def test_json_shows_the_codes(run, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("recipe: 1\n- \n")
+    (broken,) = json.loads(run("validate", path, "--json")[1])["recipes"]
+    assert [problem["code"] for problem in broken["problems"]] == ["yaml"]
+    (gone,) = json.loads(run("validate", tmp_path / "gone.yaml", "--json")[1])["recipes"]
+    assert gone["problems"][0]["code"] == "recipe"
+    assert gone["problems"][0]["message"].startswith(str(tmp_path / "gone.yaml"))
+
+
+def test_nobody_decides_by_words(small, refusal, monkeypatch):
+    """`loader` once told consequences from causes by how their messages began."""
+    text = small.replace("rotary: {kind: full, theta: 10000}", "rotary: {factor: 0.5}")
+    before = refusal(text)
+
+    problem = rules.Problem
+    monkeypatch.setattr(rules, "Problem", lambda at, code, *rest, **also: problem(at, code, "in other words", None))
+    assert len(refusal(text)) == len(before) == 1
+    for path in RECIPE.rglob("*.py"):
+        assert not re.search(r"message(\.startswith| == )", path.read_text()), path
