@@ -5,6 +5,7 @@ fields that change the logits: scaled rotaries, biases, soft-caps, windows by la
 seen where it is not what we read; what it leaves out is ours, and named in the report.
 """
 
+import functools
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -20,6 +21,7 @@ from torch import Tensor
 from coreai_recipes.checkpoint.auto_tokenizer import quiet_transformers
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint, TensorInfo
 from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
+from coreai_recipes.checkpoint.gguf.their_reader import mapped_plainly
 from coreai_recipes.errors import CheckpointError
 
 OURS = "our reader (not independent)"
@@ -103,7 +105,8 @@ def open_reader(path: Path) -> Any:
     """gguf's own reader, as transformers uses it, without the tokenizer's lists."""
     from gguf import GGUFReader
 
-    reader = GGUFReader(path)
+    with mapped_plainly():
+        reader = GGUFReader(path)
     for key in [key for key in reader.fields if key.startswith("tokenizer.")]:
         del reader.fields[key]
     return reader
@@ -125,6 +128,7 @@ class TheirTensors(Checkpoint):
 
     def __init__(self, model: Any, reading: TheirReading) -> None:
         """Raises KeyError with a parameter that transformers finds no tensor for."""
+        import gguf
         from transformers.modeling_gguf_pytorch_utils import (
             TENSOR_PROCESSORS,
             TensorProcessor,
@@ -135,9 +139,10 @@ class TheirTensors(Checkpoint):
         stored = {tensor.name: tensor for tensor in reading.reader.tensors}
         architecture = bytes(reading.reader.fields["general.architecture"].parts[-1]).decode()
         self._processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=self.config)
-        if reading.names is None:  # seconds: the table is made anew for each module
-            layers = model.config.num_hidden_layers
-            reading.names = get_gguf_hf_weights_map(model, self._processor, architecture, layers)
+        if reading.names is None:
+            layers, table = model.config.num_hidden_layers, functools.cache(gguf.get_tensor_name_map)
+            with patch.object(gguf, "get_tensor_name_map", table):  # else it is made anew for each module: seconds
+                reading.names = get_gguf_hf_weights_map(model, self._processor, architecture, layers)
         self._map = reading.names
         self._made_of: dict[str, list[Any]] = {}
         for name, tensor in stored.items():

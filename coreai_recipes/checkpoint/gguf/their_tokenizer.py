@@ -9,6 +9,7 @@ from coreai_recipes.checkpoint.auto_tokenizer import NotLoaded, load_tokenizer
 from coreai_recipes.checkpoint.gguf.architecture import load_table
 from coreai_recipes.checkpoint.gguf.metadata import Metadata
 from coreai_recipes.checkpoint.gguf.special_tokens import CONTROL, UNKNOWN, USER_DEFINED, read_vocabulary
+from coreai_recipes.checkpoint.gguf.their_reader import mapped_plainly
 from coreai_recipes.checkpoint.gguf.tokenizer import SPACE, pre_tokenizer_row
 
 FILE = "model.gguf"
@@ -27,7 +28,8 @@ def load_their_tokenizer(metadata: Metadata) -> "Any | NotLoaded":
         return NotLoaded(f"{PREFIX} is {metadata.flag(PREFIX, True)}, which transformers does not read".lower())
     with tempfile.TemporaryDirectory() as alone:  # without the settings of another model that lie beside the file
         Path(alone, FILE).symlink_to(metadata.path.resolve())
-        found = load_tokenizer(alone, gguf_file=FILE)
+        with mapped_plainly():
+            found = load_tokenizer(alone, gguf_file=FILE)
     if isinstance(found, NotLoaded):
         return found
     row = _row(metadata)
