@@ -1,6 +1,7 @@
 """A recipe's file, what it extends, and `--set` -> a `Recipe`, or every problem at once with its place."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -171,7 +172,7 @@ class _Loading:
         place = str(path)
         self.places.append(place)
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", opener=_open_at_once) as file:
                 content = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise RecipeError(f"{place}: cannot be read: {(error.strerror or str(error)).lower()}") from None
@@ -295,3 +296,10 @@ def _field_for_all(location: Location) -> str:
 
 def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe that nobody writes to is empty, and not waited for; one that somebody does is read to its end."""
+    file = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(file, True)
+    return file

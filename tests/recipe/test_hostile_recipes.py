@@ -1,6 +1,7 @@
 """Whatever the text, loading it answers with a recipe or a RecipeError, and soon."""
 
 import copy
+import os
 import random
 import time
 from pathlib import Path
@@ -117,3 +118,15 @@ def test_large_nonsense_is_answered_soon(text):
     started = time.process_time()
     answer(text)
     assert time.process_time() - started < 10
+
+
+def test_a_pipe_without_a_writer_is_empty_and_one_with_a_writer_is_read(tmp_path: Path) -> None:
+    """The first used to be waited for, without an end; `recipe validate <(...)` is the second."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match=r"pipe\.yaml:1:1: empty: a recipe starts with `recipe: 1`"):
+        load_resolved(tmp_path / "pipe.yaml")
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as file:
+        file.write(GEMMA4.encode())
+    assert load_resolved(f"/dev/fd/{reading}").recipe.name == "gemma4-e2b"
+    os.close(reading)
