@@ -24,7 +24,7 @@ from coreai_recipes.storage.compression import FLOAT16
 ALIGNMENT = 64
 SENTINEL = 0xDEADBEEF
 VERSION = 2
-DATA_TYPES = {"float16": 1, "int8": 4}
+DATA_TYPES = {"float16": 1, "uint8": 3, "int8": 4, "uint1": 9, "uint2": 10, "uint4": 11, "uint3": 12, "uint6": 13}
 HEADER = struct.Struct("<II56x")
 RECORD = struct.Struct("<IIQQQ32x")
 
@@ -96,7 +96,7 @@ def write_weights(
             for number, blob in enumerate(placed.blobs):
                 file.write(bytes(blob.offset - position))
                 kind, start = DATA_TYPES[blob.part.dtype], blob.offset + RECORD.size
-                file.write(RECORD.pack(SENTINEL, kind, blob.part.bytes, start, 0))
+                file.write(RECORD.pack(SENTINEL, kind, blob.part.bytes, start, blob.part.padding_bits))
                 written = 0
                 while following is not None and following[0] == number:
                     file.write(following[1].reshape(-1).view(np.uint8).data)

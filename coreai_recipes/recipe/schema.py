@@ -753,10 +753,24 @@ class StoredInt8(Spec):
     kind: Literal["int8"]
 
 
+class StoredPalette(Spec):
+    """The number of one of 2^bits float16 values, which a group of channels shares: what the engine reads best."""
+
+    kind: Literal["palettize"]
+    bits: Literal[1, 2, 3, 4, 6, 8] = Field(description="of each weight's number")
+    group: Annotated[int, Field(ge=1, le=sizes.MAX_INTERMEDIATE_SIZE, strict=True)] = Field(
+        default=16,
+        description="channels that share a palette; the next smaller number that divides them, where it does not",
+    )
+
+
+Stored = StoredFloat16 | StoredInt8 | StoredPalette
+
+
 class Compress(Spec):
     """How weights are stored. Norms, biases and other vectors stay float16, and so do tables that a host reads."""
 
-    default: Annotated[StoredFloat16 | StoredInt8, Field(discriminator="kind")] = Field(
+    default: Annotated[Stored, Field(discriminator="kind")] = Field(
         description="how every matrix is stored, the table among them"
     )
 

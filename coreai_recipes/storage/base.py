@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shape = tuple[int, ...]
-BITS = {"float16": 16, "int8": 8}
+BITS = {"float16": 16, "int8": 8, **{f"uint{bits}": bits for bits in (1, 2, 3, 4, 6, 8)}}
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Part:
     @property
     def bytes(self) -> int:
         return -(-prod(self.shape) * BITS[self.dtype] // 8)
+
+    @property
+    def padding_bits(self) -> int:
+        """Those of the last byte that are not used."""
+        return 8 * self.bytes - prod(self.shape) * BITS[self.dtype]
 
 
 class Storage(ABC):
@@ -59,8 +64,16 @@ class Storage(ABC):
     def __str__(self) -> str:
         """Its name for a reader."""
 
+    def fitted(self, shape: Shape) -> Storage:
+        """What becomes of it for a parameter of this shape."""
+        return self
+
+    def together(self, shape: Shape) -> int:
+        """How many rows of the first axis are stored together, and must be given back together."""
+        return 1
+
     def as_stored(self, rows: Tensor, tensor: str) -> Tensor:
-        """Whole rows of a parameter as a package gives them back, float32."""
+        """Rows of a parameter that are stored together as a package gives them back, float32."""
         shape = tuple(rows.shape)
         found: list[list[NDArray[Any]]] = [[] for _ in self.parts(shape)]
         for part, values in self.encode([rows], shape, tensor):
@@ -72,3 +85,34 @@ class Storage(ABC):
     def bytes(self, shape: Shape) -> int:
         """What a parameter of this shape takes, without the alignment of its blobs."""
         return sum(part.bytes for part in self.parts(shape))
+
+
+def axis_of_row(shape: Shape) -> int:
+    """The axis along which a row's weights lie: the last but those of a convolution's 1 x 1."""
+    return max((axis for axis, size in enumerate(shape) if size > 1), default=len(shape) - 1)
+
+
+def join_rows(blocks: Iterable[NDArray[Any]], step: int, rows: int) -> Iterator[NDArray[Any]]:
+    """`blocks` of any number of rows, each valid until the next, as blocks of `step` rows; the last may have fewer.
+
+    There are `rows` in all: zeros where there are not so many.
+    """
+    import numpy as np
+
+    held: NDArray[Any] | None = None
+    filled = 0
+    for block in blocks:
+        start = 0
+        while start < len(block):
+            if held is None:
+                held = np.zeros((min(step, rows), *block.shape[1:]), block.dtype)
+            count = min(len(held) - filled, len(block) - start)
+            held[filled : filled + count] = block[start : start + count]
+            start, filled = start + count, filled + count
+            if filled == len(held):
+                yield held
+                rows, filled, held = rows - filled, 0, None
+    while rows > 0:
+        held = np.zeros((min(step, rows), *block.shape[1:]), block.dtype) if held is None else held
+        yield held
+        rows, held = rows - len(held), None

@@ -7,13 +7,24 @@ from math import prod
 from typing import Any
 
 from coreai_recipes.model import PER_LAYER_TABLE
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import Recipe, Stored, StoredInt8, StoredPalette
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.float16 import Float16
 from coreai_recipes.storage.int8 import Int8
+from coreai_recipes.storage.palette import Palette
 
 FLOAT16 = Float16()
-STORAGES: dict[str, Storage] = {storage.kind: storage for storage in (FLOAT16, Int8())}
+
+
+def storage_of(said: Stored) -> Storage:
+    """What a recipe says of how weights are stored."""
+    match said:
+        case StoredInt8():
+            return Int8()
+        case StoredPalette():
+            return Palette(said.bits, said.group)
+        case _:
+            return FLOAT16
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,7 @@ class Compression:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Compression":
-        return cls() if recipe.compress is None else cls(STORAGES[recipe.compress.default.kind])
+        return cls() if recipe.compress is None else cls(storage_of(recipe.compress.default))
 
     @property
     def compresses(self) -> bool:
@@ -32,7 +43,8 @@ class Compression:
 
     def storage(self, name: str, shape: Shape) -> Storage:
         """How the parameter `name` is stored. Rows of a raw table go to a function as they lie in the file."""
-        return self.default if is_matrix(name, shape) and name != PER_LAYER_TABLE else FLOAT16
+        compressed = is_matrix(name, shape) and name != PER_LAYER_TABLE
+        return self.default.fitted(shape) if compressed else FLOAT16
 
 
 @dataclass(frozen=True)

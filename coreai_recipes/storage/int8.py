@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreai_recipes.storage.base import Part, Shape, Storage
+from coreai_recipes.storage.base import Part, Shape, Storage, axis_of_row
 from coreai_recipes.storage.float16 import FLOAT16_MAX, PIECE_ELEMENTS, check_range
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Int8(Storage):
         return "int8 per channel"
 
     def parts(self, shape: Shape) -> tuple[Part, ...]:
-        axis = _axis_of_row(shape)
+        axis = axis_of_row(shape)
         return (
             Part("data", "int8", shape),
             Part("scale", "float16", tuple(1 if i == axis else size for i, size in enumerate(shape))),
@@ -39,7 +39,7 @@ class Int8(Storage):
     def encode(self, blocks: Iterable[Tensor], shape: Shape, tensor: str) -> Iterator[tuple[int, NDArray[Any]]]:
         import torch
 
-        width = shape[_axis_of_row(shape)]
+        width = shape[axis_of_row(shape)]
         missing = prod(shape) // width
         rows_in_a_piece = max(1, PIECE_ELEMENTS // width)
         scales: list[NDArray[np.float16]] = []
@@ -80,8 +80,3 @@ def scales_of(peaks: NDArray[np.float32]) -> NDArray[np.float16]:
     above = np.nextafter(nearest, np.float16(FLOAT16_MAX))
     scales = np.minimum(np.where(nearest.astype(np.float32) < exact, above, nearest), LARGEST_SCALE)
     return np.where(peaks == 0, np.float16(1), scales)
-
-
-def _axis_of_row(shape: Shape) -> int:
-    """The last axis but those of a convolution's 1 x 1."""
-    return max((axis for axis, size in enumerate(shape) if size > 1), default=len(shape) - 1)

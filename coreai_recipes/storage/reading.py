@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import lcm
 
+import torch
 from torch import Tensor
 
 from coreai_recipes.checkpoint.base import Checkpoint
@@ -11,15 +13,19 @@ from coreai_recipes.draft import ORDERING, build_draft
 from coreai_recipes.filling import Weight, bind_decoder, bind_draft
 from coreai_recipes.model import build_decoder, exported_form
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.storage.base import Storage
+from coreai_recipes.storage.base import Shape, Storage, join_rows
 from coreai_recipes.storage.compression import Compression
+from coreai_recipes.storage.parameters import raw_tables, stored_draft_shape, stored_parameters
+
+ROWS = 512  # of a block that is given back at once
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A parameter that was stored in the order and with the factor of the exported form, both undone again."""
+    """A parameter of `shape` in a package, in the order and with the factor of the exported form, both undone again."""
 
     binding: Binding
+    shape: Shape
     storage: Storage
 
     @property
@@ -27,14 +33,35 @@ class StoredWeight:
         return self.binding.tensor
 
     def blocks(self) -> Iterator[Tensor]:
-        for block in self.binding.blocks():
-            yield self._given_back(block)
+        together = self.storage.together(self.shape)
+        if together == 1:
+            yield from map(self._given_back, self.binding.blocks())
+            return
+        step = lcm(together, len(self.binding.rewrite.row_order or (0,)))  # whole heads, for their order to be undone
+        step *= -(-ROWS // step)
+        rows = self.binding.shape[0]
+        for block in join_rows((block.float().numpy() for block in self.binding.blocks()), step, rows):
+            yield self._filled_up(torch.from_numpy(block))
 
     def read(self) -> Tensor:
         return join_blocks(self.blocks(), self.binding.shape)
 
     def read_rows(self, rows: Sequence[int]) -> Tensor:
-        return self._given_back(self.binding.read_rows(rows))
+        together = self.storage.together(self.shape)
+        if together == 1:
+            return self._given_back(self.binding.read_rows(rows))
+        found = []
+        for row in rows:
+            first = row // together * together
+            group = self.binding.read_rows(range(first, min(first + together, self.binding.shape[0])))
+            found.append(self._filled_up(group)[row - first : row - first + 1])
+        return torch.cat(found)
+
+    def _filled_up(self, block: Tensor) -> Tensor:
+        """As `_given_back`, with the zeros that share a palette with the last rows."""
+        missing = -len(block) % self.storage.together(self.shape)
+        whole = torch.cat((block.float(), torch.zeros(missing, *block.shape[1:]))) if missing else block
+        return self._given_back(whole)[: len(block)]
 
     def _given_back(self, block: Tensor) -> Tensor:
         return self.binding.rewrite.unfold(self.storage.as_stored(block, self.binding.tensor))
@@ -42,17 +69,23 @@ class StoredWeight:
 
 def stored_decoder(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Weight]:
     """The parameters of the recipe's Decoder, in the reference's own form."""
-    return _as_stored(recipe, bind_decoder(build_decoder(recipe, exported_form(recipe)), checkpoint))
+    decoder = build_decoder(recipe, exported_form(recipe))
+    shapes = {**stored_parameters(decoder).shapes, **raw_tables(decoder).shapes}
+    return _as_stored(recipe, bind_decoder(decoder, checkpoint), shapes)
 
 
 def stored_draft(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Weight]:
     """As `stored_decoder`, for the recipe's draft."""
-    return _as_stored(recipe, bind_draft(build_draft(recipe, exported_form(recipe)), checkpoint))
+    draft = build_draft(recipe, exported_form(recipe))
+    shapes = {name: stored_draft_shape(draft, name) for name, _ in draft.named_parameters()}
+    return _as_stored(recipe, bind_draft(draft, checkpoint), shapes)
 
 
-def _as_stored(recipe: Recipe, bindings: Mapping[str, Binding]) -> dict[str, Weight]:
+def _as_stored(recipe: Recipe, bindings: Mapping[str, Binding], shapes: Mapping[str, Shape]) -> dict[str, Weight]:
     compression = Compression.of(recipe)
     return {
-        name: binding if name.endswith(ORDERING) else StoredWeight(binding, compression.storage(name, binding.shape))
+        name: binding
+        if name.endswith(ORDERING)
+        else StoredWeight(binding, shapes[name], compression.storage(name, shapes[name]))
         for name, binding in bindings.items()
     }

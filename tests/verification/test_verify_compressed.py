@@ -66,6 +66,15 @@ def test_an_int8_package_holds_just_the_weights_whose_loss_is_stated(
     assert len(data) < 0.55 * (tiny_package / WEIGHTS).stat().st_size
 
 
+def test_a_package_of_palettes_holds_just_the_weights_whose_loss_is_stated(tiny_llama: Saved, export: Export) -> None:
+    """12 divides the rows of a layer's matrices, whose heads have 32; those of the table are stored in groups of 8."""
+    recipe = load_recipe("tiny-llama", ["compress.default={kind: palettize, bits: 3, group: 12}"])
+    package, compressed = run(recipe, tiny_llama, export(recipe, tiny_llama[1]), "package", "compressed")
+    assert package.passed, package.to_json()
+    assert compressed.detail["kl"]["mean"] > 0.1
+    assert 3.1 < compressed.detail["storage"]["bits_per_weight"] < 3.5
+
+
 def test_a_scale_that_is_off_is_found_in_its_layer(
     int8: Recipe, tiny_llama: Saved, int8_package: Path, tmp_path: Path
 ) -> None:
