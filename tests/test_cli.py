@@ -231,3 +231,26 @@ def test_a_rotary_that_the_reference_does_not_have_is_status_2_with_its_line(run
     assert f"{recipe}:{number}:{column}: model.kinds.full.rotary.kind: `partial` here" in err
     assert "15.4 dB on Gemma 4's global layers, where text stays fluent and fewer drafted tokens are accepted" in err
     assert "write `kind: proportional`; if another architecture is meant, say `reference: null`" in err
+
+
+def test_help_is_short_and_a_flag_has_no_type(run: Run) -> None:
+    """`-h` was no option, and `--json` was said to take a `<bool>`."""
+    for command in ("", "build", "run", "new"):
+        status, out, _ = run(*([command] if command else []), "-h")
+        assert status == 0
+        assert "<bool>" not in out
+        assert "-h" in out
+
+
+def test_out_is_the_same_option_everywhere(run: Run, tmp_path: Path) -> None:
+    """`new` took `-o` alone, and `build` `--out` alone."""
+    for number, option in enumerate(("-o", "--out")):
+        assert run("new", TINY, option, tmp_path / f"{number}.yaml")[0] == 0
+        assert "names no checkpoint" in run("build", "tiny-llama", option, tmp_path)[2]
+
+
+def test_set_is_the_same_option_for_validate_and_verify(run: Run, tiny_bundle: Path) -> None:
+    assert "context" in run("validate", "tiny-llama", "--set", "export.context=1")[2]
+    assert run("verify", "tiny-llama", "--set", "export.contex=1")[0] == 2
+    status, _, err = run("verify", tiny_bundle, "--set", "export.context=64")
+    assert (status, err) == (2, f"{tiny_bundle}: is built already: --set changes a recipe\n")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from coreai_recipes.errors import UserError
 from coreai_recipes.running.coreml import CoreMLProgram, check_coreml, why_no_coreml
@@ -102,10 +102,10 @@ def open_engine(
     return Program(package, precision, stream_weights, without)
 
 
-def choose_runtime(name: str) -> str:
+def choose_runtime(name: str) -> Literal["evaluator", "coreml"]:
     """`evaluator` or `coreml`. Raises UserError when it cannot be had here."""
     if name not in RUNTIMES:
         raise UserError(f"runtime {name} is not one of {', '.join(RUNTIMES)}")
     if name == "coreml":
         check_coreml()
-    return "evaluator" if name == "auto" and why_no_coreml() is not None else name.replace("auto", "coreml")
+    return "evaluator" if name == "evaluator" or (name == "auto" and why_no_coreml() is not None) else "coreml"

@@ -1,0 +1,24 @@
+"""The commands, a file each: what a command takes and prints. The work is done elsewhere, imported late."""
+
+from coreai_recipes.commands.audit import audit
+from coreai_recipes.commands.build import build
+from coreai_recipes.commands.chat import chat
+from coreai_recipes.commands.diff import diff
+from coreai_recipes.commands.families import families
+from coreai_recipes.commands.line import Command, app, execute
+from coreai_recipes.commands.lint import lint_
+from coreai_recipes.commands.list import list_
+from coreai_recipes.commands.new import new
+from coreai_recipes.commands.plan import plan
+from coreai_recipes.commands.run import run
+from coreai_recipes.commands.schema import schema
+from coreai_recipes.commands.show import show
+from coreai_recipes.commands.validate import validate
+from coreai_recipes.commands.verify import verify
+
+__all__ = ["execute"]
+
+for command in (
+    *(list_, show, validate, new, families, diff, plan, lint_, build, verify, audit, run, chat, schema),
+):  # in the order of the help
+    app.command(command.__name__.rstrip("_"), cls=Command)(command)

@@ -1,0 +1,76 @@
+"""`recipe build`: a bundle, and its proof."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coreai_recipes.commands.options import (
+    CheckpointOption,
+    DraftOption,
+    JsonOption,
+    OverridesOption,
+    RecipeArgument,
+    out_option,
+)
+
+
+def build(
+    recipe: RecipeArgument,
+    checkpoint: CheckpointOption = None,
+    draft: DraftOption = None,
+    out: Annotated[Path, out_option("DIR", "The bundle is written to DIR/NAME.")] = Path("dist"),
+    overrides: OverridesOption = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove the package.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert every fragment anew.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a bundle, and prove it."""
+    from coreai_recipes import bundle, console
+
+    try:
+        with console.progress_bar() as progress:
+            built = bundle.build(
+                recipe,
+                checkpoint,
+                out,
+                draft=draft,
+                overrides=overrides or (),
+                verified=not no_verify,
+                cached=not no_cache,
+                progress=progress,
+            )
+    except bundle.VerificationError as failure:
+        report = failure.report.to_json()
+        if as_json:
+            console.print_json({"path": None, "report": report, "notes": list(failure.notes)})
+        else:
+            console.print_report(report)
+            console.print_notes(failure.notes)
+        print("the package is not equal to its reference: no bundle was written", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except bundle.RuleError as failure:
+        if as_json:
+            console.print_json({"path": None, "notes": list(failure.notes), **failure.lint.to_json()})
+        else:
+            console.print_lint(failure.lint, ("error",))
+            console.print_notes(failure.notes)
+        print("rules of the device are broken: no bundle was written (export.allow lets one pass)", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if as_json:
+        facts = {
+            "path": str(built.path),
+            "bytes": built.bytes,
+            "weights": built.weights,
+            "seconds": built.seconds,
+            "notes": list(built.notes),
+        }
+        lint = {} if built.lint is None else built.lint.to_json()
+        console.print_json({**facts, "manifest": built.manifest, "report": built.report, **lint})
+        return
+    if not no_verify:
+        console.print_report(built.report)
+    if built.lint is not None:
+        console.print_lint(built.lint, ("error", "warning"))
+    console.print_built(built)

@@ -1,0 +1,75 @@
+"""`recipe lint`: the rules of the Neural Engine that a program breaks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coreai_recipes.commands.options import JsonOption, OverridesOption
+from coreai_recipes.errors import UserError
+from coreai_recipes.terminal import check_text
+
+
+def lint_(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="PACKAGE_BUNDLE_OR_RECIPE", help="An .mlpackage of anyone's, a bundle, or a recipe."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="CHIP", help="Rules that hold for this chip: M1, A19.")
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="ID", help="What a rule wants, who says so, what to do.")
+    ] = None,
+    overrides: OverridesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The rules of the Neural Engine that a program breaks: place, source, remedy. No weight is read."""
+    from coreai_recipes import console
+    from coreai_recipes.lint.chips import find_chip
+    from coreai_recipes.lint.findings import lint
+    from coreai_recipes.lint.rule import find_rule
+
+    chip = None if device is None else find_chip(device)
+    rule = None if explain is None else find_rule(explain)
+    if target is None:
+        if rule is None:
+            raise UserError("recipe lint: name a package, a bundle or a recipe, or a rule to --explain")
+        if as_json:
+            console.print_json(rule.model_dump(mode="json"))
+        else:
+            console.print_rule(rule)
+        return
+    subject = _open_subject(target, overrides or ())
+    if chip is None and subject.device is not None:
+        chip = find_chip(subject.device)
+    found = lint(subject, chip, () if rule is None else (rule.id,), subject.allow)
+    if as_json:
+        console.print_json(found.to_json())
+    else:
+        if rule is not None:
+            console.print_rule(rule)
+        console.print_lint(found)
+    raise typer.Exit(1 if found.has_errors else 0)
+
+
+def _open_subject(target: str, overrides: Sequence[str]) -> Any:
+    """A saved program or bundle as it lies there, a recipe by its sizes."""
+    from coreai_recipes.lint.reading import is_saved, open_subject
+
+    path = Path(check_text(target, "PACKAGE_BUNDLE_OR_RECIPE"))
+    if is_saved(path):
+        if overrides:
+            raise UserError(f"{path}: is saved already: --set changes a recipe")
+        subject = open_subject(path)
+        if subject.manifest is not None:
+            from coreai_recipes.bundle.opened import recipe_of
+
+            export = recipe_of(path).export
+            subject.units, subject.device, subject.allow = export.compute_units, export.device, export.allowed
+        return subject
+    from coreai_recipes.outline import outline
+    from coreai_recipes.recipe import load_recipe
+
+    return outline(load_recipe(target, overrides))

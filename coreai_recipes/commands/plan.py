@@ -1,0 +1,20 @@
+"""`recipe plan`: what a recipe costs, before any weight is read."""
+
+from coreai_recipes.commands.options import JsonOption, OverridesOption, RecipeArgument
+
+
+def plan(recipe: RecipeArgument, overrides: OverridesOption = None, as_json: JsonOption = False) -> None:
+    """Bytes, memory, functions and the engine's rules, before any weight is read."""
+    from coreai_recipes import console
+    from coreai_recipes.plan import make_plan
+    from coreai_recipes.recipe import load_recipe
+
+    planned = make_plan(load_recipe(recipe, overrides or ()))
+    if as_json:
+        console.print_json(planned.to_json())
+    else:
+        console.print_table(("what", ">bytes", "how"), planned.rows())
+        print(f"weight.bin: {console.weights_in_words(planned.weights)}")
+        console.print_table(planned.workload_columns(), planned.workload_rows(), title="What a call multiplies")
+        console.print_lint(planned.lint)
+        console.print_notes(planned.notes)

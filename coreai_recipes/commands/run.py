@@ -1,0 +1,63 @@
+"""`recipe run`: an answer to one prompt."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from coreai_recipes.commands.opening import open_bundle
+from coreai_recipes.commands.options import (
+    BundleArgument,
+    JsonOption,
+    RuntimeOption,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+    TemplateOption,
+    TopPOption,
+)
+from coreai_recipes.terminal import check_text, read_input
+
+
+def run(
+    bundle: BundleArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="`-` reads it from standard input.")],
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="End after this many tokens.")] = 256,
+    system: SystemOption = None,
+    draft: Annotated[
+        bool, typer.Option("--draft", help="Let the bundle's draft guess ahead: faster, same text.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    template: TemplateOption = None,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = None,
+    runtime: RuntimeOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a prompt, streaming."""
+    from coreai_recipes import console
+    from coreai_recipes.generate import Sampler, answer
+
+    text = read_input() if prompt == "-" else check_text(prompt, "PROMPT")
+    system = system and check_text(system, "--system")
+    sampler = Sampler(temperature, top_p, seed)
+    model = open_bundle(bundle, runtime)
+    result = answer(
+        model,
+        text,
+        system=system,
+        raw=raw,
+        template=template,
+        max_tokens=max_tokens,
+        sampler=sampler,
+        draft=draft,
+    )
+    for piece in result:
+        if not as_json:
+            print(piece, end="", flush=True)
+    if as_json:
+        console.print_json(result.to_json())
+        return
+    print()
+    print(result.summary(), file=sys.stderr)

@@ -1,0 +1,64 @@
+"""`recipe validate`: every problem of a recipe at once."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from coreai_recipes.commands.options import (
+    CheckpointOption,
+    JsonOption,
+    OverridesOption,
+)
+from coreai_recipes.errors import UserError
+
+
+def validate(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files or built-in names.")],
+    checkpoint: CheckpointOption = None,
+    overrides: OverridesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every problem of a recipe at once; with a checkpoint its tensors' names and shapes too, without reading a weight,
+    and a local one's tokenizer files."""
+    from coreai_recipes import console
+    from coreai_recipes.recipe import load_resolved
+    from coreai_recipes.recipe.importing import check_reference
+
+    results: list[dict[str, Any]] = []
+    for source in recipes:
+        problems: list[dict[str, str]] = []
+        notes: list[str] = []
+        try:
+            resolved = load_resolved(source, overrides or ())
+            check_reference(resolved)
+            if checkpoint is not None:
+                notes += _check_tensors(resolved.recipe, checkpoint)
+        except UserError as error:
+            problems += [{"code": c, "message": p} for c, p in zip(error.codes, error.problems, strict=True)]
+        results.append({"recipe": source, "valid": not problems, "problems": problems, "notes": notes})
+    if as_json:
+        console.print_json({"valid": all(result["valid"] for result in results), "recipes": results})
+    else:
+        for result in results:
+            for problem in result["problems"]:
+                print(problem["message"], file=sys.stderr)
+            if result["valid"]:
+                print(f"{result['recipe']}: valid")
+            for note in result["notes"]:
+                print(f"{result['recipe']}: {note}")
+    raise typer.Exit(0 if all(result["valid"] for result in results) else 2)
+
+
+def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
+    """What `build` would decide against the recipe's word; UserError where a tensor does not fit."""
+    from coreai_recipes.checkpoint.open import open_headers
+    from coreai_recipes.filling import bind_decoder, settle_head
+    from coreai_recipes.model import build_decoder
+    from coreai_recipes.recipe.importing.assembling import left_out
+
+    source = open_headers(checkpoint)
+    recipe, note = settle_head(recipe, source)
+    bind_decoder(build_decoder(recipe), source)
+    source.check_tokenizer(recipe.model.vocab_size)
+    return [*left_out(source.config), *((note,) if note else ())]

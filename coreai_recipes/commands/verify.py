@@ -1,0 +1,58 @@
+"""`recipe verify`: a bundle or a recipe against transformers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coreai_recipes.commands.options import CheckpointOption, DraftOption, JsonOption, OverridesOption, RuntimeOption
+from coreai_recipes.errors import UserError
+
+
+def verify(
+    target: Annotated[str, typer.Argument(metavar="BUNDLE_OR_RECIPE")],
+    checkpoint: CheckpointOption = None,
+    draft: DraftOption = None,
+    overrides: OverridesOption = None,
+    stage: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage only; repeatable.")] = None,
+    require: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Fail when this stage is skipped.")] = None,
+    runtime: RuntimeOption = "evaluator",
+    random: Annotated[
+        bool,
+        typer.Option("--random", help="Of a recipe: with random weights, one layer of each kind where all are many."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove a bundle, or a recipe before it is built, against transformers."""
+    from coreai_recipes import bundle, console
+    from coreai_recipes.running.program import choose_runtime
+
+    with console.progress_bar() as progress:
+        report = bundle.verify(
+            _with_overrides(target, overrides or ()),
+            checkpoint,
+            draft=draft,
+            stages=stage or None,
+            require=require or (),
+            runtime=choose_runtime(runtime),
+            random=random,
+            progress=progress,
+        )
+    if as_json:
+        console.print_json(report.to_json())
+    else:
+        console.print_report(report.to_json())
+    raise typer.Exit(0 if report.passed else 1)
+
+
+def _with_overrides(target: str, overrides: Sequence[str]) -> Any:
+    """A recipe changed by `--set`, or the target as it is."""
+    if not overrides:
+        return target
+    from coreai_recipes.manifest.reading import MANIFEST
+    from coreai_recipes.recipe import load_recipe
+
+    if (Path(target) / MANIFEST).exists():
+        raise UserError(f"{target}: is built already: --set changes a recipe")
+    return load_recipe(target, overrides)
