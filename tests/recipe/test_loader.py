@@ -113,7 +113,7 @@ MISTAKES = {
         "  the share of the head that rotates; Gemma 4 uses 0.25"
     ),
     ("kind: full, theta: 10000", "kind: proportional, theta: 1, factor: 0.25, pairing: interleaved"): (
-        "r.yaml:12:69: model.kinds.full.rotary.pairing: `interleaved` is not `half`"
+        "r.yaml:12:69: model.kinds.full.rotary.pairing: `interleaved` is not `half`\n  pairs (i, i + head_dim/2)"
     ),
     (
         "kind: gated",
