@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, draft_mask
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
-from coreai_recipes.primitives.norm import build_norm
+from coreai_recipes.primitives.norm import build_norm, mirror_norms
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
@@ -163,4 +163,7 @@ class Clusters(nn.Module):
 def build_draft(recipe: Recipe, form: Form = PLAIN) -> Draft:
     """The recipe's draft on the meta device."""
     with torch.device("meta"):
-        return Draft(recipe, form).eval()
+        draft = Draft(recipe, form).eval()
+    if form.mirrored:
+        mirror_norms(draft)
+    return draft

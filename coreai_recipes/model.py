@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from coreai_recipes.front import Front, LayerInputs
 from coreai_recipes.primitives.cache import Cache, NoCache, Placement, RingCache, RowCache
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
-from coreai_recipes.primitives.norm import build_norm
+from coreai_recipes.primitives.norm import build_norm, mirror_norms
 from coreai_recipes.primitives.per_layer import PerLayerInput, slice_of
 from coreai_recipes.primitives.registry import primitive
 from coreai_recipes.recipe.schema import Recipe
@@ -158,7 +158,10 @@ def table_file(parameter: str) -> str:
 def build_decoder(recipe: Recipe, form: Form = PLAIN, positions: int | None = None) -> Decoder:
     """The recipe's Decoder on the meta device, its states for the whole context or for `positions`."""
     with torch.device("meta"):
-        return Decoder(recipe, form, positions).eval()
+        decoder = Decoder(recipe, form, positions).eval()
+    if form.mirrored:
+        mirror_norms(decoder)
+    return decoder
 
 
 def count_parameters(recipe: Recipe) -> int:
@@ -168,7 +171,8 @@ def count_parameters(recipe: Recipe) -> int:
 
 def exported_form(recipe: Recipe) -> Form:
     """The form in which the recipe's decoder is exported."""
-    return Form(recipe.export.fold, recipe.export.scale, recipe.export.mlp_layout == "8x8")
+    export = recipe.export
+    return Form(export.fold, export.scale, export.mlp_layout == "8x8", export.norm == "mirrored")
 
 
 def fill(module: nn.Module, read: ReadParameter, prefix: str = "") -> None:

@@ -1,6 +1,7 @@
 """One fragment -> one self-contained ML Program, by coremltools."""
 
 import contextlib
+import functools
 import gc
 import importlib
 import io
@@ -60,10 +61,24 @@ def _import_coremltools() -> Any:
     if not is_loaded:
         sys.modules["transformers"] = None  # type: ignore[assignment]  # any import of it says that it is missing
     try:
-        return importlib.import_module("coremltools")
+        ct = importlib.import_module("coremltools")
     finally:
         if not is_loaded:
             del sys.modules["transformers"]
+    _register_operations()
+    return ct
+
+
+@functools.cache
+def _register_operations() -> None:
+    """Teach coremltools the operations of `primitives` that are none of torch's."""
+    from coremltools.converters.mil import Builder, register_torch_op
+
+    def channel_norm(context: Any, node: Any) -> None:
+        x, eps = (context[name] for name in node.inputs)
+        context.add(Builder.layer_norm(x=x, axes=[1], epsilon=eps.val, name=node.name))
+
+    register_torch_op(channel_norm, torch_alias=["coreai_recipes::channel_norm"])
 
 
 @contextlib.contextmanager

@@ -27,11 +27,13 @@ class Form:
         folded: heads stand in the rotary's fold order (`rotary.fold_order`).
         residual_scale: the residual stream, what reads it and what is written to it, is scaled by this power of two.
         mlp_in_square: the 64 tokens of a call lie as 8 x 8 in an MLP without experts.
+        mirrored: RMS norms are the layer norm of (x, -x).
     """
 
     folded: bool = False
     residual_scale: float = 1.0
     mlp_in_square: bool = False
+    mirrored: bool = False
 
     def of_stream(self, norm: RMSNorm | LayerNorm) -> RMSNorm | LayerNorm:
         """The norm of a scaled stream: with eps scaled along, its result is the same to the bit."""

@@ -12,6 +12,17 @@ from coreai_recipes.recipe.schema import RMSNorm as RMSNormSpec
 SMALLEST = 2.0**-14
 
 
+def channel_norm(x: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over the channels of (N, C, 1, S): one operation of a program, where torch's own
+    layer_norm would have to bring the channels to the end and back."""
+    y = x - x.mean(1, keepdim=True)
+    return y * torch.rsqrt((y * y).mean(1, keepdim=True) + eps)
+
+
+torch.library.define("coreai_recipes::channel_norm", "(Tensor x, float eps) -> Tensor")
+torch.library.impl("coreai_recipes::channel_norm", "CompositeExplicitAutograd", channel_norm)
+
+
 class _Norm(nn.Module):
     """Parameters are (1, C, 1, 1): x is (N, C, 1, S) and the mean is taken over C. With `rows` = N each row of x has
     weights of its own, (N, C, 1, 1).
@@ -44,9 +55,20 @@ class _Norm(nn.Module):
 
 @register("norm", "rms")
 class RMSNorm(_Norm):
-    """x / sqrt(mean(x^2) + eps) * weight, taken as y = x/m, y * rsqrt(mean(y^2) + (sqrt(eps)/m)^2) * weight."""
+    """x / sqrt(mean(x^2) + eps) * weight, taken as y = x/m, y * rsqrt(mean(y^2) + (sqrt(eps)/m)^2) * weight.
+
+    With `mirrored` it is the first half of the layer norm of (x, -x), whose mean is zero: an operation that engines
+    have, in place of nine, which squares x as it is, and overflows float16 from 256 on unless it is wider within.
+    """
+
+    def __init__(self, spec: RMSNormSpec, channels: int, rows: int | None = None) -> None:
+        super().__init__(spec, channels, rows)
+        self.mirrored, self.eps = False, spec.eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.mirrored:
+            both: Tensor = torch.ops.coreai_recipes.channel_norm(torch.cat((x, -x), 1), self.eps)
+            return self._finish(both[:, : x.shape[1]])
         y, root_eps = self._rescale(x)
         return self._finish(y * torch.rsqrt((y * y).mean(1, keepdim=True) + root_eps * root_eps))
 
@@ -59,6 +81,13 @@ class LayerNorm(_Norm):
         y, root_eps = self._rescale(x)
         y = y - y.mean(1, keepdim=True)
         return self._finish(y * torch.rsqrt((y * y).mean(1, keepdim=True) + root_eps * root_eps))
+
+
+def mirror_norms(module: nn.Module) -> None:
+    """Have every RMS norm within taken as a layer norm."""
+    for norm in module.modules():
+        if isinstance(norm, RMSNorm):
+            norm.mirrored = True
 
 
 def build_norm(spec: RMSNormSpec | LayerNormSpec, channels: int, rows: int | None = None) -> nn.Module:

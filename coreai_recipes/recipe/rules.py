@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
+from coreai_recipes.recipe.mirroring import mirror_problems
 from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_at, value_at
 from coreai_recipes.recipe.sizes import MAX_KINDS, MAX_LAYERS, find_size_problems
 
@@ -44,6 +45,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     problems += _draft_problems(recipe)
     problems += _export_problems(recipe)
     problems += _residual_problems(recipe)
+    problems += mirror_problems(recipe)
     problems += find_size_problems(recipe, {stack: len(_layer_order(recipe, stack)) for stack in ("model", "draft")})
     return problems
 

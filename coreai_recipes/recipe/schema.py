@@ -705,6 +705,11 @@ class Export(Spec):
         default="row",
         description="how the 64 tokens of a prefill lie in an MLP: in a row, or as 8 x 8, faster on M1 and A14",
     )
+    norm: Literal["rms", "mirrored"] = Field(
+        default="rms",
+        description="how RMS norms are computed: in steps that cannot overflow, or as the layer norm of (x, -x), fewer "
+        "operations, whose squares overflow float16 from 256 on where the engine is no wider within",
+    )
     fold: Flag = Field(
         default=True,
         description="weights are permuted so that rotary pairs stand together: the same function, less of it turned",
