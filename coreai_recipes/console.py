@@ -1,9 +1,12 @@
 """What the terminal shows: tables, bars, errors. Results go to standard output, everything else to standard error."""
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.terminal import drawing, escape
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     from coreai_recipes.bundle import Bundle
     from coreai_recipes.lint.findings import Lint
     from coreai_recipes.lint.rule import Level, Rule
+
+
+WIDEST = 1 << 16  # of a table where nothing is folded
 
 
 def print_json(document: Any) -> None:
@@ -40,8 +46,44 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
         table.add_column(shown(column.removeprefix(">")), justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(shown, row))
-    # a pipe has no width: nothing is to be folded for it
-    Console(file=out, width=None if out.isatty() else 200).print(table)
+    if out.isatty():
+        Console(file=out).print(table)
+        return
+    # a pipe has no width: nothing is folded or padded for it
+    console = Console(file=StringIO(), width=WIDEST, color_system=None)
+    console.print(table)
+    lines = [line.rstrip().removeprefix(" ") for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    print("\n".join(line for line in lines if line.strip("─ ")))
+
+
+def print_entries(columns: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> None:
+    """Rows of short cells, a line each, with what there is to say of them below, indented and folded between words.
+
+    A column named with a leading `>` is set flush right.
+    """
+    names = [column.removeprefix(">") for column in columns]
+    widths = [max(map(len, cells)) for cells in zip(names, *(row for row, _ in rows), strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = zip(columns, cells, widths, strict=True)
+        return "  ".join(cell.rjust(w) if name.startswith(">") else cell.ljust(w) for name, cell, w in aligned).rstrip()
+
+    print(line(names))
+    for cells, detail in rows:
+        print(line(cells))
+        for words in folded(detail):
+            print(words)
+
+
+def folded(text: str, indent: str = "    ") -> list[str]:
+    """The lines of a text, indented; on a terminal no longer than it is wide, and broken between words only."""
+    if not text:
+        return []
+    if not sys.stdout.isatty():
+        return [indent + line for line in text.split("\n")]
+    width = max(shutil.get_terminal_size().columns, 2 * len(indent))
+    wrap = {"initial_indent": indent, "subsequent_indent": indent, "break_on_hyphens": False, "break_long_words": False}
+    return [line for part in text.split("\n") for line in textwrap.wrap(part, width, **wrap)]  # type: ignore[arg-type]
 
 
 def word(value: Any) -> str:
@@ -51,18 +93,20 @@ def word(value: Any) -> str:
 
 @contextmanager
 def progress_bar() -> "Iterator[Callable[[str, int, int], None] | None]":
-    """A bar a step on a terminal's standard error; nothing where nobody looks."""
+    """A bar a step on a terminal's standard error, with what is left of it; nothing where nobody looks."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description:24}", markup=False),
-        BarColumn(),
+        BarColumn(20),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
     )
     # rich would take over both streams, and obey what is printed meanwhile
     console = Console(file=drawing(sys.stderr))
@@ -81,13 +125,17 @@ def print_report(report: Mapping[str, Any]) -> None:
     """The stages of a report with their figures."""
     rows = []
     for stage in report["stages"]:
+        if stage["name"] == "compressed" and stage["passed"] is None:
+            continue  # nothing compresses
         verdict = {True: "passed", False: "FAILED", None: "skipped"}[stage["passed"]]
         rows.append(
-            (stage["name"], verdict, _decibels(stage["psnr_db"]), _decibels(stage["snr_min_db"]),
-             _decibels(stage["floor_db"]), _explain(stage))
-        )  # fmt: skip
+            (
+                (stage["name"], verdict, *(_decibels(stage[key]) for key in ("psnr_db", "snr_min_db", "floor_db"))),
+                _explain(stage),
+            )
+        )
     if rows:
-        print_table(("stage", "verdict", ">PSNR dB", ">SNR_min dB", ">floor dB", "detail"), rows)
+        print_entries(("stage", "verdict", ">PSNR dB", ">SNR_min dB", ">floor dB"), rows)
     ran = [stage for stage in report["stages"] if stage["passed"] is not None]
     if not ran:
         reasons = {str(stage["detail"].get("skipped", "skipped")) for stage in report["stages"]}
@@ -124,9 +172,9 @@ def weights_in_words(found: Mapping[str, Any]) -> str:
 
 def print_lint(lint: "Lint", levels: "Sequence[Level] | None" = None) -> None:
     """Findings of all levels or of some, those of one rule in a line, and where a call changes units."""
-    rows = [(group.level, group.id, group.where, group.what) for group in lint.groups(levels)]
+    rows = [((group.level, group.id, group.where), group.what) for group in lint.groups(levels)]
     if rows:
-        print_table(("level", "rule", "where", "what, and what to do"), rows)
+        print_entries(("level", "rule", "where"), rows)
     for function, changes in lint.changes().items():
         print(f"{function}: {changes}")
     print(lint.summary())

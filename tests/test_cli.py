@@ -254,3 +254,14 @@ def test_set_is_the_same_option_for_validate_and_verify(run: Run, tiny_bundle: P
     assert run("verify", "tiny-llama", "--set", "export.contex=1")[0] == 2
     status, _, err = run("verify", tiny_bundle, "--set", "export.context=64")
     assert (status, err) == (2, f"{tiny_bundle}: is built already: --set changes a recipe\n")
+
+
+def test_a_bundle_is_found_by_its_name_in_dist(run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root := tiny_bundle.parents[1] / "by-name").mkdir()
+    (root / "dist").symlink_to(tiny_bundle.parent)
+    monkeypatch.chdir(root)
+    assert run("run", "tiny-llama", "In the", "--max-tokens", 1)[0] == 0
+    status, _, err = run("run", "tiny-lama", "In the")
+    assert status == 2
+    assert err == "tiny-lama: no bundle is here, and none of that name is in dist/\n  did you mean `tiny-llama`?\n"
+    assert "it is a recipe: `recipe build qwen3-4b`" in run("chat", "qwen3-4b")[2]

@@ -1,20 +1,59 @@
-"""A bundle opened for `run` and `chat`."""
+"""A bundle found and opened for `run` and `chat`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coreai_recipes.errors import BundleError
+
 if TYPE_CHECKING:
     from coreai_recipes.generate import Model
 
+BUILT = Path("dist")  # where `recipe build` writes
 
-def open_bundle(place: Path, runtime: str) -> "Model":
-    """The bundle, ready to answer; that nobody proved it is said."""
+
+def find_bundle(word: str) -> Path:
+    """The folder of that path, else the bundle of that name in dist/. Raises BundleError when there is neither, with
+    the nearest name."""
+    path = Path(word)
+    if os.path.lexists(path):
+        return path
+    if _is_bundle(BUILT / word):
+        return BUILT / word
+    from coreai_recipes.recipe.rules import nearest
+    from coreai_recipes.recipe.source import built_in_recipes
+
+    built = [each.name for each in BUILT.iterdir() if _is_bundle(each)] if BUILT.is_dir() else []
+    close = nearest(path.name, built)
+    if close:
+        hint = f"did you mean `{close}`?"
+    elif word in built_in_recipes():
+        hint = f"it is a recipe: `recipe build {word}` makes its bundle"
+    else:
+        hint = f"in dist/ there are: {', '.join(sorted(built)[:16])}" if built else "`recipe build` makes one"
+    raise BundleError(f"{word}: no bundle is here, and none of that name is in dist/\n  {hint}")
+
+
+def open_bundle(word: str, runtime: str) -> "Model":
+    """The bundle, ready to answer. What is loaded is said on a terminal, and that nobody proved it everywhere."""
     from coreai_recipes.bundle import Bundle
+    from coreai_recipes.running.program import choose_runtime
+
+    bundle = Bundle.open(find_bundle(word))
+    runtime = choose_runtime(runtime)
+    if sys.stderr.isatty():
+        engine = "Core ML" if runtime == "coreml" else "the evaluator"
+        print(f"loading {bundle.path}: {bundle.bytes / 1e6:,.1f} MB, run by {engine}", file=sys.stderr)
     from coreai_recipes.generate import open_model
 
-    bundle = Bundle.open(place)
     model = open_model(bundle.path, bundle.manifest, runtime)
     if not bundle.report["stages"]:
         print("not verified", file=sys.stderr)
     return model
+
+
+def _is_bundle(path: Path) -> bool:
+    from coreai_recipes.manifest.reading import MANIFEST
+
+    return (path / MANIFEST).is_file()

@@ -1,6 +1,5 @@
 """What several commands take, defined once: the same option has the same name and meaning everywhere."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -28,7 +27,9 @@ RuntimeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that `recipe build` wrote.")]
+BundleArgument = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="The folder that `recipe build` wrote, or its name in dist/.")
+]
 TemplateOption = Annotated[
     str | None,
     typer.Option("--template", metavar="NAME", help="The chat template of that name, where there are several."),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -82,7 +83,7 @@ def export_package(
         streaming = pool.submit(streams.run)
         try:
             ordering = _read_ordering(draft, bindings)
-            exported = _export_program(decoder, draft, ordering, layout, package, cache, stopwatch, streaming)
+            exported = _export_program(decoder, draft, ordering, layout, package, cache, stopwatch, streaming, progress)
             if on_program is not None:
                 on_program(package)
             streamed, seconds = streaming.result()
@@ -113,6 +114,7 @@ def _export_program(
     cache: FragmentCache,
     stopwatch: "_Stopwatch",
     streaming: Future[tuple[dict[Path, str], float]],
+    progress: Progress | None,
 ) -> tuple[dict[str, str], dict[str, "Signature"], tuple[int, int]]:
     """Convert, link, write; digests, signatures by function, how many fragments came from the cache and were made."""
     with stopwatch("imports"):
@@ -131,10 +133,13 @@ def _export_program(
             return convert_fragment(fragment)
 
         source = _source_digest(fragments.values())
-        converted = {
-            name: cache.get_or_make(fingerprint(source, fragment_identity(f)), lambda f=f: convert(f))  # type: ignore[misc]
-            for name, f in fragments.items()
-        }
+        converted: dict[str, bytes] = {}
+        for name, f in fragments.items():
+            if progress:
+                progress("conversion", len(converted), len(fragments))
+            converted[name] = cache.get_or_make(fingerprint(source, fragment_identity(f)), partial(convert, f))
+        if progress:
+            progress("conversion", len(fragments), len(fragments))
     with stopwatch("linking"):
         end = layout.end
         linked = link_program(decoder, converted, layout, draft, ordering)
