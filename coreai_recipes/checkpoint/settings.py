@@ -62,7 +62,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def check_token_ids(ids: object, place: str) -> list[int]:
     """`eos_token_id` as a list; CheckpointError when it is neither an id nor a list of ids."""
     found = ids if isinstance(ids, list) else [ids]
-    if not all(type(token) is int and token >= 0 for token in found):
+    if not all(type(token) is int and 0 <= token < 1 << 31 for token in found):
         raise CheckpointError(f"{place}: eos_token_id is {ids!r:.80}, neither a token id nor a list of them")
     return list(dict.fromkeys(found))
 

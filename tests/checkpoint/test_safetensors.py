@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, parse_header
+from coreai_recipes.checkpoint.settings import check_token_ids
 from coreai_recipes.errors import CheckpointError
 
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
@@ -410,6 +411,12 @@ def test_an_end_token_that_is_no_id_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"eos_token_id": ["</s>"]}')
     with pytest.raises(CheckpointError, match=r"eos_token_id is \['</s>'\], neither a token id nor a list of them"):
         SafetensorsCheckpoint(tmp_path).eos_token_ids()
+
+
+def test_an_end_token_that_no_tokenizer_has_is_no_id() -> None:
+    """transformers' tokenizer raised OverflowError, at the end of a build."""
+    with pytest.raises(CheckpointError, match=r"eos_token_id is 99999999999999999999, neither a token id nor a list"):
+        check_token_ids(99999999999999999999, "here")
 
 
 def test_the_tokenizer_is_copied_as_the_checkpoint_has_it(tmp_path):
