@@ -22,7 +22,7 @@ from coreai_recipes.primitives.registry import ModuleClass, RegistryError
 from coreai_recipes.primitives.registry import register as register_primitive
 from coreai_recipes.primitives.rotary import Rotary
 from coreai_recipes.recipe.kinds import add_activation, add_kind, kinds_of
-from coreai_recipes.recipe.rules import did_you_mean
+from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.schema import Attention, RMSNorm, Spec, TurningRotary
 
 ActivationFunction = Callable[[Tensor], Tensor]

@@ -20,7 +20,7 @@ from coreai_recipes.evaluate.precision import Precision
 from coreai_recipes.evaluate.registry import Node
 from coreai_recipes.manifest.audit import Audit
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.recipe.rules import scale_problems
+from coreai_recipes.recipe.export_rules import scale_problems
 from coreai_recipes.recipe.schema import Export
 from coreai_recipes.staging import temporary_folder
 from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer

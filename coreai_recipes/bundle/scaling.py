@@ -26,7 +26,7 @@ def with_scale(recipe: Recipe, scale: float) -> Recipe:
 
 def start_scale(recipe: Recipe, verified: bool) -> tuple[Recipe, bool, str | None]:
     """The recipe with a number in place of `auto`, whether that is to be measured, and why it is 1 where it is not."""
-    from coreai_recipes.recipe.rules import scale_problems
+    from coreai_recipes.recipe.export_rules import scale_problems
 
     if recipe.export.residual_scale != "auto":
         return recipe, False, None
@@ -62,7 +62,7 @@ def _is_scaled(composed: "Composed", tensor: str) -> bool:
     """Whether a tensor of the checkpoint takes up the scale, in a recipe that can have one."""
     from coreai_recipes.folding import stored_as
     from coreai_recipes.primitives.layer import Form
-    from coreai_recipes.recipe.rules import scale_problems
+    from coreai_recipes.recipe.export_rules import scale_problems
 
     recipe = composed.recipe
     names = [name for name, binding in composed.bindings.items() if tensor in binding.tensors]

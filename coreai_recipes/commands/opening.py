@@ -21,7 +21,7 @@ def find_bundle(word: str) -> Path:
         return path
     if _is_bundle(BUILT / word):
         return BUILT / word
-    from coreai_recipes.recipe.rules import nearest
+    from coreai_recipes.recipe.nearest import nearest
     from coreai_recipes.recipe.source import built_in_recipes
 
     built = [each.name for each in BUILT.iterdir() if _is_bundle(each)] if BUILT.is_dir() else []

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from coreai_recipes.recipe.fields import Form
 from coreai_recipes.recipe.inherit import RECIPE, kind_of, shown
+from coreai_recipes.recipe.nearest import did_you_mean, nearest
 from coreai_recipes.recipe.plain import Location, Problem
-from coreai_recipes.recipe.rules import did_you_mean, nearest
 from coreai_recipes.recipe.schema import LayerKind, Recipe
 from coreai_recipes.recipe.yaml_reader import Mark, Node
 

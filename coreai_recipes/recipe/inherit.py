@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from coreai_recipes.recipe.fields import Form
+from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.plain import Location, Problem
-from coreai_recipes.recipe.rules import did_you_mean
 from coreai_recipes.recipe.schema import LayerKind, Recipe
 from coreai_recipes.recipe.sizes import MAX_KINDS
 from coreai_recipes.recipe.yaml_reader import MAX_VALUES, Mark, Node, shorten

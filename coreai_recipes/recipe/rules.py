@@ -4,28 +4,17 @@ The rules read data that may be wrong elsewhere (a missing block, a word for a n
 run beside the field checks, and so a user sees every problem at once.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from coreai_recipes.recipe.export_rules import export_problems, residual_problems
+from coreai_recipes.recipe.layer_order import layer_order
 from coreai_recipes.recipe.mirroring import mirror_problems
+from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_at, value_at
+from coreai_recipes.recipe.rotary_rules import rotary_problems, scaling_problems
 from coreai_recipes.recipe.sizes import MAX_KINDS, MAX_LAYERS, find_size_problems
-
-
-def expand_layers(layers: Sequence[Any]) -> Iterator[str]:
-    """The kind of each layer: names as they stand, `{repeat, of}` unrolled; what is neither is passed over."""
-    for entry in layers:
-        if isinstance(entry, str):
-            yield entry
-            continue
-        repeat = entry.get("repeat") if isinstance(entry, Mapping) else getattr(entry, "repeat", None)
-        of = entry.get("of") if isinstance(entry, Mapping) else getattr(entry, "of", None)
-        if isinstance(repeat, int) and isinstance(of, Sequence) and not isinstance(of, str):
-            for _ in range(min(repeat, MAX_LAYERS)):
-                yield from (name for name in of if isinstance(name, str))
 
 
 def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
@@ -36,17 +25,17 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
             if isinstance(kind, Mapping):
                 at: Location = (stack, "kinds", name)
                 problems += _attention_problems(recipe, at, kind)
-                problems += _rotary_problems(at, kind)
-                problems += _scaling_problems(recipe, at, kind)
+                problems += rotary_problems(at, kind)
+                problems += scaling_problems(recipe, at, kind)
                 problems += _expert_problems(at, kind)
                 problems += _mixture_problems(recipe, at, kind)
         problems += _layer_problems(recipe, stack)
     problems += _position_problems(recipe)
     problems += _draft_problems(recipe)
-    problems += _export_problems(recipe)
-    problems += _residual_problems(recipe)
+    problems += export_problems(recipe)
+    problems += residual_problems(recipe)
     problems += mirror_problems(recipe)
-    problems += find_size_problems(recipe, {stack: len(_layer_order(recipe, stack)) for stack in ("model", "draft")})
+    problems += find_size_problems(recipe, {stack: len(layer_order(recipe, stack)) for stack in ("model", "draft")})
     return problems
 
 
@@ -117,7 +106,7 @@ def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
             f"`{name}` reads keys that `{owner_name}` has turned with {different[0]} {theirs[different[0]]}",
             f"make both rotaries equal, or leave out {'.'.join(map(str, at[-2:]))}",
         )
-    order = _layer_order(recipe, "model")
+    order = layer_order(recipe, "model")
     if stack == "draft":
         if order and owner_name not in order:
             yield Problem(at, "share-not-in-model", f"no layer of the model is of kind `{owner_name}`")
@@ -268,102 +257,6 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         )
 
 
-def _rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    at: Location = (*kind_at, "rotary")
-    rotary = mapping_at(kind, "rotary")
-    is_latent = value_at(kind, "attention", "kind") == "latent"
-    size_name = "rope_dim" if is_latent else "head_dim"
-    rotary_kind, head_dim, factor = rotary.get("kind"), integer_at(kind, "attention", size_name), rotary.get("factor")
-    if is_latent and rotary_kind in ("partial", "proportional"):
-        yield Problem(
-            (*at, "kind"), "latent-rotary", "latent attention says with rope_dim what turns", "use `kind: full`"
-        )
-    if rotary_kind in ("full", "partial", "proportional") and head_dim and head_dim % 2:
-        yield Problem(
-            (*kind_at, "attention", size_name),
-            "head-dim-odd",
-            f"{head_dim} is odd, and a rotary turns dimensions in pairs",
-        )
-    if isinstance(factor, int | float) and head_dim and 0 < factor <= 1:
-        if rotary_kind == "partial":
-            width = int(factor * head_dim)
-            if width < 2:
-                yield Problem(
-                    (*at, "factor"), "rotary-factor", f"{factor} of head_dim {head_dim} leaves no pair to rotate"
-                )
-            elif width % 2:
-                yield Problem(
-                    (*at, "factor"),
-                    "rotary-factor",
-                    f"{factor} of head_dim {head_dim} is {width} dimensions, not whole pairs",
-                )
-        if rotary_kind == "proportional" and int(factor * head_dim // 2) < 1:
-            yield Problem((*at, "factor"), "rotary-factor", f"{factor} of head_dim {head_dim} leaves no pair to rotate")
-    if "factor" in rotary and "kind" not in rotary:
-        # The reason this project exists: the two have different pairs, and text stays fluent with the wrong one.
-        yield Problem(
-            at,
-            "rotary-unsaid",
-            "`factor` says neither `partial` nor `proportional`: they pair different dimensions",
-            "add `kind: partial` (GPT-NeoX, Phi, GLM) or `kind: proportional` (Gemma 4)",
-        )
-    precision = rotary.get("precision")
-    if precision in ("float16", "bfloat16") and rotary.get("lossy") is not True:
-        yield Problem(
-            (*at, "precision"),
-            "rotary-precision",
-            f"angles in {precision} lose positions (bfloat16 frequencies: cosine error 0.35 at position 200)",
-            "use float32, or add `lossy: true` if that is what you want",
-        )
-
-
-def _scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    at: Location = (*kind_at, "rotary", "scaling")
-    scaling = mapping_at(kind, "rotary", "scaling")
-    for low_end, high_end, between in (
-        ("low_freq_factor", "high_freq_factor", "smooth passage"),
-        ("beta_slow", "beta_fast", "ramp"),
-    ):
-        low, high = scaling.get(low_end), scaling.get(high_end)
-        if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
-            yield Problem(
-                (*at, low_end),
-                "scaling-order",
-                f"{low:g} is not below {high_end} {high:g}: between them lies the {between}",
-            )
-    width = _rotated_width(kind)
-    for name in ("short_factor", "long_factor"):
-        factors = scaling.get(name)
-        if isinstance(factors, list) and width and width % 2 == 0 and len(factors) != width // 2:
-            yield Problem(
-                (*at, name), "scaling-factors", f"{len(factors)} factors for the {width // 2} pairs that turn"
-            )
-    if scaling.get("kind") in ("dynamic", "ntk") and width == 2:
-        yield Problem((*at, "kind"), "scaling-single-pair", "a single pair has no frequency that theta could change")
-    if scaling.get("kind") == "yarn" and value_at(kind, "rotary", "theta") == 1:
-        yield Problem(
-            (*kind_at, "rotary", "theta"), "scaling-theta", "1 turns every pair alike: there is no ramp between them"
-        )
-    trained, context = integer_at(scaling, "original_context"), integer_at(recipe, "export", "context")
-    if scaling.get("kind") == "dynamic" and trained and context and context > trained:
-        yield Problem(
-            at,
-            "scaling-context",
-            f"context {context} exceeds the trained {trained}: beyond it frequencies change with a text's length, "
-            "and keys in the cache were turned by others",
-            f"set export.context to {trained} or less, or take a scaling that is fixed: yarn, longrope, linear",
-        )
-
-
-def _rotated_width(kind: Mapping[str, Any]) -> int | None:
-    """How many dimensions of a head a full or partial rotary turns, None when the kind does not say."""
-    size_name = "rope_dim" if value_at(kind, "attention", "kind") == "latent" else "head_dim"
-    head_dim, factor = integer_at(kind, "attention", size_name), value_at(kind, "rotary", "factor")
-    if value_at(kind, "rotary", "kind") == "partial":
-        return int(factor * head_dim) if head_dim and isinstance(factor, int | float) and 0 < factor <= 1 else None
-    return head_dim
-
-
 def _layer_problems(recipe: Mapping[str, Any], stack: str) -> Iterator[Problem]:
     kinds, layers = mapping_at(recipe, stack, "kinds"), value_at(recipe, stack, "layers")
     if not isinstance(layers, Sequence) or isinstance(layers, str) or not kinds or len(layers) > MAX_LAYERS:
@@ -375,7 +268,7 @@ def _layer_problems(recipe: Mapping[str, Any], stack: str) -> Iterator[Problem]:
         for location, name in named:
             if isinstance(name, str) and name not in kinds:
                 yield Problem(location, "kind-unknown", f"there is no kind `{name}`", did_you_mean(name, kinds))
-    order = _layer_order(recipe, stack)
+    order = layer_order(recipe, stack)
     if len(order) > MAX_LAYERS:
         yield Problem((stack, "layers"), "layers-many", f"more than {MAX_LAYERS} layers")
         return
@@ -383,97 +276,3 @@ def _layer_problems(recipe: Mapping[str, Any], stack: str) -> Iterator[Problem]:
         if name not in order:
             hint = f"use it in {stack}.layers, or remove it"
             yield Problem((stack, "kinds", name), "kind-unused", f"no layer is of kind `{name}`", hint, at_key=True)
-
-
-def _layer_order(recipe: Mapping[str, Any], stack: str) -> list[str]:
-    """The kind of each layer, cut off behind the largest number that a recipe may have."""
-    layers = value_at(recipe, stack, "layers")
-    is_list = isinstance(layers, Sequence) and not isinstance(layers, str)
-    return list(islice(expand_layers(layers), MAX_LAYERS + 1)) if is_list else []
-
-
-def _export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
-    context = integer_at(recipe, "export", "context")
-    for function in ("prefill", "score"):
-        query = integer_at(recipe, "export", "functions", function)
-        if context and query and query > context:
-            yield Problem(
-                ("export", "functions", function),
-                "function-context",
-                f"{function} takes {query} tokens at a call, the context holds {context}",
-            )
-    prefill = integer_at(recipe, "export", "functions", "prefill")
-    if value_at(recipe, "export", "mlp_layout") == "8x8" and prefill not in (None, 64):
-        yield Problem(
-            ("export", "mlp_layout"),
-            "mlp-layout",
-            f"8x8 is for a prefill of 64 tokens, and this one takes {prefill}",
-            "set export.functions.prefill to 64, or leave mlp_layout out",
-        )
-    scale = value_at(recipe, "export", "residual_scale")
-    if isinstance(scale, int | float) and 0 < scale <= 1 and math.frexp(scale)[0] != 0.5:
-        near = 2.0 ** round(math.log2(scale))
-        yield Problem(
-            ("export", "residual_scale"),
-            "residual-scale",
-            f"{scale:g} is not a power of two: weights times it would be rounded",
-            f"the nearest is {near:g}",
-        )
-
-
-def _residual_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
-    scale = value_at(recipe, "export", "residual_scale")
-    if isinstance(scale, int | float) and 0 < scale < 1:
-        yield from scale_problems(recipe)
-
-
-def scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
-    """Why a recipe's residual stream cannot be scaled; nothing where it can.
-
-    What reads a scaled stream undoes the scale by its norm; what writes to it takes it up in weights.
-    """
-    at = ("export", "residual_scale")
-    kinds, model = mapping_at(recipe, "model", "kinds"), mapping_at(recipe, "model")
-    for name in dict.fromkeys(_layer_order(recipe, "model")):
-        kind = mapping_at(kinds, name)
-        placement = value_at(kind, "placement") or model.get("placement") or "pre"
-        has_weight = value_at(mapping_at(kind, "norm") or model.get("norm"), "weight") != "none"
-        if placement in ("post", "sandwich") and not has_weight:
-            yield Problem(
-                at, "residual-scale-impossible", f"the norms behind the blocks of `{name}` have no weight to take it up"
-            )
-        elif value_at(model, "embedding", "per_layer") is not None and not has_weight:
-            yield Problem(
-                at,
-                "residual-scale-impossible",
-                f"the norm behind the per-layer input of `{name}` has no weight to take it up",
-            )
-        if placement == "post" and value_at(kind, "mlp", "kind") == "moe":
-            yield Problem(
-                at,
-                "residual-scale-impossible",
-                f"the experts of `{name}` read the residual stream without a norm that would undo it",
-            )
-        if placement == "add":
-            yield Problem(
-                at,
-                "residual-scale-impossible",
-                f"the blocks of `{name}` read the residual stream without a norm that would undo it",
-            )
-    if value_at(model, "head", "norm") == "none":
-        yield Problem(at, "residual-scale-impossible", "no norm before the head would undo it")
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name that `word` seems to mean."""
-    close = get_close_matches(word[:100], list(islice(known, 200)), n=1, cutoff=0.7)
-    return close[0] if close else None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """The nearest known name, or all of them when none is near and they are few."""
-    names = list(known)
-    close = nearest(word, names)
-    if close:
-        return f"did you mean `{close}`?"
-    return f"there are: {', '.join(names)}" if 0 < len(names) <= 16 else None

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from coreai_recipes.recipe import rules, sizes
 from coreai_recipes.recipe.engine_words import Chip, Reason, RuleId
 from coreai_recipes.recipe.kinds import Open, note_model
+from coreai_recipes.recipe.layer_order import expand_layers
 
 # Strict everywhere: pydantic would else take "64" for 64, "yes" for true and true for 1.0.
 # How large a size may be stands in `sizes`, and a number must be one that float32 holds, and its reciprocal too.
@@ -617,7 +618,7 @@ class Stack(Spec):
     @property
     def layer_kinds(self) -> tuple[str, ...]:
         """The kind of each layer, in order."""
-        return tuple(rules.expand_layers(self.layers))
+        return tuple(expand_layers(self.layers))
 
     @property
     def final_norm(self) -> RMSNorm | LayerNorm | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.recipe.export_rules import scale_problems
 from coreai_recipes.recipe.importing.checking import find_config_problems, find_notes, shown
 from coreai_recipes.recipe.importing.choosing import choose_family
 from coreai_recipes.recipe.importing.conditions import holds, value_in
@@ -14,7 +15,6 @@ from coreai_recipes.recipe.importing.reading import ModelRead, read_model
 from coreai_recipes.recipe.loader import validate_data
 from coreai_recipes.recipe.plain import Problem
 from coreai_recipes.recipe.plugins import load_installed
-from coreai_recipes.recipe.rules import scale_problems
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 
 CONTEXT = 2048  # what the built-in recipes have: enough to talk, small enough for a phone

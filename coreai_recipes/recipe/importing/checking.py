@@ -13,7 +13,7 @@ from coreai_recipes.recipe.importing.family import (
 )
 from coreai_recipes.recipe.importing.known import is_known, is_known_anywhere
 from coreai_recipes.recipe.importing.rules import FieldRule
-from coreai_recipes.recipe.rules import did_you_mean
+from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.yaml_reader import shorten
 
 LARGEST = 2**31 - 1

@@ -25,8 +25,8 @@ from coreai_recipes.recipe.importing.rope import write_around, write_rope
 from coreai_recipes.recipe.importing.rules import FieldRule, Trait
 from coreai_recipes.recipe.inherit import dotted
 from coreai_recipes.recipe.loader import Resolved
+from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.plain import Location, Problem
-from coreai_recipes.recipe.rules import did_you_mean
 from coreai_recipes.recipe.schema import Model, Recipe
 
 MEANT = "if another architecture is meant, say `reference: null`"

@@ -8,7 +8,7 @@ from coreai_recipes.recipe.importing.conditions import value_in
 from coreai_recipes.recipe.importing.family import Family, RopeSlot, RopeType
 from coreai_recipes.recipe.importing.known import is_known_anywhere, is_rope_key
 from coreai_recipes.recipe.importing.paths import get_path, set_path
-from coreai_recipes.recipe.rules import did_you_mean
+from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.yaml_reader import shorten
 
 TYPE_KEYS = ("rope_type", "type")
