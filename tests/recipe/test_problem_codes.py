@@ -8,7 +8,7 @@ import pytest
 
 import coreai_recipes.recipe
 from coreai_recipes.errors import RecipeError
-from coreai_recipes.recipe import rules
+from coreai_recipes.recipe import rotary_rules, rules
 
 RECIPE = Path(coreai_recipes.recipe.__file__).parent
 
@@ -47,7 +47,8 @@ def test_nobody_decides_by_words(small, refusal, monkeypatch):
     before = refusal(text)
 
     problem = rules.Problem
-    monkeypatch.setattr(rules, "Problem", lambda at, code, *rest, **also: problem(at, code, "in other words", None))
+    for room in (rules, rotary_rules):
+        monkeypatch.setattr(room, "Problem", lambda at, code, *rest, **also: problem(at, code, "in other words", None))
     assert len(refusal(text)) == len(before) == 1
     for path in RECIPE.rglob("*.py"):
         assert not re.search(r"message(\.startswith| == )", path.read_text()), path
