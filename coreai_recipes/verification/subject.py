@@ -108,6 +108,14 @@ class Subject:
 
         return Compression.of(self.recipe).compresses
 
+    @property
+    def chooses_experts(self) -> bool:
+        """Whether a layer of the recipe has a mixture of experts."""
+        from coreai_recipes.model import build_decoder
+        from coreai_recipes.primitives.experts import Mixture
+
+        return any(isinstance(module, Mixture) for module in build_decoder(self.recipe).modules())
+
     def note_stream(self, hidden: "Tensor") -> None:
         """Keep the largest value of the residual stream, as it is without a scale."""
         self.stream_peak = max(self.stream_peak or 0.0, float(hidden.abs().max()))

@@ -21,6 +21,8 @@ from coreai_recipes.primitives.experts import Router, ScoreRouter
 # Of a probability, whose logits are then as far apart; else (logits, scores with a bias) of 1, or of the largest where
 # that is more. As between two tokens (`greedy`): what rounding does to a logit is a hundredth of it.
 TIE = 1e-4
+# The same where one of the two computes in float16: a unit in the last place of what is largest.
+TIE_IN_FLOAT16 = 1e-3
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class TopK(TorchFunctionMode):
         return Choice(inside[-1].flatten(1), taken, *groups)
 
 
-def settle(choice: Choice, other: Tensor, start: int = 0) -> list[Tie]:
+def settle(choice: Choice, other: Tensor, start: int = 0, within: float = TIE) -> list[Tie]:
     """The ties among the places where `other` (S, top), the experts that another took at positions from `start` on,
     differ from the choice's."""
     taken = choice.taken[start : start + len(other)]
@@ -95,14 +97,14 @@ def settle(choice: Choice, other: Tensor, start: int = 0) -> list[Tie]:
     found = []
     for row in (other.sort(1)[0] != taken.sort(1)[0]).any(1).nonzero().flatten().tolist():
         position, ones, others = start + row, set(taken[row].tolist()), set(other[row].tolist())
-        gap = _gap(choice, position, ones, others)
+        gap = _gap(choice, position, ones, others, within)
         if gap is not None:
             found.append(Tie(position, tuple(sorted(ones - others)), tuple(sorted(others - ones)), gap))
     return found
 
 
-def _gap(choice: Choice, position: int, ones: set[int], others: set[int]) -> float | None:
-    """How far apart the scores are of what one took and the other did not; None beyond TIE."""
+def _gap(choice: Choice, position: int, ones: set[int], others: set[int], within: float) -> float | None:
+    """How far apart the scores are of what one took and the other did not; None beyond `within`."""
     scores = choice.scores[position]
     if choice.group_scores is not None and choice.groups_taken is not None:
         size = scores.numel() // choice.group_scores.shape[1]
@@ -111,16 +113,16 @@ def _gap(choice: Choice, position: int, ones: set[int], others: set[int]) -> flo
             # among equal groups the other took another: its experts are as good as they are
             sums = choice.group_scores[position]
             spread = torch.stack((sums[sorted(taken)].min(), sums[sorted(other_groups - taken)].min()))
-            return _within(choice.group_scores, spread)
-    return _within(choice.scores, scores[sorted(ones ^ others)])
+            return _within(choice.group_scores, spread, within)
+    return _within(choice.scores, scores[sorted(ones ^ others)], within)
 
 
-def _within(scores: Tensor, some: Tensor) -> float | None:
-    """How far apart some of the `scores` of all positions are, where that is within TIE."""
+def _within(scores: Tensor, some: Tensor, within: float) -> float | None:
+    """How far apart some of the `scores` of all positions are, where that is `within` so much."""
     are_probabilities = scores.min() >= 0 and scores.max() <= 1
     least, largest = some.double().min().item(), some.double().max().item()
     scale = largest if are_probabilities else max(1.0, float(scores.abs().max()))
-    return largest - least if largest - least <= TIE * scale else None
+    return largest - least if largest - least <= within * scale else None
 
 
 @contextmanager
@@ -180,7 +182,9 @@ def following(layer: nn.Module, choice: Choice | None, on_tie: Callable[[Tie], o
 
 
 @contextmanager
-def agreeing_with(layer: nn.Module, taken: Tensor | None, on_tie: Callable[[Tie], object]) -> Iterator[None]:
+def agreeing_with(
+    layer: nn.Module, taken: Tensor | None, on_tie: Callable[[Tie], object], within: float = TIE
+) -> Iterator[None]:
     """Our layer with the experts that a package has `taken` (S, top), -1 where it took none, where that is a tie by our
     router's own scores."""
 
@@ -188,7 +192,7 @@ def agreeing_with(layer: nn.Module, taken: Tensor | None, on_tie: Callable[[Tie]
         if taken is None or taken.shape != chosen.shape:
             return []
         others = torch.where(taken < 0, chosen, taken)
-        ties = settle(_judged(router, x, chosen), others)
+        ties = settle(_judged(router, x, chosen), others, within=within)
         for tie in ties:
             on_tie(replace(tie, names=("torch", "the package")))
         return [(tie, others[tie.position]) for tie in ties]

@@ -15,7 +15,7 @@ from coreai_recipes.primitives.experts import Router, ScoreRouter
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification import StageResult, run_stages
-from coreai_recipes.verification.ties import TIE, Choice, settle
+from coreai_recipes.verification.ties import TIE, TIE_IN_FLOAT16, Choice, settle
 
 CONFIGS = all_configs()
 MIXTURES = [
@@ -73,6 +73,17 @@ def test_equal_experts_are_named_and_fail_nothing(name: str, tmp_path: Path, ano
     assert result.passed, result.detail
     assert result.detail["tied_experts"]["choices"] > 50
     assert result.detail["greedy"]["equal"] is True
+
+
+def test_a_choice_that_float16_cannot_make_is_a_tie_where_one_computes_in_it() -> None:
+    """An int8 gemma4-moe lost 20 dB in float16: at one position two experts were 0.0002 apart, and the package took the
+    other one."""
+    choice = Choice(torch.tensor([[0.3, 0.2498, 0.25, 0.2002]]), torch.tensor([[0, 2]]))
+    other = torch.tensor([[0, 1]])
+    assert settle(choice, other) == []
+    (tie,) = settle(choice, other, within=TIE_IN_FLOAT16)
+    assert str(tie) == "position 0: transformers takes 2, ours 1, scores apart by 0.0002"
+    assert settle(choice, torch.tensor([[0, 3]]), within=TIE_IN_FLOAT16) == []
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])

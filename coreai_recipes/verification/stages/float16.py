@@ -4,23 +4,27 @@ The evaluator runs it twice, `rounded` and `strict`; Core ML once, as the hardwa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from coreai_recipes.evaluate.precision import Precision
-from coreai_recipes.verification.calls import Call, describe_calls, plan_calls, run_call
+from coreai_recipes.verification.calls import Answer, Call, describe_calls, plan_calls, run_call
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.report import StageResult, number, skip
 from coreai_recipes.verification.runtime import open_program
+from coreai_recipes.verification.stages.package import experts_taken
+from coreai_recipes.verification.streamed import Agreeing, StreamedDecoder
 from coreai_recipes.verification.subject import Subject
+from coreai_recipes.verification.ties import TIE_IN_FLOAT16, Tie, agreeing_with
 
 NAME = "package_float16"
 Mode = Precision | Literal["coreml"]
 AS_STORED = "our Decoder in float32 with the weights as stored"
+FIRST = "hidden_0"
 ALLOWED_LOSS_DB = 3.0
 # How many decode steps are affordable: as many as multiply this often in all, and never fewer than FEWEST_STEPS.
 # Core ML is given the most.
@@ -30,7 +34,8 @@ FEWEST_STEPS, MOST_STEPS = 8, 128
 
 @dataclass(frozen=True)
 class Run:
-    """The logits of one mode at the positions `rows`, and what became infinite or NaN in it."""
+    """The logits of one mode at the positions `rows`, what became infinite or NaN in it, and the experts that each
+    layer took, where these are asked for."""
 
     mode: Mode
     rows: Tensor
@@ -38,6 +43,7 @@ class Run:
     calls: list[Call]
     overflowed: list[str]
     nans: list[str]
+    experts: dict[int, Tensor] = field(default_factory=dict)
 
 
 def run(subject: Subject) -> StageResult:
@@ -51,7 +57,6 @@ def run(subject: Subject) -> StageResult:
     if subject.runtime == "coreml" and subject.recipe.export.outputs == "ids":
         return skip(NAME, "Core ML shows nothing inside, and the package gives ids")
     theirs32 = subject.reference()
-    expected = subject.as_stored() if subject.compresses else theirs32
     theirs16 = Reference(subject.recipe, subject.weights, torch.float16).run(subject.tokens.sequence)
     if subject.runtime == "coreml":
         runs = [run_package(subject, "coreml", plan(subject, MOST_STEPS))]
@@ -64,6 +69,8 @@ def run(subject: Subject) -> StageResult:
     if not theirs16[judged.rows].isfinite().all():
         theirs_bfloat16 = Reference(subject.recipe, subject.weights, torch.bfloat16).run(subject.tokens.sequence)
         floor = psnr(ref, theirs_bfloat16[judged.rows])
+    ties: list[str] = []
+    expected = _as_stored(subject, judged, ties) if subject.compresses else theirs32
     ref = expected[judged.rows]
     found, lowest = psnr(ref, judged.logits), snr_min(ref, judged.logits)
     overflowed = [f"{name} ({r.mode})" for r in runs for name in r.overflowed]
@@ -76,6 +83,8 @@ def run(subject: Subject) -> StageResult:
     }
     if theirs_bfloat16 is not None:
         detail["transformers_bfloat16"] = _describe(judged, theirs32, theirs_bfloat16[judged.rows])
+    if ties:
+        detail["tied_experts"] = {"choices": len(ties), "within": TIE_IN_FLOAT16, "first": ties[:10]}
     for other in stated:
         theirs = _describe(other, theirs32, theirs16[other.rows])
         detail[other.mode] = {**_describe(other, expected, other.logits), "transformers_float16": theirs}
@@ -86,6 +95,22 @@ def run(subject: Subject) -> StageResult:
     elif found < floor:
         detail["first_below"] = {"tensor": "logits", "psnr_db": number(found), "snr_min_db": number(lowest)}
     return StageResult(NAME, found >= floor and not overflowed, found, lowest, floor, detail)
+
+
+def _as_stored(subject: Subject, judged: Run, ties: list[str]) -> Tensor:
+    """Our Decoder's logits in float32 with the package's weights. Among experts that float16 cannot tell apart it takes
+    those that the package took; `ties` are told of each."""
+    if not judged.experts:
+        return subject.as_stored()
+    decoder = StreamedDecoder(subject.recipe, subject.weights, stored=True)
+
+    def agreeing(index: int) -> Agreeing:
+        def note(tie: Tie) -> None:
+            ties.append(f"layers.{index}, {tie}")
+
+        return lambda layer: agreeing_with(layer, judged.experts.get(index), note, TIE_IN_FLOAT16)
+
+    return decoder.run(subject.tokens.sequence, lambda index, hidden: None, agreeing)
 
 
 def in_float16(subject: Subject) -> Run:
@@ -114,21 +139,24 @@ def run_package(subject: Subject, mode: Mode, calls: Sequence[Call], without: Se
     """The package's answers to `calls`, from empty states. `without` names the engine's habits to be left out."""
     ids = subject.tokens.sequence
     program = open_program(subject, "rounded" if mode == "coreml" else mode, without)
+    # what is inside is watched only where it is needed, and Core ML shows nothing
+    watched = {FIRST} if subject.compresses and subject.chooses_experts and mode != "coreml" else set()
     rows: list[int] = []
-    logits = []
+    answers: list[Answer] = []
     overflowed: dict[str, None] = {}
     nans: dict[str, None] = {}
     for done, call in enumerate(calls, 1):
-        answer = run_call(program, ids, call, set(), subject.recipe)
+        answer = run_call(program, ids, call, watched, subject.recipe)
         rows += range(answer.first_row, answer.first_row + len(answer.logits))
-        logits.append(answer.logits)
+        answers.append(answer)
         of_call = program.faults(call.function)
         overflowed |= dict.fromkeys(of_call[0])
         nans |= dict.fromkeys(of_call[1])
         if mode == "coreml" and not answer.logits.isfinite().all():
             overflowed[f"logits of {call.function}"] = None
         subject.progress(f"{NAME}: {mode}", done, len(calls))
-    return Run(mode, torch.tensor(rows), torch.cat(logits), list(calls), list(overflowed), list(nans))
+    logits, experts = torch.cat([answer.logits for answer in answers]), experts_taken(subject, answers)
+    return Run(mode, torch.tensor(rows), logits, list(calls), list(overflowed), list(nans), experts)
 
 
 def _describe(run: Run, ref: Tensor, logits: Tensor) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Stage `package`: the saved program, evaluated in float32, against our Decoder with the weights as stored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,8 +79,8 @@ def compare_answers(answers: list[Answer], expected: list[Expected]) -> list[Fig
 def _references(subject: Subject, answers: list[Answer], ties: list[str]) -> list[Expected]:
     """What is expected of each call. Among equal experts ours takes those that the package took; where it took others
     when it computed the last positions again, in `score`, ours is run again too."""
-    taken = _experts_taken(subject, [a for a in answers if a.call.function != "score"])
-    again = _experts_taken(subject, answers)
+    taken = experts_taken(subject, [a for a in answers if a.call.function != "score"])
+    again = experts_taken(subject, answers)
     usual = _run_decoder(subject, taken, ties)
     if not ties:
         subject.stored_logits = usual.logits
@@ -88,7 +89,7 @@ def _references(subject: Subject, answers: list[Answer], ties: list[str]) -> lis
     return [scored if answer.call.function == "score" else usual for answer in answers]
 
 
-def _experts_taken(subject: Subject, answers: list[Answer]) -> dict[int, Tensor]:
+def experts_taken(subject: Subject, answers: Sequence[Answer]) -> dict[int, Tensor]:
     """By layer, the numbers of the experts that the last call of each position took, (S, top); -1 where none did."""
     found: dict[int, Tensor] = {}
     for answer in answers:
