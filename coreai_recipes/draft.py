@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, draft_mask
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.norm import build_norm, mirror_norms
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive
@@ -92,7 +93,7 @@ class Draft(nn.Module):
         rows = self.owners[self.owner(kind)].rows
         return (1, 1, 1, rows) if self.recipe.export.keys_last else (1, rows, 1, 1)
 
-    def inputs(self, kind: str, position: Tensor, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, kind: str, position: Tensor, seen: Mapping[str, Tensor]) -> LayerInputs:
         """cos, sin (1, R/2, 1, 1) and mask (1, rows, 1, 1), or (1, 1, 1, rows), of the layers of `kind`.
 
         `position` (1,) is the last token's, `seen` by kind of the target how many of its positions are seen (1,).
@@ -101,7 +102,7 @@ class Draft(nn.Module):
         owner = self.owner(kind)
         state = self.owners[owner]
         mask = draft_mask(state.rows, state.window, seen[owner], self.recipe.export.keys_last)
-        return cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2), mask
+        return LayerInputs(cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2), mask)
 
     def start(self, embedded: Tensor, hidden: Tensor) -> Tensor:
         """x (1, C', 1, 1) of the last token's embedding (1, C, 1, 1) and the last hidden state (1, 1, C)."""
@@ -130,7 +131,7 @@ class Draft(nn.Module):
             slot = torch.tensor([self.slot(owner)], dtype=torch.int32)
             spec = self.owners[owner]
             cache = SharedCache(states[spec.keys], states[spec.values] if spec.values else None, slot)
-            x = layer(x, *self.inputs(layer.kind, at, counts), cache)
+            x = layer(x, self.inputs(layer.kind, at, counts), cache)
         return self.finish(x)
 
 

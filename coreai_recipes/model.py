@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreai_recipes.front import Front, LayerInputs
-from coreai_recipes.primitives.cache import Cache, NoCache, Placement, RingCache, RowCache
+from coreai_recipes.front import CallShape, Front
+from coreai_recipes.primitives.cache import Cache, NoCache
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.norm import build_norm, mirror_norms
 from coreai_recipes.primitives.per_layer import PerLayerInput, slice_of
 from coreai_recipes.primitives.registry import primitive
@@ -75,6 +76,10 @@ class Decoder(nn.Module):
         """Parameters that are no part of the program: the host looks their rows up and hands them in."""
         return () if self.per_layer_table is None else (PER_LAYER_TABLE,)
 
+    def call(self, function: str) -> CallShape:
+        """A call of a function of the package."""
+        return self.front.call(self.recipe.export.functions.queries[function], self.front.sharing(function))
+
     def make_states(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Empty states by name, as the package declares them."""
         return {name: torch.zeros(state.shape, dtype=dtype) for name, state in states_of(self.front.states).items()}
@@ -110,7 +115,7 @@ class Decoder(nn.Module):
             if owner == layer.kind:
                 caches[owner] = NoCache() if states is None else self.cache(index, states, given)
             of_layer = None if per_layer is None else slice_of(per_layer, torch.tensor([index]))
-            x = layer(x, given.cos, given.sin, given.mask, caches[owner], of_layer, given.temperature)
+            x = layer(x, given, caches[owner], of_layer)
         return cast(Tensor, x)
 
     @property
@@ -127,27 +132,13 @@ class Decoder(nn.Module):
         """The cache of layer `index` in `states`."""
         spec, slot = self.front.state(self.stack[index].kind), torch.tensor([self.slots[index]], dtype=torch.int32)
         values = None if spec.values is None else states[spec.values]
-        return make_cache(states[spec.keys], values, slot, given.first, given.padding, given.placement)
+        return given.cache(states[spec.keys], values, slot)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (1, S, V) of the last hidden state x (1, C, 1, S)."""
         weight = cast(Tensor, self.embedding.weight)
         table = weight[..., None, None] if self.recipe.model.head.tied else None  # (V, C, 1, 1)
         return cast(Tensor, self.head(self.norm(x), table))
-
-
-def make_cache(
-    keys: Tensor,
-    values: Tensor | None,
-    slot: Tensor,
-    first: Tensor,
-    padding: Tensor | None,
-    placement: Placement | None,
-) -> Cache:
-    """A ring's when the front gave a `placement`, else the rows from `first` on."""
-    if placement is None:
-        return RowCache(keys, values, slot, first, padding)
-    return RingCache(keys, values, slot, placement)
 
 
 def table_file(parameter: str) -> str:

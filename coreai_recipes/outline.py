@@ -73,15 +73,15 @@ class _Outline:
         recipe, front = decoder.recipe, decoder.front
         self._declare(inputs)
         x = self._embed(decoder, query, self._input("input_ids"))
-        sharing = front.sharing(self.function.name)
+        call = decoder.call(self.function.name)
         for index, layer in enumerate(decoder.stack):
-            asked = front.queries(layer.kind, query, sharing)
+            asked = call.tokens_of(layer.kind)
             owner = None if front.shares(layer.kind) else front.state(layer.kind)
             if owner is not None:
                 # a ring is written whole by a call of several tokens
                 written = owner.rows if owner.window is not None and query > 1 else query
                 self._write(f"layers.{index}.cache", written, owner.rows)
-            rows = front.seen_rows(layer.kind, asked, sharing)
+            rows = call.seen_rows(layer.kind)
             keys_last = recipe.export.keys_last and asked == 1
             x = self._layer(f"layers.{index}", layer, x, asked, rows, keys_last)
         tokens = query if self.function.name == "score" else 1

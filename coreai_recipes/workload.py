@@ -6,7 +6,7 @@ and the like beside them, and a test holds the two to the same products.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -71,11 +71,12 @@ def _count_parts(decoder: Decoder, draft: Draft | None) -> Iterator[Workload]:
 
 def layer_flops(decoder: Decoder, layer: Layer, function: str, sharing: Sharing | None = None) -> int:
     """Of one layer in a call of `function`, whose own sharing is taken unless another is given."""
-    front = decoder.front
-    sharing = sharing or front.sharing(function)
-    queries = front.queries(layer.kind, decoder.recipe.export.functions.queries[function], sharing)
+    front, call = decoder.front, decoder.call(function)
+    if sharing is not None:
+        call = replace(call, sharing=sharing)
+    queries = call.tokens_of(layer.kind)
     spec = decoder.recipe.model.kinds[layer.kind].attention
-    flops = _layer_flops(layer, spec, queries, front.seen_rows(layer.kind, queries, sharing))
+    flops = _layer_flops(layer, spec, queries, call.seen_rows(layer.kind))
     return flops if front.shares(layer.kind) else flops + _placing_flops(front.state(layer.kind), queries)
 
 

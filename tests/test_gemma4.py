@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coreai_recipes import folding
 from coreai_recipes import model as model_module
-from coreai_recipes.front import Front
+from coreai_recipes.front import CallShape
 from coreai_recipes.model import Decoder
 from coreai_recipes.primitives import experts, mlp, per_layer
 from coreai_recipes.primitives.attention import Attention, build_attention
@@ -261,7 +261,7 @@ def without(factor: float) -> Callable[[Tensor, float], Tensor]:
 PATCHES: dict[str, tuple[Any, str, Any]] = {
     "values after k_norm": (Attention, "_keys_and_values", with_values(lambda _, k, normed, turned: normed)),
     "values after the rotary": (Attention, "_keys_and_values", with_values(lambda _, k, normed, turned: turned)),
-    "one mask for both kinds": (Front, "mask_group", lambda self, name, sharing="seen": "sliding"),
+    "one mask for both kinds": (CallShape, "mask_group", lambda self, name: "sliding"),
     "the first layer's cache is shared": (model_module, "NoCache", FirstOwner),
     "a table without its scale": (per_layer, "scaled", without(12**0.5)),
 }

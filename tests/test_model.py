@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from coreai_recipes import front as front_module
 from coreai_recipes.folding import stored_as
+from coreai_recipes.front import front as front_module
 from coreai_recipes.model import Decoder, build_decoder, empty, fill
 from coreai_recipes.primitives import cache as cache_module
 from coreai_recipes.primitives.cache import Placement
@@ -129,7 +129,7 @@ def test_kinds_of_different_windows_and_head_dims_live_in_one_model() -> None:
     ids = random_ids(50)
     assert psnr(reference(ids), decoder(ids)) >= FLOOR
     # wide and far have one rotary, but not one head_dim: angles of their own
-    assert {name: decoder.front.angle_group(name) for name in decoder.front.kinds} == {
+    assert {name: decoder.front.call(1).angle_group(name) for name in decoder.front.kinds} == {
         n: n for n in ("near", "wide", "far")
     }
     assert decoder.slots == [0, 0, 2, 0, 2]
@@ -138,9 +138,9 @@ def test_kinds_of_different_windows_and_head_dims_live_in_one_model() -> None:
 def test_kinds_that_turn_or_see_alike_share_their_angles_and_masks() -> None:
     """Gemma 2's kinds turn alike, Gemma 3's do not."""
     gemma2, gemma3 = (build_decoder(FAMILIES[name]().recipe).front for name in ("gemma2", "gemma3"))
-    assert [gemma2.angle_group(name) for name in ("sliding", "full")] == ["sliding", "sliding"]
-    assert [gemma3.angle_group(name) for name in ("sliding", "full")] == ["sliding", "full"]
-    assert [gemma2.mask_group(name) for name in ("sliding", "full")] == ["sliding", "full"]
+    assert [gemma2.call(1).angle_group(name) for name in ("sliding", "full")] == ["sliding", "sliding"]
+    assert [gemma3.call(1).angle_group(name) for name in ("sliding", "full")] == ["sliding", "full"]
+    assert [gemma2.call(1).mask_group(name) for name in ("sliding", "full")] == ["sliding", "full"]
 
 
 # --- prefill then decode equals decode alone ------------------------------------------------------------------------

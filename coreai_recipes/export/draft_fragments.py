@@ -102,8 +102,8 @@ class _DraftFrontPiece(Piece):
         named = dict(zip(self.inputs, given, strict=True))
         seen = {name.removeprefix("seen_"): value for name, value in named.items() if name.startswith("seen_")}
         for kind in dict.fromkeys(draft.spec.layer_kinds):
-            cos, sin, mask = draft.inputs(kind, named["position"], seen)
-            found |= {f"cos_{kind}": cos, f"sin_{kind}": sin, f"mask_{kind}": mask}
+            ports = draft.inputs(kind, named["position"], seen).ports()
+            found |= {f"{port}_{kind}": tensor for port, tensor in ports.items()}
         return tuple(found[name] for name in self.outputs)
 
 

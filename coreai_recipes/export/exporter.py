@@ -215,10 +215,10 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
     """A digest of all code that a conversion depends on: this package's, that of other primitives, and versions."""
     root = Path(coreai_recipes.__file__).parent
     own = {
+        *(root / "front").glob("*.py"),
         *(root / "primitives").glob("*.py"),
         root / "recipe/schema.py",
         root / "draft.py",
-        root / "front.py",
         root / "logits.py",
         root / "model.py",
         root / "states.py",

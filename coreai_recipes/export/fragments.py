@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.front import Front, Sharing
+from coreai_recipes.front import CallShape, Front, Sharing
 from coreai_recipes.logits import Pieces
-from coreai_recipes.model import PER_LAYER_ROWS, Decoder, make_cache
-from coreai_recipes.primitives.cache import Cache, Placement, SharedCache, last_of
+from coreai_recipes.model import PER_LAYER_ROWS, Decoder
+from coreai_recipes.primitives.cache import SharedCache, last_of
 from coreai_recipes.primitives.choice import choose
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.states import StateSpec
 from coreai_recipes.storage.parameters import stored_shape
@@ -117,40 +118,30 @@ def _files_of(module: str) -> set[Path]:
     return own.union(*(Path(folder).rglob("*.py") for folder in package or ()))
 
 
-def front_fragment(decoder: Decoder, queries: int, sharing: Sharing) -> Fragment:
+def front_fragment(decoder: Decoder, call: CallShape) -> Fragment:
     """input_ids, position (and count, and rows of the per-layer table) -> x, and what each kind's layers are given."""
-    front, model = decoder.front, decoder.recipe.model
-    inputs = {"input_ids": Port(INTEGER, (1, queries)), "position": Port(INTEGER, (1,))}
-    if queries > 1:
+    front, model, tokens = decoder.front, decoder.recipe.model, call.tokens
+    inputs = {"input_ids": Port(INTEGER, (1, tokens)), "position": Port(INTEGER, (1,))}
+    if tokens > 1:
         inputs["count"] = Port(INTEGER, (1,))
-    outputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, queries))}
+    outputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, tokens))}
     table = WEIGHT_PREFIX + "embedding"
     parameters = {table: "embedding.weight", **weights_of_children(decoder.embedding, "embedding.")}
     if front.per_layer is not None:
         L, P = front.per_layer.layers, front.per_layer.size
-        inputs[PER_LAYER_ROWS] = Port(FLOAT, (1, queries, L * P))
-        outputs["per_layer_inputs"] = Port(FLOAT, (L, P, 1, queries))
+        inputs[PER_LAYER_ROWS] = Port(FLOAT, (1, tokens, L * P))
+        outputs["per_layer_inputs"] = Port(FLOAT, (L, P, 1, tokens))
         names = [f"per_layer.{name}" for name, _ in front.per_layer.named_parameters()]
         parameters |= {WEIGHT_PREFIX + name.replace(".", "_"): name for name in names}
     inputs |= {alias: Port(FLOAT, stored_shape(decoder, name)) for alias, name in parameters.items()}
-    for name in front.kinds:
-        own_queries = front.queries(name, queries, sharing)
-        if front.angle_group(name, sharing) == name and front.pairs(name):
-            for half in ("cos", "sin"):
-                outputs[f"{half}_{name}"] = Port(FLOAT, (1, front.pairs(name), 1, own_queries))
-    for name in front.kinds:
-        if front.temperature_group(name, sharing) == name and front.kinds[name].attention.temperature:
-            outputs[f"temperature_{name}"] = Port(FLOAT, (1, 1, 1, front.queries(name, queries, sharing)))
-        state = front.state(name)
-        if front.mask_group(name, sharing) == name:
-            outputs[f"mask_{name}"] = Port(FLOAT, front.mask_shape(name, queries, sharing))
-        if front.place_group(name) == name and state.window is not None:
-            outputs |= {f"{port}_{name}": shape for port, shape in _ring_ports(state.rows, queries).items()}
-    if queries > 1:
-        outputs["padding"] = Port(FLOAT, (1, 1, queries, 1))
+    given = {call.source(kind, port): (port, kind) for kind in front.kinds for port in call.ports(kind)}
+    for name in sorted(given, key=_order):
+        port, kind = given[name]
+        if name not in inputs:
+            outputs[name] = layer_port(port, call.ports(kind)[port])
     return Fragment(
-        f"front_{queries}" if sharing == "seen" else f"front_{queries}_{sharing}",
-        _FrontPiece(front, list(inputs), list(outputs), parameters, sharing),
+        f"front_{tokens}" if call.sharing == "seen" else f"front_{tokens}_{call.sharing}",
+        _FrontPiece(front, list(inputs), list(outputs), parameters, call.sharing),
         inputs,
         outputs,
         parameters,
@@ -165,36 +156,28 @@ def front_fragment(decoder: Decoder, queries: int, sharing: Sharing) -> Fragment
     )
 
 
-def layer_fragment(decoder: Decoder, kind: str, queries: int, sharing: Sharing) -> Fragment:
+def _order(name: str) -> int:
+    """Angles first, padding last."""
+    return 0 if name.startswith(("cos_", "sin_")) else 2 if name == "padding" else 1
+
+
+def layer_port(name: str, shape: tuple[int, ...]) -> Port:
+    """One of `LayerInputs`."""
+    return Port(INTEGER if name == "first" else FLOAT, shape)
+
+
+def layer_fragment(decoder: Decoder, kind: str, call: CallShape) -> Fragment:
     """x and what the front computed -> x of the next layer; reads and writes the states of the kind, or those that it
     shares, which it reads alone."""
     front, model = decoder.front, decoder.recipe.model
     layer = next(layer for layer in decoder.stack if layer.kind == kind)
-    spec, shares = front.state(kind), front.shares(kind)
-    own_queries = front.queries(kind, queries, sharing)
-    x = Port(FLOAT, (1, model.hidden_size, 1, own_queries))
-    inputs = {"x": x}
-    if front.pairs(kind):
-        inputs |= {half: Port(FLOAT, (1, front.pairs(kind), 1, own_queries)) for half in ("cos", "sin")}
-    if front.kinds[kind].attention.temperature:
-        inputs["temperature"] = Port(FLOAT, (1, 1, 1, own_queries))
-    inputs["mask"] = Port(FLOAT, front.mask_shape(kind, queries, sharing if shares else "seen"))
-    inputs["slot"] = Port(INTEGER, (1,))
-    if not shares:
-        inputs |= {"first": Port(INTEGER, (1,))} if spec.window is None else _ring_ports(spec.rows, queries)
-        if queries > 1:
-            inputs["padding"] = Port(FLOAT, (1, 1, queries, 1))
+    tokens = call.tokens_of(kind)
+    inputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, tokens)), "slot": Port(INTEGER, (1,))}
+    inputs |= {name: layer_port(name, shape) for name, shape in call.ports(kind).items()}
     if front.per_layer is not None:
-        inputs["per_layer_inputs"] = Port(FLOAT, (front.per_layer.layers, front.per_layer.size, 1, own_queries))
+        inputs["per_layer_inputs"] = Port(FLOAT, (front.per_layer.layers, front.per_layer.size, 1, tokens))
         inputs["index"] = Port(INTEGER, (1,))
-    return fragment_of_layer(f"layer_{kind}_{own_queries}", layer, inputs, spec, shares)
-
-
-def _ring_ports(rows: int, queries: int) -> dict[str, Port]:
-    """What tells a layer where the tokens of a call go in a ring: one into a row, several as a `Placement` says."""
-    if queries == 1:
-        return {"first": Port(INTEGER, (1,))}
-    return {"put": Port(FLOAT, (1, 1, rows, queries)), "kept": Port(FLOAT, (1, 1, rows, 1))}
+    return fragment_of_layer(f"layer_{kind}_{tokens}", layer, inputs, front.state(kind), front.shares(kind))
 
 
 def fragment_of_layer(name: str, layer: nn.Module, inputs: dict[str, Port], spec: StateSpec, shares: bool) -> Fragment:
@@ -318,11 +301,8 @@ class _FrontPiece(Piece):
             )
         found = {"x": x, "per_layer_inputs": per_layer}
         for kind, of_kind in inputs.items():
-            found |= {f"cos_{kind}": of_kind.cos, f"sin_{kind}": of_kind.sin, f"mask_{kind}": of_kind.mask}
-            found |= {f"first_{kind}": of_kind.first, f"temperature_{kind}": of_kind.temperature}
+            found |= {f"{port}_{kind}": tensor for port, tensor in of_kind.ports().items()}
             found["padding"] = of_kind.padding
-            if of_kind.placement is not None:
-                found |= {f"put_{kind}": of_kind.placement.put, f"kept_{kind}": of_kind.placement.kept}
         return tuple(found[name] for name in self.outputs)
 
 
@@ -342,22 +322,14 @@ class _LayerPiece(Piece):
         if "values" not in states:
             self.register_buffer("values", None)
 
-    def forward(self, *given: Tensor) -> Tensor:
-        named = dict(zip(self.inputs, given, strict=True))
+    def forward(self, *tensors: Tensor) -> Tensor:
+        named = dict(zip(self.inputs, tensors, strict=True))
         weights = {name: named[alias] for alias, name in self.parameter_names.items()}
-        empty = torch.empty(0, device="cpu")
-        cos, sin = named.get("cos", empty), named.get("sin", empty)
-        slot = named["slot"]
-        cache: Cache = SharedCache(self.keys, self.values, slot)
-        if not self.shares:
-            padding, put = named.get("padding"), named.get("put")
-            placement = None if put is None or padding is None else Placement(put, named["kept"], padding)
-            cache = make_cache(self.keys, self.values, slot, named.get("first", empty), padding, placement)
+        given, states = LayerInputs.of_ports(named), (self.keys, self.values, named["slot"])
+        cache = SharedCache(*states) if self.shares else given.cache(*states)
         of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
         with parameters_as(self.piece[0], weights):
-            return self.piece[0](  # type: ignore[no-any-return]
-                named["x"], cos, sin, named["mask"], cache, of_layer, named.get("temperature")
-            )
+            return self.piece[0](named["x"], given, cache, of_layer)  # type: ignore[no-any-return]
 
 
 class _PickPiece(Piece):

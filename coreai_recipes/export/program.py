@@ -40,9 +40,9 @@ def fragments_of(decoder: Decoder, draft: Draft | None = None) -> dict[str, Frag
     """Every fragment that the recipe's functions need, by name."""
     found: list[Fragment] = []
     for name, queries in decoder.recipe.export.functions.queries.items():
-        sharing = decoder.front.sharing(name)
-        found += [front_fragment(decoder, queries, sharing), head_fragment(decoder, _head_queries(name, queries))]
-        found += [layer_fragment(decoder, kind, queries, sharing) for kind in decoder.front.kinds]
+        call = decoder.call(name)
+        found += [front_fragment(decoder, call), head_fragment(decoder, _head_queries(name, queries))]
+        found += [layer_fragment(decoder, kind, call) for kind in decoder.front.kinds]
         found += _choices(decoder.recipe, _head_queries(name, queries), decoder.recipe.model.vocab_size)
         if name == "prefill":
             found += _picks(decoder, queries).values()
@@ -89,18 +89,18 @@ def link_program(
 def _link_function(
     decoder: Decoder, name: str, queries: int, models: dict[str, Any], linker: FunctionLinker
 ) -> Signature:
-    front, model, sharing = decoder.front, decoder.recipe.model, decoder.front.sharing(name)
+    front, model, call = decoder.front, decoder.recipe.model, decoder.call(name)
     inputs = {"input_ids": Port(INTEGER, (1, queries)), "position": Port(INTEGER, (1,))}
     if name != "decode":
         inputs["count"] = Port(INTEGER, (1,))
-    head, fragment = head_fragment(decoder, _head_queries(name, queries)), front_fragment(decoder, queries, sharing)
+    head, fragment = head_fragment(decoder, _head_queries(name, queries)), front_fragment(decoder, call)
     if PER_LAYER_ROWS in fragment.inputs:
         inputs[PER_LAYER_ROWS] = fragment.inputs[PER_LAYER_ROWS]
     states = _declare(decoder, inputs, linker)
 
     shared = {port_name: port_name for port_name in (*inputs, *fragment.outputs)}
     linker.append(models[fragment.name], "front_", {**shared, "x": "hidden_0"}, fragment.parameters)
-    layers = {kind: layer_fragment(decoder, kind, queries, sharing) for kind in front.kinds}
+    layers = {kind: layer_fragment(decoder, kind, call) for kind in front.kinds}
     picks = _picks(decoder, queries) if name == "prefill" else {}
     per_layer, x = "per_layer_inputs", "hidden_0"
 
@@ -114,21 +114,14 @@ def _link_function(
         return "hidden_last", "per_layer_inputs_last"
 
     for index, kind in enumerate(model.layer_kinds):
-        if picks and front.queries(kind, queries, sharing) < queries:
+        if picks and call.tokens_of(kind) < queries:
             x, per_layer = pick_last()
         names = {
             "x": x,
             "y": f"hidden_{index + 1}",
             "slot": linker.add_integer(f"slot_{index}", decoder.slots[index]),
             "index": linker.add_integer(f"index_{index}", index),
-            "cos": f"cos_{front.angle_group(kind, sharing)}",
-            "sin": f"sin_{front.angle_group(kind, sharing)}",
-            "mask": f"mask_{front.mask_group(kind, sharing)}",
-            "first": "position" if front.state(kind).window is None else f"first_{front.place_group(kind)}",
-            "put": f"put_{front.place_group(kind)}",
-            "kept": f"kept_{front.place_group(kind)}",
-            "padding": "padding",
-            "temperature": f"temperature_{front.temperature_group(kind, sharing)}",
+            **{port: call.source(kind, port) for port in call.ports(kind)},
             "per_layer_inputs": per_layer,
             **state_names(front.state(kind)),
         }

@@ -9,6 +9,7 @@ from coreai_recipes.primitives.attention import build_attention
 from coreai_recipes.primitives.cache import Cache
 from coreai_recipes.primitives.constants import scaled
 from coreai_recipes.primitives.experts import build_experts
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.mlp import build_mlp
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.per_layer import PerLayerGate
@@ -65,18 +66,9 @@ class Layer(nn.Module):
         self.per_layer = PerLayerGate(per_layer, hidden_size, norm) if per_layer else None
         self.scalar = nn.Parameter(torch.empty(1, 1, 1, 1), requires_grad=False) if stack.layer_scalar else None
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor,
-        cache: Cache,
-        per_layer: Tensor | None = None,
-        temperature: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, given: LayerInputs, cache: Cache, per_layer: Tensor | None = None) -> Tensor:
         n = self.attention_norm(x)
-        y = self.attention(n, cos, sin, mask, cache, temperature)
+        y = self.attention(n, given.cos, given.sin, given.mask, cache, given.temperature)
         if self.placement.startswith("parallel"):
             x = x + scaled(y + self._of_mlp(n if self.placement == "parallel" else self.mlp_norm(x)), self.multiplier)
         else:

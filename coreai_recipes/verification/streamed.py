@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.filling import Weight, bind_decoder, fill_from
-from coreai_recipes.front import LayerInputs
 from coreai_recipes.model import PER_LAYER_TABLE, build_decoder, empty
 from coreai_recipes.primitives.cache import NoCache
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.reading import stored_decoder
@@ -84,7 +84,7 @@ class StreamedDecoder:
         of_layer = None if self._per_layer is None else slice_of(self._per_layer, torch.tensor([index]))
         with self._filled(index), _watch(watched, found), agreeing(layer), torch.inference_mode():  # type: ignore[arg-type]
             given = self._inputs[layer.kind]  # type: ignore[index]
-            output = layer(x, given.cos, given.sin, given.mask, self._caches[owner], of_layer, given.temperature)
+            output = layer(x, given, self._caches[owner], of_layer)
             found["output"] = by_position(output)
         return found
 

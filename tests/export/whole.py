@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from coreai_recipes.export.convert import REMOVED_PASSES
 from coreai_recipes.export.indices import narrow_indices
 from coreai_recipes.logits import Pieces
-from coreai_recipes.model import Decoder, make_cache
+from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.cache import Cache, SharedCache, last_of
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.storage.parameters import stored_shape
@@ -46,9 +46,9 @@ class WholeFunction(nn.Module):
             keys, values = getattr(self, spec.keys), getattr(self, spec.values) if spec.values else None
             cache: Cache = SharedCache(keys, values, slot)
             if not shares:
-                cache = make_cache(keys, values, slot, of_kind.first, of_kind.padding, of_kind.placement)
+                cache = of_kind.cache(keys, values, slot)
             of_layer = None if per_layer is None else slice_of(per_layer, torch.tensor([index]))
-            x = layer(x, of_kind.cos, of_kind.sin, of_kind.mask, cache, of_layer, of_kind.temperature)
+            x = layer(x, of_kind, cache, of_layer)
         if self.function == "prefill" and not alone:
             x = last_of(x, count)
         tied, pieces = decoder.recipe.model.head.tied, Pieces(decoder.recipe.model.vocab_size)

@@ -112,8 +112,8 @@ def test_a_drafts_mask_has_the_same_entries_with_its_keys_last(window: int | Non
 
 def test_keys_are_the_last_axis_for_one_query_only() -> None:
     front = build_decoder(recipe_of(kind_of("alibi"))).front
-    assert front.mask_shape("only", 1, "seen") == (1, G, H // G, 96)
-    assert front.mask_shape("only", 4, "seen") == (G, 96, H // G, 4)
+    assert front.call(1).mask_shape("only") == (1, G, H // G, 96)
+    assert front.call(4).mask_shape("only") == (G, 96, H // G, 4)
 
 
 @pytest.mark.parametrize(
@@ -128,5 +128,5 @@ def test_keys_are_the_last_axis_for_one_query_only() -> None:
 def test_the_layout_goes_by_the_context_unless_the_recipe_says_it(context: int, layout: str, keys_last: bool) -> None:
     recipe = recipe_of(kind_of("plain"), context=context, attention_layout=layout)
     assert recipe.export.keys_last == keys_last
-    shape = Front(recipe, torch.nn.Identity()).mask_shape("only", 1, "seen")
+    shape = Front(recipe, torch.nn.Identity()).call(1).mask_shape("only")
     assert shape[:3] == (1, 1, 1) if keys_last else shape[2:] == (1, 1)

@@ -1,12 +1,11 @@
 """What a call computes once, before any layer: the first hidden state; each kind's angles, mask and place to write."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from coreai_recipes.front.call_shape import CallShape, Sharing
 from coreai_recipes.primitives import alibi
 from coreai_recipes.primitives.cache import (
     Placement,
@@ -16,34 +15,11 @@ from coreai_recipes.primitives.cache import (
     ring_key_positions,
     ring_placement,
 )
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import PerLayerInput
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
-from coreai_recipes.recipe.schema import LayerKind, Recipe, Temperature
+from coreai_recipes.recipe.schema import Recipe, Temperature
 from coreai_recipes.states import StateSpec, owner_of, state_specs
-
-# How layers that share a cache see it.
-# seen:   as its owner does, from the owner's own keys and values of this call: what torch does.
-# after:  from the states, as the call has left them: what the functions of a package do.
-# last:   as `after`, for the last real token alone: `prefill`, which needs nothing else of these layers.
-Sharing = Literal["seen", "after", "last"]
-
-
-@dataclass(frozen=True)
-class LayerInputs:
-    """What the front computes once for all layers of a kind: cos, sin, mask and where to write; and the queries'
-    temperature (1, 1, 1, S), where the kind has one.
-
-    Written are the rows from `first` (1,) on, or where `placement` says when several tokens come into a ring; `padding`
-    (1, 1, S, 1) is 1 for tokens behind the real ones, None with a single token.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor
-    first: Tensor
-    placement: Placement | None
-    padding: Tensor | None
-    temperature: Tensor | None = None
 
 
 class Front(nn.Module):
@@ -94,58 +70,18 @@ class Front(nn.Module):
             return "seen"
         return "last" if function == "prefill" else "after"
 
-    def queries(self, name: str, queries: int, sharing: Sharing) -> int:
-        """How many tokens of a call the layers of a kind are run for."""
-        return 1 if sharing == "last" and self.shares(name) else queries
+    def call(self, tokens: int, sharing: Sharing = "seen") -> CallShape:
+        """A call with so many tokens."""
+        return CallShape(self, tokens, sharing)
 
-    def seen_rows(self, name: str, queries: int, sharing: Sharing) -> int:
-        """How many keys the layers of a kind attend to in a call of a package."""
-        state = self.state(name)
-        joins_new = state.window is not None and queries > 1 and not (self.shares(name) and sharing != "seen")
-        return state.rows + queries if joins_new else state.rows
-
-    def angle_group(self, name: str, sharing: Sharing = "seen") -> str:
-        """The first kind with the same rotary at the same positions: kinds that turn alike share their cos and sin."""
-        return self._first(name, lambda n: (*_turning(self.kinds[n]), sharing == "last" and self.shares(n)))
-
-    def mask_group(self, name: str, sharing: Sharing = "seen") -> str:
-        """The first kind with the same rows, window and slopes: kinds that see alike share their mask."""
-
-        def likeness(n: str) -> tuple[object, ...]:
-            state, shares = self.state(n), sharing != "seen" and self.shares(n)
-            apart = shares and (sharing == "last" or state.window is not None)
-            return state.rows, state.window, apart, self._slopes(n)
-
-        return self._first(name, likeness)
-
-    def place_group(self, name: str) -> str:
-        """The first kind with a full cache, or with a ring of as many rows: kinds that are written alike."""
-        return self._first(name, lambda n: self.state(n).window is not None and self.state(n).rows)
-
-    def temperature_group(self, name: str, sharing: Sharing = "seen") -> str:
-        """The first kind whose queries grow alike at the same positions."""
-        return self._first(name, lambda n: (self.kinds[n].attention.temperature, sharing == "last" and self.shares(n)))
-
-    def _slopes(self, name: str) -> tuple[object, ...] | None:
+    def slopes(self, name: str) -> tuple[object, ...] | None:
         """What the slopes of a kind's heads are made of."""
         spec = self.kinds[name].attention
         return None if spec.alibi is None else (spec.alibi, spec.num_heads, spec.num_kv_heads, spec.score_scale)
 
-    def mask_shape(self, name: str, queries: int, sharing: Sharing) -> tuple[int, int, int, int]:
-        """(1, K, 1, S), or (G, K, H/G, S) where heads see differently; keys last: (1, 1, 1, K) or (1, G, H/G, K)."""
-        rows, attention = self.seen_rows(name, queries, sharing), self.kinds[name].attention
-        asked, G, shared = self.queries(name, queries, sharing), 1, 1
-        if attention.alibi is not None:
-            G, shared = attention.num_kv_heads, attention.num_heads // attention.num_kv_heads
-        return (1, G, shared, rows) if self._puts_keys_last(rows, asked) else (G, rows, shared, asked)
-
-    def _puts_keys_last(self, keys: int, queries: int) -> bool:
+    def puts_keys_last(self, keys: int, queries: int) -> bool:
         """Whether scores have their keys on the last axis; one query's one score lies either way."""
         return self.keys_last and queries == 1 and keys > 1
-
-    def _first(self, name: str, likeness: Callable[[str], object]) -> str:
-        wanted = likeness(name)
-        return next(n for n in self.kinds if likeness(n) == wanted)
 
     def forward(
         self,
@@ -159,6 +95,7 @@ class Front(nn.Module):
         """input_ids (1, S), `position` and `count` (1,) as the package's contract says, `rows` (1, S, L * P) of the
         per-layer table -> x (1, C, 1, S), the inputs by kind, and the per-layer inputs (L, P, 1, S)."""
         queries = input_ids.shape[1]
+        call = self.call(queries, sharing)
         positions = position + torch.arange(queries, dtype=torch.int32, device=input_ids.device)  # (S,)
         angles: dict[str, tuple[Tensor, Tensor]] = {}
         masks: dict[str, Tensor] = {}
@@ -166,29 +103,28 @@ class Front(nn.Module):
         padding = padding_of(queries, count) if cached and queries > 1 else None
         temperatures: dict[str, Tensor | None] = {}
         for name in self.kinds:
-            alone = self.queries(name, queries, sharing) < queries
-            asked = position + count - 1 if alone else positions
-            if self.angle_group(name, sharing) == name:
+            asked = position + count - 1 if call.tokens_of(name) < queries else positions
+            if call.angle_group(name) == name:
                 cos, sin = self.rotary(name).angles(asked.unsqueeze(0))
                 angles[name] = cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2)  # (1, R/2, 1, S)
-            if self.temperature_group(name, sharing) == name:
+            if call.temperature_group(name) == name:
                 spec = self.kinds[name].attention.temperature
                 temperatures[name] = None if spec is None else _temperature(spec, asked)
-            if self.mask_group(name, sharing) == name:
+            if call.mask_group(name) == name:
                 if not cached:
                     masks[name] = self._see(name, positions, positions, self.state(name).window)
-                elif self.shares(name) and sharing != "seen":
+                elif call.reads_after(name):
                     masks[name] = self._mask_after(name, asked, position + count)
                 else:
                     masks[name] = self._mask(name, positions, position)
-            if self.place_group(name) == name:
+            if call.place_group(name) == name:
                 places[name] = self._place(name, position, count, padding) if cached else (position, None)
         inputs = {}
         for name in self.kinds:
-            cos, sin = angles[self.angle_group(name, sharing)]
-            seen = masks[self.mask_group(name, sharing)]
-            first, placement = places[self.place_group(name)]
-            temperature = temperatures[self.temperature_group(name, sharing)]
+            cos, sin = angles[call.angle_group(name)]
+            seen = masks[call.mask_group(name)]
+            first, placement = places[call.place_group(name)]
+            temperature = temperatures[call.temperature_group(name)]
             inputs[name] = LayerInputs(cos, sin, seen, first, placement, padding, temperature)
         x = self.embedding(input_ids, positions)
         return x, inputs, None if self.per_layer is None else self.per_layer(x, rows)
@@ -227,7 +163,7 @@ class Front(nn.Module):
 
     def _see(self, name: str, keys: Tensor, queries: Tensor, window: int | None) -> Tensor:
         """The mask of the positions `queries` over the positions `keys`, and how scores fall with distance."""
-        keys_last, spec = self._puts_keys_last(keys.shape[0], queries.shape[0]), self.kinds[name].attention
+        keys_last, spec = self.puts_keys_last(keys.shape[0], queries.shape[0]), self.kinds[name].attention
         hidden = mask(keys, queries, window, keys_last)
         if spec.alibi is None:
             return hidden
@@ -239,7 +175,3 @@ def _temperature(spec: Temperature, positions: Tensor) -> Tensor:
     """(1, 1, 1, S) float32: the factor of queries at `positions` (S,)."""
     whole = (positions // spec.original_context).float()
     return (1 + spec.beta * torch.log(1 + whole)).view(1, 1, 1, -1)
-
-
-def _turning(kind: LayerKind) -> tuple[object, int]:
-    return kind.rotary, kind.attention.rotary_dim

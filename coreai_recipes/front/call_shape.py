@@ -1,0 +1,113 @@
+"""A call of a function, as the layers of each kind see it: sizes, and what the front gives to which."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from coreai_recipes.front.front import Front
+
+# How layers that share a cache see it.
+# seen:   as its owner does, from the owner's own keys and values of this call: what torch does.
+# after:  from the states, as the call has left them: what the functions of a package do.
+# last:   as `after`, for the last real token alone: `prefill`, which needs nothing else of these layers.
+Sharing = Literal["seen", "after", "last"]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """A call with so many `tokens`."""
+
+    front: "Front"
+    tokens: int
+    sharing: Sharing = "seen"
+
+    def tokens_of(self, kind: str) -> int:
+        """How many tokens of the call the layers of a kind are run for."""
+        return 1 if self.is_alone(kind) else self.tokens
+
+    def is_alone(self, kind: str) -> bool:
+        """Whether the layers of a kind are run for the last real token alone."""
+        return self.sharing == "last" and self.front.shares(kind)
+
+    def reads_after(self, kind: str) -> bool:
+        """Whether the layers of a kind see their cache as the call has left it."""
+        return self.sharing != "seen" and self.front.shares(kind)
+
+    def seen_rows(self, kind: str) -> int:
+        """How many keys the layers of a kind attend to in a call of a package."""
+        state = self.front.state(kind)
+        joins_new = state.window is not None and self.tokens > 1 and not self.reads_after(kind)
+        return state.rows + self.tokens if joins_new else state.rows
+
+    def mask_shape(self, kind: str) -> tuple[int, int, int, int]:
+        """(1, K, 1, S), or (G, K, H/G, S) where heads see differently; keys last: (1, 1, 1, K) or (1, G, H/G, K)."""
+        rows, attention = self.seen_rows(kind), self.front.kinds[kind].attention
+        asked, G, shared = self.tokens_of(kind), 1, 1
+        if attention.alibi is not None:
+            G, shared = attention.num_kv_heads, attention.num_heads // attention.num_kv_heads
+        return (1, G, shared, rows) if self.front.puts_keys_last(rows, asked) else (G, rows, shared, asked)
+
+    def ports(self, kind: str) -> dict[str, Shape]:
+        """The inputs by name that layers of a kind are given (`LayerInputs`), those that say where to write last."""
+        front, asked, state = self.front, self.tokens_of(kind), self.front.state(kind)
+        found: dict[str, Shape] = {}
+        if front.pairs(kind):
+            found |= dict.fromkeys(("cos", "sin"), (1, front.pairs(kind), 1, asked))
+        if front.kinds[kind].attention.temperature:
+            found["temperature"] = (1, 1, 1, asked)
+        found["mask"] = self.mask_shape(kind)
+        if front.shares(kind):
+            return found
+        if state.window is None or self.tokens == 1:
+            found["first"] = (1,)
+        else:  # several tokens come into a ring
+            found |= {"put": (1, 1, state.rows, self.tokens), "kept": (1, 1, state.rows, 1)}
+        if self.tokens > 1:
+            found["padding"] = (1, 1, self.tokens, 1)
+        return found
+
+    def source(self, kind: str, port: str) -> str:
+        """The value of the function that a port of a kind's layers takes: kinds that need the same share it."""
+        if port == "padding":
+            return port
+        if port == "first" and self.front.state(kind).window is None:
+            return "position"
+        if port in ("cos", "sin"):
+            return f"{port}_{self.angle_group(kind)}"
+        groups = {"mask": self.mask_group, "temperature": self.temperature_group}
+        return f"{port}_{groups.get(port, self.place_group)(kind)}"
+
+    def angle_group(self, kind: str) -> str:
+        """The first kind with the same rotary at the same positions: kinds that turn alike share their cos and sin."""
+
+        def likeness(name: str) -> tuple[object, ...]:
+            spec = self.front.kinds[name]
+            return spec.rotary, spec.attention.rotary_dim, self.is_alone(name)
+
+        return self._first(kind, likeness)
+
+    def mask_group(self, kind: str) -> str:
+        """The first kind with the same rows, window and slopes: kinds that see alike share their mask."""
+
+        def likeness(name: str) -> tuple[object, ...]:
+            state = self.front.state(name)
+            apart = self.reads_after(name) and (self.sharing == "last" or state.window is not None)
+            return state.rows, state.window, apart, self.front.slopes(name)
+
+        return self._first(kind, likeness)
+
+    def place_group(self, kind: str) -> str:
+        """The first kind with a full cache, or with a ring of as many rows: kinds that are written alike."""
+        states = self.front.state
+        return self._first(kind, lambda name: states(name).window is not None and states(name).rows)
+
+    def temperature_group(self, kind: str) -> str:
+        """The first kind whose queries grow alike at the same positions."""
+        kinds = self.front.kinds
+        return self._first(kind, lambda name: (kinds[name].attention.temperature, self.is_alone(name)))
+
+    def _first(self, kind: str, likeness: Callable[[str], object]) -> str:
+        wanted = likeness(kind)
+        return next(name for name in self.front.kinds if likeness(name) == wanted)
