@@ -25,6 +25,9 @@ def main(
         Path | None, typer.Option(help=f"SmolLM2-135M-Instruct, a folder or a GGUF; else $SMOLLM2, else {SMOLLM2}.")
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Keeps the checkpoints that are made (3 GB).")] = None,
+    anemll: Annotated[
+        Path | None, typer.Option(help="A checkout of ANEMLL, whose converter `calls` measures beside ours.")
+    ] = None,
     skip_e2b: Annotated[bool, typer.Option("--skip-e2b", help="Without the full-size E2B: 30 GB, minutes.")] = False,
     out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there too.")] = None,
 ) -> None:
@@ -33,7 +36,9 @@ def main(
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: the benchmarks are {', '.join(NAMES)}")
     chosen = [name for asked in names or BENCHMARKS for name in GROUPS.get(asked, (asked,))]
-    options = Options(repeats, baseline_repeats, smollm2 or default_smollm2(), folder or default_folder())
+    if anemll is not None and not (anemll / "anemll").is_dir():
+        raise typer.BadParameter(f"{anemll}: is no checkout of ANEMLL: it has no folder `anemll`")
+    options = Options(repeats, baseline_repeats, smollm2 or default_smollm2(), folder or default_folder(), anemll)
     found, failed = {}, False
     for name in dict.fromkeys(chosen):
         if name == "e2b" and skip_e2b:

@@ -35,7 +35,11 @@ class Finished:
 
 
 def run(
-    command: Sequence[str], env: Mapping[str, str] | None = None, result: bool = True, may_fail: bool = False
+    command: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    result: bool = True,
+    may_fail: bool = False,
+    cwd: Path | None = None,
 ) -> Finished:
     """Run `command` to its end. With `result`, its standard output is JSON, or ends with a line of it.
 
@@ -43,7 +47,7 @@ def run(
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         started = time.perf_counter()
-        child = subprocess.Popen(command, stdout=out, stderr=errors, env={**os.environ, **(env or {})})
+        child = subprocess.Popen(command, stdout=out, stderr=errors, env={**os.environ, **(env or {})}, cwd=cwd)
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - started
         child.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it again
