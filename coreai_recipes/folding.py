@@ -5,7 +5,7 @@ power of two it is multiplied, and in which order the dimensions of each head st
 """
 
 from coreai_recipes.checkpoint.rewrite import Rewrite
-from coreai_recipes.primitives.layer import Form
+from coreai_recipes.primitives.layer import NORMED_BEHIND, Form
 from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import LatentAttention, LayerKind, LayerNorm, Recipe, RMSNorm, Stack
 
@@ -24,14 +24,17 @@ def draft_stored_as(recipe: Recipe, name: str, form: Form) -> Rewrite:
 
 def _stored_as(recipe: Recipe, stack: Stack, parts: list[str], form: Form) -> Rewrite:
     if parts[0] != "layers":
-        return Rewrite(offset=_added(_norm_around(recipe, stack, parts), parts[-1]))
+        of_head = parts[0] == "norm" or parts[:2] == ["head", "bias"]
+        return Rewrite(_added(_norm_around(recipe, stack, parts), parts[-1]), form.head_scale if of_head else 1.0)
     kind_name, parts = stack.layer_kinds[int(parts[1])], parts[2:]
     kind = stack.kinds[kind_name]
     if parts[:2] == ["mlp", "activation"]:  # xielu's alphas, whose logits are what a checkpoint has
         return Rewrite(function="softplus", offset=0.5 if parts[-1] == "alpha_n" else 0.0)
     norm = _norm_at(stack, kind_name, parts)
     rows, columns = _orders(recipe, kind, kind_name, parts) if form.folded else (None, None)
-    factor = _stream_factor(stack, kind_name, parts, form.residual_scale)
+    factor = _stream_factor(stack, kind_name, parts, form.residual_scale) * _mlp_factor(
+        stack, kind_name, parts, form.mlp_scale
+    )
     return Rewrite(_added(norm, parts[-1]), factor, rows, columns)
 
 
@@ -95,7 +98,7 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
     if scale == 1.0:
         return 1.0
     placement, owner = stack.placement_of(kind), tuple(parts[:-1])
-    normed_behind = placement in ("post", "sandwich")
+    normed_behind = placement in NORMED_BEHIND
     last_of_blocks = (
         (("attention_post_norm",), ("mlp_post_norm",)) if normed_behind else (("attention", "o"), ("mlp", "down"))
     )
@@ -109,3 +112,15 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
     if placement == "post":
         readers += [("attention", part) for part in "qkv"] + [("mlp", "gate"), ("mlp", "up")]
     return 1 / scale if owner in readers and parts[-1] == "weight" else 1.0
+
+
+def _mlp_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> float:
+    """What a weight takes up of the scale inside a gated MLP: `up` all of it. A norm right behind the MLP undoes it
+    (`Layer`), else `down` does."""
+    if parts[:2] == ["mlp", "up"]:
+        return scale
+    if parts[:2] != ["mlp", "down"]:
+        return 1.0
+    if stack.placement_of(kind) in NORMED_BEHIND:
+        return scale if parts[-1] == "bias" else 1.0
+    return 1 / scale if parts[-1] == "weight" else 1.0

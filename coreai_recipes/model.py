@@ -54,7 +54,14 @@ class Decoder(nn.Module):
         norm, head = model.final_norm, model.head
         self.norm = build_norm(form.of_stream(norm), model.hidden_size) if norm else nn.Identity()
         self.head = primitive("head", "linear")(
-            model.vocab_size, model.hidden_size, head.tied, head.softcap, head.bias, head.scale, model.embedding.width
+            model.vocab_size,
+            model.hidden_size,
+            head.tied,
+            head.softcap,
+            head.bias,
+            head.scale,
+            model.embedding.width,
+            form.head_scale,
         )
         # not a submodule: it holds no weights but those of modules that have their names already
         self._front = [Front(recipe, self.embedding, self.per_layer, form.folded, positions)]
@@ -163,7 +170,8 @@ def count_parameters(recipe: Recipe) -> int:
 def exported_form(recipe: Recipe) -> Form:
     """The form in which the recipe's decoder is exported."""
     export = recipe.export
-    return Form(export.fold, export.scale, export.mlp_layout == "8x8", export.norm == "mirrored")
+    layout, norm = export.mlp_layout == "8x8", export.norm == "mirrored"
+    return Form(export.fold, export.scale, export.mlp_scale, export.head_scale, layout, norm)
 
 
 def fill(module: nn.Module, read: ReadParameter, prefix: str = "") -> None:

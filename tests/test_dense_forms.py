@@ -48,7 +48,11 @@ def logits(recipe: Recipe, form: Form) -> torch.Tensor:
         return decoder(ids)
 
 
-@pytest.mark.parametrize("form", [Form(folded=True), Form(residual_scale=0.25)], ids=["folded", "scaled"])
+@pytest.mark.parametrize(
+    "form",
+    [Form(folded=True), Form(residual_scale=0.25), Form(head_scale=0.25)],
+    ids=["folded", "scaled", "head scaled"],
+)
 @pytest.mark.parametrize("name", SAME)
 def test_the_exported_form_is_the_same_function(name: str, form: Form) -> None:
     recipe = read(name)

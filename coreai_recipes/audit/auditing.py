@@ -1,6 +1,6 @@
 """An audit: a package on several prompts, and what its ranges say."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 from coreai_recipes.verification.calls import LAYER, Note, plan_calls, run_call
 from coreai_recipes.verification.report import number
 from coreai_recipes.verification.runtime import open_program
-from coreai_recipes.verification.scale import DIVISIONS, PRODUCTS, Peaks, choose_scale, peaks_of
+from coreai_recipes.verification.scale import DIVISIONS, INSIDE, PRODUCTS, Inside, Peaks, choose_scale, peaks_of
 from coreai_recipes.verification.subject import Subject
 
 DECODE_STEPS = 2  # of each prompt; the others are taken by prefill
@@ -90,6 +90,44 @@ class Place:
 
 
 @dataclass(frozen=True)
+class InsideFound:
+    """A scale inside a part: as it is, as the ranges want it, and why it cannot be that. `names` are the values that
+    grow with it, by function, `largest` the largest of them."""
+
+    inside: Inside
+    now: float
+    wanted: float
+    largest: float
+    why_not: str | None
+    names: Mapping[str, Collection[str]]
+
+    @classmethod
+    def of(cls, inside: Inside, recipe: Recipe, ranges: Ranges) -> "InsideFound":
+        room = {function: inside.values(recipe, graph) for function, graph in ranges.graphs.items()}
+        sizes = {
+            (function, name): ranges.found[function][name].largest
+            for function, names in room.items()
+            for name in names
+            if name in ranges.found[function]
+        }
+        fitting = inside.choose(recipe, max((size / room[f][n] for (f, n), size in sizes.items()), default=0.0))
+        why, now = inside.why_not(recipe), inside.now(recipe)
+        return cls(inside, now, now if why else fitting, max(sizes.values(), default=0.0), why, room)
+
+    @property
+    def is_asked_for(self) -> bool:
+        return self.wanted != self.now
+
+    def __str__(self) -> str:
+        found = f"{self.largest:,.0f} is the largest value {self.inside.where}"
+        return f"{self.inside.key}: {self.wanted:g}, in place of {self.now:g}: {found}"
+
+    def to_json(self) -> dict[str, Any]:
+        largest = float(f"{self.largest:.6g}")
+        return {"now": self.now, "wanted": self.wanted, "largest": largest, "why_not": self.why_not}
+
+
+@dataclass(frozen=True)
 class Audited:
     """What was found. `nans` and `infinities` are those of precision `engine` without the habits `without`."""
 
@@ -144,13 +182,26 @@ class Audited:
         """The residual scale that the ranges ask for; 1 where none is possible."""
         return 1.0 if self.why_not_scaled else choose_scale(self.peaks.peak)
 
+    @cached_property
+    def inside(self) -> list["InsideFound"]:
+        """What the ranges ask for of the scales inside parts."""
+        return [InsideFound.of(inside, self.recipe, self.ranges) for inside in INSIDE]
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """Every scale of the recipe's `export` that the ranges ask for."""
+        return {"residual_scale": self.scale, **{each.inside.field: each.wanted for each in self.inside}}
+
     def beyond(self) -> list[Place]:
-        """What passes its limit at that scale: it must be computed in float32."""
+        """What passes its limit at those scales: no recipe can have it computed otherwise."""
         return [p for p in self.places if p.range.largest * self._factor(p) >= p.limit.at]
 
     def _factor(self, place: Place) -> float:
-        grows = place.name in self.peaks.values[place.function]
-        return self.scale / self.peaks.scale if grows else 1.0
+        factor = self.scale / self.peaks.scale if place.name in self.peaks.values[place.function] else 1.0
+        for each in self.inside:
+            if place.name in each.names[place.function]:
+                factor *= each.wanted / each.now
+        return factor
 
     def title(self) -> str:
         return f"{self.place}: {len(self.prompts)} prompts, {self.positions} tokens, in float32"
@@ -183,7 +234,7 @@ class Audited:
         return [*unread, *small, f"engine{habits}: {words or 'every value is finite'}", *self.decisions()]
 
     def decisions(self) -> list[str]:
-        """What the recipe should say, and what must be float32."""
+        """What the recipe should say, and what no scale of it reaches."""
         largest, now = self.peaks.largest, self.peaks.scale
         found = (
             f"of the stream, the largest product is {largest['product']:,.0f} and the largest divisor "
@@ -191,11 +242,12 @@ class Audited:
         )
         how = "as it is" if self.scale == now else f"in place of {now:g}"
         beyond = [
-            f"{place} reaches {place.range.largest:,.6g} of {place.limit.at:,}: it must be float32, which no recipe "
-            "can ask for yet"
+            f"{place} reaches {place.range.largest:,.6g} of {place.limit.at:,}, and no scale of a recipe reaches it: "
+            "it would have to be float32, which leaves the engine"
             for place in self.beyond()
         ]
-        return [f"export.residual_scale: {self.scale:g}, {how}: {self.why_not_scaled or found}", *beyond]
+        inside = [str(each) for each in self.inside if each.is_asked_for]
+        return [f"export.residual_scale: {self.scale:g}, {how}: {self.why_not_scaled or found}", *inside, *beyond]
 
     def to_audit(self) -> Audit:
         """audit.json's content."""
@@ -209,6 +261,7 @@ class Audited:
             "left_out": list(self.left_out),
             "positions": self.positions,
             "residual_scale": {"now": self.peaks.scale, "wanted": self.scale, "why_not": self.why_not_scaled},
+            **{each.inside.field: each.to_json() for each in self.inside},
             "limits": {
                 kind: {"at": limit.at, "rule": limit.rule, "worst": [place.to_json() for place in self.worst(kind)]}
                 for kind, limit in LIMITS.items()

@@ -45,7 +45,7 @@ def _link(path: Path, place: Path) -> None:
 
 
 def apply(audited: Audited, path: Path) -> None:
-    """Write the recipe with the scale that was found. Raises UserError where there is a file or none can be written."""
+    """Write the recipe with the scales found. Raises UserError where there is a file or none can be written."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(applied_text(audited))
@@ -57,7 +57,7 @@ def apply(audited: Audited, path: Path) -> None:
 
 def applied_text(audited: Audited) -> str:
     """The recipe's text, below what was decided."""
-    export = audited.recipe.export.model_copy(update={"residual_scale": audited.scale})
+    export = audited.recipe.export.model_copy(update=audited.scales)
     heading = [f"By `recipe audit`, {len(audited.prompts)} prompts:"]
     for decision in audited.decisions():
         heading += textwrap.wrap(decision, 110)

@@ -43,30 +43,40 @@ def write_first(composed: "Composed", write: "Callable[[Recipe], Written]", meas
     Raises BeyondFloat16, with the scale that would do where the recipe can have one.
     """
     from coreai_recipes.storage.float16 import FLOAT16_MAX, BeyondFloat16
-    from coreai_recipes.verification.scale import largest_power
+    from coreai_recipes.verification.scale import INSIDE, largest_power
 
     recipe = composed.recipe
     while True:
         try:
             return write(recipe)
         except BeyondFloat16 as beyond:
-            scale = recipe.export.scale * largest_power(FLOAT16_MAX / beyond.largest)
-            if scale < LEAST or not _is_scaled(composed, beyond.tensor):
+            factor, names = largest_power(FLOAT16_MAX / beyond.largest), _parameters_of(composed, beyond.tensor)
+            scale = recipe.export.scale * factor
+            if _is_of_stream(recipe, names) and scale >= LEAST and measures:
+                recipe = with_scale(recipe, scale)
+                continue
+            remedies = [f"{FIELD}: {scale:g}"] if _is_of_stream(recipe, names) else []
+            for inside in INSIDE:
+                if any(inside.holds(recipe, name) for name in names) and not inside.why_not(recipe):
+                    remedies.append(f"{inside.key}: {inside.now(recipe) * factor:g}")
+            if not remedies:
                 raise
-            if not measures:
-                raise CheckpointError(f"{beyond}\n  {FIELD}: {scale:g} would hold it") from None
-            recipe = with_scale(recipe, scale)
+            raise CheckpointError(f"{beyond}\n  {' or '.join(remedies)} would hold it") from None
 
 
-def _is_scaled(composed: "Composed", tensor: str) -> bool:
-    """Whether a tensor of the checkpoint takes up the scale, in a recipe that can have one."""
+def _parameters_of(composed: "Composed", tensor: str) -> list[str]:
+    """The decoder's parameters that a tensor of the checkpoint fills."""
+    found = [name for name, binding in composed.bindings.items() if tensor in binding.tensors]
+    return [name for name in found if not name.startswith("draft.")]
+
+
+def _is_of_stream(recipe: Recipe, names: Sequence[str]) -> bool:
+    """Whether one of these parameters takes up the stream's scale, in a recipe that can have one."""
     from coreai_recipes.folding import stored_as
-    from coreai_recipes.primitives.layer import Form
     from coreai_recipes.recipe.export_rules import scale_problems
+    from coreai_recipes.verification.scale import STREAM_HALVED
 
-    recipe = composed.recipe
-    names = [name for name, binding in composed.bindings.items() if tensor in binding.tensors]
-    takes = any(not n.startswith("draft.") and stored_as(recipe, n, Form(residual_scale=0.5)).factor < 1 for n in names)
+    takes = any(stored_as(recipe, name, STREAM_HALVED).factor < 1 for name in names)
     return takes and not list(scale_problems(recipe.model_dump()))
 
 

@@ -16,7 +16,8 @@ class Head(nn.Module):
     In a package they leave in pieces, by `in_pieces`.
 
     Where the embedding's rows are `width` long, x is projected to that width first. `scale` is taken before the product
-    with the weight, of which C and not V values are scaled; a bias is not scaled.
+    with the weight, of which C and not V values are scaled; a bias is not scaled. `given_scale` is that of the x that
+    is given, and of the bias: the logits are without it.
     """
 
     def __init__(
@@ -28,13 +29,14 @@ class Head(nn.Module):
         bias: bool = False,
         scale: float = 1.0,
         width: int | None = None,
+        given_scale: float = 1.0,
     ) -> None:
         super().__init__()
         shape = (vocab_size, width or hidden_size, 1, 1)
         self.weight = None if tied else nn.Parameter(torch.empty(shape), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(vocab_size), requires_grad=False) if bias else None
         self.projection = Projection(hidden_size, width) if width else None
-        self.scale, self.softcap = scale, softcap
+        self.scale, self.softcap, self.given_scale = scale, softcap, given_scale
 
     def forward(self, x: Tensor, table: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """`table` and `bias` stand in for the head's own: those of the rows of a block, or the embedding's."""
@@ -58,5 +60,5 @@ class Head(nn.Module):
 
     def _capped(self, logits: Tensor) -> Tensor:
         if self.softcap is None:
-            return logits
-        return scaled(torch.tanh(scaled(logits, 1 / self.softcap)), self.softcap)
+            return scaled(logits, 1 / self.given_scale)
+        return scaled(torch.tanh(scaled(logits, 1 / self.softcap / self.given_scale)), self.softcap)

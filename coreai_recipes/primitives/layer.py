@@ -18,6 +18,7 @@ from coreai_recipes.recipe.schema import LayerNorm, PerLayerEmbedding, RMSNorm, 
 # MLPs that do the same to each token, wherever it lies.
 POINTWISE = ("gated", "plain")
 SQUARE = 8
+NORMED_BEHIND = ("post", "sandwich")  # placements where a norm takes what a block gives, and that alone
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,31 @@ class Form:
     Attributes:
         folded: heads stand in the rotary's fold order (`rotary.fold_order`).
         residual_scale: the residual stream, what reads it and what is written to it, is scaled by this power of two.
+        mlp_scale: what a gated MLP multiplies is scaled by this power of two, and its last matrix, or the norm behind
+            it, undoes that.
+        head_scale: what the head's norm gives is scaled by this power of two, and its logits undo it.
         mlp_in_square: the 64 tokens of a call lie as 8 x 8 in an MLP without experts.
         mirrored: RMS norms are the layer norm of (x, -x).
     """
 
     folded: bool = False
     residual_scale: float = 1.0
+    mlp_scale: float = 1.0
+    head_scale: float = 1.0
     mlp_in_square: bool = False
     mirrored: bool = False
 
     def of_stream(self, norm: RMSNorm | LayerNorm) -> RMSNorm | LayerNorm:
         """The norm of a scaled stream: with eps scaled along, its result is the same to the bit."""
-        return norm.model_copy(update={"eps": norm.eps * self.residual_scale**2})
+        return _of_scaled(norm, self.residual_scale)
+
+    def of_mlp(self, norm: RMSNorm | LayerNorm, placement: str) -> RMSNorm | LayerNorm:
+        """The norm behind an MLP, in the same way where the MLP leaves its scale to it."""
+        return _of_scaled(norm, self.mlp_scale) if placement in NORMED_BEHIND else norm
+
+
+def _of_scaled(norm: RMSNorm | LayerNorm, scale: float) -> RMSNorm | LayerNorm:
+    return norm.model_copy(update={"eps": norm.eps * scale**2})
 
 
 PLAIN = Form()
@@ -52,7 +66,7 @@ class Layer(nn.Module):
         kind, norm, hidden_size = stack.kinds[name], stack.norm_of(name), stack.hidden_size
         stream_norm = form.of_stream(norm)
         placement = stack.placement_of(name)
-        before, behind = placement not in ("post", "add"), placement in ("post", "sandwich", "add")
+        before, behind = placement not in ("post", "add"), placement in (*NORMED_BEHIND, "add")
         self.kind, self.placement, self.multiplier = name, placement, stack.residual_multiplier
         self.attention_norm = build_norm(stream_norm, hidden_size) if before else nn.Identity()
         self.attention = build_attention(kind, hidden_size, norm, form.folded)
@@ -60,9 +74,10 @@ class Layer(nn.Module):
         self.mlp_norm = build_norm(stream_norm, hidden_size) if before and placement != "parallel" else nn.Identity()
         self.mlp = build_mlp(kind.mlp, hidden_size)
         self.mlp_in_square = form.mlp_in_square and kind.mlp.kind in POINTWISE
-        self.dense_post_norm = build_norm(norm, hidden_size) if kind.experts else None
+        of_mlp = form.of_mlp(norm, placement)
+        self.dense_post_norm = build_norm(of_mlp, hidden_size) if kind.experts else None
         self.experts = build_experts(kind.experts, hidden_size, norm, stream_norm) if kind.experts else None
-        self.mlp_post_norm = build_norm(norm, hidden_size) if behind else nn.Identity()
+        self.mlp_post_norm = build_norm(norm if kind.experts else of_mlp, hidden_size) if behind else nn.Identity()
         self.per_layer = PerLayerGate(per_layer, hidden_size, norm) if per_layer else None
         self.scalar = nn.Parameter(torch.empty(1, 1, 1, 1), requires_grad=False) if stack.layer_scalar else None
 

@@ -26,21 +26,26 @@ def export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             f"8x8 is for a prefill of 64 tokens, and this one takes {prefill}",
             "set export.functions.prefill to 64, or leave mlp_layout out",
         )
-    scale = value_at(recipe, "export", "residual_scale")
-    if isinstance(scale, int | float) and 0 < scale <= 1 and math.frexp(scale)[0] != 0.5:
-        near = 2.0 ** round(math.log2(scale))
-        yield Problem(
-            ("export", "residual_scale"),
-            "residual-scale",
-            f"{scale:g} is not a power of two: weights times it would be rounded",
-            f"the nearest is {near:g}",
-        )
+    for name in ("residual_scale", "mlp_scale", "head_scale"):
+        scale = value_at(recipe, "export", name)
+        if isinstance(scale, int | float) and 0 < scale <= 1 and math.frexp(scale)[0] != 0.5:
+            near = 2.0 ** round(math.log2(scale))
+            yield Problem(
+                ("export", name),
+                name.replace("_", "-"),
+                f"{scale:g} is not a power of two: weights times it would be rounded",
+                f"the nearest is {near:g}",
+            )
 
 
 def residual_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     scale = value_at(recipe, "export", "residual_scale")
     if isinstance(scale, int | float) and 0 < scale < 1:
         yield from scale_problems(recipe)
+    for name, problems in (("mlp_scale", mlp_scale_problems), ("head_scale", head_scale_problems)):
+        scale = value_at(recipe, "export", name)
+        if isinstance(scale, int | float) and 0 < scale < 1:
+            yield from problems(recipe)
 
 
 def scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
@@ -78,3 +83,27 @@ def scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             )
     if value_at(model, "head", "norm") == "none":
         yield Problem(at, "residual-scale-impossible", "no norm before the head would undo it")
+
+
+def mlp_scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    """Why what a recipe's MLPs multiply cannot be scaled; nothing where it can."""
+    kinds = mapping_at(recipe, "model", "kinds")
+    for name in dict.fromkeys(layer_order(recipe, "model")):
+        kind = value_at(kinds, name, "mlp", "kind")
+        if kind not in (None, "gated"):
+            yield Problem(
+                ("export", "mlp_scale"),
+                "mlp-scale-impossible",
+                f"the MLP of `{name}` is {kind}: only a gated one is linear in `up`",
+            )
+
+
+def head_scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    """Why what the norm before a recipe's head gives cannot be scaled; nothing where it can."""
+    at, model = ("export", "head_scale"), mapping_at(recipe, "model")
+    said = value_at(model, "head", "norm")
+    norm = mapping_at(model, "norm") if said in (None, "model") else said
+    if not isinstance(norm, Mapping) or value_at(norm, "weight") == "none":
+        yield Problem(at, "head-scale-impossible", "the head has no norm with weights before it to take it up")
+    if recipe.get("draft") is not None:
+        yield Problem(at, "head-scale-impossible", "the draft reads what that norm gives")

@@ -729,6 +729,16 @@ class Export(Spec):
         description="a power of two by which the residual stream is scaled down, so that float16 and the engine hold "
         "it; auto: what a verified build measures",
     )
+    mlp_scale: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] = Field(
+        default=1.0,
+        description="a power of two by which what a gated MLP multiplies is scaled down, its last matrix, or the norm "
+        "behind it, undoing it, where float16 or the engine could not hold it: the same logits at no cost",
+    )
+    head_scale: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] = Field(
+        default=1.0,
+        description="a power of two by which what the norm before the head gives is scaled down, the logits undoing "
+        "it, where float16 or the engine could not hold it",
+    )
 
     @property
     def allowed(self) -> dict[str, str]:

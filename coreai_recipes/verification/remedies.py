@@ -5,18 +5,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from coreai_recipes.checkpoint.tying import judge_head
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.evaluate.graph import read_graph
+from coreai_recipes.evaluate.package import Package
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import family_names
 from coreai_recipes.recipe.loader import validate_data
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.calls import plan_calls, run_call
 from coreai_recipes.verification.report import StageResult
-from coreai_recipes.verification.scale import choose_scale
+from coreai_recipes.verification.runtime import open_program
+from coreai_recipes.verification.scale import INSIDE, choose_scale
 from coreai_recipes.verification.subject import Subject
 
 MOST = 5
+FEWEST_STEPS = 4
 SCALE = "export.residual_scale"
 ENDS = {
     "package_float16": "float16 ends at 65504",
@@ -59,11 +66,46 @@ def _scale_stream(result: StageResult, subject: Subject) -> Iterator[Remedy]:
     if not math.isfinite(peak):
         return
     if overflowed and fitting >= scale:
-        yield Remedy("", None, f"{SCALE} is no remedy: {measured}; {overflowed[0]} lies inside a block")
+        inside = list(_scale_inside(result, subject))
+        none = (
+            f"{SCALE} is no remedy: {measured}; {overflowed[0]} lies inside a block, where no scale of a recipe reaches"
+        )
+        yield from inside or [Remedy("", None, none)]
     elif overflowed or fitting > scale:
         why = _why_not_scaled(subject.recipe, fitting)
         refused = Remedy("", None, f"{SCALE}: {fitting:g} would be needed, for {measured}; but {why}")
         yield refused if why else Remedy(SCALE, fitting, measured)
+
+
+def _scale_inside(result: StageResult, subject: Subject) -> Iterator[Remedy]:
+    """The scales inside parts that the package's largest values in float32 ask for."""
+    recipe, package = subject.recipe, subject.package
+    if package is None:
+        return
+    opened, queries = Package(package, checked=False), recipe.export.functions.queries
+    graphs = {name: read_graph(opened, name) for name in queries}
+    room = {inside: {name: inside.values(recipe, graph) for name, graph in graphs.items()} for inside in INSIDE}
+    excess = dict.fromkeys(INSIDE, 0.0)
+    largest = dict.fromkeys(INSIDE, 0.0)
+
+    def note(function: str, name: str, value: Tensor) -> None:
+        for inside, of in room.items():
+            if name in of[function]:
+                size = float(value.abs().max())
+                largest[inside] = max(largest[inside], size)
+                excess[inside] = max(excess[inside], size / of[function][name])
+
+    program, tokens = open_program(subject, "float32"), subject.tokens.sequence
+    state = program.make_state()
+    for call in plan_calls(queries, len(tokens), FEWEST_STEPS):
+        run_call(program, state, tokens, call, set(), recipe, note)
+    for inside in INSIDE:
+        fitting = inside.choose(recipe, excess[inside])
+        why, measured = inside.why_not(recipe), f"{largest[inside]:.4g} is the largest value {inside.where}"
+        if fitting < inside.now(recipe) and why:
+            yield Remedy("", None, f"{inside.key}: {fitting:g} would be needed, for {measured}; but {why}")
+        elif fitting < inside.now(recipe):
+            yield Remedy(inside.key, fitting, f"{measured}, and {ENDS[result.name]}")
 
 
 def _why_not_scaled(recipe: Recipe, scale: float) -> str | None:

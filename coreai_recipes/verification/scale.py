@@ -5,9 +5,10 @@ s^d of what it was. The stream and the weights that write to it have degree 1, a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -17,11 +18,15 @@ from coreai_recipes.evaluate.registry import Node
 from coreai_recipes.folding import stored_as
 from coreai_recipes.model import build_decoder
 from coreai_recipes.primitives.layer import Form
+from coreai_recipes.recipe.export_rules import head_scale_problems, mlp_scale_problems
+from coreai_recipes.recipe.plain import Problem
 from coreai_recipes.recipe.schema import Recipe
 
 # A quarter of what a product of the engine may not reach, half of what it can divide by: other texts go further than
 # those that were measured. SmolLM2's stream peaks at 20,400 to 27,586 over eleven prompts.
 ROOM = 8192.0
+STREAM_HALVED = Form(residual_scale=0.5)
+LOGITS = "logits"  # without the scale of the head again
 STREAM = "hidden_0"  # how the linker names what goes into the first layer
 PRODUCTS = frozenset({"conv", "linear", "matmul", "einsum", "scaled_dot_product_attention"})
 DIVISIONS = {"real_div": "y", "inverse": "x"}
@@ -31,6 +36,56 @@ LINEAR = frozenset({
     "reduce_mean", "reduce_min", "reduce_sum", "relu", "reshape", "slice_by_index", "slice_by_size", "split", "squeeze",
     "stack", "tile", "topk", "transpose",
 })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A scale of what lies inside a part, between the matrices that take it up and undo it. `form` has it at a half."""
+
+    field: str
+    where: str
+    form: Form
+    problems: Callable[[Mapping[str, Any]], Iterator[Problem]]
+
+    @property
+    def key(self) -> str:
+        return f"export.{self.field}"
+
+    def now(self, recipe: Recipe) -> float:
+        found: float = getattr(recipe.export, self.field)
+        return found
+
+    def why_not(self, recipe: Recipe) -> str | None:
+        return "; ".join(problem.message for problem in self.problems(recipe.model_dump())) or None
+
+    def holds(self, recipe: Recipe, parameter: str) -> bool:
+        """Whether a parameter of the decoder takes the scale up."""
+        return stored_as(recipe, parameter, self.form).factor < 1
+
+    def values(self, recipe: Recipe, graph: Graph) -> dict[str, float]:
+        """What grows with the scale in a function, and how large it may be: room for other texts is left, as for the
+        stream's."""
+        degrees: dict[str, int] = dict(weight_degrees(recipe, self.form))
+        found: dict[str, float] = {}
+        for node in graph.nodes:
+            degree = _degree(node, degrees)
+            for result in node.results:
+                degrees[result.name] = degree
+                if degree == 1 and result.name != LOGITS:
+                    found[result.name] = ROOM if node.type in PRODUCTS else 2 * ROOM
+        return found
+
+    def choose(self, recipe: Recipe, excess: float) -> float:
+        """The scale by which what is `excess` times as large as it may be has room; the recipe's own where it has."""
+        if not excess >= 1 or not math.isfinite(excess):
+            return self.now(recipe)
+        return self.now(recipe) * largest_power(1 / excess)
+
+
+INSIDE = (
+    Inside("mlp_scale", "inside an MLP", Form(mlp_scale=0.5), mlp_scale_problems),
+    Inside("head_scale", "behind the norm of the head", Form(head_scale=0.5), head_scale_problems),
+)
 
 
 def choose_scale(peak: float) -> float:
@@ -73,10 +128,11 @@ def peaks_of(recipe: Recipe, package: Path) -> Peaks:
     return Peaks(values, recipe.export.scale)
 
 
-def weight_degrees(recipe: Recipe) -> dict[str, int]:
-    """By a weight's name in the program, the power of the scale that it takes up, where it takes up any."""
+def weight_degrees(recipe: Recipe, form: Form = STREAM_HALVED) -> dict[str, int]:
+    """By a weight's name in the program, the power of the scale that it takes up, where it takes up any; of the scale
+    that is a half in `form`."""
     names = [name for name, _ in build_decoder(recipe).named_parameters()]
-    factors = {name.replace(".", "_"): stored_as(recipe, name, Form(residual_scale=0.5)).factor for name in names}
+    factors = {name.replace(".", "_"): stored_as(recipe, name, form).factor for name in names}
     return {name: round(-math.log2(factor)) for name, factor in factors.items() if factor != 1.0}
 
 
