@@ -96,9 +96,8 @@ def _scale_inside(result: StageResult, subject: Subject) -> Iterator[Remedy]:
                 excess[inside] = max(excess[inside], size / of[function][name])
 
     program, tokens = open_program(subject, "float32"), subject.tokens.sequence
-    state = program.make_state()
     for call in plan_calls(queries, len(tokens), FEWEST_STEPS):
-        run_call(program, state, tokens, call, set(), recipe, note)
+        run_call(program, tokens, call, set(), recipe, note)
     for inside in INSIDE:
         fitting = inside.choose(recipe, excess[inside])
         why, measured = inside.why_not(recipe), f"{largest[inside]:.4g} is the largest value {inside.where}"
