@@ -173,6 +173,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
     recipe, decoder = written.composed.recipe, written.composed.decoder
     exported, costs = written.exported, written.costs
     queries, pieces = recipe.export.functions.queries, Pieces(recipe.model.vocab_size)
+    from coreai_recipes.storage.compression import FLOAT16
     from coreai_recipes.tokenizer.tokens import TOKENS
 
     functions = {
@@ -203,7 +204,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
             "role": "table",
             "dtype": "float16",
             "shape": list(shape),
-            "row_bytes": 2 * shape[1],
+            "row_bytes": FLOAT16.bytes(shape[1:]),
             "input": input_,
         }
         for file, (input_, shape) in exported.tables.items()

@@ -774,7 +774,7 @@ class StoredPalette(Spec):
 
     kind: Literal["palettize"]
     bits: Literal[1, 2, 3, 4, 6, 8] = Field(description="of each weight's number")
-    group: Annotated[int, Field(ge=1, le=sizes.MAX_INTERMEDIATE_SIZE, strict=True)] = Field(
+    group: Annotated[int, Field(ge=1, le=sizes.MAX_GROUP, strict=True)] = Field(
         default=16,
         description="channels that share a palette; the next smaller number that divides them, where it does not",
     )

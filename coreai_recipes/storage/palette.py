@@ -38,7 +38,7 @@ class Palette(Storage):
     def fitted(self, shape: Shape) -> Palette:
         """With the largest group that divides the rows, or rows would be left over."""
         rows = shape[axis_of_row(shape) - 1]
-        return replace(self, group=max(size for size in range(1, self.group + 1) if rows % size == 0))
+        return replace(self, group=next(size for size in range(min(self.group, rows), 0, -1) if rows % size == 0))
 
     def together(self, shape: Shape) -> int:
         return self.group if axis_of_row(shape) == 1 else 1
