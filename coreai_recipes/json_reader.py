@@ -25,6 +25,11 @@ def load_json(text: str | bytes, **hooks: Any) -> Any:
     return document
 
 
+def refuse_constant(word: str) -> None:
+    """The hook for NaN and Infinity, which Python reads and no other parser does. Raises ValueError."""
+    raise ValueError(f"{word} is no number of JSON")
+
+
 def _is_deep(document: Any) -> bool:
     level = [document]
     for _ in range(DEEPEST + 1):

@@ -82,6 +82,8 @@ def _problems(folder: Path, rows: int, place: str) -> Iterator[str]:
             f"its tokenizer has the token {text!r:.60} with id {index}{more}, but the table has {rows} rows: "
             "take the tokenizer that the weights were made with"
         )
+    if not isinstance(config.get("chat_template") or {}, str | list | dict):
+        yield f"its chat template is not a template: {CONFIG} has {config['chat_template']!r:.60} there"
     try:
         templates = read_templates(folder, config)
     except FileError as error:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from coreai_recipes.errors import BundleError
-from coreai_recipes.json_reader import load_json
+from coreai_recipes.json_reader import load_json, refuse_constant
 from coreai_recipes.manifest.files import read_regular
 from coreai_recipes.manifest.schema import FORMAT, FORMATS, Manifest, Report, Sealed
 
@@ -69,15 +69,11 @@ def read_json(path: Path, within: Path | None = None) -> Any:
 def parse_json(content: bytes, path: Path, what: str) -> Any:
     """The JSON document that the file `path`, which is `what` of a bundle, was found to hold."""
     try:
-        document = load_json(content.decode("utf-8"), parse_constant=_refuse_constant)
+        document = load_json(content.decode("utf-8"), parse_constant=refuse_constant)
         json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except ValueError as error:
         raise BundleError(f"{path.parent}: its {what} is not JSON ({path.name}: {error})") from None
     return document
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is no number of JSON")
 
 
 def _check_format(folder: Path, content: Any) -> None:

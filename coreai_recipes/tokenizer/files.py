@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from coreai_recipes.json_reader import load_json
+from coreai_recipes.json_reader import load_json, refuse_constant
 
 LARGEST = {
     # Gemma's tokenizer.json, the largest of those that we know, has 33 MB
@@ -46,7 +46,7 @@ def read_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        document = load_json(read_text(path))
+        document = load_json(read_text(path), parse_constant=refuse_constant)  # a bundle's hosts read it too
     except ValueError as error:
         raise FileError(f"{path.name} is not JSON: {error}") from None
     if not isinstance(document, dict):
