@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from coreai_recipes.checkpoint.base import Checkpoint
 
+# editors complete and check by it; `recipe schema > recipe.schema.json` writes the file
+SCHEMA_LINE = "yaml-language-server: $schema=recipe.schema.json"
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
@@ -51,7 +53,7 @@ def new_recipe(src: str | Path, family: str | None = None, draft: str | Path | N
     imported = replace(imported, recipe=recipe)
     unchecked = _check_tensors(imported.recipe, checkpoint)
     decisions = [*_decisions(imported, source, family), *((note,) if note else ()), *unchecked]
-    heading = [f"Numbers: config.json of {source or checkpoint.source}.", *_wrapped(imported.family.about)]
+    heading = [SCHEMA_LINE, f"Numbers: config.json of {source or checkpoint.source}.", *_wrapped(imported.family.about)]
     text = write_recipe(imported.recipe, heading, _notes(imported))
     return NewRecipe(text, imported.recipe, tuple(decisions))
 

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TextIO, cast
 
 from coreai_recipes.errors import UserError
@@ -159,10 +160,31 @@ def read_line(prompt: str) -> str:
     """A line of standard input, with its newline; empty at its end. Raises UserError as `read_input` does."""
     if prompt and sys.stdin is not None and sys.stdin.isatty():
         try:
-            return check_text(input(prompt) + "\n", "the line")
+            return check_text(_edit_line(prompt) + "\n", "the line")
         except EOFError:
             return ""
     return check_text(_read_stdin(lambda stream: stream.readline(MAX_INPUT_BYTES + 1)), "the line")
+
+
+def _edit_line(prompt: str) -> str:
+    """A line that is typed, edited, and recalled with the arrow keys; the history is this process's."""
+    if not sys.stdout.isatty():
+        return input(prompt)
+    try:
+        editor = _open_editor()
+    except ImportError:  # an environment of before it was a dependency: Python's own has a history too
+        import readline  # noqa: F401  # `input` uses it as soon as it is imported
+
+        return input(prompt)
+    return str(editor.prompt(prompt, handle_sigint=False))  # signals are answered by ours
+
+
+@cache
+def _open_editor() -> Any:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
+
+    return PromptSession(output=create_output(stdout=drawing(sys.stdout)))
 
 
 def _read_stdin(read: Any) -> str:

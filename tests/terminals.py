@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 ENTRY = "from coreai_recipes.cli import main; main()"
@@ -15,17 +15,23 @@ def command(*arguments: object, before: str = "") -> list[str | bytes]:
     return [sys.executable, "-c", f"{before}\n{ENTRY}", *words]
 
 
-def run_on_terminal(*arguments: object, before: str = "", typed: bytes = b"") -> tuple[int, bytes]:
-    """Status and what the terminal got, standard output and error alike."""
+def run_on_terminal(
+    *arguments: object, before: str = "", typed: bytes = b"", answers: Sequence[tuple[bytes, bytes]] = ()
+) -> tuple[int, bytes]:
+    """Status and what the terminal got, standard output and error alike. `answers` are typed one by one, each when its
+    first half has been shown."""
     ours, theirs = os.openpty()
     process = subprocess.Popen(command(*arguments, before=before), stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     if typed:
         os.write(ours, typed)
-    got = b""
+    got, seen, waiting = b"", 0, list(answers)
     with suppress(OSError):  # how Linux says that the other end is closed
         while piece := os.read(ours, 1 << 16):
             got += piece
+            while waiting and (at := got.find(waiting[0][0], seen)) >= 0:
+                seen = at + len(waiting[0][0])
+                os.write(ours, waiting.pop(0)[1])
     os.close(ours)
     return process.wait(), got
 

@@ -42,6 +42,7 @@ def write_config(folder: Path, **changes: Any) -> None:
 def test_a_new_recipe_is_what_a_person_would_have_written(tmp_path: Path) -> None:
     new = new_recipe(TINY)
     assert new.text == (
+        "# yaml-language-server: $schema=recipe.schema.json\n"
         "# Numbers: config.json of tiny-llama.\n"
         "# Llama, SmolLM2: RMS norm before each block, grouped queries, a rotary over whole heads.\n"
         "recipe: 1\n"

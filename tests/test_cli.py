@@ -265,3 +265,15 @@ def test_a_bundle_is_found_by_its_name_in_dist(run: Run, tiny_bundle: Path, monk
     assert status == 2
     assert err == "tiny-lama: no bundle is here, and none of that name is in dist/\n  did you mean `tiny-llama`?\n"
     assert "it is a recipe: `recipe build qwen3-4b`" in run("chat", "qwen3-4b")[2]
+
+
+def test_what_a_template_is_given_is_a_yaml_scalar(run: Run, tiny_bundle: Path) -> None:
+    ask = ("run", tiny_bundle, "In the", "--max-tokens", 1)
+    status, _, err = run(*ask, "--template", "a-b=1", "--template", "k=[1]", "--template", "one", "--template", "two")
+    assert status == 2
+    assert err.splitlines() == [
+        "--template a-b=1: not KEY=VALUE, as in enable_thinking=false",
+        "--template k=[1]: the value is no word, number, true or false",
+        "--template two: one is named already: an answer has one chat template",
+    ]
+    assert "has no chat template to be given" in run(*ask, "--template", "enable_thinking=false")[2]

@@ -99,6 +99,7 @@ KNOWN_TO: dict[str, set[str]] = {
     "yaml": {"recipe", "checkpoint"},
     "typer": {"commands"},
     "rich": {"console"},
+    "prompt_toolkit": {"terminal"},
 }
 
 HEAVY = {"torch", "coremltools", "transformers", "numpy"}

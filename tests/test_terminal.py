@@ -104,3 +104,28 @@ filling.bind_decoder = bind_and_print
 def test_help_keeps_its_colours_on_a_terminal() -> None:
     status, got = run_on_terminal("build", "--help")
     assert (status, b"\x1b[1m" in got, rb"\x1b" in got) == (0, True, False)
+
+
+def test_a_chat_has_commands_and_says_what_it_does_not_know(tiny_bundle: Path) -> None:
+    typed = b"/help\n/resett\n/reset now\n/system Be brief.\n/reset\n/tmp/x is\n/quit\n"
+    status, out, err = run_on_pipes("chat", tiny_bundle, "--max-tokens", 2, typed=typed)
+    said = err.decode().splitlines()
+    assert status == 0
+    assert [line.split()[0] for line in said[1:5]] == ["/help", "/reset", "/system", "/quit"]
+    assert said[5] == "/resett: no such command: /help says what there is"
+    assert said[6] == "/reset takes nothing more: /help says what there is"
+    assert said[7].endswith("its tokenizer has no chat template, which --system needs: put the text into the prompt")
+    assert said[8] == "a new conversation"
+    assert said[9].startswith("2 tokens")  # a path is no command
+    assert out
+
+
+def test_a_chat_on_a_terminal_begins_with_what_there_is_and_has_a_history(tiny_bundle: Path) -> None:
+    """Arrow up was `^[[A`."""
+    refused = b"/resett: no such command"
+    answers = [(b">", b"/resett\r"), (refused, b""), (b">", b"\x1b[A\r"), (refused, b""), (b">", b"/quit\r")]
+    status, got = run_on_terminal("chat", tiny_bundle, "--max-tokens", 1, answers=answers)
+    assert status == 0, got
+    assert b"loading " in got
+    assert b"positions; /help says what there is" in got
+    assert got.count(b"/resett: no such command") == 2, got

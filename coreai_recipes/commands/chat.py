@@ -1,23 +1,39 @@
 """`recipe chat`: a conversation."""
 
+import re
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coreai_recipes.commands.opening import open_bundle
 from coreai_recipes.commands.options import (
     BundleArgument,
+    MinPOption,
+    PenaltyOption,
     RuntimeOption,
     SeedOption,
+    StopOption,
     SystemOption,
     TemperatureOption,
     TemplateOption,
+    TopKOption,
     TopPOption,
+    read_template,
 )
 from coreai_recipes.errors import UserError
 from coreai_recipes.signals import signals
 from coreai_recipes.terminal import StreamError, check_text, read_line
+
+if TYPE_CHECKING:
+    from coreai_recipes.generate import Chat
+
+COMMANDS = {
+    "/help": ("", "this list"),
+    "/reset": ("", "begin a new conversation; the system message stays"),
+    "/system": ("TEXT", "another system message from now on; none without TEXT"),
+    "/quit": ("", "end the chat, as Ctrl-D does; Ctrl-C ends an answer"),
+}
 
 
 def chat(
@@ -27,16 +43,26 @@ def chat(
     template: TemplateOption = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: PenaltyOption = 1.0,
     seed: SeedOption = None,
+    stop: StopOption = None,
     runtime: RuntimeOption = "auto",
 ) -> None:
-    """Talk with the model; the cached conversation is read once. `/quit` ends it."""
+    """Talk with the model; the cached conversation is read once. `/help` lists its commands."""
     from coreai_recipes.generate import Chat, Sampler
 
     system = system and check_text(system, "--system")
-    sampler = Sampler(temperature, top_p, seed)
+    sampler = Sampler(temperature, top_p, seed, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty)
+    named, variables = read_template(template)
+    stop = [check_text(text, "--stop") for text in stop or ()]
     model = open_bundle(bundle, runtime)
-    talk = Chat(model, system=system, sampler=sampler, max_tokens=max_tokens, template=template)
+    talk = Chat(
+        model, system=system, sampler=sampler, max_tokens=max_tokens, template=named, variables=variables, stop=stop
+    )
+    if sys.stdin is not None and sys.stdin.isatty():
+        print(f"{bundle}: {model.session.context:,} positions; /help says what there is", file=sys.stderr)
     while True:
         try:
             line = read_line("> ")
@@ -45,13 +71,36 @@ def chat(
         except UserError as error:  # a line that is not text
             print(error, file=sys.stderr)
             continue
-        if not line or line.strip() == "/quit":
+        word, _, rest = line.strip().partition(" ")
+        if not line or word == "/quit":
             return
-        if line.strip():
+        if re.fullmatch(r"/[a-z]+", word):
+            _obey(talk, word, rest.strip())
+        elif word:
             _reply(talk, line.removesuffix("\n"))
 
 
-def _reply(talk: Any, line: str) -> None:
+def _obey(talk: "Chat", word: str, rest: str) -> None:
+    """A word to the chat, and not to the model."""
+    try:
+        if word == "/system":
+            talk.set_system(rest or None)
+            said = f"the system message is: {rest}" if rest else "there is no system message"
+        elif rest or word not in ("/help", "/reset"):
+            said = (
+                f"{word}{' takes nothing more' if word in COMMANDS else ': no such command'}: /help says what there is"
+            )
+        elif word == "/reset":
+            talk.reset()
+            said = "a new conversation"
+        else:
+            said = "\n".join(f"{name + ' ' + takes:14}  {what}" for name, (takes, what) in COMMANDS.items())
+    except UserError as error:
+        said = str(error)
+    print(said, file=sys.stderr)
+
+
+def _reply(talk: "Chat", line: str) -> None:
     """One turn; what is wrong with it, or Ctrl-C, ends the turn and not the chat."""
     try:
         result = talk.reply(line)

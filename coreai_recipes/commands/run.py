@@ -9,12 +9,17 @@ from coreai_recipes.commands.opening import open_bundle
 from coreai_recipes.commands.options import (
     BundleArgument,
     JsonOption,
+    MinPOption,
+    PenaltyOption,
     RuntimeOption,
     SeedOption,
+    StopOption,
     SystemOption,
     TemperatureOption,
     TemplateOption,
+    TopKOption,
     TopPOption,
+    read_template,
 )
 from coreai_recipes.terminal import check_text, read_input
 
@@ -31,7 +36,11 @@ def run(
     template: TemplateOption = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: PenaltyOption = 1.0,
     seed: SeedOption = None,
+    stop: StopOption = None,
     runtime: RuntimeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -41,14 +50,18 @@ def run(
 
     text = read_input() if prompt == "-" else check_text(prompt, "PROMPT")
     system = system and check_text(system, "--system")
-    sampler = Sampler(temperature, top_p, seed)
+    sampler = Sampler(temperature, top_p, seed, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty)
+    named, variables = read_template(template)
+    stop = [check_text(text, "--stop") for text in stop or ()]
     model = open_bundle(bundle, runtime)
     result = answer(
         model,
         text,
         system=system,
         raw=raw,
-        template=template,
+        template=named,
+        variables=variables,
+        stop=stop,
         max_tokens=max_tokens,
         sampler=sampler,
         draft=draft,

@@ -1,12 +1,13 @@
 """An answer, piece by piece as it is made."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal
 
 from coreai_recipes.errors import UserError
 from coreai_recipes.generate.model import Model
 from coreai_recipes.generate.sampling import Sampler
+from coreai_recipes.generate.stopping import Stops
 
 FinishReason = Literal["stop", "length", "interrupted"]
 
@@ -14,10 +15,10 @@ FinishReason = Literal["stop", "length", "interrupted"]
 class Answer:
     """Iterating it makes the answer and yields its text; the fields say what was made so far.
 
-    `token_ids` leaves out the end token. `finish_reason` is None until the end: `stop` at an end token, `length` at
-    max_tokens or at the end of the context, `interrupted` when it was left (Ctrl-C, `close`) before.
-    `seconds_to_first_token` counts from the first step of the iteration. With a draft, `rounds` are the target's calls
-    after the prompt, in which `accepted` of the `drafted` tokens were kept.
+    `token_ids` leaves out the end token. `finish_reason` is None until the end: `stop` at an end token or a text of
+    `stop`, `length` at max_tokens or at the end of the context, `interrupted` when it was left
+    (Ctrl-C, `close`) before. `seconds_to_first_token` counts from the first step of the iteration. With a draft, `rounds` are the
+    target's calls after the prompt, in which `accepted` of the `drafted` tokens were kept.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Answer:
         sampler: Sampler,
         on_end: Callable[["Answer"], None] | None = None,
         speculates: bool = False,
+        stop: Sequence[str] = (),
     ) -> None:
         if max_tokens < 1:
             raise UserError(f"max_tokens {max_tokens} is below 1")
@@ -44,7 +46,7 @@ class Answer:
         self._steps = 0  # tokens picked, an end token included
         self._speculates = speculates
         self.drafted = self.accepted = self.rounds = 0
-        self._pieces = self._generate(model, list(prompt_ids), max_tokens, sampler, on_end)
+        self._pieces = self._generate(model, list(prompt_ids), max_tokens, sampler, on_end, stop)
 
     def __iter__(self) -> Generator[str, None, None]:
         return self._pieces
@@ -92,8 +94,9 @@ class Answer:
         max_tokens: int,
         sampler: Sampler,
         on_end: Callable[["Answer"], None] | None,
+        stop: Sequence[str],
     ) -> Generator[str, None, None]:
-        stream = model.tokenizer.stream()
+        stream, stops = model.tokenizer.stream(), Stops(stop)
         started = time.perf_counter()
         try:
             for found in model.continue_text(prompt_ids, max_tokens, sampler, self._speculates):
@@ -109,16 +112,19 @@ class Answer:
                         self.finish_reason = "stop"
                         break
                     self.token_ids.append(token)
-                    if piece := stream.add(token):
+                    if piece := stops.add(stream.add(token)):
                         self.text += piece
                         yield piece
+                    if stops.found:
+                        self.finish_reason = "stop"
+                        break
                     room = model.session.context - len(prompt_ids)
                     if len(self.token_ids) == max_tokens or len(self.token_ids) > room:
                         self.finish_reason = "length"
                         break
                 if self.finish_reason is not None:
                     break
-            if piece := stream.finish():
+            if piece := stops.add(stream.finish()) + stops.finish():
                 self.text += piece
                 yield piece
         finally:
@@ -137,25 +143,28 @@ def answer(
     sampler: Sampler | None = None,
     draft: bool = False,
     template: str | None = None,
+    variables: Mapping[str, Any] | None = None,
+    stop: Sequence[str] = (),
 ) -> Answer:
     """The answer to `text`, which is made as it is iterated. Greedy without a sampler.
 
     `raw`, and a tokenizer without a chat template, continue the text itself. `template` names one of several chat
-    templates. `draft` lets the bundle's draft guess
-    ahead, which changes the speed and not the text. Raises UserError, before anything is made, for a prompt that is
-    empty or too long, for `system` where no chat template can hold it, and for a draft that is not there.
+    templates, and `variables` are what it is given. A text of `stop` ends the answer, and is not part of it. `draft`
+    lets the bundle's draft guess ahead, which changes the speed and not the text. Raises UserError, before anything
+    is made, for a prompt that is empty or too long, for `system` where no chat template can hold it,
+    and for a draft that is not there.
     """
-    if raw and template is not None:
+    if raw and (template is not None or variables):
         raise UserError("--template names the chat template that --raw leaves out: give one of the two")
     if not raw:
-        model.tokenizer.check_template(template)
+        model.tokenizer.check_template(template, variables)
     check_system(model, system, raw)
     if raw or not model.tokenizer.has_template:
         prompt_ids = model.tokenizer.encode(text)
     else:
         asked = [*system_messages(system), {"role": "user", "content": text}]
-        prompt_ids = model.tokenizer.encode_chat(asked, template)
-    return Answer(model, prompt_ids, max_tokens, sampler or Sampler(), speculates=draft)
+        prompt_ids = model.tokenizer.encode_chat(asked, template, variables)
+    return Answer(model, prompt_ids, max_tokens, sampler or Sampler(), speculates=draft, stop=stop)
 
 
 def check_system(model: Model, system: str | None, raw: bool = False) -> None:

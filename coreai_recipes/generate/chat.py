@@ -1,5 +1,8 @@
 """A conversation, whose cached beginning is read once."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from coreai_recipes.generate.answering import Answer, check_system, system_messages
 from coreai_recipes.generate.model import Model
 from coreai_recipes.generate.sampling import Sampler
@@ -19,29 +22,48 @@ class Chat:
         sampler: Sampler | None = None,
         max_tokens: int = 512,
         template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        stop: Sequence[str] = (),
     ) -> None:
-        model.tokenizer.check_template(template)
+        model.tokenizer.check_template(template, variables)
         check_system(model, system)
         self.messages: list[dict[str, str]] = system_messages(system)
         self._model = model
-        self._template = template
+        self._template, self._variables, self._stop = template, variables, stop
         self._sampler = sampler or Sampler()
         self._max_tokens = max_tokens
         self._latest: Answer | None = None
+
+    def reset(self) -> None:
+        """Begin anew; the system message stays."""
+        self._leave()
+        self.messages = [each for each in self.messages if each["role"] == "system"]
+
+    def set_system(self, text: str | None) -> None:
+        """Another system message from the next turn on, or none; what was said stays. Raises as `system` does."""
+        check_system(self._model, text)
+        self._leave()
+        self.messages = [*system_messages(text), *(each for each in self.messages if each["role"] != "system")]
+
+    def _leave(self) -> None:
+        """An answer that is not finished is left as it is."""
+        if self._latest is not None:
+            self._latest.close()
 
     def reply(self, line: str) -> Answer:
         """The answer to `line`, made as it is iterated; an earlier one that is not finished is left as it is.
 
         Raises UserError when the conversation no longer fits the context; the history is then as it was.
         """
-        if self._latest is not None:
-            self._latest.close()
+        self._leave()
         asked = [*self.messages, {"role": "user", "content": line}]
 
         def remember(answer: Answer) -> None:
             if answer.text or answer.finish_reason != "interrupted":
                 self.messages = [*asked, {"role": "assistant", "content": answer.text}]
 
-        prompt_ids = self._model.tokenizer.encode_chat(asked, self._template)
-        self._latest = Answer(self._model, prompt_ids, self._max_tokens, self._sampler, on_end=remember)
+        prompt_ids = self._model.tokenizer.encode_chat(asked, self._template, self._variables)
+        self._latest = Answer(
+            self._model, prompt_ids, self._max_tokens, self._sampler, on_end=remember, stop=self._stop
+        )
         return self._latest

@@ -34,8 +34,11 @@ class Model:
         One by one it goes on for as long as it is asked to and the context holds.
         """
 
+        text = list(token_ids)  # a draft's tokens are picked in order too, and each that is picked is kept
+
         def pick(choice: "Tensor") -> int:
-            token = sampler.pick(choice)
+            token = sampler.pick(choice, text)
+            text.append(token)
             if token >= self.vocab_size:
                 raise UserError(
                     f"{self.path}: the package chose the token {token} of {self.vocab_size}: its logits are NaN; "
@@ -46,17 +49,16 @@ class Model:
         if speculates:
             yield from self.session.speculate(token_ids, max_tokens, pick)
             return
-        text = list(token_ids)
         while True:
-            text.append(pick(self.session.feed(text)))
-            yield Round((), 0, (text[-1],))
+            yield Round((), 0, (pick(self.session.feed(text)),))
 
     def check_sampler(self, sampler: "Sampler") -> None:
         """Raise UserError when there is something to be sampled from what gives no logits."""
-        if sampler.temperature and not self.session.gives_logits:
+        if sampler.settings.reads_logits and not self.session.gives_logits:
+            option = "--temperature" if sampler.settings.temperature else "--repetition-penalty"
             raise UserError(
                 f"{self.path}: its package gives the best token and no logits to sample from: leave out "
-                "--temperature, or build with --set export.outputs=logits"
+                f"{option}, or build with --set export.outputs=logits"
             )
 
     def check_draft(self) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Half a million words. A byte may be a token, and two million tokens take half a GB and two seconds to be found.
 LARGEST_TEXT = 2 << 20
+GIVEN = ("messages", "tools", "documents", "add_generation_prompt")  # to every chat template, by us
 MOST_EXPLAINED = 1 << 20  # values, of some 250 bytes each once they are parsed
 
 
@@ -64,7 +65,9 @@ class BundleTokenizer:
         except Exception as error:  # a vocabulary without the unknown token that it names, and the like
             raise UserError(f"{self._path}: its tokenizer cannot read the text: {error}") from None
 
-    def encode_chat(self, messages: Sequence["Message"], template: str | None = None) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence["Message"], template: str | None = None, variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """A conversation up to where the answer begins, by the template of that name or the default one; without a
         chat template, its messages line by line.
 
@@ -72,16 +75,26 @@ class BundleTokenizer:
         """
         if not self._tokens.chat_templates and template is None:
             return self.encode("\n".join(message["content"] for message in messages))
-        return self.encode(self.render(messages, template), add_special_tokens=False)
+        return self.encode(self.render(messages, template, variables), add_special_tokens=False)
 
-    def render(self, messages: Sequence["Message"], template: str | None = None) -> str:
-        """The text of a conversation, by a template. Raises as `encode_chat` does."""
+    def render(
+        self, messages: Sequence["Message"], template: str | None = None, variables: Mapping[str, Any] | None = None
+    ) -> str:
+        """The text of a conversation, by a template that is given `variables`. Raises as `encode_chat` does."""
         check_size(message["content"] for message in messages)
-        return self._choose(template).render(messages)
+        return self._choose(template).render(messages, variables)
 
-    def check_template(self, name: str | None) -> None:
-        """Raise UserError when there is no template of that name, or none named where the bundle has no default."""
+    def check_template(self, name: str | None, variables: Mapping[str, Any] | None = None) -> None:
+        """Raise UserError when there is no template of that name, none named where the bundle has no default, and for
+        variables that no template is there for, or that it is given by what asks it."""
         names = self.template_names
+        if variables and not names:
+            raise UserError(f"{self._path}: has no chat template to be given {', '.join(variables)}")
+        taken = [key for key in variables or () if key in GIVEN or key in self._tokens.special_tokens]
+        if taken:
+            raise UserError(
+                f"--template {taken[0]}: is not yours to set: it is what the conversation or tokenizer says"
+            )
         if name is None and names and DEFAULT not in names:
             raise UserError(
                 f"{self._path}: its chat templates have names and none is the default: "

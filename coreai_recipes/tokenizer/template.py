@@ -46,9 +46,10 @@ class ChatTemplate:
         except TemplateFault as error:
             raise BundleError(f"{place}: its chat template is not a template: {error}") from None
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], extra: Mapping[str, Any] | None = None) -> str:
         """The conversation as the model knows it, up to where its answer begins. Raises BundleError when refused."""
         variables = {
+            **(extra or {}),
             "messages": [dict(message) for message in messages],
             "tools": None,
             "documents": None,

@@ -1,6 +1,7 @@
 """Which token is picked."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -62,3 +63,42 @@ def test_every_bad_setting_is_told() -> None:
         "temperature nan is not a number from 0 on; 0 is greedy",
         "top_p 1.5 is not in [0, 1]",
     )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 3},
+        {"min_p": 0.2},
+        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 0.6, "temperature": 0.8, "top_k": 12, "top_p": 0.9, "min_p": 0.02},
+    ],
+)
+def test_what_can_be_drawn_is_what_transformers_leaves(settings: dict[str, Any]) -> None:
+    """The shares that torch.multinomial is given, against transformers' own processors in their order."""
+    from transformers.generation import logits_process as theirs
+
+    made = torch.Generator().manual_seed(5)
+    logits = torch.randn(40, generator=made) * 2
+    text = [3, 3, 17, int(logits.argmax())]
+    processors = [
+        theirs.RepetitionPenaltyLogitsProcessor(settings.get("repetition_penalty", 1.0)),
+        theirs.TemperatureLogitsWarper(settings.get("temperature", 1.0)),
+        theirs.TopKLogitsWarper(settings.get("top_k", 40)),
+        theirs.TopPLogitsWarper(settings.get("top_p", 1.0)),
+        theirs.MinPLogitsWarper(settings.get("min_p", 0.0)),
+    ]
+    scores = logits[None]
+    for processor in processors:
+        scores = processor(torch.tensor([text]), scores)
+    sampler = Sampler(**({"temperature": 1.0, "seed": 1} | settings))
+    counts = torch.bincount(torch.tensor([sampler.pick(logits, text) for _ in range(4000)]), minlength=40)
+    expected = scores.softmax(-1)[0]
+    assert not counts[expected == 0].any()
+    assert (counts / 4000 - expected).abs().max() < 0.03
+
+
+def test_a_repetition_penalty_changes_a_greedy_answer_too() -> None:
+    logits = torch.tensor([2.0, 1.9, -3.0])
+    assert Sampler(repetition_penalty=1.2).pick(logits, [0]) == 1
+    assert Sampler(repetition_penalty=1.2).pick(logits, []) == 0

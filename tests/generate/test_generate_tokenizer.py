@@ -211,3 +211,12 @@ def test_a_file_that_cannot_be_read_is_a_sentence(
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
     with pytest.raises(BundleError, match=message):
         BundleTokenizer(folder)
+
+
+def test_a_template_is_given_variables_but_not_the_conversation() -> None:
+    from coreai_recipes.tokenizer.template import ChatTemplate
+
+    template = ChatTemplate(
+        "{{ enable_thinking is false }} {{ messages | length }} {{ bos_token }}", {"bos_token": "B"}, "t"
+    )
+    assert template.render([], {"enable_thinking": False, "messages": [1], "bos_token": "X"}) == "True 0 B"
