@@ -82,7 +82,7 @@ def _problems(folder: Path, rows: int, place: str) -> Iterator[str]:
             f"its tokenizer has the token {text!r:.60} with id {index}{more}, but the table has {rows} rows: "
             "take the tokenizer that the weights were made with"
         )
-    if not isinstance(config.get("chat_template") or {}, str | list | dict):
+    if not _are_templates(config.get("chat_template")):
         yield f"its chat template is not a template: {CONFIG} has {config['chat_template']!r:.60} there"
     try:
         templates = read_templates(folder, config)
@@ -94,6 +94,15 @@ def _problems(folder: Path, rows: int, place: str) -> Iterator[str]:
             compile_template(source)
         except TemplateFault as error:
             yield f"its chat template{'' if name == DEFAULT else f' {name}'} is not a template: {error}"
+
+
+def _are_templates(value: Any) -> bool:
+    """Whether transformers' tokenizer takes `value` for templates: none, a text, or texts by name."""
+    named = value if isinstance(value, list) else [{"name": "", "template": value}]
+    if isinstance(value, dict):
+        named = [{"name": name, "template": text} for name, text in value.items()]
+    texts = [each.get(key) if isinstance(each, dict) else None for each in named for key in ("name", "template")]
+    return value is None or all(isinstance(text, str) for text in texts)
 
 
 def check_ids(tokens: Tokens, folder: Path, rows: int, place: str) -> None:

@@ -281,6 +281,8 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 172099
         ("tokenizer_config.json", "[1]", "tokenizer_config.json holds a list, not an object"),
         ("special_tokens_map.json", "{", "special_tokens_map.json is not JSON: "),
         ("tokenizer_config.json", '{"model_max_length": NaN}', "tokenizer_config.json is not JSON: NaN is no number"),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "a", "template": 5}]}', "its chat template is not a "),
+        ("tokenizer_config.json", '{"chat_template": ["a"]}', "its chat template is not a template: "),
         (
             "tokenizer_config.json",
             '{"chat_template": 7}',
