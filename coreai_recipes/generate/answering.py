@@ -16,8 +16,8 @@ class Answer:
     """Iterating it makes the answer and yields its text; the fields say what was made so far.
 
     `token_ids` leaves out the end token. `finish_reason` is None until the end: `stop` at an end token or a text of
-    `stop`, `length` at max_tokens or at the end of the context, `interrupted` when it was left
-    (Ctrl-C, `close`) before. `seconds_to_first_token` counts from the first step of the iteration. With a draft, `rounds` are the
+    `stop`, `length` at max_tokens or at the end of the context, `interrupted` when it was left (Ctrl-C, `close`)
+    before. `seconds_to_first_token` counts from the first step of the iteration. With a draft, `rounds` are the
     target's calls after the prompt, in which `accepted` of the `drafted` tokens were kept.
     """
 
