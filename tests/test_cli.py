@@ -277,3 +277,26 @@ def test_what_a_template_is_given_is_a_yaml_scalar(run: Run, tiny_bundle: Path) 
         "--template two: one is named already: an answer has one chat template",
     ]
     assert "has no chat template to be given" in run(*ask, "--template", "enable_thinking=false")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is not JSON: "),
+        ("[]", "not a list of messages, as in "),
+        ('[{"role": "user"}, {"role": 1, "content": null}]', "message 1: content and role: no text"),
+        ("[" * 200 + "]" * 200, "nested too deeply"),
+    ],
+)
+def test_a_file_that_is_no_conversation_is_a_sentence(run: Run, tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "m.json").write_text(text)
+    status, _, err = run("run", "any", "--messages", tmp_path / "m.json")
+    assert status == 2
+    assert said in err
+    assert all(line.startswith(f"{tmp_path / 'm.json'}: ") for line in err.splitlines())
+
+
+def test_a_prompt_or_a_conversation_is_needed(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    assert run("run", tiny_bundle)[2] == "recipe run: give a PROMPT, or a conversation with --messages FILE\n"
+    (tmp_path / "m.json").write_text('[{"role": "user", "content": "hi"}]')
+    assert "messages need a chat template: it has none" in run("run", tiny_bundle, "--messages", tmp_path / "m.json")[2]

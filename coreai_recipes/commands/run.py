@@ -1,10 +1,12 @@
 """`recipe run`: an answer to one prompt."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from coreai_recipes.commands.messages import read_messages
 from coreai_recipes.commands.opening import open_bundle
 from coreai_recipes.commands.options import (
     BundleArgument,
@@ -21,12 +23,19 @@ from coreai_recipes.commands.options import (
     TopPOption,
     read_template,
 )
+from coreai_recipes.errors import UserError
 from coreai_recipes.terminal import check_text, read_input
 
 
 def run(
     bundle: BundleArgument,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="`-` reads it from standard input.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="`-` reads it from standard input.", show_default=False)
+    ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option("--messages", metavar="FILE", help="A conversation: a JSON list of role and content."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="End after this many tokens.")] = 256,
     system: SystemOption = None,
     draft: Annotated[
@@ -48,7 +57,13 @@ def run(
     from coreai_recipes import console
     from coreai_recipes.generate import Sampler, answer
 
-    text = read_input() if prompt == "-" else check_text(prompt, "PROMPT")
+    if prompt is None and messages is None:
+        raise UserError("recipe run: give a PROMPT, or a conversation with --messages FILE")
+    if messages is not None and system is not None:
+        raise UserError("--system is a message of --messages FILE: write it there")
+    said: list[dict[str, str]] = [] if messages is None else read_messages(messages)
+    text = read_input() if prompt == "-" else check_text(prompt or "", "PROMPT")
+    asked = text if messages is None else [*said, *([{"role": "user", "content": text}] if prompt is not None else [])]
     system = system and check_text(system, "--system")
     sampler = Sampler(temperature, top_p, seed, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty)
     named, variables = read_template(template)
@@ -56,7 +71,7 @@ def run(
     model = open_bundle(bundle, runtime)
     result = answer(
         model,
-        text,
+        asked,
         system=system,
         raw=raw,
         template=named,

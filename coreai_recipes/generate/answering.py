@@ -135,7 +135,7 @@ class Answer:
 
 def answer(
     model: Model,
-    text: str,
+    text: str | Sequence[Mapping[str, str]],
     *,
     system: str | None = None,
     raw: bool = False,
@@ -146,7 +146,7 @@ def answer(
     variables: Mapping[str, Any] | None = None,
     stop: Sequence[str] = (),
 ) -> Answer:
-    """The answer to `text`, which is made as it is iterated. Greedy without a sampler.
+    """The answer to `text`, or to messages with `role` and `content`, made as it is iterated. Greedy without a sampler.
 
     `raw`, and a tokenizer without a chat template, continue the text itself. `template` names one of several chat
     templates, and `variables` are what it is given. A text of `stop` ends the answer, and is not part of it. `draft`
@@ -159,7 +159,13 @@ def answer(
     if not raw:
         model.tokenizer.check_template(template, variables)
     check_system(model, system, raw)
-    if raw or not model.tokenizer.has_template:
+    if not isinstance(text, str):
+        if raw or not model.tokenizer.has_template:
+            raise UserError(
+                f"{model.path}: messages need a chat template: {'leave out --raw' if raw else 'it has none'}"
+            )
+        prompt_ids = model.tokenizer.encode_chat([*system_messages(system), *text], template, variables)
+    elif raw or not model.tokenizer.has_template:
         prompt_ids = model.tokenizer.encode(text)
     else:
         asked = [*system_messages(system), {"role": "user", "content": text}]
