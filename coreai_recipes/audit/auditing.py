@@ -1,6 +1,6 @@
 """An audit: a package on several prompts, and what its ranges say."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from coreai_recipes.audit.inside import InsideFound
 from coreai_recipes.audit.prompts import BUILT_IN, Prompt, TokenSequence, encode
 from coreai_recipes.audit.ranges import Range, Ranges
 from coreai_recipes.bundle import Bundle, build
@@ -27,7 +28,9 @@ from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 from coreai_recipes.verification.calls import LAYER, Note, plan_calls, run_call
 from coreai_recipes.verification.report import number
 from coreai_recipes.verification.runtime import open_program
-from coreai_recipes.verification.scale import DIVISIONS, INSIDE, PRODUCTS, Inside, Peaks, choose_scale, peaks_of
+from coreai_recipes.verification.scale import DIVISIONS, INSIDE, PRODUCTS, Peaks, choose_scale, peaks_of
+from coreai_recipes.verification.stages.draft import NAME as DRAFT
+from coreai_recipes.verification.stages.draft import call_draft, draft_windows
 from coreai_recipes.verification.subject import Subject
 
 DECODE_STEPS = 2  # of each prompt; the others are taken by prefill
@@ -90,44 +93,6 @@ class Place:
 
 
 @dataclass(frozen=True)
-class InsideFound:
-    """A scale inside a part: as it is, as the ranges want it, and why it cannot be that. `names` are the values that
-    grow with it, by function, `largest` the largest of them."""
-
-    inside: Inside
-    now: float
-    wanted: float
-    largest: float
-    why_not: str | None
-    names: Mapping[str, Collection[str]]
-
-    @classmethod
-    def of(cls, inside: Inside, recipe: Recipe, ranges: Ranges) -> "InsideFound":
-        room = {function: inside.values(recipe, graph) for function, graph in ranges.graphs.items()}
-        sizes = {
-            (function, name): ranges.found[function][name].largest
-            for function, names in room.items()
-            for name in names
-            if name in ranges.found[function]
-        }
-        fitting = inside.choose(recipe, max((size / room[f][n] for (f, n), size in sizes.items()), default=0.0))
-        why, now = inside.why_not(recipe), inside.now(recipe)
-        return cls(inside, now, now if why else fitting, max(sizes.values(), default=0.0), why, room)
-
-    @property
-    def is_asked_for(self) -> bool:
-        return self.wanted != self.now
-
-    def __str__(self) -> str:
-        found = f"{self.largest:,.0f} is the largest value {self.inside.where}"
-        return f"{self.inside.key}: {self.wanted:g}, in place of {self.now:g}: {found}"
-
-    def to_json(self) -> dict[str, Any]:
-        largest = float(f"{self.largest:.6g}")
-        return {"now": self.now, "wanted": self.wanted, "largest": largest, "why_not": self.why_not}
-
-
-@dataclass(frozen=True)
 class Audited:
     """What was found. `nans` and `infinities` are those of precision `engine` without the habits `without`."""
 
@@ -183,7 +148,7 @@ class Audited:
         return 1.0 if self.why_not_scaled else choose_scale(self.peaks.peak)
 
     @cached_property
-    def inside(self) -> list["InsideFound"]:
+    def inside(self) -> list[InsideFound]:
         """What the ranges ask for of the scales inside parts."""
         return [InsideFound.of(inside, self.recipe, self.ranges) for inside in INSIDE]
 
@@ -197,7 +162,7 @@ class Audited:
         return [p for p in self.places if p.range.largest * self._factor(p) >= p.limit.at]
 
     def _factor(self, place: Place) -> float:
-        factor = self.scale / self.peaks.scale if place.name in self.peaks.values[place.function] else 1.0
+        factor = self.scale / self.peaks.scale if place.name in self.peaks.values.get(place.function, {}) else 1.0
         for each in self.inside:
             if place.name in each.names[place.function]:
                 factor *= each.wanted / each.now
@@ -327,13 +292,15 @@ def _audit(
         raise UserError(f"{place}: none of the prompts can be taken by its tokenizer: {', '.join(left_out)}")
     package = Package(bundle.package, checked=False)
     queries = recipe.export.functions.queries
-    ranges = Ranges({name: read_graph(package, name) for name in queries})
+    drafts = [DRAFT] if DRAFT in package.functions else []
+    ranges = Ranges({name: read_graph(package, name) for name in (*queries, *drafts)})
     peaks = peaks_of(recipe, bundle.package)
     subject = Subject(recipe, None, bundle.package)
 
     def note(function: str, name: str, value: torch.Tensor) -> None:
         ranges.note(function, name, value)
-        peaks.note(function, name, value)
+        if function != DRAFT:  # its stream is never scaled
+            peaks.note(function, name, value)
 
     _run(subject, "float32", (), texts, note, progress)
     nans, infinities = _run(subject, "engine", tuple(without), texts, None, progress)
@@ -356,16 +323,32 @@ def _run(
     progress: Progress | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Run every text from empty states; where NaN began and where infinity did, in precision `engine`."""
-    program = open_program(subject, precision, without)
+    program, recipe = open_program(subject, precision, without), subject.recipe
     nans: dict[str, None] = {}
     infinities: dict[str, None] = {}
+    windows = draft_windows(recipe) if recipe.export.outputs != "ids" else {}
+    hidden: list[torch.Tensor] = []
+
+    def look(function: str, name: str, value: torch.Tensor) -> None:
+        if name == "hidden" and function != DRAFT:
+            hidden[:] = [value[:, -1:].clone()]
+        if note is not None:
+            note(function, name, value)
+
     for done, text in enumerate(texts, 1):
         program.reset()
-        for call in plan_calls(subject.recipe.export.functions.queries, len(text.token_ids), DECODE_STEPS):
-            run_call(program, text.token_ids, call, set(), subject.recipe, note)
-            overflowed, found = program.faults(call.function)
-            nans |= dict.fromkeys(found)
-            infinities |= dict.fromkeys(overflowed)
+        for call in plan_calls(recipe.export.functions.queries, len(text.token_ids), DECODE_STEPS):
+            run_call(program, text.token_ids, call, set(), recipe, look if windows else note)
+            called = [call.function]
+            if windows and call.function != "score":
+                end = call.position + call.count
+                token = text.token_ids[min(end, len(text.token_ids) - 1)]
+                call_draft(program, windows, token, end, hidden[0], note)
+                called.append(DRAFT)
+            for function in called:
+                overflowed, found = program.faults(function)
+                nans |= dict.fromkeys(found)
+                infinities |= dict.fromkeys(overflowed)
         if progress is not None:
             progress(f"audit: {precision}", done, len(texts))
     return tuple(nans), tuple(infinities)

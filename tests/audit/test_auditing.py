@@ -90,6 +90,13 @@ def test_a_habit_that_is_left_out_does_no_harm(bundle: Bundle) -> None:
         audit_bundle(bundle, PROMPTS, without=["div"])
 
 
+def test_the_draft_of_a_bundle_is_audited_with_its_target(gemma4_tiny_bundle: Path) -> None:
+    found = audit_bundle(Bundle.open(gemma4_tiny_bundle), PROMPTS[:1])
+    assert any(place.function == "draft" and place.kind == "product" for place in found.places)
+    assert found.to_audit().functions["draft"]
+    assert found.beyond() == []
+
+
 def run(*targets: object, **named: Any) -> list[Audited]:
     given = {"checkpoint": None, "prompts": None, "without": (), "apply_to": None, "saves": True, "progress": None}
     return run_audits([str(target) for target in targets], **{**given, **named})

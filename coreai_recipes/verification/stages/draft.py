@@ -24,6 +24,7 @@ from coreai_recipes.running.program import SavedProgram
 from coreai_recipes.running.speculation import Round, Speculator, seen_positions
 from coreai_recipes.states import state_specs, states_of
 from coreai_recipes.storage.reading import stored_draft
+from coreai_recipes.verification.calls import Note
 from coreai_recipes.verification.draft_reference import assisted_rounds, load_draft
 from coreai_recipes.verification.figures import compare
 from coreai_recipes.verification.greedy import fill_whole
@@ -193,6 +194,27 @@ def windows_of(recipe: Recipe, draft: Draft) -> dict[str, int | None]:
     kinds = recipe.model.kinds
     attentions = {owner: kinds[owner].attention for owner in draft.owners}
     return {owner: a.window if isinstance(a, SlidingAttention) else None for owner, a in attentions.items()}
+
+
+def draft_windows(recipe: Recipe) -> dict[str, int | None]:
+    """As `windows_of`, of the recipe's draft; empty where it has none."""
+    return {} if recipe.draft is None else windows_of(recipe, build_draft(recipe))
+
+
+def call_draft(
+    program: SavedProgram, windows: Mapping[str, int | None], token: int, end: int, hidden: Tensor, note: Note | None
+) -> None:
+    """Have a package draft behind `token`, which follows `end` positions that the target has processed, the last of
+    them with `hidden` (1, 1, C). `note` is told each float value."""
+    counts = {f"seen_{kind}": [seen_positions(window, end, end + 1, end)] for kind, window in windows.items()}
+    given = {"input_ids": [[token]], "position": [end], **counts}
+    inputs = {name: torch.tensor(value, dtype=torch.int32) for name, value in given.items()}
+
+    def watch(name: str, value: Tensor, operation: str) -> None:
+        if note is not None and value.is_floating_point():
+            note(NAME, name, value)
+
+    program.call(NAME, {**inputs, "last_hidden": hidden}, watch)
 
 
 def rounds_of(call: "Call", draft: Draft, prompt: Sequence[int], tokens: int) -> list[Round]:
