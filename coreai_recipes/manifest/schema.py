@@ -253,7 +253,8 @@ def _whole(chain: tuple[Function, ...]) -> Function:
         inputs |= {port: kind for port, kind in function.inputs.items() if port not in outputs}
         outputs |= function.outputs
     handed -= chain[-1].outputs.keys()
-    return Function(query=chain[0].query, inputs=inputs, outputs={p: k for p, k in outputs.items() if p not in handed})
+    left = {port: kind for port, kind in outputs.items() if port not in handed}
+    return Function(query=chain[0].query, steps=chain[-1].steps, inputs=inputs, outputs=left)
 
 
 Decibels = Annotated[float, Field(strict=False)] | Literal["inf", "-inf"] | None
