@@ -235,7 +235,7 @@ def test_a_rotary_that_the_reference_does_not_have_is_status_2_with_its_line(run
 
 def test_help_is_short_and_a_flag_has_no_type(run: Run) -> None:
     """`-h` was no option, and `--json` was said to take a `<bool>`."""
-    for command in ("", "build", "run", "new"):
+    for command in ("", "build", "run", "new", "cache"):
         status, out, _ = run(*([command] if command else []), "-h")
         assert status == 0
         assert "<bool>" not in out
@@ -300,3 +300,18 @@ def test_a_prompt_or_a_conversation_is_needed(run: Run, tiny_bundle: Path, tmp_p
     assert run("run", tiny_bundle)[2] == "recipe run: give a PROMPT, or a conversation with --messages FILE\n"
     (tmp_path / "m.json").write_text('[{"role": "user", "content": "hi"}]')
     assert "messages need a chat template: it has none" in run("run", tiny_bundle, "--messages", tmp_path / "m.json")[2]
+
+
+def test_the_cache_is_listed_and_emptied_of_what_is_ours(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path))
+    assert json.loads(run("cache", "list", "--json")[1])[0]["what"] == "0 fragments"
+    from coreai_recipes.export.cache import FragmentCache
+
+    FragmentCache(tmp_path / "fragments").put("key", b"bytes")
+    (tmp_path / "fragments/notes.txt").write_text("the user's")
+    fragments = json.loads(run("cache", "list", "--json")[1])[0]
+    assert fragments == {"what": "1 fragments", "bytes": 37, "path": str(tmp_path / "fragments")}
+    assert run("cache", "clean")[:2] == (0, "1 fragments removed, 0.0 MB\n")
+    assert [path.name for path in (tmp_path / "fragments").iterdir()] == ["notes.txt"]

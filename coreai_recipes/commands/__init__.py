@@ -1,11 +1,14 @@
 """The commands, a file each: what a command takes and prints. The work is done elsewhere, imported late."""
 
+import typer
+
+from coreai_recipes.commands import cache
 from coreai_recipes.commands.audit import audit
 from coreai_recipes.commands.build import build
 from coreai_recipes.commands.chat import chat
 from coreai_recipes.commands.diff import diff
 from coreai_recipes.commands.families import families
-from coreai_recipes.commands.line import Command, app, execute
+from coreai_recipes.commands.line import Command, Group, app, execute
 from coreai_recipes.commands.lint import lint_
 from coreai_recipes.commands.list import list_
 from coreai_recipes.commands.new import new
@@ -22,3 +25,8 @@ for command in (
     *(list_, show, validate, new, families, diff, plan, lint_, build, verify, audit, run, chat, schema),
 ):  # in the order of the help
     app.command(command.__name__.rstrip("_"), cls=Command)(command)
+
+caches = typer.Typer(cls=Group, help="What builds keep on this disk.", no_args_is_help=True)
+for command in (cache.list_, cache.clean):
+    caches.command(command.__name__.rstrip("_"), cls=Command)(command)
+app.add_typer(caches, name="cache")

@@ -28,11 +28,19 @@ class Command(TyperCommand):
             super().format_help(ctx, formatter)
 
 
-class Commands(TyperGroup):
-    """All of them; `--plugin` may stand before a command or behind it."""
+class Group(TyperGroup):
+    """Commands below one word, with the help of a `Command`."""
 
     def get_params(self, ctx: Any) -> Any:
         return untyped(super().get_params(ctx))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with redirect_stdout(drawing(sys.stdout)):
+            super().format_help(ctx, formatter)
+
+
+class Commands(Group):
+    """All of them; `--plugin` may stand before a command or behind it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         return super().parse_args(ctx, plugins_first(args))
@@ -42,10 +50,6 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except (EOFError, OSError) as error:
             raise _Escaped from error
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        with redirect_stdout(drawing(sys.stdout)):
-            super().format_help(ctx, formatter)
 
 
 def untyped(parameters: list[Any]) -> list[Any]:

@@ -148,3 +148,14 @@ class FragmentCache:
 
 def _digest(key: str, data: bytes) -> bytes:
     return bytes.fromhex(fingerprint(key, data))
+
+
+def held_files(root: Path | None) -> dict[Path, int]:
+    """The entries of the cache in that folder, with their bytes; none where there is no such folder."""
+    found: dict[Path, int] = {}
+    with suppress(OSError), os.scandir(root or ""):
+        for path in sorted(Path(root or "").iterdir()):
+            if _ENTRY.fullmatch(path.name):
+                with suppress(FileNotFoundError):  # another build prunes
+                    found[path] = path.stat(follow_symlinks=False).st_size
+    return found
