@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from coreai_recipes.lint.findings import Lint
 
 
+def identity_of(folder: Path) -> str:
+    """Of manifest.json, which holds the digest of every other file: another one is another bundle."""
+    return digest_of(folder / MANIFEST)
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A built folder. When it was built just now: `seconds` are those of the build's steps, `left_out` what of the

@@ -50,12 +50,17 @@ def run(
     repetition_penalty: PenaltyOption = 1.0,
     seed: SeedOption = None,
     stop: StopOption = None,
+    prompt_cache: Annotated[
+        Path | None,
+        typer.Option("--prompt-cache", metavar="FILE", help="Go on from the states in FILE, and keep them there."),
+    ] = None,
     runtime: RuntimeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt, streaming."""
     from coreai_recipes import console
     from coreai_recipes.generate import Sampler, answer
+    from coreai_recipes.generate.prompt_cache import PromptCache
 
     if prompt is None and messages is None:
         raise UserError("recipe run: give a PROMPT, or a conversation with --messages FILE")
@@ -69,6 +74,9 @@ def run(
     named, variables = read_template(template)
     stop = [check_text(text, "--stop") for text in stop or ()]
     model = open_bundle(bundle, runtime)
+    kept = None if prompt_cache is None else PromptCache(prompt_cache, model)
+    if kept is not None:
+        kept.restore()
     result = answer(
         model,
         asked,
@@ -84,6 +92,8 @@ def run(
     for piece in result:
         if not as_json:
             print(piece, end="", flush=True)
+    if kept is not None:
+        kept.save()
     if as_json:
         console.print_json(result.to_json())
         return

@@ -54,11 +54,10 @@ class Model:
 
     def check_sampler(self, sampler: "Sampler") -> None:
         """Raise UserError when there is something to be sampled from what gives no logits."""
-        if sampler.settings.reads_logits and not self.session.gives_logits:
-            option = "--temperature" if sampler.settings.temperature else "--repetition-penalty"
+        if (asked := sampler.settings.asked) and not self.session.gives_logits:
             raise UserError(
                 f"{self.path}: its package gives the best token and no logits to sample from: leave out "
-                f"{option}, or build with --set export.outputs=logits"
+                f"{', '.join(asked)}, or build with --set export.outputs=logits"
             )
 
     def check_draft(self) -> None:

@@ -49,9 +49,15 @@ class Sampling:
         UserError.collect(problems)
 
     @property
-    def reads_logits(self) -> bool:
-        """Whether the best token that a package chose is not enough."""
-        return bool(self.temperature) or self.repetition_penalty != 1
+    def asked(self) -> list[str]:
+        """The options for which the best token, as a package chose it, is not enough."""
+        asked = {
+            "--temperature": self.temperature != 0,
+            "--top-k": self.top_k != 0,
+            "--min-p": self.min_p != 0,
+            "--repetition-penalty": self.repetition_penalty != 1,
+        }
+        return [option for option, is_asked in asked.items() if is_asked]
 
 
 class Sampler:

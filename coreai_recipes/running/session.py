@@ -1,7 +1,7 @@
 """One sequence in a package's states, and the calls that lengthen it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.logits import choices
 from coreai_recipes.running.speculation import Round, Speculator
@@ -38,6 +38,20 @@ class Session:
     def token_ids(self) -> tuple[int, ...]:
         """The tokens that the states hold."""
         return tuple(self._token_ids)
+
+    @property
+    def written(self) -> int:
+        """Beyond the last position that any call wrote to."""
+        return self._written
+
+    @property
+    def states(self) -> Any:
+        """The program's, as they are now."""
+        return self._program.states
+
+    def resume(self, token_ids: Sequence[int], written: int) -> None:
+        """The states hold those tokens: they were filled by another process."""
+        self._token_ids, self._written = list(token_ids), written
 
     def feed(self, token_ids: Sequence[int]) -> "Tensor":
         """What follows the sequence `token_ids`: logits (V,), or the id that the package chose, (1,). What the states
