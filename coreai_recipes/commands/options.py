@@ -27,7 +27,11 @@ OverridesOption = Annotated[
 ]
 RuntimeOption = Annotated[
     Literal["auto", "evaluator", "coreml"],
-    typer.Option("--runtime", help="What runs the package; auto takes Core ML where it is, else the evaluator."),
+    typer.Option(
+        "--runtime",
+        metavar="NAME",
+        help="auto, evaluator or coreml: auto takes Core ML where it is, else the evaluator.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
