@@ -11,6 +11,7 @@ They are for a plugin: a file that is given with `recipe --plugin FILE`, or a pa
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -98,4 +99,8 @@ def _check(noun: str, spec: type[BaseModel] | None, module: type[nn.Module]) -> 
 
 
 def _name(base: type) -> str:
-    return f"{base.__module__}.{base.__qualname__}".replace("torch.nn.modules.module", "torch.nn")
+    """As a user imports it: from the outermost package that has it."""
+    parts = base.__module__.split(".")
+    packages = (".".join(parts[: end + 1]) for end in range(len(parts)))
+    found = next(name for name in packages if getattr(sys.modules[name], base.__qualname__, None) is base)
+    return f"{found}.{base.__qualname__}"

@@ -217,7 +217,7 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
     own = {
         *(root / "front").glob("*.py"),
         *(root / "primitives").glob("*.py"),
-        root / "recipe/schema.py",
+        *(root / "recipe/schema").glob("*.py"),
         root / "draft.py",
         root / "logits.py",
         root / "model.py",

@@ -1,0 +1,182 @@
+"""Norms, and which positions a query sees."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from coreai_recipes.recipe.kinds import Open
+from coreai_recipes.recipe.schema.fields import (
+    Flag,
+    HeadDim,
+    Heads,
+    HiddenSize,
+    KindName,
+    Positions,
+    Positive,
+    PositiveFloat,
+    Spec,
+)
+
+
+class RMSNorm(Spec):
+    """x / rms(x) * weight."""
+
+    kind: Literal["rms"]
+    eps: PositiveFloat = Field(description="added to the mean square (rms_norm_eps); Llama uses 1.0e-5")
+    weight: Literal["w", "1+w", "none"] = Field(
+        default="w", description="how the stored weight enters; Gemma 2 and 3 use 1+w"
+    )
+
+
+class LayerNorm(Spec):
+    """(x - mean) / std * weight + bias."""
+
+    kind: Literal["layer"]
+    eps: PositiveFloat = Field(description="added to the variance (layer_norm_eps)")
+    weight: Literal["w", "1+w", "none"] = Field(default="w", description="how the stored weight enters")
+    bias: Flag = Field(default=True, description="whether a bias is added")
+
+
+Norm = Annotated[RMSNorm | LayerNorm, Open("norm")]
+
+
+class QKNorm(Spec):
+    """Norm of queries and keys; what it does not say it takes from the model's norm."""
+
+    over: Literal["head", "each_head", "width"] = Field(
+        description="`head`: over each head's dimensions, with weights that all heads share; `each_head`: with weights "
+        "of each head's own (StableLM, Cohere); `width`: over the whole projection (OLMo 2)"
+    )
+    norm: Norm | None = Field(default=None, description="the norm, when it is not the model's")
+    after_rotary: Flag = Field(default=False, description="whether it comes behind the rotary (Hunyuan)")
+
+
+class Temperature(Spec):
+    """Queries times 1 + beta * log(1 + floor(position / original_context)): longer texts get sharper scores."""
+
+    beta: PositiveFloat = Field(description="how fast scores sharpen (llama_4_scaling_beta); Ministral 3 uses 0.1")
+    original_context: Positive = Field(description="positions that are left as they are")
+
+
+class Alibi(Spec):
+    """Scores fall with the distance of key and query, by a slope of each head's own; it stands in for a rotary.
+
+    The slopes are 2^(-max i / n), i = 1 .. n, for n heads, n a power of two; of other numbers of heads those beyond the
+    largest power of two below take every second slope of the series of 2n (BLOOM and MPT alike).
+    """
+
+    max: PositiveFloat = Field(default=8.0, description="the last slope is 2^-max (alibi_bias_max)")
+    scaled: Flag = Field(default=False, description="the distance is scaled as the scores are (Falcon)")
+    rounding: Literal["none", "bfloat16"] = Field(
+        default="none", description="of slopes, and of slopes times positions; Falcon takes them in bfloat16"
+    )
+
+
+class Attention(Spec):
+    """What full and sliding attention have in common. Scores are scaled by `scale`, head_dim^-0.5 if unsaid."""
+
+    num_heads: Heads = Field(description="query heads (num_attention_heads)")
+    num_kv_heads: Heads = Field(description="key and value heads (num_key_value_heads); num_heads is a multiple of it")
+    head_dim: HeadDim = Field(description="dimensions of one head")
+    bias: Literal["none", "qkv", "qkvo"] = Field(
+        default="none", description="which projections carry a bias; Qwen2 has qkv"
+    )
+    qk_norm: QKNorm | None = Field(default=None, description="norm of queries and keys; Qwen3 has {over: head}")
+    v_norm: Flag = Field(default=False, description="RMS norm of each value head, without a weight (Gemma 4)")
+    k_eq_v: Flag = Field(
+        default=False,
+        description="values are k_proj's output before its norm and rotary; there is no v_proj (Gemma 4's 26B and 31B)",
+    )
+    scale: PositiveFloat | None = Field(default=None, description="factor of the scores; head_dim^-0.5 if unsaid")
+    softcap: PositiveFloat | None = Field(
+        default=None, description="scores become softcap * tanh(scores / softcap) (Gemma 2)"
+    )
+    clip: PositiveFloat | None = Field(
+        default=None,
+        description="queries, keys and values are cut off at this magnitude before they turn (clip_qkv; OLMo, MPT)",
+    )
+    temperature: Temperature | None = Field(default=None, description="queries grow with their position (Ministral 3)")
+    alibi: Alibi | None = Field(default=None, description="scores fall with distance (BLOOM, MPT)")
+    sinks: Flag = Field(
+        default=False, description="a learned logit of each head joins the softmax, and its weight is dropped (gpt-oss)"
+    )
+    shares_kv_with: KindName | None = Field(
+        default=None, description="read the cache of the last layer of that kind; own no k and v (Gemma 4)"
+    )
+
+    @property
+    def score_scale(self) -> float:
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def rotary_dim(self) -> int:
+        """The dimensions of a head that are given to its rotary."""
+        return self.head_dim
+
+
+class FullAttention(Attention):
+    """Every earlier position is seen."""
+
+    kind: Literal["full"]
+
+
+class SlidingAttention(Attention):
+    """Query i sees keys j with 0 <= i - j < window."""
+
+    kind: Literal["sliding"]
+    window: Positions = Field(description="how many positions a query sees, itself among them (sliding_window)")
+
+
+class LatentAttention(Spec):
+    """Every earlier position is seen; keys and values of all heads are made of one short row (DeepSeek V2 and V3).
+
+    A head is `nope_dim` dimensions that pass and, behind them, `rope_dim` that turn, which in keys all heads share.
+    Where the rotary is scaled by yarn, scores are scaled by the square of its magnitude for mscale_all_dim too.
+    """
+
+    kind: Literal["latent"]
+    num_heads: Heads = Field(description="query heads (num_attention_heads)")
+    num_kv_heads: Heads = Field(description="as many: each head has keys of its own (num_key_value_heads)")
+    nope_dim: HeadDim = Field(description="dimensions of a head that have no position (qk_nope_head_dim)")
+    rope_dim: HeadDim = Field(description="dimensions of a head that turn (qk_rope_head_dim)")
+    value_dim: HeadDim = Field(description="dimensions of a head's values (v_head_dim)")
+    q_rank: HiddenSize | None = Field(
+        default=None, description="width of the row that queries are made of (q_lora_rank); unsaid, the hidden state"
+    )
+    kv_rank: HiddenSize = Field(description="width of the row that keys and values are made of (kv_lora_rank)")
+    latent_norm: Norm = Field(
+        default=RMSNorm(kind="rms", eps=1e-6), description="the norm of both rows; in transformers always this one"
+    )
+    bias: Literal["none", "qkvo"] = Field(
+        default="none", description="whether what reads the hidden state, and o, carry a bias (attention_bias)"
+    )
+    scale: PositiveFloat | None = Field(
+        default=None, description="factor of the scores; (nope_dim + rope_dim)^-0.5 if unsaid"
+    )
+
+    # what this attention never has
+    qk_norm: ClassVar[QKNorm | None] = None
+    v_norm: ClassVar[bool] = False
+    k_eq_v: ClassVar[bool] = False
+    softcap: ClassVar[float | None] = None
+    sinks: ClassVar[bool] = False
+    clip: ClassVar[float | None] = None
+    temperature: ClassVar[Temperature | None] = None
+    alibi: ClassVar[Alibi | None] = None
+    shares_kv_with: ClassVar[str | None] = None
+
+    @property
+    def head_dim(self) -> int:
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """The dimensions of a head that are given to its rotary."""
+        return self.rope_dim
+
+    @property
+    def score_scale(self) -> float:
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+
+AttentionKind = Annotated[FullAttention | SlidingAttention | LatentAttention, Open("attention")]

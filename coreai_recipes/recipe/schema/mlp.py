@@ -1,0 +1,118 @@
+"""What follows attention: an MLP, a mixture of experts in its place or beside it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from coreai_recipes.recipe.kinds import Open
+from coreai_recipes.recipe.schema.fields import (
+    ExpertCount,
+    Flag,
+    IntermediateSize,
+    PositiveFloat,
+    Spec,
+)
+
+Activation = Annotated[Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"], Open("activation")]
+
+
+class GatedMLP(Spec):
+    """down(activation(gate(x)) * up(x))."""
+
+    kind: Literal["gated"]
+    activation: Activation = Field(description="of the gate (hidden_act); gelu_pytorch_tanh is gelu_tanh here")
+    intermediate_size: IntermediateSize = Field(description="width between the projections")
+    bias: Flag = Field(default=False, description="whether the projections carry a bias")
+
+
+class PlainMLP(Spec):
+    """down(activation(up(x))): no gate (GPT-2, Phi, Nemotron)."""
+
+    kind: Literal["plain"]
+    activation: Activation | Literal["xielu"] = Field(
+        description="between the projections (hidden_act); gelu_new is gelu_tanh here, xielu has two learned scalars"
+    )
+    intermediate_size: IntermediateSize = Field(description="width between the projections")
+    bias: Flag = Field(default=False, description="whether the projections carry a bias")
+
+
+class ExpertRouter(Spec):
+    """Chooses a token's experts by scores of proj(x), and weighs each by its score."""
+
+    score: Literal["softmax", "sigmoid"] = Field(
+        description="what makes scores of logits; softmax (Qwen, Mixtral) or sigmoid (DeepSeek V3, dots1, GLM-4 MoE)"
+    )
+    top: ExpertCount = Field(description="experts of each token (num_experts_per_tok)")
+    bias: Literal["none", "logits", "choice"] = Field(
+        default="none",
+        description="`logits`: the projection's own (gpt-oss); `choice`: added to the scores by which experts are "
+        "chosen, not to those by which they are weighed (e_score_correction_bias; DeepSeek V3)",
+    )
+    groups: ExpertCount = Field(
+        default=1, description="into which experts are divided; experts are chosen from the best groups (n_group)"
+    )
+    top_groups: ExpertCount = Field(
+        default=1, description="groups with the largest sums of their two best scores (topk_group)"
+    )
+    renorm: Flag = Field(default=False, description="whether the weights of a token sum to one (norm_topk_prob)")
+    scale: PositiveFloat = Field(default=1.0, description="factor of the weights (routed_scaling_factor)")
+
+
+class SharedExpert(Spec):
+    """A gated MLP that every token passes through, beside the experts that it chooses."""
+
+    intermediate_size: IntermediateSize = Field(description="width of one")
+    count: ExpertCount = Field(default=1, description="how many lie side by side in one MLP (n_shared_experts)")
+    gate: Flag = Field(default=False, description="whether its output is times sigmoid(gate(x)) (Qwen2 MoE)")
+
+    @property
+    def width(self) -> int:
+        return self.intermediate_size * self.count
+
+
+class Clamp(Spec):
+    """min(g, limit) * sigmoid(alpha * min(g, limit)) * (clip(u, -limit, limit) + 1) for gate g and up u (gpt-oss)."""
+
+    limit: PositiveFloat = Field(description="where gate and up are cut off (swiglu_limit); gpt-oss uses 7")
+    alpha: PositiveFloat = Field(description="how steep the gate is (swiglu_alpha); gpt-oss uses 1.702")
+
+
+class MixtureMLP(Spec):
+    """A mixture of gated MLPs in place of one: each token passes through the few that its router chooses."""
+
+    kind: Literal["moe"]
+    num_experts: ExpertCount = Field(description="experts of each layer (num_experts, num_local_experts)")
+    activation: Activation = Field(description="of each expert's gate (hidden_act)")
+    intermediate_size: IntermediateSize = Field(description="width of one expert (moe_intermediate_size)")
+    bias: Flag = Field(default=False, description="whether the experts' projections carry a bias (gpt-oss)")
+    clamp: Clamp | None = Field(default=None, description="a clamped gate in place of the activation (gpt-oss)")
+    router: ExpertRouter = Field(description="how a token's experts are chosen and weighed")
+    shared: SharedExpert | None = Field(default=None, description="an MLP for every token beside the experts")
+    decode: Literal["gathered", "all"] = Field(
+        default="gathered",
+        description="for one token, gather the weights of its experts, or compute all of them; several take all",
+    )
+
+
+MLP = Annotated[GatedMLP | PlainMLP | MixtureMLP, Open("mlp")]
+
+
+class Router(Spec):
+    """Chooses a token's experts: the best `top` of softmax(proj(norm(x) * scale * hidden_size^-0.5)), which then sum to
+    one, each times a learned scale of its expert (Gemma 4)."""
+
+    kind: Literal["softmax"]
+    top: ExpertCount = Field(description="experts of each token (top_k_experts); Gemma 4 26B-A4B uses 8")
+
+
+class Experts(Spec):
+    """A mixture of experts beside the dense MLP, both on the same hidden state and each with norms of its own."""
+
+    num_experts: ExpertCount = Field(description="experts of each layer; Gemma 4 26B-A4B has 128")
+    intermediate_size: IntermediateSize = Field(description="width of one expert (moe_intermediate_size)")
+    activation: Literal["silu", "gelu_tanh"] = Field(description="of each expert's gate")
+    router: Router = Field(description="how a token's experts are chosen")
+    decode: Literal["gathered", "all"] = Field(
+        default="gathered",
+        description="for one token, gather the weights of its experts, or compute all of them; several take all",
+    )

@@ -1,0 +1,132 @@
+"""A recipe as a whole: its model, its draft, how weights are stored, what it must equal."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from coreai_recipes.recipe import rules, sizes
+from coreai_recipes.recipe.schema.export import (
+    Export,
+)
+from coreai_recipes.recipe.schema.fields import (
+    Name,
+    One,
+    Spec,
+    Vocabulary,
+)
+from coreai_recipes.recipe.schema.model import (
+    Model,
+    Stack,
+)
+from coreai_recipes.recipe.schema.rotary import (
+    LongRopeScaling,
+)
+
+
+class Centroids(Spec):
+    """An ordered-embedding head: only tokens of the best `top` of `count` equal clusters get a logit of their own."""
+
+    count: Vocabulary = Field(description="clusters of the vocabulary (num_centroids)")
+    top: Vocabulary = Field(description="clusters that are looked into (centroid_intermediate_top_k)")
+
+
+class StoredFloat16(Spec):
+    """Two bytes a weight."""
+
+    kind: Literal["float16"]
+
+
+class StoredInt8(Spec):
+    """A byte a weight, and two for each channel: a scale."""
+
+    kind: Literal["int8"]
+
+
+class StoredPalette(Spec):
+    """The number of one of 2^bits float16 values, which a group of channels shares: what the engine reads best."""
+
+    kind: Literal["palettize"]
+    bits: Literal[1, 2, 3, 4, 6, 8] = Field(description="of each weight's number")
+    group: Annotated[int, Field(ge=1, le=sizes.MAX_GROUP, strict=True)] = Field(
+        default=16,
+        description="channels that share a palette; the next smaller number that divides them, where it does not",
+    )
+
+
+Stored = StoredFloat16 | StoredInt8 | StoredPalette
+
+
+class Compress(Spec):
+    """How weights are stored. Norms, biases and other vectors stay float16, and so do tables that a host reads."""
+
+    default: Annotated[Stored, Field(discriminator="kind")] = Field(
+        description="how every matrix is stored, the table among them"
+    )
+
+
+class Reference(Spec):
+    """The transformers model that the recipe must equal."""
+
+    model_type: Name = Field(description="its model_type in transformers")
+    checkpoint: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="where the weights come from when the user names no other place"
+    )
+
+
+class Weights(Spec):
+    """Which family's tensor names the checkpoint uses."""
+
+    names: Name = Field(description="the family whose tensor names the checkpoint uses; llama, qwen3 ...")
+
+
+class Draft(Stack):
+    """A small model that drafts tokens for the target to accept or reject. Every layer reads the target's K and V.
+
+    It is given the target's embedding of the last token beside the target's last hidden state, at the last token's
+    position (Gemma 4's assistants).
+    """
+
+    reference: Reference = Field(description="the transformers model to equal, and its checkpoint")
+    centroids: Centroids | None = Field(default=None, description="an ordered-embedding head (use_ordered_embeddings)")
+    steps: Annotated[int, Field(ge=1, strict=True)] = Field(
+        default=1,
+        description="tokens that one call drafts; of more than 1 the package gives ids alone",
+    )
+    weights: Weights = Field(description="where the draft's checkpoint keeps its tensors")
+
+
+class Recipe(Spec):
+    """One language model, described as data."""
+
+    VERSION: ClassVar[int] = 1
+
+    recipe: One = Field(description="version of the recipe language")
+    name: Name = Field(description="what the bundle's folder is called; letters, digits, `.`, `_` and `-`")
+    reference: Reference | None = Field(description="the transformers model to equal; null when there is none")
+    model: Model = Field(description="the architecture")
+    draft: Draft | None = Field(default=None, description="a model that drafts for this one, built as function `draft`")
+    weights: Weights = Field(description="where the checkpoint keeps its tensors")
+    compress: Compress | None = Field(default=None, description="how weights are stored; float16 unless said otherwise")
+    export: Export = Field(description="how the package is written")
+
+    @property
+    def rotary_choices(self) -> dict[str, str]:
+        """By kind, what was fixed about a rotary that depends on the length of a text: a manifest states it."""
+        return {
+            name: (
+                f"longrope: the {'long' if scaling.is_long(self.export.context) else 'short'} factors, "
+                f"for context {self.export.context} and original context {scaling.original_context}"
+            )
+            for name, kind in self.model.kinds.items()
+            if isinstance(scaling := getattr(kind.rotary, "scaling", None), LongRopeScaling)
+        }
+
+    @model_validator(mode="after")
+    def _hold_the_rules(self) -> Self:
+        problems = rules.find_problems(self.model_dump())
+        if problems:
+            summary = "; ".join(f"{'.'.join(map(str, p.location))}: {p.message}" for p in problems)
+            context: dict[str, Any] = {"problems": problems, "summary": summary}
+            raise PydanticCustomError("rules", "{summary}", context)
+        return self
