@@ -221,7 +221,9 @@ def _explain(stage: Mapping[str, Any]) -> str:
     if "greedy" in detail:
         greedy = detail["greedy"]
         verdict = greedy.get("skipped") or ("equal" if greedy["equal"] else f"NOT equal: {greedy['not_equal']}")
-        words.append(f"greedy tokens {verdict}" + (f", {len(greedy['ties'])} ties" if greedy.get("ties") else ""))
+        words.append(
+            f"greedy tokens {verdict}" + (f", {count(len(greedy['ties']), 'tie')}" if greedy.get("ties") else "")
+        )
     if "tied_experts" in detail:
         words.append(f"{detail['tied_experts']['choices']} choices among tied experts")
     if detail.get("caches") == "random":
@@ -241,7 +243,7 @@ def _explain(stage: Mapping[str, Any]) -> str:
         words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
     if "with_tables" in detail:
         words.append(f"top-1 {_percent(detail['engine'])} of package_float16's")
-        words += [f"{len(detail['ties'])} ties"] if detail["ties"] else []
+        words += [count(len(detail["ties"]), "tie")] if detail["ties"] else []
         tables = detail["with_tables"]
         words.append(f"with our tables {_decibels(tables['psnr_db'])} dB, top-1 {_percent(tables)}")
     if "kl" in detail:
@@ -281,6 +283,11 @@ def _figures(found: Any) -> str:
     if not isinstance(found, Mapping):
         return str(found)
     return f"{found['tensor']} ({_decibels(found['psnr_db'])} / {_decibels(found['snr_min_db'])} dB)"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 tie`, `2 ties`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _percent(found: Mapping[str, Any]) -> str:

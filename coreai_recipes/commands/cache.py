@@ -15,7 +15,11 @@ def list_(as_json: JsonOption = False) -> None:
     root = default_root()
     held = held_files(root)
     rows: list[dict[str, Any]] = [
-        {"what": f"{len(held):,} fragments", "bytes": sum(held.values()), "path": "-" if root is None else str(root)}
+        {
+            "what": console.count(len(held), "fragment"),
+            "bytes": sum(held.values()),
+            "path": "-" if root is None else str(root),
+        }
     ]
     rows += [
         {"what": each.repo_id, "bytes": each.bytes, "path": str(each.path)} for each in cached_models(_checkpoints())
@@ -28,6 +32,7 @@ def list_(as_json: JsonOption = False) -> None:
 
 def clean() -> None:
     """Remove the converted fragments: the next build converts them anew. Models are the hub's: `hf cache rm`."""
+    from coreai_recipes import console
     from coreai_recipes.export.cache import default_root, held_files
 
     held = held_files(default_root())
@@ -38,7 +43,7 @@ def clean() -> None:
         except OSError as error:
             problems.append(f"{path}: cannot be removed: {(error.strerror or str(error)).lower()}")
     UserError.collect(problems)
-    print(f"{len(held):,} fragments removed, {sum(held.values()) / 1e6:,.1f} MB")
+    print(f"{console.count(len(held), 'fragment')} removed, {sum(held.values()) / 1e6:,.1f} MB")
 
 
 def _checkpoints() -> set[str]:
