@@ -14,12 +14,9 @@ def list_(as_json: JsonOption = False) -> None:
 
     root = default_root()
     held = held_files(root)
+    place = "-" if root is None else str(root)
     rows: list[dict[str, Any]] = [
-        {
-            "what": console.count(len(held), "fragment"),
-            "bytes": sum(held.values()),
-            "path": "-" if root is None else str(root),
-        }
+        {"what": console.count(len(held), "fragment"), "bytes": sum(held.values()), "path": place}
     ]
     rows += [
         {"what": each.repo_id, "bytes": each.bytes, "path": str(each.path)} for each in cached_models(_checkpoints())
