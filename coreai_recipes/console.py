@@ -219,7 +219,7 @@ def _explain(stage: Mapping[str, Any]) -> str:
             words.append(f"{found['probe']}: {found['ours']} here, {found['transformers']} by transformers")
         words.append(detail.get("endless") or ("ids NOT equal" if "different" in detail else "ids equal"))
     if "greedy" in detail:
-        greedy, ties = detail["greedy"], detail["greedy"].get("ties")
+        greedy, _ties = detail["greedy"], detail["greedy"].get("ties")
         verdict = greedy.get("skipped") or ("equal" if greedy["equal"] else f"NOT equal: {greedy['not_equal']}")
         words.append(
             f"greedy tokens {verdict}" + (f", {count(len(greedy['ties']), 'tie')}" if greedy.get("ties") else "")
