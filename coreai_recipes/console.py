@@ -219,11 +219,9 @@ def _explain(stage: Mapping[str, Any]) -> str:
             words.append(f"{found['probe']}: {found['ours']} here, {found['transformers']} by transformers")
         words.append(detail.get("endless") or ("ids NOT equal" if "different" in detail else "ids equal"))
     if "greedy" in detail:
-        greedy, _ties = detail["greedy"], detail["greedy"].get("ties")
+        greedy, ties = detail["greedy"], detail["greedy"].get("ties")
         verdict = greedy.get("skipped") or ("equal" if greedy["equal"] else f"NOT equal: {greedy['not_equal']}")
-        words.append(
-            f"greedy tokens {verdict}" + (f", {count(len(greedy['ties']), 'tie')}" if greedy.get("ties") else "")
-        )
+        words.append(f"greedy tokens {verdict}" + (f", {count(len(ties), 'tie')}" if ties else ""))
     if "tied_experts" in detail:
         words.append(f"{detail['tied_experts']['choices']} choices among tied experts")
     if detail.get("caches") == "random":
