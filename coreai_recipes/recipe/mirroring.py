@@ -17,11 +17,17 @@ def mirror_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         return
     stream, others = _norms(recipe)
     if stream + others and not any(norm.get("kind") == "rms" for norm in stream + others):
-        yield Problem(AT, "all norms are layer norms already, and none is to be mirrored", "leave `norm: mirrored` out")
+        yield Problem(
+            AT,
+            "norm-mirrored",
+            "all norms are layer norms already, and none is to be mirrored",
+            "leave `norm: mirrored` out",
+        )
     scale = value_at(recipe, "export", "residual_scale")
     if scale == "auto":
         yield Problem(
             AT,
+            "norm-mirrored",
             "a mirrored norm's eps depends on the residual scale, which is `auto`",
             "build without it first, and set export.residual_scale to the number that was found",
         )
@@ -31,6 +37,7 @@ def mirror_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     if 0 < eps < LEAST:
         yield Problem(
             AT,
+            "norm-mirrored",
             f"an eps of {eps:g}, the residual scale's square in it, is below {LEAST:g}, the least that float16 has",
             "leave `norm: mirrored` out, or take a larger export.residual_scale",
         )

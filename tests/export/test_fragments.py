@@ -21,6 +21,7 @@ from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.convert import LARGEST_CONSTANT, convert_fragment
 from coreai_recipes.export.fragments import Fragment, front_fragment, head_fragment, layer_fragment
 from coreai_recipes.export.program import fragment_identity, fragments_of
+from coreai_recipes.front import CallShape
 from coreai_recipes.model import build_decoder
 from coreai_recipes.protobuf import Model_pb2
 from coreai_recipes.recipe.schema import Recipe
@@ -132,9 +133,9 @@ def test_no_conversion_sees_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(coremltools, "convert", convert)
     fragments = (
-        front_fragment(decoder, 1, "seen"),
-        layer_fragment(decoder, "proportional", 1, "seen"),
-        layer_fragment(decoder, "none", 12, "seen"),
+        front_fragment(decoder, CallShape(decoder.front, 1)),
+        layer_fragment(decoder, "proportional", CallShape(decoder.front, 1)),
+        layer_fragment(decoder, "none", CallShape(decoder.front, 12)),
         head_fragment(decoder, 1),
     )
     for fragment in fragments:
@@ -158,7 +159,8 @@ def test_a_constant_that_could_be_a_weight_is_refused() -> None:
 
 def test_a_state_of_a_fragment_is_zeros() -> None:
     """In memory as it comes there may be NaN, which coremltools' comparison of the states calls inconsistent."""
-    fragment = layer_fragment(build_decoder(small_recipe()), "full", 1, "seen")
+    decoder = build_decoder(small_recipe())
+    fragment = layer_fragment(decoder, "full", CallShape(decoder.front, 1))
     assert all(not buffer.any() for buffer in fragment.module.buffers())
 
 
@@ -270,7 +272,8 @@ def test_whatever_changes_a_fragment_changes_its_identity(change: str) -> None:
 def test_angles_of_a_lower_precision_can_be_converted(precision: str) -> None:
     """`validate` and `plan` took bfloat16, of which coremltools has no type."""
     rotary = {"kind": "full", "precision": precision, "lossy": True}
-    assert convert_fragment(front_fragment(build_decoder(small_recipe(kinds(rotary=rotary))), 1, "seen"))
+    decoder = build_decoder(small_recipe(kinds(rotary=rotary)))
+    assert convert_fragment(front_fragment(decoder, CallShape(decoder.front, 1)))
 
 
 def test_what_a_conversion_is_spared_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:

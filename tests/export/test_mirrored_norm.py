@@ -13,6 +13,7 @@ from coreai_recipes.evaluate import Program
 from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import FLOAT, Fragment, Port, layer_fragment
 from coreai_recipes.export.package import write_model
+from coreai_recipes.front import CallShape
 from coreai_recipes.model import Decoder, build_decoder, exported_form, fill
 from coreai_recipes.primitives.norm import build_norm, mirror_norms
 from coreai_recipes.protobuf import Model_pb2
@@ -41,7 +42,7 @@ def decoder_of(norm: str, scale: float = 1.0) -> Decoder:
 
 
 def operations(decoder: Decoder, kind: str) -> Counter[str]:
-    model = Model_pb2.Model.FromString(convert_fragment(layer_fragment(decoder, kind, 1, "seen")))
+    model = Model_pb2.Model.FromString(convert_fragment(layer_fragment(decoder, kind, CallShape(decoder.front, 1))))
     function = model.mlProgram.functions["main"]
     return Counter(op.type for op in function.block_specializations[function.opset].operations if op.type != "const")
 

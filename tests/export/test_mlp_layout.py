@@ -10,6 +10,7 @@ from programs import layer_kind, random_weights, small_recipe
 
 from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import layer_fragment
+from coreai_recipes.front import CallShape
 from coreai_recipes.model import Decoder, build_decoder, exported_form, fill
 from coreai_recipes.recipe.rules import find_problems
 from coreai_recipes.recipe.schema import Recipe
@@ -30,7 +31,9 @@ def decoder_of(layout: str) -> Decoder:
 
 def operations(decoder: Decoder, kind: str, queries: int) -> tuple[Counter[str], set[tuple[int, ...]]]:
     """How many of each type a layer has, and the shapes of its convolutions' results behind the channels."""
-    model = Model_pb2.Model.FromString(convert_fragment(layer_fragment(decoder, kind, queries, "seen")))
+    model = Model_pb2.Model.FromString(
+        convert_fragment(layer_fragment(decoder, kind, CallShape(decoder.front, queries)))
+    )
     function = model.mlProgram.functions["main"]
     found = [op for op in function.block_specializations[function.opset].operations if op.type != "const"]
     convs = [op.outputs[0].type.tensorType for op in found if op.type == "conv"]

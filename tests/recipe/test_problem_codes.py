@@ -1,5 +1,6 @@
 """Codes of problems: stable ids that programs decide by; the words may change."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -52,3 +53,13 @@ def test_nobody_decides_by_words(small, refusal, monkeypatch):
     assert len(refusal(text)) == len(before) == 1
     for path in RECIPE.rglob("*.py"):
         assert not re.search(r"message(\.startswith| == )", path.read_text()), path
+
+
+def test_every_problem_of_a_recipe_has_a_code():
+    """A message in its place is no fault to a type checker."""
+    for path in RECIPE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":
+                code = node.args[1]
+                written = code.value if isinstance(code, ast.Constant) else ""
+                assert re.fullmatch(r"[a-z0-9-]*", written), f"{path}:{node.lineno}"
