@@ -17,7 +17,7 @@ from coreai_recipes.errors import BundleError
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
-from coreai_recipes.recipe import Recipe, load_recipe, recipe_text
+from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
 from coreai_recipes.staging import check_place, staged_folder
 from coreai_recipes.states import states_of
 
@@ -59,8 +59,12 @@ def build(
     RuleError when it breaks a rule of the engine that holds for the recipe's device and that it does not allow; then,
     and when interrupted or killed, the bundle that stood there before is as it was.
     """
+    resolved: Resolved | None = None
     if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overrides)
+        resolved = load_resolved(recipe, overrides)
+        recipe = resolved.recipe
+    if draft is None:
+        _hold_storage_rules(recipe, resolved)  # before anything is downloaded
     target = Path(out) / recipe.name
     check_place(target)  # what is there may be kept: said before anything is downloaded, let alone converted
     source = find_checkpoint(recipe, checkpoint)
@@ -75,6 +79,8 @@ def build(
     from coreai_recipes.tokenizer.tokens import read_tokens
 
     recipe, note = settle_head(recipe, source)
+    if draft is not None:
+        _hold_storage_rules(recipe, resolved)  # they may name the draft's matrices, which its config describes
     recipe, measures, why_one = start_scale(recipe, verified)
     notes = tuple(each for each in (note, why_one) if each)
     composed = compose(recipe, source, draft_source)
@@ -129,6 +135,13 @@ def build(
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     unused = tuple(left_out(composed.bindings, source))
     return Bundle(target, manifest, report, written.exported.seconds, unused, notes, held, stored.to_json())
+
+
+def _hold_storage_rules(recipe: Recipe, written: Resolved | None) -> None:
+    if recipe.compress is not None and recipe.compress.rules:
+        from coreai_recipes.storage.matching import hold_storage_rules
+
+        hold_storage_rules(recipe, written)
 
 
 def _subject(

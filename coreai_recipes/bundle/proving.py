@@ -10,7 +10,7 @@ from coreai_recipes.bundle.sources import find_checkpoint, find_draft
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.origin import Held, hold_origin
-from coreai_recipes.recipe import Recipe, load_recipe
+from coreai_recipes.recipe import Recipe
 from coreai_recipes.staging import recover
 
 if TYPE_CHECKING:
@@ -36,11 +36,12 @@ def verify(
     With `random` the weights are random ones in the recipe's shape, one layer of each kind where all would take long.
     Raises UserError when the bundle was modified since it was built, or the checkpoint does not fit.
     """
+    from coreai_recipes.storage.matching import load_held
     from coreai_recipes.verification.run import run_stages
 
     if isinstance(target, str | Path):
         recover(Path(target))
-        target = Bundle.open(target) if os.path.exists(Path(target) / MANIFEST) else load_recipe(target)
+        target = Bundle.open(target) if os.path.exists(Path(target) / MANIFEST) else load_held(target)
     if random:
         return _verify_random(target, (checkpoint, draft), stages, require, progress)
     wants_draft = stages is None or "draft" in (*stages, *require)

@@ -70,6 +70,6 @@ def _open_subject(target: str, overrides: Sequence[str]) -> Any:
             subject.units, subject.device, subject.allow = export.compute_units, export.device, export.allowed
         return subject
     from coreai_recipes.outline import outline
-    from coreai_recipes.recipe import load_recipe
+    from coreai_recipes.storage.matching import load_held
 
-    return outline(load_recipe(target, overrides))
+    return outline(load_held(target, overrides))

@@ -7,9 +7,9 @@ def plan(recipe: RecipeArgument, overrides: OverridesOption = None, as_json: Jso
     """Bytes, memory, functions and the engine's rules, before any weight is read."""
     from coreai_recipes import console
     from coreai_recipes.plan import make_plan
-    from coreai_recipes.recipe import load_recipe
+    from coreai_recipes.storage.matching import load_held
 
-    planned = make_plan(load_recipe(recipe, overrides or ()))
+    planned = make_plan(load_held(recipe, overrides or ()))
     if as_json:
         console.print_json(planned.to_json())
     else:

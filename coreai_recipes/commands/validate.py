@@ -32,6 +32,10 @@ def validate(
         try:
             resolved = load_resolved(source, overrides or ())
             check_reference(resolved)
+            if resolved.recipe.compress is not None and resolved.recipe.compress.rules:
+                from coreai_recipes.storage.matching import hold_storage_rules
+
+                hold_storage_rules(resolved.recipe, resolved)
             if checkpoint is not None:
                 notes += _check_tensors(resolved.recipe, checkpoint)
         except UserError as error:

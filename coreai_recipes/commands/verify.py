@@ -51,8 +51,8 @@ def _with_overrides(target: str, overrides: Sequence[str]) -> Any:
     if not overrides:
         return target
     from coreai_recipes.manifest.reading import MANIFEST
-    from coreai_recipes.recipe import load_recipe
+    from coreai_recipes.storage.matching import load_held
 
     if (Path(target) / MANIFEST).exists():
         raise UserError(f"{target}: is built already: --set changes a recipe")
-    return load_recipe(target, overrides)
+    return load_held(target, overrides)

@@ -37,7 +37,9 @@ class Form:
     @cached_property
     def kinds(self) -> dict[str, type[BaseModel]]:
         """The models of a discriminated union by their `kind`."""
-        tagged = (model for model in self.models if "kind" in model.model_fields)
+        tagged = (
+            model for model in self.models if "kind" in model.model_fields and model.model_fields["kind"].is_required()
+        )
         return {name: model for model in tagged for name in get_args(model.model_fields["kind"].annotation)}
 
     def fields(self, kind: Any = None) -> dict[str, FieldInfo]:

@@ -119,9 +119,9 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def _kind_first(data: Any) -> Any:
-    """Inherited fields come first in a model; a reader wants the `kind` before them."""
+    """Inherited fields come first in a model; a reader wants the `kind` before them, or what a rule is for."""
     if isinstance(data, dict):
-        return {key: _kind_first(data[key]) for key in sorted(data, key=lambda key: key != "kind")}
+        return {key: _kind_first(data[key]) for key in sorted(data, key=lambda key: (key != "match", key != "kind"))}
     return [_kind_first(entry) for entry in data] if isinstance(data, list) else data
 
 

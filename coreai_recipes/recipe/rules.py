@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from coreai_recipes.recipe.compress_rules import compress_problems
 from coreai_recipes.recipe.export_rules import export_problems, residual_problems
 from coreai_recipes.recipe.layer_order import layer_order
 from coreai_recipes.recipe.mirroring import mirror_problems
@@ -35,6 +36,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     problems += export_problems(recipe)
     problems += residual_problems(recipe)
     problems += mirror_problems(recipe)
+    problems += compress_problems(recipe)
     problems += find_size_problems(recipe, {stack: len(layer_order(recipe, stack)) for stack in ("model", "draft")})
     return problems
 

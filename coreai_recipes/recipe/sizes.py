@@ -22,6 +22,7 @@ MAX_EXPERTS = 4096  # Qwen3-Next: 512
 MAX_PER_LAYER = 4096  # Gemma 4: 256
 MAX_CONTEXT = 1 << 20
 MAX_GROUP = 256  # channels with one palette, which are held at once; coremltools takes 16 to 32
+MAX_RULES = 4096  # of `compress`: each is tried for every parameter
 MAX_TOKENS = 4096  # of a call
 
 MAX_LAST_AXIS = 1 << 14  # of what a program computes: the engine of M1 to M3 takes no more

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
@@ -28,23 +29,41 @@ def storage_of(said: Stored) -> Storage:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How those parameters are stored whose names a pattern matches: `*` stands for any characters, points too."""
+
+    pattern: str
+    storage: Storage
+
+    def matches(self, name: str) -> bool:
+        return fnmatchcase(shown_name(name), shown_name(self.pattern))
+
+
+@dataclass(frozen=True)
 class Compression:
     """What a recipe's `compress` makes of its parameters; those of a draft are named `draft.NAME`."""
 
     default: Storage = FLOAT16
+    rules: tuple[Rule, ...] = ()
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Compression":
-        return cls() if recipe.compress is None else cls(storage_of(recipe.compress.default))
+        said = recipe.compress
+        if said is None:
+            return cls()
+        rules = tuple(Rule(rule.match, storage_of(rule.over(said.default))) for rule in said.rules or ())
+        return cls(storage_of(said.default), rules)
 
     @property
     def compresses(self) -> bool:
-        return self.default is not FLOAT16
+        return any(storage is not FLOAT16 for storage in (self.default, *(rule.storage for rule in self.rules)))
 
     def storage(self, name: str, shape: Shape) -> Storage:
-        """How the parameter `name` is stored. Rows of a raw table go to a function as they lie in the file."""
-        compressed = is_matrix(name, shape) and name != PER_LAYER_TABLE
-        return self.default.fitted(shape) if compressed else FLOAT16
+        """How the parameter `name` is stored: as the last rule says that matches it, else as the default."""
+        if not is_compressible(name, shape):
+            return FLOAT16
+        said = next((rule.storage for rule in reversed(self.rules) if rule.matches(name)), self.default)
+        return said.fitted(shape)
 
 
 @dataclass(frozen=True)
@@ -91,6 +110,17 @@ class Parameters:
     def to_json(self) -> dict[str, Any]:
         bits = round(self.bits_per_weight, 4)
         return {"weights": self.weights, "bytes": self.bytes, "bits_per_weight": bits, "forms": self.forms}
+
+
+def shown_name(parameter: str) -> str:
+    """What a reader calls a parameter: a matrix by the module that it is the weight of."""
+    return parameter.removesuffix(".weight")
+
+
+def is_compressible(name: str, shape: Shape) -> bool:
+    """Whether a parameter may be stored otherwise than in float16. Rows of a raw table go to a function as they lie in
+    the file."""
+    return is_matrix(name, shape) and name != PER_LAYER_TABLE
 
 
 def is_matrix(name: str, shape: Shape) -> bool:

@@ -78,14 +78,17 @@ def stored_draft(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Weight]:
     """As `stored_decoder`, for the recipe's draft."""
     draft = build_draft(recipe, exported_form(recipe))
     shapes = {name: stored_draft_shape(draft, name) for name, _ in draft.named_parameters()}
-    return _as_stored(recipe, bind_draft(draft, checkpoint), shapes)
+    return _as_stored(recipe, bind_draft(draft, checkpoint), shapes, "draft.")
 
 
-def _as_stored(recipe: Recipe, bindings: Mapping[str, Binding], shapes: Mapping[str, Shape]) -> dict[str, Weight]:
+def _as_stored(
+    recipe: Recipe, bindings: Mapping[str, Binding], shapes: Mapping[str, Shape], prefix: str = ""
+) -> dict[str, Weight]:
+    """`prefix` is what stands before their names in a package, by which a recipe's rules know them."""
     compression = Compression.of(recipe)
     return {
         name: binding
         if name.endswith(ORDERING)
-        else StoredWeight(binding, shapes[name], compression.storage(name, shapes[name]))
+        else StoredWeight(binding, shapes[name], compression.storage(prefix + name, shapes[name]))
         for name, binding in bindings.items()
     }

@@ -1,6 +1,7 @@
 """Which parameter is stored how: matrices as the recipe says, vectors and the host's tables in float16."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from coreai_recipes.recipe import built_in_recipes, load_recipe
 from coreai_recipes.storage.compression import Compression, is_matrix
 from coreai_recipes.storage.parameters import own_parameters, raw_tables, stored_parameters
 
+Run = Callable[..., tuple[int, str, str]]
 INT8 = ["compress.default.kind=int8"]
 
 
@@ -104,3 +106,70 @@ def test_what_an_exported_form_turns_and_scales_is_turned_back() -> None:
         assert not torch.equal(rewrite.apply(weight), weight)
         assert torch.equal(rewrite.unfold(rewrite.apply(weight)), weight)
     assert torch.equal(Rewrite(offset=1.0).unfold(Rewrite(offset=1.0).apply(weight)), weight + 1)
+
+
+def test_a_rule_changes_those_that_it_matches_and_the_last_one_holds() -> None:
+    rules = (
+        '{match: "layers.*", bits: 3}, {match: "layers.*.mlp.down", group: 8}, '
+        "{match: embedding.weight, kind: int8}, {match: layers.0.mlp.up, kind: float16}"
+    )
+    palettes = "compress.default={kind: palettize, bits: 4, group: 16}"
+    recipe = load_recipe("tiny-llama", [palettes, f"compress.rules=[{rules}]"])
+    stored, compression = stored_parameters(build_decoder(recipe)), Compression.of(recipe)
+    expected = {
+        "layers.1.mlp.up.weight": "palettes of 3 bits for 16 channels",
+        "layers.1.mlp.down.weight": "palettes of 4 bits for 8 channels",  # over the default, not over another rule
+        "layers.0.mlp.up.weight": "float16",
+        "embedding.weight": "int8 per channel",
+        "layers.1.mlp_norm.weight": "float16",
+    }
+    assert {name: str(compression.storage(name, stored.shapes[name])) for name in expected} == expected
+
+
+def test_a_recipe_whose_rules_alone_compress_compresses() -> None:
+    only = ["compress.default.kind=float16", "compress.rules=[{match: embedding, kind: palettize, bits: 6}]"]
+    compression = Compression.of(load_recipe("tiny-llama", only))
+    assert compression.compresses
+    assert str(compression.storage("embedding.weight", (512, 96))) == "palettes of 6 bits for 16 channels"
+
+
+@pytest.mark.parametrize(
+    ("command", "match", "expected"),
+    [
+        ("plan", "layers.*.mlp.dwn", "matches nothing\n  did you mean `layers.*.mlp.down`?"),
+        ("lint", "layers.9.mlp.down", "matches nothing\n  did you mean `layers.*.mlp.down`?"),
+        ("build", "head", "matches nothing\n  the head is the table, stored once: write `embedding`"),
+        ("verify", "layers.*.mlp", "matches nothing\n  did you mean `layers.*.mlp.up`?"),
+        (
+            "validate",
+            "layers.*_norm",
+            "matches `layers.0.attention_norm` and no matrix to compress\n"
+            "  vectors stay float16, and so do tables that a host reads",
+        ),
+    ],
+)
+def test_a_rule_that_matches_nothing_is_refused_at_its_line(
+    run: Run, tmp_path: Path, command: str, match: str, expected: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    words = "compress:\n  default: {kind: palettize, bits: 4}\n  rules:\n    - {match: embedding, bits: 6}\n"
+    path.write_text(f"extends: tiny-llama\nname: mine\n{words}    - {{match: {match}, bits: 6}}\n")
+    status, _, error = run(command, path)
+    assert (status, error.strip()) == (2, f"{path}:7:15: compress.rules.1.match: `{match}` {expected}")
+
+
+@pytest.mark.parametrize(
+    ("default", "rule", "expected"),
+    [
+        ("int8", "{match: embedding}", "0: it changes nothing"),
+        ("int8", "{match: embedding, bits: 6}", "0.bits: `int8` has no bits\n  add `kind: palettize`"),
+        ("int8", "{match: embedding, kind: float16, group: 8}", "0.group: `float16` has no group"),
+        ("int8", "{match: embedding, kind: palettize}", "0: palettes of how many bits? The default, `int8`, says none"),
+        ("int8", "{match: embedding, kind: palletize}", "0.kind: `palletize` is not one of"),
+        ("int8", "{match: embedding, kinds: int8}", "0.kinds: unknown key\n  did you mean `kind`?"),
+    ],
+)
+def test_a_rule_that_says_nothing_or_nonsense_is_refused(default: str, rule: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        load_recipe("tiny-llama", [f"compress.default.kind={default}", f"compress.rules=[{rule}]"])
+    assert f"compress.rules.{expected}" in str(refused.value)

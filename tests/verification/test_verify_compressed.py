@@ -67,8 +67,13 @@ def test_an_int8_package_holds_just_the_weights_whose_loss_is_stated(
 
 
 def test_a_package_of_palettes_holds_just_the_weights_whose_loss_is_stated(tiny_llama: Saved, export: Export) -> None:
-    """12 divides the rows of a layer's matrices, whose heads have 32; those of the table are stored in groups of 8."""
-    recipe = load_recipe("tiny-llama", ["compress.default={kind: palettize, bits: 3, group: 12}"])
+    """12 divides the rows of a layer's matrices, whose heads have 32; those of the table are stored in groups of 8.
+    Layers of one kind are stored in several ways."""
+    rules = (
+        '[{match: layers.1.mlp.down, kind: int8}, {match: "layers.2.*", bits: 2}, {match: layers.0.mlp.up, bits: 6}]'
+    )
+    palettes = "compress.default={kind: palettize, bits: 3, group: 12}"
+    recipe = load_recipe("tiny-llama", [palettes, f"compress.rules={rules}"])
     package, compressed = run(recipe, tiny_llama, export(recipe, tiny_llama[1]), "package", "compressed")
     assert package.passed, package.to_json()
     assert compressed.detail["kl"]["mean"] > 0.1

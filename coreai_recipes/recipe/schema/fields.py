@@ -42,7 +42,8 @@ def _refuse_flag(value: Any) -> Any:
     return value
 
 
-One = Annotated[Literal[1], BeforeValidator(_refuse_flag)]
+NoFlag = BeforeValidator(_refuse_flag)
+One = Annotated[Literal[1], NoFlag]
 
 
 class Spec(BaseModel):

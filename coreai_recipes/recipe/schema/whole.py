@@ -11,6 +11,7 @@ from coreai_recipes.recipe.schema.export import (
 )
 from coreai_recipes.recipe.schema.fields import (
     Name,
+    NoFlag,
     One,
     Spec,
     Vocabulary,
@@ -43,12 +44,16 @@ class StoredInt8(Spec):
     kind: Literal["int8"]
 
 
+Bits = Annotated[Literal[1, 2, 3, 4, 6, 8], NoFlag]
+Group = Annotated[int, Field(ge=1, le=sizes.MAX_GROUP, strict=True)]
+
+
 class StoredPalette(Spec):
     """The number of one of 2^bits float16 values, which a group of channels shares: what the engine reads best."""
 
     kind: Literal["palettize"]
-    bits: Literal[1, 2, 3, 4, 6, 8] = Field(description="of each weight's number")
-    group: Annotated[int, Field(ge=1, le=sizes.MAX_GROUP, strict=True)] = Field(
+    bits: Bits = Field(description="of each weight's number")
+    group: Group = Field(
         default=16,
         description="channels that share a palette; the next smaller number that divides them, where it does not",
     )
@@ -57,11 +62,34 @@ class StoredPalette(Spec):
 Stored = StoredFloat16 | StoredInt8 | StoredPalette
 
 
+class StorageRule(Spec):
+    """Some matrices that are stored in another way than the default; what it does not say is as the default says."""
+
+    match: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        description="their names, `*` for any characters: `layers.*.mlp.down`, `embedding`, `head`"
+    )
+    kind: Literal["float16", "int8", "palettize"] | None = Field(default=None, description="the way of storing")
+    bits: Bits | None = Field(default=None, description="of each weight's number, in palettes")
+    group: Group | None = Field(default=None, description="channels that share a palette")
+
+    def over(self, default: Stored) -> Stored:
+        """What it makes of the default, whose fields hold where the kind is the same."""
+        kind = self.kind or default.kind
+        if kind != "palettize":
+            return StoredInt8(kind="int8") if kind == "int8" else StoredFloat16(kind="float16")
+        said = self.model_dump(include={"bits", "group"}, exclude_none=True)
+        below = default.model_dump() if default.kind == kind else {"kind": kind}
+        return StoredPalette.model_validate(below | said)
+
+
 class Compress(Spec):
     """How weights are stored. Norms, biases and other vectors stay float16, and so do tables that a host reads."""
 
     default: Annotated[Stored, Field(discriminator="kind")] = Field(
         description="how every matrix is stored, the table among them"
+    )
+    rules: Annotated[list[StorageRule], Field(max_length=sizes.MAX_RULES)] | None = Field(
+        default=None, description="matrices that are stored in another way; of several that match one, the last holds"
     )
 
 

@@ -1,0 +1,33 @@
+"""What a rule of `compress` says beside the default that it changes, by plain data alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from coreai_recipes.recipe.plain import Location, Problem, value_at
+from coreai_recipes.recipe.sizes import MAX_RULES
+
+OF_PALETTES = ("bits", "group")
+
+
+def compress_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    default, rules = value_at(recipe, "compress", "default", "kind"), value_at(recipe, "compress", "rules")
+    if not isinstance(rules, Sequence) or isinstance(rules, str):
+        return
+    for index, rule in enumerate(islice(rules, MAX_RULES)):
+        if isinstance(rule, Mapping):
+            yield from _rule_problems(("compress", "rules", index), rule, default)
+
+
+def _rule_problems(at: Location, rule: Mapping[str, Any], default: Any) -> Iterator[Problem]:
+    said = [field for field in ("kind", *OF_PALETTES) if rule.get(field) is not None]
+    kind = rule.get("kind") if "kind" in said else default
+    if not said:
+        yield Problem(at, "rule-empty", "it changes nothing", "say a `kind`, `bits` or `group`, or leave it out")
+    for field in said if kind in ("float16", "int8") else ():
+        if field in OF_PALETTES:
+            hint = "add `kind: palettize`" if "kind" not in said else None
+            yield Problem((*at, field), "rule-foreign", f"`{kind}` has no {field}", hint)
+    if kind == "palettize" and default in ("float16", "int8") and "bits" not in said:
+        message = f"palettes of how many bits? The default, `{default}`, says none"
+        yield Problem(at, "rule-bits", message, "add `bits: 4`")

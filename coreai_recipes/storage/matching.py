@@ -1,0 +1,64 @@
+"""Rules of `compress` held against the parameters that there are: one that matches no matrix is a mistake."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from coreai_recipes.draft import build_draft
+from coreai_recipes.errors import RecipeError
+from coreai_recipes.model import build_decoder
+from coreai_recipes.recipe import Recipe, Resolved, load_resolved
+from coreai_recipes.recipe.nearest import did_you_mean
+from coreai_recipes.recipe.plain import Problem
+from coreai_recipes.storage.compression import Compression, is_compressible, shown_name
+from coreai_recipes.storage.parameters import own_parameters
+
+LAYER = re.compile(r"(?<=\blayers\.)\d+")
+
+
+def hold_storage_rules(recipe: Recipe, written: Resolved | None = None) -> None:
+    """Raise RecipeError for every rule that matches nothing, with its place where the recipe was `written`."""
+    problems = list(_find_problems(recipe))
+    if not problems:
+        return
+    if written is not None:
+        raise RecipeError(*written.describe(problems))
+    raise RecipeError(*(f"{'.'.join(map(str, p.location))}: {p.message}\n  {p.hint}" for p in problems))
+
+
+def load_held(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """As `load_recipe`, with the rules of `compress` held against the recipe's parameters."""
+    resolved = load_resolved(source, overrides)
+    hold_storage_rules(resolved.recipe, resolved)
+    return resolved.recipe
+
+
+def any_layer(name: str) -> str:
+    """The pattern of a parameter's name for all layers: `layers.*.mlp.down`."""
+    return LAYER.sub("*", shown_name(name))
+
+
+def _find_problems(recipe: Recipe) -> Iterator[Problem]:
+    rules = Compression.of(recipe).rules
+    if not rules:
+        return
+    draft = build_draft(recipe) if recipe.draft else None
+    shapes = own_parameters(build_decoder(recipe), draft).shapes
+    matrices = [name for name, shape in shapes.items() if is_compressible(name, shape)]
+    for index, rule in enumerate(rules):
+        if not any(map(rule.matches, matrices)):
+            others = [name for name in shapes if rule.matches(name)]
+            message, hint = _explain(recipe, rule.pattern, others, matrices)
+            yield Problem(("compress", "rules", index, "match"), "rule-unmatched", message, hint)
+
+
+def _explain(recipe: Recipe, pattern: str, others: list[str], matrices: list[str]) -> tuple[str, str | None]:
+    if others:
+        return (
+            f"`{pattern}` matches `{shown_name(others[0])}` and no matrix to compress",
+            "vectors stay float16, and so do tables that a host reads",
+        )
+    message = f"`{pattern}` matches nothing"
+    if recipe.model.head.tied and shown_name(pattern) == "head":
+        return message, "the head is the table, stored once: write `embedding`"
+    return message, did_you_mean(any_layer(pattern), dict.fromkeys(map(any_layer, matrices)))
