@@ -11,8 +11,8 @@ Nothing is imported before it is asked for: torch alone takes a second, and Ctrl
 TYPE_CHECKING = False  # typing's takes as long as Python's own start
 if TYPE_CHECKING:
     from coreai_recipes.bundle import Bundle, VerificationError, build, verify
+    from coreai_recipes.decoder.model import build_decoder
     from coreai_recipes.errors import BundleError, CheckpointError, RecipeError, UserError
-    from coreai_recipes.model import build_decoder
     from coreai_recipes.recipe import Recipe, load_recipe
 
 _HOMES = {
@@ -24,7 +24,7 @@ _HOMES = {
     "UserError": "errors",
     "VerificationError": "bundle",
     "build": "bundle",
-    "build_decoder": "model",
+    "build_decoder": "decoder.model",
     "load_recipe": "recipe",
     "verify": "bundle",
 }

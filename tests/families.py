@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.folding import stored_as
-from coreai_recipes.model import Decoder, build_decoder, fill
+from coreai_recipes.decoder.model import Decoder, build_decoder, fill
 from coreai_recipes.primitives.layer import PLAIN, Form
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.weights.folding import stored_as
 
 VOCAB, HIDDEN, INTERMEDIATE, LAYERS = 131, 48, 88, 3
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 20

@@ -12,17 +12,17 @@ from family_configs import DRAFT_TARGET as TARGET
 from family_configs import all_configs, assistant
 
 from coreai_recipes import build_decoder, load_recipe
-from coreai_recipes.authoring import compare, family_rows, new_recipe
-from coreai_recipes.checkpoint.names import load_names
-from coreai_recipes.draft import build_draft
+from coreai_recipes.decoder.draft import build_draft
+from coreai_recipes.decoder.filling import checkpoint_shapes
 from coreai_recipes.errors import CheckpointError, UserError
-from coreai_recipes.filling import checkpoint_shapes
+from coreai_recipes.planning.authoring import compare, family_rows, new_recipe
 from coreai_recipes.recipe.importing.assembling import recipe_from_config, with_draft
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import family_names
 from coreai_recipes.recipe.importing.reversing import config_for
 from coreai_recipes.recipe.importing.writing import liken, write_recipe
 from coreai_recipes.recipe.source import built_in_recipes
+from coreai_recipes.weights.names import load_names
 
 TINY = Path(__file__).parent / "checkpoints/tiny-llama"
 E2B = Path(__file__).parent / "recipe/gemma4-e2b.yaml"
@@ -255,7 +255,7 @@ def test_a_draft_goes_into_the_recipe_of_its_target(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_where_nothing_can_be(tmp_path: Path) -> None:
-    from coreai_recipes.authoring import write_new
+    from coreai_recipes.planning.authoring import write_new
 
     with pytest.raises(UserError, match="no such file or directory"):
         write_new(tmp_path / "nowhere/made.yaml", new_recipe(TINY))

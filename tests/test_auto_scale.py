@@ -11,18 +11,18 @@ from families import FAMILIES, Pair
 from family_configs import save_tokenizer
 from torch import Tensor
 
-from coreai_recipes.authoring import new_recipe, write_new
 from coreai_recipes.bundle import Bundle, build
 from coreai_recipes.bundle.scaling import start_scale
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
+from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate import Program
 from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import export_package
-from coreai_recipes.filling import bind_decoder
-from coreai_recipes.model import build_decoder, exported_form
+from coreai_recipes.planning.authoring import new_recipe, write_new
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.scale import growing_values, weight_degrees
 from coreai_recipes.verification.subject import Subject

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from coreai_recipes.bundle import Bundle, VerificationError, build
+from coreai_recipes.decoder.model import count_parameters
 from coreai_recipes.errors import BundleError, CheckpointError
 from coreai_recipes.evaluate import EvaluationError
 from coreai_recipes.evaluate.cost import function_costs
 from coreai_recipes.manifest.contents import is_bundle
-from coreai_recipes.model import count_parameters
 from coreai_recipes.recipe import load_recipe
 from coreai_recipes.staging import check_place
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coreai_recipes import console
+from coreai_recipes.commands import console
 
 
 class Terminal(io.StringIO):

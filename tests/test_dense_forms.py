@@ -7,8 +7,8 @@ import torch
 from family_configs import all_configs
 from figures import psnr
 
-from coreai_recipes.filling import bind_decoder, fill_from
-from coreai_recipes.model import build_decoder
+from coreai_recipes.decoder.filling import bind_decoder, fill_from
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.primitives.layer import PLAIN, Form
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.schema import Recipe

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coreai_recipes import draft as draft_module
 from coreai_recipes.checkpoint import open_checkpoint
-from coreai_recipes.draft import build_draft
-from coreai_recipes.filling import bind_draft, fill_from
-from coreai_recipes.model import Decoder
+from coreai_recipes.decoder import draft as draft_module
+from coreai_recipes.decoder.draft import build_draft
+from coreai_recipes.decoder.filling import bind_draft, fill_from
+from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.primitives.cache import draft_mask
 from coreai_recipes.running import speculation
 from coreai_recipes.running.speculation import Round, Speculator, seen_positions

@@ -5,7 +5,7 @@ import re
 from family_configs import decoders
 from family_table import PAGE, README, models, split_page, table
 
-from coreai_recipes.authoring import family_rows
+from coreai_recipes.planning.authoring import family_rows
 from coreai_recipes.recipe.importing.family import family_names, load_family, verified_families
 
 STALE = "run `make families` (or `python tests/family_table.py NAME` for one)"

@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coreai_recipes import folding
-from coreai_recipes import model as model_module
-from coreai_recipes.front import CallShape
-from coreai_recipes.model import Decoder
+from coreai_recipes.decoder import model as model_module
+from coreai_recipes.decoder.front import CallShape
+from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.primitives import experts, mlp, per_layer
 from coreai_recipes.primitives.attention import Attention, build_attention
 from coreai_recipes.primitives.cache import NoCache, mask
@@ -27,6 +26,7 @@ from coreai_recipes.primitives.rotary import Rotary, build_rotary, fold_order
 from coreai_recipes.recipe.schema import LayerKind, ProportionalRotary, Recipe, RMSNorm
 from coreai_recipes.verification.figures import snr_min
 from coreai_recipes.verification.reference import keep_all
+from coreai_recipes.weights import folding
 
 CONTEXT, PREFILL, SCORE, WINDOW = 64, 16, 5, 7
 PSNR_FLOOR, SNR_MIN_FLOOR, FOLD_FLOOR = 100, 80, 120

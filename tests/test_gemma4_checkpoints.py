@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models
 
 from coreai_recipes import build, verify
 from coreai_recipes.checkpoint import open_checkpoint
-from coreai_recipes.draft import build_draft
+from coreai_recipes.decoder.draft import build_draft
+from coreai_recipes.decoder.filling import bind_decoder, bind_draft, left_out
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.filling import bind_decoder, bind_draft, left_out
-from coreai_recipes.model import build_decoder
 from coreai_recipes.recipe.schema import Recipe
 
 SEEING_AND_HEARING = {

@@ -14,8 +14,8 @@ from family_configs import all_configs, decoders
 from figures import psnr
 from pydantic import ValidationError
 
-from coreai_recipes.filling import bind_decoder, fill_from
-from coreai_recipes.model import Decoder, build_decoder
+from coreai_recipes.decoder.filling import bind_decoder, fill_from
+from coreai_recipes.decoder.model import Decoder, build_decoder
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.schema import Recipe

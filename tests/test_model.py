@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from coreai_recipes.folding import stored_as
-from coreai_recipes.front import front as front_module
-from coreai_recipes.model import Decoder, build_decoder, empty, fill
+from coreai_recipes.decoder.front import front as front_module
+from coreai_recipes.decoder.model import Decoder, build_decoder, empty, fill
+from coreai_recipes.decoder.states import state_specs, states_of
 from coreai_recipes.primitives import cache as cache_module
 from coreai_recipes.primitives.cache import Placement
 from coreai_recipes.primitives.layer import PLAIN
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.states import state_specs, states_of
+from coreai_recipes.weights.folding import stored_as
 
 CONTEXT, PREFILL, SCORE, WINDOW = 64, 16, 5, 7
 FLOOR = 100

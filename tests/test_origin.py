@@ -144,8 +144,8 @@ def test_without_a_checkpoint_the_very_commit_of_the_hub_is_opened(
 
 @pytest.mark.parametrize("named", ["embedded:gemma4-tiny", "embedded:gemma4-tiny/draft"])
 def test_without_a_checkpoint_one_that_ships_with_the_package_is_opened(named: str) -> None:
+    from coreai_recipes.bundle.origin import hold_origin
     from coreai_recipes.manifest.schema import Origin
-    from coreai_recipes.origin import hold_origin
 
     source = open_checkpoint(named)
     origin = Origin.model_validate({"source": source.source, "sha256": source.digests()})
@@ -173,9 +173,9 @@ def test_a_draft_for_a_bundle_without_one_is_refused(bundle: Bundle) -> None:
 
 
 def test_a_drafts_checkpoint_is_held_against_its_own_digests(other: Path) -> None:
+    from coreai_recipes.bundle.origin import hold_origin
     from coreai_recipes.checkpoint.identity import config_digest, sizes_of
     from coreai_recipes.manifest.schema import Origin
-    from coreai_recipes.origin import hold_origin
 
     source = open_checkpoint(CHECKPOINT)
     origin = Origin(

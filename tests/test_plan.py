@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from coreai_recipes.model import count_parameters
-from coreai_recipes.plan import Plan, make_plan
+from coreai_recipes.decoder.model import count_parameters
+from coreai_recipes.planning.plan import Plan, make_plan
 from coreai_recipes.recipe import load_recipe
 
 

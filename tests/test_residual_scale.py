@@ -11,12 +11,11 @@ from figures import psnr
 from torch import Tensor
 
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
+from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.model import build_decoder, exported_form, fill
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import export_package
-from coreai_recipes.filling import bind_decoder
-from coreai_recipes.folding import stored_as
-from coreai_recipes.model import build_decoder, exported_form, fill
 from coreai_recipes.primitives.layer import Form
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.tables import Table
@@ -24,6 +23,7 @@ from coreai_recipes.verification import StageResult, run_stages
 from coreai_recipes.verification.remedies import find_remedies
 from coreai_recipes.verification.scale import choose_scale
 from coreai_recipes.verification.subject import Subject
+from coreai_recipes.weights.folding import stored_as
 
 SCALE, LARGEST = 2.0**-7, 65504
 

@@ -87,7 +87,7 @@ def test_a_tables_cells_and_headings_are_words_and_not_markup(tmp_path: Path, mo
 
 def test_what_a_plugin_prints_while_a_bar_is_drawn_is_escaped(tmp_path: Path) -> None:
     printing = f"""
-import coreai_recipes.filling as filling
+import coreai_recipes.decoder.filling as filling
 bind = filling.bind_decoder
 def bind_and_print(*arguments):
     print({TITLE!r})

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from coreai_recipes import CheckpointError, build, load_recipe, verify
-from coreai_recipes.authoring import compare, new_recipe
 from coreai_recipes.checkpoint import open_checkpoint
 from coreai_recipes.checkpoint.base import Unread
-from coreai_recipes.checkpoint.tying import judge_head
-from coreai_recipes.filling import settle_head
+from coreai_recipes.decoder.filling import settle_head
+from coreai_recipes.planning.authoring import compare, new_recipe
 from coreai_recipes.recipe.importing import load_family
+from coreai_recipes.weights.tying import judge_head
 
 TINY = Path(__file__).parent / "checkpoints/tiny-llama"
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -10,12 +10,12 @@ import torch
 from families import small_model
 from safetensors.torch import save_file
 
-from coreai_recipes.authoring import new_recipe
 from coreai_recipes.checkpoint.base import EITHER_TIES, stated_flag
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+from coreai_recipes.decoder.filling import bind_decoder, fill_from
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.filling import bind_decoder, fill_from
-from coreai_recipes.model import build_decoder
+from coreai_recipes.planning.authoring import new_recipe
 from coreai_recipes.recipe.importing import config_for, family_names, load_family
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.verification import run_stages

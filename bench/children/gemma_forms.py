@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 from coreai_recipes import load_recipe
+from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.front import Front, Sharing
+from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.evaluate import Program
 from coreai_recipes.evaluate.cost import VIEWS, function_costs
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
@@ -25,9 +28,6 @@ from coreai_recipes.evaluate.graph import STATE_OPERATIONS, read_graph
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import export_package
-from coreai_recipes.filling import bind_decoder
-from coreai_recipes.front import Front, Sharing
-from coreai_recipes.model import build_decoder, exported_form
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 
 WARM_UP = 2

@@ -12,14 +12,14 @@ from coreai_recipes.bundle.packaging import Written, compose, write_package
 from coreai_recipes.bundle.ruling import hold_rules
 from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale, write_first
 from coreai_recipes.bundle.sources import find_checkpoint, find_draft
-from coreai_recipes.contract import steps_of
+from coreai_recipes.decoder.states import states_of
 from coreai_recipes.errors import BundleError
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
+from coreai_recipes.planning.contract import steps_of
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
 from coreai_recipes.staging import check_place, staged_folder
-from coreai_recipes.states import states_of
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
@@ -72,9 +72,9 @@ def build(
     digests = source.start_digests()  # on a thread of its own, while torch is being imported
     draft_digests = None if draft_source is None else draft_source.start_digests()
     from coreai_recipes.checkpoint.tokenizer_files import check_ids
-    from coreai_recipes.contract import hold_manifest
+    from coreai_recipes.decoder.filling import left_out, settle_head
     from coreai_recipes.export.cache import FragmentCache, default_root
-    from coreai_recipes.filling import left_out, settle_head
+    from coreai_recipes.planning.contract import hold_manifest
     from coreai_recipes.storage.parameters import raw_tables, stored_parameters
     from coreai_recipes.tokenizer.tokens import read_tokens
 

@@ -51,7 +51,7 @@ class Bundle:
             raise BundleError(f"{path}: no bundle is here ({MANIFEST} and {REPORT} make one): recipe build") from None
         except OSError as error:
             raise BundleError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-        from coreai_recipes.contract import hold_manifest
+        from coreai_recipes.planning.contract import hold_manifest
 
         bundle = cls(path, manifest, report)
         bundle._check_places()
@@ -105,7 +105,7 @@ class Bundle:
 
     def check_package(self) -> None:
         """Raise UserError where the package is not what the manifest says of it. Digests are `check_files`'s."""
-        from coreai_recipes.contract import hold_package
+        from coreai_recipes.planning.contract import hold_package
 
         places = tuple(package.file for package in self.described.packages)
         problems = []

@@ -9,9 +9,9 @@ from coreai_recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
-    from coreai_recipes.checkpoint.binding import Binding
     from coreai_recipes.export.cache import FragmentCache
     from coreai_recipes.export.exporter import Exported, Progress
+    from coreai_recipes.weights.binding import Binding
 
 # what the manifest says of each function
 COST = ("flops", "weight_bytes", "state_bytes", "result_bytes", "padded_bytes")
@@ -39,9 +39,9 @@ class Written:
 
 def compose(recipe: Recipe, source: "Checkpoint", draft_source: "Checkpoint | None") -> Composed:
     """The modules of `recipe`. Raises CheckpointError where a checkpoint does not fit them."""
-    from coreai_recipes.draft import build_draft
-    from coreai_recipes.filling import bind_decoder, bind_draft
-    from coreai_recipes.model import build_decoder, exported_form
+    from coreai_recipes.decoder.draft import build_draft
+    from coreai_recipes.decoder.filling import bind_decoder, bind_draft
+    from coreai_recipes.decoder.model import build_decoder, exported_form
 
     form = exported_form(recipe)
     decoder = build_decoder(recipe, form)
@@ -54,8 +54,8 @@ def compose(recipe: Recipe, source: "Checkpoint", draft_source: "Checkpoint | No
 
 def write_package(composed: Composed, package: Path, cache: "FragmentCache", progress: "Progress | None") -> Written:
     """Write the package, in place of what a composition before it has written there."""
+    from coreai_recipes.decoder.model import table_file
     from coreai_recipes.export.exporter import export_package
-    from coreai_recipes.model import table_file
 
     if package.exists():
         shutil.rmtree(package)

@@ -72,9 +72,9 @@ def _parameters_of(composed: "Composed", tensor: str) -> list[str]:
 
 def _is_of_stream(recipe: Recipe, names: Sequence[str]) -> bool:
     """Whether one of these parameters takes up the stream's scale, in a recipe that can have one."""
-    from coreai_recipes.folding import stored_as
     from coreai_recipes.recipe.export_rules import scale_problems
     from coreai_recipes.verification.scale import STREAM_HALVED
+    from coreai_recipes.weights.folding import stored_as
 
     takes = any(stored_as(recipe, name, STREAM_HALVED).factor < 1 for name in names)
     return takes and not list(scale_problems(recipe.model_dump()))

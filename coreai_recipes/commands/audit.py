@@ -24,8 +24,8 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """The range of every value of a program over several prompts, against what float16 and the engine can hold."""
-    from coreai_recipes import console
     from coreai_recipes.audit.command import run_audits
+    from coreai_recipes.commands import console
 
     with console.progress_bar() as progress:
         audits = run_audits(targets, checkpoint, prompts, without or (), apply, not no_save, progress)

@@ -27,7 +27,8 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build a bundle, and prove it."""
-    from coreai_recipes import bundle, console
+    from coreai_recipes import bundle
+    from coreai_recipes.commands import console
 
     try:
         with console.progress_bar() as progress:

@@ -8,8 +8,8 @@ from coreai_recipes.errors import UserError
 
 def list_(as_json: JsonOption = False) -> None:
     """The converted fragments, and the checkpoints of built-in recipes in the hub's cache."""
-    from coreai_recipes import console
     from coreai_recipes.checkpoint.hub_cache import cached_models
+    from coreai_recipes.commands import console
     from coreai_recipes.export.cache import default_root, held_files
 
     root = default_root()
@@ -29,7 +29,7 @@ def list_(as_json: JsonOption = False) -> None:
 
 def clean() -> None:
     """Remove the converted fragments: the next build converts them anew. Models are the hub's: `hf cache rm`."""
-    from coreai_recipes import console
+    from coreai_recipes.commands import console
     from coreai_recipes.export.cache import default_root, held_files
 
     held = held_files(default_root())

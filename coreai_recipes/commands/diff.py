@@ -16,8 +16,8 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Every field in which two recipes, or a recipe and a checkpoint's config.json, describe different models."""
-    from coreai_recipes import console
-    from coreai_recipes.authoring import compare
+    from coreai_recipes.commands import console
+    from coreai_recipes.planning.authoring import compare
 
     found = compare(one, other, lambda note: print(note, file=sys.stderr))
     if as_json:

@@ -7,8 +7,8 @@ from coreai_recipes.commands.options import JsonOption
 
 def families(as_json: JsonOption = False) -> None:
     """The families of models that `recipe new` reads."""
-    from coreai_recipes import console
-    from coreai_recipes.authoring import family_rows
+    from coreai_recipes.commands import console
+    from coreai_recipes.planning.authoring import family_rows
 
     rows = family_rows()
     if as_json:

@@ -26,7 +26,7 @@ def lint_(
     as_json: JsonOption = False,
 ) -> None:
     """The rules of the Neural Engine that a program breaks: place, source, remedy. No weight is read."""
-    from coreai_recipes import console
+    from coreai_recipes.commands import console
     from coreai_recipes.lint.chips import find_chip
     from coreai_recipes.lint.findings import lint
     from coreai_recipes.lint.rule import find_rule
@@ -69,7 +69,7 @@ def _open_subject(target: str, overrides: Sequence[str]) -> Any:
             export = recipe_of(path).export
             subject.units, subject.device, subject.allow = export.compute_units, export.device, export.allowed
         return subject
-    from coreai_recipes.outline import outline
+    from coreai_recipes.planning.outline import outline
     from coreai_recipes.storage.matching import load_held
 
     return outline(load_held(target, overrides))

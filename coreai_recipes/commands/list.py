@@ -5,7 +5,7 @@ from coreai_recipes.commands.options import JsonOption
 
 def list_(as_json: JsonOption = False) -> None:
     """The built-in recipes."""
-    from coreai_recipes import console
+    from coreai_recipes.commands import console
     from coreai_recipes.recipe import list_recipes
 
     entries = list_recipes()

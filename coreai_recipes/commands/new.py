@@ -24,7 +24,7 @@ def new(
     draft: DraftOption = None,
 ) -> None:
     """A recipe from a checkpoint's config.json and tensor headers; what it cannot express is refused by field name."""
-    from coreai_recipes.authoring import new_recipe, write_new
+    from coreai_recipes.planning.authoring import new_recipe, write_new
 
     made = new_recipe(src, family, draft)
     if out is None:

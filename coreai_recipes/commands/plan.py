@@ -5,8 +5,8 @@ from coreai_recipes.commands.options import JsonOption, OverridesOption, RecipeA
 
 def plan(recipe: RecipeArgument, overrides: OverridesOption = None, as_json: JsonOption = False) -> None:
     """Bytes, memory, functions and the engine's rules, before any weight is read."""
-    from coreai_recipes import console
-    from coreai_recipes.plan import make_plan
+    from coreai_recipes.commands import console
+    from coreai_recipes.planning.plan import make_plan
     from coreai_recipes.storage.matching import load_held
 
     planned = make_plan(load_held(recipe, overrides or ()))

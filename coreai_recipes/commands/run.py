@@ -58,7 +58,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt, streaming."""
-    from coreai_recipes import console
+    from coreai_recipes.commands import console
     from coreai_recipes.generate import Sampler, answer
     from coreai_recipes.generate.prompt_cache import PromptCache
 

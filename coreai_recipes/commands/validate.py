@@ -21,7 +21,7 @@ def validate(
 ) -> None:
     """Every problem of a recipe at once; with a checkpoint its tensors' names and shapes too, without reading a weight,
     and a local one's tokenizer files."""
-    from coreai_recipes import console
+    from coreai_recipes.commands import console
     from coreai_recipes.recipe import load_resolved
     from coreai_recipes.recipe.importing import check_reference
 
@@ -57,8 +57,8 @@ def validate(
 def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
     """What `build` would decide against the recipe's word; UserError where a tensor does not fit."""
     from coreai_recipes.checkpoint.open import open_headers
-    from coreai_recipes.filling import bind_decoder, settle_head
-    from coreai_recipes.model import build_decoder
+    from coreai_recipes.decoder.filling import bind_decoder, settle_head
+    from coreai_recipes.decoder.model import build_decoder
     from coreai_recipes.recipe.importing.assembling import left_out
 
     source = open_headers(checkpoint)

@@ -25,7 +25,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Prove a bundle, or a recipe before it is built, against transformers."""
-    from coreai_recipes import bundle, console
+    from coreai_recipes import bundle
+    from coreai_recipes.commands import console
     from coreai_recipes.running.program import choose_runtime
 
     with console.progress_bar() as progress:

@@ -6,7 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.draft import Draft
+from coreai_recipes.decoder.draft import Draft
+from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.export.fragments import (
     FLOAT,
     INTEGER,
@@ -20,7 +21,6 @@ from coreai_recipes.export.fragments import (
     weights_of,
 )
 from coreai_recipes.logits import Pieces
-from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.registry import primitive
 from coreai_recipes.storage.parameters import stored_draft_shape, stored_shape
 

@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 import coreai_recipes
-from coreai_recipes.checkpoint.binding import Binding
-from coreai_recipes.draft import ORDERING, Draft
+from coreai_recipes.decoder.draft import ORDERING, Draft
+from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder, table_file
 from coreai_recipes.export.cache import FragmentCache, fingerprint
 from coreai_recipes.export.fragments import Fragment, source_files
 from coreai_recipes.export.weights import Encoded, WeightLayout, write_table, write_weights
-from coreai_recipes.model import PER_LAYER_ROWS, Decoder, table_file
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import raw_tables, stored_parameters
+from coreai_recipes.weights.binding import Binding
 
 if TYPE_CHECKING:
     from coreai_recipes.export.package import Signature
@@ -215,13 +215,10 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
     """A digest of all code that a conversion depends on: this package's, that of other primitives, and versions."""
     root = Path(coreai_recipes.__file__).parent
     own = {
-        *(root / "front").glob("*.py"),
+        *(root / "decoder").rglob("*.py"),
         *(root / "primitives").glob("*.py"),
         *(root / "recipe/schema").glob("*.py"),
-        root / "draft.py",
         root / "logits.py",
-        root / "model.py",
-        root / "states.py",
         root / "export/convert.py",
         root / "export/fragments.py",
         root / "export/draft_fragments.py",

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.front import CallShape, Front, Sharing
+from coreai_recipes.decoder.front import CallShape, Front, Sharing
+from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder
+from coreai_recipes.decoder.states import StateSpec
 from coreai_recipes.logits import Pieces
-from coreai_recipes.model import PER_LAYER_ROWS, Decoder
 from coreai_recipes.primitives.cache import SharedCache, last_of
 from coreai_recipes.primitives.choice import choose
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
-from coreai_recipes.states import StateSpec
 from coreai_recipes.storage.parameters import stored_shape
 
 FLOAT, INTEGER = "float16", "int32"

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreai_recipes.draft import DRAFT, Draft, step_names
+from coreai_recipes.decoder.draft import DRAFT, Draft, step_names
+from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder
+from coreai_recipes.decoder.states import states_of
 from coreai_recipes.export.draft_fragments import (
     draft_front_fragment,
     draft_head_fragment,
@@ -30,10 +32,8 @@ from coreai_recipes.export.fragments import (
 from coreai_recipes.export.linker import FunctionLinker
 from coreai_recipes.export.package import Signature, describe_function, new_model
 from coreai_recipes.export.weights import WeightLayout
-from coreai_recipes.model import PER_LAYER_ROWS, Decoder
 from coreai_recipes.protobuf import Model_pb2
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.states import states_of
 
 
 def fragments_of(decoder: Decoder, draft: Draft | None = None) -> dict[str, Fragment]:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
-from coreai_recipes.model import PER_LAYER_TABLE
+from coreai_recipes.decoder.model import PER_LAYER_TABLE
 from coreai_recipes.recipe.schema import Recipe, Stored, StoredInt8, StoredPalette
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.float16 import Float16

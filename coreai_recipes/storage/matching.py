@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from coreai_recipes.draft import build_draft
+from coreai_recipes.decoder.draft import build_draft
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.errors import RecipeError
-from coreai_recipes.model import build_decoder
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved
 from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.plain import Problem

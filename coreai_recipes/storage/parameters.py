@@ -1,8 +1,8 @@
 """The parameters that a package holds, in the order and in the shapes in which it does."""
 
-from coreai_recipes.draft import ORDERING, Draft
+from coreai_recipes.decoder.draft import ORDERING, Draft
+from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.logits import Pieces
-from coreai_recipes.model import Decoder
 from coreai_recipes.storage.base import Shape
 from coreai_recipes.storage.compression import Compression, Parameters
 

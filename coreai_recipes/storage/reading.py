@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.checkpoint.binding import Binding, join_blocks
-from coreai_recipes.draft import ORDERING, build_draft
-from coreai_recipes.filling import Weight, bind_decoder, bind_draft
-from coreai_recipes.model import build_decoder, exported_form
+from coreai_recipes.decoder.draft import ORDERING, build_draft
+from coreai_recipes.decoder.filling import Weight, bind_decoder, bind_draft
+from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.base import Shape, Storage, join_rows
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import raw_tables, stored_draft_shape, stored_parameters
+from coreai_recipes.weights.binding import Binding, join_blocks
 
 ROWS = 512  # of a block that is given back at once
 

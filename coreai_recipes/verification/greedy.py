@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.filling import bind_decoder, fill_from
-from coreai_recipes.model import Decoder, build_decoder
+from coreai_recipes.decoder.filling import bind_decoder, fill_from
+from coreai_recipes.decoder.model import Decoder, build_decoder
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.reading import stored_decoder
 from coreai_recipes.verification.reference import Reference

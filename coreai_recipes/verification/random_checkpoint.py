@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
-from coreai_recipes.checkpoint.names import load_names
+from coreai_recipes.decoder.filling import checkpoint_shapes
+from coreai_recipes.decoder.model import build_decoder, count_parameters
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.filling import checkpoint_shapes
-from coreai_recipes.model import build_decoder, count_parameters
 from coreai_recipes.recipe.importing import config_for
 from coreai_recipes.recipe.schema import LayerKind, Model, Recipe, Repeat
+from coreai_recipes.weights.names import load_names
 
 if TYPE_CHECKING:
     from torch import Tensor

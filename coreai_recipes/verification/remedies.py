@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from coreai_recipes.checkpoint.tying import judge_head
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.package import Package
@@ -21,6 +20,7 @@ from coreai_recipes.verification.report import StageResult
 from coreai_recipes.verification.runtime import open_program
 from coreai_recipes.verification.scale import INSIDE, choose_scale
 from coreai_recipes.verification.subject import Subject
+from coreai_recipes.weights.tying import judge_head
 
 MOST = 5
 FEWEST_STEPS = 4

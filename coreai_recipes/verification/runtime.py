@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from coreai_recipes.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
+from coreai_recipes.decoder.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
 from coreai_recipes.running.program import SavedProgram, open_engine
 from coreai_recipes.running.tables import Table, Tables
 from coreai_recipes.verification.subject import Subject

@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.evaluate.graph import STATE_OPERATIONS, Graph, read_graph
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.evaluate.registry import Node
-from coreai_recipes.folding import stored_as
-from coreai_recipes.model import build_decoder
 from coreai_recipes.primitives.layer import Form
 from coreai_recipes.recipe.export_rules import head_scale_problems, mlp_scale_problems
 from coreai_recipes.recipe.plain import Problem
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.weights.folding import stored_as
 
 # A quarter of what a product of the engine may not reach, half of what it can divide by: other texts go further than
 # those that were measured. SmolLM2's stream peaks at 20,400 to 27,586 over eleven prompts.

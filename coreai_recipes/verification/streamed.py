@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.filling import Weight, bind_decoder, fill_from
-from coreai_recipes.model import PER_LAYER_TABLE, build_decoder, empty
+from coreai_recipes.decoder.filling import Weight, bind_decoder, fill_from
+from coreai_recipes.decoder.model import PER_LAYER_TABLE, build_decoder, empty
 from coreai_recipes.primitives.cache import NoCache
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of

@@ -67,7 +67,7 @@ class Subject:
     @cached_property
     def float32_bytes(self) -> int:
         """What the whole model takes in float32."""
-        from coreai_recipes.model import count_parameters
+        from coreai_recipes.decoder.model import count_parameters
 
         return 4 * count_parameters(self.recipe)
 
@@ -75,7 +75,7 @@ class Subject:
     def streamed_bytes(self) -> int:
         """What is held at once when the model goes by layer after layer: transformers' largest layer and ours, both in
         float32, and the logits of both."""
-        from coreai_recipes.model import build_decoder
+        from coreai_recipes.decoder.model import build_decoder
 
         largest = max(sum(p.numel() for p in layer.parameters()) for layer in build_decoder(self.recipe).stack)
         return 2 * 4 * (largest + self._length() * self.recipe.model.vocab_size)
@@ -111,7 +111,7 @@ class Subject:
     @property
     def chooses_experts(self) -> bool:
         """Whether a layer of the recipe has a mixture of experts."""
-        from coreai_recipes.model import build_decoder
+        from coreai_recipes.decoder.model import build_decoder
         from coreai_recipes.primitives.experts import Mixture
 
         return any(isinstance(module, Mixture) for module in build_decoder(self.recipe).modules())

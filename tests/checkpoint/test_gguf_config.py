@@ -217,7 +217,7 @@ def test_yarns_original_context_is_the_context_where_the_file_is_silent(tmp_path
 
 def test_a_sliding_window_of_zero_is_none(tmp_path: Path):
     """`llama` used to get sliding_window: null, a field that the family does not know."""
-    from coreai_recipes.authoring import new_recipe
+    from coreai_recipes.planning.authoring import new_recipe
 
     config = open_case(tmp_path, extra={"llama.attention.sliding_window": 0}).config
     assert config["model_type"] == "llama"

@@ -228,7 +228,7 @@ def test_the_experts_width_follows_from_the_rest(states: dict[str, Any], tmp_pat
 
 def test_keys_and_values_of_layers_that_share_a_cache_may_be_there(states: dict[str, Any], tmp_path: Path):
     """Google's files have them, and nothing reads them."""
-    from coreai_recipes.authoring import new_recipe
+    from coreai_recipes.planning.authoring import new_recipe
 
     state = dict(states["gemma4"])
     for layer in (3, 4, 5):

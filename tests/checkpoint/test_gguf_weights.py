@@ -58,8 +58,8 @@ def test_the_model_is_the_one_that_was_converted(case: str, tmp_path: Path):
 @pytest.mark.parametrize("case", CONFIGS)
 def test_our_decoder_gives_the_logits_of_the_model_that_was_converted(case: str, tmp_path: Path):
     from coreai_recipes import build_decoder
-    from coreai_recipes.authoring import new_recipe
-    from coreai_recipes.filling import bind_decoder, fill_from
+    from coreai_recipes.decoder.filling import bind_decoder, fill_from
+    from coreai_recipes.planning.authoring import new_recipe
 
     architecture, config = CONFIGS[case]
     model = random_model(config)

@@ -7,12 +7,12 @@ from checkpoint_files import pack, save_model, write_folder
 from families import gemma4, gemma4_draft
 from family_configs import all_configs
 
-from coreai_recipes.checkpoint import ParameterInfo, bind
-from coreai_recipes.checkpoint.names import FOLDER, list_names, load_names
-from coreai_recipes.checkpoint.rewrite import AS_STORED, Rewrite
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.weights.binding import ParameterInfo, bind
+from coreai_recipes.weights.names import FOLDER, list_names, load_names
+from coreai_recipes.weights.rewrite import AS_STORED, Rewrite
 
 # Switches of a family's config under which its random model has every tensor that the family can have.
 FAMILIES = {

@@ -10,9 +10,9 @@ from checkpoint_files import save_model
 from safetensors.torch import load_file, save_file
 
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.filling import bind_decoder
-from coreai_recipes.model import build_decoder
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.verification import run_stages
 

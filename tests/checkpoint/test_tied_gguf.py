@@ -8,7 +8,7 @@ from gguf_files import random_model, write_gguf
 from torch import Tensor
 
 from coreai_recipes import build, verify
-from coreai_recipes.authoring import new_recipe
+from coreai_recipes.planning.authoring import new_recipe
 
 Run = Callable[..., tuple[int, str, str]]
 UNTIED = (

@@ -15,12 +15,12 @@ from coremltools.proto import MIL_pb2, Model_pb2
 from torch import Tensor
 
 from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
-from coreai_recipes.checkpoint.binding import Binding
+from coreai_recipes.decoder.model import Decoder, build_decoder, fill
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import Exported, export_package
-from coreai_recipes.model import Decoder, build_decoder, fill
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.parameters import stored_shape
+from coreai_recipes.weights.binding import Binding
 
 MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")

@@ -16,13 +16,13 @@ import pytest
 import torch
 from programs import RECIPES, block_of, export, layer_kind, small_recipe, tensor_words
 
+from coreai_recipes.decoder.front import CallShape
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.export import convert
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.convert import LARGEST_CONSTANT, convert_fragment
 from coreai_recipes.export.fragments import Fragment, front_fragment, head_fragment, layer_fragment
 from coreai_recipes.export.program import fragment_identity, fragments_of
-from coreai_recipes.front import CallShape
-from coreai_recipes.model import build_decoder
 from coreai_recipes.protobuf import Model_pb2
 from coreai_recipes.recipe.schema import Recipe
 
@@ -189,7 +189,7 @@ IDENTITIES = """
 import hashlib, json, sys
 from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.program import fragment_identity, fragments_of
-from coreai_recipes.model import build_decoder
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.recipe.schema import Recipe
 fragments = fragments_of(build_decoder(Recipe.model_validate_json(sys.stdin.read())))
 found = {name: fragment_identity(fragment) for name, fragment in fragments.items()}

@@ -17,12 +17,12 @@ from programs import block_of, read_model, type_words
 from sessions import CONTEXT, FLOOR, PREFILL, SCORE, WINDOW, Session, Subject, rounded
 
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
-from coreai_recipes.draft import build_draft
+from coreai_recipes.decoder.draft import build_draft
+from coreai_recipes.decoder.filling import bind_decoder, bind_draft, fill_from
+from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import export_package
-from coreai_recipes.filling import bind_decoder, bind_draft, fill_from
-from coreai_recipes.model import Decoder, build_decoder, exported_form
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.tables import Table, Tables
 from coreai_recipes.verification import run_stages

@@ -9,12 +9,12 @@ from figures import psnr
 from programs import layer_kind, random_weights, small_recipe
 from torch import Tensor, nn
 
+from coreai_recipes.decoder.front import CallShape
+from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form, fill
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import FLOAT, Fragment, Port, layer_fragment
 from coreai_recipes.export.package import write_model
-from coreai_recipes.front import CallShape
-from coreai_recipes.model import Decoder, build_decoder, exported_form, fill
 from coreai_recipes.primitives.norm import build_norm, mirror_norms
 from coreai_recipes.protobuf import Model_pb2
 from coreai_recipes.recipe.rules import find_problems

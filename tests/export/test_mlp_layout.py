@@ -8,10 +8,10 @@ from coremltools.proto import Model_pb2
 from figures import psnr
 from programs import layer_kind, random_weights, small_recipe
 
+from coreai_recipes.decoder.front import CallShape
+from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form, fill
 from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import layer_fragment
-from coreai_recipes.front import CallShape
-from coreai_recipes.model import Decoder, build_decoder, exported_form, fill
 from coreai_recipes.recipe.rules import find_problems
 from coreai_recipes.recipe.schema import Recipe
 

@@ -8,14 +8,14 @@ import torch
 from families import FAMILIES, gemma4, gemma4_draft
 from programs import RECIPES, export, random_weights
 
-from coreai_recipes.draft import build_draft
+from coreai_recipes.decoder.draft import build_draft
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.evaluate.cost import PRODUCTS, _Types, count_flops
 from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.model import build_decoder
+from coreai_recipes.planning.workload import count_workloads, saved_by_sharing
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.workload import count_workloads, saved_by_sharing
 
 
 def with_experts_all() -> Recipe:

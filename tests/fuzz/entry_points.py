@@ -12,9 +12,9 @@ def warm_up() -> None:
     import bundles
     import torch
 
-    from coreai_recipes.authoring import new_recipe
-    from coreai_recipes.filling import bind_decoder  # noqa: F401
-    from coreai_recipes.plan import make_plan
+    from coreai_recipes.decoder.filling import bind_decoder  # noqa: F401
+    from coreai_recipes.planning.authoring import new_recipe
+    from coreai_recipes.planning.plan import make_plan
     from coreai_recipes.recipe import load_recipe
     from coreai_recipes.tokenizer.template import ChatTemplate  # noqa: F401
 
@@ -26,7 +26,7 @@ def warm_up() -> None:
 
 def recipe(folder: Path, text: bytes) -> None:
     """`recipe validate`, `show` and `plan` of a file."""
-    from coreai_recipes.plan import make_plan
+    from coreai_recipes.planning.plan import make_plan
     from coreai_recipes.recipe import load_resolved
     from coreai_recipes.recipe.importing import check_reference
     from coreai_recipes.recipe.yaml_writer import write_yaml
@@ -43,7 +43,7 @@ def recipe(folder: Path, text: bytes) -> None:
 
 def override(folder: Path, words: str) -> None:
     """`recipe plan tiny-llama --set KEY=VALUE`."""
-    from coreai_recipes.plan import make_plan
+    from coreai_recipes.planning.plan import make_plan
     from coreai_recipes.recipe import load_recipe
 
     make_plan(load_recipe("tiny-llama", [words])).to_json()
@@ -51,7 +51,7 @@ def override(folder: Path, words: str) -> None:
 
 def config(folder: Path, text: bytes) -> None:
     """`recipe new` and `recipe diff` of a folder that holds a config.json alone."""
-    from coreai_recipes.authoring import compare, new_recipe
+    from coreai_recipes.planning.authoring import compare, new_recipe
 
     (folder / "config.json").write_bytes(text)
     made = new_recipe(folder)
@@ -82,8 +82,8 @@ def gguf(folder: Path, content: bytes) -> None:
 
 
 def _read(path: Path) -> None:
-    from coreai_recipes.authoring import new_recipe
     from coreai_recipes.checkpoint.open import open_checkpoint
+    from coreai_recipes.planning.authoring import new_recipe
 
     checkpoint = open_checkpoint(path)
     checkpoint.eos_token_ids()

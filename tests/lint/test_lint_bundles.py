@@ -15,7 +15,7 @@ from coremltools.proto import Model_pb2
 from coreai_recipes.lint.findings import Finding, lint
 from coreai_recipes.lint.reading import open_subject
 from coreai_recipes.manifest.audit import AUDIT, Audit, audit_text
-from coreai_recipes.outline import outline
+from coreai_recipes.planning.outline import outline
 from coreai_recipes.recipe import load_recipe
 from tests.evaluate.mil_programs import write_package, write_two_functions
 from tests.lint.rule_cases import CASES, IMAGE, conv, one, palette

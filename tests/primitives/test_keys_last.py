@@ -7,8 +7,8 @@ import torch
 from figures import psnr
 from torch import Tensor
 
-from coreai_recipes.front import Front
-from coreai_recipes.model import build_decoder
+from coreai_recipes.decoder.front import Front
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.primitives import alibi
 from coreai_recipes.primitives.attention import AttentionCore
 from coreai_recipes.primitives.cache import draft_mask, mask

@@ -7,12 +7,12 @@ import torch
 from figures import psnr
 from torch import Tensor
 
-from coreai_recipes.folding import stored_as
 from coreai_recipes.primitives.attention import build_attention
 from coreai_recipes.primitives.cache import NoCache, mask
 from coreai_recipes.primitives.latent import LatentAttention
 from coreai_recipes.primitives.layer import Form
 from coreai_recipes.recipe import schema
+from coreai_recipes.weights.folding import stored_as
 
 HIDDEN, HEADS, NOPE, ROPE, VALUE, Q_RANK, KV_RANK, S = 52, 3, 12, 8, 14, 36, 28, 17
 NORM = schema.RMSNorm(kind="rms", eps=1e-5)
@@ -166,7 +166,7 @@ def test_a_mistake_in_one_part_is_far_below_the_floor(name: str, mutate: Any) ->
 
 
 def test_a_sum_of_both_parts_is_the_width_of_states() -> None:
-    from coreai_recipes.states import state_specs
+    from coreai_recipes.decoder.states import state_specs
 
     spec = state_specs(recipe_for(their_attention()))["latent"]
     assert (spec.num_kv_heads, spec.head_dim) == (HEADS, NOPE + ROPE)

@@ -210,7 +210,7 @@ def test_cos_and_sin_hold_the_attention_factor_and_a_turn_makes_heads_longer_by_
 def test_a_recipe_says_which_factors_of_longrope_were_chosen(context: int, chosen: str) -> None:
     from families import llama
 
-    from coreai_recipes.model import build_decoder
+    from coreai_recipes.decoder.model import build_decoder
 
     words = {**longrope(4, original=32)[1], "kind": "longrope"}
     data = llama(head_dim=8).recipe.model_dump()

@@ -1,6 +1,6 @@
 """Writes how many parameters each built-in recipe has: `make schema`."""
 
-from coreai_recipes.model import count_parameters
+from coreai_recipes.decoder.model import count_parameters
 from coreai_recipes.recipe import built_in_recipes, load_recipe
 from coreai_recipes.recipe.catalogue import PARAMETERS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from counting import counted
 
-from coreai_recipes.model import count_parameters
+from coreai_recipes.decoder.model import count_parameters
 from coreai_recipes.recipe import built_in_recipes, list_recipes, load_recipe, load_resolved
 from coreai_recipes.recipe.catalogue import PARAMETERS as PARAMETERS_FILE
 

@@ -292,7 +292,7 @@ def test_latent_heads_that_do_not_turn_are_run(small, load):
     """Their rotary had no pairing, which only a build asked for."""
     import torch
 
-    from coreai_recipes.model import build_decoder, fill
+    from coreai_recipes.decoder.model import build_decoder, fill
 
     text = small.replace(GROUPED, LATENT).replace("rotary: {kind: full, theta: 10000}", "rotary: {kind: none}")
     decoder = build_decoder(load(text).recipe)

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from coreai_recipes.checkpoint.rewrite import Rewrite
-from coreai_recipes.draft import build_draft
+from coreai_recipes.decoder.draft import build_draft
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.errors import RecipeError
 from coreai_recipes.lint.findings import lint
-from coreai_recipes.model import build_decoder
-from coreai_recipes.outline import outline
-from coreai_recipes.plan import make_plan
+from coreai_recipes.planning.outline import outline
+from coreai_recipes.planning.plan import make_plan
 from coreai_recipes.recipe import built_in_recipes, load_recipe
 from coreai_recipes.storage.compression import Compression, is_matrix
 from coreai_recipes.storage.parameters import own_parameters, raw_tables, stored_parameters
+from coreai_recipes.weights.rewrite import Rewrite
 
 Run = Callable[..., tuple[int, str, str]]
 INT8 = ["compress.default.kind=int8"]

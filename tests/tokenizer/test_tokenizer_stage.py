@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from coreai_recipes.authoring import new_recipe
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+from coreai_recipes.planning.authoring import new_recipe
 from coreai_recipes.tokenizer.tokens import read_tokens
 from coreai_recipes.verification.report import StageResult
 from coreai_recipes.verification.run import run_stages

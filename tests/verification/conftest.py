@@ -9,10 +9,10 @@ from families import FAMILIES
 from verify_cases import Export, Saved, save
 
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
+from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import export_package
-from coreai_recipes.filling import bind_decoder
-from coreai_recipes.model import build_decoder
 from coreai_recipes.recipe import Recipe, load_recipe
 
 REPOSITORY = Path(__file__).parents[2]

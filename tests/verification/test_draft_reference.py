@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from coreai_recipes import CheckpointError, load_recipe
 from coreai_recipes.checkpoint import open_checkpoint
-from coreai_recipes.draft import build_draft
-from coreai_recipes.filling import bind_draft
+from coreai_recipes.decoder.draft import build_draft
+from coreai_recipes.decoder.filling import bind_draft
 from coreai_recipes.verification import StageResult, run_stages
 
 EXAMPLE = Path(__file__).parents[2] / "examples/gemma4-tiny"

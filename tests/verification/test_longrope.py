@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from coreai_recipes import build_decoder, verify
-from coreai_recipes.authoring import new_recipe
+from coreai_recipes.decoder.states import state_specs
+from coreai_recipes.planning.authoring import new_recipe
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.states import state_specs
 
 TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
 ORIGINAL = 256

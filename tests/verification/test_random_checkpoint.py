@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from coreai_recipes import build_decoder, load_recipe, verify
+from coreai_recipes.decoder.filling import bind_decoder
 from coreai_recipes.errors import CheckpointError, RecipeError, UserError
-from coreai_recipes.filling import bind_decoder
 from coreai_recipes.recipe import built_in_recipes
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification import random_checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coreai_recipes import CheckpointError, verify
-from coreai_recipes.authoring import new_recipe
+from coreai_recipes.planning.authoring import new_recipe
 from coreai_recipes.recipe.loader import load_recipe
 
 TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"

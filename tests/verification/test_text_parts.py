@@ -8,7 +8,7 @@ from families import small_model
 from safetensors.torch import load_file, save_file
 
 from coreai_recipes import verify
-from coreai_recipes.authoring import new_recipe
+from coreai_recipes.planning.authoring import new_recipe
 
 
 @pytest.fixture

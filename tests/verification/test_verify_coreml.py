@@ -12,7 +12,7 @@ import pytest
 import torch
 from verify_cases import Export, Saved
 
-from coreai_recipes import console
+from coreai_recipes.commands import console
 from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate import Program
 from coreai_recipes.verification import Report, run_stages

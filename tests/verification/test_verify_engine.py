@@ -10,10 +10,10 @@ from families import FAMILIES
 from verify_cases import Saved, save, without_rotary
 
 from coreai_recipes.checkpoint import Checkpoint
+from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import export_package
-from coreai_recipes.filling import bind_decoder
-from coreai_recipes.model import build_decoder, exported_form
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.verification import StageResult, run_stages
 from coreai_recipes.verification.stages import engine

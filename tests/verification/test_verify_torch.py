@@ -9,16 +9,16 @@ import torch
 from families import FAMILIES
 from verify_cases import Saved, change, with_kind, without_rotary
 
-from coreai_recipes.checkpoint.names import list_names
-from coreai_recipes.checkpoint.rewrite import Rewrite
+from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.filling import bind_decoder
-from coreai_recipes.model import Decoder
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.verification import StageResult, run_stages, streamed
 from coreai_recipes.verification.greedy import Divergence
 from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.stages import decoder as torch_stage
+from coreai_recipes.weights.names import list_names
+from coreai_recipes.weights.rewrite import Rewrite
 
 KNOWN = [name for name in FAMILIES if name.partition("_")[0] in list_names()]
 

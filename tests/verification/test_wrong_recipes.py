@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from verify_cases import Saved, change, with_kind
 
-from coreai_recipes.checkpoint.names import load_names
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.verification import StageResult, memory, run_stages
+from coreai_recipes.weights.names import load_names
 
 Wrong = Callable[[Recipe], Recipe]
 

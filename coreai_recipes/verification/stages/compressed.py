@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coreai_recipes.draft import build_draft
-from coreai_recipes.model import build_decoder
+from coreai_recipes.decoder.draft import build_draft
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.storage.parameters import stored_parameters
 from coreai_recipes.verification.figures import divergence, psnr, snr_min
 from coreai_recipes.verification.report import StageResult, skip

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.draft import DRAFT, Draft, build_draft, step_names
-from coreai_recipes.filling import bind_draft, fill_from
+from coreai_recipes.decoder.draft import DRAFT, Draft, build_draft, step_names
+from coreai_recipes.decoder.filling import bind_draft, fill_from
+from coreai_recipes.decoder.model import Decoder
+from coreai_recipes.decoder.states import state_specs, states_of
 from coreai_recipes.logits import best, choices
-from coreai_recipes.model import Decoder
 from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 from coreai_recipes.running.program import SavedProgram
 from coreai_recipes.running.speculation import Round, Speculator, seen_positions
-from coreai_recipes.states import state_specs, states_of
 from coreai_recipes.storage.reading import stored_draft
 from coreai_recipes.verification.calls import Note
 from coreai_recipes.verification.draft_reference import assisted_rounds, load_draft

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from coreai_recipes.model import Decoder, build_decoder
+from coreai_recipes.decoder.model import Decoder, build_decoder
 from coreai_recipes.recipe.schema import NoRotary
 from coreai_recipes.verification.figures import compare
 from coreai_recipes.verification.reference import Reference, UnknownStructure, rotary_function

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from coreai_recipes.front.front import Front
+    from coreai_recipes.decoder.front.front import Front
 
 # How layers that share a cache see it.
 # seen:   as its owner does, from the owner's own keys and values of this call: what torch does.

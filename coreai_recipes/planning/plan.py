@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coreai_recipes.draft import DRAFT, Draft, build_draft
+from coreai_recipes.decoder.draft import DRAFT, Draft, build_draft
+from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder, build_decoder, exported_form
 from coreai_recipes.lint.chips import find_chip
 from coreai_recipes.lint.findings import Lint, lint
-from coreai_recipes.model import PER_LAYER_TABLE, Decoder, build_decoder, exported_form
-from coreai_recipes.outline import outline_of
+from coreai_recipes.planning.outline import outline_of
+from coreai_recipes.planning.workload import Workload, count_workloads, saved_by_sharing
 from coreai_recipes.primitives.experts import Experts
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.schema import NoRotary
 from coreai_recipes.storage.compression import Parameters
 from coreai_recipes.storage.parameters import own_parameters, stored_parameters
-from coreai_recipes.workload import Workload, count_workloads, saved_by_sharing
 
 SAMPLED = 8192
 EXPERT_STACKS = ("gate_up", "down")

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreai_recipes.front import CallShape, Front
+from coreai_recipes.decoder.front import CallShape, Front
+from coreai_recipes.decoder.states import states_of
 from coreai_recipes.primitives.cache import Cache, NoCache
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.layer_inputs import LayerInputs
@@ -19,7 +20,6 @@ from coreai_recipes.primitives.norm import build_norm, mirror_norms
 from coreai_recipes.primitives.per_layer import PerLayerInput, slice_of
 from coreai_recipes.primitives.registry import primitive
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.states import states_of
 
 ReadParameter = Callable[[str], Tensor]
 PER_LAYER_TABLE = "per_layer_table.weight"

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from coreai_recipes.decoder.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
+from coreai_recipes.decoder.states import StateSpec, state_specs, states_of
 from coreai_recipes.errors import BundleError
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
-from coreai_recipes.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
 from coreai_recipes.recipe.schema import Draft, Recipe
-from coreai_recipes.states import StateSpec, state_specs, states_of
 
 DRAFT = "draft"
 MOST_NAMED = 20

@@ -4,10 +4,10 @@
 power of two it is multiplied, and in which order the dimensions of each head stand.
 """
 
-from coreai_recipes.checkpoint.rewrite import Rewrite
 from coreai_recipes.primitives.layer import NORMED_BEHIND, Form
 from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import LatentAttention, LayerKind, LayerNorm, Recipe, RMSNorm, Stack
+from coreai_recipes.weights.rewrite import Rewrite
 
 
 def stored_as(recipe: Recipe, name: str, form: Form) -> Rewrite:

@@ -5,7 +5,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.front.call_shape import CallShape, Sharing
+from coreai_recipes.decoder.front.call_shape import CallShape, Sharing
+from coreai_recipes.decoder.states import StateSpec, owner_of, state_specs
 from coreai_recipes.primitives import alibi
 from coreai_recipes.primitives.cache import (
     Placement,
@@ -19,7 +20,6 @@ from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import PerLayerInput
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
 from coreai_recipes.recipe.schema import Recipe, Temperature
-from coreai_recipes.states import StateSpec, owner_of, state_specs
 
 
 class Front(nn.Module):

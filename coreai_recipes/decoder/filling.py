@@ -7,14 +7,14 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint, stated_flag
-from coreai_recipes.checkpoint.binding import Binding, ParameterInfo, bind
-from coreai_recipes.checkpoint.tying import judge_head
-from coreai_recipes.draft import ORDERING, Draft
-from coreai_recipes.folding import draft_stored_as, stored_as
-from coreai_recipes.model import Decoder, fill
+from coreai_recipes.decoder.draft import ORDERING, Draft
+from coreai_recipes.decoder.model import Decoder, fill
 from coreai_recipes.primitives.head import Head
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.weights.binding import Binding, ParameterInfo, bind
+from coreai_recipes.weights.folding import draft_stored_as, stored_as
+from coreai_recipes.weights.tying import judge_head
 
 
 class Weight(Protocol):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreai_recipes.decoder.states import StateSpec, state_specs
 from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, draft_mask
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
@@ -23,7 +24,6 @@ from coreai_recipes.primitives.registry import primitive
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
 from coreai_recipes.recipe.schema import Draft as DraftSpec
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.states import StateSpec, state_specs
 
 DRAFT = "draft"  # the function of a package that it becomes
 ORDERING = "clusters.ordering"  # the tokens of its clusters: whole numbers, not a weight

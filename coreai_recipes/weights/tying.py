@@ -7,7 +7,7 @@ differ, the head is its own; where only one is there, it is both. A wrapper's fl
 from typing import Literal
 
 from coreai_recipes.checkpoint.base import Checkpoint, Unread
-from coreai_recipes.checkpoint.names import load_names
+from coreai_recipes.weights.names import load_names
 
 EMBEDDING = "embedding.weight"
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from coreai_recipes.contract import functions_of
-from coreai_recipes.draft import DRAFT, Draft, build_draft
+from coreai_recipes.decoder.draft import DRAFT, Draft, build_draft
+from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form
 from coreai_recipes.lint.program import Function, Operation, Program, Shape, Value
 from coreai_recipes.lint.reading import Subject
 from coreai_recipes.logits import Pieces
-from coreai_recipes.model import Decoder, build_decoder, exported_form
+from coreai_recipes.planning.contract import functions_of
 from coreai_recipes.primitives.embedding import index_dtype
 from coreai_recipes.primitives.layer import SQUARE, Layer
 from coreai_recipes.primitives.projection import Projection

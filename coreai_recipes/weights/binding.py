@@ -10,10 +10,10 @@ from math import isclose
 from typing import TYPE_CHECKING
 
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint
-from coreai_recipes.checkpoint.names import FIRST_INDEX, NameTable, TensorSource, load_names
-from coreai_recipes.checkpoint.rewrite import AS_STORED, Rewrite
-from coreai_recipes.checkpoint.tying import EMBEDDING
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.weights.names import FIRST_INDEX, NameTable, TensorSource, load_names
+from coreai_recipes.weights.rewrite import AS_STORED, Rewrite
+from coreai_recipes.weights.tying import EMBEDDING
 
 if TYPE_CHECKING:
     from torch import Tensor

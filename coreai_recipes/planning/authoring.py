@@ -90,15 +90,15 @@ def _settle_head(recipe: Recipe, checkpoint: "Checkpoint") -> tuple[Recipe, str 
     """The recipe with the head that the checkpoint's tensors have, and a line where they decided that."""
     if not checkpoint.tensors:
         return recipe, None
-    from coreai_recipes.filling import describe_head
+    from coreai_recipes.decoder.filling import describe_head
 
     return describe_head(recipe, checkpoint)
 
 
 def _check_tensors(recipe: Recipe, checkpoint: "Checkpoint") -> list[str]:
     """Raise CheckpointError where the headers do not fit the recipe; what could not be compared, in words."""
-    from coreai_recipes.filling import bind_decoder
-    from coreai_recipes.model import build_decoder
+    from coreai_recipes.decoder.filling import bind_decoder
+    from coreai_recipes.decoder.model import build_decoder
 
     if not checkpoint.tensors:
         return [f"its tensors are not checked: {checkpoint.path} holds config.json and no weights"]
@@ -111,8 +111,8 @@ def _check_tensors(recipe: Recipe, checkpoint: "Checkpoint") -> list[str]:
 
 
 def _check_draft(recipe: Recipe, checkpoint: "Checkpoint") -> None:
-    from coreai_recipes.draft import build_draft
-    from coreai_recipes.filling import bind_draft
+    from coreai_recipes.decoder.draft import build_draft
+    from coreai_recipes.decoder.filling import bind_draft
 
     bind_draft(build_draft(recipe), checkpoint)
 
