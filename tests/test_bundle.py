@@ -100,12 +100,14 @@ def test_the_manifest_describes_the_package_and_its_functions(first: Bundle) -> 
             "functions": {
                 "decode": {
                     "query": 1,
+                    "steps": None,
                     "inputs": {"input_ids": {"dtype": "int32", "shape": [1, 1]}, "position": one},
                     "outputs": logits,
                     "cost": cost["decode"],
                 },
                 "prefill": {
                     "query": PREFILL,
+                    "steps": None,
                     "inputs": {"input_ids": many, "position": one, "count": one},
                     "outputs": logits,
                     "cost": cost["prefill"],

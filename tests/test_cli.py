@@ -312,6 +312,6 @@ def test_the_cache_is_listed_and_emptied_of_what_is_ours(
     FragmentCache(tmp_path / "fragments").put("key", b"bytes")
     (tmp_path / "fragments/notes.txt").write_text("the user's")
     fragments = json.loads(run("cache", "list", "--json")[1])[0]
-    assert fragments == {"what": "1 fragments", "bytes": 37, "path": str(tmp_path / "fragments")}
-    assert run("cache", "clean")[:2] == (0, "1 fragments removed, 0.0 MB\n")
+    assert fragments == {"what": "1 fragment", "bytes": 37, "path": str(tmp_path / "fragments")}
+    assert run("cache", "clean")[:2] == (0, "1 fragment removed, 0.0 MB\n")
     assert [path.name for path in (tmp_path / "fragments").iterdir()] == ["notes.txt"]
