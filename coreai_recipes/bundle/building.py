@@ -19,6 +19,7 @@ from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.planning.contract import steps_of
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
+from coreai_recipes.recipe.compress_rules import check_bits
 from coreai_recipes.staging import check_place, staged_folder
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def build(
     *,
     draft: "Checkpoint | str | Path | None" = None,
     overrides: Sequence[str] = (),
+    bits: int | None = None,
     verified: bool = True,
     cached: bool = True,
     progress: "Progress | None" = None,
@@ -54,16 +56,19 @@ def build(
     """Build `recipe` from `checkpoint` (its reference's, when none is named) into the folder OUT/NAME.
 
     The weights of a recipe's draft come from `draft`, or its reference's checkpoint; a recipe without one gets the
-    draft that the config of `draft` describes.
+    draft that the config of `draft` describes. With `bits` its matrices are compressed to about as many
+    (`storage.shorthand`), whatever it says of them itself.
     Raises UserError for what the user can mend, VerificationError when the package is not equal to transformers, and
     RuleError when it breaks a rule of the engine that holds for the recipe's device and that it does not allow; then,
     and when interrupted or killed, the bundle that stood there before is as it was.
     """
+    if bits is not None:
+        check_bits(bits)
     resolved: Resolved | None = None
     if not isinstance(recipe, Recipe):
         resolved = load_resolved(recipe, overrides)
         recipe = resolved.recipe
-    if draft is None:
+    if draft is None and bits is None:
         _hold_storage_rules(recipe, resolved)  # before anything is downloaded
     target = Path(out) / recipe.name
     check_place(target)  # what is there may be kept: said before anything is downloaded, let alone converted
@@ -79,7 +84,11 @@ def build(
     from coreai_recipes.tokenizer.tokens import read_tokens
 
     recipe, note = settle_head(recipe, source)
-    if draft is not None:
+    if bits is not None:
+        from coreai_recipes.storage.shorthand import with_bits
+
+        recipe = with_bits(recipe, bits)
+    elif draft is not None:
         _hold_storage_rules(recipe, resolved)  # they may name the draft's matrices, which its config describes
     recipe, measures, why_one = start_scale(recipe, verified)
     notes = tuple(each for each in (note, why_one) if each)

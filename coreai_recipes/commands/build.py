@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from coreai_recipes.commands.options import (
+    BitsOption,
     CheckpointOption,
     DraftOption,
     JsonOption,
@@ -22,6 +23,7 @@ def build(
     draft: DraftOption = None,
     out: Annotated[Path, out_option("DIR", "The bundle is written to DIR/NAME.")] = Path("dist"),
     overrides: OverridesOption = None,
+    bits: BitsOption = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove the package.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert every fragment anew.")] = False,
     as_json: JsonOption = False,
@@ -38,6 +40,7 @@ def build(
                 out,
                 draft=draft,
                 overrides=overrides or (),
+                bits=bits,
                 verified=not no_verify,
                 cached=not no_cache,
                 progress=progress,
@@ -74,4 +77,9 @@ def build(
         console.print_report(built.report)
     if built.lint is not None:
         console.print_lint(built.lint, ("error", "warning"))
+    if bits is not None:
+        from coreai_recipes.bundle.opened import recipe_of
+        from coreai_recipes.recipe.loader import compress_text
+
+        print(compress_text(recipe_of(built.path)), end="")
     console.print_built(built)

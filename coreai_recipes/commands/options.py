@@ -33,6 +33,10 @@ RuntimeOption = Annotated[
         help="auto, evaluator or coreml: auto takes Core ML where it is, else the evaluator.",
     ),
 ]
+BitsOption = Annotated[
+    int | None,
+    typer.Option("--bits", metavar="N", help="Compress the weights: palettes of 1, 2, 3, 4 or 6 bits; 8 is int8."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 BundleArgument = Annotated[

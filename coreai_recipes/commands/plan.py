@@ -1,19 +1,28 @@
 """`recipe plan`: what a recipe costs, before any weight is read."""
 
-from coreai_recipes.commands.options import JsonOption, OverridesOption, RecipeArgument
+from coreai_recipes.commands.options import BitsOption, JsonOption, OverridesOption, RecipeArgument
 
 
-def plan(recipe: RecipeArgument, overrides: OverridesOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    recipe: RecipeArgument,
+    overrides: OverridesOption = None,
+    bits: BitsOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Bytes, memory, functions and the engine's rules, before any weight is read."""
     from coreai_recipes.commands import console
     from coreai_recipes.planning.plan import make_plan
+    from coreai_recipes.recipe.loader import compress_text
     from coreai_recipes.storage.matching import load_held
 
-    planned = make_plan(load_held(recipe, overrides or ()))
+    loaded = load_held(recipe, overrides or (), bits)
+    planned = make_plan(loaded)
     if as_json:
         console.print_json(planned.to_json())
     else:
         console.print_table(("what", ">bytes", "how"), planned.rows())
+        if bits is not None:
+            print(compress_text(loaded), end="")
         print(f"weight.bin: {console.weights_in_words(planned.weights)}")
         console.print_table(planned.workload_columns(), planned.workload_rows(), title="What a call multiplies")
         console.print_lint(planned.lint)

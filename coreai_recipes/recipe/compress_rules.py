@@ -4,10 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from coreai_recipes.errors import RecipeError
 from coreai_recipes.recipe.plain import Location, Problem, value_at
 from coreai_recipes.recipe.sizes import MAX_RULES
 
+BITS = (1, 2, 3, 4, 6, 8)  # what `--bits` takes
 OF_PALETTES = ("bits", "group")
+
+
+def check_bits(bits: int) -> None:
+    """Raise RecipeError for a number that `--bits` does not take."""
+    if bits not in BITS:
+        raise RecipeError(f"--bits {bits}: not one of {', '.join(map(str, BITS))}")
 
 
 def compress_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:

@@ -109,6 +109,12 @@ def validate_data(data: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     return _validate(root.plain(), root)
 
 
+def compress_text(recipe: Recipe) -> str:
+    """The `compress` of a recipe as it stands in its text; none where it says none."""
+    said = None if recipe.compress is None else recipe.compress.model_dump(exclude_none=True)
+    return "" if said is None else write_yaml({"compress": _kind_first(said)})
+
+
 def recipe_text(recipe: Recipe) -> str:
     """A recipe as YAML in the schema's order; what is unsaid and without a value is left out."""
     data = recipe.model_dump(exclude_none=True)

@@ -1,5 +1,6 @@
 """Which parameter is stored in which way, by a recipe's `compress`, and its bytes: by names and shapes alone."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from coreai_recipes.storage.int8 import Int8
 from coreai_recipes.storage.palette import Palette
 
 FLOAT16 = Float16()
+LAYER = re.compile(r"(?<=\blayers\.)\d+")
 
 
 def storage_of(said: Stored) -> Storage:
@@ -115,6 +117,11 @@ class Parameters:
 def shown_name(parameter: str) -> str:
     """What a reader calls a parameter: a matrix by the module that it is the weight of."""
     return parameter.removesuffix(".weight")
+
+
+def any_layer(parameter: str) -> str:
+    """The pattern of a parameter's name for all layers: `layers.*.mlp.down`."""
+    return LAYER.sub("*", shown_name(parameter))
 
 
 def is_compressible(name: str, shape: Shape) -> bool:

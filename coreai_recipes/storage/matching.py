@@ -1,6 +1,5 @@
 """Rules of `compress` held against the parameters that there are: one that matches no matrix is a mistake."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,10 +9,9 @@ from coreai_recipes.errors import RecipeError
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved
 from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.plain import Problem
-from coreai_recipes.storage.compression import Compression, is_compressible, shown_name
+from coreai_recipes.storage.compression import Compression, any_layer, is_compressible, shown_name
 from coreai_recipes.storage.parameters import own_parameters
-
-LAYER = re.compile(r"(?<=\blayers\.)\d+")
+from coreai_recipes.storage.shorthand import with_bits
 
 
 def hold_storage_rules(recipe: Recipe, written: Resolved | None = None) -> None:
@@ -26,16 +24,13 @@ def hold_storage_rules(recipe: Recipe, written: Resolved | None = None) -> None:
     raise RecipeError(*(f"{'.'.join(map(str, p.location))}: {p.message}\n  {p.hint}" for p in problems))
 
 
-def load_held(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """As `load_recipe`, with the rules of `compress` held against the recipe's parameters."""
+def load_held(source: str | Path, overrides: Sequence[str] = (), bits: int | None = None) -> Recipe:
+    """As `load_recipe`, with the rules of `compress` held against the recipe's parameters, or made for `--bits`."""
     resolved = load_resolved(source, overrides)
+    if bits is not None:
+        return with_bits(resolved.recipe, bits)
     hold_storage_rules(resolved.recipe, resolved)
     return resolved.recipe
-
-
-def any_layer(name: str) -> str:
-    """The pattern of a parameter's name for all layers: `layers.*.mlp.down`."""
-    return LAYER.sub("*", shown_name(name))
 
 
 def _find_problems(recipe: Recipe) -> Iterator[Problem]:
