@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coreai_recipes.bundle.building import VerificationError, build
+    from coreai_recipes.bundle.building import OverBudget, VerificationError, build
     from coreai_recipes.bundle.opened import Bundle
     from coreai_recipes.bundle.proving import verify
     from coreai_recipes.bundle.ruling import RuleError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bundle": "opened",
+    "OverBudget": "building",
     "RuleError": "ruling",
     "VerificationError": "building",
     "build": "building",
@@ -23,7 +24,7 @@ _HOMES = {
     "verify": "proving",
 }
 
-__all__ = ["Bundle", "RuleError", "VerificationError", "build", "find_checkpoint", "find_draft", "verify"]
+__all__ = ["Bundle", "OverBudget", "RuleError", "VerificationError", "build", "find_checkpoint", "find_draft", "verify"]
 
 
 def __getattr__(name: str) -> Any:

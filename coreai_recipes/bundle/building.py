@@ -41,6 +41,10 @@ class VerificationError(Exception):
         self.report, self.notes = report, notes
 
 
+class OverBudget(Exception):
+    """A build whose weights would take more bits than its recipe allows, known before any is read."""
+
+
 def build(
     recipe: Recipe | str | Path,
     checkpoint: "Checkpoint | str | Path | None" = None,
@@ -59,8 +63,9 @@ def build(
     draft that the config of `draft` describes. With `bits` its matrices are compressed to about as many
     (`storage.shorthand`), whatever it says of them itself.
     Raises UserError for what the user can mend, VerificationError when the package is not equal to transformers, and
-    RuleError when it breaks a rule of the engine that holds for the recipe's device and that it does not allow; then,
-    and when interrupted or killed, the bundle that stood there before is as it was.
+    RuleError when it breaks a rule of the engine that holds for the recipe's device and that it does not allow,
+    OverBudget when its weights take more bits than it allows; then, and when interrupted or killed, the bundle that
+    stood there before is as it was.
     """
     if bits is not None:
         check_bits(bits)
@@ -80,6 +85,7 @@ def build(
     from coreai_recipes.decoder.filling import left_out, settle_head
     from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.planning.contract import hold_manifest
+    from coreai_recipes.storage.budget import bits_over
     from coreai_recipes.storage.parameters import raw_tables, stored_parameters
     from coreai_recipes.tokenizer.tokens import read_tokens
 
@@ -103,6 +109,9 @@ def build(
                 "no end token: the checkpoint names none, so an answer ends at --max-tokens or the context's end",
             )
         stored = stored_parameters(composed.decoder, composed.drafter)
+        over = bits_over(recipe, stored)
+        if over is not None:
+            raise OverBudget(over)
         _check_space(folder, target.parent, stored.bytes + raw_tables(composed.decoder).bytes)
         cache = FragmentCache(default_root() if cached else None)
 

@@ -52,7 +52,18 @@ def build(
         else:
             console.print_report(report)
             console.print_notes(failure.notes)
-        print("the package is not equal to its reference: no bundle was written", file=sys.stderr)
+        failed = [stage for stage in report["stages"] if stage["passed"] is False]
+        over = [words for stage in failed for words in stage["detail"].get("over_budget", ())]
+        if len(failed) != 1 or not over:
+            over.append("the package is not equal to its reference: no bundle was written")
+        else:
+            over.append("no bundle was written")
+        print("\n".join(over), file=sys.stderr)
+        raise typer.Exit(1) from None
+    except bundle.OverBudget as failure:
+        if as_json:
+            console.print_json({"path": None, "over_budget": str(failure)})
+        print(f"{failure}\nno bundle was written", file=sys.stderr)
         raise typer.Exit(1) from None
     except bundle.RuleError as failure:
         if as_json:

@@ -249,6 +249,7 @@ def _explain(stage: Mapping[str, Any]) -> str:
         words.append(f"KL {detail['kl']['mean']:.4f} nats, top-1 {_percent(detail)}")
         words.append(f"perplexity {perplexity['compressed']:.2f}, {perplexity['transformers']:.2f} without")
         words.append(weights_in_words(storage))
+        words += [over.partition("\n")[0] for over in detail.get("over_budget", ())]
     words += _reference_words(detail)
     if "weights" in detail:
         words.append(f"{detail['weights']}: {detail['layers']}")

@@ -1,5 +1,9 @@
 """`recipe plan`: what a recipe costs, before any weight is read."""
 
+import sys
+
+import typer
+
 from coreai_recipes.commands.options import BitsOption, JsonOption, OverridesOption, RecipeArgument
 
 
@@ -27,3 +31,6 @@ def plan(
         console.print_table(planned.workload_columns(), planned.workload_rows(), title="What a call multiplies")
         console.print_lint(planned.lint)
         console.print_notes(planned.notes)
+        if planned.over_budget is not None:
+            print(planned.over_budget, file=sys.stderr)
+    raise typer.Exit(0 if planned.over_budget is None else 1)

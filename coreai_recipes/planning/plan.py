@@ -14,6 +14,7 @@ from coreai_recipes.primitives.experts import Experts
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.schema import NoRotary
+from coreai_recipes.storage.budget import bits_over
 from coreai_recipes.storage.compression import Parameters
 from coreai_recipes.storage.parameters import own_parameters, stored_parameters
 
@@ -32,12 +33,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs and functions of a recipe, what its weights take in all, and what its sizes say by the engine's
-    rules."""
+    """The costs and functions of a recipe, what its weights take in all, whether that is more than it allows, and what
+    its sizes say by the engine's rules."""
 
     name: str
     costs: tuple[Cost, ...]
     weights: dict[str, Any]
+    over_budget: str | None
     workloads: tuple[Workload, ...]
     saved_in_prefill: Workload | None
     functions: dict[str, int]
@@ -70,11 +72,13 @@ def make_plan(recipe: Recipe) -> Plan:
     """The plan of `recipe`. Raises RecipeError for what cannot be built."""
     decoder = build_decoder(recipe, exported_form(recipe))
     draft = build_draft(recipe) if recipe.draft else None
+    stored = stored_parameters(decoder, draft)
     chip = None if recipe.export.device is None else find_chip(recipe.export.device)
     return Plan(
         recipe.name,
         (*_costs(decoder), *_draft_costs(decoder, draft)),
-        stored_parameters(decoder, draft).to_json(),
+        stored.to_json(),
+        bits_over(recipe, stored),
         count_workloads(decoder, draft),
         _saved_in_prefill(decoder),
         recipe.export.functions.queries,

@@ -19,6 +19,9 @@ def check_bits(bits: int) -> None:
 
 
 def compress_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    if value_at(recipe, "compress", "budget", "kl") is not None and value_at(recipe, "reference", "model_type") is None:
+        at: Location = ("compress", "budget", "kl")
+        yield Problem(at, "budget-reference", "without a reference nothing is measured", "leave it out")
     default, rules = value_at(recipe, "compress", "default", "kind"), value_at(recipe, "compress", "rules")
     if not isinstance(rules, Sequence) or isinstance(rules, str):
         return

@@ -73,10 +73,13 @@ def test_a_package_of_palettes_holds_just_the_weights_whose_loss_is_stated(tiny_
         '[{match: layers.1.mlp.down, kind: int8}, {match: "layers.2.*", bits: 2}, {match: layers.0.mlp.up, bits: 6}]'
     )
     palettes = "compress.default={kind: palettize, bits: 3, group: 12}"
-    recipe = load_recipe("tiny-llama", [palettes, f"compress.rules={rules}"])
+    recipe = load_recipe("tiny-llama", [palettes, f"compress.rules={rules}", "compress.budget.kl=0.1"])
     package, compressed = run(recipe, tiny_llama, export(recipe, tiny_llama[1]), "package", "compressed")
     assert package.passed, package.to_json()
     assert compressed.detail["kl"]["mean"] > 0.1
+    assert compressed.passed is False
+    (over,) = compressed.detail["over_budget"]
+    assert over.startswith(f"compress.budget.kl: {compressed.detail['kl']['mean']:.4g} nats, and 0.1 are allowed")
     assert 3.1 < compressed.detail["storage"]["bits_per_weight"] < 3.5
 
 

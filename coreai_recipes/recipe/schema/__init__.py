@@ -80,6 +80,7 @@ from coreai_recipes.recipe.schema.rotary import (
     YarnScaling,
 )
 from coreai_recipes.recipe.schema.whole import (
+    Budget,
     Centroids,
     Compress,
     Draft,
@@ -99,6 +100,7 @@ __all__ = [
     "Alibi",
     "Attention",
     "AttentionKind",
+    "Budget",
     "Centroids",
     "Clamp",
     "Compress",

@@ -13,6 +13,7 @@ from coreai_recipes.recipe.schema.fields import (
     Name,
     NoFlag,
     One,
+    PositiveFloat,
     Spec,
     Vocabulary,
 )
@@ -82,6 +83,15 @@ class StorageRule(Spec):
         return StoredPalette.model_validate(below | said)
 
 
+class Budget(Spec):
+    """What a build may take and lose; it fails when it does not keep to it."""
+
+    bits_per_weight: PositiveFloat | None = Field(default=None, description="of weight.bin, float16 vectors among them")
+    kl: PositiveFloat | None = Field(
+        default=None, description="nats, the mean that stage `compressed` measures against the checkpoint's weights"
+    )
+
+
 class Compress(Spec):
     """How weights are stored. Norms, biases and other vectors stay float16, and so do tables that a host reads."""
 
@@ -91,6 +101,7 @@ class Compress(Spec):
     rules: Annotated[list[StorageRule], Field(max_length=sizes.MAX_RULES)] | None = Field(
         default=None, description="matrices that are stored in another way; of several that match one, the last holds"
     )
+    budget: Budget | None = Field(default=None, description="how many bits and how much loss are allowed")
 
 
 class Reference(Spec):

@@ -1,4 +1,4 @@
-"""Stage `compressed`: what the compression of weights costs, stated without a floor.
+"""Stage `compressed`: what the compression of weights costs, stated; a budget of the recipe is its floor.
 
 Our Decoder in float32, with the weights that the package has, against transformers in float32 with the checkpoint's:
 no error of float16's arithmetic is in it, and stage `package` holds the saved program against the same weights.
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coreai_recipes.decoder.draft import build_draft
 from coreai_recipes.decoder.model import build_decoder
+from coreai_recipes.storage.budget import bits_over, kl_over
 from coreai_recipes.storage.parameters import stored_parameters
 from coreai_recipes.verification.figures import divergence, psnr, snr_min
 from coreai_recipes.verification.report import StageResult, skip
@@ -34,7 +35,10 @@ def run(subject: Subject) -> StageResult:
         "perplexity": {"compressed": perplexity(ours, tokens), "transformers": perplexity(theirs, tokens)},
         "storage": stored.to_json(),
     }
-    return StageResult(NAME, True, psnr(theirs, ours), snr_min(theirs, ours), None, detail)
+    over = [each for each in (kl_over(subject.recipe, float(nats.mean())), bits_over(subject.recipe, stored)) if each]
+    if over:
+        detail["over_budget"] = over
+    return StageResult(NAME, not over, psnr(theirs, ours), snr_min(theirs, ours), None, detail)
 
 
 def perplexity(logits: Tensor, tokens: tuple[int, ...]) -> float:
