@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from coreai_recipes import build
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import Compress, Recipe
 from coreai_recipes.verification.draft_reference import all_layers_may_share
 
 
@@ -24,6 +24,11 @@ def test_a_draft_named_on_the_command_line_becomes_a_function_that_equals_its_re
     PreTrainedTokenizerFast(tokenizer_object=letters, eos_token=" ").save_pretrained(tmp_path / "target")
     export = {**pair.recipe.export.model_dump(), "functions": {"prefill": 16}}
     recipe = Recipe.model_validate({**pair.recipe.model_dump(), "weights": {"names": "gemma4"}, "export": export})
+    # a rule may name the matrices of a draft that only its own config describes
+    rules = [{"match": "draft.layers.*", "kind": "palettize", "bits": 6}]
+    recipe = recipe.model_copy(
+        update={"compress": Compress.model_validate({"default": {"kind": "float16"}, "rules": rules})}
+    )
     assert recipe.draft is None
 
     bundle = build(recipe, tmp_path / "target", tmp_path / "dist", draft=tmp_path / "draft")

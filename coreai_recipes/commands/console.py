@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from coreai_recipes.lint.rule import Level, Rule
 
 
+WORST = 5  # of a table of tensors
 WIDEST = 1 << 16  # of a table where nothing is folded
 
 
@@ -194,6 +195,15 @@ def print_rule(rule: "Rule") -> None:
     print_table((rule.id, ""), rows)
 
 
+def least_faithful(tensors: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The compressed tensors that are furthest from the checkpoint's, as the report's table has them."""
+    measured = [row for row in tensors if row["form"] != "float16" and isinstance(row["psnr_db"], float)]
+    worst = sorted(measured, key=lambda row: float(row["psnr_db"]))[:WORST]
+    if worst:
+        names = ", ".join(f"{row['name']} {_decibels(row['psnr_db'])} dB" for row in worst)
+        yield f"least faithful of {count(len(measured), 'compressed tensor')}: {names}"
+
+
 def _decibels(value: float | str | None) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value:.1f}"
 
@@ -249,6 +259,7 @@ def _explain(stage: Mapping[str, Any]) -> str:
         words.append(f"KL {detail['kl']['mean']:.4f} nats, top-1 {_percent(detail)}")
         words.append(f"perplexity {perplexity['compressed']:.2f}, {perplexity['transformers']:.2f} without")
         words.append(weights_in_words(storage))
+        words += least_faithful(detail.get("tensors", ()))
         words += [over.partition("\n")[0] for over in detail.get("over_budget", ())]
     words += _reference_words(detail)
     if "weights" in detail:

@@ -33,15 +33,23 @@ class StoredWeight:
         return self.binding.tensor
 
     def blocks(self) -> Iterator[Tensor]:
-        together = self.storage.together(self.shape)
-        if together == 1:
-            yield from map(self._given_back, self.binding.blocks())
+        # whole heads, for their order to be undone
+        together = lcm(self.storage.together(self.shape), len(self.binding.rewrite.row_order or (0,)))
+        yield from map(self._given_back, self._wholes(together))
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Blocks of the parameter as it is to be stored, and the same as a package has them; float32."""
+        for block in self._wholes(self.storage.together(self.shape)):
+            yield block, self._as_stored(block)
+
+    def _wholes(self, together: int) -> Iterator[Tensor]:
+        """Blocks of so many rows that those are whole that are stored together; the last may have fewer."""
+        if self.storage.together(self.shape) == 1:  # the binding's own blocks are of whole heads
+            yield from (block.float() for block in self.binding.blocks())
             return
-        step = lcm(together, len(self.binding.rewrite.row_order or (0,)))  # whole heads, for their order to be undone
-        step *= -(-ROWS // step)
-        rows = self.binding.shape[0]
+        step, rows = together * -(-ROWS // together), self.binding.shape[0]
         for block in join_rows((block.float().numpy() for block in self.binding.blocks()), step, rows):
-            yield self._filled_up(torch.from_numpy(block))
+            yield torch.from_numpy(block)
 
     def read(self) -> Tensor:
         return join_blocks(self.blocks(), self.binding.shape)
@@ -54,17 +62,17 @@ class StoredWeight:
         for row in rows:
             first = row // together * together
             group = self.binding.read_rows(range(first, min(first + together, self.binding.shape[0])))
-            found.append(self._filled_up(group)[row - first : row - first + 1])
+            found.append(self._given_back(group)[row - first : row - first + 1])
         return torch.cat(found)
 
-    def _filled_up(self, block: Tensor) -> Tensor:
-        """As `_given_back`, with the zeros that share a palette with the last rows."""
+    def _given_back(self, block: Tensor) -> Tensor:
+        return self.binding.rewrite.unfold(self._as_stored(block))
+
+    def _as_stored(self, block: Tensor) -> Tensor:
+        """As a package has it, with the zeros that share a palette with the last rows."""
         missing = -len(block) % self.storage.together(self.shape)
         whole = torch.cat((block.float(), torch.zeros(missing, *block.shape[1:]))) if missing else block
-        return self._given_back(whole)[: len(block)]
-
-    def _given_back(self, block: Tensor) -> Tensor:
-        return self.binding.rewrite.unfold(self.storage.as_stored(block, self.binding.tensor))
+        return self.storage.as_stored(whole, self.binding.tensor)[: len(block)]
 
 
 def stored_decoder(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Weight]:

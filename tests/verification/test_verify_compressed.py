@@ -10,11 +10,13 @@ import pytest
 import torch
 from verify_cases import Export, Saved
 
+from coreai_recipes.commands.console import least_faithful
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.export.package import WEIGHTS
 from coreai_recipes.recipe import Recipe, load_recipe
+from coreai_recipes.storage.palette import Palette
 from coreai_recipes.verification import StageResult, run_stages
-from coreai_recipes.verification.figures import divergence
+from coreai_recipes.verification.figures import divergence, psnr
 
 STAGES = ["package", "package_float16", "compressed"]
 
@@ -81,6 +83,19 @@ def test_a_package_of_palettes_holds_just_the_weights_whose_loss_is_stated(tiny_
     (over,) = compressed.detail["over_budget"]
     assert over.startswith(f"compress.budget.kl: {compressed.detail['kl']['mean']:.4g} nats, and 0.1 are allowed")
     assert 3.1 < compressed.detail["storage"]["bits_per_weight"] < 3.5
+    rows = {row["name"]: row for row in compressed.detail["tensors"]}
+    assert sum(row["bytes"] for row in rows.values()) == compressed.detail["storage"]["bytes"]
+    assert rows["layers.1.mlp.down"]["form"] == "int8 per channel"
+    assert rows["embedding"]["form"] == "palettes of 3 bits for 8 channels"
+    levels = ("layers.2.mlp.up", "layers.3.mlp.up", "layers.0.mlp.up", "layers.1.mlp.down")  # of 2, 3, 6 and 8 bits
+    decibels = [rows[name]["psnr_db"] for name in levels]
+    assert 15 < decibels[0] < decibels[1] - 4 < decibels[2] - 14 < decibels[3]
+    (line,) = least_faithful(compressed.detail["tensors"])
+    assert line.startswith("least faithful of 29 compressed tensors: layers.2.")
+    # of one tensor told apart from how it is read: the checkpoint's table, and the same in groups of eight
+    table = tiny_llama[1].read("model.embed_tokens.weight").float()
+    given_back = torch.cat([Palette(3, 8).as_stored(table[row : row + 8], "") for row in range(0, len(table), 8)])
+    assert rows["embedding"]["psnr_db"] == pytest.approx(psnr(table, given_back), abs=0.01)
 
 
 def test_a_scale_that_is_off_is_found_in_its_layer(
