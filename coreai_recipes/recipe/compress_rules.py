@@ -23,6 +23,8 @@ def compress_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         at: Location = ("compress", "budget", "kl")
         yield Problem(at, "budget-reference", "without a reference nothing is measured", "leave it out")
     default, rules = value_at(recipe, "compress", "default", "kind"), value_at(recipe, "compress", "rules")
+    if value_at(recipe, "compress", "default") is None:
+        default = "float16"
     if not isinstance(rules, Sequence) or isinstance(rules, str):
         return
     for index, rule in enumerate(islice(rules, MAX_RULES)):

@@ -127,7 +127,7 @@ def test_a_rule_changes_those_that_it_matches_and_the_last_one_holds() -> None:
 
 
 def test_a_recipe_whose_rules_alone_compress_compresses() -> None:
-    only = ["compress.default.kind=float16", "compress.rules=[{match: embedding, kind: palettize, bits: 6}]"]
+    only = ["compress.rules=[{match: embedding, kind: palettize, bits: 6}]"]
     compression = Compression.of(load_recipe("tiny-llama", only))
     assert compression.compresses
     assert str(compression.storage("embedding.weight", (512, 96))) == "palettes of 6 bits for 16 channels"

@@ -96,7 +96,8 @@ class Compress(Spec):
     """How weights are stored. Norms, biases and other vectors stay float16, and so do tables that a host reads."""
 
     default: Annotated[Stored, Field(discriminator="kind")] = Field(
-        description="how every matrix is stored, the table among them"
+        default=StoredFloat16(kind="float16"),
+        description="how every matrix is stored, the table among them; float16 unless said otherwise",
     )
     rules: Annotated[list[StorageRule], Field(max_length=sizes.MAX_RULES)] | None = Field(
         default=None, description="matrices that are stored in another way; of several that match one, the last holds"
