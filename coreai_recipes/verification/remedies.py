@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -95,7 +95,8 @@ def _scale_inside(result: StageResult, subject: Subject) -> Iterator[Remedy]:
                 largest[inside] = max(largest[inside], size)
                 excess[inside] = max(excess[inside], size / of[function][name])
 
-    program, tokens = open_program(subject, "float32"), subject.tokens.sequence
+    # Core ML shows nothing inside
+    program, tokens = open_program(replace(subject, runtime="evaluator"), "float32"), subject.tokens.sequence
     for call in plan_calls(queries, len(tokens), FEWEST_STEPS):
         run_call(program, tokens, call, set(), recipe, note)
     for inside in INSIDE:
