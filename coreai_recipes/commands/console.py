@@ -220,7 +220,7 @@ def _explain(stage: Mapping[str, Any]) -> str:
     if "kinds" in detail:
         words += [f"{kind}: {verdict}" for kind, verdict in detail["kinds"].items()]
         words.append(f"{detail['sampled']} positions")
-    if "tensors" in detail:
+    if "worst_psnr" in detail:
         words.append(f"{detail['tensors']} tensors at {detail['positions']} positions, lowest {detail['worst_psnr']}")
     if "probes" in detail:
         words.append(f"{sum(detail['probes'].values())} texts and conversations")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from verify_cases import Export, Saved
 
-from coreai_recipes.commands.console import least_faithful
+from coreai_recipes.commands.console import least_faithful, print_report
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.export.package import WEIGHTS
 from coreai_recipes.recipe import Recipe, load_recipe
@@ -68,7 +68,9 @@ def test_an_int8_package_holds_just_the_weights_whose_loss_is_stated(
     assert len(data) < 0.55 * (tiny_package / WEIGHTS).stat().st_size
 
 
-def test_a_package_of_palettes_holds_just_the_weights_whose_loss_is_stated(tiny_llama: Saved, export: Export) -> None:
+def test_a_package_of_palettes_holds_just_the_weights_whose_loss_is_stated(
+    tiny_llama: Saved, export: Export, capsys: pytest.CaptureFixture[str]
+) -> None:
     """12 divides the rows of a layer's matrices, whose heads have 32; those of the table are stored in groups of 8.
     Layers of one kind are stored in several ways."""
     rules = (
@@ -92,6 +94,8 @@ def test_a_package_of_palettes_holds_just_the_weights_whose_loss_is_stated(tiny_
     assert 15 < decibels[0] < decibels[1] - 4 < decibels[2] - 14 < decibels[3]
     (line,) = least_faithful(compressed.detail["tensors"])
     assert line.startswith("least faithful of 29 compressed tensors: layers.2.")
+    print_report({"stages": [package.to_json(), compressed.to_json()]})
+    assert "least faithful of 29 compressed tensors" in " ".join(capsys.readouterr().out.split())
     # of one tensor told apart from how it is read: the checkpoint's table, and the same in groups of eight
     table = tiny_llama[1].read("model.embed_tokens.weight").float()
     given_back = torch.cat([Palette(3, 8).as_stored(table[row : row + 8], "") for row in range(0, len(table), 8)])
