@@ -17,26 +17,23 @@ from coreai_recipes.terminal import drawing
 ClickException: type[Exception] = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
 
 
-class Command(TyperCommand):
-    """A command whose help is drawn in colour, and says of no flag that it is a `<bool>`."""
+class _Drawn:
+    """Help that is drawn in colour, and says of no flag that it is a `<bool>`."""
 
     def get_params(self, ctx: Any) -> Any:
-        return untyped(super().get_params(ctx))
+        return untyped(super().get_params(ctx))  # type: ignore[misc]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         with redirect_stdout(drawing(sys.stdout)):
-            super().format_help(ctx, formatter)
+            super().format_help(ctx, formatter)  # type: ignore[misc]
 
 
-class Group(TyperGroup):
-    """Commands below one word, with the help of a `Command`."""
+class Command(_Drawn, TyperCommand):
+    """A command."""
 
-    def get_params(self, ctx: Any) -> Any:
-        return untyped(super().get_params(ctx))
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        with redirect_stdout(drawing(sys.stdout)):
-            super().format_help(ctx, formatter)
+class Group(_Drawn, TyperGroup):
+    """Commands below one word."""
 
 
 class Commands(Group):
