@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from coreai_recipes.logits import ALIGNMENT
 from coreai_recipes.recipe.schema import Recipe, SlidingAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ALIGNMENT = 32  # rows come in whole blocks of it
 Role = Literal["kv", "k", "v"]
 
 
