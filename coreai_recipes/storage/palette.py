@@ -68,8 +68,10 @@ class Palette(Storage):
 
         width = shape[axis_of_row(shape)]
         entries = parts[1].reshape(-1, 1 << self.bits)
-        indices = unpack_bits(parts[0], self.bits, prod(shape)).reshape(len(entries), self.group * width)
-        found = np.take_along_axis(entries, indices.astype(np.int64), 1)
+        numbers = unpack_bits(parts[0], self.bits, prod(shape)).reshape(len(entries), self.group * width)
+        found = np.empty(numbers.shape, np.float16)
+        for group, palette in enumerate(entries):
+            np.take(palette, numbers[group], out=found[group], mode="clip")  # `raise` would make a copy
         return torch.from_numpy(found.reshape(shape)).float()
 
 
@@ -77,16 +79,19 @@ def pack_bits(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """`values` in so many bits each, the first in the lowest bits of the first byte."""
     if bits == BITS_IN_A_BYTE:
         return values
-    if BITS_IN_A_BYTE % bits == 0 and len(values) % (BITS_IN_A_BYTE // bits) == 0:
-        of_byte = values.reshape(-1, BITS_IN_A_BYTE // bits)
-        packed = of_byte[:, 0].copy()
-        for place in range(1, of_byte.shape[1]):
-            packed |= of_byte[:, place] << np.uint8(bits * place)
-        return packed
-    single = np.unpackbits(values[:, None], axis=1, count=bits, bitorder="little")
-    return np.packbits(single.reshape(-1), bitorder="little")
+    from coreai_recipes.storage.kernels import pack_eights
+
+    whole = np.concatenate((values, np.zeros(-len(values) % 8, np.uint8))) if len(values) % 8 else values
+    packed = np.empty(len(whole) * bits // 8, np.uint8)
+    pack_eights(whole, bits, packed)
+    return packed[: -(-len(values) * bits // 8)]
 
 
 def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
-    single = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    return np.packbits(single, axis=1, bitorder="little")[:, 0]
+    from coreai_recipes.storage.kernels import unpack_eights
+
+    eights = -(-count // 8)
+    whole = np.concatenate((packed, np.zeros(eights * bits - len(packed), np.uint8)))
+    numbers = np.empty(8 * eights, np.uint8)
+    unpack_eights(whole, bits, numbers)
+    return numbers[:count]

@@ -1,6 +1,7 @@
 """Grouped palettes: how near the best one they come, what the packed numbers are, and that others read the same."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from coreai_recipes.checkpoint import open_checkpoint
 from coreai_recipes.export.weights import WeightLayout, write_weights
 from coreai_recipes.recipe import load_recipe
 from coreai_recipes.storage.clustering import choose_entries, nearest_entries
+from coreai_recipes.storage.kernels import kernel
 from coreai_recipes.storage.palette import Palette, pack_bits, unpack_bits
 from coreai_recipes.storage.reading import stored_decoder
 
@@ -36,13 +38,14 @@ def squared_error(weights: NDArray[np.float16], entries: NDArray[np.float16]) ->
     return np.asarray(((weights.astype(np.float64) - taken) ** 2).sum(1))
 
 
-def least_error(line: NDArray[np.float16], entries: int) -> float:
+def least_error(line: NDArray[np.float16], entries: int, importance: NDArray[np.float32] | None = None) -> float:
     """By the whole programme over all weights, its entries not rounded to float16."""
-    x, n = np.sort(line.astype(np.float64)), len(line)
-    sums, squares = (np.concatenate(([0.0], np.cumsum(values))) for values in (x, x * x))
+    order, n = np.argsort(line), len(line)
+    x, m = line.astype(np.float64)[order], (np.ones(n) if importance is None else importance.astype(np.float64))[order]
+    masses, sums, squares = (np.concatenate(([0.0], np.cumsum(values))) for values in (m, m * x, m * x * x))
     i, j = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
-    total = sums[j] - sums[i]
-    cost = np.where(j > i, squares[j] - squares[i] - total * total / np.maximum(j - i, 1), np.where(i == j, 0, np.inf))
+    total, mass = sums[j] - sums[i], np.maximum(masses[j] - masses[i], 1e-30)
+    cost = np.where(j > i, squares[j] - squares[i] - total * total / mass, np.where(i == j, 0, np.inf))
     best = np.where(np.arange(n + 1) == 0, 0.0, np.inf)
     for _ in range(entries):
         best = np.min(best[:, None] + cost, 0)
@@ -50,7 +53,7 @@ def least_error(line: NDArray[np.float16], entries: int) -> float:
 
 
 @pytest.mark.parametrize("name", LINES)
-@pytest.mark.parametrize(("bits", "above"), [(1, 1e-4), (2, 1e-4), (3, 2e-3), (4, 0.01), (6, 0.03)])
+@pytest.mark.parametrize(("bits", "above"), [(1, 1e-4), (2, 1e-4), (3, 1e-3), (4, 1e-3), (6, 1e-2)])
 def test_the_squared_error_is_near_the_least_there_is(name: str, bits: int, above: float) -> None:
     weights = LINES[name].astype(np.float16)
     entries = choose_entries(weights, 1 << bits)
@@ -59,12 +62,49 @@ def test_the_squared_error_is_near_the_least_there_is(name: str, bits: int, abov
         assert error <= least_error(line, 1 << bits) * (1 + above) + len(line) * (0.03 * 2**-11) ** 2
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_errors_count_as_much_as_their_column_is_important(bits: int) -> None:
+    weights = LINES["with outliers"].astype(np.float16)
+    importance = (GENERATOR.standard_normal((2, 120)) ** 4).astype(np.float32)
+    importance[1, 7] = 0
+    entries = choose_entries(weights, 1 << bits, importance)
+    taken = np.take_along_axis(entries.astype(np.float64), nearest_entries(weights, entries).astype(int), 1)
+    whole = np.tile(importance, 5)  # five rows of 120 in a group
+    for line, found, weight in zip(weights, taken, whole, strict=True):
+        error = float((weight * (line - found) ** 2).sum())
+        assert error <= least_error(line, 1 << bits, weight) * 1.001 + weight.sum() * (0.03 * 2**-11) ** 2
+    alone = choose_entries(weights[:1], 1 << bits, importance[0])
+    assert np.array_equal(alone[0], entries[0])
+    assert np.array_equal(choose_entries(weights, 16, np.zeros(120, np.float32)), choose_entries(weights, 16))
+
+
+def test_any_number_of_threads_finds_the_same_palettes(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = (GENERATOR.standard_normal((7, 300)) * 0.1).astype(np.float16)
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        entries = choose_entries(weights, 8, np.arange(1, 301, dtype=np.float32))
+        found.append((entries.tobytes(), nearest_entries(weights, entries).tobytes()))
+    assert found[0] == found[1]
+
+
+def test_kernels_are_compiled_where_nothing_can_be_kept() -> None:
+    """An installation that cannot be written to, of a user without a home: numba raises for want of a place."""
+    space: dict[str, Any] = {}
+    exec("def twice(number): return number + number", space)
+    assert kernel(space["twice"])(21) == 42
+
+
 def test_few_values_are_kept_as_they_are() -> None:
     values = np.float16([-60000, -0.25, 0, 6e-8, 0.5, 65504])
     weights = np.stack((np.resize(values, 200), np.zeros(200, np.float16), np.full(200, -3, np.float16)))
     entries = choose_entries(weights, 16)
     assert np.array_equal(np.take_along_axis(entries, nearest_entries(weights, entries).astype(int), 1), weights)
     assert (np.diff(entries.astype(np.float32), axis=1) >= 0).all()
+    ends = np.concatenate((GENERATOR.standard_normal((1, 998)), [[-6e4, 6e4]]), 1).astype(np.float16)
+    assert choose_entries(ends, 4)[0, [0, 3]].tolist() == [-60000, 60000]
+    tiny = np.arange(1, 400, dtype=np.uint16).view(np.float16)[None]  # subnormal
+    assert (squared_error(tiny, choose_entries(tiny, 16)) < 1.01 * least_error(tiny[0], 16) + 399 * 2.0**-52).all()
     few = choose_entries(np.float16([[0.5, -0.5, -0.0]]), 8)
     assert few.tolist() == [[-0.5, 0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]]
 
