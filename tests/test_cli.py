@@ -306,12 +306,12 @@ def test_the_cache_is_listed_and_emptied_of_what_is_ours(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RECIPE_CACHE", str(tmp_path))
-    assert json.loads(run("cache", "list", "--json")[1])[0]["what"] == "0 fragments"
+    assert json.loads(run("cache", "list", "--json")[1])[0]["what"] == "0 conversions"
     from coreai_recipes.export.cache import FragmentCache
 
     FragmentCache(tmp_path / "fragments").put("key", b"bytes")
     (tmp_path / "fragments/notes.txt").write_text("the user's")
     fragments = json.loads(run("cache", "list", "--json")[1])[0]
-    assert fragments == {"what": "1 fragment", "bytes": 37, "path": str(tmp_path / "fragments")}
-    assert run("cache", "clean")[:2] == (0, "1 fragment removed, 0.0 MB\n")
+    assert fragments == {"what": "1 conversion", "bytes": 37, "path": str(tmp_path / "fragments")}
+    assert run("cache", "clean")[:2] == (0, "1 conversion removed, 0.0 MB\n")
     assert [path.name for path in (tmp_path / "fragments").iterdir()] == ["notes.txt"]

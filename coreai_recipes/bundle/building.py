@@ -12,12 +12,10 @@ from coreai_recipes.bundle.packaging import Written, compose, write_package
 from coreai_recipes.bundle.ruling import hold_rules
 from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale, write_first
 from coreai_recipes.bundle.sources import find_checkpoint, find_draft
-from coreai_recipes.decoder.states import states_of
 from coreai_recipes.errors import BundleError
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
-from coreai_recipes.planning.contract import steps_of
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
 from coreai_recipes.recipe.compress_rules import check_bits
 from coreai_recipes.staging import check_place, staged_folder
@@ -81,6 +79,7 @@ def build(
     recipe, draft_source = find_draft(recipe, draft)
     digests = source.start_digests()  # on a thread of its own, while torch is being imported
     draft_digests = None if draft_source is None else draft_source.start_digests()
+    from coreai_recipes.checkpoint.kept_tokenizer import write_tokenizer
     from coreai_recipes.checkpoint.tokenizer_files import check_ids
     from coreai_recipes.decoder.filling import left_out, settle_head
     from coreai_recipes.export.cache import FragmentCache, default_root
@@ -101,7 +100,8 @@ def build(
     composed = compose(recipe, source, draft_source)
     source.check_tokenizer(recipe.model.vocab_size)
     with staged_folder(target) as folder:
-        source.write_tokenizer(folder)
+        cache = FragmentCache(default_root() if cached else None)
+        write_tokenizer(source, folder, cache)
         tokens = read_tokens(folder)
         check_ids(tokens, folder, recipe.model.vocab_size, source.place)
         if not tokens.end_tokens:
@@ -113,7 +113,6 @@ def build(
         if over is not None:
             raise OverBudget(over)
         _check_space(folder, target.parent, stored.bytes + raw_tables(composed.decoder).bytes)
-        cache = FragmentCache(default_root() if cached else None)
 
         def write(recipe: Recipe) -> Written:
             modules = composed if recipe is composed.recipe else compose(recipe, source, draft_source)
@@ -137,7 +136,7 @@ def build(
             written = write(recipe)
 
         manifest = describe()
-        held = hold_rules(recipe, folder / PACKAGE, folder, manifest, notes)
+        held = hold_rules(recipe, written.opened, folder, manifest, notes)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
             subject = _subject(recipe, source, folder / PACKAGE, draft_source, progress)
@@ -148,7 +147,7 @@ def build(
             if figures:
                 notes += (f"{FIELD}: {figures['scale']:g}, {in_words(figures)}",)
                 manifest = describe() | {"residual_scale": figures}
-                held = hold_rules(written.composed.recipe, folder / PACKAGE, folder, manifest, notes)
+                held = hold_rules(written.composed.recipe, written.opened, folder, manifest, notes)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     unused = tuple(left_out(composed.bindings, source))
@@ -204,6 +203,8 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
     recipe, decoder = written.composed.recipe, written.composed.decoder
     exported, costs = written.exported, written.costs
     queries, pieces = recipe.export.functions.queries, Pieces(recipe.model.vocab_size)
+    from coreai_recipes.decoder.states import states_of
+    from coreai_recipes.planning.contract import steps_of
     from coreai_recipes.storage.compression import FLOAT16
     from coreai_recipes.tokenizer.tokens import TOKENS
 

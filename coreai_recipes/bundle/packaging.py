@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.export.cache import FragmentCache
     from coreai_recipes.export.exporter import Exported, Progress
+    from coreai_recipes.lint.reading import Subject
     from coreai_recipes.weights.binding import Binding
 
 # what the manifest says of each function
@@ -30,11 +31,13 @@ class Composed:
 
 @dataclass(frozen=True)
 class Written:
-    """A package as it was written: what made it, what the export says of it, what its calls cost."""
+    """A package as it was written: what made it, what the export says of it, what its calls cost, and its program as
+    rules see it."""
 
     composed: Composed
     exported: "Exported"
     costs: Costs
+    opened: "Subject"
 
 
 def compose(recipe: Recipe, source: "Checkpoint", draft_source: "Checkpoint | None") -> Composed:
@@ -56,12 +59,19 @@ def write_package(composed: Composed, package: Path, cache: "FragmentCache", pro
     """Write the package, in place of what a composition before it has written there."""
     from coreai_recipes.decoder.model import table_file
     from coreai_recipes.export.exporter import export_package
+    from coreai_recipes.lint.reading import open_package
 
     if package.exists():
         shutil.rmtree(package)
         for name in composed.decoder.tables:
             (package.parent / table_file(name)).unlink(missing_ok=True)
     costs: Costs = {}
+    opened: list[Subject] = []
+
+    def look(written: Path) -> None:  # beside the weights, which need no interpreter
+        costs.update(_count_costs(written))
+        opened.append(open_package(written))
+
     exported = export_package(
         composed.decoder,
         composed.bindings,
@@ -69,9 +79,9 @@ def write_package(composed: Composed, package: Path, cache: "FragmentCache", pro
         cache,
         progress,
         composed.drafter,
-        on_program=lambda written: costs.update(_count_costs(written)),
+        on_program=look,
     )
-    return Written(composed, exported, costs)
+    return Written(composed, exported, costs, opened[0])
 
 
 def _count_costs(package: Path) -> Costs:

@@ -7,6 +7,7 @@ from coreai_recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from coreai_recipes.lint.findings import Lint
+    from coreai_recipes.lint.reading import Subject
 
 
 class RuleError(Exception):
@@ -19,17 +20,20 @@ class RuleError(Exception):
 
 
 def hold_rules(
-    recipe: Recipe, package: Path, folder: Path, manifest: dict[str, Any], notes: tuple[str, ...] = ()
+    recipe: Recipe, opened: "Subject", folder: Path, manifest: dict[str, Any], notes: tuple[str, ...] = ()
 ) -> "Lint":
-    """What the package breaks. Raises RuleError for an error where the recipe names a device, unless it allows it."""
+    """What the package breaks, which was `opened` before its weights were all there.
+
+    Raises RuleError for an error where the recipe names a device, unless it allows it.
+    """
     from coreai_recipes.lint.chips import find_chip
     from coreai_recipes.lint.findings import lint
-    from coreai_recipes.lint.reading import open_package, tokenizer_files
+    from coreai_recipes.lint.reading import tokenizer_files, weight_files
 
     export = recipe.export
-    subject = open_package(package)
-    subject.manifest, subject.tokenizer, subject.units = manifest, tokenizer_files(folder), export.compute_units
-    found = lint(subject, None if export.device is None else find_chip(export.device), allow=export.allowed)
+    opened.files = weight_files(folder / opened.name)
+    opened.manifest, opened.tokenizer, opened.units = manifest, tokenizer_files(folder), export.compute_units
+    found = lint(opened, None if export.device is None else find_chip(export.device), allow=export.allowed)
     if export.device is not None and found.has_errors:
         raise RuleError(found, notes)
     return found

@@ -63,6 +63,10 @@ class Checkpoint(ABC):
         """config.json, where the config lies in a file of its own."""
         return None
 
+    def folder(self) -> Path | None:
+        """The folder of a checkpoint that consists of files; what lies there beside the weights is its tokenizer's."""
+        return None
+
     def digests(self) -> dict[str, str]:
         """sha256 of each weight file, by its name relative to the checkpoint."""
         return {name: hash_file(path, self.place) for name, path in sorted(self.weight_files().items())}

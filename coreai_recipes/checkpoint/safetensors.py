@@ -95,6 +95,9 @@ class SafetensorsCheckpoint(Checkpoint):
     def weight_files(self) -> dict[str, Path]:
         return {name: stored.path for name, stored in self._files.items()}
 
+    def folder(self) -> Path:
+        return self._folder
+
     def config_file(self) -> Path:
         return self._folder / "config.json"
 

@@ -7,7 +7,7 @@ from coreai_recipes.errors import UserError
 
 
 def list_(as_json: JsonOption = False) -> None:
-    """The converted fragments, and the checkpoints of built-in recipes in the hub's cache."""
+    """What was converted, fragments and tokenizers, and the checkpoints of built-in recipes in the hub's cache."""
     from coreai_recipes.checkpoint.hub_cache import cached_models
     from coreai_recipes.commands import console
     from coreai_recipes.export.cache import default_root, held_files
@@ -16,7 +16,7 @@ def list_(as_json: JsonOption = False) -> None:
     held = held_files(root)
     place = "-" if root is None else str(root)
     rows: list[dict[str, Any]] = [
-        {"what": console.count(len(held), "fragment"), "bytes": sum(held.values()), "path": place}
+        {"what": console.count(len(held), "conversion"), "bytes": sum(held.values()), "path": place}
     ]
     rows += [
         {"what": each.repo_id, "bytes": each.bytes, "path": str(each.path)} for each in cached_models(_checkpoints())
@@ -28,7 +28,7 @@ def list_(as_json: JsonOption = False) -> None:
 
 
 def clean() -> None:
-    """Remove the converted fragments: the next build converts them anew. Models are the hub's: `hf cache rm`."""
+    """Remove what was converted: the next build converts it anew. Models are the hub's: `hf cache rm`."""
     from coreai_recipes.commands import console
     from coreai_recipes.export.cache import default_root, held_files
 

@@ -1,6 +1,7 @@
 """The export, in order: convert what the cache does not have, link, stream the weights, write the package."""
 
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from coreai_recipes.weights.binding import Binding
 if TYPE_CHECKING:
     from coreai_recipes.export.package import Signature
 
+SWITCH_SECONDS = 1e-4
 # called with what is being done, how much of it is done, and how much there is
 Progress = Callable[[str, int, int], None]
 
@@ -176,14 +178,18 @@ class _Streams:
         """The sha256 of each file, and the seconds taken.
 
         Torch works on one thread meanwhile: a second one would spin beside the conversion, and takes no less time.
+        Threads change more often: of a block each does a millisecond's work without the interpreter, and would wait
+        five for whoever links.
         """
-        threads = torch.get_num_threads()
+        threads, interval = torch.get_num_threads(), sys.getswitchinterval()
         torch.set_num_threads(1)
+        sys.setswitchinterval(SWITCH_SECONDS)
         started = time.perf_counter()
         try:
             return dict(self._write()), time.perf_counter() - started
         finally:
             torch.set_num_threads(threads)
+            sys.setswitchinterval(interval)
 
     def _write(self) -> Iterator[tuple[Path, str]]:
         total = sum(placed.bytes for placed in self.layout.placed.values())

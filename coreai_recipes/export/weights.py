@@ -7,9 +7,10 @@ MiB, and a test holds the two to the same bytes.
 """
 
 import hashlib
+import os
 import struct
 from collections.abc import Generator, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,6 +23,7 @@ from coreai_recipes.storage.base import Part, Shape, Storage
 from coreai_recipes.storage.compression import FLOAT16
 
 ALIGNMENT = 64
+SYNCED_BYTES = 128 << 20  # are brought to disk at once, while the next are written
 SENTINEL = 0xDEADBEEF
 VERSION = 2
 DATA_TYPES = {"float16": 1, "uint8": 3, "int8": 4, "uint1": 9, "uint2": 10, "uint4": 11, "uint3": 12, "uint6": 13}
@@ -125,7 +127,10 @@ def write_table(path: Path, name: str, size: int, encoded: Iterable[Encoded]) ->
 
 
 class _HashedFile:
-    """A new file whose `digest` is taken of each block on another thread, while the block is being written."""
+    """A new file whose `digest` is taken of each block on another thread, while it is written and the next one is made.
+
+    A third thread brings to disk what is written, part by part: the file ends there much sooner than by one `fsync`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.digest = hashlib.sha256()
@@ -134,16 +139,25 @@ class _HashedFile:
     def __enter__(self) -> Self:
         self._file = self._path.open("wb", buffering=0)
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="digest")
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        self._hashing: Future[None] | None = None
+        self._syncing: Future[None] | None = None
+        self._unsynced = 0
         return self
 
     def write(self, data: bytes | memoryview) -> None:
-        hashing = self._hasher.submit(self.digest.update, data)
+        if self._hashing is not None:
+            self._hashing.result()  # whose buffer comes again with the next block
+        self._hashing = self._hasher.submit(self.digest.update, data)
+        self._unsynced += len(data)
         while len(data):
             data = data[self._file.write(data) :]
-        hashing.result()  # the next block may lie in the same buffer
+        if self._unsynced > SYNCED_BYTES and (self._syncing is None or self._syncing.done()):
+            self._syncing, self._unsynced = self._syncer.submit(os.fsync, self._file.fileno()), 0
 
     def __exit__(self, *_: object) -> None:
         self._hasher.shutdown()
+        self._syncer.shutdown()
         self._file.close()
 
 

@@ -66,7 +66,7 @@ def open_package(path: Path) -> Subject:
     program = _parse(_read_model(file, path), path)
     for function in program.functions:
         function.peek = peek_into(file, path)
-    return Subject(path.name, [program], _weight_files(path))
+    return Subject(path.name, [program], weight_files(path))
 
 
 def _open_bundle(folder: Path) -> Subject:
@@ -103,7 +103,7 @@ def _parse(content: bytes, path: Path) -> Program:
         raise EvaluationError(f"{path}: {error}") from None
 
 
-def _weight_files(package: Path) -> dict[str, int]:
+def weight_files(package: Path) -> dict[str, int]:
     """Sizes of the files of weights below a package, by their place in it. Links are not followed."""
     found: dict[str, int] = {}
     for folder, _, names in os.walk(package):

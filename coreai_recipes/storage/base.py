@@ -52,8 +52,9 @@ class Storage(ABC):
     def encode(self, blocks: Iterable[Tensor], shape: Shape, tensor: str) -> Iterator[tuple[int, NDArray[Any]]]:
         """The blobs of a parameter whose numbers come in `blocks` of whole rows, and zeros behind them up to `shape`.
 
-        Gives values and the number of the part that they belong to, part after part; values last until the next are
-        asked for. Raises CheckpointError, with the name of `tensor`, for what float16 cannot hold.
+        Gives values and the number of the part that they belong to, part after part. Values last until the next but
+        one are asked for: they may be hashed while the next are made.
+        Raises CheckpointError, with the name of `tensor`, for what float16 cannot hold.
         """
 
     @abstractmethod

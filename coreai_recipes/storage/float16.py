@@ -44,11 +44,11 @@ class Float16(Storage):
         import torch
 
         missing = prod(shape)
-        buffer = torch.empty(0, dtype=torch.float16)
-        for block in blocks:
-            if buffer.numel() < block.numel():
-                buffer = torch.empty(block.numel(), dtype=torch.float16)
-            yield 0, to_float16(block, tensor, buffer[: block.numel()]).numpy()
+        buffers = [torch.empty(0, dtype=torch.float16)] * 2
+        for number, block in enumerate(blocks):
+            if buffers[number % 2].numel() < block.numel():
+                buffers[number % 2] = torch.empty(block.numel(), dtype=torch.float16)
+            yield 0, to_float16(block, tensor, buffers[number % 2][: block.numel()]).numpy()
             missing -= block.numel()
         if missing > 0:
             yield 0, np.zeros(missing, np.float16)
