@@ -40,7 +40,7 @@ def clean() -> None:
         except OSError as error:
             problems.append(f"{path}: cannot be removed: {(error.strerror or str(error)).lower()}")
     UserError.collect(problems)
-    print(f"{console.count(len(held), 'fragment')} removed, {sum(held.values()) / 1e6:,.1f} MB")
+    print(f"{console.count(len(held), 'conversion')} removed, {sum(held.values()) / 1e6:,.1f} MB")
 
 
 def _checkpoints() -> set[str]:
