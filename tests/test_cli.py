@@ -253,7 +253,7 @@ def test_set_is_the_same_option_for_validate_and_verify(run: Run, tiny_bundle: P
     assert "context" in run("validate", "tiny-llama", "--set", "export.context=1")[2]
     assert run("verify", "tiny-llama", "--set", "export.contex=1")[0] == 2
     status, _, err = run("verify", tiny_bundle, "--set", "export.context=64")
-    assert (status, err) == (2, f"{tiny_bundle}: is built already: --set changes a recipe\n")
+    assert (status, err) == (2, f"{tiny_bundle}: --set applies to recipes, and this is already built\n")
 
 
 def test_a_bundle_is_found_by_its_name_in_dist(run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,8 +263,8 @@ def test_a_bundle_is_found_by_its_name_in_dist(run: Run, tiny_bundle: Path, monk
     assert run("run", "tiny-llama", "In the", "--max-tokens", 1)[0] == 0
     status, _, err = run("run", "tiny-lama", "In the")
     assert status == 2
-    assert err == "tiny-lama: no bundle is here, and none of that name is in dist/\n  did you mean `tiny-llama`?\n"
-    assert "it is a recipe: `recipe build qwen3-4b`" in run("chat", "qwen3-4b")[2]
+    assert err == "tiny-lama: no such bundle, here or in dist/\n  did you mean `tiny-llama`?\n"
+    assert "build it first: `recipe build qwen3-4b`" in run("chat", "qwen3-4b")[2]
 
 
 def test_what_a_template_is_given_is_a_yaml_scalar(run: Run, tiny_bundle: Path) -> None:
@@ -273,8 +273,8 @@ def test_what_a_template_is_given_is_a_yaml_scalar(run: Run, tiny_bundle: Path) 
     assert status == 2
     assert err.splitlines() == [
         "--template a-b=1: not KEY=VALUE, as in enable_thinking=false",
-        "--template k=[1]: the value is no word, number, true or false",
-        "--template two: one is named already: an answer has one chat template",
+        "--template k=[1]: the value must be a word, a number, true or false",
+        "--template two: one was given too; name one chat template",
     ]
     assert "has no chat template to be given" in run(*ask, "--template", "enable_thinking=false")[2]
 
@@ -283,7 +283,7 @@ def test_what_a_template_is_given_is_a_yaml_scalar(run: Run, tiny_bundle: Path) 
     ("text", "said"),
     [
         ("{", "is not JSON: "),
-        ("[]", "not a list of messages, as in "),
+        ("[]", "must be a list of messages, as in "),
         ('[{"role": "user"}, {"role": 1, "content": null}]', "message 1: content and role: no text"),
         ("[" * 200 + "]" * 200, "nested too deeply"),
     ],

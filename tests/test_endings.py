@@ -245,7 +245,7 @@ def test_a_working_folder_that_was_removed_is_a_sentence(arguments: tuple[str, .
     gone = "import os, tempfile\nfolder = tempfile.mkdtemp()\nos.chdir(folder)\nos.rmdir(folder)"
     status, out, err = run_on_pipes(*arguments, before=gone)
     assert (status, out) == (2, b"")
-    assert err == b"the working folder is gone (no such file or directory): change to another\n"
+    assert err == b"the working directory no longer exists: change to another directory\n"
 
 
 @pytest.mark.parametrize(

@@ -112,10 +112,10 @@ def test_a_chat_has_commands_and_says_what_it_does_not_know(tiny_bundle: Path) -
     said = err.decode().splitlines()
     assert status == 0
     assert [line.split()[0] for line in said[1:5]] == ["/help", "/reset", "/system", "/quit"]
-    assert said[5] == "/resett: no such command: /help says what there is"
-    assert said[6] == "/reset takes nothing more: /help says what there is"
+    assert said[5] == "/resett: no such command: /help lists the commands"
+    assert said[6] == "/reset takes no argument: /help lists the commands"
     assert said[7].endswith("its tokenizer has no chat template, which --system needs: put the text into the prompt")
-    assert said[8] == "a new conversation"
+    assert said[8] == "new conversation"
     assert said[9].startswith("2 tokens")  # a path is no command
     assert out
 
@@ -127,5 +127,5 @@ def test_a_chat_on_a_terminal_begins_with_what_there_is_and_has_a_history(tiny_b
     status, got = run_on_terminal("chat", tiny_bundle, "--max-tokens", 1, answers=answers)
     assert status == 0, got
     assert b"loading " in got
-    assert b"positions; /help says what there is" in got
+    assert b"positions; /help lists the commands" in got
     assert got.count(b"/resett: no such command") == 2, got

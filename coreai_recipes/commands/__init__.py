@@ -26,7 +26,7 @@ for command in (
 ):  # in the order of the help
     app.command(command.__name__.rstrip("_"), cls=Command)(command)
 
-caches = typer.Typer(cls=Group, help="What builds keep on this disk.", no_args_is_help=True)
+caches = typer.Typer(cls=Group, help="List or remove what builds keep on this disk.", no_args_is_help=True)
 for command in (cache.list_, cache.clean):
     caches.command(command.__name__.rstrip("_"), cls=Command)(command)
 app.add_typer(caches, name="cache")

@@ -9,21 +9,26 @@ from coreai_recipes.commands.options import CheckpointOption, JsonOption
 
 
 def audit(
-    targets: Annotated[list[str], typer.Argument(metavar="BUNDLE|RECIPE...")],
+    targets: Annotated[
+        list[str], typer.Argument(metavar="BUNDLE|RECIPE...", help="Bundles, or recipes to build for the audit.")
+    ],
     checkpoint: CheckpointOption = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A prompt a line, or .json: texts and conversations.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A file with one prompt per line, or a .json list of texts and conversations."
+        ),
     ] = None,
     without: Annotated[
-        list[str] | None, typer.Option(metavar="HABIT", help="Leave out a habit of the engine; may be given again.")
+        list[str] | None, typer.Option(metavar="HABIT", help="Leave out one of the engine's habits. Repeatable.")
     ] = None,
     apply: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the recipe there, with the scale that was found.")
+        Path | None, typer.Option(metavar="FILE", help="Write the recipe with the scales found to FILE.")
     ] = None,
-    no_save: Annotated[bool, typer.Option("--no-save", help="Leave a bundle as it is: no audit.json.")] = False,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Do not write audit.json into the bundle.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """The range of every value of a program over several prompts, against what float16 and the engine can hold."""
+    """Measure the range of every value over several prompts, against the limits of float16 and the engine."""
     from coreai_recipes.audit.command import run_audits
     from coreai_recipes.commands import console
 

@@ -21,14 +21,16 @@ def build(
     recipe: RecipeArgument,
     checkpoint: CheckpointOption = None,
     draft: DraftOption = None,
-    out: Annotated[Path, out_option("DIR", "The bundle is written to DIR/NAME.")] = Path("dist"),
+    out: Annotated[Path, out_option("DIR", "Write the bundle to DIR/NAME.")] = Path("dist"),
     overrides: OverridesOption = None,
     bits: BitsOption = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove the package.")] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert every fragment anew.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip verification.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Convert every fragment again instead of using the cache.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a bundle, and prove it."""
+    """Build a bundle and verify it."""
     from coreai_recipes import bundle
     from coreai_recipes.commands import console
 
@@ -55,7 +57,7 @@ def build(
         failed = [stage for stage in report["stages"] if stage["passed"] is False]
         over = [words for stage in failed for words in stage["detail"].get("over_budget", ())]
         if len(failed) != 1 or not over:
-            over.append("the package is not equal to its reference: no bundle was written")
+            over.append("the package differs from its reference; no bundle was written")
         else:
             over.append("no bundle was written")
         print("\n".join(over), file=sys.stderr)
@@ -71,7 +73,10 @@ def build(
         else:
             console.print_lint(failure.lint, ("error",))
             console.print_notes(failure.notes)
-        print("rules of the device are broken: no bundle was written (export.allow lets one pass)", file=sys.stderr)
+        print(
+            "the package breaks rules of the device; no bundle was written (export.allow lets a rule pass)",
+            file=sys.stderr,
+        )
         raise typer.Exit(1) from None
     if as_json:
         facts = {

@@ -7,7 +7,7 @@ from coreai_recipes.errors import UserError
 
 
 def list_(as_json: JsonOption = False) -> None:
-    """What was converted, fragments and tokenizers, and the checkpoints of built-in recipes in the hub's cache."""
+    """List converted fragments and tokenizers, and the models of built-in recipes in the hub's cache."""
     from coreai_recipes.checkpoint.hub_cache import cached_models
     from coreai_recipes.commands import console
     from coreai_recipes.export.cache import default_root, held_files
@@ -28,7 +28,7 @@ def list_(as_json: JsonOption = False) -> None:
 
 
 def clean() -> None:
-    """Remove what was converted: the next build converts it anew. Models are the hub's: `hf cache rm`."""
+    """Remove what was converted; the next build converts it again. Models stay: `hf cache rm` removes them."""
     from coreai_recipes.commands import console
     from coreai_recipes.export.cache import default_root, held_files
 

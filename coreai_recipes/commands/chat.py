@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from coreai_recipes.generate import Chat
 
 COMMANDS = {
-    "/help": ("", "this list"),
-    "/reset": ("", "begin a new conversation; the system message stays"),
-    "/system": ("TEXT", "another system message from now on; none without TEXT"),
-    "/quit": ("", "end the chat, as Ctrl-D does; Ctrl-C ends an answer"),
+    "/help": ("", "show this list"),
+    "/reset": ("", "start a new conversation; keep the system message"),
+    "/system": ("TEXT", "set the system message; without TEXT, remove it"),
+    "/quit": ("", "leave the chat, as Ctrl-D does; Ctrl-C stops an answer"),
 }
 
 
 def chat(
     bundle: BundleArgument,
     system: SystemOption = None,
-    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="End an answer after this many tokens.")] = 512,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 512,
     template: TemplateOption = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -50,7 +50,7 @@ def chat(
     stop: StopOption = None,
     runtime: RuntimeOption = "auto",
 ) -> None:
-    """Talk with the model; the cached conversation is read once. `/help` lists its commands."""
+    """Chat with the model. `/help` lists the commands of a chat."""
     from coreai_recipes.generate import Chat, Sampler
 
     system = system and check_text(system, "--system")
@@ -62,7 +62,7 @@ def chat(
         model, system=system, sampler=sampler, max_tokens=max_tokens, template=named, variables=variables, stop=stop
     )
     if sys.stdin is not None and sys.stdin.isatty():
-        print(f"{bundle}: {model.session.context:,} positions; /help says what there is", file=sys.stderr)
+        print(f"{bundle}: {model.session.context:,} positions; /help lists the commands", file=sys.stderr)
     while True:
         try:
             line = read_line("> ")
@@ -85,14 +85,14 @@ def _obey(talk: "Chat", word: str, rest: str) -> None:
     try:
         if word == "/system":
             talk.set_system(rest or None)
-            said = f"the system message is: {rest}" if rest else "there is no system message"
+            said = f"system message: {rest}" if rest else "no system message"
         elif rest or word not in ("/help", "/reset"):
             said = (
-                f"{word}{' takes nothing more' if word in COMMANDS else ': no such command'}: /help says what there is"
+                f"{word}{' takes no argument' if word in COMMANDS else ': no such command'}: /help lists the commands"
             )
         elif word == "/reset":
             talk.reset()
-            said = "a new conversation"
+            said = "new conversation"
         else:
             said = "\n".join(f"{name + ' ' + takes:14}  {what}" for name, (takes, what) in COMMANDS.items())
     except UserError as error:

@@ -140,7 +140,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     ran = [stage for stage in report["stages"] if stage["passed"] is not None]
     if not ran:
         reasons = {str(stage["detail"].get("skipped", "skipped")) for stage in report["stages"]}
-        print(f"nothing was verified: {'; '.join(sorted(reasons)) or 'no stage was asked for'}")
+        print(f"nothing was verified: {'; '.join(sorted(reasons)) or 'no stage was requested'}")
     if any("coreml" in stage["detail"] for stage in ran):
         print("not covered: placement")
     else:
@@ -239,7 +239,7 @@ def _explain(stage: Mapping[str, Any]) -> str:
     if "accepted_per_round" in detail:
         unequal = [name for name, equal in detail["equal"].items() if not equal]
         verdict = f"rounds NOT equal: {detail['not_equal'][0]}" if unequal else "rounds equal, token for token"
-        words.append(f"{verdict}; {detail['accepted_per_round']} drafted tokens accepted a round")
+        words.append(f"{verdict}; {detail['accepted_per_round']} drafted tokens accepted per round")
     if "rounded" in detail or "coreml" in detail:
         theirs, strict = detail["transformers_float16"], detail.get("strict")
         if "coreml" in detail:

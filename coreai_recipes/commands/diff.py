@@ -11,11 +11,11 @@ from coreai_recipes.commands.options import (
 
 
 def diff(
-    one: Annotated[str, typer.Argument(metavar="A", help="A recipe, or a checkpoint.")],
-    other: Annotated[str, typer.Argument(metavar="B", help="A recipe, or a checkpoint.")],
+    one: Annotated[str, typer.Argument(metavar="A", help="A recipe or a checkpoint.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="A recipe or a checkpoint.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Every field in which two recipes, or a recipe and a checkpoint's config.json, describe different models."""
+    """Compare two recipes, or a recipe and a checkpoint's config.json, field by field."""
     from coreai_recipes.commands import console
     from coreai_recipes.planning.authoring import compare
 

@@ -6,7 +6,7 @@ from coreai_recipes.commands.options import JsonOption
 
 
 def families(as_json: JsonOption = False) -> None:
-    """The families of models that `recipe new` reads."""
+    """List the model families that `recipe new` reads."""
     from coreai_recipes.commands import console
     from coreai_recipes.planning.authoring import family_rows
 

@@ -67,10 +67,8 @@ def execute(arguments: list[str]) -> int:
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     try:
         os.getcwd()
-    except OSError as error:  # torch ends the process for it, with a message about its own files
-        raise UserError(
-            f"the working folder is gone ({(error.strerror or str(error)).lower()}): change to another"
-        ) from None
+    except OSError:  # torch ends the process for it, with a message about its own files
+        raise UserError("the working directory no longer exists: change to another directory") from None
     command = typer.main.get_command(app)
     try:
         return command.main(arguments, prog_name="recipe", standalone_mode=False) or 0
@@ -81,7 +79,7 @@ def execute(arguments: list[str]) -> int:
         said = error.format_message()  # type: ignore[attr-defined]
         if said:  # not the help that stands for a command
             path = ctx.command_path if ctx else "recipe"
-            print(f"{path}: {said}\n`{path} --help` says what it takes", file=sys.stderr)
+            print(f"{path}: {said}\n`{path} --help` lists its arguments and options", file=sys.stderr)
         return 2
 
 
@@ -103,7 +101,7 @@ def plugins_first(arguments: list[str]) -> list[str]:
 app = typer.Typer(
     name="recipe",
     cls=Commands,
-    help="Language models as data: build them for the Apple Neural Engine, proven equal to transformers.",
+    help="Turn language models into Core ML packages for the Apple Neural Engine, verified against transformers.",
     no_args_is_help=True,
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -116,7 +114,9 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
     plugins: Annotated[
         list[Path] | None,
-        typer.Option("--plugin", metavar="FILE", help="Kinds of your own; may be given again, also after a command."),
+        typer.Option(
+            "--plugin", metavar="FILE", help="Load a plugin with kinds of your own. Repeatable, also after the command."
+        ),
     ] = None,
 ) -> None:
     for file in plugins or ():

@@ -14,18 +14,22 @@ from coreai_recipes.terminal import check_text
 def lint_(
     target: Annotated[
         str | None,
-        typer.Argument(metavar="PACKAGE_BUNDLE_OR_RECIPE", help="An .mlpackage of anyone's, a bundle, or a recipe."),
+        typer.Argument(
+            metavar="PACKAGE|BUNDLE|RECIPE", help="An .mlpackage or .mlmodel from any source, a bundle, or a recipe."
+        ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", metavar="CHIP", help="Rules that hold for this chip: M1, A19.")
+        str | None,
+        typer.Option("--device", metavar="CHIP", help="Check the rules of this chip only, such as M1 or A19."),
     ] = None,
     explain: Annotated[
-        str | None, typer.Option("--explain", metavar="ID", help="What a rule wants, who says so, what to do.")
+        str | None,
+        typer.Option("--explain", metavar="ID", help="Explain a rule: what it asks for, its source and its remedy."),
     ] = None,
     overrides: OverridesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The rules of the Neural Engine that a program breaks: place, source, remedy. No weight is read."""
+    """Check a package, bundle or recipe against the Neural Engine's known rules. No weight is read."""
     from coreai_recipes.commands import console
     from coreai_recipes.lint.chips import find_chip
     from coreai_recipes.lint.findings import lint
@@ -35,7 +39,7 @@ def lint_(
     rule = None if explain is None else find_rule(explain)
     if target is None:
         if rule is None:
-            raise UserError("recipe lint: name a package, a bundle or a recipe, or a rule to --explain")
+            raise UserError("recipe lint: give a package, a bundle or a recipe, or a rule with --explain")
         if as_json:
             console.print_json(rule.model_dump(mode="json"))
         else:
@@ -58,10 +62,10 @@ def _open_subject(target: str, overrides: Sequence[str]) -> Any:
     """A saved program or bundle as it lies there, a recipe by its sizes."""
     from coreai_recipes.lint.reading import is_saved, open_subject
 
-    path = Path(check_text(target, "PACKAGE_BUNDLE_OR_RECIPE"))
+    path = Path(check_text(target, "PACKAGE|BUNDLE|RECIPE"))
     if is_saved(path):
         if overrides:
-            raise UserError(f"{path}: is saved already: --set changes a recipe")
+            raise UserError(f"{path}: --set applies to recipes, and this is already built")
         subject = open_subject(path)
         if subject.manifest is not None:
             from coreai_recipes.bundle.opened import recipe_of

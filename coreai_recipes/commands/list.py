@@ -4,7 +4,7 @@ from coreai_recipes.commands.options import JsonOption
 
 
 def list_(as_json: JsonOption = False) -> None:
-    """The built-in recipes."""
+    """List the built-in recipes."""
     from coreai_recipes.commands import console
     from coreai_recipes.recipe import list_recipes
 

@@ -15,15 +15,16 @@ from coreai_recipes.commands.options import (
 def new(
     src: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="A folder, a config.json, a GGUF file, or a hub id (ORG/NAME@REVISION)."),
+        typer.Argument(metavar="SRC", help="A folder, config.json, GGUF file or hub id (ORG/NAME@REVISION)."),
     ],
-    out: Annotated[Path | None, out_option("FILE", "Write it there; else to standard output.")] = None,
+    out: Annotated[Path | None, out_option("FILE", "Write the recipe to FILE instead of standard output.")] = None,
     family: Annotated[
-        str | None, typer.Option("--as", metavar="FAMILY", help="Read config.json as that family's, whatever it says.")
+        str | None,
+        typer.Option("--as", metavar="FAMILY", help="Read config.json as this family's, whatever its model_type."),
     ] = None,
     draft: DraftOption = None,
 ) -> None:
-    """A recipe from a checkpoint's config.json and tensor headers; what it cannot express is refused by field name."""
+    """Write a recipe from a checkpoint's config.json and tensor headers. What no recipe can express is named."""
     from coreai_recipes.planning.authoring import new_recipe, write_new
 
     made = new_recipe(src, family, draft)

@@ -29,10 +29,10 @@ def find_bundle(word: str) -> Path:
     if close:
         hint = f"did you mean `{close}`?"
     elif word in built_in_recipes():
-        hint = f"it is a recipe: `recipe build {word}` makes its bundle"
+        hint = f"this is a recipe; build it first: `recipe build {word}`"
     else:
-        hint = f"in dist/ there are: {', '.join(sorted(built)[:16])}" if built else "`recipe build` makes one"
-    raise BundleError(f"{word}: no bundle is here, and none of that name is in dist/\n  {hint}")
+        hint = f"dist/ has: {', '.join(sorted(built)[:16])}" if built else "build one first: `recipe build RECIPE`"
+    raise BundleError(f"{word}: no such bundle, here or in dist/\n  {hint}")
 
 
 def open_bundle(word: str, runtime: str) -> "Model":

@@ -14,59 +14,83 @@ def out_option(metavar: str, help: str) -> Any:
     return typer.Option("-o", "--out", metavar=metavar, help=help)
 
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a built-in recipe's name.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file or the name of a built-in recipe.")
+]
 CheckpointOption = Annotated[
     str | None,
-    typer.Option("--checkpoint", metavar="SRC", help="A folder, a GGUF file, or a hub id (ORG/NAME@REVISION)."),
+    typer.Option("--checkpoint", metavar="SRC", help="The weights: a folder, GGUF file or hub id (ORG/NAME@REVISION)."),
 ]
 DraftOption = Annotated[
-    str | None, typer.Option("--draft", metavar="SRC", help="The draft's weights; a recipe may name its own.")
+    str | None, typer.Option("--draft", metavar="SRC", help="The draft model's weights, unless the recipe names them.")
 ]
 OverridesOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field: export.context=512.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field, as in export.context=512. Repeatable."),
 ]
 RuntimeOption = Annotated[
     Literal["auto", "evaluator", "coreml"],
     typer.Option(
         "--runtime",
         metavar="NAME",
-        help="auto, evaluator or coreml: auto takes Core ML where it is, else the evaluator.",
+        help="auto, evaluator or coreml; auto uses Core ML where it is available.",
     ),
 ]
 BitsOption = Annotated[
     int | None,
-    typer.Option("--bits", metavar="N", help="Compress the weights: palettes of 1, 2, 3, 4 or 6 bits; 8 is int8."),
+    typer.Option(
+        "--bits", metavar="N", help="Compress the weights to N bits: palettes of 1, 2, 3, 4 or 6, or int8 for 8."
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
-BundleArgument = Annotated[
-    str, typer.Argument(metavar="BUNDLE", help="The folder that `recipe build` wrote, or its name in dist/.")
-]
+BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or its name in dist/.")]
 TemplateOption = Annotated[
     list[str] | None,
     typer.Option(
         "--template",
         metavar="NAME|KEY=VALUE",
-        help="A chat template by its name, or what it is given: enable_thinking=false. May be given again.",
+        help="The chat template's name, or a variable for it, as in enable_thinking=false. Repeatable.",
     ),
 ]
 SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system message.")]
-TemperatureOption = Annotated[float, typer.Option("--temperature", metavar="T", min=0.0, help="0 is greedy.")]
-TopPOption = Annotated[
-    float, typer.Option("--top-p", metavar="P", min=0.0, max=1.0, help="Draw from the most probable tokens, up to P.")
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", metavar="T", min=0.0, help="Sampling temperature; 0 is greedy.")
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed draws the same tokens.")]
-TopKOption = Annotated[int, typer.Option("--top-k", metavar="N", min=0, help="Draw from the N best; 0 is all.")]
+TopPOption = Annotated[
+    float,
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        min=0.0,
+        max=1.0,
+        help="Sample from the most probable tokens that together reach probability P.",
+    ),
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Seed for sampling; the same seed gives the same answer.")
+]
+TopKOption = Annotated[
+    int, typer.Option("--top-k", metavar="N", min=0, help="Sample from the N most probable tokens; 0 means all.")
+]
 MinPOption = Annotated[
     float,
-    typer.Option("--min-p", metavar="P", min=0.0, max=1.0, help="Draw from those with P of the best one's share."),
+    typer.Option(
+        "--min-p",
+        metavar="P",
+        min=0.0,
+        max=1.0,
+        help="Sample from tokens at least P times as probable as the best one.",
+    ),
 ]
 PenaltyOption = Annotated[
     float,
-    typer.Option("--repetition-penalty", metavar="R", help="Make tokens that were there less likely; 1 is none."),
+    typer.Option(
+        "--repetition-penalty", metavar="R", help="Make tokens that occurred before less likely; 1 changes nothing."
+    ),
 ]
 StopOption = Annotated[
-    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before TEXT. May be given again.")
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before TEXT. Repeatable.")
 ]
 
 
@@ -79,14 +103,14 @@ def read_template(words: Sequence[str] | None) -> tuple[str | None, dict[str, An
         key, equals, text = check_text(word, "--template").partition("=")
         if not equals:
             if name is not None:
-                problems.append(f"--template {word}: {name} is named already: an answer has one chat template")
+                problems.append(f"--template {word}: {name} was given too; name one chat template")
             name = word
             continue
         root, wrong = read_yaml(text, "")
         if not key.isidentifier():
             problems.append(f"--template {word}: not KEY=VALUE, as in enable_thinking=false")
         elif wrong or (root is not None and isinstance(root.value, dict | list)):
-            problems.append(f"--template {word}: the value is no word, number, true or false")
+            problems.append(f"--template {word}: the value must be a word, a number, true or false")
         else:
             variables[key] = "" if root is None else root.value
     UserError.collect(problems)

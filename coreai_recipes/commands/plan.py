@@ -13,7 +13,7 @@ def plan(
     bits: BitsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bytes, memory, functions and the engine's rules, before any weight is read."""
+    """Print sizes, memory, functions and the engine's rules, before any weight is read."""
     from coreai_recipes.commands import console
     from coreai_recipes.planning.plan import make_plan
     from coreai_recipes.recipe.loader import compress_text

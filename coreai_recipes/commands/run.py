@@ -30,18 +30,21 @@ from coreai_recipes.terminal import check_text, read_input
 def run(
     bundle: BundleArgument,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="`-` reads it from standard input.", show_default=False)
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; `-` reads standard input.", show_default=False)
     ] = None,
     messages: Annotated[
         Path | None,
-        typer.Option("--messages", metavar="FILE", help="A conversation: a JSON list of role and content."),
+        typer.Option(
+            "--messages", metavar="FILE", help="A conversation to answer: a JSON list of objects with role and content."
+        ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="End after this many tokens.")] = 256,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 256,
     system: SystemOption = None,
     draft: Annotated[
-        bool, typer.Option("--draft", help="Let the bundle's draft guess ahead: faster, same text.")
+        bool,
+        typer.Option("--draft", help="Speed up the answer with the bundle's draft model; the text stays the same."),
     ] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     template: TemplateOption = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -52,12 +55,16 @@ def run(
     stop: StopOption = None,
     prompt_cache: Annotated[
         Path | None,
-        typer.Option("--prompt-cache", metavar="FILE", help="Go on from the states in FILE, and keep them there."),
+        typer.Option(
+            "--prompt-cache",
+            metavar="FILE",
+            help="Restore the model's states from FILE, if it exists, and save them there.",
+        ),
     ] = None,
     runtime: RuntimeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a prompt, streaming."""
+    """Answer one prompt, token by token."""
     from coreai_recipes.commands import console
     from coreai_recipes.generate import Sampler, answer
     from coreai_recipes.generate.prompt_cache import PromptCache
@@ -65,7 +72,7 @@ def run(
     if prompt is None and messages is None:
         raise UserError("recipe run: give a PROMPT, or a conversation with --messages FILE")
     if messages is not None and system is not None:
-        raise UserError("--system is a message of --messages FILE: write it there")
+        raise UserError("--system cannot be used with --messages; put the system message into the file")
     said: list[dict[str, str]] = [] if messages is None else read_messages(messages)
     text = read_input() if prompt == "-" else check_text(prompt or "", "PROMPT")
     asked = text if messages is None else [*said, *([{"role": "user", "content": text}] if prompt is not None else [])]

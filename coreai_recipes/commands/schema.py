@@ -2,7 +2,7 @@
 
 
 def schema() -> None:
-    """The JSON Schema of recipes, for editors."""
+    """Print the JSON Schema of recipes, for editors."""
     from coreai_recipes.recipe.editor_schema import schema_text
 
     print(schema_text(), end="")

@@ -4,7 +4,7 @@ from coreai_recipes.commands.options import OverridesOption, RecipeArgument
 
 
 def show(recipe: RecipeArgument, overrides: OverridesOption = None) -> None:
-    """The recipe after `extends` and `like`, as YAML."""
+    """Print a recipe with `extends` and `like` resolved, as YAML."""
     from coreai_recipes.recipe import load_resolved
     from coreai_recipes.recipe.yaml_writer import write_yaml
 

@@ -14,13 +14,14 @@ from coreai_recipes.errors import UserError
 
 
 def validate(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files or built-in names.")],
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="RECIPE...", help="Recipe files or names of built-in recipes.")
+    ],
     checkpoint: CheckpointOption = None,
     overrides: OverridesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every problem of a recipe at once; with a checkpoint its tensors' names and shapes too, without reading a weight,
-    and a local one's tokenizer files."""
+    """Check recipes and report every problem at once; with a checkpoint, its tensors and tokenizer too."""
     from coreai_recipes.commands import console
     from coreai_recipes.recipe import load_resolved
     from coreai_recipes.recipe.importing import check_reference

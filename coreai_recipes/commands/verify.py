@@ -11,20 +11,22 @@ from coreai_recipes.errors import UserError
 
 
 def verify(
-    target: Annotated[str, typer.Argument(metavar="BUNDLE_OR_RECIPE")],
+    target: Annotated[str, typer.Argument(metavar="BUNDLE|RECIPE", help="A bundle's folder, or a recipe.")],
     checkpoint: CheckpointOption = None,
     draft: DraftOption = None,
     overrides: OverridesOption = None,
-    stage: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage only; repeatable.")] = None,
-    require: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Fail when this stage is skipped.")] = None,
+    stage: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run only this stage. Repeatable.")] = None,
+    require: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="Fail if this stage is skipped. Repeatable.")
+    ] = None,
     runtime: RuntimeOption = "evaluator",
     random: Annotated[
         bool,
-        typer.Option("--random", help="Of a recipe: with random weights, one layer of each kind where all are many."),
+        typer.Option("--random", help="Verify a recipe with random weights; of a deep model, one layer of each kind."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Prove a bundle, or a recipe before it is built, against transformers."""
+    """Compare a bundle, or a recipe before it is built, with transformers."""
     from coreai_recipes import bundle
     from coreai_recipes.commands import console
     from coreai_recipes.running.program import choose_runtime
@@ -55,5 +57,5 @@ def _with_overrides(target: str, overrides: Sequence[str]) -> Any:
     from coreai_recipes.storage.matching import load_held
 
     if (Path(target) / MANIFEST).exists():
-        raise UserError(f"{target}: is built already: --set changes a recipe")
+        raise UserError(f"{target}: --set applies to recipes, and this is already built")
     return load_held(target, overrides)

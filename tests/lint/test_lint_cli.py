@@ -96,7 +96,7 @@ def test_a_rule_explains_itself(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "recipe lint: name a package, a bundle or a recipe, or a rule to --explain"),
+        ((), "recipe lint: give a package, a bundle or a recipe, or a rule with --explain"),
         (("--explain", "state-row"), "'state-row': no such rule: did you mean state-rows? docs/lint.md lists them"),
         (
             ("smollm2-135m", "--device", "M9"),
