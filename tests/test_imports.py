@@ -26,6 +26,9 @@ ROOMS: dict[str, set[str]] = {
         *("bundle", "verification", "evaluate", "checkpoint", "tokenizer", "recipe", "staging", "manifest"),
         *("json_reader", "errors"),
     },
+    "scoring": {
+        *("bundle", "verification", "storage", "decoder", "tokenizer", "recipe", "manifest", "terminal", "errors"),
+    },
     "bundle": {"*"},
     "planning": {
         *("storage", "lint", "evaluate", "decoder", "weights", "checkpoint", "primitives", "logits", "recipe"),

@@ -39,6 +39,16 @@ class BundleTokenizer:
         return list(self._tokens.end_tokens) if (self._path / TOKENS).exists() else None
 
     @property
+    def unknown_id(self) -> int | None:
+        """The token of what the vocabulary has no other for; None where it can spell everything."""
+        name = getattr(self._backend.model, "unk_token", None)
+        return None if name is None or getattr(self._backend.model, "byte_fallback", False) else self._id_of(str(name))
+
+    def _id_of(self, token: str) -> int | None:
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    @property
     def has_template(self) -> bool:
         return bool(self._tokens.chat_templates)
 

@@ -56,9 +56,18 @@ class LayerRecord:
 
 
 class Reference:
-    """transformers' own model of the checkpoint's config and weights, in `dtype`, tied as transformers ties it."""
+    """transformers' own model of the checkpoint's config and weights, in `dtype`, tied as transformers ties it.
 
-    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+    `exchange` may give another tensor in the place of one that was read.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype = torch.float32,
+        exchange: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         from transformers import AutoModelForCausalLM
 
         if recipe.reference is None:
@@ -74,7 +83,7 @@ class Reference:
         self._score_scales = [recipe.model.kinds[name].score_scale for name in kinds]
         self.layers = _find_layers(self.model, config.num_hidden_layers)
         source = origin.reading.choose_tensors(self.model, checkpoint) if origin.reading else checkpoint
-        self._weights = Weights(self.model, source, origin.wrapper)
+        self._weights = Weights(self.model, source, origin.wrapper, exchange)
         self._on_layer: Callable[[LayerRecord], None] | None = None
         self._attention: Tensor | None = None
         self._top_k = TopK()

@@ -1,5 +1,6 @@
 """A transformers model's parameters, read of a checkpoint when their modules run and given back afterwards."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,11 +15,19 @@ from coreai_recipes.verification.stored_names import StoredNames
 class Weights:
     """Fills modules of a transformers model with a checkpoint's tensors, and empties them.
 
-    `wrapper` is the model_type of the whole that the checkpoint holds, when the model is its text part.
+    `wrapper` is the model_type of the whole that the checkpoint holds, when the model is its text part; `exchange` may
+    give another tensor in the place of one that was read.
     """
 
-    def __init__(self, model: Any, checkpoint: Checkpoint, wrapper: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        checkpoint: Checkpoint,
+        wrapper: str | None = None,
+        exchange: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._checkpoint = checkpoint
+        self._exchange = exchange or _as_read
         self._model_type = model.config.model_type
         self._names = {id(module): name for name, module in model.named_modules()}
         self._meta: dict[tuple[int, str], Tensor] = {}  # what an emptied module gets back
@@ -36,7 +45,7 @@ class Weights:
                 value = self._stored.convert(self._name(child, leaf), self._checkpoint.read)
                 if value is None:
                     value = self._checkpoint.read(self._find(child, leaf, tuple(wanted.shape)))
-                self._put(child, leaf, value.to(wanted.dtype))
+                self._put(child, leaf, self._exchange(value).to(wanted.dtype))
 
     def fill_rows(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Give a token table only the rows in use, and the module the ids of those rows."""
@@ -44,13 +53,14 @@ class Weights:
         tensor = self._find(module, "weight", tuple(weight.shape))
         ids, places = torch.unique(arguments[0], return_inverse=True)
         rows = [self._checkpoint.read(tensor, range(row, row + 1)) for row in ids.tolist()]
-        self._put(module, "weight", torch.cat(rows).to(weight.dtype))
+        self._put(module, "weight", self._exchange(torch.cat(rows)).to(weight.dtype))
         return (places, *arguments[1:])
 
     def multiply(self, head: nn.Linear, x: Tensor) -> Tensor:
         """x times the head's weight, in blocks of rows."""
         tensor = self._find(head, "weight", tuple(head.weight.shape))
-        logits = torch.cat([F.linear(x, block.to(x.dtype)) for block in self._checkpoint.blocks(tensor)], -1)
+        blocks = self._checkpoint.blocks(tensor)
+        logits = torch.cat([F.linear(x, block.to(x.dtype)) for block in map(self._exchange, blocks)], -1)
         if "bias" not in self._own(head):
             return logits
         return logits + self._checkpoint.read(self._find(head, "bias", tuple(head.bias.shape))).to(x.dtype)
@@ -107,3 +117,7 @@ class Weights:
         if leaf in module._parameters and not isinstance(value, nn.Parameter):
             value = nn.Parameter(value, requires_grad=False)
         setattr(module, leaf, value)
+
+
+def _as_read(tensor: Tensor) -> Tensor:
+    return tensor

@@ -19,13 +19,15 @@ Agreeing = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 class StreamedDecoder:
-    """A whole sequence through the Decoder, layer by layer. With `stored` the weights are those of a package."""
+    """A whole sequence through the Decoder, layer by layer. The weights are given, or those of a checkpoint; with
+    `stored` as a package of them has them."""
 
-    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, stored: bool = False) -> None:
+    def __init__(self, recipe: Recipe, weights: Checkpoint | Mapping[str, Weight], stored: bool = False) -> None:
         self.decoder = build_decoder(recipe)
-        self.weights: Mapping[str, Weight] = (
-            stored_decoder(recipe, checkpoint) if stored else bind_decoder(self.decoder, checkpoint)
-        )
+        if not isinstance(weights, Checkpoint):
+            self.weights = weights
+        else:
+            self.weights = stored_decoder(recipe, weights) if stored else bind_decoder(self.decoder, weights)
         self._inputs: dict[str, LayerInputs] = {}
         self._per_layer: Tensor | None = None
         self._caches: dict[str, NoCache] = {}  # the last one of each kind, which other layers may share

@@ -1,6 +1,6 @@
 """What the stages look at, and what they share so that it is computed once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,8 @@ from coreai_recipes.verification.tokens import Tokens, choose_tokens
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from coreai_recipes.decoder.filling import Weight
+    from coreai_recipes.verification.exchange import Exchange
     from coreai_recipes.verification.scale import Peaks
 
 Progress = Callable[[str, int, int], None]
@@ -91,6 +93,29 @@ class Subject:
         if self.reference_logits is None:
             self.reference_logits = Reference(self.recipe, self.weights).run(self.tokens.sequence)
         return self.reference_logits
+
+    @cached_property
+    def stored_weights(self) -> "Mapping[str, Weight]":
+        """Our Decoder's parameters as the package has them, or would have them."""
+        from coreai_recipes.storage.reading import stored_decoder
+        from coreai_recipes.verification.packaged import packaged_decoder
+
+        if self.package is None:
+            return stored_decoder(self.recipe, self.weights)
+        return packaged_decoder(self.recipe, self.package)
+
+    def exchange(self) -> "Exchange":
+        """What puts the package's weights into transformers' own model: all that are not as a float16 checkpoint's."""
+        from coreai_recipes.decoder.filling import bind_decoder
+        from coreai_recipes.decoder.model import build_decoder
+        from coreai_recipes.storage.compression import FLOAT16
+        from coreai_recipes.storage.parameters import stored_parameters
+        from coreai_recipes.verification.exchange import Exchange
+
+        decoder = build_decoder(self.recipe)
+        stored = stored_parameters(decoder)
+        names = [name for name, shape in stored.shapes.items() if stored.compression.storage(name, shape) != FLOAT16]
+        return Exchange(bind_decoder(decoder, self.weights), {name: self.stored_weights[name] for name in names})
 
     def as_stored(self) -> "Tensor":
         """Our Decoder's logits (S, V) in float32, of the weights that the package has."""

@@ -44,7 +44,7 @@ class Tokens:
 
 def choose_tokens(checkpoint: Checkpoint, vocab_size: int, length: int) -> Tokens:
     """`length` tokens of the passage, repeated as often as needed, and the four prompts."""
-    encoded = _encode(checkpoint, (PASSAGE, *PROMPTS))
+    encoded = encode_texts(checkpoint, (PASSAGE, *PROMPTS))
     if encoded is None or not all(encoded) or max(max(ids) for ids in encoded) >= vocab_size:
         return random_tokens(vocab_size, length)
     passage, *prompts = encoded
@@ -62,7 +62,8 @@ def random_tokens(vocab_size: int, length: int) -> Tokens:
     return Tokens(tuple(ids[:length]), prompts, "random ids: the checkpoint has no tokenizer that fits")
 
 
-def _encode(checkpoint: Checkpoint, texts: tuple[str, ...]) -> list[list[int]] | None:
+def encode_texts(checkpoint: Checkpoint, texts: tuple[str, ...]) -> list[list[int]] | None:
+    """The ids of each text, None where the checkpoint has no tokenizer."""
     from tokenizers import Tokenizer
 
     with temporary_folder() as folder:

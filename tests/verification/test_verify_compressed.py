@@ -52,7 +52,7 @@ def test_an_int8_package_holds_just_the_weights_whose_loss_is_stated(
     assert package.psnr_db is not None
     assert package.psnr_db > 130
     # against the checkpoint's own weights float16 would lose 20 dB that are not its own
-    assert halves.detail["compared_with"] == "our Decoder in float32 with the weights as stored"
+    assert halves.detail["compared_with"] == "transformers in float32 with the weights as stored"
     assert halves.detail["rounded"]["top_1"] == 1
     detail = compressed.detail
     assert 1e-5 < detail["kl"]["mean"] < 2e-3 < detail["kl"]["largest"] * 10

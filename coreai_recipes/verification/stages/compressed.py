@@ -1,14 +1,12 @@
 """Stage `compressed`: what the compression of weights costs, stated; a budget of the recipe is its floor.
 
-Our Decoder in float32, with the weights that the package has, against transformers in float32 with the checkpoint's:
-no error of float16's arithmetic is in it, and stage `package` holds the saved program against the same weights.
+Our Decoder in float32, with the weights as the saved package decompresses them, against transformers in float32 with
+the checkpoint's, on text that no calibration has seen: no error of float16's arithmetic is in it, and stage `package`
+holds the saved program against the same weights.
 """
 
 from collections.abc import Iterator
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from coreai_recipes.decoder.draft import build_draft
 from coreai_recipes.decoder.model import build_decoder
@@ -16,7 +14,8 @@ from coreai_recipes.storage.accounting import account
 from coreai_recipes.storage.budget import bits_over, kl_over
 from coreai_recipes.storage.compression import Parameters
 from coreai_recipes.storage.parameters import stored_parameters
-from coreai_recipes.verification.figures import divergence, psnr, snr_min
+from coreai_recipes.verification.held_out import held_out_windows
+from coreai_recipes.verification.loss import Loss, logits_of_decoder, logits_of_reference, measure_loss
 from coreai_recipes.verification.report import StageResult, number, skip
 from coreai_recipes.verification.subject import Subject
 
@@ -26,23 +25,39 @@ NAME = "compressed"
 def run(subject: Subject) -> StageResult:
     if not subject.compresses:
         return skip(NAME, "no compression in this recipe")
-    theirs, ours, tokens = subject.reference(), subject.as_stored(), subject.tokens.sequence
     draft = build_draft(subject.recipe) if subject.recipe.draft else None
     stored = stored_parameters(build_decoder(subject.recipe), draft)
-    nats = divergence(theirs, ours)
+    loss, text = _measure(subject)
     detail: dict[str, Any] = {
         "compared_with": "transformers in float32, with the checkpoint's weights",
-        "positions": len(theirs),
-        "kl": {"mean": round(float(nats.mean()), 6), "largest": round(float(nats.max()), 6)},
-        "top_1": round((theirs.argmax(-1) == ours.argmax(-1)).float().mean().item(), 4),
-        "perplexity": {"compressed": perplexity(ours, tokens), "transformers": perplexity(theirs, tokens)},
+        "text": text,
+        **loss.to_json(NAME),
         "storage": stored.to_json(),
         "tensors": list(_tensors(subject, stored)),
     }
-    over = [each for each in (kl_over(subject.recipe, float(nats.mean())), bits_over(subject.recipe, stored)) if each]
+    over = [each for each in (kl_over(subject.recipe, loss.kl or 0.0), bits_over(subject.recipe, stored)) if each]
     if over:
         detail["over_budget"] = over
-    return StageResult(NAME, not over, psnr(theirs, ours), snr_min(theirs, ours), None, detail)
+    return StageResult(NAME, not over, loss.psnr_db, loss.snr_min_db, None, detail)
+
+
+def _measure(subject: Subject) -> tuple[Loss, str]:
+    """The loss on the held-out texts, or on the tokens that were given, and what they are."""
+    windows, text = [subject.given_tokens or ()], "as given"
+    if subject.given_tokens is None:
+        windows, text = held_out_windows(
+            subject.weights, subject.recipe.model.vocab_size, subject.recipe.export.context
+        )
+    ours = logits_of_decoder(subject.recipe, subject.stored_weights)
+    theirs = logits_of_reference(subject.recipe, subject.weights)
+    done = 0
+
+    def note() -> None:
+        nonlocal done
+        done += 1
+        subject.progress(f"{NAME}: loss", done, len(windows))
+
+    return measure_loss(windows, ours, theirs, note), text
 
 
 def _tensors(subject: Subject, stored: Parameters) -> Iterator[dict[str, Any]]:
@@ -51,9 +66,3 @@ def _tensors(subject: Subject, stored: Parameters) -> Iterator[dict[str, Any]]:
     for done, row in enumerate(rows, 1):
         subject.progress(NAME, done, len(stored.shapes))
         yield {**row, "psnr_db": number(row["psnr_db"])}
-
-
-def perplexity(logits: Tensor, tokens: tuple[int, ...]) -> float:
-    """Of each token behind the first, by the logits (S, V) of those before it."""
-    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]))
-    return round(float(loss.exp()), 4)

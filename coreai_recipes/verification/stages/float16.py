@@ -23,7 +23,8 @@ from coreai_recipes.verification.ties import TIE_IN_FLOAT16, Tie, agreeing_with
 
 NAME = "package_float16"
 Mode = Precision | Literal["coreml"]
-AS_STORED = "our Decoder in float32 with the weights as stored"
+AS_STORED = "transformers in float32 with the weights as stored"
+OURS_AS_STORED = "our Decoder in float32 with the weights as stored, and the experts that the package took"
 FIRST = "hidden_0"
 ALLOWED_LOSS_DB = 3.0
 # How many decode steps are affordable: as many as multiply this often in all, and never fewer than FEWEST_STEPS.
@@ -52,12 +53,17 @@ def run(subject: Subject) -> StageResult:
     Where transformers' own float16 is not finite, it must be at least as near as transformers' own bfloat16, which has
     float32's end and three bits less: 18 dB below what float16 has where it holds a model.
     `strict` must not overflow either; its figures are stated. Compressed weights are another model's, whose loss is for
-    stage `compressed` to say: what float16 costs is then told from our Decoder in float32 with these same weights.
+    stage `compressed` to say: transformers, in float32 and in float16, is then given these same weights.
     """
     if subject.runtime == "coreml" and subject.recipe.export.outputs == "ids":
         return skip(NAME, "Core ML shows nothing inside, and the package gives ids")
-    theirs32 = subject.reference()
-    theirs16 = Reference(subject.recipe, subject.weights, torch.float16).run(subject.tokens.sequence)
+    ids, exchange = subject.tokens.sequence, subject.exchange() if subject.compresses else None
+
+    def theirs(dtype: torch.dtype) -> Tensor:
+        return Reference(subject.recipe, subject.weights, dtype, exchange).run(ids)
+
+    theirs32 = subject.reference() if exchange is None else theirs(torch.float32)
+    theirs16 = theirs(torch.float16)
     if subject.runtime == "coreml":
         runs = [run_package(subject, "coreml", plan(subject, MOST_STEPS))]
     else:
@@ -67,16 +73,17 @@ def run(subject: Subject) -> StageResult:
     floor = psnr(ref, theirs16[judged.rows]) - ALLOWED_LOSS_DB
     theirs_bfloat16 = None
     if not theirs16[judged.rows].isfinite().all():
-        theirs_bfloat16 = Reference(subject.recipe, subject.weights, torch.bfloat16).run(subject.tokens.sequence)
+        theirs_bfloat16 = theirs(torch.bfloat16)
         floor = psnr(ref, theirs_bfloat16[judged.rows])
     ties: list[str] = []
-    expected = _as_stored(subject, judged, ties) if subject.compresses else theirs32
+    of_ours = subject.compresses and bool(judged.experts)
+    expected = _as_stored(subject, judged, ties) if of_ours else theirs32
     ref = expected[judged.rows]
     found, lowest = psnr(ref, judged.logits), snr_min(ref, judged.logits)
     overflowed = [f"{name} ({r.mode})" for r in runs for name in r.overflowed]
     detail: dict[str, Any] = {
         "runtime": subject.runtime,
-        "compared_with": AS_STORED if subject.compresses else "transformers in float32",
+        "compared_with": _compared_with(subject, of_ours),
         judged.mode: _describe(judged, expected, judged.logits),
         "transformers_float16": _describe(judged, theirs32, theirs16[judged.rows]),
         "overflowed": overflowed[:10],
@@ -86,8 +93,8 @@ def run(subject: Subject) -> StageResult:
     if ties:
         detail["tied_experts"] = {"choices": len(ties), "within": TIE_IN_FLOAT16, "first": ties[:10]}
     for other in stated:
-        theirs = _describe(other, theirs32, theirs16[other.rows])
-        detail[other.mode] = {**_describe(other, expected, other.logits), "transformers_float16": theirs}
+        beside = _describe(other, theirs32, theirs16[other.rows])
+        detail[other.mode] = {**_describe(other, expected, other.logits), "transformers_float16": beside}
     if subject.runtime == "coreml":
         detail["compute_units"] = subject.recipe.export.compute_units
     if overflowed:
@@ -97,12 +104,16 @@ def run(subject: Subject) -> StageResult:
     return StageResult(NAME, found >= floor and not overflowed, found, lowest, floor, detail)
 
 
+def _compared_with(subject: Subject, of_ours: bool) -> str:
+    if not subject.compresses:
+        return "transformers in float32"
+    return OURS_AS_STORED if of_ours else AS_STORED
+
+
 def _as_stored(subject: Subject, judged: Run, ties: list[str]) -> Tensor:
     """Our Decoder's logits in float32 with the package's weights. Among experts that float16 cannot tell apart it takes
     those that the package took; `ties` are told of each."""
-    if not judged.experts:
-        return subject.as_stored()
-    decoder = StreamedDecoder(subject.recipe, subject.weights, stored=True)
+    decoder = StreamedDecoder(subject.recipe, subject.stored_weights)
 
     def agreeing(index: int) -> Agreeing:
         def note(tie: Tie) -> None:

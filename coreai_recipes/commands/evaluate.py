@@ -1,0 +1,37 @@
+"""`recipe evaluate`: perplexity and KL divergence of a bundle on a user's text."""
+
+from typing import Annotated
+
+import typer
+
+from coreai_recipes.commands.options import BundleArgument, CheckpointOption, JsonOption
+
+
+def evaluate(
+    bundle: BundleArgument,
+    texts: Annotated[
+        list[str], typer.Argument(metavar="TEXT...", help="Text files; `-` reads standard input.", show_default=False)
+    ],
+    checkpoint: CheckpointOption = None,
+    window: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Tokens of a window; 512, or the context where it is less.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Perplexity of a bundle on text files; with its checkpoint, KL divergence from transformers in float32 too."""
+    from coreai_recipes.bundle import Bundle
+    from coreai_recipes.commands import console
+    from coreai_recipes.commands.opening import find_bundle
+    from coreai_recipes.scoring.scoring import evaluate as score
+    from coreai_recipes.scoring.texts import read_texts
+
+    opened = Bundle.open(find_bundle(bundle))
+    read = read_texts(texts)
+    with console.progress_bar() as progress:
+        found = score(opened, read, checkpoint, window, progress)
+    if as_json:
+        console.print_json(found.to_json())
+        return
+    console.print_table(found.columns(), found.rows())
+    console.print_notes(found.lines())
+    print(f"weight.bin: {console.weights_in_words(found.weights)}")
