@@ -16,7 +16,10 @@ Schema = dict[str, Any]
 _PART = "Part"
 _BY_NAME = ("properties", "patternProperties")
 _INHERITS = {
-    Recipe.__name__: ("extends", "a recipe to start from: a path beside this file, or a built-in name"),
+    Recipe.__name__: (
+        "extends",
+        "the recipe to start from: a path relative to this file, or the name of a built-in recipe",
+    ),
     LayerKind.__name__: ("like", "the kind that this one starts from"),
 }
 

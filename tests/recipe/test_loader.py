@@ -34,7 +34,7 @@ export:
 def test_a_recipe_with_ten_mistakes_and_more_reports_each_with_its_place(refusal):
     assert refusal(TEN_MISTAKES) == [
         "r.yaml:2:7: name: `ten mistakes` is not a name\n"
-        "  what the bundle's folder is called; letters, digits, `.`, `_` and `-`",
+        "  the name of the bundle's folder; letters, digits, `.`, `_` and `-`",
         'r.yaml:5:15: model.vocab_size: "64" is not a whole number above 0\n'
         "  rows of the embedding table, with the padding that the checkpoint has",
         "r.yaml:6:16: model.hidden_size: 32.5 is not a whole number above 0\n  width of the residual stream",
@@ -155,7 +155,7 @@ def test_a_name_that_no_kind_can_have_is_marked_at_the_key(small, refusal):
 
 def test_missing_keys_are_marked_where_they_would_stand(refusal):
     assert refusal("# a comment\nrecipe: 1\nmodel:\n  hidden_size: 8\n") == [
-        "r.yaml:2:1: name: missing\n  what the bundle's folder is called; letters, digits, `.`, `_` and `-`",
+        "r.yaml:2:1: name: missing\n  the name of the bundle's folder; letters, digits, `.`, `_` and `-`",
         "r.yaml:2:1: reference: missing\n  the transformers model to equal; null when there is none",
         "r.yaml:2:1: weights: missing\n  where the checkpoint keeps its tensors",
         "r.yaml:2:1: export: missing\n  how the package is written",

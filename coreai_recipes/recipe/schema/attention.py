@@ -24,7 +24,7 @@ class RMSNorm(Spec):
     kind: Literal["rms"]
     eps: PositiveFloat = Field(description="added to the mean square (rms_norm_eps); Llama uses 1.0e-5")
     weight: Literal["w", "1+w", "none"] = Field(
-        default="w", description="how the stored weight enters; Gemma 2 and 3 use 1+w"
+        default="w", description="how the stored weight is applied; Gemma 2 and 3 use 1+w"
     )
 
 
@@ -33,8 +33,8 @@ class LayerNorm(Spec):
 
     kind: Literal["layer"]
     eps: PositiveFloat = Field(description="added to the variance (layer_norm_eps)")
-    weight: Literal["w", "1+w", "none"] = Field(default="w", description="how the stored weight enters")
-    bias: Flag = Field(default=True, description="whether a bias is added")
+    weight: Literal["w", "1+w", "none"] = Field(default="w", description="how the stored weight is applied")
+    bias: Flag = Field(default=True, description="add a bias")
 
 
 Norm = Annotated[RMSNorm | LayerNorm, Open("norm")]
@@ -44,18 +44,18 @@ class QKNorm(Spec):
     """Norm of queries and keys; what it does not say it takes from the model's norm."""
 
     over: Literal["head", "each_head", "width"] = Field(
-        description="`head`: over each head's dimensions, with weights that all heads share; `each_head`: with weights "
-        "of each head's own (StableLM, Cohere); `width`: over the whole projection (OLMo 2)"
+        description="what is normalized: `head`, each head, with weights that all heads share; `each_head`, each "
+        "head, with its own weights (StableLM, Cohere); `width`, the whole projection (OLMo 2)"
     )
-    norm: Norm | None = Field(default=None, description="the norm, when it is not the model's")
-    after_rotary: Flag = Field(default=False, description="whether it comes behind the rotary (Hunyuan)")
+    norm: Norm | None = Field(default=None, description="the norm, if it differs from the model's")
+    after_rotary: Flag = Field(default=False, description="apply it after the rotary (Hunyuan)")
 
 
 class Temperature(Spec):
     """Queries times 1 + beta * log(1 + floor(position / original_context)): longer texts get sharper scores."""
 
     beta: PositiveFloat = Field(description="how fast scores sharpen (llama_4_scaling_beta); Ministral 3 uses 0.1")
-    original_context: Positive = Field(description="positions that are left as they are")
+    original_context: Positive = Field(description="positions that are not scaled")
 
 
 class Alibi(Spec):
@@ -66,9 +66,9 @@ class Alibi(Spec):
     """
 
     max: PositiveFloat = Field(default=8.0, description="the last slope is 2^-max (alibi_bias_max)")
-    scaled: Flag = Field(default=False, description="the distance is scaled as the scores are (Falcon)")
+    scaled: Flag = Field(default=False, description="scale the distance like the scores (Falcon)")
     rounding: Literal["none", "bfloat16"] = Field(
-        default="none", description="of slopes, and of slopes times positions; Falcon takes them in bfloat16"
+        default="none", description="precision of slopes, and of slopes times positions; Falcon uses bfloat16"
     )
 
 
@@ -78,30 +78,29 @@ class Attention(Spec):
     num_heads: Heads = Field(description="query heads (num_attention_heads)")
     num_kv_heads: Heads = Field(description="key and value heads (num_key_value_heads); num_heads is a multiple of it")
     head_dim: HeadDim = Field(description="dimensions of one head")
-    bias: Literal["none", "qkv", "qkvo"] = Field(
-        default="none", description="which projections carry a bias; Qwen2 has qkv"
-    )
+    bias: Literal["none", "qkv", "qkvo"] = Field(default="none", description="projections with a bias; Qwen2 uses qkv")
     qk_norm: QKNorm | None = Field(default=None, description="norm of queries and keys; Qwen3 has {over: head}")
     v_norm: Flag = Field(default=False, description="RMS norm of each value head, without a weight (Gemma 4)")
     k_eq_v: Flag = Field(
         default=False,
         description="values are k_proj's output before its norm and rotary; there is no v_proj (Gemma 4's 26B and 31B)",
     )
-    scale: PositiveFloat | None = Field(default=None, description="factor of the scores; head_dim^-0.5 if unsaid")
+    scale: PositiveFloat | None = Field(default=None, description="factor of the scores; defaults to head_dim^-0.5")
     softcap: PositiveFloat | None = Field(
         default=None, description="scores become softcap * tanh(scores / softcap) (Gemma 2)"
     )
     clip: PositiveFloat | None = Field(
         default=None,
-        description="queries, keys and values are cut off at this magnitude before they turn (clip_qkv; OLMo, MPT)",
+        description="clamp queries, keys and values to this magnitude before the rotary (clip_qkv; OLMo, MPT)",
     )
-    temperature: Temperature | None = Field(default=None, description="queries grow with their position (Ministral 3)")
-    alibi: Alibi | None = Field(default=None, description="scores fall with distance (BLOOM, MPT)")
+    temperature: Temperature | None = Field(default=None, description="scale queries with their position (Ministral 3)")
+    alibi: Alibi | None = Field(default=None, description="scores that decrease with distance (BLOOM, MPT)")
     sinks: Flag = Field(
-        default=False, description="a learned logit of each head joins the softmax, and its weight is dropped (gpt-oss)"
+        default=False, description="add a learned logit per head to the softmax, and drop its weight (gpt-oss)"
     )
     shares_kv_with: KindName | None = Field(
-        default=None, description="read the cache of the last layer of that kind; own no k and v (Gemma 4)"
+        default=None,
+        description="read the cache of the last layer of this kind instead of computing keys and values (Gemma 4)",
     )
 
     @property
@@ -124,7 +123,7 @@ class SlidingAttention(Attention):
     """Query i sees keys j with 0 <= i - j < window."""
 
     kind: Literal["sliding"]
-    window: Positions = Field(description="how many positions a query sees, itself among them (sliding_window)")
+    window: Positions = Field(description="positions that a query sees, including its own (sliding_window)")
 
 
 class LatentAttention(Spec):
@@ -136,22 +135,24 @@ class LatentAttention(Spec):
 
     kind: Literal["latent"]
     num_heads: Heads = Field(description="query heads (num_attention_heads)")
-    num_kv_heads: Heads = Field(description="as many: each head has keys of its own (num_key_value_heads)")
-    nope_dim: HeadDim = Field(description="dimensions of a head that have no position (qk_nope_head_dim)")
-    rope_dim: HeadDim = Field(description="dimensions of a head that turn (qk_rope_head_dim)")
-    value_dim: HeadDim = Field(description="dimensions of a head's values (v_head_dim)")
+    num_kv_heads: Heads = Field(description="the same number: each head has its own keys (num_key_value_heads)")
+    nope_dim: HeadDim = Field(description="dimensions per head without a position (qk_nope_head_dim)")
+    rope_dim: HeadDim = Field(description="rotated dimensions per head (qk_rope_head_dim)")
+    value_dim: HeadDim = Field(description="dimensions of a value head (v_head_dim)")
     q_rank: HiddenSize | None = Field(
-        default=None, description="width of the row that queries are made of (q_lora_rank); unsaid, the hidden state"
+        default=None,
+        description="width of the latent vector of queries (q_lora_rank); without it, the hidden state is used",
     )
-    kv_rank: HiddenSize = Field(description="width of the row that keys and values are made of (kv_lora_rank)")
+    kv_rank: HiddenSize = Field(description="width of the latent vector of keys and values (kv_lora_rank)")
     latent_norm: Norm = Field(
-        default=RMSNorm(kind="rms", eps=1e-6), description="the norm of both rows; in transformers always this one"
+        default=RMSNorm(kind="rms", eps=1e-6),
+        description="the norm of both latent vectors; transformers always uses this one",
     )
     bias: Literal["none", "qkvo"] = Field(
-        default="none", description="whether what reads the hidden state, and o, carry a bias (attention_bias)"
+        default="none", description="add a bias to o and to the projections of the hidden state (attention_bias)"
     )
     scale: PositiveFloat | None = Field(
-        default=None, description="factor of the scores; (nope_dim + rope_dim)^-0.5 if unsaid"
+        default=None, description="factor of the scores; defaults to (nope_dim + rope_dim)^-0.5"
     )
 
     # what this attention never has

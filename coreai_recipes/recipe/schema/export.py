@@ -17,10 +17,10 @@ from coreai_recipes.recipe.schema.fields import (
 class Functions(Spec):
     """The functions of the package and how many tokens each takes at a call."""
 
-    prefill: Tokens = Field(default=64, description="tokens of a prompt taken at a call")
-    decode: One = Field(default=1, description="one token at a call")
+    prefill: Tokens = Field(default=64, description="prompt tokens per call")
+    decode: One = Field(default=1, description="one token per call")
     score: Tokens | None = Field(
-        default=None, description="tokens whose logits are all returned, for speculative decoding"
+        default=None, description="tokens per call, each with its logits, for speculative decoding"
     )
 
     @property
@@ -33,69 +33,74 @@ class Functions(Spec):
 class Export(Spec):
     """How the package is written."""
 
-    format: Literal["coreml"] = Field(default="coreml", description="the kind of package: Core ML's .mlpackage")
+    format: Literal["coreml"] = Field(default="coreml", description="the package format: Core ML's .mlpackage")
     target: Literal["iOS18"] = Field(
-        default="iOS18", description="the oldest system that runs the package: iOS 18, and so macOS 15"
+        default="iOS18", description="the oldest supported system: iOS 18, which is macOS 15"
     )
     compute_units: Literal["cpu_and_ne", "cpu_and_gpu", "cpu_only", "all"] = Field(
-        default="cpu_and_ne", description="the units that `recipe` asks Core ML for; an app asks for its own"
+        default="cpu_and_ne",
+        description="the compute units that `recipe` requests from Core ML; an app requests its own",
     )
     precision: Literal["float16"] = Field(default="float16", description="precision of weights, states and results")
     context: Annotated[int, Field(ge=2, le=sizes.MAX_CONTEXT, strict=True)] = Field(
-        description="positions a session can hold"
+        description="positions that a session can hold"
     )
-    functions: Functions = Field(default=Functions(), description="tokens that each function takes at a call")
+    functions: Functions = Field(default=Functions(), description="tokens per call of each function")
     states: Literal["packed", "per_kind"] = Field(
         default="packed",
-        description="`packed`: the keys and values of all kinds of one geometry lie in one state, each layer's side by "
-        "side; `per_kind`: two states for each kind",
+        description="`packed`: kinds of one geometry share one state for their keys and values; `per_kind`: each kind "
+        "has two states",
     )
     attention_layout: Literal["auto", "channels", "last"] = Field(
         default="auto",
-        description="where the keys of one query's scores lie: `last`, the axis that the engine pads to 64 bytes, or "
-        "`channels`, which may be more than 16,384 on every chip; auto is `last` up to a context of 16,384",
+        description="the axis of attention scores that holds the keys: `last`, which the engine pads to 64 bytes, or "
+        "`channels`, which may exceed 16,384 on every chip; `auto` is `last` up to a context of 16,384",
     )
     outputs: Literal["logits", "ids"] = Field(
         default="logits",
-        description="what a call gives of the next token: `logits`, or `ids`, the best token and its logit, for hosts "
-        "that never sample",
+        description="what a call returns for the next token: `logits`, or `ids`, the best token and its logit, for "
+        "hosts that never sample",
     )
     mlp_layout: Literal["row", "8x8"] = Field(
         default="row",
-        description="how the 64 tokens of a prefill lie in an MLP: in a row, or as 8 x 8, faster on M1 and A14",
+        description="the layout of the 64 tokens of a prefill in an MLP: a row, or 8 x 8, which is faster on M1 and "
+        "A14",
     )
     norm: Literal["rms", "mirrored"] = Field(
         default="rms",
-        description="how RMS norms are computed: in steps that cannot overflow, or as the layer norm of (x, -x), fewer "
-        "operations, whose squares overflow float16 from 256 on where the engine is no wider within",
+        description="how RMS norms are computed: `rms`, in steps that cannot overflow, or `mirrored`, as the layer "
+        "norm of (x, -x): fewer operations, but squares that overflow float16 from 256 on unless the "
+        "engine is wider inside",
     )
     fold: Flag = Field(
         default=True,
-        description="weights are permuted so that rotary pairs stand together: the same function, less of it turned",
+        description="permute weights so that the dimensions of rotary pairs are contiguous: the model stays the same, "
+        "and less of each head is rotated",
     )
     device: Chip | None = Field(
         default=None,
-        description="the chip that the package is for: an error by a rule of the engine that holds for it fails the "
-        "build (`recipe lint --device`)",
+        description="the chip that the package is for: the build fails on an error by a rule of that chip (`recipe "
+        "lint --device`)",
     )
     allow: dict[RuleId, Reason] = Field(
         default={},
-        description="errors by these rules that a build for the device lets pass, each with a reason that has a figure",
+        description="rules whose errors do not fail a build for the device, each with a reason that includes a figure",
     )
     residual_scale: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] | Literal["auto"] = Field(
         default=1.0,
-        description="a power of two by which the residual stream is scaled down, so that float16 and the engine hold "
-        "it; auto: what a verified build measures",
+        description="a power of two that scales the residual stream down to what float16 and the engine can hold; "
+        "`auto` is the value that a verified build measures",
     )
     mlp_scale: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] = Field(
         default=1.0,
-        description="a power of two by which what a gated MLP multiplies is scaled down, its last matrix, or the norm "
-        "behind it, undoing it, where float16 or the engine could not hold it: the same logits at no cost",
+        description="a power of two that scales down the product inside a gated MLP, where float16 or the engine "
+        "could not hold it; its last matrix, or the norm after it, undoes the scale: the same logits at "
+        "no cost",
     )
     head_scale: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] = Field(
         default=1.0,
-        description="a power of two by which what the norm before the head gives is scaled down, the logits undoing "
-        "it, where float16 or the engine could not hold it",
+        description="a power of two that scales down the output of the norm before the head, where float16 or the "
+        "engine could not hold it; the logits undo the scale",
     )
 
     @property

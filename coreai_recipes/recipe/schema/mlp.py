@@ -20,9 +20,11 @@ class GatedMLP(Spec):
     """down(activation(gate(x)) * up(x))."""
 
     kind: Literal["gated"]
-    activation: Activation = Field(description="of the gate (hidden_act); gelu_pytorch_tanh is gelu_tanh here")
+    activation: Activation = Field(
+        description="activation of the gate (hidden_act); gelu_pytorch_tanh is called gelu_tanh here"
+    )
     intermediate_size: IntermediateSize = Field(description="width between the projections")
-    bias: Flag = Field(default=False, description="whether the projections carry a bias")
+    bias: Flag = Field(default=False, description="add biases to the projections")
 
 
 class PlainMLP(Spec):
@@ -30,40 +32,41 @@ class PlainMLP(Spec):
 
     kind: Literal["plain"]
     activation: Activation | Literal["xielu"] = Field(
-        description="between the projections (hidden_act); gelu_new is gelu_tanh here, xielu has two learned scalars"
+        description="activation between the projections (hidden_act); gelu_new is called gelu_tanh here, xielu has "
+        "two learned scalars"
     )
     intermediate_size: IntermediateSize = Field(description="width between the projections")
-    bias: Flag = Field(default=False, description="whether the projections carry a bias")
+    bias: Flag = Field(default=False, description="add biases to the projections")
 
 
 class ExpertRouter(Spec):
     """Chooses a token's experts by scores of proj(x), and weighs each by its score."""
 
     score: Literal["softmax", "sigmoid"] = Field(
-        description="what makes scores of logits; softmax (Qwen, Mixtral) or sigmoid (DeepSeek V3, dots1, GLM-4 MoE)"
+        description="turns logits into scores: softmax (Qwen, Mixtral) or sigmoid (DeepSeek V3, dots1, GLM-4 MoE)"
     )
-    top: ExpertCount = Field(description="experts of each token (num_experts_per_tok)")
+    top: ExpertCount = Field(description="experts per token (num_experts_per_tok)")
     bias: Literal["none", "logits", "choice"] = Field(
         default="none",
-        description="`logits`: the projection's own (gpt-oss); `choice`: added to the scores by which experts are "
-        "chosen, not to those by which they are weighed (e_score_correction_bias; DeepSeek V3)",
+        description="where a bias is added: `logits`, to the router's output (gpt-oss); `choice`, to the scores that "
+        "choose experts, but not to those that weigh them (e_score_correction_bias; DeepSeek V3)",
     )
     groups: ExpertCount = Field(
-        default=1, description="into which experts are divided; experts are chosen from the best groups (n_group)"
+        default=1, description="groups of experts; a token's experts come from the best groups (n_group)"
     )
     top_groups: ExpertCount = Field(
-        default=1, description="groups with the largest sums of their two best scores (topk_group)"
+        default=1, description="groups to choose from, by the sum of their two best scores (topk_group)"
     )
-    renorm: Flag = Field(default=False, description="whether the weights of a token sum to one (norm_topk_prob)")
+    renorm: Flag = Field(default=False, description="normalize the weights of a token to sum to one (norm_topk_prob)")
     scale: PositiveFloat = Field(default=1.0, description="factor of the weights (routed_scaling_factor)")
 
 
 class SharedExpert(Spec):
     """A gated MLP that every token passes through, beside the experts that it chooses."""
 
-    intermediate_size: IntermediateSize = Field(description="width of one")
-    count: ExpertCount = Field(default=1, description="how many lie side by side in one MLP (n_shared_experts)")
-    gate: Flag = Field(default=False, description="whether its output is times sigmoid(gate(x)) (Qwen2 MoE)")
+    intermediate_size: IntermediateSize = Field(description="width of one expert")
+    count: ExpertCount = Field(default=1, description="number of experts, computed as one MLP (n_shared_experts)")
+    gate: Flag = Field(default=False, description="multiply its output by sigmoid(gate(x)) (Qwen2 MoE)")
 
     @property
     def width(self) -> int:
@@ -73,7 +76,7 @@ class SharedExpert(Spec):
 class Clamp(Spec):
     """min(g, limit) * sigmoid(alpha * min(g, limit)) * (clip(u, -limit, limit) + 1) for gate g and up u (gpt-oss)."""
 
-    limit: PositiveFloat = Field(description="where gate and up are cut off (swiglu_limit); gpt-oss uses 7")
+    limit: PositiveFloat = Field(description="limit to which gate and up are clamped (swiglu_limit); gpt-oss uses 7")
     alpha: PositiveFloat = Field(description="how steep the gate is (swiglu_alpha); gpt-oss uses 1.702")
 
 
@@ -81,16 +84,17 @@ class MixtureMLP(Spec):
     """A mixture of gated MLPs in place of one: each token passes through the few that its router chooses."""
 
     kind: Literal["moe"]
-    num_experts: ExpertCount = Field(description="experts of each layer (num_experts, num_local_experts)")
-    activation: Activation = Field(description="of each expert's gate (hidden_act)")
+    num_experts: ExpertCount = Field(description="experts per layer (num_experts, num_local_experts)")
+    activation: Activation = Field(description="activation of each expert's gate (hidden_act)")
     intermediate_size: IntermediateSize = Field(description="width of one expert (moe_intermediate_size)")
-    bias: Flag = Field(default=False, description="whether the experts' projections carry a bias (gpt-oss)")
-    clamp: Clamp | None = Field(default=None, description="a clamped gate in place of the activation (gpt-oss)")
+    bias: Flag = Field(default=False, description="add biases to the experts' projections (gpt-oss)")
+    clamp: Clamp | None = Field(default=None, description="a clamped gate instead of the activation (gpt-oss)")
     router: ExpertRouter = Field(description="how a token's experts are chosen and weighed")
-    shared: SharedExpert | None = Field(default=None, description="an MLP for every token beside the experts")
+    shared: SharedExpert | None = Field(default=None, description="an MLP beside the experts that takes every token")
     decode: Literal["gathered", "all"] = Field(
         default="gathered",
-        description="for one token, gather the weights of its experts, or compute all of them; several take all",
+        description="in a call of one token, gather the weights of its experts, or compute all experts; calls of "
+        "several tokens compute all",
     )
 
 
@@ -102,17 +106,18 @@ class Router(Spec):
     one, each times a learned scale of its expert (Gemma 4)."""
 
     kind: Literal["softmax"]
-    top: ExpertCount = Field(description="experts of each token (top_k_experts); Gemma 4 26B-A4B uses 8")
+    top: ExpertCount = Field(description="experts per token (top_k_experts); Gemma 4 26B-A4B uses 8")
 
 
 class Experts(Spec):
     """A mixture of experts beside the dense MLP, both on the same hidden state and each with norms of its own."""
 
-    num_experts: ExpertCount = Field(description="experts of each layer; Gemma 4 26B-A4B has 128")
+    num_experts: ExpertCount = Field(description="experts per layer; Gemma 4 26B-A4B has 128")
     intermediate_size: IntermediateSize = Field(description="width of one expert (moe_intermediate_size)")
-    activation: Literal["silu", "gelu_tanh"] = Field(description="of each expert's gate")
+    activation: Literal["silu", "gelu_tanh"] = Field(description="activation of each expert's gate")
     router: Router = Field(description="how a token's experts are chosen")
     decode: Literal["gathered", "all"] = Field(
         default="gathered",
-        description="for one token, gather the weights of its experts, or compute all of them; several take all",
+        description="in a call of one token, gather the weights of its experts, or compute all experts; calls of "
+        "several tokens compute all",
     )

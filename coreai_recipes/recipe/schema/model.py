@@ -38,13 +38,13 @@ Placement = Literal["pre", "post", "sandwich", "parallel", "parallel_two_norms",
 class LayerKind(Spec):
     """Layers of one kind differ in their weights only."""
 
-    attention: AttentionKind = Field(description="which positions a query sees, and the heads")
+    attention: AttentionKind = Field(description="the heads, and the positions that a query sees")
     rotary: Rotary = Field(description="which dimensions of queries and keys rotate, and how fast")
-    mlp: MLP = Field(description="the MLP, or the experts in its place")
+    mlp: MLP = Field(description="the MLP, or a mixture of experts instead")
     experts: Experts | None = Field(default=None, description="a mixture of experts beside the MLP (Gemma 4 26B-A4B)")
-    norm: Norm | None = Field(default=None, description="the norms of this kind, when they are not the model's")
+    norm: Norm | None = Field(default=None, description="the norms of this kind, if they differ from the model's")
     placement: Placement | None = Field(
-        default=None, description="where this kind's norms stand, when not where the model's do"
+        default=None, description="the placement of this kind's norms, if it differs from the model's"
     )
 
     @property
@@ -61,17 +61,17 @@ class LayerKind(Spec):
 class PerLayerEmbedding(Spec):
     """Gemma 4's per-layer embeddings: a second table of num_layers * size columns."""
 
-    size: Annotated[int, Field(gt=0, le=sizes.MAX_PER_LAYER, strict=True)] = Field(
-        description="columns that each layer takes of a row"
-    )
+    size: Annotated[int, Field(gt=0, le=sizes.MAX_PER_LAYER, strict=True)] = Field(description="columns per layer")
     vocab_size: Vocabulary = Field(description="rows of the second table")
-    activation: Literal["silu", "gelu_tanh"] = Field(default="gelu_tanh", description="of the gate in each layer")
+    activation: Literal["silu", "gelu_tanh"] = Field(
+        default="gelu_tanh", description="activation of the gate in each layer"
+    )
 
 
 class LearnedPositions(Spec):
     """A row for each position, added to the token's (GPT-2, OPT)."""
 
-    count: Positions = Field(description="positions that have a row; the context cannot be longer")
+    count: Positions = Field(description="number of learned positions; the context cannot be longer")
     offset: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
         default=0, description="rows before that of position 0; OPT has 2"
     )
@@ -86,24 +86,24 @@ class Embedding(Spec):
     per_layer: PerLayerEmbedding | None = Field(default=None, description="Gemma 4's second table")
     width: HiddenSize | None = Field(
         default=None,
-        description="columns of the table when not hidden_size: a projection leads in, and out again before the head "
+        description="columns of the table, if not hidden_size; projections lead in, and out again before the head "
         "(OPT-350m)",
     )
-    norm: Norm | None = Field(default=None, description="a norm of the first hidden state (BLOOM)")
+    norm: Norm | None = Field(default=None, description="a norm after the embedding (BLOOM)")
     positions: LearnedPositions | None = Field(default=None, description="learned positions (GPT-2, OPT)")
 
 
 class Head(Spec):
     """From the last hidden state to logits."""
 
-    tied: Flag = Field(description="whether the head is the embedding's table (tie_word_embeddings)")
-    bias: Flag = Field(default=False, description="whether logits have a bias (Phi)")
+    tied: Flag = Field(description="use the embedding table as the head (tie_word_embeddings)")
+    bias: Flag = Field(default=False, description="add a bias to the logits (Phi)")
     scale: PositiveFloat = Field(
         default=1.0, description="factor of the logits (Cohere's logit_scale, 1 / Granite's logits_scaling)"
     )
     softcap: PositiveFloat | None = Field(default=None, description="logits become softcap * tanh(logits / softcap)")
     norm: Norm | Literal["model", "none"] = Field(
-        default="model", description="the norm before the head, when it is not the model's; `none` where there is none"
+        default="model", description="the norm before the head, if it differs from the model's; `none` for no norm"
     )
 
 
@@ -111,36 +111,32 @@ class Repeat(Spec):
     """A pattern of kinds, repeated."""
 
     repeat: Annotated[int, Field(ge=1, le=sizes.MAX_LAYERS, strict=True)] = Field(
-        description="how often the pattern is stacked"
+        description="how often the pattern repeats"
     )
     of: Annotated[list[KindName], Field(min_length=1, max_length=sizes.MAX_LAYERS)] = Field(
-        description="kinds in the order of layers"
+        description="kinds, in the order of the layers"
     )
 
 
 class Stack(Spec):
     """Layers of several kinds, one on another: what a model and its draft have in common."""
 
-    vocab_size: Vocabulary = Field(description="rows of the embedding table, with the padding that the checkpoint has")
+    vocab_size: Vocabulary = Field(description="rows of the embedding table, including the checkpoint's padding")
     hidden_size: HiddenSize = Field(description="width of the residual stream")
-    norm: Norm = Field(description="the norm of every layer and of the end, unless a kind has its own")
+    norm: Norm = Field(description="the norm of every layer and before the head, unless set there")
     placement: Placement = Field(
         default="pre",
-        description="where the norms of a block f stand, attention and MLP; `pre`: x + f(norm(x)), `post`: "
-        "x + norm(f(x)), `sandwich`: x + norm(f(norm(x))), `add`: norm(x + f(x)); `parallel`: "
-        "x + attention(norm(x)) + mlp(norm(x)), and `parallel_two_norms` the same with a norm for each",
+        description="where the norms of a block f (attention or MLP) stand: `pre`, x + f(norm(x)); `post`, x + "
+        "norm(f(x)); `sandwich`, x + norm(f(norm(x))); `add`, norm(x + f(x)); `parallel`, x + "
+        "attention(norm(x)) + mlp(norm(x)); `parallel_two_norms`, the same with a norm for each",
     )
-    residual_multiplier: PositiveFloat = Field(
-        default=1.0, description="factor of what each block adds to the residual stream (Granite)"
-    )
-    layer_scalar: Flag = Field(
-        default=False, description="each layer's output is multiplied by a learned scalar (Gemma 4)"
-    )
+    residual_multiplier: PositiveFloat = Field(default=1.0, description="factor of each block's output (Granite)")
+    layer_scalar: Flag = Field(default=False, description="multiply each layer's output by a learned scalar (Gemma 4)")
     kinds: Annotated[dict[KindName, LayerKind], Field(min_length=1, max_length=sizes.MAX_KINDS)] = Field(
-        description="layers of one kind differ in their weights only"
+        description="layer kinds; layers of one kind differ only in their weights"
     )
     layers: Annotated[list[KindName | Repeat], Field(min_length=1, max_length=sizes.MAX_LAYERS)] = Field(
-        description="kinds from the first layer to the last; `{repeat: N, of: [kinds]}` stacks a pattern"
+        description="the kind of each layer, in order; `{repeat: N, of: [kinds]}` repeats a pattern"
     )
 
     @property

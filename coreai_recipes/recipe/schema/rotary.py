@@ -21,14 +21,14 @@ class LinearScaling(Spec):
     """Every frequency divided by `factor`."""
 
     kind: Literal["linear"]
-    factor: Factor = Field(description="by how much the context is stretched; Llama 3.2 uses 32")
+    factor: Factor = Field(description="factor by which the context is extended; Llama 3.2 uses 32")
 
 
 class Llama3Scaling(Spec):
     """Llama 3.1's: low frequencies divided by `factor`, high ones kept, a smooth passage between."""
 
     kind: Literal["llama3"]
-    factor: Factor = Field(description="by how much the context is stretched; Llama 3.2 uses 32")
+    factor: Factor = Field(description="factor by which the context is extended; Llama 3.2 uses 32")
     low_freq_factor: PositiveFloat = Field(
         description="wavelengths above original_context / low_freq_factor are divided; Llama 3 uses 1"
     )
@@ -43,7 +43,7 @@ class DynamicScaling(Spec):
     a cache ends there."""
 
     kind: Literal["dynamic"]
-    factor: Factor = Field(description="by how much the context is stretched, were it longer than the trained one")
+    factor: Factor = Field(description="factor by which a longer context would be extended")
     original_context: Positive = Field(
         description="the context the model was trained with (max_position_embeddings); export.context may not exceed it"
     )
@@ -53,7 +53,7 @@ class NTKScaling(Spec):
     """theta times alpha^(R / (R - 2)), whatever the length: HunYuan, where it is called `dynamic` with an `alpha`."""
 
     kind: Literal["ntk"]
-    alpha: Factor = Field(description="by how much theta is stretched; HunYuan uses 1000")
+    alpha: Factor = Field(description="factor by which theta is raised; HunYuan uses 1000")
 
 
 class YarnScaling(Spec):
@@ -61,19 +61,17 @@ class YarnScaling(Spec):
     times divided by `factor`, a ramp between; cos and sin are multiplied by an attention factor."""
 
     kind: Literal["yarn"]
-    factor: Factor = Field(description="by how much the context is stretched; gpt-oss uses 32, DeepSeek V3 40")
+    factor: Factor = Field(description="factor by which the context is extended; gpt-oss uses 32, DeepSeek V3 40")
     original_context: Positive = Field(description="the context the model was trained with before scaling")
-    beta_fast: PositiveFloat = Field(default=32.0, description="turns above which a pair is kept")
-    beta_slow: PositiveFloat = Field(default=1.0, description="turns below which a pair is divided")
-    truncate: Flag = Field(
-        default=True, description="whether the ramp begins and ends at whole pairs; not so in gpt-oss"
-    )
+    beta_fast: PositiveFloat = Field(default=32.0, description="rotations above which a pair is kept")
+    beta_slow: PositiveFloat = Field(default=1.0, description="rotations below which a pair is divided")
+    truncate: Flag = Field(default=True, description="start and end the ramp at whole pairs; gpt-oss does not")
     attention_factor: PositiveFloat | None = Field(
-        default=None, description="factor of cos and sin; made of factor and the mscales if unsaid"
+        default=None, description="factor of cos and sin; by default computed from factor and the mscales"
     )
-    mscale: PositiveFloat | None = Field(default=None, description="above the line of the attention factor (DeepSeek)")
+    mscale: PositiveFloat | None = Field(default=None, description="numerator of the attention factor (DeepSeek)")
     mscale_all_dim: PositiveFloat | None = Field(
-        default=None, description="below the line of the attention factor (DeepSeek)"
+        default=None, description="denominator of the attention factor (DeepSeek)"
     )
 
     @property
@@ -99,19 +97,19 @@ class LongRopeScaling(Spec):
 
     kind: Literal["longrope"]
     factor: PositiveFloat = Field(
-        description="by how much the context is stretched: max_position_embeddings / original_context; Phi-3 uses 32"
+        description="factor by which the context is extended: max_position_embeddings / original_context; Phi-3 uses 32"
     )
     original_context: Annotated[int, Field(ge=2, le=2**31 - 1, strict=True)] = Field(
-        description="the longest context for which the short factors serve; Phi-3 uses 4096"
+        description="the longest context that uses the short factors; Phi-3 uses 4096"
     )
     short_factor: Annotated[list[PositiveFloat], Field(min_length=1, max_length=4096)] = Field(
-        description="what divides each pair's frequency within the original context"
+        description="divisor of each pair's frequency within the original context"
     )
     long_factor: Annotated[list[PositiveFloat], Field(min_length=1, max_length=4096)] = Field(
-        description="what divides each pair's frequency when the context is longer"
+        description="divisor of each pair's frequency in a longer context"
     )
     attention_factor: PositiveFloat | None = Field(
-        default=None, description="factor of cos and sin; sqrt(1 + ln(factor) / ln(original_context)) if unsaid"
+        default=None, description="factor of cos and sin; defaults to sqrt(1 + ln(factor) / ln(original_context))"
     )
 
     @property
@@ -139,9 +137,7 @@ class TurningRotary(Spec):
     pairing: Literal["half", "interleaved"] = Field(
         default="half", description="`half` pairs (i, i + R/2), `interleaved` pairs (2i, 2i + 1)"
     )
-    scaling: Scaling | None = Field(
-        default=None, description="how frequencies are stretched beyond the trained context"
-    )
+    scaling: Scaling | None = Field(default=None, description="how frequencies change beyond the trained context")
     precision: Precision = Field(default="float32", description="precision of angles, cos and sin")
     lossy: Flag = Field(default=False, description="must be true to allow a precision below float32")
     product: Literal["model", "float32", "float32_rounded_angles"] = Field(
@@ -169,7 +165,7 @@ class ProportionalRotary(TurningRotary):
     factor: Share = Field(description="the share of the head that rotates; Gemma 4 uses 0.25")
     pairing: Literal["half"] = Field(default="half", description="pairs (i, i + head_dim/2)")
     scaling: Annotated[LinearScaling, Field()] | None = Field(
-        default=None, description="how frequencies are stretched beyond the trained context"
+        default=None, description="how frequencies change beyond the trained context"
     )
 
 

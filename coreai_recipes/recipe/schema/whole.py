@@ -30,7 +30,7 @@ class Centroids(Spec):
     """An ordered-embedding head: only tokens of the best `top` of `count` equal clusters get a logit of their own."""
 
     count: Vocabulary = Field(description="clusters of the vocabulary (num_centroids)")
-    top: Vocabulary = Field(description="clusters that are looked into (centroid_intermediate_top_k)")
+    top: Vocabulary = Field(description="clusters that are searched (centroid_intermediate_top_k)")
 
 
 class StoredFloat16(Spec):
@@ -53,10 +53,11 @@ class StoredPalette(Spec):
     """The number of one of 2^bits float16 values, which a group of channels shares: what the engine reads best."""
 
     kind: Literal["palettize"]
-    bits: Bits = Field(description="of each weight's number")
+    bits: Bits = Field(description="bits per weight")
     group: Group = Field(
         default=16,
-        description="channels that share a palette; the next smaller number that divides them, where it does not",
+        description="channels that share a palette; where it does not divide a matrix, the next smaller number that "
+        "does",
     )
 
 
@@ -67,10 +68,12 @@ class StorageRule(Spec):
     """Some matrices that are stored in another way than the default; what it does not say is as the default says."""
 
     match: Annotated[str, Field(min_length=1, max_length=200)] = Field(
-        description="their names, `*` for any characters: `layers.*.mlp.down`, `embedding`, `head`"
+        description="names of matrices, with `*` for any characters: `layers.*.mlp.down`, `embedding`, `head`"
     )
-    kind: Literal["float16", "int8", "palettize"] | None = Field(default=None, description="the way of storing")
-    bits: Bits | None = Field(default=None, description="of each weight's number, in palettes")
+    kind: Literal["float16", "int8", "palettize"] | None = Field(
+        default=None, description="how these matrices are stored"
+    )
+    bits: Bits | None = Field(default=None, description="bits per weight, for palettes")
     group: Group | None = Field(default=None, description="channels that share a palette")
 
     def over(self, default: Stored) -> Stored:
@@ -86,9 +89,12 @@ class StorageRule(Spec):
 class Budget(Spec):
     """What a build may take and lose; it fails when it does not keep to it."""
 
-    bits_per_weight: PositiveFloat | None = Field(default=None, description="of weight.bin, float16 vectors among them")
+    bits_per_weight: PositiveFloat | None = Field(
+        default=None, description="bits per weight in weight.bin, float16 vectors included"
+    )
     kl: PositiveFloat | None = Field(
-        default=None, description="nats, the mean that stage `compressed` measures against the checkpoint's weights"
+        default=None,
+        description="mean KL divergence in nats from the checkpoint's own weights, as stage `compressed` measures it",
     )
 
 
@@ -97,12 +103,12 @@ class Compress(Spec):
 
     default: Annotated[Stored, Field(discriminator="kind")] = Field(
         default=StoredFloat16(kind="float16"),
-        description="how every matrix is stored, the table among them; float16 unless said otherwise",
+        description="how every matrix is stored, the embedding table included; defaults to float16",
     )
     rules: Annotated[list[StorageRule], Field(max_length=sizes.MAX_RULES)] | None = Field(
-        default=None, description="matrices that are stored in another way; of several that match one, the last holds"
+        default=None, description="matrices to store in another way; if several rules match, the last one applies"
     )
-    budget: Budget | None = Field(default=None, description="how many bits and how much loss are allowed")
+    budget: Budget | None = Field(default=None, description="limits on size and loss; a build that exceeds one fails")
 
 
 class Reference(Spec):
@@ -110,7 +116,7 @@ class Reference(Spec):
 
     model_type: Name = Field(description="its model_type in transformers")
     checkpoint: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="where the weights come from when the user names no other place"
+        default=None, description="the checkpoint to use unless `--checkpoint` names another"
     )
 
 
@@ -131,9 +137,9 @@ class Draft(Stack):
     centroids: Centroids | None = Field(default=None, description="an ordered-embedding head (use_ordered_embeddings)")
     steps: Annotated[int, Field(ge=1, strict=True)] = Field(
         default=1,
-        description="tokens that one call drafts; of more than 1 the package gives ids alone",
+        description="tokens drafted per call; if more than 1, the package returns only ids",
     )
-    weights: Weights = Field(description="where the draft's checkpoint keeps its tensors")
+    weights: Weights = Field(description="the tensor names of the draft's checkpoint")
 
 
 class Recipe(Spec):
@@ -142,12 +148,14 @@ class Recipe(Spec):
     VERSION: ClassVar[int] = 1
 
     recipe: One = Field(description="version of the recipe language")
-    name: Name = Field(description="what the bundle's folder is called; letters, digits, `.`, `_` and `-`")
-    reference: Reference | None = Field(description="the transformers model to equal; null when there is none")
+    name: Name = Field(description="the name of the bundle's folder; letters, digits, `.`, `_` and `-`")
+    reference: Reference | None = Field(
+        description="the transformers model that this one must equal; null if there is none"
+    )
     model: Model = Field(description="the architecture")
     draft: Draft | None = Field(default=None, description="a model that drafts for this one, built as function `draft`")
-    weights: Weights = Field(description="where the checkpoint keeps its tensors")
-    compress: Compress | None = Field(default=None, description="how weights are stored; float16 unless said otherwise")
+    weights: Weights = Field(description="the tensor names of the checkpoint")
+    compress: Compress | None = Field(default=None, description="how weights are stored; defaults to float16")
     export: Export = Field(description="how the package is written")
 
     @property
