@@ -12,7 +12,7 @@ from family_configs import DRAFT_TARGET as TARGET
 from family_configs import all_configs, assistant
 
 from coreai_recipes import build_decoder, load_recipe
-from coreai_recipes.decoder.draft import build_draft
+from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.filling import checkpoint_shapes
 from coreai_recipes.errors import CheckpointError, UserError
 from coreai_recipes.planning.authoring import compare, family_rows, new_recipe
@@ -240,7 +240,7 @@ def save_zeros(folder: Path, config: dict[str, Any], module: Any, names: str) ->
 def test_a_draft_goes_into_the_recipe_of_its_target(tmp_path: Path) -> None:
     recipe = with_draft(recipe_from_config(TARGET, "target").recipe, assistant())
     target = save_zeros(tmp_path / "target", TARGET, build_decoder(recipe), "gemma4")
-    draft = save_zeros(tmp_path / "draft", assistant(), build_draft(recipe), "gemma4_assistant")
+    draft = save_zeros(tmp_path / "draft", assistant(), Draft.build(recipe), "gemma4_assistant")
     new = new_recipe(target, draft=draft)
     assert new.recipe == recipe
     path = tmp_path / "new.yaml"

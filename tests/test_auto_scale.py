@@ -14,7 +14,7 @@ from torch import Tensor
 from coreai_recipes.bundle import Bundle, build
 from coreai_recipes.bundle.scaling import start_scale
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
-from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate import Program
@@ -71,7 +71,7 @@ def test_what_is_said_to_grow_with_the_scale_does_and_no_other_product_or_diviso
     for each in (1.0, scale):
         changed, package = asking(recipe, each), tmp_path / f"{each}.mlpackage"
         decoder = build_decoder(changed, exported_form(changed))
-        export_package(decoder, bind_decoder(decoder, checkpoint), package, fragments)
+        export_package([decoder], bind_weights(decoder, checkpoint), package, fragments)
         values = seen.setdefault(each, {})
 
         def watch(name: str, value: Tensor, operation: str, values: dict[str, Any] = values) -> None:

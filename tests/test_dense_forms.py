@@ -7,7 +7,7 @@ import torch
 from family_configs import all_configs
 from figures import psnr
 
-from coreai_recipes.decoder.filling import bind_decoder, fill_from
+from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.primitives.layer import PLAIN, Form
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
@@ -42,7 +42,7 @@ def read(name: str) -> Recipe:
 
 def logits(recipe: Recipe, form: Form) -> torch.Tensor:
     decoder = build_decoder(recipe, form)
-    fill_from(decoder, bind_decoder(decoder, RandomCheckpoint(recipe)))
+    fill_from(decoder, bind_weights(decoder, RandomCheckpoint(recipe)))
     ids = torch.randint(0, recipe.model.vocab_size, (1, 40), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         return decoder(ids)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from coreai_recipes.checkpoint import open_checkpoint
 from coreai_recipes.decoder import draft as draft_module
-from coreai_recipes.decoder.draft import build_draft
-from coreai_recipes.decoder.filling import bind_draft, fill_from
+from coreai_recipes.decoder.draft import Draft
+from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.primitives.cache import draft_mask
 from coreai_recipes.running import speculation
@@ -56,8 +56,8 @@ class Models:
             noise = torch.randn(table.shape, generator=torch.Generator().manual_seed(5))
             table.copy_(self.target.model.embed_tokens.weight @ reads_token.T + 0.2 * noise)
         self.draft.save_pretrained(folder)
-        drafter = build_draft(self.recipe)
-        fill_from(drafter, bind_draft(drafter, open_checkpoint(folder)))
+        drafter = Draft.build(self.recipe)
+        fill_from(drafter, bind_weights(drafter, open_checkpoint(folder)))
         self.ours = OfTorch(pair.decoder(), drafter)
 
     @cache  # noqa: B019

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models
 
 from coreai_recipes import build, verify
 from coreai_recipes.checkpoint import open_checkpoint
-from coreai_recipes.decoder.draft import build_draft
-from coreai_recipes.decoder.filling import bind_decoder, bind_draft, left_out
+from coreai_recipes.decoder.draft import Draft
+from coreai_recipes.decoder.filling import bind_weights, left_out
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.schema import Recipe
@@ -71,7 +71,7 @@ def test_a_tensor_of_the_text_part_that_the_recipe_lacks_is_not_left_out(wrapped
     stray = "model.language_model.layers.0.self_attn.gate.weight"
     save_file({**tensors, stray: torch.ones(3)}, folder / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
-        bind_decoder(build_decoder(recipe), open_checkpoint(folder))
+        bind_weights(build_decoder(recipe), open_checkpoint(folder))
     assert caught.value.problems == (
         f"checkpoint {folder}: {stray} (3,) is extra: the weight names `gemma4` do not know it",
     )
@@ -86,7 +86,7 @@ def test_keys_and_values_that_no_layer_computes_are_left_out(tmp_path: Path) -> 
         unused[f"model.layers.4.self_attn.{name}.weight"] = tensors[f"model.layers.0.self_attn.{name}.weight"].clone()
     save_file({**tensors, **unused}, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path)
-    bindings = bind_decoder(build_decoder(pair.recipe), checkpoint)
+    bindings = bind_weights(build_decoder(pair.recipe), checkpoint)
     assert left_out(bindings, checkpoint) == [
         f"1 tensor of model.layers.*.self_attn.{name}" for name in ("k_norm", "k_proj", "v_proj")
     ]
@@ -102,15 +102,15 @@ def test_a_draft_of_another_hidden_size_is_refused_with_both_numbers(tmp_path: P
     recipe, draft = gemma4_draft(gemma4())
     draft.save_pretrained(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
-    bind_draft(build_draft(recipe), checkpoint)
+    bind_weights(Draft.build(recipe), checkpoint)
     wide = gemma4(hidden_size=52).recipe
     other = Recipe.model_validate(wide.model_dump() | {"draft": recipe.draft and recipe.draft.model_dump()})
     with pytest.raises(CheckpointError) as caught:
-        bind_draft(build_draft(other), checkpoint)
+        bind_weights(Draft.build(other), checkpoint)
     assert caught.value.problems == (
         f"checkpoint {tmp_path}: post_projection.weight is (48, 36), the recipe needs (52, 36)",
         f"checkpoint {tmp_path}: pre_projection.weight is (36, 96), the recipe needs (36, 104)",
     )
     with pytest.raises(CheckpointError) as caught:
-        bind_draft(build_draft(changed_draft(recipe, hidden_size=40)), checkpoint)
+        bind_weights(Draft.build(changed_draft(recipe, hidden_size=40)), checkpoint)
     assert f"checkpoint {tmp_path}: pre_projection.weight is (36, 96), the recipe needs (40, 96)" in str(caught.value)

@@ -14,7 +14,7 @@ from family_configs import all_configs, decoders
 from figures import psnr
 from pydantic import ValidationError
 
-from coreai_recipes.decoder.filling import bind_decoder, fill_from
+from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder, build_decoder
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.paths import get_path, set_path
@@ -74,7 +74,7 @@ def mutate(recipe: Recipe, path: str, value: Any) -> Recipe:
 
 def filled(recipe: Recipe, checkpoint: RandomCheckpoint) -> Decoder:
     decoder = build_decoder(recipe)
-    fill_from(decoder, bind_decoder(decoder, checkpoint))
+    fill_from(decoder, bind_weights(decoder, checkpoint))
     return decoder
 
 

@@ -11,7 +11,7 @@ from figures import psnr
 from torch import Tensor
 
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
-from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import build_decoder, exported_form, fill
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
@@ -125,7 +125,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], tupl
         package = folder / f"{scale:g}" / "model.mlpackage"
         if not package.exists():
             decoder = build_decoder(recipe, exported_form(recipe))
-            export_package(decoder, bind_decoder(decoder, checkpoint), package, fragments)
+            export_package([decoder], bind_weights(decoder, checkpoint), package, fragments)
         return recipe, checkpoint, package
 
     return export

@@ -88,11 +88,11 @@ def test_a_tables_cells_and_headings_are_words_and_not_markup(tmp_path: Path, mo
 def test_what_a_plugin_prints_while_a_bar_is_drawn_is_escaped(tmp_path: Path) -> None:
     printing = f"""
 import coreai_recipes.decoder.filling as filling
-bind = filling.bind_decoder
+bind = filling.bind_weights
 def bind_and_print(*arguments):
     print({TITLE!r})
     return bind(*arguments)
-filling.bind_decoder = bind_and_print
+filling.bind_weights = bind_and_print
 """
     build = ("build", "tiny-llama", "--checkpoint", TINY, "--no-verify", "--out", tmp_path)
     status, got = run_on_terminal(*build, before=printing)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from coreai_recipes.checkpoint.base import EITHER_TIES, stated_flag
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
-from coreai_recipes.decoder.filling import bind_decoder, fill_from
+from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.planning.authoring import new_recipe
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_the_whole_fills_the_text_part_and_verifies_it(
     recipe = new_recipe(tmp_path).recipe
     checkpoint = SafetensorsCheckpoint(tmp_path)
     decoder = build_decoder(recipe)
-    fill_from(decoder, bind_decoder(decoder, checkpoint))
+    fill_from(decoder, bind_weights(decoder, checkpoint))
     ids = torch.arange(3, 80)[None]
     with torch.inference_mode():
         theirs = whole(input_ids=ids).logits

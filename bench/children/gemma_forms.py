@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from coreai_recipes import load_recipe
-from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.front import Front, Sharing
 from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.evaluate import Program
@@ -57,7 +57,8 @@ def export(form: str, folder: Path, recipe: str, overrides: list[str]) -> Path:
     decoder = build_decoder(loaded, exported_form(loaded))
     package = folder / form.replace(" ", "_") / "model.mlpackage"
     package.parent.mkdir()
-    arguments = (decoder, bind_decoder(decoder, RandomCheckpoint(loaded)), package, FragmentCache(folder / "fragments"))
+    bindings = bind_weights(decoder, RandomCheckpoint(loaded))
+    arguments = ([decoder], bindings, package, FragmentCache(folder / "fragments"))
     if alone:
         export_package(*arguments)
     else:

@@ -18,6 +18,7 @@ from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
 from coreai_recipes.recipe.compress_rules import check_bits
+from coreai_recipes.recipe.schema import DRAFT, MODEL
 from coreai_recipes.staging import check_place, staged_folder
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def build(
         _hold_storage_rules(recipe, resolved)  # they may name the draft's matrices, which its config describes
     recipe, measures, why_one = start_scale(recipe, verified)
     notes = tuple(each for each in (note, why_one) if each)
-    composed = compose(recipe, source, draft_source)
+    sources = {MODEL: source} if draft_source is None else {MODEL: source, DRAFT: draft_source}
+    composed = compose(recipe, sources)
     source.check_tokenizer(recipe.model.vocab_size)
     with staged_folder(target) as folder:
         cache = FragmentCache(default_root() if cached else None)
@@ -108,14 +110,14 @@ def build(
             notes += (
                 "no end token: the checkpoint names none, so an answer ends at --max-tokens or the context's end",
             )
-        stored = stored_parameters(composed.decoder, composed.drafter)
+        stored = stored_parameters(composed.stacks)
         over = bits_over(recipe, stored)
         if over is not None:
             raise OverBudget(over)
-        _check_space(folder, target.parent, stored.bytes + raw_tables(composed.decoder).bytes)
+        _check_space(folder, target.parent, stored.bytes + raw_tables(composed.stacks).bytes)
 
         def write(recipe: Recipe) -> Written:
-            modules = composed if recipe is composed.recipe else compose(recipe, source, draft_source)
+            modules = composed if recipe is composed.recipe else compose(recipe, sources)
             return write_package(modules, folder / PACKAGE, cache, progress)
 
         written = write_first(composed, write, measures)
@@ -200,10 +202,9 @@ def _origin_of(source: "Checkpoint", digests: dict[str, str]) -> dict[str, Any]:
 
 def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[int], folder: Path) -> dict[str, Any]:
     """What a host needs. Nothing in it depends on when or where it was built."""
-    recipe, decoder = written.composed.recipe, written.composed.decoder
-    exported, costs = written.exported, written.costs
+    recipe, exported, costs = written.composed.recipe, written.exported, written.costs
     queries, pieces = recipe.export.functions.queries, Pieces(recipe.model.vocab_size)
-    from coreai_recipes.decoder.states import states_of
+    from coreai_recipes.decoder.states import state_specs, states_of
     from coreai_recipes.planning.contract import steps_of
     from coreai_recipes.storage.compression import FLOAT16
     from coreai_recipes.tokenizer.tokens import TOKENS
@@ -228,7 +229,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
                 for spec in state.kinds
             },
         }
-        for name, state in states_of(decoder.front.states).items()
+        for name, state in states_of(state_specs(recipe)).items()
     }
     tables = [
         {

@@ -1,14 +1,16 @@
 """A recipe's package written into a bundle's folder: modules, bindings, export. It may be written again."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coreai_recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
+    from coreai_recipes.decoder.stack import StackModule
     from coreai_recipes.export.cache import FragmentCache
     from coreai_recipes.export.exporter import Exported, Progress
     from coreai_recipes.lint.reading import Subject
@@ -24,8 +26,7 @@ class Composed:
     """The modules of a recipe in the form that is exported, and the tensors that fill them. Nothing is read yet."""
 
     recipe: Recipe
-    decoder: Any
-    drafter: Any
+    stacks: "tuple[StackModule, ...]"
     bindings: "dict[str, Binding]"
 
 
@@ -40,19 +41,17 @@ class Written:
     opened: "Subject"
 
 
-def compose(recipe: Recipe, source: "Checkpoint", draft_source: "Checkpoint | None") -> Composed:
-    """The modules of `recipe`. Raises CheckpointError where a checkpoint does not fit them."""
-    from coreai_recipes.decoder.draft import build_draft
-    from coreai_recipes.decoder.filling import bind_decoder, bind_draft
-    from coreai_recipes.decoder.model import build_decoder, exported_form
+def compose(recipe: Recipe, sources: "Mapping[str, Checkpoint]") -> Composed:
+    """The modules of `recipe`, and what fills them of its stacks' checkpoints.
 
-    form = exported_form(recipe)
-    decoder = build_decoder(recipe, form)
-    bindings = bind_decoder(decoder, source)
-    drafter = build_draft(recipe, form) if draft_source else None
-    if drafter is not None and draft_source is not None:
-        bindings |= {f"draft.{name}": binding for name, binding in bind_draft(drafter, draft_source).items()}
-    return Composed(recipe, decoder, drafter, bindings)
+    Raises CheckpointError where one does not fit.
+    """
+    from coreai_recipes.decoder.filling import bind_stacks
+    from coreai_recipes.decoder.model import exported_form
+    from coreai_recipes.decoder.stacks import build_stacks
+
+    stacks = build_stacks(recipe, exported_form(recipe))
+    return Composed(recipe, stacks, bind_stacks(stacks, sources))
 
 
 def write_package(composed: Composed, package: Path, cache: "FragmentCache", progress: "Progress | None") -> Written:
@@ -63,7 +62,7 @@ def write_package(composed: Composed, package: Path, cache: "FragmentCache", pro
 
     if package.exists():
         shutil.rmtree(package)
-        for name in composed.decoder.tables:
+        for name in [name for stack in composed.stacks for name in stack.tables]:
             (package.parent / table_file(name)).unlink(missing_ok=True)
     costs: Costs = {}
     opened: list[Subject] = []
@@ -73,12 +72,11 @@ def write_package(composed: Composed, package: Path, cache: "FragmentCache", pro
         opened.append(open_package(written))
 
     exported = export_package(
-        composed.decoder,
+        composed.stacks,
         composed.bindings,
         package,
         cache,
         progress,
-        composed.drafter,
         on_program=look,
     )
     return Written(composed, exported, costs, opened[0])

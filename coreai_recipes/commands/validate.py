@@ -58,12 +58,12 @@ def validate(
 def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
     """What `build` would decide against the recipe's word; UserError where a tensor does not fit."""
     from coreai_recipes.checkpoint.open import open_headers
-    from coreai_recipes.decoder.filling import bind_decoder, settle_head
+    from coreai_recipes.decoder.filling import bind_weights, settle_head
     from coreai_recipes.decoder.model import build_decoder
     from coreai_recipes.recipe.importing.assembling import left_out
 
     source = open_headers(checkpoint)
     recipe, note = settle_head(recipe, source)
-    bind_decoder(build_decoder(recipe), source)
+    bind_weights(build_decoder(recipe), source)
     source.check_tokenizer(recipe.model.vocab_size)
     return [*left_out(source.config), *((note,) if note else ())]

@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.states import StateSpec, state_specs
 from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, draft_mask
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.layer_inputs import LayerInputs
-from coreai_recipes.primitives.norm import build_norm, mirror_norms
+from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
+from coreai_recipes.recipe.schema import DRAFT, Recipe
 from coreai_recipes.recipe.schema import Draft as DraftSpec
-from coreai_recipes.recipe.schema import Recipe
 
-DRAFT = "draft"  # the function of a package that it becomes
 ORDERING = "clusters.ordering"  # the tokens of its clusters: whole numbers, not a weight
 
 
@@ -35,22 +35,19 @@ def step_names(steps: int) -> list[tuple[str, str]]:
     return list(zip(logits, [*(f"step_{step}_hidden" for step in range(steps - 1)), "hidden"], strict=True))
 
 
-class Draft(nn.Module):
-    """The draft of `recipe`. Parameters are on the meta device until filled.
+class Draft(StackModule):
+    """The draft of `recipe`, which becomes the function of its key.
 
     The target's embedding is its own affair: `forward` is given what it makes of the token.
     """
 
     def __init__(self, recipe: Recipe, form: Form = PLAIN) -> None:
-        super().__init__()
-        if recipe.draft is None:
-            raise ValueError(f"{recipe.name} has no draft")
-        spec = recipe.draft
-        self.recipe, self.spec, self.form = recipe, spec, form
+        # what is scaled is the target's residual stream: this one stays as it is
+        super().__init__(recipe, DRAFT, Form(folded=form.folded, mirrored=form.mirrored))
+        self.spec = spec = cast(DraftSpec, recipe.draft)
         target_size = recipe.model.hidden_size
         self.pre_projection = Projection(2 * target_size, spec.hidden_size)
-        # what is scaled is the target's residual stream: this one stays as it is
-        self.layers = nn.ModuleList(Layer(spec, name, form=Form(folded=form.folded)) for name in spec.layer_kinds)
+        self.layers = nn.ModuleList(Layer(spec, name, form=self.form) for name in spec.layer_kinds)
         self.rotaries = nn.ModuleDict(
             {
                 name: build_rotary(kind.rotary, kind.attention.rotary_dim, form.folded, recipe.export.context)
@@ -61,10 +58,8 @@ class Draft(nn.Module):
         self.post_projection = Projection(spec.hidden_size, target_size)
         self.head = primitive("head", "linear")(spec.vocab_size, spec.hidden_size, False, None)
         self.clusters = Clusters(spec) if spec.centroids else None
-
-    @property
-    def stack(self) -> list[Layer]:
-        return cast(list[Layer], list(self.layers))
+        # a head whose rows are gathered needs no others than the tokens'
+        self.of_tokens, self.whole_numbers = (("head.weight",), ()) if self.clusters is None else ((), (ORDERING,))
 
     def owner(self, kind: str) -> str:
         """The kind of the target whose cache the draft's layers of `kind` read."""
@@ -159,12 +154,3 @@ class Clusters(nn.Module):
         logits = torch.matmul(rows, x.flatten(2).squeeze(0)).flatten()  # (tokens,)
         others = (logits.amin(0, keepdim=True) - 1).expand(shape[0] * shape[1])
         return others.scatter(0, tokens, logits).view(1, *shape)
-
-
-def build_draft(recipe: Recipe, form: Form = PLAIN) -> Draft:
-    """The recipe's draft on the meta device."""
-    with torch.device("meta"):
-        draft = Draft(recipe, form).eval()
-    if form.mirrored:
-        mirror_norms(draft)
-    return draft

@@ -1,19 +1,19 @@
-"""A decoder's parameters and the checkpoint's tensors that fill them: where a model meets its weights."""
+"""The parameters of a stack and the checkpoint's tensors that fill them: where a model meets its weights."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint, stated_flag
-from coreai_recipes.decoder.draft import ORDERING, Draft
-from coreai_recipes.decoder.model import Decoder, fill
+from coreai_recipes.decoder.model import fill
+from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.primitives.head import Head
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.weights.binding import Binding, ParameterInfo, bind
-from coreai_recipes.weights.folding import draft_stored_as, stored_as
+from coreai_recipes.weights.folding import stored_as
 from coreai_recipes.weights.tying import judge_head
 
 
@@ -70,37 +70,29 @@ def _with_tie(recipe: Recipe, tied: bool) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"head": head})})
 
 
-def bind_decoder(decoder: Decoder, checkpoint: Checkpoint) -> dict[str, Binding]:
-    """Where each parameter of `decoder` is read from. Raises CheckpointError with every tensor that does not fit."""
-    model = decoder.recipe.model
+def bind_weights(stack: StackModule, checkpoint: Checkpoint) -> dict[str, Binding]:
+    """Where each parameter of `stack` is read from. Raises CheckpointError with every tensor that does not fit."""
+    said = stack.of.layers
     wanted = {}
-    for name, shape in checkpoint_shapes(decoder).items():
-        kind = model.layer_kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
-        kv_heads = model.kinds[kind].attention.num_kv_heads if kind else 1
-        wanted[name] = ParameterInfo(shape, kind, stored_as(decoder.recipe, name, decoder.form), kv_heads=kv_heads)
-    return bind(wanted, decoder.recipe.weights.names, checkpoint, unused=_unused(decoder))
+    for name, shape in checkpoint_shapes(stack).items():
+        kind = said.layer_kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
+        kv_heads = said.kinds[kind].attention.num_kv_heads if kind else 1
+        rewrite = stored_as(stack.recipe, name, stack.form, stack.of.key)
+        wanted[name] = ParameterInfo(shape, kind, rewrite, name in stack.whole_numbers, kv_heads)
+    return bind(wanted, stack.of.weights.names, checkpoint, unused=stack.unused())
 
 
-def bind_draft(draft: Draft, checkpoint: Checkpoint) -> dict[str, Binding]:
-    """As `bind_decoder`, for a draft and the checkpoint of its own."""
-    kinds = draft.spec.layer_kinds
-    wanted = {}
-    for name, shape in checkpoint_shapes(draft).items():
-        kind = kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
-        rewrite = draft_stored_as(draft.recipe, name, draft.form)
-        wanted[name] = ParameterInfo(shape, kind, rewrite, is_integer=name.endswith(ORDERING))
-    return bind(wanted, draft.spec.weights.names, checkpoint)
+def bind_stacks(stacks: Iterable[StackModule], sources: Mapping[str, Checkpoint]) -> dict[str, Binding]:
+    """As `bind_weights`, of all that have a checkpoint in `sources`, by their names in a package."""
+    return {
+        stack.of.prefix + name: binding
+        for stack in stacks
+        if stack.of.key in sources
+        for name, binding in bind_weights(stack, sources[stack.of.key]).items()
+    }
 
 
-def _unused(decoder: Decoder) -> Iterator[str]:
-    """The keys and values that layers which share a cache do not compute, though checkpoints may hold their weights."""
-    for index, kind in enumerate(decoder.recipe.model.layer_kinds):
-        if decoder.front.shares(kind):
-            for part in ("k", "v", "k_norm", "v_norm"):
-                yield from (f"layers.{index}.attention.{part}.{leaf}" for leaf in ("weight", "bias"))
-
-
-def checkpoint_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+def checkpoint_shapes(module: StackModule) -> dict[str, tuple[int, ...]]:
     """The shape that a checkpoint has of each parameter: matrices without the 1 x 1 of a convolution, vectors flat."""
     shapes = {}
     for name, parameter in module.named_parameters():
@@ -109,7 +101,7 @@ def checkpoint_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
         is_matrix = isinstance(owner, Projection | Head) or getattr(owner, "rows", None) is not None
         if is_matrix and len(shape) == 4:
             shape = shape[:2]
-        elif name.endswith(ORDERING) or (len(shape) > 2 and parameter.numel() == max(shape)):
+        elif name in module.whole_numbers or (len(shape) > 2 and parameter.numel() == max(shape)):
             shape = (parameter.numel(),)
         shapes[name] = shape
     return shapes

@@ -4,7 +4,7 @@ The Decoder is what is compared with transformers, and its very modules are what
 package's own form: one sequence, channels first (1, C, 1, S), states that are read and written by position.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -12,21 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreai_recipes.decoder.front import CallShape, Front
+from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.states import states_of
 from coreai_recipes.primitives.cache import Cache, NoCache
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.layer_inputs import LayerInputs
-from coreai_recipes.primitives.norm import build_norm, mirror_norms
+from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.per_layer import PerLayerInput, slice_of
 from coreai_recipes.primitives.registry import primitive
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import MODEL, Recipe
 
 ReadParameter = Callable[[str], Tensor]
 PER_LAYER_TABLE = "per_layer_table.weight"
 PER_LAYER_ROWS = "per_layer"  # the input of a package that takes the table's rows, which the host looks up
 
 
-class Decoder(nn.Module):
+class Decoder(StackModule):
     """A decoder language model, built from a recipe. Parameters are on the meta device until filled.
 
     Its `form` is the reference's own, or the one that is exported: `filling` rewrites the weights to match. Its states
@@ -35,10 +36,10 @@ class Decoder(nn.Module):
     """
 
     def __init__(self, recipe: Recipe, form: Form = PLAIN, positions: int | None = None) -> None:
-        super().__init__()
+        super().__init__(recipe, MODEL, form)
         model, scale = recipe.model, form.residual_scale
         per_layer = model.embedding.per_layer
-        self.recipe, self.form = recipe, form
+        self.of_tokens = "embedding.weight" if model.head.tied else "head.weight", "head.bias"
         self.embedding = primitive("embedding", "table")(
             model.vocab_size, model.hidden_size, model.embedding_scale, model.embedding, scale
         )
@@ -49,6 +50,7 @@ class Decoder(nn.Module):
             # nn.Embedding's own start draws random numbers, which on the meta device first imports 800 modules of torch
             rows = torch.empty(per_layer.vocab_size, count * per_layer.size)
             self.per_layer_table = nn.Embedding.from_pretrained(rows, freeze=True)  # type: ignore[no-untyped-call]
+            self.tables = (PER_LAYER_TABLE,)
             self.per_layer = PerLayerInput(per_layer, count, model.hidden_size, model.norm, scale)
         self.layers = nn.ModuleList(Layer(model, name, per_layer, form) for name in model.layer_kinds)
         norm, head = model.final_norm, model.head
@@ -78,10 +80,12 @@ class Decoder(nn.Module):
     def front(self) -> Front:
         return self._front[0]
 
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """Parameters that are no part of the program: the host looks their rows up and hands them in."""
-        return () if self.per_layer_table is None else (PER_LAYER_TABLE,)
+    def unused(self) -> Iterator[str]:
+        """The keys and values that layers which share a cache do not compute."""
+        for index, kind in enumerate(self.recipe.model.layer_kinds):
+            if self.front.shares(kind):
+                for part in ("k", "v", "k_norm", "v_norm"):
+                    yield from (f"layers.{index}.attention.{part}.{leaf}" for leaf in ("weight", "bias"))
 
     def call(self, function: str) -> CallShape:
         """A call of a function of the package."""
@@ -125,11 +129,6 @@ class Decoder(nn.Module):
             x = layer(x, given, caches[owner], of_layer)
         return cast(Tensor, x)
 
-    @property
-    def stack(self) -> list[Layer]:
-        """The layers in running order."""
-        return cast(list[Layer], list(self.layers))
-
     def per_layer_rows(self, input_ids: Tensor) -> Tensor | None:
         """The rows (1, S, L * P) of the per-layer table, which a package is handed; None where there is none."""
         table = self.per_layer_table
@@ -155,11 +154,7 @@ def table_file(parameter: str) -> str:
 
 def build_decoder(recipe: Recipe, form: Form = PLAIN, positions: int | None = None) -> Decoder:
     """The recipe's Decoder on the meta device, its states for the whole context or for `positions`."""
-    with torch.device("meta"):
-        decoder = Decoder(recipe, form, positions).eval()
-    if form.mirrored:
-        mirror_norms(decoder)
-    return decoder
+    return Decoder.build(recipe, form, positions=positions)
 
 
 def count_parameters(recipe: Recipe) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.decoder.draft import Draft
-from coreai_recipes.decoder.model import Decoder
+from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.export.fragments import (
     FLOAT,
     INTEGER,
@@ -22,7 +22,7 @@ from coreai_recipes.export.fragments import (
 )
 from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.registry import primitive
-from coreai_recipes.storage.parameters import stored_draft_shape, stored_shape
+from coreai_recipes.storage.parameters import stored_shape
 
 
 def draft_front_fragment(draft: Draft) -> Fragment:
@@ -38,17 +38,17 @@ def draft_front_fragment(draft: Draft) -> Fragment:
     return Fragment("draft_front", piece, inputs, outputs, {}, float32_outputs=turned)
 
 
-def draft_start_fragment(decoder: Decoder, draft: Draft) -> Fragment:
+def draft_start_fragment(draft: Draft, target: StackModule) -> Fragment:
     """The last token and the hidden state before it, the target's or the draft's own -> x."""
-    model = decoder.recipe.model
+    model = draft.recipe.model
     inputs = {"input_ids": Port(INTEGER, (1, 1)), "last_hidden": Port(FLOAT, (1, 1, model.hidden_size))}
-    # not the decoder's own embedding: that of the exported form is scaled with the residual stream
+    # not the target's own embedding: that of the exported form is scaled with the residual stream
     with torch.device("meta"):
         embedding = primitive("embedding", "table")(model.vocab_size, model.hidden_size, model.embedding_scale)
     table = WEIGHT_PREFIX + "embedding"
-    projection = {WEIGHT_PREFIX + "pre_projection": "draft.pre_projection.weight"}
-    inputs[table] = Port(FLOAT, stored_shape(decoder, "embedding.weight"))
-    inputs |= ports_of(draft, projection, "draft.")
+    projection = {WEIGHT_PREFIX + "pre_projection": f"{draft.of.prefix}pre_projection.weight"}
+    inputs[table] = Port(FLOAT, stored_shape(target, "embedding.weight"))
+    inputs |= ports_of(draft, projection, draft.of.prefix)
     outputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
     piece = _DraftStartPiece(draft, embedding, list(inputs))
     return Fragment("draft_start", piece, inputs, outputs, {table: "embedding.weight", **projection}, tables=(table,))
@@ -66,14 +66,16 @@ def draft_layer_fragment(draft: Draft, kind: str) -> Fragment:
 
 def draft_head_fragment(draft: Draft) -> Fragment:
     """x of the draft -> its logits, and the hidden state that it is given next."""
-    pieces = Pieces(draft.spec.vocab_size)
-    parameters = weights_of(draft.norm, "draft.norm.") | weights_of(draft.post_projection, "draft.post_projection.")
+    pieces, prefix = Pieces(draft.spec.vocab_size), draft.of.prefix
+    parameters = weights_of(draft.norm, f"{prefix}norm.") | weights_of(
+        draft.post_projection, f"{prefix}post_projection."
+    )
     if draft.clusters is not None:
-        parameters |= weights_of(draft.clusters.centroids, "draft.clusters.centroids.")
+        parameters |= weights_of(draft.clusters.centroids, f"{prefix}clusters.centroids.")
     table = WEIGHT_PREFIX + "draft_head_weight"
-    parameters[table] = "draft.head.weight"
-    inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1)), **ports_of(draft, parameters, "draft.")}
-    inputs[table] = Port(FLOAT, stored_draft_shape(draft, "head.weight"))
+    parameters[table] = f"{prefix}head.weight"
+    inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1)), **ports_of(draft, parameters, prefix)}
+    inputs[table] = Port(FLOAT, stored_shape(draft, "head.weight"))
     if draft.clusters is not None:
         inputs["ordering"] = Port(INTEGER, tuple(draft.clusters.ordering.shape))
     outputs = {
@@ -129,7 +131,7 @@ class _JoiningPiece(Piece):
 class _DraftHeadPiece(Piece):
     def __init__(self, draft: Draft, parameters: dict[str, str]) -> None:
         super().__init__(draft)
-        self.parameter_names = [name.removeprefix("draft.") for name in parameters.values()]
+        self.parameter_names = [name.removeprefix(draft.of.prefix) for name in parameters.values()]
 
     def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
         draft = cast(Draft, self.piece[0])

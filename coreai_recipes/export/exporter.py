@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 import coreai_recipes
-from coreai_recipes.decoder.draft import ORDERING, Draft
-from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder, table_file
+from coreai_recipes.decoder.model import PER_LAYER_ROWS, table_file
+from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.export.cache import FragmentCache, fingerprint
 from coreai_recipes.export.fragments import Fragment, source_files
 from coreai_recipes.export.weights import Encoded, WeightLayout, write_table, write_weights
@@ -50,18 +50,16 @@ class Exported:
 
 
 def export_package(
-    decoder: Decoder,
+    stacks: Sequence[StackModule],
     bindings: Mapping[str, Binding],
     package: Path,
     cache: FragmentCache | None = None,
     progress: Progress | None = None,
-    draft: Draft | None = None,
     on_program: Callable[[Path], object] | None = None,
 ) -> Exported:
-    """Write `decoder`, with the weights of `bindings`, as the .mlpackage folder `package`, which must not exist.
+    """Write `stacks`, with the weights of `bindings`, as the .mlpackage folder `package`, which must not exist.
 
-    A `draft` becomes one more function; the names of its weights begin with `draft.` in `bindings`. `on_program` is
-    called with the package when its program is written, while most of the weights are still to come.
+    `on_program` is called with the package when its program is written, while most of the weights are still to come.
 
     The weights stream on a second thread while the fragments are converted: neither needs the other. Peak memory does
     not grow with the number of layers. Raises CheckpointError for a weight that float16 cannot hold.
@@ -69,13 +67,13 @@ def export_package(
     from coreai_recipes.export.package import WEIGHTS
 
     cache = cache or FragmentCache(None)
-    compression, layout = Compression.of(decoder.recipe), WeightLayout()
-    for name, shape in stored_parameters(decoder, draft).shapes.items():
+    compression, layout = Compression.of(stacks[0].recipe), WeightLayout()
+    for name, shape in stored_parameters(stacks).shapes.items():
         layout.place(name, shape, compression.storage(name, shape))
     (package / WEIGHTS).parent.mkdir(parents=True)
     raw = [
         _RawTable(name, shape, compression.storage(name, shape), package.parent / table_file(name))
-        for name, shape in raw_tables(decoder).shapes.items()
+        for name, shape in raw_tables(stacks).shapes.items()
     ]
     tables = {table.path.name: (PER_LAYER_ROWS, table.shape) for table in raw}
     stop = threading.Event()
@@ -84,8 +82,8 @@ def export_package(
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
         streaming = pool.submit(streams.run)
         try:
-            ordering = _read_ordering(draft, bindings)
-            exported = _export_program(decoder, draft, ordering, layout, package, cache, stopwatch, streaming, progress)
+            numbers = _read_whole_numbers(stacks, bindings)
+            exported = _export_program(stacks, numbers, layout, package, cache, stopwatch, streaming, progress)
             if on_program is not None:
                 on_program(package)
             streamed, seconds = streaming.result()
@@ -99,18 +97,19 @@ def export_package(
     return Exported(found, signatures, tables, stopwatch.seconds, converted=hits[1], cached=hits[0])
 
 
-def _read_ordering(draft: Draft | None, bindings: Mapping[str, Binding]) -> NDArray[np.int32] | None:
-    """The tokens of the draft's clusters, (clusters, tokens of each)."""
-    if draft is None or draft.clusters is None:
-        return None
-    tokens = bindings[f"draft.{ORDERING}"].read().to(torch.int32)
-    return np.asarray(tokens.view(draft.clusters.ordering.shape).numpy())
+def _read_whole_numbers(stacks: Sequence[StackModule], bindings: Mapping[str, Binding]) -> dict[str, NDArray[np.int32]]:
+    """By their names in a package, the parameters that are no weights: they stand in the program itself."""
+    found = {}
+    for stack in stacks:
+        for name in stack.whole_numbers:
+            numbers = bindings[stack.of.prefix + name].read().to(torch.int32)
+            found[stack.of.prefix + name] = np.asarray(numbers.view(stack.get_parameter(name).shape).numpy())
+    return found
 
 
 def _export_program(
-    decoder: Decoder,
-    draft: Draft | None,
-    ordering: NDArray[np.int32] | None,
+    stacks: Sequence[StackModule],
+    numbers: Mapping[str, NDArray[np.int32]],
     layout: WeightLayout,
     package: Path,
     cache: FragmentCache,
@@ -123,7 +122,7 @@ def _export_program(
         from coreai_recipes.export import package as packages
         from coreai_recipes.export.program import fragment_identity, fragments_of, link_program
     with stopwatch("conversion"):
-        fragments = fragments_of(decoder, draft)
+        fragments = fragments_of(stacks)
         made: list[str] = []
 
         def convert(fragment: Fragment) -> bytes:
@@ -144,9 +143,9 @@ def _export_program(
             progress("conversion", len(fragments), len(fragments))
     with stopwatch("linking"):
         end = layout.end
-        linked = link_program(decoder, converted, layout, draft, ordering)
+        linked = link_program(stacks, converted, layout, numbers)
         if layout.end != end:
-            raise RuntimeError("the program uses a weight that is no parameter of the decoder")
+            raise RuntimeError("the program uses a weight that is no parameter of a stack")
         model = packages.write_model(linked.model, package)
     digests = {str(packages.MODEL): sha256(model).hexdigest()}
     digests["Manifest.json"] = sha256((package / "Manifest.json").read_bytes()).hexdigest()

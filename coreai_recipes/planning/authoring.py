@@ -97,7 +97,7 @@ def _settle_head(recipe: Recipe, checkpoint: "Checkpoint") -> tuple[Recipe, str 
 
 def _check_tensors(recipe: Recipe, checkpoint: "Checkpoint") -> list[str]:
     """Raise CheckpointError where the headers do not fit the recipe; what could not be compared, in words."""
-    from coreai_recipes.decoder.filling import bind_decoder
+    from coreai_recipes.decoder.filling import bind_weights
     from coreai_recipes.decoder.model import build_decoder
 
     if not checkpoint.tensors:
@@ -106,15 +106,15 @@ def _check_tensors(recipe: Recipe, checkpoint: "Checkpoint") -> list[str]:
         decoder = build_decoder(recipe)
     except RecipeError as error:
         return [f"its tensors are not checked: {'; '.join(error.problems)}"]
-    bind_decoder(decoder, checkpoint)
+    bind_weights(decoder, checkpoint)
     return []
 
 
 def _check_draft(recipe: Recipe, checkpoint: "Checkpoint") -> None:
-    from coreai_recipes.decoder.draft import build_draft
-    from coreai_recipes.decoder.filling import bind_draft
+    from coreai_recipes.decoder.draft import Draft
+    from coreai_recipes.decoder.filling import bind_weights
 
-    bind_draft(build_draft(recipe), checkpoint)
+    bind_weights(Draft.build(recipe), checkpoint)
 
 
 def _name_after(checkpoint: "Checkpoint", source: str | None) -> str:

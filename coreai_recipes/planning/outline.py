@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from coreai_recipes.decoder.draft import DRAFT, Draft, build_draft
+from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form
 from coreai_recipes.lint.program import Function, Operation, Program, Shape, Value
 from coreai_recipes.lint.reading import Subject
@@ -20,6 +20,7 @@ from coreai_recipes.primitives.embedding import index_dtype
 from coreai_recipes.primitives.layer import SQUARE, Layer
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe import Recipe
+from coreai_recipes.recipe.schema import DRAFT
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import stored_parameters
 
@@ -30,7 +31,7 @@ ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu"}
 
 def outline(recipe: Recipe) -> Subject:
     """What rules look at, of a recipe. Raises RecipeError for what cannot be built."""
-    return outline_of(build_decoder(recipe, exported_form(recipe)), build_draft(recipe) if recipe.draft else None)
+    return outline_of(build_decoder(recipe, exported_form(recipe)), Draft.build(recipe) if recipe.draft else None)
 
 
 def outline_of(decoder: Decoder, draft: Draft | None) -> Subject:
@@ -38,7 +39,7 @@ def outline_of(decoder: Decoder, draft: Draft | None) -> Subject:
     recipe = decoder.recipe
     with torch.device("meta"):
         states = {name: tuple(state.shape) for name, state in decoder.make_states().items()}
-    stored = stored_parameters(decoder, draft)
+    stored = stored_parameters([decoder, *([draft] if draft else [])])
     functions = [
         _Outline(Function(name), states, stored.compression).of_draft(decoder, draft, inputs, outputs)
         if name == DRAFT and draft is not None

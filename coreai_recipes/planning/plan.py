@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coreai_recipes.decoder.draft import DRAFT, Draft, build_draft
+from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder, build_decoder, exported_form
 from coreai_recipes.lint.chips import find_chip
 from coreai_recipes.lint.findings import Lint, lint
@@ -13,7 +13,7 @@ from coreai_recipes.planning.workload import Workload, count_workloads, saved_by
 from coreai_recipes.primitives.experts import Experts
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.recipe.schema import NoRotary
+from coreai_recipes.recipe.schema import DRAFT, NoRotary
 from coreai_recipes.storage.budget import bits_over
 from coreai_recipes.storage.compression import Parameters
 from coreai_recipes.storage.parameters import own_parameters, stored_parameters
@@ -71,8 +71,8 @@ class Plan:
 def make_plan(recipe: Recipe) -> Plan:
     """The plan of `recipe`. Raises RecipeError for what cannot be built."""
     decoder = build_decoder(recipe, exported_form(recipe))
-    draft = build_draft(recipe) if recipe.draft else None
-    stored = stored_parameters(decoder, draft)
+    draft = Draft.build(recipe) if recipe.draft else None
+    stored = stored_parameters([decoder, *([draft] if draft else [])])
     chip = None if recipe.export.device is None else find_chip(recipe.export.device)
     return Plan(
         recipe.name,
@@ -88,7 +88,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def _costs(decoder: Decoder) -> Iterator[Cost]:
-    recipe, own = decoder.recipe, own_parameters(decoder)
+    recipe, own = decoder.recipe, own_parameters([decoder])
     layers = own.below("layers.")
     for name in decoder.front.kinds:
         of_kind = [index for index, layer in enumerate(decoder.stack) if layer.kind == name]
@@ -134,7 +134,7 @@ def _describe_experts(one: Experts, layers: int, stacks: Parameters) -> str:
 
 def _draft_costs(decoder: Decoder, draft: Draft | None) -> Iterator[Cost]:
     if draft is not None:
-        own = own_parameters(decoder, draft).below("draft.")
+        own = own_parameters([draft])
         head = own.below("draft.head.weight")
         size = f"{draft.spec.vocab_size} x {draft.spec.hidden_size}, {_forms(head)}"
         how = f"{len(draft.stack)} layers, which read the target's states; {_forms(own.without(head))}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from coreai_recipes.decoder.draft import DRAFT, Draft
+from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.front import Sharing
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.states import StateSpec
@@ -18,7 +18,7 @@ from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
-from coreai_recipes.recipe.schema import Attention, LatentAttention
+from coreai_recipes.recipe.schema import DRAFT, Attention, LatentAttention
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,7 @@ def _reference(bundle: Bundle, checkpoint: str | None) -> Held:
 
 
 def _weights(recipe: Recipe) -> dict[str, Any]:
-    from coreai_recipes.decoder.draft import build_draft
-    from coreai_recipes.decoder.model import build_decoder
+    from coreai_recipes.decoder.stacks import build_stacks
     from coreai_recipes.storage.parameters import stored_parameters
 
-    return stored_parameters(build_decoder(recipe), build_draft(recipe) if recipe.draft else None).to_json()
+    return stored_parameters(build_stacks(recipe)).to_json()

@@ -9,19 +9,19 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.compression import Parameters, shown_name
-from coreai_recipes.storage.reading import StoredWeight, stored_decoder, stored_draft
+from coreai_recipes.storage.reading import StoredWeight, stored_weights
 
 
-def account(
-    recipe: Recipe, stored: Parameters, checkpoint: Checkpoint, draft: Checkpoint | None
-) -> Iterator[dict[str, Any]]:
+def account(recipe: Recipe, stored: Parameters, sources: Mapping[str, Checkpoint]) -> Iterator[dict[str, Any]]:
     """A row for each parameter, in a package's order; bytes are those of `Parameters`, without alignment.
 
-    `psnr_db` is of the stored weight in the form in which it is exported, None where no checkpoint has it.
+    `sources` are the checkpoints by stack. `psnr_db` is of the stored weight in the form in which it is exported, None
+    where no checkpoint has it.
     """
-    weights: dict[str, Weight] = dict(stored_decoder(recipe, checkpoint))
-    if draft is not None:
-        weights |= {f"draft.{name}": weight for name, weight in stored_draft(recipe, draft).items()}
+    weights: dict[str, Weight] = {}
+    for key, checkpoint in sources.items():
+        found = stored_weights(recipe, checkpoint, key)
+        weights |= {recipe.stacks[key].prefix + name: weight for name, weight in found.items()}
     for name, shape in stored.shapes.items():
         storage = stored.compression.storage(name, shape)
         yield {

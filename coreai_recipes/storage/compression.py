@@ -43,7 +43,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Compression:
-    """What a recipe's `compress` makes of its parameters; those of a draft are named `draft.NAME`."""
+    """What a recipe's `compress` makes of its parameters, by their names in a package."""
 
     default: Storage = FLOAT16
     rules: tuple[Rule, ...] = ()

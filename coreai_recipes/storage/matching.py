@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from coreai_recipes.decoder.draft import build_draft
-from coreai_recipes.decoder.model import build_decoder
+from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.errors import RecipeError
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved
 from coreai_recipes.recipe.nearest import did_you_mean
@@ -37,8 +36,7 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
     rules = Compression.of(recipe).rules
     if not rules:
         return
-    draft = build_draft(recipe) if recipe.draft else None
-    shapes = own_parameters(build_decoder(recipe), draft).shapes
+    shapes = own_parameters(build_stacks(recipe)).shapes
     matrices = [name for name, shape in shapes.items() if is_compressible(name, shape)]
     for index, rule in enumerate(rules):
         if not any(map(rule.matches, matrices)):

@@ -1,46 +1,41 @@
 """The parameters that a package holds, in the order and in the shapes in which it does."""
 
-from coreai_recipes.decoder.draft import ORDERING, Draft
-from coreai_recipes.decoder.model import Decoder
+from collections.abc import Iterable, Iterator, Sequence
+
+from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.logits import Pieces
 from coreai_recipes.storage.base import Shape
 from coreai_recipes.storage.compression import Compression, Parameters
 
 
-def stored_parameters(decoder: Decoder, draft: Draft | None = None) -> Parameters:
-    """Those of weight.bin; a draft's are named `draft.NAME`. Raw tables lie beside it, a draft's clusters in the
-    program."""
-    shapes = {name: stored_shape(decoder, name) for name, _ in decoder.named_parameters() if name not in decoder.tables}
-    if draft is not None:
-        names = [name for name, _ in draft.named_parameters() if not name.endswith(ORDERING)]
-        shapes |= {f"draft.{name}": stored_draft_shape(draft, name) for name in names}
-    return Parameters(Compression.of(decoder.recipe), shapes)
+def stored_parameters(stacks: Sequence[StackModule]) -> Parameters:
+    """Those of weight.bin, by their names in a package. Raw tables lie beside it, whole numbers in the program."""
+    return _parameters(
+        stacks,
+        ((stack, name, stored_shape(stack, name)) for stack, name in _weights(stacks) if name not in stack.tables),
+    )
 
 
-def raw_tables(decoder: Decoder) -> Parameters:
+def raw_tables(stacks: Sequence[StackModule]) -> Parameters:
     """The tables that a host reads."""
-    shapes = {name: tuple(decoder.get_parameter(name).shape) for name in decoder.tables}
-    return Parameters(Compression.of(decoder.recipe), shapes)
+    return _parameters(stacks, ((stack, name, stored_shape(stack, name)) for stack in stacks for name in stack.tables))
 
 
-def own_parameters(decoder: Decoder, draft: Draft | None = None) -> Parameters:
+def own_parameters(stacks: Sequence[StackModule]) -> Parameters:
     """Those of weight.bin and the raw tables in a checkpoint's own shapes, to which nothing is added."""
-    named = list(decoder.named_parameters())
-    named += [(f"draft.{name}", p) for name, p in draft.named_parameters()] if draft is not None else []
-    shapes = {name: tuple(parameter.shape) for name, parameter in named if not name.endswith(ORDERING)}
-    return Parameters(Compression.of(decoder.recipe), shapes)
+    return _parameters(stacks, ((s, name, tuple(s.get_parameter(name).shape)) for s, name in _weights(stacks)))
 
 
-def stored_shape(decoder: Decoder, name: str) -> Shape:
-    """The shape in which a package holds a parameter: what the head reads has as many rows as its pieces."""
-    shape, model = tuple(decoder.get_parameter(name).shape), decoder.recipe.model
-    if name in ("embedding.weight" if model.head.tied else "head.weight", "head.bias"):
-        return (Pieces(model.vocab_size).rows, *shape[1:])
-    return shape
+def stored_shape(stack: StackModule, name: str) -> Shape:
+    """The shape in which a package holds a parameter: what logits are made of has as many rows as their pieces."""
+    shape = tuple(stack.get_parameter(name).shape)
+    return (Pieces(stack.of.layers.vocab_size).rows, *shape[1:]) if name in stack.of_tokens else shape
 
 
-def stored_draft_shape(draft: Draft, name: str) -> Shape:
-    """As `stored_shape`, of a parameter of the draft. A head whose rows are gathered needs no others."""
-    shape = tuple(draft.get_parameter(name).shape)
-    is_padded = name == "head.weight" and draft.clusters is None
-    return (Pieces(draft.spec.vocab_size).rows, *shape[1:]) if is_padded else shape
+def _weights(stacks: Iterable[StackModule]) -> Iterator[tuple[StackModule, str]]:
+    for stack in stacks:
+        yield from ((stack, name) for name, _ in stack.named_parameters() if name not in stack.whole_numbers)
+
+
+def _parameters(stacks: Sequence[StackModule], found: Iterable[tuple[StackModule, str, Shape]]) -> Parameters:
+    return Parameters(Compression.of(stacks[0].recipe), {stack.of.prefix + name: shape for stack, name, shape in found})

@@ -1,6 +1,6 @@
 """Weights as a package gives them back, for the modules that it is compared with: rounded, or decompressed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.decoder.draft import ORDERING, build_draft
-from coreai_recipes.decoder.filling import Weight, bind_decoder, bind_draft
-from coreai_recipes.decoder.model import build_decoder, exported_form
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.decoder.filling import Weight, bind_weights
+from coreai_recipes.decoder.model import exported_form
+from coreai_recipes.decoder.stacks import MODULES
+from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.storage.base import Shape, Storage, join_rows
 from coreai_recipes.storage.compression import Compression
-from coreai_recipes.storage.parameters import raw_tables, stored_draft_shape, stored_parameters
+from coreai_recipes.storage.parameters import stored_shape
 from coreai_recipes.weights.binding import Binding, join_blocks
 
 ROWS = 512  # of a block that is given back at once
@@ -75,28 +75,12 @@ class StoredWeight:
         return self.storage.as_stored(whole, self.binding.tensor)[: len(block)]
 
 
-def stored_decoder(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Weight]:
-    """The parameters of the recipe's Decoder, in the reference's own form."""
-    decoder = build_decoder(recipe, exported_form(recipe))
-    shapes = {**stored_parameters(decoder).shapes, **raw_tables(decoder).shapes}
-    return _as_stored(recipe, bind_decoder(decoder, checkpoint), shapes)
-
-
-def stored_draft(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Weight]:
-    """As `stored_decoder`, for the recipe's draft."""
-    draft = build_draft(recipe, exported_form(recipe))
-    shapes = {name: stored_draft_shape(draft, name) for name, _ in draft.named_parameters()}
-    return _as_stored(recipe, bind_draft(draft, checkpoint), shapes, "draft.")
-
-
-def _as_stored(
-    recipe: Recipe, bindings: Mapping[str, Binding], shapes: Mapping[str, Shape], prefix: str = ""
-) -> dict[str, Weight]:
-    """`prefix` is what stands before their names in a package, by which a recipe's rules know them."""
-    compression = Compression.of(recipe)
-    return {
-        name: binding
-        if name.endswith(ORDERING)
-        else StoredWeight(binding, shapes[name], compression.storage(prefix + name, shapes[name]))
-        for name, binding in bindings.items()
-    }
+def stored_weights(recipe: Recipe, checkpoint: Checkpoint, key: str = MODEL) -> dict[str, Weight]:
+    """The parameters of the recipe's stack `key`, in the reference's own form."""
+    compression, stack = Compression.of(recipe), MODULES[key].build(recipe, exported_form(recipe))
+    found: dict[str, Weight] = {}
+    for name, binding in bind_weights(stack, checkpoint).items():
+        shape = stored_shape(stack, name)
+        storage = compression.storage(stack.of.prefix + name, shape)
+        found[name] = binding if name in stack.whole_numbers else StoredWeight(binding, shape, storage)
+    return found

@@ -2,8 +2,7 @@
 
 from math import prod
 
-from coreai_recipes.decoder.draft import build_draft
-from coreai_recipes.decoder.model import build_decoder
+from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.compress_rules import check_bits
 from coreai_recipes.recipe.schema import Compress, StorageRule, StoredInt8, StoredPalette
@@ -33,8 +32,7 @@ def _palette(bits: int) -> StoredPalette:
 
 
 def _rules(recipe: Recipe, bits: int) -> list[StorageRule] | None:
-    draft = build_draft(recipe) if recipe.draft else None
-    shapes = own_parameters(build_decoder(recipe), draft).shapes
+    shapes = own_parameters(build_stacks(recipe)).shapes
     matrices = {name: prod(shape) for name, shape in shapes.items() if is_compressible(name, shape)}
     rules = []
     if recipe.model.head.tied and bits < TIED_BITS and matrices["embedding.weight"] >= FEW_WEIGHTS:

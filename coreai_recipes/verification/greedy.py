@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.decoder.filling import bind_decoder, fill_from
+from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder, build_decoder
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.storage.reading import stored_decoder
+from coreai_recipes.storage.reading import stored_weights
 from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.ties import following, noting
 
@@ -114,7 +114,7 @@ def rows_of(index: int, prompts: Sequence[Sequence[int]], steps: int) -> Tensor:
 def fill_whole(recipe: Recipe, checkpoint: Checkpoint, positions: int, stored: bool = False) -> Decoder:
     """The Decoder with all of its weights (as a package stores them), and states for at most that many positions."""
     decoder = build_decoder(recipe, positions=positions)
-    fill_from(decoder, stored_decoder(recipe, checkpoint) if stored else bind_decoder(decoder, checkpoint))
+    fill_from(decoder, stored_weights(recipe, checkpoint) if stored else bind_weights(decoder, checkpoint))
     return decoder
 
 

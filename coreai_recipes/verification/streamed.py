@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.decoder.filling import Weight, bind_decoder, fill_from
+from coreai_recipes.decoder.filling import Weight, bind_weights, fill_from
 from coreai_recipes.decoder.model import PER_LAYER_TABLE, build_decoder, empty
 from coreai_recipes.primitives.cache import NoCache
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.storage.reading import stored_decoder
+from coreai_recipes.storage.reading import stored_weights
 
 Agreeing = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -27,7 +27,7 @@ class StreamedDecoder:
         if not isinstance(weights, Checkpoint):
             self.weights = weights
         else:
-            self.weights = stored_decoder(recipe, weights) if stored else bind_decoder(self.decoder, weights)
+            self.weights = stored_weights(recipe, weights) if stored else bind_weights(self.decoder, weights)
         self._inputs: dict[str, LayerInputs] = {}
         self._per_layer: Tensor | None = None
         self._caches: dict[str, NoCache] = {}  # the last one of each kind, which other layers may share

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.recipe.schema import Recipe, SlidingAttention
+from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe, SlidingAttention
 from coreai_recipes.verification.memory import fits
 from coreai_recipes.verification.tokens import Tokens, choose_tokens
 
@@ -97,25 +97,25 @@ class Subject:
     @cached_property
     def stored_weights(self) -> "Mapping[str, Weight]":
         """Our Decoder's parameters as the package has them, or would have them."""
-        from coreai_recipes.storage.reading import stored_decoder
+        from coreai_recipes.storage.reading import stored_weights
         from coreai_recipes.verification.packaged import packaged_decoder
 
         if self.package is None:
-            return stored_decoder(self.recipe, self.weights)
+            return stored_weights(self.recipe, self.weights)
         return packaged_decoder(self.recipe, self.package)
 
     def exchange(self) -> "Exchange":
         """What puts the package's weights into transformers' own model: all that are not as a float16 checkpoint's."""
-        from coreai_recipes.decoder.filling import bind_decoder
+        from coreai_recipes.decoder.filling import bind_weights
         from coreai_recipes.decoder.model import build_decoder
         from coreai_recipes.storage.compression import FLOAT16
         from coreai_recipes.storage.parameters import stored_parameters
         from coreai_recipes.verification.exchange import Exchange
 
         decoder = build_decoder(self.recipe)
-        stored = stored_parameters(decoder)
+        stored = stored_parameters([decoder])
         names = [name for name, shape in stored.shapes.items() if stored.compression.storage(name, shape) != FLOAT16]
-        return Exchange(bind_decoder(decoder, self.weights), {name: self.stored_weights[name] for name in names})
+        return Exchange(bind_weights(decoder, self.weights), {name: self.stored_weights[name] for name in names})
 
     def as_stored(self) -> "Tensor":
         """Our Decoder's logits (S, V) in float32, of the weights that the package has."""
@@ -125,6 +125,12 @@ class Subject:
             decoder = StreamedDecoder(self.recipe, self.weights, stored=True)
             self.stored_logits = decoder.run(self.tokens.sequence, lambda index, hidden: None)
         return self.stored_logits
+
+    @property
+    def sources(self) -> dict[str, Checkpoint]:
+        """The checkpoints at hand, by the stack of the recipe that they fill."""
+        found = {MODEL: self.checkpoint, DRAFT: self.draft}
+        return {key: source for key, source in found.items() if source is not None}
 
     @property
     def compresses(self) -> bool:

@@ -1,28 +1,18 @@
 """Folds: exact rewritings of weights as they are read, that leave the exported program less to do.
 
-`stored_as` says for each parameter of a decoder how it differs from the checkpoint's tensor: what is added, by which
+`stored_as` says for each parameter of a stack how it differs from the checkpoint's tensor: what is added, by which
 power of two it is multiplied, and in which order the dimensions of each head stand.
 """
 
 from coreai_recipes.primitives.layer import NORMED_BEHIND, Form
 from coreai_recipes.primitives.rotary import fold_order
-from coreai_recipes.recipe.schema import LatentAttention, LayerKind, LayerNorm, Recipe, RMSNorm, Stack
+from coreai_recipes.recipe.schema import MODEL, LatentAttention, LayerKind, LayerNorm, Recipe, RMSNorm, Stack
 from coreai_recipes.weights.rewrite import Rewrite
 
 
-def stored_as(recipe: Recipe, name: str, form: Form) -> Rewrite:
-    """How the decoder's parameter `name`, in `form`, comes from the checkpoint's tensor."""
-    return _stored_as(recipe, recipe.model, name.split("."), form)
-
-
-def draft_stored_as(recipe: Recipe, name: str, form: Form) -> Rewrite:
-    """As `stored_as`, for the parameter `name` of the recipe's draft, whose own stream is never scaled."""
-    if recipe.draft is None:
-        raise ValueError(f"{recipe.name} has no draft")
-    return _stored_as(recipe, recipe.draft, name.split("."), Form(folded=form.folded))
-
-
-def _stored_as(recipe: Recipe, stack: Stack, parts: list[str], form: Form) -> Rewrite:
+def stored_as(recipe: Recipe, name: str, form: Form, key: str = MODEL) -> Rewrite:
+    """How the parameter `name` of the recipe's stack `key`, in `form`, comes from the checkpoint's tensor."""
+    stack, parts = recipe.stacks[key].layers, name.split(".")
     if parts[0] != "layers":
         of_head = parts[0] == "norm" or parts[:2] == ["head", "bias"]
         return Rewrite(_added(_norm_around(recipe, stack, parts), parts[-1]), form.head_scale if of_head else 1.0)

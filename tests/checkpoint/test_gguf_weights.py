@@ -58,14 +58,14 @@ def test_the_model_is_the_one_that_was_converted(case: str, tmp_path: Path):
 @pytest.mark.parametrize("case", CONFIGS)
 def test_our_decoder_gives_the_logits_of_the_model_that_was_converted(case: str, tmp_path: Path):
     from coreai_recipes import build_decoder
-    from coreai_recipes.decoder.filling import bind_decoder, fill_from
+    from coreai_recipes.decoder.filling import bind_weights, fill_from
     from coreai_recipes.planning.authoring import new_recipe
 
     architecture, config = CONFIGS[case]
     model = random_model(config)
     path = write_gguf(tmp_path / "model.gguf", architecture, config, model.state_dict())
     decoder = build_decoder(new_recipe(path).recipe)
-    fill_from(decoder, bind_decoder(decoder, GGUFCheckpoint(path)))
+    fill_from(decoder, bind_weights(decoder, GGUFCheckpoint(path)))
     tokens = torch.arange(80).remainder(96)[None]
     with torch.no_grad():
         ours, theirs = decoder(tokens), model(tokens).logits

@@ -10,7 +10,7 @@ from checkpoint_files import save_model
 from safetensors.torch import load_file, save_file
 
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
-from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
@@ -144,7 +144,7 @@ def test_fp8_whose_scales_do_not_fit_is_refused_by_its_name(tmp_path, scale_of):
     recipe = recipe_from_config(ours.config, "small").recipe
     name = "model.layers.0.self_attn.q_proj.weight"
     with pytest.raises(CheckpointError, match=f"{name} is stored as F8_E4M3, and no {name}_scale_inv is here"):
-        bind_decoder(build_decoder(recipe), ours)
+        bind_weights(build_decoder(recipe), ours)
 
 
 def test_mxfp4_whose_exponents_do_not_fit_is_refused_by_its_name(gpt_oss):
@@ -154,7 +154,7 @@ def test_mxfp4_whose_exponents_do_not_fit_is_refused_by_its_name(gpt_oss):
     ours = repack(gpt_oss.path, cut)
     recipe = recipe_from_config(ours.config, "small").recipe
     with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp.experts\.down_proj is missing") as refused:
-        bind_decoder(build_decoder(recipe), ours)
+        bind_weights(build_decoder(recipe), ours)
     assert "down_proj_scales (3, 5, 3) is extra" in str(refused.value)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
 from coreai_recipes.decoder.model import Decoder, build_decoder, fill
+from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import Exported, export_package
 from coreai_recipes.recipe.schema import Recipe
@@ -271,7 +272,7 @@ def export(
     """The package of `recipe` as a build writes it, with random weights by default."""
     source = MemoryCheckpoint(random_weights(recipe) if weights is None else weights)
     bindings = {name: Binding(source, name, info.shape) for name, info in source.tensors.items()}
-    return export_package(build_decoder(recipe), bindings, package, cache, **more)
+    return export_package(build_stacks(recipe), bindings, package, cache, **more)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

@@ -44,7 +44,7 @@ def converted(request: pytest.FixtureRequest, cache: FragmentCache, tmp_path_fac
     """The converted fragments of a recipe by name."""
     recipe, recording = RECIPES[request.param](), RecordingCache(cache)
     export(recipe, tmp_path_factory.mktemp("fragments") / "model.mlpackage", recording)
-    names = fragments_of(build_decoder(recipe))
+    names = fragments_of([build_decoder(recipe)])
     return {name: Model_pb2.Model.FromString(data) for name, data in zip(names, recording.given, strict=True)}
 
 
@@ -97,7 +97,7 @@ def test_mask_and_hidden_state_never_pass_through_float32(converted: dict[str, A
 def test_a_front_casts_the_positions_the_mask_the_angles_and_the_ids_once(cache: FragmentCache, tmp_path: Path) -> None:
     recipe, recording = small_recipe({"full": layer_kind()}), RecordingCache(cache)
     export(recipe, tmp_path / "model.mlpackage", recording)
-    names = list(fragments_of(build_decoder(recipe)))
+    names = list(fragments_of([build_decoder(recipe)]))
     for name, numbers in (("front_1", 1), ("front_12", 2)):  # the mask, and which tokens are padding
         model = Model_pb2.Model.FromString(recording.given[names.index(name)])
         casts = [op for op in block_of(model, "main").operations if op.type == "cast"]
@@ -191,7 +191,7 @@ from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.program import fragment_identity, fragments_of
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.recipe.schema import Recipe
-fragments = fragments_of(build_decoder(Recipe.model_validate_json(sys.stdin.read())))
+fragments = fragments_of([build_decoder(Recipe.model_validate_json(sys.stdin.read()))])
 found = {name: fragment_identity(fragment) for name, fragment in fragments.items()}
 converted = [convert_fragment(fragments[name]) for name in ("front_12", "pick_12")]
 print(json.dumps([found, [hashlib.sha256(data).hexdigest() for data in converted]]))
@@ -200,7 +200,7 @@ print(json.dumps([found, [hashlib.sha256(data).hexdigest() for data in converted
 
 def test_identity_and_bytes_are_the_same_in_every_process(cache: FragmentCache, tmp_path: Path) -> None:
     recipe = RECIPES["sliding"]()
-    fragments = fragments_of(build_decoder(recipe))
+    fragments = fragments_of([build_decoder(recipe)])
     recording = RecordingCache(cache)
     export(recipe, tmp_path / "model.mlpackage", recording)
     digests = [sha256(recording.given[list(fragments).index(name)]).hexdigest() for name in ("front_12", "pick_12")]
@@ -261,7 +261,7 @@ CHANGES: dict[str, tuple[Callable[[], Recipe], set[str]]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_whatever_changes_a_fragment_changes_its_identity(change: str) -> None:
     make, expected = CHANGES[change]
-    before, after = (fragments_of(build_decoder(recipe)) for recipe in (small_recipe(), make()))
+    before, after = (fragments_of([build_decoder(recipe)]) for recipe in (small_recipe(), make()))
     assert before.keys() == after.keys()
     changed = {name for name in before if fragment_identity(before[name]) != fragment_identity(after[name])}
     assert expected <= changed
@@ -277,7 +277,7 @@ def test_angles_of_a_lower_precision_can_be_converted(precision: str) -> None:
 
 
 def test_what_a_conversion_is_spared_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
-    fragments = fragments_of(build_decoder(RECIPES["mixture"]())).values()
+    fragments = fragments_of([build_decoder(RECIPES["mixture"]())]).values()
     layers = [fragment for fragment in fragments if fragment.name.startswith("layer") and fragment.name.endswith("_1")]
     spared = [convert_fragment(fragment) for fragment in layers]
     monkeypatch.setattr(convert, "_checking_less", contextlib.nullcontext)
@@ -288,5 +288,5 @@ def test_what_a_conversion_is_spared_changes_no_byte(monkeypatch: pytest.MonkeyP
 def test_another_seed_or_name_changes_no_identity() -> None:
     recipe = small_recipe()
     renamed = recipe.model_copy(update={"name": "another"})
-    before, after = (fragments_of(build_decoder(recipe)) for recipe in (recipe, renamed))
+    before, after = (fragments_of([build_decoder(recipe)]) for recipe in (recipe, renamed))
     assert {n: fragment_identity(f) for n, f in before.items()} == {n: fragment_identity(f) for n, f in after.items()}

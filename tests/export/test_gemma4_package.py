@@ -17,8 +17,8 @@ from programs import block_of, read_model, type_words
 from sessions import CONTEXT, FLOOR, PREFILL, SCORE, WINDOW, Session, Subject, rounded
 
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
-from coreai_recipes.decoder.draft import build_draft
-from coreai_recipes.decoder.filling import bind_decoder, bind_draft, fill_from
+from coreai_recipes.decoder.draft import Draft
+from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
@@ -55,13 +55,13 @@ class Built:
 def write(recipe: Recipe, folder: Path, cache: FragmentCache, change: Callable[[Decoder], None] | None = None) -> None:
     """The package of the checkpoints in `folder`, of a decoder that is as the recipe says or changed."""
     form = exported_form(recipe)
-    decoder, draft = build_decoder(recipe, form), build_draft(recipe, form)
-    bindings = bind_decoder(decoder, open_checkpoint(folder / "target"))
-    of_draft = bind_draft(draft, open_checkpoint(folder / "draft"))
+    decoder, draft = build_decoder(recipe, form), Draft.build(recipe, form)
+    bindings = bind_weights(decoder, open_checkpoint(folder / "target"))
+    of_draft = bind_weights(draft, open_checkpoint(folder / "draft"))
     bindings |= {f"draft.{name}": binding for name, binding in of_draft.items()}
     if change is not None:
         change(decoder)
-    export_package(decoder, bindings, folder / PACKAGE, cache, None, draft)
+    export_package([decoder, draft], bindings, folder / PACKAGE, cache)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_the_second_table_is_the_checkpoints_rows_and_no_part_of_the_package(bui
 
 def shapes(built: Built) -> list[tuple[int, ...]]:
     """Of everything that lies in weight.bin."""
-    decoder, draft = build_decoder(built.recipe), build_draft(built.recipe)
+    decoder, draft = build_decoder(built.recipe), Draft.build(built.recipe)
     kept = [p for name, p in decoder.named_parameters() if name not in decoder.tables] + list(draft.parameters())
     return [tuple(parameter.shape) for parameter in kept]
 
@@ -269,7 +269,7 @@ def test_its_package_and_its_draft_pass_their_stages(built: Built) -> None:
 def test_the_logits_of_a_prefill_are_those_of_a_decoder_that_runs_every_layer_for_every_token(built: Built) -> None:
     session = built.subject.session()
     decoder = build_decoder(built.recipe, exported_form(built.recipe))
-    fill_from(decoder, bind_decoder(decoder, built.target))
+    fill_from(decoder, bind_weights(decoder, built.target))
     plain = decoder(built.subject.tokens[None])[0]
     for count in (16, 9, 16, 1):
         end = session.position + count

@@ -8,7 +8,7 @@ import torch
 from families import FAMILIES, gemma4, gemma4_draft
 from programs import RECIPES, export, random_weights
 
-from coreai_recipes.decoder.draft import build_draft
+from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.evaluate.cost import PRODUCTS, _Types, count_flops
 from coreai_recipes.evaluate.graph import read_graph
@@ -51,10 +51,10 @@ def products(package: Path) -> dict[str, int]:
 @pytest.mark.parametrize("case", CASES)
 def test_a_plan_counts_the_products_of_the_program(case: str, cache: FragmentCache, tmp_path: Path) -> None:
     recipe = CASES[case]()
-    draft = build_draft(recipe) if recipe.draft else None
+    draft = Draft.build(recipe) if recipe.draft else None
     weights = random_weights(recipe)
     weights |= {f"draft.{name}": torch.zeros(p.shape) for name, p in draft.named_parameters()} if draft else {}
-    export(recipe, tmp_path / "model.mlpackage", cache, weights, draft=draft)
+    export(recipe, tmp_path / "model.mlpackage", cache, weights)
     planned: dict[str, int] = {}
     for workload in count_workloads(build_decoder(recipe), draft):
         for function, flops in workload.flops.items():

@@ -12,7 +12,7 @@ def warm_up() -> None:
     import bundles
     import torch
 
-    from coreai_recipes.decoder.filling import bind_decoder  # noqa: F401
+    from coreai_recipes.decoder.filling import bind_weights  # noqa: F401
     from coreai_recipes.planning.authoring import new_recipe
     from coreai_recipes.planning.plan import make_plan
     from coreai_recipes.recipe import load_recipe

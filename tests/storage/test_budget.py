@@ -44,7 +44,7 @@ def test_a_build_over_its_bits_writes_nothing(run: Run, tmp_path: Path) -> None:
 
 def test_within_a_budget_nothing_is_said() -> None:
     recipe = load_recipe("tiny-llama", [PALETTES, "compress.budget={bits_per_weight: 8, kl: 0.1}"])
-    assert bits_over(recipe, stored_parameters(build_decoder(recipe))) is None
+    assert bits_over(recipe, stored_parameters([build_decoder(recipe)])) is None
     assert kl_over(recipe, 0.1) is None
     assert (kl_over(recipe, 0.11) or "").startswith("compress.budget.kl: 0.11 nats, and 0.1 are allowed\n")
     assert kl_over(recipe, float("nan")) is not None

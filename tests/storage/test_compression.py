@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from coreai_recipes.decoder.draft import build_draft
 from coreai_recipes.decoder.model import build_decoder
+from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.errors import RecipeError
 from coreai_recipes.lint.findings import lint
 from coreai_recipes.planning.outline import outline
@@ -43,8 +43,7 @@ def test_matrices_are_what_multiplies_or_is_looked_up(name: str, shape: tuple[in
 @pytest.mark.parametrize("name", built_in_recipes())
 def test_every_vector_of_every_recipe_stays_float16(name: str) -> None:
     recipe = load_recipe(name, INT8)
-    draft = build_draft(recipe) if recipe.draft else None
-    stored = stored_parameters(build_decoder(recipe), draft)
+    stored = stored_parameters(build_stacks(recipe))
     compression = Compression.of(recipe)
     of_form = Counter(str(compression.storage(*each)) for each in stored.shapes.items())
     assert of_form["int8 per channel"] == sum(
@@ -55,7 +54,7 @@ def test_every_vector_of_every_recipe_stays_float16(name: str) -> None:
 
 def test_a_table_that_the_host_reads_stays_float16() -> None:
     recipe = load_recipe("gemma4", INT8)
-    assert raw_tables(build_decoder(recipe)).forms == "float16"
+    assert raw_tables([build_decoder(recipe)]).forms == "float16"
     table = next(cost for cost in make_plan(recipe).costs if cost.what == "per-layer table")
     assert table.how.startswith("262144 x 8960, float16, read by the host, 17,920 bytes a token")
 
@@ -71,7 +70,7 @@ def test_a_plan_counts_the_bytes_of_each_form() -> None:
     assert costs["weights of `full`"][1] == "30 layers, int8 per channel and float16, 8.03 bits a weight"
     assert costs["around the layers"][0] == 2 * 576
     stored = sum(size for what, (size, _) in costs.items() if not what.startswith("states"))
-    assert stored == own_parameters(decoder).bytes == stored_parameters(decoder).bytes
+    assert stored == own_parameters([decoder]).bytes == stored_parameters([decoder]).bytes
     assert plan.weights == {
         "weights": 134_515_008, "bytes": stored, "bits_per_weight": 8.0264, "forms": "int8 per channel and float16"
     }  # fmt: skip
@@ -115,7 +114,7 @@ def test_a_rule_changes_those_that_it_matches_and_the_last_one_holds() -> None:
     )
     palettes = "compress.default={kind: palettize, bits: 4, group: 16}"
     recipe = load_recipe("tiny-llama", [palettes, f"compress.rules=[{rules}]"])
-    stored, compression = stored_parameters(build_decoder(recipe)), Compression.of(recipe)
+    stored, compression = stored_parameters([build_decoder(recipe)]), Compression.of(recipe)
     expected = {
         "layers.1.mlp.up.weight": "palettes of 3 bits for 16 channels",
         "layers.1.mlp.down.weight": "palettes of 4 bits for 8 channels",  # over the default, not over another rule

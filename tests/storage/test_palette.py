@@ -17,7 +17,7 @@ from coreai_recipes.recipe import load_recipe
 from coreai_recipes.storage.clustering import choose_entries, nearest_entries
 from coreai_recipes.storage.kernels import kernel
 from coreai_recipes.storage.palette import Palette, pack_bits, unpack_bits
-from coreai_recipes.storage.reading import stored_decoder
+from coreai_recipes.storage.reading import stored_weights
 
 TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
 GENERATOR = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def test_a_group_that_does_not_divide_the_rows_becomes_smaller(rows: int, group:
 def test_the_reference_is_given_back_group_by_group_in_its_own_order() -> None:
     """Rows of queries are stored in the order of the fold, and those of one palette are not those of one head."""
     recipe = load_recipe("tiny-llama", ["compress.default={kind: palettize, bits: 2, group: 16}"])
-    weights = stored_decoder(recipe, open_checkpoint(TINY))
+    weights = stored_weights(recipe, open_checkpoint(TINY))
     table = weights["embedding.weight"].read()
     assert torch.equal(weights["embedding.weight"].read_rows([3, 200, 511]), table[[3, 200, 511]])
     assert table[:16].unique().numel() <= 4 < table[:17].unique().numel()

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coreai_recipes.decoder.draft import build_draft
-from coreai_recipes.decoder.model import build_decoder
+from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.errors import RecipeError
 from coreai_recipes.recipe import load_recipe, recipe_text
 from coreai_recipes.recipe.loader import compress_text
@@ -31,7 +30,7 @@ def test_four_bits_are_palettes_with_a_tied_table_at_six() -> None:
 def test_matrices_of_few_weights_and_no_others_stay_float16(name: str, bits: int) -> None:
     recipe = with_bits(load_recipe(name), bits)
     hold_storage_rules(recipe)
-    parameters = own_parameters(build_decoder(recipe), build_draft(recipe) if recipe.draft else None).shapes
+    parameters = own_parameters(build_stacks(recipe)).shapes
     compression = Compression.of(recipe)
     for tensor, shape in parameters.items():
         small = not is_compressible(tensor, shape) or prod(shape) < 65_536

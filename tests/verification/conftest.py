@@ -9,7 +9,7 @@ from families import FAMILIES
 from verify_cases import Export, Saved, save
 
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
-from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import export_package
@@ -55,7 +55,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     def make(recipe: Recipe, checkpoint: Checkpoint) -> Path:
         decoder = build_decoder(recipe)
         package = tmp_path_factory.mktemp("package") / "model.mlpackage"
-        export_package(decoder, bind_decoder(decoder, checkpoint), package, cache)
+        export_package([decoder], bind_weights(decoder, checkpoint), package, cache)
         return package
 
     return make

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from coreai_recipes import CheckpointError, load_recipe
 from coreai_recipes.checkpoint import open_checkpoint
-from coreai_recipes.decoder.draft import build_draft
-from coreai_recipes.decoder.filling import bind_draft
+from coreai_recipes.decoder.draft import Draft
+from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.verification import StageResult, run_stages
 
 EXAMPLE = Path(__file__).parents[2] / "examples/gemma4-tiny"
@@ -38,7 +38,7 @@ def test_a_draft_whose_head_is_not_its_table_is_built_with_its_head(
     tensors["lm_head.weight"] = tensors[table].flip(0).contiguous()
     save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
     checkpoint = open_checkpoint(draft)
-    bound = bind_draft(build_draft(load_recipe("gemma4-tiny")), checkpoint)["head.weight"]
+    bound = bind_weights(Draft.build(load_recipe("gemma4-tiny")), checkpoint)["head.weight"]
     assert torch.equal(bound.read(), tensors["lm_head.weight"])
     result = run(draft, monkeypatch)
     assert result.passed, result.detail

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from coreai_recipes import build_decoder, load_recipe, verify
-from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.errors import CheckpointError, RecipeError, UserError
 from coreai_recipes.recipe import built_in_recipes
 from coreai_recipes.recipe.schema import Recipe
@@ -22,7 +22,7 @@ def tiny() -> Recipe:
 @pytest.mark.parametrize("name", built_in_recipes())
 def test_every_built_in_recipe_binds_to_random_weights_of_its_whole_size(name: str) -> None:
     recipe = load_recipe(name)
-    bindings = bind_decoder(build_decoder(recipe), RandomCheckpoint(recipe))
+    bindings = bind_weights(build_decoder(recipe), RandomCheckpoint(recipe))
     assert bindings.keys() == dict(build_decoder(recipe).named_parameters()).keys()
 
 

@@ -10,7 +10,7 @@ from families import FAMILIES
 from verify_cases import Saved, save, without_rotary
 
 from coreai_recipes.checkpoint import Checkpoint
-from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.exporter import export_package
@@ -49,7 +49,7 @@ def with_peak(wanted: float, folder: Path) -> Scaled:
         changed, package = Recipe.model_validate(data), folder / f"{scale:g}{change.__name__}" / "model.mlpackage"
         if not package.exists():
             decoder = build_decoder(changed, exported_form(changed))
-            export_package(decoder, bind_decoder(decoder, checkpoint), package, fragments)
+            export_package([decoder], bind_weights(decoder, checkpoint), package, fragments)
         return changed, checkpoint, package
 
     return export

@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES
 from verify_cases import Saved, change, with_kind, without_rotary
 
-from coreai_recipes.decoder.filling import bind_decoder
+from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe import Recipe
@@ -110,10 +110,10 @@ def test_a_wrong_weight_is_named_and_no_other(
     parameter: str, tensor: str, saved: Callable[[str], Saved], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bind(decoder: Decoder, checkpoint: Any) -> Any:
-        bindings = bind_decoder(decoder, checkpoint)
+        bindings = bind_weights(decoder, checkpoint)
         return bindings | {parameter: replace(bindings[parameter], rewrite=Rewrite(offset=0.01))}
 
-    monkeypatch.setattr(streamed, "bind_decoder", bind)
+    monkeypatch.setattr(streamed, "bind_weights", bind)
     recipe, checkpoint = saved("llama")
     result = run("torch", recipe, checkpoint)
     assert result.passed is False
@@ -122,11 +122,11 @@ def test_a_wrong_weight_is_named_and_no_other(
 
 def test_swapped_keys_and_values_are_named(saved: Callable[[str], Saved], monkeypatch: pytest.MonkeyPatch) -> None:
     def bind(decoder: Decoder, checkpoint: Any) -> Any:
-        bindings = bind_decoder(decoder, checkpoint)
+        bindings = bind_weights(decoder, checkpoint)
         k, v = (f"layers.1.attention.{name}.weight" for name in "kv")
         return bindings | {k: bindings[v], v: bindings[k]}
 
-    monkeypatch.setattr(streamed, "bind_decoder", bind)
+    monkeypatch.setattr(streamed, "bind_weights", bind)
     assert run("torch", *saved("llama")).detail["first_below"]["tensor"] == "layers.1.key"
 
 

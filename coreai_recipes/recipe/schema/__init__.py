@@ -80,11 +80,14 @@ from coreai_recipes.recipe.schema.rotary import (
     YarnScaling,
 )
 from coreai_recipes.recipe.schema.whole import (
+    DRAFT,
+    MODEL,
     Budget,
     Centroids,
     Compress,
     Draft,
     Recipe,
+    RecipeStack,
     Reference,
     StorageRule,
     Stored,
@@ -95,7 +98,9 @@ from coreai_recipes.recipe.schema.whole import (
 )
 
 __all__ = [
+    "DRAFT",
     "MLP",
+    "MODEL",
     "Activation",
     "Alibi",
     "Attention",
@@ -150,6 +155,7 @@ __all__ = [
     "QKNorm",
     "RMSNorm",
     "Recipe",
+    "RecipeStack",
     "Reference",
     "Repeat",
     "Rotary",

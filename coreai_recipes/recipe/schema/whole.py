@@ -1,5 +1,7 @@
 """A recipe as a whole: its model, its draft, how weights are stored, what it must equal."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -24,6 +26,8 @@ from coreai_recipes.recipe.schema.model import (
 from coreai_recipes.recipe.schema.rotary import (
     LongRopeScaling,
 )
+
+MODEL, DRAFT = "model", "draft"  # where a recipe's stacks stand in it
 
 
 class Centroids(Spec):
@@ -142,6 +146,22 @@ class Draft(Stack):
     weights: Weights = Field(description="the tensor names of the draft's checkpoint")
 
 
+@dataclass(frozen=True)
+class RecipeStack:
+    """One of a recipe's stacks: its layers, which names its checkpoint has, what it must equal; `key` is its place in
+    the recipe."""
+
+    key: str
+    layers: Stack
+    weights: Weights
+    reference: Reference | None
+
+    @property
+    def prefix(self) -> str:
+        """What stands before its parameters' names in a package and in `compress.rules`."""
+        return "" if self.key == MODEL else f"{self.key}."
+
+
 class Recipe(Spec):
     """One language model, described as data."""
 
@@ -157,6 +177,14 @@ class Recipe(Spec):
     weights: Weights = Field(description="the tensor names of the checkpoint")
     compress: Compress | None = Field(default=None, description="how weights are stored; defaults to float16")
     export: Export = Field(description="how the package is written")
+
+    @property
+    def stacks(self) -> Mapping[str, RecipeStack]:
+        """By key, in running order: the model, and the draft that reads its caches."""
+        found = {MODEL: RecipeStack(MODEL, self.model, self.weights, self.reference)}
+        if self.draft is not None:
+            found[DRAFT] = RecipeStack(DRAFT, self.draft, self.draft.weights, self.draft.reference)
+        return found
 
     @property
     def rotary_choices(self) -> dict[str, str]:

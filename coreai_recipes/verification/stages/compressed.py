@@ -8,8 +8,7 @@ holds the saved program against the same weights.
 from collections.abc import Iterator
 from typing import Any
 
-from coreai_recipes.decoder.draft import build_draft
-from coreai_recipes.decoder.model import build_decoder
+from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.storage.accounting import account
 from coreai_recipes.storage.budget import bits_over, kl_over
 from coreai_recipes.storage.compression import Parameters
@@ -25,8 +24,7 @@ NAME = "compressed"
 def run(subject: Subject) -> StageResult:
     if not subject.compresses:
         return skip(NAME, "no compression in this recipe")
-    draft = build_draft(subject.recipe) if subject.recipe.draft else None
-    stored = stored_parameters(build_decoder(subject.recipe), draft)
+    stored = stored_parameters(build_stacks(subject.recipe))
     loss, text = _measure(subject)
     detail: dict[str, Any] = {
         "compared_with": "transformers in float32, with the checkpoint's weights",
@@ -62,7 +60,7 @@ def _measure(subject: Subject) -> tuple[Loss, str]:
 
 def _tensors(subject: Subject, stored: Parameters) -> Iterator[dict[str, Any]]:
     """The table of every tensor, with progress: all are encoded once more."""
-    rows = account(subject.recipe, stored, subject.weights, subject.draft)
+    rows = account(subject.recipe, stored, subject.sources)
     for done, row in enumerate(rows, 1):
         subject.progress(NAME, done, len(stored.shapes))
         yield {**row, "psnr_db": number(row["psnr_db"])}

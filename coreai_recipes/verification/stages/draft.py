@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.decoder.draft import DRAFT, Draft, build_draft, step_names
-from coreai_recipes.decoder.filling import bind_draft, fill_from
+from coreai_recipes.decoder.draft import Draft, step_names
+from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.states import state_specs, states_of
 from coreai_recipes.logits import best, choices
 from coreai_recipes.primitives.rotary import fold_order
-from coreai_recipes.recipe.schema import Recipe, SlidingAttention
+from coreai_recipes.recipe.schema import DRAFT, Recipe, SlidingAttention
 from coreai_recipes.running.program import SavedProgram
 from coreai_recipes.running.speculation import Round, Speculator, seen_positions
-from coreai_recipes.storage.reading import stored_draft
+from coreai_recipes.storage.reading import stored_weights
 from coreai_recipes.verification.calls import Note
 from coreai_recipes.verification.draft_reference import assisted_rounds, load_draft
 from coreai_recipes.verification.figures import compare
@@ -57,8 +57,8 @@ def run(subject: Subject) -> StageResult:
     with torch.inference_mode():
         theirs = load_draft(recipe, subject.draft)
         if not subject.fits_in_memory:
-            drafter = build_draft(recipe)
-            fill_from(drafter, bind_draft(drafter, subject.draft))
+            drafter = Draft.build(recipe)
+            fill_from(drafter, bind_weights(drafter, subject.draft))
             figures = compare_steps(subject, theirs, drafter, _random_places(recipe, drafter))
             skipped = {"caches": "random", "rounds": f"skipped: {needs(subject.float32_bytes)}"}
             return _judge(subject, figures, skipped)
@@ -93,8 +93,8 @@ def _judge(subject: Subject, figures: list[Figures], rounds: dict[str, Any]) -> 
 def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
     """The package's function `draft` against our module with the weights as stored, on random caches."""
     recipe = subject.recipe
-    draft = build_draft(recipe)
-    fill_from(draft, stored_draft(recipe, checkpoint))
+    draft = Draft.build(recipe)
+    fill_from(draft, stored_weights(recipe, checkpoint, DRAFT))
     folded = {owner: fold_order(kind.rotary, kind.attention.rotary_dim) for owner, kind in recipe.model.kinds.items()}
     program, windows = open_program(subject, "float32"), windows_of(recipe, draft)
     embedding = StreamedDecoder(recipe, subject.weights, stored=True)
@@ -164,8 +164,8 @@ class OfTorch:
     @classmethod
     def fill(cls, recipe: Recipe, target: Checkpoint, draft: Checkpoint, stored: bool = False) -> "OfTorch":
         """Both models with their weights; with `stored` as a package gives them back."""
-        drafter = build_draft(recipe)
-        fill_from(drafter, stored_draft(recipe, draft) if stored else bind_draft(drafter, draft))
+        drafter = Draft.build(recipe)
+        fill_from(drafter, stored_weights(recipe, draft, DRAFT) if stored else bind_weights(drafter, draft))
         return cls(fill_whole(recipe, target, recipe.export.context, stored), drafter)
 
     def reset(self) -> None:
@@ -198,7 +198,7 @@ def windows_of(recipe: Recipe, draft: Draft) -> dict[str, int | None]:
 
 def draft_windows(recipe: Recipe) -> dict[str, int | None]:
     """As `windows_of`, of the recipe's draft; empty where it has none."""
-    return {} if recipe.draft is None else windows_of(recipe, build_draft(recipe))
+    return {} if recipe.draft is None else windows_of(recipe, Draft.build(recipe))
 
 
 def call_draft(

@@ -1,0 +1,101 @@
+"""The functions of a decoder: its front, its layers one after another, the pick of a token, its head."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder
+from coreai_recipes.export.fragments import (
+    INTEGER,
+    Fragment,
+    Port,
+    front_fragment,
+    head_fragment,
+    layer_fragment,
+    pick_fragment,
+    state_names,
+)
+from coreai_recipes.export.linker import FunctionLinker
+from coreai_recipes.export.package import Signature
+from coreai_recipes.export.stack_program import Numbers, StackProgram, give, link_head
+
+
+class DecoderProgram(StackProgram):
+    """`decode`, `prefill`, and `score` where the recipe has it."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder, self.recipe, self.queries = decoder, decoder.recipe, decoder.recipe.export.functions.queries
+
+    @property
+    def functions(self) -> Iterator[str]:
+        return iter(self.queries)
+
+    def fragments(self) -> Iterator[Fragment]:
+        decoder = self.decoder
+        for name, queries in self.queries.items():
+            call = decoder.call(name)
+            yield front_fragment(decoder, call)
+            yield head_fragment(decoder, _head_queries(name, queries))
+            yield from (layer_fragment(decoder, kind, call) for kind in decoder.front.kinds)
+            yield from self.choices(_head_queries(name, queries), self.recipe.model.vocab_size)
+            if name == "prefill":
+                yield from _picks(decoder, queries).values()
+
+    def link(self, function: str, models: Mapping[str, Any], linker: FunctionLinker, numbers: Numbers) -> Signature:
+        decoder, queries = self.decoder, self.queries[function]
+        front, model, call = decoder.front, self.recipe.model, decoder.call(function)
+        inputs = {"input_ids": Port(INTEGER, (1, queries)), "position": Port(INTEGER, (1,))}
+        if function != "decode":
+            inputs["count"] = Port(INTEGER, (1,))
+        head, fragment = head_fragment(decoder, _head_queries(function, queries)), front_fragment(decoder, call)
+        if PER_LAYER_ROWS in fragment.inputs:
+            inputs[PER_LAYER_ROWS] = fragment.inputs[PER_LAYER_ROWS]
+        states = self.declare(inputs, linker)
+
+        shared = {port_name: port_name for port_name in (*inputs, *fragment.outputs)}
+        linker.append(models[fragment.name], "front_", {**shared, "x": "hidden_0"}, fragment.parameters)
+        layers = {kind: layer_fragment(decoder, kind, call) for kind in front.kinds}
+        picks = _picks(decoder, queries) if function == "prefill" else {}
+        per_layer, x = "per_layer_inputs", "hidden_0"
+
+        def pick_last() -> tuple[str, str]:
+            """From here on only the last real token is needed."""
+            for value, pick in picks.items():
+                source = x if value == "hidden" else per_layer
+                names = {"x": source, "y": f"{value}_last", "count": "count"}
+                linker.append(models[pick.name], f"pick_{value}_", names, {})
+            picks.clear()
+            return "hidden_last", "per_layer_inputs_last"
+
+        for index, kind in enumerate(model.layer_kinds):
+            if picks and call.tokens_of(kind) < queries:
+                x, per_layer = pick_last()
+            names = {
+                "x": x,
+                "y": f"hidden_{index + 1}",
+                "slot": linker.add_integer(f"slot_{index}", decoder.slots[index]),
+                "index": linker.add_integer(f"index_{index}", index),
+                **{port: call.source(kind, port) for port in call.ports(kind)},
+                "per_layer_inputs": per_layer,
+                **state_names(front.state(kind)),
+            }
+            parameters = {alias: f"layers.{index}.{p}" for alias, p in layers[kind].parameters.items()}
+            linker.append(models[layers[kind].name], f"layer_{index}_", names, parameters)
+            x = names["y"]
+        if picks:
+            x, _ = pick_last()
+        choices = self.choices(_head_queries(function, queries), model.vocab_size)
+        return Signature(inputs, give(link_head(head, {"x": x}, choices, models, linker), linker), states)
+
+
+def _picks(decoder: Decoder, queries: int) -> dict[str, Fragment]:
+    """What a prefill picks the last real token of: the hidden state, and what the layers behind it are given."""
+    picks = {"hidden": pick_fragment("pick", (1, decoder.recipe.model.hidden_size, 1, queries))}
+    per_layer = decoder.front.per_layer
+    if per_layer is not None and decoder.front.sharing("prefill") == "last":
+        picks["per_layer_inputs"] = pick_fragment("pick_per_layer", (per_layer.layers, per_layer.size, 1, queries))
+    return picks
+
+
+def _head_queries(function: str, queries: int) -> int:
+    """Only `score` gives the logits of every token."""
+    return queries if function == "score" else 1
