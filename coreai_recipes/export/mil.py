@@ -15,6 +15,7 @@ DTYPES: dict[str, int] = {
     "float32": MIL_pb2.FLOAT32,
     "int32": MIL_pb2.INT32,
     "int8": MIL_pb2.INT8,
+    "int4": MIL_pb2.INT4,
     **{f"uint{bits}": getattr(MIL_pb2, f"UINT{bits}") for bits in (1, 2, 3, 4, 6, 8)},
 }
 

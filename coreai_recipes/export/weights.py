@@ -26,7 +26,9 @@ ALIGNMENT = 64
 SYNCED_BYTES = 128 << 20  # are brought to disk at once, while the next are written
 SENTINEL = 0xDEADBEEF
 VERSION = 2
-DATA_TYPES = {"float16": 1, "uint8": 3, "int8": 4, "uint1": 9, "uint2": 10, "uint4": 11, "uint3": 12, "uint6": 13}
+DATA_TYPES = {
+    "float16": 1, "uint8": 3, "int8": 4, "int4": 8, "uint1": 9, "uint2": 10, "uint4": 11, "uint3": 12, "uint6": 13
+}  # fmt: skip
 HEADER = struct.Struct("<II56x")
 RECORD = struct.Struct("<IIQQQ32x")
 

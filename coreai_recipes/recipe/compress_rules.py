@@ -9,7 +9,9 @@ from coreai_recipes.recipe.plain import Location, Problem, value_at
 from coreai_recipes.recipe.sizes import MAX_RULES
 
 BITS = (1, 2, 3, 4, 6, 8)  # what `--bits` takes
-OF_PALETTES = ("bits", "group")
+# the fields of each kind beside `kind`
+FIELDS = {"float16": (), "int4": ("block", "symmetric"), "int8": ("block", "symmetric"), "palettize": ("bits", "group")}
+OF_RULES = ("bits", "group", "block", "symmetric")
 
 
 def check_bits(bits: int) -> None:
@@ -33,14 +35,17 @@ def compress_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _rule_problems(at: Location, rule: Mapping[str, Any], default: Any) -> Iterator[Problem]:
-    said = [field for field in ("kind", *OF_PALETTES) if rule.get(field) is not None]
+    said = [field for field in ("kind", *OF_RULES) if rule.get(field) is not None]
     kind = rule.get("kind") if "kind" in said else default
     if not said:
-        yield Problem(at, "rule-empty", "it changes nothing", "say a `kind`, `bits` or `group`, or leave it out")
-    for field in said if kind in ("float16", "int8") else ():
-        if field in OF_PALETTES:
-            hint = "add `kind: palettize`" if "kind" not in said else None
+        yield Problem(at, "rule-empty", "it changes nothing", "say a `kind`, `bits` or `block`, or leave it out")
+    if not isinstance(kind, str) or kind not in FIELDS:
+        return
+    for field in said:
+        if field in OF_RULES and field not in FIELDS[kind]:
+            owner = "palettize" if field in FIELDS["palettize"] else "int4"
+            hint = f"add `kind: {owner}`" if "kind" not in said else None
             yield Problem((*at, field), "rule-foreign", f"`{kind}` has no {field}", hint)
-    if kind == "palettize" and default in ("float16", "int8") and "bits" not in said:
+    if kind == "palettize" and default in FIELDS and default != "palettize" and "bits" not in said:
         message = f"palettes of how many bits? The default, `{default}`, says none"
         yield Problem(at, "rule-bits", message, "add `bits: 4`")

@@ -15,7 +15,8 @@ RuleId = Literal[
     "act-lut", "trig", "gather-dyn", "gather-i32", "gather-nd", "embed-in", "no-path", "argmax-2048", "repeat-kv",
     "linear-conv", "conv-8x8", "dw-conv", "group-conv", "dyn-weight", "state-count", "state-uniform", "state-32",
     "state-inplace", "state-rows", "state-shift", "state-cost", "pkg-size", "pkg-ops", "pq-block", "pq-int8",
-    "pq-lut", "pq-gpu", "pq-crash", "a8", "multi-fn", "small-cpu", "crossing", "fn-count", "sdpa-op", "eos-template",
+    "pq-lut", "pq-scale", "pq-gpu", "pq-crash", "a8", "multi-fn", "small-cpu", "crossing", "fn-count", "sdpa-op",
+    "eos-template",
 ]  # fmt: skip
 
 

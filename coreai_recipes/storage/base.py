@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shape = tuple[int, ...]
-BITS = {"float16": 16, "int8": 8, **{f"uint{bits}": bits for bits in (1, 2, 3, 4, 6, 8)}}
+BITS = {"float16": 16, "int8": 8, "int4": 4, **{f"uint{bits}": bits for bits in (1, 2, 3, 4, 6, 8)}}
 
 
 @dataclass(frozen=True)

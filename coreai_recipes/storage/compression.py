@@ -9,10 +9,10 @@ from math import prod
 from typing import Any
 
 from coreai_recipes.decoder.model import PER_LAYER_TABLE
-from coreai_recipes.recipe.schema import Recipe, Stored, StoredInt8, StoredPalette
+from coreai_recipes.recipe.schema import Recipe, Stored, StoredIntegers, StoredPalette
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.float16 import Float16
-from coreai_recipes.storage.int8 import Int8
+from coreai_recipes.storage.integers import Integers
 from coreai_recipes.storage.palette import Palette
 
 FLOAT16 = Float16()
@@ -22,8 +22,8 @@ LAYER = re.compile(r"(?<=\blayers\.)\d+")
 def storage_of(said: Stored) -> Storage:
     """What a recipe says of how weights are stored."""
     match said:
-        case StoredInt8():
-            return Int8()
+        case StoredIntegers():
+            return Integers(8 if said.kind == "int8" else 4, said.block, said.symmetric is not False)
         case StoredPalette():
             return Palette(said.bits, said.group)
         case _:

@@ -19,6 +19,7 @@ MOST_CUTS = 512  # of more, two for each run
 REACH = 32  # values on either side of an end that the second programme tries
 MOST_ROUNDS = 6
 MOST_STEPS = 100
+LARGEST = np.float32(65504)  # of float16
 
 
 def kernel(function: Any) -> Any:
@@ -247,3 +248,31 @@ def unpack_eights(packed, bits, numbers):  # type: ignore[no-untyped-def]
             word |= np.uint64(packed[bits * eight + i]) << np.uint64(8 * i)
         for i in range(8):
             numbers[8 * eight + i] = (word >> np.uint64(bits * i)) & np.uint64((1 << bits) - 1)
+
+
+@kernel
+def quantize_blocks(blocks, importance, scales, offsets, low, high, numbers, chosen):  # type: ignore[no-untyped-def]
+    """numbers (blocks, n) uint8, low..high, of blocks (blocks, n) float32, by the scale and offset (blocks, tries) with
+    the least squared error; chosen (blocks,) says which. importance (blocks of a row, n) is the same for all rows."""
+    tries = scales.shape[1]
+    for block in range(len(blocks)):
+        counted = importance[block % len(importance)]
+        best, least = 0, np.float32(np.inf)
+        for at in range(tries if tries > 1 else 0):
+            scale, offset = scales[block, at], offsets[block, at]
+            step, first, last = np.float32(1) / scale, low - offset, high - offset
+            error = np.float32(0)
+            for i in range(blocks.shape[1]):
+                weight = blocks[block, i]
+                off = weight - min(max(np.rint(weight * step), first), last) * scale
+                error += counted[i] * off * off
+            if error < least:
+                best, least = at, error
+        scale, offset = scales[block, best], offsets[block, best]
+        # beyond float16 none is given back
+        most = np.floor(LARGEST / scale)
+        first, last = max(low - offset, -most), min(high - offset, most)
+        for i in range(blocks.shape[1]):
+            number = min(max(np.rint(blocks[block, i] / scale), first), last) + offset
+            numbers[block, i] = np.uint8(np.int64(number))
+        chosen[block] = best

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from coreai_recipes.storage.base import Part, Shape, Storage, axis_of_row, join_rows
 from coreai_recipes.storage.clustering import choose_entries, nearest_entries
 from coreai_recipes.storage.float16 import to_float16
+from coreai_recipes.storage.packing import BITS_IN_A_BYTE, pack_bits, unpack_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Groups are clustered so many weights at a time: their sums stay in the cache, and memory is bounded.
 BATCH_WEIGHTS = 1 << 21
-BITS_IN_A_BYTE = 8
 
 
 @dataclass(frozen=True)
@@ -73,25 +73,3 @@ class Palette(Storage):
         for group, palette in enumerate(entries):
             np.take(palette, numbers[group], out=found[group], mode="clip")  # `raise` would make a copy
         return torch.from_numpy(found.reshape(shape)).float()
-
-
-def pack_bits(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """`values` in so many bits each, the first in the lowest bits of the first byte."""
-    if bits == BITS_IN_A_BYTE:
-        return values
-    from coreai_recipes.storage.kernels import pack_eights
-
-    whole = np.concatenate((values, np.zeros(-len(values) % 8, np.uint8))) if len(values) % 8 else values
-    packed = np.empty(len(whole) * bits // 8, np.uint8)
-    pack_eights(whole, bits, packed)
-    return packed[: -(-len(values) * bits // 8)]
-
-
-def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
-    from coreai_recipes.storage.kernels import unpack_eights
-
-    eights = -(-count // 8)
-    whole = np.concatenate((packed, np.zeros(eights * bits - len(packed), np.uint8)))
-    numbers = np.empty(8 * eights, np.uint8)
-    unpack_eights(whole, bits, numbers)
-    return numbers[:count]

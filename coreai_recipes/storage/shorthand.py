@@ -5,7 +5,7 @@ from math import prod
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.compress_rules import check_bits
-from coreai_recipes.recipe.schema import Compress, StorageRule, StoredInt8, StoredPalette
+from coreai_recipes.recipe.schema import Compress, StorageRule, StoredIntegers, StoredPalette
 from coreai_recipes.storage.compression import FLOAT16, Rule, any_layer, is_compressible, shown_name
 from coreai_recipes.storage.parameters import own_parameters
 
@@ -19,7 +19,7 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
     """The recipe with its matrices in palettes of so many bits, whatever its own `compress` says of them."""
     check_bits(bits)
     said = {
-        "default": StoredInt8(kind="int8") if bits == INTEGER_BITS else _palette(bits),
+        "default": StoredIntegers(kind="int8") if bits == INTEGER_BITS else _palette(bits),
         "rules": _rules(recipe, bits),
     }
     before = recipe.compress

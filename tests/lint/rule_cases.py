@@ -167,6 +167,16 @@ def scaled_palette(x: Any) -> Any:
     return mb.matmul(x=x, y=weight)
 
 
+def palette_with_scales(x: Any) -> Any:
+    return mb.matmul(x=x, y=mb.constexpr_blockwise_shift_scale(data=palette(), scale=weights(64, 1)))
+
+
+def experts(x: Any) -> Any:
+    """A scale for each row of each of three experts, and no blocks."""
+    data = (np.arange(3 * 64 * 64) % 100).astype(np.int8).reshape(3, 64, 64)
+    return mb.matmul(x=x, y=mb.constexpr_blockwise_shift_scale(data=data, scale=weights(3, 64, 1)))
+
+
 def integers(scales: int) -> Callable[..., Any]:
     def build(x: Any) -> Any:
         data = (np.arange(64 * 64) % 100).astype(np.int8).reshape(64, 64)
@@ -353,6 +363,7 @@ CASES: dict[str, tuple[Case, Case]] = {
         Case(scaled_palette, x16(1, 64)),
         Case(integers(1), x16(1, 64)),
     ),
+    "pq-scale": (Case(palette_with_scales, x16(1, 64)), Case(lambda x: mb.matmul(x=x, y=palette()), x16(1, 64))),
     "pq-gpu": (
         Case(lambda x: mb.matmul(x=x, y=palette()), x16(1, 64), level="note"),
         Case(integers(1), x16(1, 64)),
@@ -388,6 +399,8 @@ OTHERS: dict[str, tuple[str, str | None, str | None, Case]] = {
     "36 rows on M4": ("state-32", "M4", "warning", Case(sum_of_states, x16(32), cache((1, 1, 36, 32)))),
     "blocks on M1": ("pq-block", "M1", "error", Case(integers(2), x16(1, 64))),
     "blocks on M3": ("pq-block", "M3", "warning", Case(integers(2), x16(1, 64))),
+    "experts with a scale for each row": ("pq-block", "M1", None, Case(experts, x16(3, 1, 64))),
+    "experts of int8": ("pq-int8", "M1", "note", Case(experts, x16(3, 1, 64))),
     "a palette of float16": ("pq-lut", None, "note", Case(lambda x: mb.matmul(x=x, y=palette()), x16(1, 64))),
     "one mask of -inf": ("mask-inf", None, "warning", Case(masked(-np.inf), {**x16(1, 32), "seen": (I32, (1, 32))})),
     "a working set between M1's and M5's": ("wset", "M5", None, Case(mb_relu, x16(1, 1100, 32, 32))),

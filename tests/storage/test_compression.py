@@ -89,7 +89,7 @@ def test_a_kind_that_there_is_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as refused:
         load_recipe(path)
     assert str(refused.value) == (
-        f"{path}:3:28: compress.default.kind: `int9` is not one of `float16`, `int8`, `palettize`\n"
+        f"{path}:3:28: compress.default.kind: `int9` is not one of `float16`, `int4`, `int8`, `palettize`\n"
         "  did you mean `int8`?"
     )
 
@@ -123,6 +123,23 @@ def test_a_rule_changes_those_that_it_matches_and_the_last_one_holds() -> None:
         "layers.1.mlp_norm.weight": "float16",
     }
     assert {name: str(compression.storage(name, stored.shapes[name])) for name in expected} == expected
+
+
+def test_a_rule_keeps_what_the_default_says_of_integers() -> None:
+    recipe = load_recipe(
+        "tiny-llama",
+        [
+            "compress.default={kind: int4, block: 32, symmetric: false}",
+            "compress.rules=[{match: embedding, kind: int8}, {match: layers.0.*, symmetric: true}, "
+            "{match: layers.1.*, block: 16}, {match: layers.2.*, kind: palettize, bits: 4}]",
+        ],
+    )
+    assert [str(rule.storage) for rule in Compression.of(recipe).rules] == [
+        "int8 for blocks of 32 with offsets",
+        "int4 for blocks of 32",
+        "int4 for blocks of 16 with offsets",
+        "palettes of 4 bits for 16 channels",
+    ]
 
 
 def test_a_recipe_whose_rules_alone_compress_compresses() -> None:
@@ -165,6 +182,10 @@ def test_a_rule_that_matches_nothing_is_refused_at_its_line(
         ("int8", "{match: embedding, kind: float16, group: 8}", "0.group: `float16` has no group"),
         ("int8", "{match: embedding, kind: palettize}", "0: palettes of how many bits? The default, `int8`, says none"),
         ("int8", "{match: embedding, kind: palletize}", "0.kind: `palletize` is not one of"),
+        ("int8", "{match: embedding, kind: palettize, bits: 4, block: 32}", "0.block: `palettize` has no block"),
+        ("float16", "{match: embedding, block: 32}", "0.block: `float16` has no block\n  add `kind: int4`"),
+        ("int8", "{match: embedding, block: 0}", "0.block: "),
+        ("int8", "{match: embedding, symmetric: 1}", "0.symmetric: "),
         ("int8", "{match: embedding, kinds: int8}", "0.kinds: unknown key\n  did you mean `kind`?"),
     ],
 )

@@ -16,7 +16,8 @@ from coreai_recipes.export.weights import WeightLayout, write_weights
 from coreai_recipes.recipe import load_recipe
 from coreai_recipes.storage.clustering import choose_entries, nearest_entries
 from coreai_recipes.storage.kernels import kernel
-from coreai_recipes.storage.palette import Palette, pack_bits, unpack_bits
+from coreai_recipes.storage.packing import pack_bits, unpack_bits
+from coreai_recipes.storage.palette import Palette
 from coreai_recipes.storage.reading import stored_weights
 
 TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"

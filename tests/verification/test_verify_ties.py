@@ -13,7 +13,7 @@ from verify_cases import Export
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
 from coreai_recipes.primitives.experts import Router, ScoreRouter
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
-from coreai_recipes.recipe.schema import Compress, Recipe, StoredInt8
+from coreai_recipes.recipe.schema import Compress, Recipe, StoredIntegers
 from coreai_recipes.verification import StageResult, run_stages
 from coreai_recipes.verification.ties import TIE, TIE_IN_FLOAT16, Choice, settle
 
@@ -90,7 +90,7 @@ def test_a_compressed_package_in_float16_is_compared_with_the_experts_that_it_to
     tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, checkpoint = save_equal("qwen3_moe", tmp_path)
-    recipe = recipe.model_copy(update={"compress": Compress(default=StoredInt8(kind="int8"))})
+    recipe = recipe.model_copy(update={"compress": Compress(default=StoredIntegers(kind="int8"))})
     package = export(recipe, checkpoint)
     round_otherwise(monkeypatch, -5e-5)
     (result,) = run_stages(recipe, checkpoint, package, stages=["package_float16"]).stages

@@ -14,8 +14,8 @@ def is_for_blocks(item: Item, wanted: bool) -> Answer:
     data, scale = item.op.operand("data"), item.op.operand("scale")
     if data is None or scale is None or "int" not in data.dtype or len(data.shape) != len(scale.shape):
         return None
-    parts = [size for size in scale.shape[1:] if size > 1]
-    return yes(bool(parts) is wanted, data=data.shape, scales=scale.shape, bits=data.dtype)
+    found = scale.shape[_axis_of_row(data.shape)] > 1
+    return yes(found is wanted, data=data.shape, scales=scale.shape, bits=data.dtype)
 
 
 @predicate
@@ -26,7 +26,16 @@ def is_int8_for_channels(item: Item, wanted: bool) -> Answer:
     data, scale = item.op.operand("data"), item.op.operand("scale")
     if data is None or scale is None or data.dtype not in SMALL:
         return None
-    return yes(all(size == 1 for size in scale.shape[1:]))
+    return yes(len(data.shape) == len(scale.shape) and scale.shape[_axis_of_row(data.shape)] == 1)
+
+
+@predicate
+def scales_a_palette(item: Item, wanted: bool) -> Answer:
+    """Scales behind a palette's look-up: a weight that two operations make of constants."""
+    data = item.op.operand("data", "quantized_data")
+    if data is None or data.producer is None:
+        return None
+    return yes((data.producer.type == PALETTE) is wanted, data=data.shape)
 
 
 @predicate
@@ -79,6 +88,11 @@ def palettes_not_shared(item: Item, wanted: bool) -> Answer:
     largest = max(held, key=len)
     lone = [found for found in held if not found <= largest]
     return yes(bool(lone), functions=len(held))
+
+
+def _axis_of_row(shape: tuple[int, ...]) -> int:
+    """The axis along which a row's weights lie: the last but those of a convolution's 1 x 1."""
+    return max((axis for axis, size in enumerate(shape) if size > 1), default=len(shape) - 1)
 
 
 def bits_of(palette: Operation) -> int:

@@ -92,7 +92,7 @@ from coreai_recipes.recipe.schema.whole import (
     StorageRule,
     Stored,
     StoredFloat16,
-    StoredInt8,
+    StoredIntegers,
     StoredPalette,
     Weights,
 )
@@ -169,7 +169,7 @@ __all__ = [
     "StorageRule",
     "Stored",
     "StoredFloat16",
-    "StoredInt8",
+    "StoredIntegers",
     "StoredPalette",
     "Temperature",
     "Tokens",

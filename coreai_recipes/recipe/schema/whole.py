@@ -43,10 +43,20 @@ class StoredFloat16(Spec):
     kind: Literal["float16"]
 
 
-class StoredInt8(Spec):
-    """A byte a weight, and two for each channel: a scale."""
+Block = Annotated[int, Field(ge=1, le=sizes.MAX_BLOCK, strict=True)]
 
-    kind: Literal["int8"]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class StoredIntegers(Spec):
+    """Four or eight bits a weight, and a float16 scale for each channel or block of one: what a GPU reads best."""
+
+    kind: Literal["int4", "int8"]
+    block: Block | None = Field(
+        default=None,
+        description="weights of a channel that share a scale; all of them unless said, and where nothing near divides",
+    )
+    symmetric: Flag | None = Field(default=None, description="false stores an offset beside each scale")
 
 
 Bits = Annotated[Literal[1, 2, 3, 4, 6, 8], NoFlag]
@@ -65,7 +75,7 @@ class StoredPalette(Spec):
     )
 
 
-Stored = StoredFloat16 | StoredInt8 | StoredPalette
+Stored = StoredFloat16 | StoredIntegers | StoredPalette
 
 
 class StorageRule(Spec):
@@ -74,20 +84,27 @@ class StorageRule(Spec):
     match: Annotated[str, Field(min_length=1, max_length=200)] = Field(
         description="names of matrices, with `*` for any characters: `layers.*.mlp.down`, `embedding`, `head`"
     )
-    kind: Literal["float16", "int8", "palettize"] | None = Field(
+    kind: Literal["float16", "int4", "int8", "palettize"] | None = Field(
         default=None, description="how these matrices are stored"
     )
     bits: Bits | None = Field(default=None, description="bits per weight, for palettes")
     group: Group | None = Field(default=None, description="channels that share a palette")
+    block: Block | None = Field(default=None, description="weights of a channel that share a scale, for integers")
+    symmetric: Flag | None = Field(default=None, description="false gives integers offsets")
 
     def over(self, default: Stored) -> Stored:
         """What it makes of the default, whose fields hold where the kind is the same."""
         kind = self.kind or default.kind
-        if kind != "palettize":
-            return StoredInt8(kind="int8") if kind == "int8" else StoredFloat16(kind="float16")
-        said = self.model_dump(include={"bits", "group"}, exclude_none=True)
-        below = default.model_dump() if default.kind == kind else {"kind": kind}
-        return StoredPalette.model_validate(below | said)
+        said = self.model_dump(include={"bits", "group", "block", "symmetric"}, exclude_none=True)
+        is_alike = isinstance(default, StoredPalette) is (kind == "palettize") and default.kind != "float16"
+        below = default.model_dump() if is_alike else {}
+        match kind:
+            case "float16":
+                return StoredFloat16(kind="float16")
+            case "palettize":
+                return StoredPalette.model_validate(below | said | {"kind": kind})
+            case _:
+                return StoredIntegers.model_validate(below | said | {"kind": kind})
 
 
 class Budget(Spec):
