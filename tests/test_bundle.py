@@ -393,7 +393,7 @@ def test_an_interrupt_between_conversions_leaves_the_previous_bundle(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("coreai_recipes.export.program.link_program", stop)
+    monkeypatch.setattr("coreai_recipes.export.package.write_model", stop)
     with pytest.raises(KeyboardInterrupt):
         build(NAME, CHECKPOINT, bundle.path.parent, verified=False)
     assert_untouched(bundle, first)

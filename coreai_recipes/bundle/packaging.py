@@ -1,5 +1,6 @@
 """A recipe's package written into a bundle's folder: modules, bindings, export. It may be written again."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def write_package(composed: Composed, package: Path, cache: "FragmentCache", pro
     opened: list[Subject] = []
 
     def look(written: Path) -> None:  # beside the weights, which need no interpreter
-        costs.update(_count_costs(written))
+        costs.update(_kept_costs(written, cache))
         opened.append(open_package(written))
 
     exported = export_package(
@@ -80,6 +81,18 @@ def write_package(composed: Composed, package: Path, cache: "FragmentCache", pro
         on_program=look,
     )
     return Written(composed, exported, costs, opened[0])
+
+
+def _kept_costs(package: Path, cache: "FragmentCache") -> Costs:
+    """As `_count_costs`, once for the same program and the same code."""
+    from coreai_recipes import evaluate
+    from coreai_recipes.export.cache import fingerprint
+    from coreai_recipes.export.package import MODEL
+
+    code = [path.read_bytes() for path in sorted(Path(evaluate.__file__).parent.rglob("*.py"))]
+    key = fingerprint("costs", (package / MODEL).read_bytes(), *code)
+    found: Costs = json.loads(cache.get_or_make(key, lambda: json.dumps(_count_costs(package)).encode()))
+    return found
 
 
 def _count_costs(package: Path) -> Costs:

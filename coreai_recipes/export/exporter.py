@@ -23,6 +23,7 @@ from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.export.cache import FragmentCache, fingerprint
 from coreai_recipes.export.fragments import Fragment, source_files
 from coreai_recipes.export.weights import Encoded, WeightLayout, write_table, write_weights
+from coreai_recipes.recipe import recipe_text
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import raw_tables, stored_parameters
@@ -120,7 +121,7 @@ def _export_program(
     """Convert, link, write; digests, signatures by function, how many fragments came from the cache and were made."""
     with stopwatch("imports"):
         from coreai_recipes.export import package as packages
-        from coreai_recipes.export.program import fragment_identity, fragments_of, link_program
+        from coreai_recipes.export.program import LinkedProgram, fragment_identity, fragments_of, link_program
     with stopwatch("conversion"):
         fragments = fragments_of(stacks)
         made: list[str] = []
@@ -134,20 +135,29 @@ def _export_program(
             return convert_fragment(fragment)
 
         source = _source_digest(fragments.values())
+        keys = {name: fingerprint(source, fragment_identity(f)) for name, f in fragments.items()}
         converted: dict[str, bytes] = {}
         for name, f in fragments.items():
             if progress:
                 progress("conversion", len(converted), len(fragments))
-            converted[name] = cache.get_or_make(fingerprint(source, fragment_identity(f)), partial(convert, f))
+            converted[name] = cache.get_or_make(keys[name], partial(convert, f))
         if progress:
             progress("conversion", len(fragments), len(fragments))
     with stopwatch("linking"):
-        end = layout.end
-        linked = link_program(stacks, converted, layout, numbers)
-        if layout.end != end:
-            raise RuntimeError("the program uses a weight that is no parameter of a stack")
-        model = packages.write_model(linked.model, package)
-    digests = {str(packages.MODEL): sha256(model).hexdigest()}
+
+        def link() -> bytes:
+            end = layout.end
+            linked = link_program(stacks, converted, layout, numbers)
+            if layout.end != end:
+                raise RuntimeError("the program uses a weight that is no parameter of a stack")
+            return linked.to_bytes()
+
+        said = [f"{name} {values.tolist()}" for name, values in numbers.items()]
+        recipe = recipe_text(stacks[0].recipe)
+        key = fingerprint("program", _linker_digest(), recipe, repr(layout), repr(keys), *said)
+        linked = LinkedProgram.from_bytes(cache.get_or_make(key, link))
+        packages.write_model(linked.model, package)
+    digests = {str(packages.MODEL): sha256(linked.model).hexdigest()}
     digests["Manifest.json"] = sha256((package / "Manifest.json").read_bytes()).hexdigest()
     return digests, linked.signatures, (len(fragments) - len(made), len(made))
 
@@ -233,6 +243,12 @@ def _source_digest(fragments: Iterable[Fragment]) -> str:
     others = set().union(*(source_files(fragment.module) for fragment in fragments))
     digests = [sha256(path.read_bytes()).hexdigest() for path in sorted(own | others)]
     return fingerprint(*digests, version("torch"), version("coremltools"), platform.python_version())
+
+
+def _linker_digest() -> str:
+    """A digest of the code that makes a program of fragments."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return fingerprint(*(path.read_bytes() for path in files))
 
 
 class _Stopwatch:

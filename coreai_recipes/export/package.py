@@ -42,12 +42,11 @@ def describe_function(model: Any, name: str, signature: Signature) -> None:
         _describe(description.state.add(name=port_name).type.stateType.arrayType, port)
 
 
-def write_model(model: Any, package: Path) -> bytes:
-    """Write model.mlmodel and Manifest.json under `package`; gives the bytes of the former.
+def write_model(data: bytes, package: Path) -> None:
+    """Write model.mlmodel, which is `data`, and Manifest.json under `package`.
 
     The manifest's identifiers are made from the content, where coremltools draws them at random.
     """
-    data: bytes = model.SerializeToString(deterministic=True)
     (package / MODEL).parent.mkdir(parents=True, exist_ok=True)
     (package / MODEL).write_bytes(data)
     items = {
@@ -70,7 +69,6 @@ def write_model(model: Any, package: Path) -> bytes:
         "rootModelIdentifier": identifiers["model.mlmodel"],
     }
     (package / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n")
-    return data
 
 
 def _describe(array_type: Any, port: Port) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from coreai_recipes.decoder.draft import Draft
@@ -10,7 +10,7 @@ from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.export.decoder_program import DecoderProgram
 from coreai_recipes.export.draft_program import DraftProgram
-from coreai_recipes.export.fragments import Fragment
+from coreai_recipes.export.fragments import Fragment, Port
 from coreai_recipes.export.linker import FunctionLinker
 from coreai_recipes.export.package import Signature, describe_function, new_model
 from coreai_recipes.export.stack_program import Numbers, StackProgram
@@ -37,10 +37,27 @@ def fragments_of(stacks: Sequence[StackModule]) -> dict[str, Fragment]:
 
 @dataclass(frozen=True)
 class LinkedProgram:
-    """The model message, and what the callers of each function see."""
+    """The bytes of model.mlmodel, and what the callers of each function see."""
 
-    model: Any
+    model: bytes
     signatures: dict[str, Signature]
+
+    def to_bytes(self) -> bytes:
+        said = json.dumps({name: asdict(found) for name, found in self.signatures.items()})
+        return said.encode() + b"\n" + self.model
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "LinkedProgram":
+        said, _, model = data.partition(b"\n")
+        signatures = {
+            name: Signature(**{side: _ports(ports) for side, ports in sides.items()})
+            for name, sides in json.loads(said).items()
+        }
+        return cls(model, signatures)
+
+
+def _ports(said: dict[str, Any]) -> dict[str, Port]:
+    return {name: Port(port["dtype"], tuple(port["shape"])) for name, port in said.items()}
 
 
 def link_program(
@@ -52,13 +69,13 @@ def link_program(
     program itself.
     """
     models = {name: Model_pb2.Model.FromString(data) for name, data in converted.items()}
-    found = LinkedProgram(new_model("decode"), {})
+    model, signatures = new_model("decode"), dict[str, Signature]()
     for program in programs_of(stacks):
         for name in program.functions:
-            linker = FunctionLinker(layout, found.model.mlProgram.functions[name])
-            found.signatures[name] = program.link(name, models, linker, numbers)
-            describe_function(found.model, name, found.signatures[name])
-    return found
+            linker = FunctionLinker(layout, model.mlProgram.functions[name])
+            signatures[name] = program.link(name, models, linker, numbers)
+            describe_function(model, name, signatures[name])
+    return LinkedProgram(model.SerializeToString(deterministic=True), signatures)
 
 
 def fragment_identity(fragment: Fragment) -> str:

@@ -69,6 +69,10 @@ class WeightLayout:
         self.placed: dict[str, Placed] = {}
         self.end = HEADER.size
 
+    def __repr__(self) -> str:
+        """All that a program can say of its weights."""
+        return "\n".join(f"{name} {p.shape} {p.storage} {p.blobs}" for name, p in self.placed.items())
+
     def place(self, name: str, shape: Shape, storage: Storage = FLOAT16) -> Placed:
         """Where tensor `name` lies; the same tensor in another shape (a tied table) is the same blobs, and stays in the
         storage that it was given first."""

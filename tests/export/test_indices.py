@@ -60,7 +60,7 @@ def choosing(count: int, folder: Path) -> tuple[Any, Any]:
     inputs = {"x": Port(FLOAT, (1, count)), "table": Port(FLOAT, (count, 4))}
     outputs = {"rows": Port(FLOAT, (3, 4)), "is_chosen": Port(FLOAT, (count, 3))}
     model = Model_pb2.Model.FromString(convert_fragment(Fragment("choosing", Chosen(), inputs, outputs, {})))
-    write_model(model, folder / "p")
+    write_model(model.SerializeToString(deterministic=True), folder / "p")
     return read_model(folder / "p"), Program(folder / "p").function()
 
 

@@ -76,7 +76,7 @@ class Normed(nn.Module):
 def test_the_program_is_the_norm_unless_squares_overflow_float16_within(eps: float, tmp_path: Path) -> None:
     port = Port(FLOAT, (3, 40, 1, 5))
     model = convert_fragment(Fragment("normed", Normed(eps), {"x": port}, {"y": port}, {}))
-    write_model(Model_pb2.Model.FromString(model), tmp_path / "p")
+    write_model(model, tmp_path / "p")
     x = torch.randn(port.shape, generator=torch.Generator().manual_seed(0)).half().float()
     expected = build_norm(RMSNorm(kind="rms", eps=eps, weight="none"), 40)(x)
     exact, rounded = (Program(tmp_path / "p", precision).function() for precision in ("float32", "rounded"))

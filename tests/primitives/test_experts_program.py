@@ -17,7 +17,6 @@ from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import FLOAT, WEIGHT_PREFIX, Fragment, Port, parameters_as
 from coreai_recipes.export.package import write_model
 from coreai_recipes.primitives.experts import Experts
-from coreai_recipes.protobuf import Model_pb2
 
 FORMS = {"gathered": ("gathered", 1), "all, one token": ("all", 1), "all, nine tokens": ("gathered", 9)}
 
@@ -44,7 +43,7 @@ def write_program(module: Experts, tokens: int, package: Path) -> Path:
     inputs = {"x": x} | {alias(name): Port(FLOAT, tuple(module.get_parameter(name).shape)) for name in names}
     parameters = {alias(name): name for name in names}
     data = convert_fragment(Fragment("experts", Piece(module, names), inputs, {"y": x}, parameters))
-    write_model(Model_pb2.Model.FromString(data), package)
+    write_model(data, package)
     return package
 
 

@@ -15,7 +15,6 @@ from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import FLOAT, Fragment, Port, parameters_as
 from coreai_recipes.export.package import write_model
 from coreai_recipes.primitives.experts import _is_chosen
-from coreai_recipes.protobuf import Model_pb2
 
 FORMS = [(name, tokens) for name in ("qwen2_moe", "dots1, groups", "gpt_oss") for tokens in (1, 9)]
 
@@ -38,7 +37,7 @@ def write_program(module: nn.Module, tokens: int, package: Path) -> Path:
     inputs = {"x": x} | {alias(name): Port(FLOAT, tuple(module.get_parameter(name).shape)) for name in names}
     parameters = {alias(name): name for name in names}
     data = convert_fragment(Fragment("mixture", Piece(module, names), inputs, {"y": x}, parameters))
-    write_model(Model_pb2.Model.FromString(data), package)
+    write_model(data, package)
     return package
 
 
@@ -101,7 +100,7 @@ def test_an_expert_is_never_taken_for_its_neighbour(count: int, tmp_path: Path) 
     """float16 holds every whole number up to 2,048, and every second one beyond."""
     x, marks = Port(FLOAT, (1, count, 1, 1)), Port(FLOAT, (count, 2, 1))
     model = convert_fragment(Fragment("marks", Marks(), {"x": x}, {"marks": marks}, {}))
-    write_model(Model_pb2.Model.FromString(model), tmp_path / "p")
+    write_model(model, tmp_path / "p")
     logits = torch.zeros(1, count, 1, 1)
     logits[0, -2:] = torch.tensor([2.0, 1.0]).view(2, 1, 1)
     found = Program(tmp_path / "p", precision="rounded").function()({"x": logits})["marks"]
