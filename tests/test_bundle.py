@@ -142,7 +142,7 @@ def test_a_program_that_cannot_be_counted_is_built_without_a_cost(
         raise EvaluationError("control flow")
 
     monkeypatch.setattr("coreai_recipes.evaluate.cost.function_costs", refuse)
-    built = build(NAME, CHECKPOINT, tmp_path, verified=False)
+    built = build(NAME, CHECKPOINT, tmp_path, verified=False, cached=False)
     assert [function["cost"] for function in built.manifest["packages"][0]["functions"].values()] == [None, None]
 
 
