@@ -104,8 +104,9 @@ class Subject:
             return stored_weights(self.recipe, self.weights)
         return packaged_decoder(self.recipe, self.package)
 
-    def exchange(self) -> "Exchange":
-        """What puts the package's weights into transformers' own model: all that are not as a float16 checkpoint's."""
+    def exchange(self) -> "Exchange | None":
+        """What puts the package's weights into transformers' own model: all that are not as a float16 checkpoint's.
+        None where there are none, as where a draft alone is compressed."""
         from coreai_recipes.decoder.filling import bind_weights
         from coreai_recipes.decoder.model import build_decoder
         from coreai_recipes.storage.compression import FLOAT16
@@ -115,6 +116,8 @@ class Subject:
         decoder = build_decoder(self.recipe)
         stored = stored_parameters([decoder])
         names = [name for name, shape in stored.shapes.items() if stored.compression.storage(name, shape) != FLOAT16]
+        if not names:
+            return None
         return Exchange(bind_weights(decoder, self.weights), {name: self.stored_weights[name] for name in names})
 
     def as_stored(self) -> "Tensor":
