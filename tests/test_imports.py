@@ -43,6 +43,9 @@ ROOMS: dict[str, set[str]] = {
     "export": {
         *("storage", "decoder", "weights", "checkpoint", "primitives", "logits", "recipe", "protobuf", "errors"),
     },
+    "calibration": {
+        *("storage", "decoder", "weights", "checkpoint", "primitives", "tokenizer", "recipe", "errors"),
+    },
     "storage": {"decoder", "weights", "checkpoint", "logits", "recipe", "errors"},
     "running": {"evaluate", "manifest", "logits", "errors"},
     "evaluate": {"protobuf", "manifest", "json_reader", "errors"},

@@ -19,11 +19,12 @@ from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
 from coreai_recipes.recipe.compress_rules import check_bits
 from coreai_recipes.recipe.schema import DRAFT, MODEL
-from coreai_recipes.staging import check_place, staged_folder
+from coreai_recipes.staging import check_place, staged_folder, temporary_folder
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.export.exporter import Progress
+    from coreai_recipes.storage.fitted import Fitted
     from coreai_recipes.verification.report import Report
     from coreai_recipes.verification.subject import Subject
 
@@ -72,6 +73,9 @@ def build(
     if not isinstance(recipe, Recipe):
         resolved = load_resolved(recipe, overrides)
         recipe = resolved.recipe
+    from coreai_recipes.calibration.text import hold_texts
+
+    hold_texts(recipe, resolved)
     if draft is None and bits is None:
         _hold_storage_rules(recipe, resolved)  # before anything is downloaded
     target = Path(out) / recipe.name
@@ -101,7 +105,7 @@ def build(
     sources = {MODEL: source} if draft_source is None else {MODEL: source, DRAFT: draft_source}
     composed = compose(recipe, sources)
     source.check_tokenizer(recipe.model.vocab_size)
-    with staged_folder(target) as folder:
+    with staged_folder(target) as folder, temporary_folder() as scratch:
         cache = FragmentCache(default_root() if cached else None)
         write_tokenizer(source, folder, cache)
         tokens = read_tokens(folder)
@@ -115,10 +119,14 @@ def build(
         if over is not None:
             raise OverBudget(over)
         _check_space(folder, target.parent, stored.bytes + raw_tables(composed.stacks).bytes)
+        fitted: dict[str, Fitted] = {}
+        if stored_parameters(composed.stacks[:1]).calibrates:
+            fitted, said = _fit(recipe, source, folder, resolved, scratch, progress)
+            notes += said
 
         def write(recipe: Recipe) -> Written:
             modules = composed if recipe is composed.recipe else compose(recipe, sources)
-            return write_package(modules, folder / PACKAGE, cache, progress)
+            return write_package(modules, folder / PACKAGE, cache, progress, fitted)
 
         written = write_first(composed, write, measures)
         recipe = written.composed.recipe
@@ -161,6 +169,21 @@ def _hold_storage_rules(recipe: Recipe, written: Resolved | None) -> None:
         from coreai_recipes.storage.matching import hold_storage_rules
 
         hold_storage_rules(recipe, written)
+
+
+def _fit(
+    recipe: Recipe,
+    source: "Checkpoint",
+    tokenizer: Path,
+    written: Resolved | None,
+    scratch: Path,
+    progress: "Progress | None",
+) -> "tuple[dict[str, Fitted], tuple[str, ...]]":
+    """The matrices of the recipe that are fitted to its text, in files of `scratch`; and what is to be said of that."""
+    from coreai_recipes.calibration.calibrating import calibrate_on
+    from coreai_recipes.calibration.text import folder_of
+
+    return calibrate_on(recipe, source, tokenizer, folder_of(written), scratch, progress)
 
 
 def _subject(

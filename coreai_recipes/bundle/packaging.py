@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from coreai_recipes.export.cache import FragmentCache
     from coreai_recipes.export.exporter import Exported, Progress
     from coreai_recipes.lint.reading import Subject
+    from coreai_recipes.storage.fitted import Fitted
     from coreai_recipes.weights.binding import Binding
 
 # what the manifest says of each function
@@ -55,8 +56,15 @@ def compose(recipe: Recipe, sources: "Mapping[str, Checkpoint]") -> Composed:
     return Composed(recipe, stacks, bind_stacks(stacks, sources))
 
 
-def write_package(composed: Composed, package: Path, cache: "FragmentCache", progress: "Progress | None") -> Written:
-    """Write the package, in place of what a composition before it has written there."""
+def write_package(
+    composed: Composed,
+    package: Path,
+    cache: "FragmentCache",
+    progress: "Progress | None",
+    fitted: "Mapping[str, Fitted]",
+) -> Written:
+    """Write the package, in place of what a composition before it has written there. Parameters of `fitted` were
+    encoded before."""
     from coreai_recipes.decoder.model import table_file
     from coreai_recipes.export.exporter import export_package
     from coreai_recipes.lint.reading import open_package
@@ -79,6 +87,7 @@ def write_package(composed: Composed, package: Path, cache: "FragmentCache", pro
         cache,
         progress,
         on_program=look,
+        fitted=fitted,
     )
     return Written(composed, exported, costs, opened[0])
 

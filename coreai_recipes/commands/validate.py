@@ -22,6 +22,7 @@ def validate(
     as_json: JsonOption = False,
 ) -> None:
     """Check recipes and report every problem at once; with a checkpoint, its tensors and tokenizer too."""
+    from coreai_recipes.calibration.text import hold_texts
     from coreai_recipes.commands import console
     from coreai_recipes.recipe import load_resolved
     from coreai_recipes.recipe.importing import check_reference
@@ -33,6 +34,7 @@ def validate(
         try:
             resolved = load_resolved(source, overrides or ())
             check_reference(resolved)
+            hold_texts(resolved.recipe, resolved)
             if resolved.recipe.compress is not None and resolved.recipe.compress.rules:
                 from coreai_recipes.storage.matching import hold_storage_rules
 

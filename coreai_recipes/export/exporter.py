@@ -22,10 +22,13 @@ from coreai_recipes.decoder.model import PER_LAYER_ROWS, table_file
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.export.cache import FragmentCache, fingerprint
 from coreai_recipes.export.fragments import Fragment, source_files
-from coreai_recipes.export.weights import Encoded, WeightLayout, write_table, write_weights
+from coreai_recipes.export.weights import Encoded, write_table, write_weights
 from coreai_recipes.recipe import recipe_text
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.compression import Compression
+from coreai_recipes.storage.fitted import Fitted
+from coreai_recipes.storage.layout import FILE as WEIGHTS
+from coreai_recipes.storage.layout import WeightLayout
 from coreai_recipes.storage.parameters import raw_tables, stored_parameters
 from coreai_recipes.weights.binding import Binding
 
@@ -57,20 +60,19 @@ def export_package(
     cache: FragmentCache | None = None,
     progress: Progress | None = None,
     on_program: Callable[[Path], object] | None = None,
+    fitted: Mapping[str, Fitted] | None = None,
 ) -> Exported:
     """Write `stacks`, with the weights of `bindings`, as the .mlpackage folder `package`, which must not exist.
 
     `on_program` is called with the package when its program is written, while most of the weights are still to come.
+    Parameters of `fitted` were encoded before, all others are now.
 
     The weights stream on a second thread while the fragments are converted: neither needs the other. Peak memory does
     not grow with the number of layers. Raises CheckpointError for a weight that float16 cannot hold.
     """
-    from coreai_recipes.export.package import WEIGHTS
 
     cache = cache or FragmentCache(None)
-    compression, layout = Compression.of(stacks[0].recipe), WeightLayout()
-    for name, shape in stored_parameters(stacks).shapes.items():
-        layout.place(name, shape, compression.storage(name, shape))
+    compression, layout = Compression.of(stacks[0].recipe), WeightLayout.of(stored_parameters(stacks))
     (package / WEIGHTS).parent.mkdir(parents=True)
     raw = [
         _RawTable(name, shape, compression.storage(name, shape), package.parent / table_file(name))
@@ -79,7 +81,7 @@ def export_package(
     tables = {table.path.name: (PER_LAYER_ROWS, table.shape) for table in raw}
     stop = threading.Event()
     stopwatch = _Stopwatch()
-    streams = _Streams(package / WEIGHTS, layout, raw, bindings, stop, progress)
+    streams = _Streams(package / WEIGHTS, layout, raw, bindings, fitted or {}, stop, progress)
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
         streaming = pool.submit(streams.run)
         try:
@@ -180,6 +182,7 @@ class _Streams:
     layout: WeightLayout
     tables: Sequence[_RawTable]
     bindings: Mapping[str, Binding]
+    fitted: Mapping[str, Fitted]
     stop: threading.Event
     progress: Progress | None
 
@@ -222,7 +225,10 @@ class _Streams:
 
     def _encode(self, name: str, storage: Storage, shape: Shape) -> Iterator[Encoded]:
         """The parts of a parameter; nothing is read before the first is asked for."""
-        binding = self.bindings[name]
+        binding, fitted = self.bindings[name], self.fitted.get(name)
+        if fitted is not None:
+            yield from fitted.encoded(binding.rewrite.factor)
+            return
         yield from storage.encode(binding.blocks(), shape, binding.tensor)
 
 

@@ -29,8 +29,8 @@ from coreai_recipes.export.mil import (
     set_type,
     shape_of,
 )
-from coreai_recipes.export.weights import WeightLayout
 from coreai_recipes.protobuf import MIL_pb2
+from coreai_recipes.storage.layout import WeightLayout
 
 Values = dict[str, Any]
 CUTS = ("slice_by_index", "reshape")

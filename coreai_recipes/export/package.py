@@ -11,7 +11,6 @@ from coreai_recipes.export.fragments import Port
 from coreai_recipes.protobuf import FeatureTypes_pb2, Model_pb2
 
 MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
-WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
 SPECIFICATION_VERSION = 9  # iOS 18
 
 

@@ -14,8 +14,8 @@ from coreai_recipes.export.fragments import Fragment, Port
 from coreai_recipes.export.linker import FunctionLinker
 from coreai_recipes.export.package import Signature, describe_function, new_model
 from coreai_recipes.export.stack_program import Numbers, StackProgram
-from coreai_recipes.export.weights import WeightLayout
 from coreai_recipes.protobuf import Model_pb2
+from coreai_recipes.storage.layout import WeightLayout
 
 
 def programs_of(stacks: Sequence[StackModule]) -> Iterator[StackProgram]:

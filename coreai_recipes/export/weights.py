@@ -1,91 +1,25 @@
-"""weight.bin: Core ML's blob storage, laid out before a single weight is read, then streamed.
+"""weight.bin: Core ML's blob storage, streamed to where `storage.layout` has each blob.
 
-The format (MILBlob's StorageFormat.hpp, in coremltools): a header of 64 bytes with the number of blobs and version 2;
-then for each blob a record of 64 bytes (sentinel, data type, size, offset of the data), and the data, both aligned to
-64. coremltools' own writer takes a tensor whole; this one takes it in blocks, so that a table of any size costs a few
-MiB, and a test holds the two to the same bytes.
+coremltools' own writer takes a tensor whole; this one takes it in blocks, so that a table of any size costs a few MiB,
+and a test holds the two to the same bytes.
 """
 
 import hashlib
 import os
-import struct
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coreai_recipes.storage.base import Part, Shape, Storage
-from coreai_recipes.storage.compression import FLOAT16
+from coreai_recipes.storage.layout import DATA_TYPES, HEADER, RECORD, SENTINEL, VERSION, WeightLayout
 
-ALIGNMENT = 64
 SYNCED_BYTES = 128 << 20  # are brought to disk at once, while the next are written
-SENTINEL = 0xDEADBEEF
-VERSION = 2
-DATA_TYPES = {
-    "float16": 1, "uint8": 3, "int8": 4, "int4": 8, "uint1": 9, "uint2": 10, "uint4": 11, "uint3": 12, "uint6": 13
-}  # fmt: skip
-HEADER = struct.Struct("<II56x")
-RECORD = struct.Struct("<IIQQQ32x")
-
 
 # The number of a parameter's part, and values of it that come next.
 Encoded = tuple[int, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Blob:
-    """A part's place in weight.bin: `offset` is that of its record, which is what a program refers to."""
-
-    part: Part
-    offset: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + RECORD.size + self.part.bytes
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A parameter's blobs in weight.bin, one for each part of its storage."""
-
-    shape: Shape
-    storage: Storage
-    blobs: tuple[Blob, ...]
-
-    @property
-    def bytes(self) -> int:
-        return sum(blob.part.bytes for blob in self.blobs)
-
-
-class WeightLayout:
-    """The order and offsets of the blobs, settled as the program asks for them."""
-
-    def __init__(self) -> None:
-        self.placed: dict[str, Placed] = {}
-        self.end = HEADER.size
-
-    def __repr__(self) -> str:
-        """All that a program can say of its weights."""
-        return "\n".join(f"{name} {p.shape} {p.storage} {p.blobs}" for name, p in self.placed.items())
-
-    def place(self, name: str, shape: Shape, storage: Storage = FLOAT16) -> Placed:
-        """Where tensor `name` lies; the same tensor in another shape (a tied table) is the same blobs, and stays in the
-        storage that it was given first."""
-        placed = self.placed.get(name)
-        if placed is None:
-            blobs = []
-            for part in storage.parts(shape):
-                blobs.append(Blob(part, _align(self.end)))
-                self.end = blobs[-1].end
-            placed = self.placed[name] = Placed(shape, storage, tuple(blobs))
-        elif prod(placed.shape) != prod(shape):
-            raise RuntimeError(f"{name} is used as {placed.shape} and as {shape}")
-        return placed
 
 
 def write_weights(
@@ -165,7 +99,3 @@ class _HashedFile:
         self._hasher.shutdown()
         self._syncer.shutdown()
         self._file.close()
-
-
-def _align(position: int) -> int:
-    return -(-position // ALIGNMENT) * ALIGNMENT

@@ -66,10 +66,12 @@ def _without_foreign_keys(
 
 
 def _null_is_a_value(form: Form | None, key: str) -> bool:
-    """Whether a field must be said and may be null, as `reference`."""
+    """Whether null says something that absence does not: where a field must be said, as `reference`, or has a value
+    when it is not, as `compress.calibration`."""
     info = form.fields().get(key) if form else None
     below = form.step(key) if form else None
-    return info is not None and below is not None and info.is_required() and below.nullable
+    says = info is not None and (info.is_required() or info.default is not None)
+    return says and below is not None and below.nullable
 
 
 def expand_likes(root: Node, merging: Merging) -> Node | None:

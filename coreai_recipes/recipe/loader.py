@@ -25,7 +25,7 @@ from coreai_recipes.recipe.inherit import (
 from coreai_recipes.recipe.plain import Location, Problem
 from coreai_recipes.recipe.plugins import load_installed
 from coreai_recipes.recipe.rules import find_problems
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import Compress, Recipe
 from coreai_recipes.recipe.source import find_recipe
 from coreai_recipes.recipe.yaml_reader import MAX_BYTES, Mark, Node, YAMLProblem, read_yaml, shorten
 from coreai_recipes.recipe.yaml_writer import write_yaml
@@ -58,6 +58,11 @@ class Resolved:
             line = Line(f"{mark}: {dotted(problem.location)}: {problem.message}{hint}", problem.code)
             lines.setdefault((mark, _field_for_all(problem.location), problem.message), line)
         return list(lines.values())
+
+    def file_of(self, location: Location) -> Path | None:
+        """The file in which a location was written, None where it was said otherwise (`--set`)."""
+        mark = mark_at(self.root, location)
+        return Path(mark.place) if mark.line else None
 
     def text(self) -> str:
         """The whole recipe as YAML with its defaults: a bundle's recipe.yaml, which loads back as an equal recipe."""
@@ -111,17 +116,28 @@ def validate_data(data: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
 
 def compress_text(recipe: Recipe) -> str:
     """The `compress` of a recipe as it stands in its text; none where it says none."""
-    said = None if recipe.compress is None else recipe.compress.model_dump(exclude_none=True)
+    said = _dump(recipe).get("compress")
     return "" if said is None else write_yaml({"compress": _kind_first(said)})
 
 
 def recipe_text(recipe: Recipe) -> str:
     """A recipe as YAML in the schema's order; what is unsaid and without a value is left out."""
-    data = recipe.model_dump(exclude_none=True)
+    data = _dump(recipe)
     fields = Recipe.model_fields.items()
     return write_yaml(
         {name: _kind_first(data.get(name)) for name, info in fields if name in data or info.is_required()}
     )
+
+
+def _dump(recipe: Recipe) -> dict[str, Any]:
+    """As plain data, without what absence says too."""
+    data = recipe.model_dump(exclude_none=True)
+    if recipe.compress is not None:
+        data["compress"].pop("calibration", None)
+        if recipe.compress.calibration != Compress.model_fields["calibration"].default:
+            said = recipe.compress.calibration
+            data["compress"]["calibration"] = None if said is None else said.model_dump()
+    return data
 
 
 def _kind_first(data: Any) -> Any:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from coreai_recipes.checkpoint.base import Checkpoint
@@ -12,15 +13,17 @@ from coreai_recipes.storage.compression import Parameters, shown_name
 from coreai_recipes.storage.reading import StoredWeight, stored_weights
 
 
-def account(recipe: Recipe, stored: Parameters, sources: Mapping[str, Checkpoint]) -> Iterator[dict[str, Any]]:
+def account(
+    recipe: Recipe, stored: Parameters, sources: Mapping[str, Checkpoint], packed: Path | None = None
+) -> Iterator[dict[str, Any]]:
     """A row for each parameter, in a package's order; bytes are those of `Parameters`, without alignment.
 
     `sources` are the checkpoints by stack. `psnr_db` is of the stored weight in the form in which it is exported, None
-    where no checkpoint has it.
+    where no checkpoint has it. What was fitted to a text is read from the weight.bin `packed`.
     """
     weights: dict[str, Weight] = {}
     for key, checkpoint in sources.items():
-        found = stored_weights(recipe, checkpoint, key)
+        found = stored_weights(recipe, checkpoint, key, packed)
         weights |= {recipe.stacks[key].prefix + name: weight for name, weight in found.items()}
     for name, shape in stored.shapes.items():
         storage = stored.compression.storage(name, shape)

@@ -65,6 +65,11 @@ class Storage(ABC):
     def __str__(self) -> str:
         """Its name for a reader."""
 
+    @property
+    def is_coarse(self) -> bool:
+        """Whether so much is lost that it makes a difference which errors a text says matter."""
+        return False
+
     def fitted(self, shape: Shape) -> Storage:
         """What becomes of it for a parameter of this shape."""
         return self

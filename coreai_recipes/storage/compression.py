@@ -47,6 +47,7 @@ class Compression:
 
     default: Storage = FLOAT16
     rules: tuple[Rule, ...] = ()
+    calibrated: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Compression":
@@ -54,11 +55,15 @@ class Compression:
         if said is None:
             return cls()
         rules = tuple(Rule(rule.match, storage_of(rule.over(said.default))) for rule in said.rules or ())
-        return cls(storage_of(said.default), rules)
+        return cls(storage_of(said.default), rules, said.calibration is not None)
 
     @property
     def compresses(self) -> bool:
         return any(storage is not FLOAT16 for storage in (self.default, *(rule.storage for rule in self.rules)))
+
+    def is_calibrated(self, name: str, shape: Shape) -> bool:
+        """Whether a parameter may be fitted to a text: then its blobs do not follow from its numbers alone."""
+        return self.calibrated and self.storage(name, shape).is_coarse
 
     def storage(self, name: str, shape: Shape) -> Storage:
         """How the parameter `name` is stored: as the last rule says that matches it, else as the default."""
@@ -85,6 +90,11 @@ class Parameters:
 
     def _only(self, names: Iterable[str]) -> "Parameters":
         return Parameters(self.compression, {name: self.shapes[name] for name in names})
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether any of them may be fitted to a text."""
+        return any(self.compression.is_calibrated(name, shape) for name, shape in self.shapes.items())
 
     @property
     def weights(self) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Groups are clustered so many weights at a time: their sums stay in the cache, and memory is bounded.
 BATCH_WEIGHTS = 1 << 21
+FINEST = 6  # bits of a palette that is fitted to a text: with 8 nothing is left to be won
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Palette(Storage):
 
     def __str__(self) -> str:
         return f"palettes of {self.bits} bits for {self.group} channels"
+
+    @property
+    def is_coarse(self) -> bool:
+        return self.bits <= FINEST
 
     def fitted(self, shape: Shape) -> Palette:
         """With the largest group that divides the rows, or rows would be left over."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import lcm
+from math import lcm, prod
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,10 +15,13 @@ from coreai_recipes.decoder.stacks import MODULES
 from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.storage.base import Shape, Storage, join_rows
 from coreai_recipes.storage.compression import Compression
-from coreai_recipes.storage.parameters import stored_shape
+from coreai_recipes.storage.layout import WeightLayout
+from coreai_recipes.storage.packed import PackedParts
+from coreai_recipes.storage.parameters import stored_parameters, stored_shape
 from coreai_recipes.weights.binding import Binding, join_blocks
 
 ROWS = 512  # of a block that is given back at once
+BLOCK_WEIGHTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,48 @@ class StoredWeight:
         return self.storage.as_stored(whole, self.binding.tensor)[: len(block)]
 
 
-def stored_weights(recipe: Recipe, checkpoint: Checkpoint, key: str = MODEL) -> dict[str, Weight]:
-    """The parameters of the recipe's stack `key`, in the reference's own form."""
+@dataclass(frozen=True)
+class PackedWeight(StoredWeight):
+    """As they lie in weight.bin, where the recipe's layout says: which of them a program uses for what is its own
+    affair, and a wrong one is seen. What lies there is near the checkpoint's numbers, or is another's (`pairs`)."""
+
+    parts: PackedParts
+
+    def blocks(self) -> Iterator[Tensor]:
+        step = self.parts.step(len(self.binding.rewrite.row_order or (0,)))
+        step *= max(1, BLOCK_WEIGHTS // (step * prod(self.shape[1:])))
+        for first in range(0, self.binding.shape[0], step):
+            yield self.binding.rewrite.unfold(self._rows(first, min(first + step, self.binding.shape[0])))
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        first = 0
+        for block in self._wholes(self.parts.step()):
+            yield block, self._rows(first, first + len(block))
+            first += len(block)
+
+    def read_rows(self, rows: Sequence[int]) -> Tensor:
+        return torch.cat([self.binding.rewrite.unfold(self._rows(row, row + 1)) for row in rows])
+
+    def _rows(self, first: int, end: int) -> Tensor:
+        return self.parts.rows(first, end).reshape(end - first, *self.binding.shape[1:])
+
+
+def stored_weights(
+    recipe: Recipe, checkpoint: Checkpoint, key: str = MODEL, packed: Path | None = None
+) -> dict[str, Weight]:
+    """The parameters of the recipe's stack `key`, in the reference's own form; those that were fitted to a text as they
+    lie in the weight.bin `packed`, where there is one."""
     compression, stack = Compression.of(recipe), MODULES[key].build(recipe, exported_form(recipe))
+    # what other stacks have lies behind the model's
+    placed = WeightLayout.of(stored_parameters([stack])).placed if packed is not None and key == MODEL else {}
     found: dict[str, Weight] = {}
     for name, binding in bind_weights(stack, checkpoint).items():
         shape = stored_shape(stack, name)
         storage = compression.storage(stack.of.prefix + name, shape)
-        found[name] = binding if name in stack.whole_numbers else StoredWeight(binding, shape, storage)
+        if name in stack.whole_numbers:
+            found[name] = binding
+        elif packed is not None and name in placed and compression.is_calibrated(name, shape):
+            found[name] = PackedWeight(binding, shape, storage, PackedParts(packed, placed[name]))
+        else:
+            found[name] = StoredWeight(binding, shape, storage)
     return found

@@ -4,7 +4,7 @@ Ours is given transformers' continuation in one chunk and asked what it would ha
 is the same as decoding on its own: up to the first place where they part, its prefix is what it would have written.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.decoder.filling import bind_weights, fill_from
+from coreai_recipes.decoder.filling import Weight, bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder, build_decoder
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.storage.reading import stored_weights
 from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.ties import following, noting
 
@@ -111,10 +110,11 @@ def rows_of(index: int, prompts: Sequence[Sequence[int]], steps: int) -> Tensor:
     return torch.cat((index * shortest + torch.arange(shortest), count * shortest + later * count + index))
 
 
-def fill_whole(recipe: Recipe, checkpoint: Checkpoint, positions: int, stored: bool = False) -> Decoder:
-    """The Decoder with all of its weights (as a package stores them), and states for at most that many positions."""
+def fill_whole(recipe: Recipe, weights: Checkpoint | Mapping[str, Weight], positions: int) -> Decoder:
+    """The Decoder with all weights of a checkpoint, or with those that are given, and states for at most that many
+    positions."""
     decoder = build_decoder(recipe, positions=positions)
-    fill_from(decoder, stored_weights(recipe, checkpoint) if stored else bind_weights(decoder, checkpoint))
+    fill_from(decoder, bind_weights(decoder, weights) if isinstance(weights, Checkpoint) else weights)
     return decoder
 
 

@@ -8,52 +8,33 @@ from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight, bind_weights, fill_from
-from coreai_recipes.decoder.model import PER_LAYER_TABLE, build_decoder, empty
+from coreai_recipes.decoder.model import build_decoder, empty
+from coreai_recipes.decoder.streaming import begin
 from coreai_recipes.primitives.cache import NoCache
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.storage.reading import stored_weights
 
 Agreeing = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 class StreamedDecoder:
-    """A whole sequence through the Decoder, layer by layer. The weights are given, or those of a checkpoint; with
-    `stored` as a package of them has them."""
+    """A whole sequence through the Decoder, layer by layer, with a checkpoint's weights or given ones."""
 
-    def __init__(self, recipe: Recipe, weights: Checkpoint | Mapping[str, Weight], stored: bool = False) -> None:
+    def __init__(self, recipe: Recipe, weights: Checkpoint | Mapping[str, Weight]) -> None:
         self.decoder = build_decoder(recipe)
-        if not isinstance(weights, Checkpoint):
-            self.weights = weights
-        else:
-            self.weights = stored_weights(recipe, weights) if stored else bind_weights(self.decoder, weights)
+        self.weights: Mapping[str, Weight] = (
+            bind_weights(self.decoder, weights) if isinstance(weights, Checkpoint) else weights
+        )
         self._inputs: dict[str, LayerInputs] = {}
         self._per_layer: Tensor | None = None
         self._caches: dict[str, NoCache] = {}  # the last one of each kind, which other layers may share
 
     def begin(self, input_ids: Sequence[int]) -> Tensor:
         """The first hidden state (1, C, 1, S); the layers that follow see these tokens."""
-        table = self.decoder.embedding
-        ids, places = torch.unique(torch.tensor([list(input_ids)]), return_inverse=True)
-        meta = table.weight
-        table.weight = nn.Parameter(self._read_rows("embedding.weight", ids.tolist()), requires_grad=False)
-        for name, part in table.named_children():
-            fill_from(part, self.weights, f"embedding.{name}.")
-        position, count = (torch.tensor([n], dtype=torch.int32) for n in (0, len(input_ids)))
-        rows = None
-        if self.decoder.per_layer is not None:
-            fill_from(self.decoder.per_layer, self.weights, "per_layer.")
-            rows = self._read_rows(PER_LAYER_TABLE, ids.tolist())[places]
-        with torch.inference_mode():
-            x, self._inputs, self._per_layer = self.decoder.front(places, position, count, rows, cached=False)
-        table.weight = meta
-        for part in table.children():
-            empty(part)
-        if self.decoder.per_layer is not None:
-            empty(self.decoder.per_layer)
+        [(x, self._inputs, self._per_layer)] = begin(self.decoder, self.weights, [input_ids])
         self._caches = {}
-        return x  # type: ignore[no-any-return]
+        return x
 
     def embed(self, token: Tensor) -> Tensor:
         """The scaled embedding (1, C, 1, 1) of one token (1, 1), of which the first layer, and a draft, is given."""

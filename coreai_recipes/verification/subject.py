@@ -94,15 +94,27 @@ class Subject:
             self.reference_logits = Reference(self.recipe, self.weights).run(self.tokens.sequence)
         return self.reference_logits
 
+    @property
+    def weight_file(self) -> Path | None:
+        """The package's weight.bin."""
+        from coreai_recipes.storage.layout import FILE
+
+        return None if self.package is None else self.package / FILE
+
     @cached_property
     def stored_weights(self) -> "Mapping[str, Weight]":
-        """Our Decoder's parameters as the package has them, or would have them."""
+        """Our Decoder's parameters as the package is to have them: made anew of the checkpoint, but for those that were
+        fitted to a text, which are read where the recipe's layout of weight.bin has them."""
         from coreai_recipes.storage.reading import stored_weights
+
+        return stored_weights(self.recipe, self.weights, packed=self.weight_file)
+
+    @cached_property
+    def packaged_weights(self) -> "Mapping[str, Weight]":
+        """Our Decoder's parameters as the package's program has them; without a package as it would have them."""
         from coreai_recipes.verification.packaged import packaged_decoder
 
-        if self.package is None:
-            return stored_weights(self.recipe, self.weights)
-        return packaged_decoder(self.recipe, self.package)
+        return self.stored_weights if self.package is None else packaged_decoder(self.recipe, self.package)
 
     def exchange(self) -> "Exchange | None":
         """What puts the package's weights into transformers' own model: all that are not as a float16 checkpoint's.
@@ -118,14 +130,14 @@ class Subject:
         names = [name for name, shape in stored.shapes.items() if stored.compression.storage(name, shape) != FLOAT16]
         if not names:
             return None
-        return Exchange(bind_weights(decoder, self.weights), {name: self.stored_weights[name] for name in names})
+        return Exchange(bind_weights(decoder, self.weights), {name: self.packaged_weights[name] for name in names})
 
     def as_stored(self) -> "Tensor":
         """Our Decoder's logits (S, V) in float32, of the weights that the package has."""
         from coreai_recipes.verification.streamed import StreamedDecoder
 
         if self.stored_logits is None:
-            decoder = StreamedDecoder(self.recipe, self.weights, stored=True)
+            decoder = StreamedDecoder(self.recipe, self.stored_weights)
             self.stored_logits = decoder.run(self.tokens.sequence, lambda index, hidden: None)
         return self.stored_logits
 
@@ -159,7 +171,7 @@ class Subject:
         from coreai_recipes.verification.streamed import StreamedDecoder
 
         if self.stream_peak is None:
-            decoder = StreamedDecoder(self.recipe, self.weights, stored=True)
+            decoder = StreamedDecoder(self.recipe, self.stored_weights)
             decoder.run(self.tokens.sequence, lambda index, hidden: self.note_stream(hidden))
         return self.stream_peak or 0.0
 

@@ -22,7 +22,7 @@ from programs import (
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.linker import FunctionLinker
 from coreai_recipes.export.mil import OPSET, set_type
-from coreai_recipes.export.weights import WeightLayout
+from coreai_recipes.storage.layout import WeightLayout
 
 INT, HALF, BOOL = MIL_pb2.INT32, MIL_pb2.FLOAT16, MIL_pb2.BOOL
 

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coreai_recipes.export.weights import WeightLayout, write_weights
+from coreai_recipes.export.weights import write_weights
 from coreai_recipes.storage.integers import Integers
+from coreai_recipes.storage.layout import WeightLayout
 
 Arrays = dict[str, NDArray[np.float16]]
 INT8 = Integers(8)

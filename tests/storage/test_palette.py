@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coreai_recipes.checkpoint import open_checkpoint
-from coreai_recipes.export.weights import WeightLayout, write_weights
+from coreai_recipes.export.weights import write_weights
 from coreai_recipes.recipe import load_recipe
 from coreai_recipes.storage.clustering import choose_entries, nearest_entries
 from coreai_recipes.storage.kernels import kernel
+from coreai_recipes.storage.layout import WeightLayout
 from coreai_recipes.storage.packing import pack_bits, unpack_bits
 from coreai_recipes.storage.palette import Palette
 from coreai_recipes.storage.reading import stored_weights

@@ -12,8 +12,8 @@ from verify_cases import Export, Saved
 
 from coreai_recipes.commands.console import least_faithful, print_report
 from coreai_recipes.evaluate.package import Package
-from coreai_recipes.export.package import WEIGHTS
 from coreai_recipes.recipe import Recipe, load_recipe
+from coreai_recipes.storage.layout import FILE as WEIGHTS
 from coreai_recipes.storage.palette import Palette
 from coreai_recipes.verification import StageResult, run_stages
 from coreai_recipes.verification.figures import divergence, psnr

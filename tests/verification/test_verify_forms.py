@@ -6,8 +6,8 @@ import torch
 from coremltools.converters.mil.frontend.milproto.load import load
 from verify_cases import Export, Saved
 
-from coreai_recipes.export.package import WEIGHTS
 from coreai_recipes.recipe import load_recipe
+from coreai_recipes.storage.layout import FILE as WEIGHTS
 from coreai_recipes.storage.reading import stored_weights
 from coreai_recipes.verification import run_stages
 

@@ -119,6 +119,19 @@ class Budget(Spec):
     )
 
 
+class Calibration(Spec):
+    """A text that says which errors of weights matter: matrices of few bits are fitted to it."""
+
+    text: Literal["default"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = Field(
+        default="default",
+        description="files of plain text, UTF-8, seen from the recipe's folder; `default` is a text of many kinds that "
+        "ships with the project",
+    )
+    tokens: Annotated[int, Field(ge=sizes.FEWEST_TOKENS, le=sizes.MOST_TOKENS, strict=True)] = Field(
+        default=16384, description="how much of it is read"
+    )
+
+
 class Compress(Spec):
     """How weights are stored. Norms, biases and other vectors stay float16, and so do tables that a host reads."""
 
@@ -128,6 +141,11 @@ class Compress(Spec):
     )
     rules: Annotated[list[StorageRule], Field(max_length=sizes.MAX_RULES)] | None = Field(
         default=None, description="matrices to store in another way; if several rules match, the last one applies"
+    )
+    calibration: Calibration | None = Field(
+        default=Calibration(),
+        description="text to which matrices of six bits or fewer are fitted; absent: the default text; null: none, "
+        "each matrix is encoded by itself",
     )
     budget: Budget | None = Field(default=None, description="limits on size and loss; a build that exceeds one fails")
 

@@ -25,6 +25,8 @@ def run(subject: Subject) -> StageResult:
     if not subject.compresses:
         return skip(NAME, "no compression in this recipe")
     stored = stored_parameters(build_stacks(subject.recipe))
+    if subject.package is None and stored.calibrates:
+        return skip(NAME, "weights that are fitted to a text are in a package alone")
     loss, text = _measure(subject)
     detail: dict[str, Any] = {
         "compared_with": "transformers in float32, with the checkpoint's weights",
@@ -46,7 +48,7 @@ def _measure(subject: Subject) -> tuple[Loss, str]:
         windows, text = held_out_windows(
             subject.weights, subject.recipe.model.vocab_size, subject.recipe.export.context
         )
-    ours = logits_of_decoder(subject.recipe, subject.stored_weights)
+    ours = logits_of_decoder(subject.recipe, subject.packaged_weights)
     theirs = logits_of_reference(subject.recipe, subject.weights)
     done = 0
 
@@ -60,7 +62,7 @@ def _measure(subject: Subject) -> tuple[Loss, str]:
 
 def _tensors(subject: Subject, stored: Parameters) -> Iterator[dict[str, Any]]:
     """The table of every tensor, with progress: all are encoded once more."""
-    rows = account(subject.recipe, stored, subject.sources)
+    rows = account(subject.recipe, stored, subject.sources, subject.weight_file)
     for done, row in enumerate(rows, 1):
         subject.progress(NAME, done, len(stored.shapes))
         yield {**row, "psnr_db": number(row["psnr_db"])}

@@ -97,7 +97,7 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
     fill_from(draft, stored_weights(recipe, checkpoint, DRAFT))
     folded = {owner: fold_order(kind.rotary, kind.attention.rotary_dim) for owner, kind in recipe.model.kinds.items()}
     program, windows = open_program(subject, "float32"), windows_of(recipe, draft)
-    embedding = StreamedDecoder(recipe, subject.weights, stored=True)
+    embedding = StreamedDecoder(recipe, subject.stored_weights)
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for place in _random_places(recipe, draft):
         seen = {owner: seen_positions(window, place.end, place.end + 1, place.end) for owner, window in windows.items()}
@@ -162,11 +162,18 @@ class OfTorch:
         self.reset()
 
     @classmethod
-    def fill(cls, recipe: Recipe, target: Checkpoint, draft: Checkpoint, stored: bool = False) -> "OfTorch":
-        """Both models with their weights; with `stored` as a package gives them back."""
+    def fill(cls, recipe: Recipe, target: Checkpoint, draft: Checkpoint) -> "OfTorch":
+        """Both models with their checkpoints' weights."""
         drafter = Draft.build(recipe)
-        fill_from(drafter, stored_weights(recipe, draft, DRAFT) if stored else bind_weights(drafter, draft))
-        return cls(fill_whole(recipe, target, recipe.export.context, stored), drafter)
+        fill_from(drafter, bind_weights(drafter, draft))
+        return cls(fill_whole(recipe, target, recipe.export.context), drafter)
+
+    @classmethod
+    def fill_as_stored(cls, subject: Subject, draft: Checkpoint) -> "OfTorch":
+        """Both with the weights as the package gives them back."""
+        recipe, drafter = subject.recipe, Draft.build(subject.recipe)
+        fill_from(drafter, stored_weights(recipe, draft, DRAFT))
+        return cls(fill_whole(recipe, subject.stored_weights, recipe.export.context), drafter)
 
     def reset(self) -> None:
         self.states = self.decoder.make_states()
@@ -306,7 +313,7 @@ def _compare_rounds(subject: Subject, target: nn.Module, theirs: nn.Module, ours
     recipe, functions = subject.recipe, subject.recipe.export.functions
     stored = package = None
     if subject.package is not None and subject.draft is not None and subject.runtime == "evaluator":
-        stored = OfTorch.fill(recipe, subject.weights, subject.draft, stored=True)
+        stored = OfTorch.fill_as_stored(subject, subject.draft)
         package = open_program(subject, "float32")
     equal = {"torch": True} if package is None else {"torch": True, "package": True}
     accepted, calls, parted = 0, 0, []

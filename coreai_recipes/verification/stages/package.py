@@ -102,7 +102,7 @@ def experts_taken(subject: Subject, answers: Sequence[Answer]) -> dict[int, Tens
 
 def _run_decoder(subject: Subject, taken: dict[int, Tensor], ties: list[str]) -> Expected:
     """Our Decoder over the whole sequence, without caches: each hidden state (S, C) and the logits (S, V)."""
-    decoder = StreamedDecoder(subject.recipe, subject.weights, stored=True)
+    decoder = StreamedDecoder(subject.recipe, subject.stored_weights)
     hidden: list[Tensor] = []
     total, scale = len(decoder.decoder.layers) + 1, subject.recipe.export.scale
 

@@ -1,0 +1,62 @@
+"""A recipe's matrices encoded so that they lose least on a text, one layer in memory."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from coreai_recipes.calibration.fitting import fit
+from coreai_recipes.calibration.passing import Gathered, TextPass, Windows
+from coreai_recipes.calibration.text import read_windows
+from coreai_recipes.calibration.threads import threads
+from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.storage.base import Shape, Storage
+from coreai_recipes.storage.compression import Compression
+from coreai_recipes.storage.fitted import Fitted
+from coreai_recipes.storage.parameters import stored_parameters
+
+Progress = Callable[[str, int, int], None]
+STEP = "calibration"
+
+
+def calibrate_on(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    tokenizer: Path,
+    beside: Path,
+    folder: Path,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Fitted], tuple[str, ...]]:
+    """As `calibrate`, on the text that the recipe names, by the tokenizer in a folder; and what is to be said of it.
+    Files are seen from `beside`. Raises UserError for a text that is too short or unreadable."""
+    if recipe.compress is None or recipe.compress.calibration is None:
+        return {}, ()
+    windows, notes = read_windows(recipe.compress.calibration, tokenizer, recipe.export.context, beside)
+    return calibrate(recipe, checkpoint, windows, folder, progress), notes
+
+
+def calibrate(
+    recipe: Recipe, checkpoint: Checkpoint, windows: Windows, folder: Path, progress: Progress | None = None
+) -> dict[str, Fitted]:
+    """The blobs of every matrix that is fitted, by parameter name, in files of `folder`; the same for any number of
+    threads. Others are encoded without a text: vectors, 8 bits and more, what no text reaches, a draft."""
+    with threads() as own:
+        of_text = TextPass(recipe, checkpoint, windows, own)
+        wanted = stored_parameters([of_text.decoder])
+        total = len(of_text.decoder.stack) + 1
+        found: dict[str, Fitted] = {}
+        for done, gathered in enumerate(of_text.run(), 1):
+            for name, shape, storage in _to_fit(wanted.compression, wanted.shapes, gathered):
+                weight = of_text.weights[name]
+                values = fit(weight.blocks(), shape, storage, gathered.statistics[name], weight.tensor, own)
+                found[name] = Fitted.write(folder, weight.tensor, shape, storage, values)
+            if progress is not None:
+                progress(STEP, done, total)
+    return found
+
+
+def _to_fit(
+    compression: Compression, shapes: Mapping[str, Shape], gathered: Gathered
+) -> Iterator[tuple[str, Shape, Storage]]:
+    for name in gathered.statistics:
+        if compression.is_calibrated(name, shapes[name]):
+            yield name, shapes[name], compression.storage(name, shapes[name])

@@ -1,0 +1,114 @@
+"""A text through the decoder, layer after layer with one in memory, and what comes into each matrix of it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.calibration.gathering import Gathering
+from coreai_recipes.calibration.statistics import Moments, Statistics
+from coreai_recipes.calibration.threads import Threads
+from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.decoder.filling import Weight, bind_weights, fill_from
+from coreai_recipes.decoder.model import Decoder, build_decoder, empty
+from coreai_recipes.decoder.streaming import begin
+from coreai_recipes.primitives.cache import NoCache
+from coreai_recipes.primitives.layer import Form, Layer
+from coreai_recipes.primitives.per_layer import slice_of
+from coreai_recipes.recipe.schema import Recipe
+
+TOGETHER = 8  # windows whose inputs are held at once, however many threads there are
+
+Windows = Sequence[Sequence[int]]  # token ids, all of one length
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What was found of some matrices by parameter name; those of one input share their Statistics."""
+
+    place: str  # `layers.3`, `head`
+    statistics: Mapping[str, Statistics]
+
+
+def folded_decoder(recipe: Recipe) -> Decoder:
+    """The decoder whose weights stand in the order of the exported form, without its scales: they are factors."""
+    return build_decoder(recipe, Form(folded=recipe.export.fold))
+
+
+class TextPass:
+    """The pass over `windows`; `weights` are those of `folded_decoder` by name."""
+
+    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, windows: Windows, threads: Threads) -> None:
+        self.decoder = folded_decoder(recipe)
+        self.weights: Mapping[str, Weight] = bind_weights(self.decoder, checkpoint)
+        self.windows, self.threads = windows, threads
+
+    def run(self) -> Iterator[Gathered]:
+        """Everything that multiplies, in running order. A layer's parameters are filled while its turn lasts."""
+        starts = list(begin(self.decoder, self.weights, self.windows))
+        states, inputs = [x for x, _, _ in starts], starts[0][1]
+        per_layers = [per_layer for _, _, per_layer in starts]
+        del starts
+        caches: dict[str, list[NoCache]] = {}
+        owners = self.decoder.front.owners
+        shared = {owner for name, owner in owners.items() if owner != name}
+        for index, layer in enumerate(self.decoder.stack):
+            owner = owners[layer.kind]
+            if owner == layer.kind:
+                caches[owner] = [NoCache() for _ in self.windows]
+            fill_from(layer, self.weights, f"layers.{index}.")
+
+            def run(window: int, layer: Layer = layer, index: int = index, owner: str = owner) -> None:
+                own = per_layers[window]
+                slice_ = None if own is None else slice_of(own, torch.tensor([index]))
+                states[window] = layer(states[window], inputs[layer.kind], caches[owner][window], slice_)
+
+            yield Gathered(f"layers.{index}", self._gather(run, self._of(layer, ("",), f"layers.{index}.")))
+            if owner not in shared:
+                del caches[owner]
+            empty(layer)
+        yield Gathered("head", self._run_head(states))
+
+    def _gather(self, run: Callable[[int], object], names: dict[int, str]) -> dict[str, Statistics]:
+        """What comes into the matrices of `names` while `run` is called with the number of each window."""
+
+        def gather(window: int) -> Gathering:
+            found = Gathering(names)
+            with torch.inference_mode(), found:
+                run(window)
+            return found
+
+        moments: dict[str, Moments] = {}
+        taken: dict[str, str] = {}
+        for first in range(0, len(self.windows), TOGETHER):
+            group = range(first, min(first + TOGETHER, len(self.windows)))
+            found = list(self.threads.map(gather, group))
+            taken |= found[0].taken
+            for name in found[0].inputs:
+                inputs = torch.cat([each.inputs[name] for each in found], 1)
+                moments.setdefault(name, Moments(len(inputs))).add(inputs, self.threads.run)
+        statistics = {name: Statistics(each.hessian(), each.tokens) for name, each in moments.items()}
+        return {name: statistics[first] for name, first in taken.items()}
+
+    def _of(self, module: nn.Module, prefixes: tuple[str, ...], name: str = "") -> dict[int, str]:
+        return {id(p): name + own for own, p in module.named_parameters() if own.startswith(prefixes)}
+
+    def _run_head(self, states: list[Tensor]) -> dict[str, Statistics]:
+        """Of the head's matrix, which stands in for by one row of zeros, and of its projection."""
+        decoder = self.decoder
+        head, tied = decoder.head, decoder.recipe.model.head.tied
+        table = self.weights["embedding.weight" if tied else "head.weight"]
+        row = table.read_rows([0]).float()[..., None, None].zero_()
+        bias = None if self.weights.get("head.bias") is None else torch.zeros(1)
+        fill_from(decoder.norm, self.weights, "norm.")
+        for name, part in head.named_children():
+            fill_from(part, self.weights, f"head.{name}.")
+        names = {id(row): "embedding.weight" if tied else "head.weight"}
+        names |= {id(p): f"head.{name}" for name, p in head.named_parameters() if "." in name}
+        found = self._gather(lambda window: head(decoder.norm(states[window]), row, bias), names)
+        for part in (decoder.norm, *head.children()):
+            empty(part)
+        if tied:
+            found["embedding.weight"] = found["embedding.weight"].with_lookups()
+        return found

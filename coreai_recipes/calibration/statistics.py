@@ -1,0 +1,103 @@
+"""What came into a matrix, summed over a text: the Hessian of its squared error, and what a fit takes of it.
+
+An output's error is e H e^T for an error e of its weights, H being the mean of x x^T over the inputs x. Tokens of a
+sink of attention, whose inputs may be a thousand times as large as others', count for no more than a few others: all
+other directions would be lost in them. Sums are float64, and of blocks whose number does not depend on threads.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+CAP = 4.0  # medians of a token's squared size
+SHRINKAGE = 0.2  # towards the diagonal: a text of some thousand tokens says little of 1e6 products
+LEAST_SHARE = 1e-4  # of the mean diagonal, of an input that the text leaves at zero
+STRIPE = 256
+
+# runs functions, in threads or one after the other
+Runner = Callable[[Iterable[Callable[[], None]]], None]
+
+
+class Moments:
+    """The sum of x x^T over inputs, (I, I) float64, of which the lower triangle is kept while summing."""
+
+    def __init__(self, width: int) -> None:
+        self.sum = torch.zeros(width, width, dtype=torch.float64)
+        self.tokens = 0
+
+    def add(self, inputs: Tensor, run: Runner) -> None:
+        """Inputs (I, tokens) float32; an input of zeros is none."""
+        sizes = inputs.square().sum(0)
+        present = sizes > 0
+        if not bool(present.all()):
+            inputs, sizes = inputs[:, present], sizes[present]
+        if not len(sizes):
+            return
+        inputs = inputs * (CAP * sizes.median() / sizes).clamp(max=1).sqrt()
+        self.tokens += len(sizes)
+
+        def add_stripe(first: int) -> None:
+            end = min(first + STRIPE, len(inputs))
+            self.sum[first:end, :end] += torch.mm(inputs[first:end], inputs[:end].t())
+
+        run([lambda first=first: add_stripe(first) for first in range(0, len(inputs), STRIPE)])  # type: ignore[misc]
+
+    def hessian(self) -> Tensor:
+        """The mean (I, I), float64; the sum is used up."""
+        found, self.sum = self.sum, torch.empty(0)
+        lower = found.tril(-1)
+        found.tril_().add_(lower.t())
+        return found.div_(max(self.tokens, 1))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the inputs of one matrix, or of several that share them; `hessian` (I, I) float64."""
+
+    hessian: Tensor
+    tokens: int
+
+    @cached_property
+    def importance(self) -> Tensor:
+        """Of each input's weights, (I,) float32, one in the mean."""
+        diagonal = self.hessian.diagonal()
+        mean = diagonal.mean()
+        if mean <= 0:
+            return torch.ones(len(diagonal))
+        return (diagonal / mean).clamp(min=LEAST_SHARE).float()
+
+    @cached_property
+    def shrunk(self) -> Tensor:
+        """The Hessian with its products shrunk, and something on the diagonal where an input is always zero."""
+        diagonal = self.hessian.diagonal()
+        mean = float(diagonal.mean())
+        found = self.hessian * (1 - SHRINKAGE)
+        found.diagonal().copy_(diagonal + (LEAST_SHARE * mean if mean > 0 else 1.0))
+        return found
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Inputs, the most important first: what is chosen late pays for what was chosen before it."""
+        return torch.argsort(self.hessian.diagonal(), descending=True, stable=True)
+
+    @cached_property
+    def feedback(self) -> Tensor:
+        """F (I, I) float32 in `order`: an error e_i of input i is made up for by e_i F_ik in the weight of each k > i.
+
+        H = V V^T with V upper triangular, so that e H e^T is the sum over k of (sum over i <= k of e_i V_ik)^2: F_ik is
+        V_ik / V_kk (Chee et al., QuIP, 2023, who show that it is GPTQ's).
+        """
+        ordered = self.shrunk[self.order][:, self.order]
+        lower = torch.linalg.cholesky(ordered.flip(0, 1))
+        upper = lower.flip(0, 1)
+        found: Tensor = (upper / upper.diagonal()).float().contiguous()
+        return found
+
+    def with_lookups(self) -> "Statistics":
+        """As much again of inputs that are one and otherwise zero: what a table is for that is the head too."""
+        found = self.hessian.clone()
+        found.diagonal().add_(float(found.diagonal().mean()))
+        return Statistics(found, self.tokens)

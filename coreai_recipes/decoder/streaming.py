@@ -1,0 +1,40 @@
+"""The start of sequences through a Decoder whose table is too large to be held: the rows of their tokens are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.decoder.filling import Weight, fill_from
+from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder, empty
+from coreai_recipes.primitives.layer_inputs import LayerInputs
+
+# The first hidden state (1, C, 1, S), the inputs of each kind's layers, the per-layer inputs (L, P, 1, S).
+Start = tuple[Tensor, dict[str, LayerInputs], Tensor | None]
+
+
+def begin(decoder: Decoder, weights: Mapping[str, Weight], sequences: Sequence[Sequence[int]]) -> Iterator[Start]:
+    """What the first layer is given of each sequence, without caches. The modules are empty again at the end."""
+    table = decoder.embedding
+    ids, places = torch.unique(torch.tensor([*sequences]), return_inverse=True)  # (sequences, S)
+    meta = table.weight
+    table.weight = nn.Parameter(weights["embedding.weight"].read_rows(ids.tolist()).float(), requires_grad=False)
+    for name, part in table.named_children():
+        fill_from(part, weights, f"embedding.{name}.")
+    rows = None
+    if decoder.per_layer is not None:
+        fill_from(decoder.per_layer, weights, "per_layer.")
+        rows = weights[PER_LAYER_TABLE].read_rows(ids.tolist()).float()
+    position, count = (torch.tensor([n], dtype=torch.int32) for n in (0, places.shape[1]))
+    try:
+        for of_sequence in places.split(1):
+            with torch.inference_mode():
+                own = None if rows is None else rows[of_sequence[0]][None]
+                found: Start = decoder.front(of_sequence, position, count, own, cached=False)
+            yield found
+    finally:
+        table.weight = meta
+        for part in table.children():
+            empty(part)
+        if decoder.per_layer is not None:
+            empty(decoder.per_layer)

@@ -1,0 +1,91 @@
+"""Where parameters lie in weight.bin: known from their shapes and storages alone, before a weight is read.
+
+The format (MILBlob's StorageFormat.hpp, in coremltools): a header of 64 bytes with the number of blobs and version 2;
+then for each blob a record of 64 bytes (sentinel, data type, size, offset of the data, bits of padding), and the data,
+both aligned to 64.
+"""
+
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from coreai_recipes.storage.base import Part, Shape, Storage
+from coreai_recipes.storage.compression import FLOAT16, Parameters
+
+FILE = Path("Data/com.apple.CoreML/weights/weight.bin")  # in a package
+ALIGNMENT = 64
+SENTINEL = 0xDEADBEEF
+VERSION = 2
+DATA_TYPES = {
+    "float16": 1,
+    "uint8": 3,
+    "int8": 4,
+    "int4": 8,
+    "uint1": 9,
+    "uint2": 10,
+    "uint4": 11,
+    "uint3": 12,
+    "uint6": 13,
+}
+HEADER = struct.Struct("<II56x")
+RECORD = struct.Struct("<IIQQQ32x")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A part's place in weight.bin: `offset` is that of its record, which is what a program refers to."""
+
+    part: Part
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + RECORD.size + self.part.bytes
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A parameter's blobs in weight.bin, one for each part of its storage."""
+
+    shape: Shape
+    storage: Storage
+    blobs: tuple[Blob, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(blob.part.bytes for blob in self.blobs)
+
+
+class WeightLayout:
+    """The order and offsets of the blobs, settled as the program asks for them."""
+
+    def __init__(self) -> None:
+        self.placed: dict[str, Placed] = {}
+        self.end = HEADER.size
+
+    def place(self, name: str, shape: Shape, storage: Storage = FLOAT16) -> Placed:
+        """Where tensor `name` lies; the same tensor in another shape (a tied table) is the same blobs, and stays in the
+        storage that it was given first."""
+        placed = self.placed.get(name)
+        if placed is None:
+            blobs = []
+            for part in storage.parts(shape):
+                blobs.append(Blob(part, _align(self.end)))
+                self.end = blobs[-1].end
+            placed = self.placed[name] = Placed(shape, storage, tuple(blobs))
+        elif prod(placed.shape) != prod(shape):
+            raise RuntimeError(f"{name} is used as {placed.shape} and as {shape}")
+        return placed
+
+    @classmethod
+    def of(cls, parameters: Parameters) -> "WeightLayout":
+        """Of the parameters of a package, in their order."""
+        layout = cls()
+        for name, shape in parameters.shapes.items():
+            layout.place(name, shape, parameters.compression.storage(name, shape))
+        return layout
+
+
+def _align(position: int) -> int:
+    return -(-position // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,57 @@
+"""A parameter's blobs in a weight.bin that was written: some of its rows, given back."""
+
+from dataclasses import dataclass
+from math import lcm, prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coreai_recipes.errors import BundleError
+from coreai_recipes.storage.base import BITS
+from coreai_recipes.storage.layout import DATA_TYPES, RECORD, SENTINEL, Blob, Placed
+
+BYTE = 8
+NUMPY = {"float16": np.float16, "int8": np.int8}  # others are packed bytes
+
+
+@dataclass(frozen=True)
+class PackedParts:
+    """Of the parameter that is `placed` in the file `path`."""
+
+    path: Path
+    placed: Placed
+
+    def step(self, heads: int = 1) -> int:
+        """Rows of the first axis come in multiples of as many: whole heads, whole groups and whole bytes."""
+        rows = self.placed.shape[0]
+        found = lcm(self.placed.storage.together(self.placed.shape), heads)
+        if any(BITS[b.part.dtype] * prod(b.part.shape) * found % (rows * BYTE) for b in self.placed.blobs):
+            found = lcm(found, BYTE)
+        return found
+
+    def rows(self, first: int, end: int) -> Tensor:
+        """Rows first..end of the first axis, float32, (rows, ...)."""
+        step, shape = self.step(), self.placed.shape
+        start, stop = first // step * step, min(-(-end // step) * step, shape[0])
+        parts = [self._read(blob, start, stop) for blob in self.placed.blobs]
+        found = self.placed.storage.decode(parts, (stop - start, *shape[1:]))
+        return found[first - start : end - start]
+
+    def _read(self, blob: Blob, start: int, stop: int) -> NDArray[np.generic]:
+        part, rows = blob.part, self.placed.shape[0]
+        bits = BITS[part.dtype] * prod(part.shape)
+        begin, size = bits * start // rows // BYTE, -(-bits * (stop - start) // rows // BYTE)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(blob.offset)
+                sentinel, kind, length, place, _ = RECORD.unpack(file.read(RECORD.size).ljust(RECORD.size, b"\0"))
+                file.seek(place + begin)
+                data = file.read(size)
+        except OSError as error:
+            raise BundleError(f"{self.path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+        is_there = (sentinel, kind, length) == (SENTINEL, DATA_TYPES[part.dtype], part.bytes)
+        if not is_there or len(data) != size:
+            raise BundleError(f"{self.path}: the recipe's weight of {part.bytes} bytes is not at byte {blob.offset}")
+        return np.frombuffer(data, NUMPY.get(part.dtype, np.uint8))
