@@ -94,14 +94,16 @@ def build(
     from coreai_recipes.tokenizer.tokens import read_tokens
 
     recipe, note = settle_head(recipe, source)
+    small = None
     if bits is not None:
-        from coreai_recipes.storage.shorthand import with_bits
+        from coreai_recipes.storage.shorthand import why_nothing, with_bits
 
         recipe = with_bits(recipe, bits)
+        small = why_nothing(recipe)
     elif draft is not None:
         _hold_storage_rules(recipe, resolved)  # they may name the draft's matrices, which its config describes
     recipe, measures, why_one = start_scale(recipe, verified)
-    notes = tuple(each for each in (note, why_one) if each)
+    notes = tuple(each for each in (note, small, why_one) if each)
     sources = {MODEL: source} if draft_source is None else {MODEL: source, DRAFT: draft_source}
     composed = compose(recipe, sources)
     source.check_tokenizer(recipe.model.vocab_size)

@@ -32,7 +32,9 @@ def find_recipe(source: str | Path, beside: Path | None = None) -> Path:
     if name in known:
         return known[name]
     if os.path.isdir(path):
-        raise RecipeError(f"{path}: a folder, not a recipe")
+        is_checkpoint = os.path.isfile(path / "config.json")
+        hint = f"\n  `recipe new {path}` writes a recipe for the checkpoint in it" if is_checkpoint else ""
+        raise RecipeError(f"{path}: a folder, not a recipe{hint}")
     close = get_close_matches(name, known, n=1)
     hint = f"did you mean `{close[0]}`? " if close else ""
     raise RecipeError(

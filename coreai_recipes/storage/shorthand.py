@@ -27,6 +27,15 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
     return recipe.model_copy(update={"compress": compress})
 
 
+def why_nothing(recipe: Recipe) -> str | None:
+    """Why `with_bits` compresses none of the recipe's matrices, None where it does."""
+    parameters = own_parameters(build_stacks(recipe))
+    storages = (parameters.compression.storage(name, shape) for name, shape in parameters.shapes.items())
+    if any(storage is not FLOAT16 for storage in storages):
+        return None
+    return f"--bits compresses nothing here: no matrix has {FEW_WEIGHTS:,} weights; `compress` in the recipe does"
+
+
 def _palette(bits: int) -> StoredPalette:
     return StoredPalette.model_validate({"kind": "palettize", "bits": bits, "group": GROUP})
 

@@ -204,6 +204,9 @@ def test_a_folder_is_no_recipe_but_does_not_hide_a_built_in_one(tmp_path, monkey
     assert load_recipe("smollm2-135m").name == "smollm2-135m"
     with pytest.raises(RecipeError, match=r"^mine: a folder, not a recipe$"):
         load_recipe("mine")
+    (tmp_path / "mine/config.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"^mine: a folder, not a recipe\n  `recipe new mine` writes a recipe for"):
+        load_recipe("mine")
 
 
 def test_a_path_comes_before_a_built_in_name(small, load, tmp_path):

@@ -13,7 +13,7 @@ from coreai_recipes.recipe.loader import compress_text
 from coreai_recipes.storage.compression import Compression, is_compressible
 from coreai_recipes.storage.matching import hold_storage_rules
 from coreai_recipes.storage.parameters import own_parameters
-from coreai_recipes.storage.shorthand import with_bits
+from coreai_recipes.storage.shorthand import why_nothing, with_bits
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -56,3 +56,9 @@ def test_bits_that_there_are_not_are_refused(run: Run, tmp_path: Path, command: 
     assert run(command, "tiny-llama", "--bits", "5", *out) == (2, "", "--bits 5: not one of 1, 2, 3, 4, 6, 8\n")
     with pytest.raises(RecipeError):
         with_bits(load_recipe("tiny-llama"), 16)
+
+
+def test_a_model_of_small_matrices_alone_is_told_that_nothing_is_compressed() -> None:
+    why = why_nothing(with_bits(load_recipe("tiny-llama"), 4))
+    assert why == "--bits compresses nothing here: no matrix has 65,536 weights; `compress` in the recipe does"
+    assert why_nothing(with_bits(load_recipe("smollm2-135m"), 4)) is None
