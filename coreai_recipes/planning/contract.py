@@ -14,11 +14,11 @@ from coreai_recipes.errors import BundleError
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
-from coreai_recipes.recipe.schema import Draft, Recipe
+from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
 
-DRAFT = "draft"
 MOST_NAMED = 20
 Described = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape of ports by name
+Called = tuple[int, Described, Described]
 
 
 def hold_manifest(manifest: Manifest, recipe: Recipe, place: str) -> None:
@@ -153,10 +153,15 @@ def tables_of(recipe: Recipe) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {PER_LAYER_ROWS: (table_file(PER_LAYER_TABLE), (per_layer.vocab_size, width))}
 
 
-def functions_of(recipe: Recipe) -> dict[str, tuple[int, Described, Described]]:
-    """The tokens of a call, the inputs and the outputs of each function."""
+def functions_of(recipe: Recipe, key: str | None = None) -> dict[str, Called]:
+    """The tokens of a call, the inputs and the outputs of each function: of one stack, or of all."""
+    made = {MODEL: _functions_of_decoder, DRAFT: _functions_of_draft}
+    keys = recipe.stacks if key is None else [key]
+    return {name: called for each in keys for name, called in made[each](recipe)}
+
+
+def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
     model = recipe.model
-    found: dict[str, tuple[int, Described, Described]] = {}
     for name, query in recipe.export.functions.queries.items():
         inputs: dict[str, tuple[str, tuple[int, ...]]] = {
             "input_ids": ("int32", (1, query)),
@@ -168,22 +173,24 @@ def functions_of(recipe: Recipe) -> dict[str, tuple[int, Described, Described]]:
         outputs = _said_of_tokens(recipe, rows, model.vocab_size)
         if recipe.draft is not None:
             outputs["hidden"] = ("float16", (1, rows, model.hidden_size))
-        found[name] = (query, inputs, outputs)
-    if recipe.draft is not None:
-        hidden = ("float16", (1, 1, model.hidden_size))
-        kinds = recipe.draft.kinds
-        owners = dict.fromkeys(str(kinds[kind].attention.shares_kv_with) for kind in recipe.draft.layer_kinds)
-        found[DRAFT] = (
-            1,
-            {
-                "input_ids": ("int32", (1, 1)),
-                "last_hidden": hidden,
-                "position": ("int32", (1,)),
-                **{f"seen_{owner}": ("int32", (1,)) for owner in owners},
-            },
-            {**_said_of_drafts(recipe, recipe.draft), "hidden": hidden},
-        )
-    return found
+        yield name, (query, inputs, outputs)
+
+
+def _functions_of_draft(recipe: Recipe) -> Iterator[tuple[str, Called]]:
+    draft = recipe.draft
+    if draft is None:
+        return
+    hidden = ("float16", (1, 1, recipe.model.hidden_size))
+    owners = dict.fromkeys(str(draft.kinds[kind].attention.shares_kv_with) for kind in draft.layer_kinds)
+    inputs: dict[str, tuple[str, tuple[int, ...]]] = {
+        "input_ids": ("int32", (1, 1)),
+        "last_hidden": hidden,
+        "position": ("int32", (1,)),
+        **{f"seen_{owner}": ("int32", (1,)) for owner in owners},
+    }
+    # several tokens a call are ids: each step takes the one that the step before it chose
+    said = _tokens(draft.steps) if draft.steps > 1 else _said_of_tokens(recipe, 1, draft.vocab_size)
+    yield DRAFT, (1, inputs, {**said, "hidden": hidden})
 
 
 def steps_of(recipe: Recipe, function: str) -> int | None:
@@ -200,11 +207,6 @@ def _said_of_tokens(recipe: Recipe, tokens: int, vocab_size: int) -> dict[str, t
     if recipe.export.outputs == "ids":
         return _tokens(tokens)
     return {"logits": ("float16", Pieces(vocab_size).shape(tokens))}
-
-
-def _said_of_drafts(recipe: Recipe, draft: Draft) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Several tokens a call are ids: each step takes the one that the step before it chose."""
-    return _tokens(draft.steps) if draft.steps > 1 else _said_of_tokens(recipe, 1, draft.vocab_size)
 
 
 def _tokens(count: int) -> dict[str, tuple[str, tuple[int, ...]]]:

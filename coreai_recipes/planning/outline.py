@@ -5,13 +5,14 @@ attention and what it writes, under the names of the modules. Rules about other 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from coreai_recipes.decoder.draft import Draft
-from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form
+from coreai_recipes.decoder.model import Decoder, exported_form
+from coreai_recipes.decoder.stack import StackModule
+from coreai_recipes.decoder.stacks import build_stacks
+from coreai_recipes.decoder.states import state_specs, states_of
 from coreai_recipes.lint.program import Function, Operation, Program, Shape, Value
 from coreai_recipes.lint.reading import Subject
 from coreai_recipes.logits import Pieces
@@ -20,7 +21,6 @@ from coreai_recipes.primitives.embedding import index_dtype
 from coreai_recipes.primitives.layer import SQUARE, Layer
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.recipe.schema import DRAFT
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import stored_parameters
 
@@ -31,21 +31,20 @@ ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu"}
 
 def outline(recipe: Recipe) -> Subject:
     """What rules look at, of a recipe. Raises RecipeError for what cannot be built."""
-    return outline_of(build_decoder(recipe, exported_form(recipe)), Draft.build(recipe) if recipe.draft else None)
+    return outline_of(build_stacks(recipe, exported_form(recipe)))
 
 
-def outline_of(decoder: Decoder, draft: Draft | None) -> Subject:
+def outline_of(stacks: Sequence[StackModule]) -> Subject:
     """As `outline`, of modules that are there already."""
-    recipe = decoder.recipe
-    with torch.device("meta"):
-        states = {name: tuple(state.shape) for name, state in decoder.make_states().items()}
-    stored = stored_parameters([decoder, *([draft] if draft else [])])
-    functions = [
-        _Outline(Function(name), states, stored.compression).of_draft(decoder, draft, inputs, outputs)
-        if name == DRAFT and draft is not None
-        else _Outline(Function(name), states, stored.compression).of_decoder(decoder, query, inputs, outputs)
-        for name, (query, inputs, outputs) in functions_of(recipe).items()
-    ]
+    recipe = stacks[0].recipe
+    states: dict[str, Shape] = {name: state.shape for name, state in states_of(state_specs(recipe)).items()}
+    stored = stored_parameters(stacks)
+    functions = []
+    for stack in stacks:
+        for name, (query, inputs, outputs) in functions_of(recipe, stack.of.key).items():
+            drawn = _Outline(Function(name), states, stored.compression, stacks[0])
+            drawn.draw(stack, query, inputs, outputs)
+            functions.append(drawn.function)
     files = {WEIGHTS: stored.bytes}
     export = recipe.export
     return Subject(
@@ -68,12 +67,20 @@ class _Outline:
     function: Function
     states: dict[str, Shape]
     compression: Compression
+    target: StackModule
     weights: dict[tuple[str, Shape], Value] = field(default_factory=dict)
 
-    def of_decoder(self, decoder: Decoder, query: int, inputs: Ports, outputs: Ports) -> Function:
-        recipe, front = decoder.recipe, decoder.front
+    def draw(self, stack: StackModule, query: int, inputs: Ports, outputs: Ports) -> None:
         self._declare(inputs)
-        x = self._embed(decoder, query, self._input("input_ids"))
+        match stack:
+            case Decoder():
+                self._finish(outputs, self._draw_decoder(stack, query, "ids" in outputs))
+            case Draft():
+                self._finish(outputs, self._draw_draft(stack, "ids" in outputs))
+
+    def _draw_decoder(self, decoder: Decoder, query: int, gives_ids: bool) -> Value:
+        recipe, front = decoder.recipe, decoder.front
+        x = self._embed(query, self._input("input_ids"))
         call = decoder.call(self.function.name)
         for index, layer in enumerate(decoder.stack):
             asked = call.tokens_of(layer.kind)
@@ -90,38 +97,35 @@ class _Outline:
         rows = Pieces(recipe.model.vocab_size).rows
         head = self._weight(table, (rows, recipe.model.hidden_size, 1, 1))
         logits = self._give("conv", "head", "float16", (1, rows, 1, tokens), x=x, weight=head)
-        self._finish(outputs, self._choose("chosen", logits, tokens) if "ids" in outputs else logits)
-        return self.function
+        return self._choose("chosen", logits, tokens) if gives_ids else logits
 
-    def of_draft(self, decoder: Decoder, draft: Draft, inputs: Ports, outputs: Ports) -> Function:
-        self._declare(inputs)
+    def _draw_draft(self, draft: Draft, gives_ids: bool) -> Value:
         ids, hidden = self._input("input_ids"), self._input("last_hidden")
         keys_last, said = draft.recipe.export.keys_last, dict[str, Value]()
         for step in range(draft.spec.steps):
             at = f"step_{step}." if draft.spec.steps > 1 else ""
-            embedded = self._embed(decoder, 1, ids, at)
+            embedded = self._embed(1, ids, at)
             both = (1, draft.pre_projection.weight.shape[1], 1, 1)
             joined = self._give("concat", f"{at}joined", "float16", both, x=embedded, y=hidden)
-            x = self._conv(f"{at}draft.pre_projection", draft.pre_projection, joined)
+            x = self._conv(f"{at}{draft.of.prefix}pre_projection", draft.pre_projection, joined)
             for index, layer in enumerate(draft.stack):
                 rows = draft.owners[draft.owner(layer.kind)].rows
-                x = self._layer(f"{at}draft.layers.{index}", layer, x, 1, rows, keys_last)
-            hidden = self._conv(f"{at}draft.post_projection", draft.post_projection, x)
+                x = self._layer(f"{at}{draft.of.prefix}layers.{index}", layer, x, 1, rows, keys_last)
+            hidden = self._conv(f"{at}{draft.of.prefix}post_projection", draft.post_projection, x)
             said[at] = self._draft_logits(draft, x, at)
-            if "ids" in outputs:
+            if gives_ids:
                 ids = said[at] = self._choose(f"{at}chosen", said[at], 1)
         shape = (1, len(said), *next(iter(said.values())).shape[2:])
-        self._finish(outputs, self._give("concat", "said", ids.dtype, shape, **said))
-        return self.function
+        return self._give("concat", "said", ids.dtype, shape, **said)
 
     def _draft_logits(self, draft: Draft, x: Value, at: str) -> Value:
         """Of every token, or of those in the clusters that are looked into: rows of the head by what a call chooses."""
         rows, width = Pieces(draft.spec.vocab_size).rows, draft.spec.hidden_size
         if draft.clusters is None:
-            head = self._weight("draft.head.weight", (rows, width, 1, 1))
-            return self._give("conv", f"{at}draft.head", "float16", (1, rows, 1, 1), x=x, weight=head)
+            head = self._weight(f"{draft.of.prefix}head.weight", (rows, width, 1, 1))
+            return self._give("conv", f"{at}{draft.of.prefix}head", "float16", (1, rows, 1, 1), x=x, weight=head)
         count, each = draft.clusters.ordering.shape
-        scores = self._conv(f"{at}draft.clusters.centroids", draft.clusters.centroids, x)
+        scores = self._conv(f"{at}{draft.of.prefix}clusters.centroids", draft.clusters.centroids, x)
         nearest = self._give("topk", f"{at}nearest", "uint16", (1, draft.clusters.top), x=scores)
         ordering = Value("ordering", "int32", (count, each), constant=True)
         tokens = self._give(
@@ -130,9 +134,9 @@ class _Outline:
         narrow = index_dtype(draft.spec.vocab_size)
         if narrow is not None:
             tokens = self._give("cast", f"{at}tokens.{narrow}", narrow, tokens.shape, x=tokens)
-        head = self._weight("draft.head.weight", (draft.spec.vocab_size, width))
+        head = self._weight(f"{draft.of.prefix}head.weight", (draft.spec.vocab_size, width))
         taken = (draft.clusters.top * each, width)
-        found = self._give("gather", f"{at}draft.head", "float16", taken, x=head, indices=tokens)
+        found = self._give("gather", f"{at}{draft.of.prefix}head", "float16", taken, x=head, indices=tokens)
         own = self._give("matmul", f"{at}own_logits", "float16", (taken[0], 1), x=found, y=x)
         return self._give("scatter", f"{at}logits", "float16", (rows,), updates=own, indices=tokens)
 
@@ -147,15 +151,15 @@ class _Outline:
     def _input(self, name: str) -> Value:
         return next(value for value in self.function.inputs if value.name == name)
 
-    def _embed(self, decoder: Decoder, query: int, ids: Value, at: str = "") -> Value:
-        weight = decoder.get_parameter("embedding.weight")
+    def _embed(self, query: int, ids: Value, at: str = "") -> Value:
+        weight = self.target.get_parameter("embedding.weight")
         table = self._weight("embedding.weight", tuple(weight.shape))
         narrow = index_dtype(weight.shape[0])
         if narrow is not None:
             ids = self._give("cast", f"{at}embedding.ids", narrow, (1, query), x=ids)
         rows = self._give("gather", f"{at}embedding", "float16", (1, query, weight.shape[1]), x=table, indices=ids)
         return self._give(
-            "reshape", f"{at}hidden_0", "float16", (1, decoder.recipe.model.hidden_size, 1, query), x=rows
+            "reshape", f"{at}hidden_0", "float16", (1, self.target.of.layers.hidden_size, 1, query), x=rows
         )
 
     def _conv(self, name: str, projection: Projection, x: Value) -> Value:

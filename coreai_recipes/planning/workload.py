@@ -5,20 +5,22 @@ over all rows of its cache, seen or not, and what they mix, and what puts tokens
 and the like beside them, and a test holds the two to the same products.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import singledispatch
 
 from torch import nn
 
 from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.front import Sharing
 from coreai_recipes.decoder.model import Decoder
+from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.states import StateSpec
 from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
-from coreai_recipes.recipe.schema import DRAFT, Attention, LatentAttention
+from coreai_recipes.recipe.schema import Attention, LatentAttention
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Workload:
     how: str
 
 
-def count_workloads(decoder: Decoder, draft: Draft | None = None) -> tuple[Workload, ...]:
-    """The parts of each function's call: the layers of each kind, what is around them, the draft."""
-    return tuple(_count_parts(decoder, draft))
+def count_workloads(stacks: Iterable[StackModule]) -> tuple[Workload, ...]:
+    """The parts of each function's call: the layers of each kind and what is around them, or a draft."""
+    return tuple(part for stack in stacks for part in parts_of(stack))
 
 
 def saved_by_sharing(decoder: Decoder) -> int:
@@ -44,7 +46,14 @@ def saved_by_sharing(decoder: Decoder) -> int:
     )
 
 
-def _count_parts(decoder: Decoder, draft: Draft | None) -> Iterator[Workload]:
+@singledispatch
+def parts_of(stack: StackModule) -> Iterator[Workload]:
+    """The parts of the calls of a stack's functions."""
+    raise TypeError(f"nothing is known of what {type(stack).__name__} multiplies")
+
+
+@parts_of.register
+def _(decoder: Decoder) -> Iterator[Workload]:
     recipe, front = decoder.recipe, decoder.front
     queries, kinds = recipe.export.functions.queries, recipe.model.layer_kinds
     for kind in front.kinds:
@@ -63,10 +72,13 @@ def _count_parts(decoder: Decoder, draft: Draft | None) -> Iterator[Workload]:
     table = 2 * Pieces(recipe.model.vocab_size).rows * recipe.model.hidden_size
     head = {name: table * (size if name == "score" else 1) for name, size in queries.items()}
     yield Workload("head", head, "of the last token; of each in score" if "score" in queries else "of the last token")
-    if draft is not None:
-        steps = draft.spec.steps
-        tokens = f"{steps} drafted tokens" if steps > 1 else "one drafted token"
-        yield Workload(DRAFT, {DRAFT: steps * draft_flops(draft)}, f"{len(draft.stack)} layers, for {tokens}")
+
+
+@parts_of.register
+def _(draft: Draft) -> Iterator[Workload]:
+    steps, name = draft.spec.steps, draft.of.key
+    tokens = f"{steps} drafted tokens" if steps > 1 else "one drafted token"
+    yield Workload(name, {name: steps * draft_flops(draft)}, f"{len(draft.stack)} layers, for {tokens}")
 
 
 def layer_flops(decoder: Decoder, layer: Layer, function: str, sharing: Sharing | None = None) -> int:

@@ -10,6 +10,7 @@ from programs import RECIPES, export, random_weights
 
 from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import build_decoder
+from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.evaluate.cost import PRODUCTS, _Types, count_flops
 from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.package import Package
@@ -56,7 +57,7 @@ def test_a_plan_counts_the_products_of_the_program(case: str, cache: FragmentCac
     weights |= {f"draft.{name}": torch.zeros(p.shape) for name, p in draft.named_parameters()} if draft else {}
     export(recipe, tmp_path / "model.mlpackage", cache, weights)
     planned: dict[str, int] = {}
-    for workload in count_workloads(build_decoder(recipe), draft):
+    for workload in count_workloads(build_stacks(recipe)):
         for function, flops in workload.flops.items():
             planned[function] = planned.get(function, 0) + flops
     assert planned == products(tmp_path / "model.mlpackage")
@@ -66,7 +67,7 @@ def test_shared_caches_save_what_their_layers_would_do_for_the_other_tokens() ->
     recipe = gemma4(experts=False).recipe
     decoder = build_decoder(recipe)
     prefill = recipe.export.functions.prefill
-    shared = [work.flops["prefill"] for work in count_workloads(decoder) if work.what.endswith("_shared`")]
+    shared = [work.flops["prefill"] for work in count_workloads([decoder]) if work.what.endswith("_shared`")]
     assert len(shared) == 2
     assert saved_by_sharing(decoder) == (prefill - 1) * sum(shared)
     assert saved_by_sharing(build_decoder(gemma4(sharing=False).recipe)) == 0
