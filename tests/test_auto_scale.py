@@ -21,9 +21,9 @@ from coreai_recipes.evaluate import Program
 from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.exporter import export_package
 from coreai_recipes.planning.authoring import new_recipe, write_new
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification.scale import growing_values, weight_degrees
 from coreai_recipes.verification.subject import Subject
 

@@ -393,7 +393,7 @@ def test_an_interrupt_between_conversions_leaves_the_previous_bundle(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("coreai_recipes.export.package.write_model", stop)
+    monkeypatch.setattr("coreai_recipes.targets.coreml.mlpackage.write_model", stop)
     with pytest.raises(KeyboardInterrupt):
         build(NAME, CHECKPOINT, bundle.path.parent, verified=False)
     assert_untouched(bundle, first)
@@ -403,7 +403,7 @@ def test_no_space_is_said_before_anything_is_converted(
     bundle: Bundle, first: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coreai_recipes.bundle.building.shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
-    monkeypatch.setattr("coreai_recipes.export.exporter.export_package", None)
+    monkeypatch.setattr("coreai_recipes.targets.coreml.exporter.export_package", None)
     with pytest.raises(BundleError) as caught:
         build(NAME, CHECKPOINT, bundle.path.parent, verified=False)
     (problem,) = caught.value.problems

@@ -179,7 +179,7 @@ def test_a_change_of_a_plugin_converts_its_fragments_anew(
 
     def conversions() -> int:
         made: list[str] = []
-        from coreai_recipes.export import convert
+        from coreai_recipes.targets.coreml import convert
 
         original = convert.convert_fragment
         with monkeypatch.context() as patch:

@@ -15,10 +15,10 @@ from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import build_decoder, exported_form, fill
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.exporter import export_package
 from coreai_recipes.primitives.layer import Form
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.tables import Table
+from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification import StageResult, run_stages
 from coreai_recipes.verification.remedies import find_remedies
 from coreai_recipes.verification.scale import choose_scale

@@ -27,7 +27,7 @@ from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
 from coreai_recipes.evaluate.graph import STATE_OPERATIONS, read_graph
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.exporter import export_package
+from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 
 WARM_UP = 2

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.decoder.stack import StackModule
     from coreai_recipes.export.cache import FragmentCache
-    from coreai_recipes.export.exporter import Exported, Progress
+    from coreai_recipes.export.reporting import Exported, Progress
     from coreai_recipes.lint.reading import Subject
     from coreai_recipes.storage.fitted import Fitted
     from coreai_recipes.weights.binding import Binding
@@ -66,8 +66,8 @@ def write_package(
     """Write the package, in place of what a composition before it has written there. Parameters of `fitted` were
     encoded before."""
     from coreai_recipes.decoder.model import table_file
-    from coreai_recipes.export.exporter import export_package
     from coreai_recipes.lint.reading import open_package
+    from coreai_recipes.targets.coreml.exporter import export_package
 
     if package.exists():
         shutil.rmtree(package)
@@ -96,7 +96,7 @@ def _kept_costs(package: Path, cache: "FragmentCache") -> Costs:
     """As `_count_costs`, once for the same program and the same code."""
     from coreai_recipes import evaluate
     from coreai_recipes.export.cache import fingerprint
-    from coreai_recipes.export.package import MODEL
+    from coreai_recipes.targets.coreml.mlpackage import MODEL
 
     code = [path.read_bytes() for path in sorted(Path(evaluate.__file__).parent.rglob("*.py"))]
     key = fingerprint("costs", (package / MODEL).read_bytes(), *code)

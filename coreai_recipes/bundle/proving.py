@@ -15,7 +15,7 @@ from coreai_recipes.staging import recover
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
-    from coreai_recipes.export.exporter import Progress
+    from coreai_recipes.export.reporting import Progress
     from coreai_recipes.verification.report import Report
     from coreai_recipes.verification.subject import Runtime
 

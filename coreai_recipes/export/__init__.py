@@ -1,1 +1,1 @@
-"""Decoder -> .mlpackage: each kind is converted once, the copies are linked, the weights are streamed in."""
+"""A decoder taken apart for a target: fragments, each converted once, and how they make up functions again."""

@@ -1,7 +1,6 @@
 """The functions of a decoder: its front, its layers one after another, the pick of a token, its head."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder
 from coreai_recipes.export.fragments import (
@@ -14,9 +13,9 @@ from coreai_recipes.export.fragments import (
     pick_fragment,
     state_names,
 )
-from coreai_recipes.export.linker import FunctionLinker
-from coreai_recipes.export.package import Signature
-from coreai_recipes.export.stack_program import Numbers, StackProgram, give, link_head
+from coreai_recipes.export.linking import Linker, Models, Numbers
+from coreai_recipes.export.reporting import Signature
+from coreai_recipes.export.stack_program import StackProgram, give, link_head
 
 
 class DecoderProgram(StackProgram):
@@ -40,7 +39,7 @@ class DecoderProgram(StackProgram):
             if name == "prefill":
                 yield from _picks(decoder, queries).values()
 
-    def link(self, function: str, models: Mapping[str, Any], linker: FunctionLinker, numbers: Numbers) -> Signature:
+    def link(self, function: str, models: Models, linker: Linker, numbers: Numbers) -> Signature:
         decoder, queries = self.decoder, self.queries[function]
         front, model, call = decoder.front, self.recipe.model, decoder.call(function)
         inputs = {"input_ids": Port(INTEGER, (1, queries)), "position": Port(INTEGER, (1,))}

@@ -1,7 +1,6 @@
 """The function of a draft, whose layers read the states of its target."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,9 @@ from coreai_recipes.export.draft_fragments import (
     joining_fragment,
 )
 from coreai_recipes.export.fragments import Fragment, Port, choice_fragment, state_names
-from coreai_recipes.export.linker import FunctionLinker
-from coreai_recipes.export.package import Signature
-from coreai_recipes.export.stack_program import Numbers, StackProgram, give, link_head
+from coreai_recipes.export.linking import Linker, Models, Numbers
+from coreai_recipes.export.reporting import Signature
+from coreai_recipes.export.stack_program import StackProgram, give, link_head
 
 
 class DraftProgram(StackProgram):
@@ -39,7 +38,7 @@ class DraftProgram(StackProgram):
         if draft.spec.steps > 1:
             yield joining_fragment(draft.spec.steps)
 
-    def link(self, function: str, models: Mapping[str, Any], linker: FunctionLinker, numbers: Numbers) -> Signature:
+    def link(self, function: str, models: Models, linker: Linker, numbers: Numbers) -> Signature:
         """Where a call drafts several tokens, each step is given the token and hidden state of the step before it."""
         draft = self.draft
         front, start, head = draft_front_fragment(draft), self._start(), draft_head_fragment(draft)

@@ -1,19 +1,13 @@
 """A stack's functions: which fragments run in which, and how their names meet; what all stacks have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable
 
 from coreai_recipes.decoder.states import state_specs, states_of
 from coreai_recipes.export.fragments import FLOAT, Fragment, Port, choice_fragment
-from coreai_recipes.export.linker import FunctionLinker
-from coreai_recipes.export.package import Signature
+from coreai_recipes.export.linking import Linker, Models, Numbers
+from coreai_recipes.export.reporting import Signature
 from coreai_recipes.recipe.schema import Recipe
-
-Numbers = Mapping[str, NDArray[np.int32]]
 
 
 class StackProgram(ABC):
@@ -31,7 +25,7 @@ class StackProgram(ABC):
         """Every fragment that they need."""
 
     @abstractmethod
-    def link(self, function: str, models: Mapping[str, Any], linker: FunctionLinker, numbers: Numbers) -> Signature:
+    def link(self, function: str, models: Models, linker: Linker, numbers: Numbers) -> Signature:
         """One of them, linked from the converted `models` of its fragments; `numbers` are those parameters of a stack
         that stand in the program itself."""
 
@@ -39,7 +33,7 @@ class StackProgram(ABC):
         """What chooses the best token within the package, where the recipe asks for it."""
         return [choice_fragment(tokens, vocab_size)] if self.recipe.export.outputs == "ids" else []
 
-    def declare(self, inputs: dict[str, Port], linker: FunctionLinker) -> dict[str, Port]:
+    def declare(self, inputs: dict[str, Port], linker: Linker) -> dict[str, Port]:
         """Give a function its inputs, and the states, which are the same in all of them."""
         states = {name: Port(FLOAT, s.shape) for name, s in states_of(state_specs(self.recipe)).items()}
         for name, port in inputs.items():
@@ -53,8 +47,8 @@ def link_head(
     head: Fragment,
     names: dict[str, str],
     choices: list[Fragment],
-    models: Mapping[str, Any],
-    linker: FunctionLinker,
+    models: Models,
+    linker: Linker,
     at: str = "",
 ) -> dict[str, Port]:
     """The end of a function, and what it gives. Where the package chooses the token, its logits are a value inside."""
@@ -67,7 +61,7 @@ def link_head(
     return outputs
 
 
-def give(outputs: dict[str, Port], linker: FunctionLinker) -> dict[str, Port]:
+def give(outputs: dict[str, Port], linker: Linker) -> dict[str, Port]:
     """Make these the outputs of a function."""
     for output in outputs:
         linker.add_output(output)

@@ -64,6 +64,15 @@ class WeightLayout:
         self.placed: dict[str, Placed] = {}
         self.end = HEADER.size
 
+    def __repr__(self) -> str:
+        """All that a program can say of its weights."""
+        return "\n".join(f"{name} {p.shape} {p.storage} {p.blobs}" for name, p in self.placed.items())
+
+    @property
+    def bytes(self) -> int:
+        """Of all parameters, without headers and gaps."""
+        return sum(placed.bytes for placed in self.placed.values())
+
     def place(self, name: str, shape: Shape, storage: Storage = FLOAT16) -> Placed:
         """Where tensor `name` lies; the same tensor in another shape (a tied table) is the same blobs, and stays in the
         storage that it was given first."""

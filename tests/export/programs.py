@@ -18,9 +18,10 @@ from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
 from coreai_recipes.decoder.model import Decoder, build_decoder, fill
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.exporter import Exported, export_package
+from coreai_recipes.export.reporting import Exported
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.parameters import stored_shape
+from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.weights.binding import Binding
 
 MODEL = Path("Data/com.apple.CoreML/model.mlmodel")

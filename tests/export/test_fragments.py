@@ -18,13 +18,14 @@ from programs import RECIPES, block_of, export, layer_kind, small_recipe, tensor
 
 from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import build_decoder
-from coreai_recipes.export import convert
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.convert import LARGEST_CONSTANT, convert_fragment
+from coreai_recipes.export.converting import fragment_identity
 from coreai_recipes.export.fragments import Fragment, front_fragment, head_fragment, layer_fragment
-from coreai_recipes.export.program import fragment_identity, fragments_of
+from coreai_recipes.export.functions import fragments_of
 from coreai_recipes.protobuf import Model_pb2
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.targets.coreml import convert
+from coreai_recipes.targets.coreml.convert import LARGEST_CONSTANT, convert_fragment
 
 
 class RecordingCache(FragmentCache):
@@ -187,8 +188,9 @@ def test_names_and_order_are_those_of_the_program_alone(converted: dict[str, Any
 
 IDENTITIES = """
 import hashlib, json, sys
-from coreai_recipes.export.convert import convert_fragment
-from coreai_recipes.export.program import fragment_identity, fragments_of
+from coreai_recipes.targets.coreml.convert import convert_fragment
+from coreai_recipes.export.converting import fragment_identity
+from coreai_recipes.export.functions import fragments_of
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.recipe.schema import Recipe
 fragments = fragments_of([build_decoder(Recipe.model_validate_json(sys.stdin.read()))])

@@ -22,9 +22,9 @@ from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.exporter import export_package
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.tables import Table, Tables
+from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification import run_stages
 
 PACKAGE, TABLE = "model.mlpackage", "per_layer_table.bin"

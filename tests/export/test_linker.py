@@ -20,9 +20,10 @@ from programs import (
 )
 
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.linker import FunctionLinker
-from coreai_recipes.export.mil import OPSET, set_type
 from coreai_recipes.storage.layout import WeightLayout
+from coreai_recipes.targets.coreml.linker import FunctionLinker
+from coreai_recipes.targets.coreml.mil import set_type
+from coreai_recipes.targets.coreml.version import OPSET
 
 INT, HALF, BOOL = MIL_pb2.INT32, MIL_pb2.FLOAT16, MIL_pb2.BOOL
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form, fill
 from coreai_recipes.evaluate import Program
-from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import FLOAT, Fragment, Port, layer_fragment
-from coreai_recipes.export.package import write_model
 from coreai_recipes.primitives.norm import build_norm, mirror_norms
 from coreai_recipes.protobuf import Model_pb2
 from coreai_recipes.recipe.rules import find_problems
 from coreai_recipes.recipe.schema import RMSNorm
+from coreai_recipes.targets.coreml.convert import convert_fragment
+from coreai_recipes.targets.coreml.mlpackage import write_model
 
 # norms of 1 + w, of each head with weights of its own, of heads alike, of the whole width, and without a weight
 KINDS = {

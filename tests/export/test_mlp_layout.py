@@ -10,10 +10,10 @@ from programs import layer_kind, random_weights, small_recipe
 
 from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form, fill
-from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import layer_fragment
 from coreai_recipes.recipe.rules import find_problems
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.targets.coreml.convert import convert_fragment
 
 KINDS = {
     "gated": layer_kind(),

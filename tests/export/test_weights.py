@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coreai_recipes.export.weights import write_weights
 from coreai_recipes.storage.integers import Integers
 from coreai_recipes.storage.layout import WeightLayout
+from coreai_recipes.targets.coreml.weight_file import write_weights
 
 Arrays = dict[str, NDArray[np.float16]]
 INT8 = Integers(8)

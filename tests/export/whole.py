@@ -14,12 +14,12 @@ from programs import zeros_behind
 from torch import Tensor, nn
 
 from coreai_recipes.decoder.model import Decoder
-from coreai_recipes.export.convert import REMOVED_PASSES
-from coreai_recipes.export.indices import narrow_indices
 from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.cache import Cache, SharedCache, last_of
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.storage.parameters import stored_shape
+from coreai_recipes.targets.coreml.convert import REMOVED_PASSES
+from coreai_recipes.targets.coreml.indices import narrow_indices
 
 
 class WholeFunction(nn.Module):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from coreai_recipes.evaluate import Program
 from coreai_recipes.evaluate.cost import Cost, function_costs
-from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import FLOAT, WEIGHT_PREFIX, Fragment, Port, parameters_as
-from coreai_recipes.export.package import write_model
 from coreai_recipes.primitives.experts import Experts
+from coreai_recipes.targets.coreml.convert import convert_fragment
+from coreai_recipes.targets.coreml.mlpackage import write_model
 
 FORMS = {"gathered": ("gathered", 1), "all, one token": ("all", 1), "all, nine tokens": ("gathered", 9)}
 

@@ -11,10 +11,10 @@ from test_experts_program import alias, inputs_of
 from torch import Tensor, nn
 
 from coreai_recipes.evaluate import Program
-from coreai_recipes.export.convert import convert_fragment
 from coreai_recipes.export.fragments import FLOAT, Fragment, Port, parameters_as
-from coreai_recipes.export.package import write_model
 from coreai_recipes.primitives.experts import _is_chosen
+from coreai_recipes.targets.coreml.convert import convert_fragment
+from coreai_recipes.targets.coreml.mlpackage import write_model
 
 FORMS = [(name, tokens) for name in ("qwen2_moe", "dots1, groups", "gpt_oss") for tokens in (1, 9)]
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coreai_recipes.checkpoint import open_checkpoint
-from coreai_recipes.export.weights import write_weights
 from coreai_recipes.recipe import load_recipe
 from coreai_recipes.storage.clustering import choose_entries, nearest_entries
 from coreai_recipes.storage.kernels import kernel
@@ -20,6 +19,7 @@ from coreai_recipes.storage.layout import WeightLayout
 from coreai_recipes.storage.packing import pack_bits, unpack_bits
 from coreai_recipes.storage.palette import Palette
 from coreai_recipes.storage.reading import stored_weights
+from coreai_recipes.targets.coreml.weight_file import write_weights
 
 TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
 GENERATOR = np.random.default_rng(0)

@@ -10,9 +10,9 @@ from coremltools.converters.mil.mil.ops.defs.iOS18.compression import constexpr_
 from torch import Tensor
 
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.export.weights import write_weights
 from coreai_recipes.storage.integers import Integers
 from coreai_recipes.storage.layout import WeightLayout
+from coreai_recipes.targets.coreml.weight_file import write_weights
 
 INT8 = Integers(8)
 READ = {"float16": "fp16"}  # in coremltools' words

@@ -12,8 +12,8 @@ from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
 from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.exporter import export_package
 from coreai_recipes.recipe import Recipe, load_recipe
+from coreai_recipes.targets.coreml.exporter import export_package
 
 REPOSITORY = Path(__file__).parents[2]
 

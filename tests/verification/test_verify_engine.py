@@ -13,8 +13,8 @@ from coreai_recipes.checkpoint import Checkpoint
 from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.exporter import export_package
 from coreai_recipes.recipe import Recipe
+from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification import StageResult, run_stages
 from coreai_recipes.verification.stages import engine
 from coreai_recipes.verification.stages.float16 import Run

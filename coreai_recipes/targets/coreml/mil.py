@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from coreai_recipes.protobuf import MIL_pb2
 
-OPSET = "CoreML8"  # iOS 18
 WEIGHT_FILE = "@model_path/weights/weight.bin"
 DTYPES: dict[str, int] = {
     "float16": MIL_pb2.FLOAT16,

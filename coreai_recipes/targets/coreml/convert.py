@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from coreai_recipes.export.fragments import INTEGER, Fragment, Port
-from coreai_recipes.export.indices import narrow_indices
-from coreai_recipes.export.mil import inputs_of
+from coreai_recipes.targets.coreml.indices import narrow_indices
+from coreai_recipes.targets.coreml.mil import inputs_of
+from coreai_recipes.targets.coreml.version import DEPLOYMENT_TARGET
 
 # A fragment holds no weights: a stored constant above this many values is a fault of ours.
 LARGEST_CONSTANT = 8192
@@ -46,7 +47,7 @@ def convert_fragment(fragment: Fragment) -> bytes:
                 ct.StateType(wrapped_type=ct.TensorType(shape=port.shape, dtype=np.float16), name=name)
                 for name, port in fragment.states.items()
             ],
-            minimum_deployment_target=ct.target.iOS18,
+            minimum_deployment_target=getattr(ct.target, DEPLOYMENT_TARGET),
             compute_precision=_precision(fragment.float32_outputs),
             pass_pipeline=passes,
             skip_model_load=True,

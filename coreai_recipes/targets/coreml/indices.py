@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from coreai_recipes.export.mil import immediate_integers, inputs_of, set_type, shape_of
 from coreai_recipes.primitives.embedding import INDEX_DTYPES, index_dtype
 from coreai_recipes.protobuf import MIL_pb2
+from coreai_recipes.targets.coreml.mil import immediate_integers, inputs_of, set_type, shape_of
 
 GATHERS = frozenset({"gather", "gather_along_axis"})
 DTYPES = {"int16": MIL_pb2.INT16, "uint16": MIL_pb2.UINT16, "int32": MIL_pb2.INT32}

@@ -2,25 +2,16 @@
 
 import json
 import uuid
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from coreai_recipes.export.fragments import Port
+from coreai_recipes.export.reporting import Signature
 from coreai_recipes.protobuf import FeatureTypes_pb2, Model_pb2
+from coreai_recipes.targets.coreml.version import SPECIFICATION_VERSION
 
 MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
-SPECIFICATION_VERSION = 9  # iOS 18
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What the callers of a function see."""
-
-    inputs: dict[str, Port]
-    outputs: dict[str, Port]
-    states: dict[str, Port]
 
 
 def new_model(default: str) -> Any:

@@ -1,0 +1,45 @@
+"""All functions of a package: those of a recipe's stacks."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from coreai_recipes.decoder.draft import Draft
+from coreai_recipes.decoder.model import Decoder
+from coreai_recipes.decoder.stack import StackModule
+from coreai_recipes.export.decoder_program import DecoderProgram
+from coreai_recipes.export.draft_program import DraftProgram
+from coreai_recipes.export.fragments import Fragment
+from coreai_recipes.export.linking import Linker, Models, Numbers
+from coreai_recipes.export.reporting import Signature
+from coreai_recipes.export.stack_program import StackProgram
+
+
+def programs_of(stacks: Sequence[StackModule]) -> Iterator[StackProgram]:
+    """What each stack becomes."""
+    for stack in stacks:
+        match stack:
+            case Decoder():
+                yield DecoderProgram(stack)
+            case Draft():
+                yield DraftProgram(stack, stacks[0])
+            case _:
+                raise TypeError(f"nothing is known of how {type(stack).__name__} is exported")
+
+
+def fragments_of(stacks: Sequence[StackModule]) -> dict[str, Fragment]:
+    """Every fragment that the functions need, by name."""
+    return {fragment.name: fragment for program in programs_of(stacks) for fragment in program.fragments()}
+
+
+def link_functions(
+    stacks: Sequence[StackModule], models: Models, new_linker: Callable[[str], Linker], numbers: Numbers
+) -> dict[str, Signature]:
+    """Link each function, by name, from the converted fragments `models`, with a linker of its own.
+
+    `numbers` are the parameters that are no weights, by their names in a package: what of a checkpoint stands in the
+    program itself.
+    """
+    return {
+        name: program.link(name, models, new_linker(name), numbers)
+        for program in programs_of(stacks)
+        for name in program.functions
+    }

@@ -1,0 +1,49 @@
+"""What an export says: how far it is, and when it is done what it wrote and how long that took."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coreai_recipes.export.fragments import Port
+
+# called with what is being done, how much of it is done, and how much there is
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the callers of a function see."""
+
+    inputs: dict[str, Port]
+    outputs: dict[str, Port]
+    states: dict[str, Port]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote: digests by path from the folder that holds the package, the functions' signatures, the
+    inputs that take rows of raw tables and the tables' shapes by file, seconds by step."""
+
+    digests: dict[str, str]
+    signatures: dict[str, Signature]
+    tables: dict[str, tuple[str, tuple[int, ...]]]
+    seconds: dict[str, float]
+    converted: int
+    cached: int
+
+
+class Stopwatch:
+    """Adds up the seconds of named steps: `with stopwatch("linking"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, step: str) -> "Stopwatch":
+        self.step = step
+        return self
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.step] = self.seconds.get(self.step, 0.0) + time.perf_counter() - self.started
