@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from coreai_recipes.lint.rule import Level, Rule
 
 
-WORST = 5  # of a table of tensors
 WIDEST = 1 << 16  # of a table where nothing is folded
 
 
@@ -137,6 +136,9 @@ def print_report(report: Mapping[str, Any]) -> None:
         )
     if rows:
         print_entries(("stage", "verdict", ">PSNR dB", ">SNR_min dB", ">floor dB"), rows)
+    for stage in report["stages"]:
+        if "by_tensor" in stage["detail"]:
+            print_storage(stage["detail"]["by_tensor"])
     ran = [stage for stage in report["stages"] if stage["passed"] is not None]
     if not ran:
         reasons = {str(stage["detail"].get("skipped", "skipped")) for stage in report["stages"]}
@@ -171,6 +173,28 @@ def weights_in_words(found: Mapping[str, Any]) -> str:
     return f"{found['weights']:,} weights, {bits}, {found['bytes']:,} bytes: {found['forms']}"
 
 
+def print_storage(by_tensor: "Sequence[Mapping[str, Any]]") -> None:
+    """How each kind of matrix is stored, and how near the checkpoint's the furthest of it is where that is known."""
+    from coreai_recipes.storage.accounting import by_kind
+
+    rows = [
+        (
+            row["name"],
+            f"{row['count']:,}",
+            f"{row['bits_per_weight']:.2f}",
+            f"{row['share']:.1%}",
+            _decibels(row["psnr_db"]),
+            "; ".join((row["form"], *row["notes"])),
+        )
+        for row in by_kind(by_tensor)
+    ]
+    columns = ("weights", ">tensors", ">bits", ">of the file", ">lowest dB", "stored as")
+    if all(row[4] == "-" for row in rows):
+        print_table((*columns[:4], columns[5]), [(*row[:4], row[5]) for row in rows])
+    else:
+        print_table(columns, rows)
+
+
 def print_lint(lint: "Lint", levels: "Sequence[Level] | None" = None) -> None:
     """Findings of all levels or of some, those of one rule in a line, and where a call changes units."""
     rows = [((group.level, group.id, group.where), group.what) for group in lint.groups(levels)]
@@ -193,15 +217,6 @@ def print_rule(rule: "Rule") -> None:
         ("remedy", rule.remedy),
     ]
     print_table((rule.id, ""), rows)
-
-
-def least_faithful(tensors: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The compressed tensors that are furthest from the checkpoint's, as the report's table has them."""
-    measured = [row for row in tensors if row["form"] != "float16" and isinstance(row["psnr_db"], float)]
-    worst = sorted(measured, key=lambda row: float(row["psnr_db"]))[:WORST]
-    if worst:
-        names = ", ".join(f"{row['name']} {_decibels(row['psnr_db'])} dB" for row in worst)
-        yield f"least faithful of {count(len(measured), 'compressed tensor')}: {names}"
 
 
 def _decibels(value: float | str | None) -> str:
@@ -259,7 +274,6 @@ def _explain(stage: Mapping[str, Any]) -> str:
         words.append(f"KL {detail['kl']['mean']:.4f} nats, top-1 {_percent(detail)}")
         words.append(f"perplexity {perplexity['compressed']:.2f}, {perplexity['transformers']:.2f} without")
         words.append(weights_in_words(storage))
-        words += least_faithful(detail.get("tensors", ()))
         words += [over.partition("\n")[0] for over in detail.get("over_budget", ())]
     words += _reference_words(detail)
     if "weights" in detail:

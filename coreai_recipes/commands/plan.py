@@ -28,6 +28,8 @@ def plan(
         if bits is not None:
             print(compress_text(loaded), end="")
         print(f"weight.bin: {console.weights_in_words(planned.weights)}")
+        if any(row["form"] != "float16" or "why" in row for row in planned.by_tensor):
+            console.print_storage(planned.by_tensor)
         console.print_table(planned.workload_columns(), planned.workload_rows(), title="What a call multiplies")
         console.print_lint(planned.lint)
         console.print_notes(planned.notes)

@@ -15,6 +15,7 @@ from coreai_recipes.planning.workload import Workload, count_workloads, saved_by
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.schema import NoRotary
+from coreai_recipes.storage.accounting import account
 from coreai_recipes.storage.budget import bits_over
 from coreai_recipes.storage.parameters import stored_parameters
 
@@ -23,12 +24,13 @@ SAMPLED = 8192
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs and functions of a recipe, what its weights take in all, whether that is more than it allows, and what
-    its sizes say by the engine's rules."""
+    """The costs and functions of a recipe, what its weights take in all and each, whether that is more than it allows,
+    and what its sizes say by the engine's rules."""
 
     name: str
     costs: tuple[Cost, ...]
     weights: dict[str, Any]
+    by_tensor: tuple[dict[str, Any], ...]
     over_budget: str | None
     workloads: tuple[Workload, ...]
     saved_in_prefill: Workload | None
@@ -71,6 +73,7 @@ def make_plan(recipe: Recipe) -> Plan:
         recipe.name,
         tuple(cost for stack in stacks for cost in costs_of(stack)),
         stored.to_json(),
+        tuple(account(stored)),
         bits_over(recipe, stored),
         count_workloads(stacks),
         _saved_in_prefill(stacks),

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shape = tuple[int, ...]
+RECORD_BYTES = 64  # before each blob of weight.bin, and before all of them
+ALIGNMENT = 64  # of records
 BITS = {"float16": 16, "int8": 8, "int4": 4, **{f"uint{bits}": bits for bits in (1, 2, 3, 4, 6, 8)}}
 
 
@@ -74,6 +76,10 @@ class Storage(ABC):
         """What becomes of it for a parameter of this shape."""
         return self
 
+    def misfit(self, shape: Shape) -> str | None:
+        """Why it becomes something else for a parameter of this shape, None where it does not."""
+        return None
+
     def together(self, shape: Shape) -> int:
         """How many rows of the first axis are stored together, and must be given back together."""
         return 1
@@ -91,6 +97,10 @@ class Storage(ABC):
     def bytes(self, shape: Shape) -> int:
         """What a parameter of this shape takes, without the alignment of its blobs."""
         return sum(part.bytes for part in self.parts(shape))
+
+
+def align(position: int) -> int:
+    return -(-position // ALIGNMENT) * ALIGNMENT
 
 
 def axis_of_row(shape: Shape) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from coreai_recipes.decoder.model import PER_LAYER_TABLE
 from coreai_recipes.recipe.schema import Recipe, Stored, StoredIntegers, StoredPalette
-from coreai_recipes.storage.base import Shape, Storage
+from coreai_recipes.storage.base import RECORD_BYTES, Shape, Storage, align
 from coreai_recipes.storage.float16 import Float16
 from coreai_recipes.storage.integers import Integers
 from coreai_recipes.storage.palette import Palette
@@ -67,10 +67,28 @@ class Compression:
 
     def storage(self, name: str, shape: Shape) -> Storage:
         """How the parameter `name` is stored: as the last rule says that matches it, else as the default."""
+        return self.choose(name, shape).storage
+
+    def choose(self, name: str, shape: Shape) -> "Choice":
+        """How the parameter `name` is stored, and why so."""
+        matching = [rule for rule in self.rules if rule.matches(name)]
         if not is_compressible(name, shape):
-            return FLOAT16
-        said = next((rule.storage for rule in reversed(self.rules) if rule.matches(name)), self.default)
-        return said.fitted(shape)
+            return Choice(FLOAT16, why="only matrices are compressed" if matching else None)
+        rule = matching[-1] if matching else None
+        said = self.default if rule is None else rule.storage
+        others = tuple(other for other in matching[:-1] if other.storage != said)
+        return Choice(said.fitted(shape), rule, others, said.misfit(shape))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a parameter is stored: by which rule, over which others that match it too and say otherwise, and why it is
+    not as they say."""
+
+    storage: Storage
+    rule: Rule | None = None
+    over: tuple[Rule, ...] = ()
+    why: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,15 @@ class Parameters:
         return sum(storage.bytes(shape) for storage, shape in self._stored())
 
     @property
+    def file_bytes(self) -> int:
+        """The size of weight.bin, if it holds just these: with what stands before each blob."""
+        end = RECORD_BYTES
+        for storage, shape in self._stored():
+            for part in storage.parts(shape):
+                end = align(end) + RECORD_BYTES + part.bytes
+        return end
+
+    @property
     def bits_per_weight(self) -> float:
         return 8 * self.bytes / self.weights
 
@@ -121,7 +148,8 @@ class Parameters:
 
     def to_json(self) -> dict[str, Any]:
         bits = round(self.bits_per_weight, 4)
-        return {"weights": self.weights, "bytes": self.bytes, "bits_per_weight": bits, "forms": self.forms}
+        taken = {"weights": self.weights, "bytes": self.bytes, "file_bytes": self.file_bytes}
+        return {**taken, "bits_per_weight": bits, "forms": self.forms}
 
 
 def shown_name(parameter: str) -> str:

@@ -52,6 +52,11 @@ class Integers(Storage):
         size = next(size for size in range(min(self.block, width), 0, -1) if width % size == 0)
         return replace(self, block=size if 2 * size >= self.block and size < width else None)
 
+    def misfit(self, shape: Shape) -> str | None:
+        width = shape[axis_of_row(shape)]
+        fits = self.block is None or width <= self.block or width % self.block == 0
+        return None if fits else f"blocks of {self.block} do not divide a channel of {width}"
+
     def parts(self, shape: Shape) -> tuple[Part, ...]:
         axis = axis_of_row(shape)
         count = 1 if self.block is None else shape[axis] // self.block

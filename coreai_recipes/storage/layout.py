@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from coreai_recipes.storage.base import Part, Shape, Storage
+from coreai_recipes.storage.base import Part, Shape, Storage, align
 from coreai_recipes.storage.compression import FLOAT16, Parameters
 
 FILE = Path("Data/com.apple.CoreML/weights/weight.bin")  # in a package
-ALIGNMENT = 64
 SENTINEL = 0xDEADBEEF
 VERSION = 2
 DATA_TYPES = {
@@ -80,7 +79,7 @@ class WeightLayout:
         if placed is None:
             blobs = []
             for part in storage.parts(shape):
-                blobs.append(Blob(part, _align(self.end)))
+                blobs.append(Blob(part, align(self.end)))
                 self.end = blobs[-1].end
             placed = self.placed[name] = Placed(shape, storage, tuple(blobs))
         elif prod(placed.shape) != prod(shape):
@@ -94,7 +93,3 @@ class WeightLayout:
         for name, shape in parameters.shapes.items():
             layout.place(name, shape, parameters.compression.storage(name, shape))
         return layout
-
-
-def _align(position: int) -> int:
-    return -(-position // ALIGNMENT) * ALIGNMENT

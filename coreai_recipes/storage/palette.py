@@ -45,6 +45,11 @@ class Palette(Storage):
         rows = shape[axis_of_row(shape) - 1]
         return replace(self, group=next(size for size in range(min(self.group, rows), 0, -1) if rows % size == 0))
 
+    def misfit(self, shape: Shape) -> str | None:
+        rows = shape[axis_of_row(shape) - 1]
+        size = self.fitted(shape).group
+        return None if size in (self.group, rows) else f"groups of {self.group} do not divide {rows} channels"
+
     def together(self, shape: Shape) -> int:
         return self.group if axis_of_row(shape) == 1 else 1
 

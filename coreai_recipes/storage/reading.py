@@ -41,11 +41,6 @@ class StoredWeight:
         together = lcm(self.storage.together(self.shape), len(self.binding.rewrite.row_order or (0,)))
         yield from map(self._given_back, self._wholes(together))
 
-    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Blocks of the parameter as it is to be stored, and the same as a package has them; float32."""
-        for block in self._wholes(self.storage.together(self.shape)):
-            yield block, self._as_stored(block)
-
     def _wholes(self, together: int) -> Iterator[Tensor]:
         """Blocks of so many rows that those are whole that are stored together; the last may have fewer."""
         if self.storage.together(self.shape) == 1:  # the binding's own blocks are of whole heads

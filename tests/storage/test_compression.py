@@ -14,6 +14,7 @@ from coreai_recipes.lint.findings import lint
 from coreai_recipes.planning.outline import outline
 from coreai_recipes.planning.plan import make_plan
 from coreai_recipes.recipe import built_in_recipes, load_recipe
+from coreai_recipes.storage.accounting import account, by_kind
 from coreai_recipes.storage.compression import Compression, is_matrix
 from coreai_recipes.storage.parameters import own_parameters, raw_tables, stored_parameters
 from coreai_recipes.weights.rewrite import Rewrite
@@ -72,8 +73,12 @@ def test_a_plan_counts_the_bytes_of_each_form() -> None:
     stored = sum(size for what, (size, _) in costs.items() if not what.startswith("states"))
     assert stored == own_parameters([decoder]).bytes == stored_parameters([decoder]).bytes
     assert plan.weights == {
-        "weights": 134_515_008, "bytes": stored, "bits_per_weight": 8.0264, "forms": "int8 per channel and float16"
-    }  # fmt: skip
+        "weights": 134_515_008,
+        "bytes": stored,
+        "file_bytes": 134_990_464,
+        "bits_per_weight": 8.0264,
+        "forms": "int8 per channel and float16",
+    }
 
 
 def test_the_rules_see_int8_in_a_recipe_as_in_its_package() -> None:
@@ -123,6 +128,43 @@ def test_a_rule_changes_those_that_it_matches_and_the_last_one_holds() -> None:
         "layers.1.mlp_norm.weight": "float16",
     }
     assert {name: str(compression.storage(name, stored.shapes[name])) for name in expected} == expected
+
+
+def test_the_table_says_which_rule_holds_over_which_and_what_does_not_fit() -> None:
+    rules = (
+        '{match: "layers.*", bits: 3}, {match: "layers.*.mlp.down", bits: 3}, {match: "layers.*.mlp.*", bits: 6}, '
+        '{match: "*.up", kind: int4, block: 20}'
+    )
+    recipe = load_recipe(
+        "tiny-llama", ["compress.default={kind: palettize, bits: 4, group: 20}", f"compress.rules=[{rules}]"]
+    )
+    stored = stored_parameters([build_decoder(recipe)])
+    rows = {row["name"]: row for row in account(stored)}
+    assert "over" not in rows["layers.0.attention.q"]
+    assert (rows["layers.0.mlp.down"]["rule"], rows["layers.0.mlp.down"]["over"]) == (
+        "layers.*.mlp.*", ["layers.*", "layers.*.mlp.down"]
+    )  # fmt: skip
+    assert rows["layers.0.mlp.up"]["over"] == ["layers.*", "layers.*.mlp.*"]
+    assert rows["layers.0.mlp.up"]["why"] == "blocks of 20 do not divide a channel of 96"
+    assert rows["embedding"]["why"] == "groups of 20 do not divide 512 channels"
+    assert "rule" not in rows["embedding"]
+    whole = by_kind(list(rows.values()))
+    assert [row["bytes"] for row in whole[:-1]] == sorted((row["bytes"] for row in whole[:-1]), reverse=True)
+    assert next(row for row in whole if row["name"] == "layers.*.mlp.down") == {
+        "name": "layers.*.mlp.down",
+        "count": 4,
+        "form": "palettes of 6 bits for 16 channels",
+        "bits_per_weight": 6.3636,
+        "bytes": 4 * 13440,
+        "share": pytest.approx(4 * 13440 / stored.file_bytes, abs=1e-5),
+        "psnr_db": None,
+        "notes": [
+            "`layers.*.mlp.*` holds over `layers.*`, `layers.*.mlp.down`",
+            "groups of 20 do not divide 96 channels",
+        ],
+    }
+    assert whole[-1]["name"] == "norm"  # alone of what nothing is said of
+    assert sum(row["bytes"] for row in whole) == stored.bytes
 
 
 def test_a_rule_keeps_what_the_default_says_of_integers() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from verify_cases import Export, Saved
 
-from coreai_recipes.commands.console import least_faithful, print_report
+from coreai_recipes.commands.console import print_report
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.recipe import Recipe, load_recipe
 from coreai_recipes.storage.layout import FILE as WEIGHTS
@@ -78,24 +78,37 @@ def test_a_package_of_palettes_holds_just_the_weights_whose_loss_is_stated(
     )
     palettes = "compress.default={kind: palettize, bits: 3, group: 12}"
     recipe = load_recipe("tiny-llama", [palettes, f"compress.rules={rules}", "compress.budget.kl=0.1"])
-    package, compressed = run(recipe, tiny_llama, export(recipe, tiny_llama[1]), "package", "compressed")
+    saved = export(recipe, tiny_llama[1])
+    package, compressed = run(recipe, tiny_llama, saved, "package", "compressed")
     assert package.passed, package.to_json()
     assert compressed.detail["kl"]["mean"] > 0.1
     assert compressed.passed is False
     (over,) = compressed.detail["over_budget"]
     assert over.startswith(f"compress.budget.kl: {compressed.detail['kl']['mean']:.4g} nats, and 0.1 are allowed")
     assert 3.1 < compressed.detail["storage"]["bits_per_weight"] < 3.5
-    rows = {row["name"]: row for row in compressed.detail["tensors"]}
-    assert sum(row["bytes"] for row in rows.values()) == compressed.detail["storage"]["bytes"]
+    rows = {row["name"]: row for row in compressed.detail["by_tensor"]}
+    storage = compressed.detail["storage"]
+    assert sum(row["bytes"] for row in rows.values()) == storage["bytes"]
+    assert storage["file_bytes"] == (saved / WEIGHTS).stat().st_size
+    gaps = 1 - storage["bytes"] / storage["file_bytes"]
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1 - gaps, abs=1e-4)
+    assert rows["layers.2.mlp.down"]["rule"] == "layers.2.*"
+    assert rows["layers.2.attention_norm"]["why"] == "only matrices are compressed"
+    assert rows["layers.1.attention_norm"].keys() & {"why", "rule"} == set()
+    assert rows["embedding"]["why"] == "groups of 12 do not divide 512 channels"
+    assert "why" not in rows["layers.3.attention.o"]
     assert rows["layers.1.mlp.down"]["form"] == "int8 per channel"
     assert rows["embedding"]["form"] == "palettes of 3 bits for 8 channels"
     levels = ("layers.2.mlp.up", "layers.3.mlp.up", "layers.0.mlp.up", "layers.1.mlp.down")  # of 2, 3, 6 and 8 bits
     decibels = [rows[name]["psnr_db"] for name in levels]
     assert 15 < decibels[0] < decibels[1] - 4 < decibels[2] - 14 < decibels[3]
-    (line,) = least_faithful(compressed.detail["tensors"])
-    assert line.startswith("least faithful of 29 compressed tensors: layers.2.")
     print_report({"stages": [package.to_json(), compressed.to_json()]})
-    assert "least faithful of 29 compressed tensors" in " ".join(capsys.readouterr().out.split())
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    lowest = min(rows[f"layers.{layer}.attention.q"]["psnr_db"] for layer in (0, 1, 3))
+    assert any(
+        line.startswith("layers.*.attention.q 3 ") and f" {lowest:.1f} palettes of 3 bits" in line for line in printed
+    )
+    assert any(line.startswith("all others ") and line.endswith("float16") for line in printed)
     # of one tensor told apart from how it is read: the checkpoint's table, and the same in groups of eight
     table = tiny_llama[1].read("model.embed_tokens.weight").float()
     given_back = torch.cat([Palette(3, 8).as_stored(table[row : row + 8], "") for row in range(0, len(table), 8)])

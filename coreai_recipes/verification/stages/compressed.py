@@ -5,14 +5,19 @@ the checkpoint's, on text that no calibration has seen: no error of float16's ar
 holds the saved program against the same weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from coreai_recipes.decoder.draft import Draft
+from coreai_recipes.decoder.filling import Weight, bind_weights
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.decoder.stacks import build_stacks
-from coreai_recipes.storage.accounting import account
+from coreai_recipes.recipe.schema import DRAFT
+from coreai_recipes.storage.accounting import MeasuredWeight, account, measured
 from coreai_recipes.storage.budget import bits_over, kl_over
-from coreai_recipes.storage.compression import Parameters
+from coreai_recipes.storage.compression import Parameters, shown_name
 from coreai_recipes.storage.parameters import stored_parameters
+from coreai_recipes.storage.reading import StoredWeight, stored_weights
 from coreai_recipes.verification.held_out import held_out_windows
 from coreai_recipes.verification.loss import Loss, logits_of_decoder, logits_of_reference, measure_loss
 from coreai_recipes.verification.report import StageResult, number, skip
@@ -27,13 +32,14 @@ def run(subject: Subject) -> StageResult:
     stored = stored_parameters(build_stacks(subject.recipe))
     if subject.package is None and stored.calibrates:
         return skip(NAME, "weights that are fitted to a text are in a package alone")
-    loss, text = _measure(subject)
+    weights = _weights(subject)
+    loss, text = _measure(subject, weights)
     detail: dict[str, Any] = {
         "compared_with": "transformers in float32, with the checkpoint's weights",
         "text": text,
         **loss.to_json(NAME),
         "storage": stored.to_json(),
-        "tensors": list(_tensors(subject, stored)),
+        "by_tensor": list(_table(subject, stored, weights)),
     }
     over = [each for each in (kl_over(subject.recipe, loss.kl or 0.0), bits_over(subject.recipe, stored)) if each]
     if over:
@@ -41,14 +47,20 @@ def run(subject: Subject) -> StageResult:
     return StageResult(NAME, not over, loss.psnr_db, loss.snr_min_db, None, detail)
 
 
-def _measure(subject: Subject) -> tuple[Loss, str]:
+def _weights(subject: Subject) -> dict[str, MeasuredWeight]:
+    """Our Decoder's parameters as the package has them: what is read of one is told apart from the checkpoint's."""
+    own = bind_weights(build_decoder(subject.recipe), subject.weights)
+    return measured(subject.packaged_weights, own)
+
+
+def _measure(subject: Subject, weights: Mapping[str, Weight]) -> tuple[Loss, str]:
     """The loss on the held-out texts, or on the tokens that were given, and what they are."""
     windows, text = [subject.given_tokens or ()], "as given"
     if subject.given_tokens is None:
         windows, text = held_out_windows(
             subject.weights, subject.recipe.model.vocab_size, subject.recipe.export.context
         )
-    ours = logits_of_decoder(subject.recipe, subject.packaged_weights)
+    ours = logits_of_decoder(subject.recipe, weights)
     theirs = logits_of_reference(subject.recipe, subject.weights)
     done = 0
 
@@ -60,9 +72,16 @@ def _measure(subject: Subject) -> tuple[Loss, str]:
     return measure_loss(windows, ours, theirs, note), text
 
 
-def _tensors(subject: Subject, stored: Parameters) -> Iterator[dict[str, Any]]:
-    """The table of every tensor, with progress: all are encoded once more."""
-    rows = account(subject.recipe, stored, subject.sources, subject.weight_file)
-    for done, row in enumerate(rows, 1):
+def _table(subject: Subject, stored: Parameters, weights: Mapping[str, MeasuredWeight]) -> Iterator[dict[str, Any]]:
+    """A row for each tensor of weight.bin."""
+    found = {shown_name(name): weight for name, weight in weights.items()}
+    if subject.draft is not None:
+        draft = stored_weights(subject.recipe, subject.draft, DRAFT, subject.weight_file)
+        plain = bind_weights(Draft.build(subject.recipe), subject.draft)
+        both = {name: weight for name, weight in draft.items() if isinstance(weight, StoredWeight)}
+        prefix = subject.recipe.stacks[DRAFT].prefix
+        found |= {shown_name(prefix + name): weight for name, weight in measured(both, plain).items()}
+    for done, row in enumerate(account(stored), 1):
         subject.progress(NAME, done, len(stored.shapes))
-        yield {**row, "psnr_db": number(row["psnr_db"])}
+        weight = found.get(row["name"])
+        yield {**row, "psnr_db": None if weight is None else number(weight.psnr_db)}
