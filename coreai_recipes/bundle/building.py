@@ -198,15 +198,10 @@ def _subject(
 
 def _prove(subject: "Subject", rewrite: "Callable[[Recipe], None] | None") -> "tuple[Report, dict[str, Any]]":
     """What verification finds; with `rewrite`, of a package whose scale it has measured, with the figures."""
-    from coreai_recipes.verification.run import STAGES, run_on
+    from coreai_recipes.verification.run import run_on
+    from coreai_recipes.verification.stages import STAGES
 
-    # a family that the reference cannot take apart skips these stages: that is no proof
-    with_reference = ["torch", "package", "package_float16", "package_engine"]
-    required = ["package"] if subject.recipe.reference is None else with_reference
-    if subject.draft is not None:
-        required.append("draft")
-    if subject.compresses and subject.recipe.reference is not None:
-        required.append("compressed")
+    required = [name for name, stage in STAGES.items() if stage.proves(subject)]
     if rewrite is None:
         return run_on(subject, list(STAGES), required), {}
     return prove_and_scale(subject, required, rewrite)

@@ -86,8 +86,9 @@ def prove_and_scale(
     """The report on the package that was written first, or on the one that `rewrite` makes of the recipe with the scale
     that was measured, in its place; and the figures that it was chosen by."""
     from coreai_recipes.verification.report import Report
-    from coreai_recipes.verification.run import STAGES, run_on
+    from coreai_recipes.verification.run import run_on
     from coreai_recipes.verification.scale import choose_scale, peaks_of
+    from coreai_recipes.verification.stages import STAGES
 
     if subject.package is None:
         raise ValueError("there is no package to be measured")

@@ -4,6 +4,7 @@ Nothing here imports torch or transformers before a stage runs.
 """
 
 from coreai_recipes.verification.report import Figures, Report, StageResult
-from coreai_recipes.verification.run import STAGES, run_stages
+from coreai_recipes.verification.run import run_stages
+from coreai_recipes.verification.stages import STAGES
 
 __all__ = ["STAGES", "Figures", "Report", "StageResult", "run_stages"]

@@ -1,9 +1,8 @@
-"""The stages in order: which there are, what each needs, and how their verdicts become a report."""
+"""The stages run in order, and how their verdicts become a report."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +12,10 @@ from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.coreml import check_coreml
 from coreai_recipes.verification.memory import GIGABYTE, free_bytes
 from coreai_recipes.verification.report import Report, StageResult, skip
+from coreai_recipes.verification.stages import STAGES, Stage
 from coreai_recipes.verification.subject import Progress, Runtime, Subject
 
-NO_CHECKPOINT = "no checkpoint at hand: give --checkpoint SRC"
-NO_REFERENCE = "the recipe has no reference"
-NO_PACKAGE = "no package"
 SMALL_BYTES = 128 << 20
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage by name: the module of `verification.stages` that runs it, and what it cannot do without."""
-
-    module: str
-    needs_reference: bool = True
-    needs_package: bool = False
-    reads_layers: bool = True
-
-    def why_not(self, subject: Subject) -> str | None:
-        """Why the stage cannot run on `subject`, or None."""
-        if self.needs_package and subject.package is None:
-            return NO_PACKAGE
-        if self.needs_reference and subject.recipe.reference is None:
-            return NO_REFERENCE
-        return (subject.missing or NO_CHECKPOINT) if subject.checkpoint is None else None
-
-    def run(self, subject: Subject) -> StageResult:
-        run: Callable[[Subject], StageResult] = import_module(f"coreai_recipes.verification.stages.{self.module}").run
-        return run(subject)
-
-
-STAGES = {
-    "rotary": Stage("rotary", reads_layers=False),
-    "torch": Stage("decoder"),
-    "package": Stage("package", needs_reference=False, needs_package=True),
-    "package_float16": Stage("float16", needs_package=True),
-    "package_engine": Stage("engine", needs_package=True),
-    "tokenizer": Stage("tokenizer", needs_reference=False, reads_layers=False),
-    "draft": Stage("draft"),
-    "compressed": Stage("compressed"),
-}
 
 
 def run_stages(
@@ -144,12 +107,12 @@ def reference_of(stage: Stage, subject: Subject) -> dict[str, Any]:
     """What a stage compares with, and what that was made of."""
     from coreai_recipes.verification.reference_config import OF_DRAFT, OF_TOKENIZER, OUR_MODULE, describe_reference
 
-    if stage.module == "tokenizer":
+    if stage.name == "tokenizer":
         return OF_TOKENIZER
     if not stage.needs_reference and subject.recipe.reference is not None:
         return OUR_MODULE
     made_of = describe_reference(subject.recipe, subject.weights)
-    return {**made_of, "draft": OF_DRAFT} if stage.module == "draft" else made_of
+    return {**made_of, "draft": OF_DRAFT} if stage.name == "draft" else made_of
 
 
 def read_as(subject: Subject) -> str | None:

@@ -16,8 +16,8 @@ from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification import StageResult, run_stages
-from coreai_recipes.verification.stages import engine
-from coreai_recipes.verification.stages.float16 import Run
+from coreai_recipes.verification.stages import package_engine as engine
+from coreai_recipes.verification.stages.package_float16 import Run
 from coreai_recipes.verification.subject import Subject
 
 PEAK = 24_000  # float16 holds it; its reciprocal is subnormal

@@ -13,7 +13,7 @@ from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.verification import StageResult, run_stages
 from coreai_recipes.verification.calls import Call, describe_calls, plan_calls
-from coreai_recipes.verification.stages import float16
+from coreai_recipes.verification.stages import package_float16 as float16
 
 
 def run(stage: str, recipe: Recipe, checkpoint: Any, package: Path) -> StageResult:

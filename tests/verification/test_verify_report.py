@@ -4,7 +4,10 @@ import json
 import math
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from coreai_recipes.errors import UserError
 from coreai_recipes.verification import Figures, Report, StageResult, run_stages
 from coreai_recipes.verification.figures import compare, psnr, snr_min
 from coreai_recipes.verification.report import judge, skip
+from coreai_recipes.verification.stages import STAGES
 from coreai_recipes.verification.stages.rotary import sample_positions
 
 
@@ -164,3 +168,23 @@ def test_a_layer_that_does_not_fit_is_refused_before_it_is_read(
         "0.0 GB are free"
     )
     assert run_stages(*tiny_llama, None, stages=["rotary"]).passed
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_the_module_of_its_name(name: str) -> None:
+    assert name == import_module(f"coreai_recipes.verification.stages.{name}").NAME
+
+
+@pytest.mark.parametrize(
+    ("changes", "proofs"),
+    [
+        ({}, "torch package package_float16 package_engine"),
+        ({"reference": None}, "package"),
+        ({"reference": None, "draft": "given"}, "package draft"),
+        ({"compresses": True}, "torch package package_float16 package_engine compressed"),
+    ],
+)
+def test_a_build_is_proven_by_the_stages_that_can_run_on_it(changes: dict[str, Any], proofs: str) -> None:
+    asked = {"reference": "given", "draft": None, "compresses": False} | changes
+    subject: Any = SimpleNamespace(recipe=SimpleNamespace(reference=asked.pop("reference")), **asked)
+    assert [name for name, stage in STAGES.items() if stage.proves(subject)] == proofs.split()

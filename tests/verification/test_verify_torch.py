@@ -16,7 +16,7 @@ from coreai_recipes.recipe import Recipe
 from coreai_recipes.verification import StageResult, run_stages, streamed
 from coreai_recipes.verification.greedy import Divergence
 from coreai_recipes.verification.reference import Reference
-from coreai_recipes.verification.stages import decoder as torch_stage
+from coreai_recipes.verification.stages import torch as torch_stage
 from coreai_recipes.weights.names import list_names
 from coreai_recipes.weights.rewrite import Rewrite
 

@@ -1,1 +1,63 @@
-"""A catalogue: one stage of verification a file, each with `run(subject) -> StageResult`."""
+"""A catalogue: one stage of verification a file, named as users name it, each with `run(subject) -> StageResult`.
+
+`STAGES` is all that is known of them together: which there are, in their order, and what each cannot do without.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from coreai_recipes.verification.report import StageResult
+from coreai_recipes.verification.subject import Subject
+
+NO_CHECKPOINT = "no checkpoint at hand: give --checkpoint SRC"
+NO_REFERENCE = "the recipe has no reference"
+NO_PACKAGE = "no package"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage cannot do without, and whether a build is proven only where it ran.
+
+    A family that the reference cannot take apart skips the stages that read its layers: that is no proof.
+    """
+
+    name: str
+    needs_reference: bool = True
+    needs_package: bool = False
+    needs_draft: bool = False
+    needs_compression: bool = False
+    reads_layers: bool = True
+    is_proof: bool = True
+
+    def why_not(self, subject: Subject) -> str | None:
+        """Why the stage cannot run on `subject`, or None."""
+        if self.needs_package and subject.package is None:
+            return NO_PACKAGE
+        if self.needs_reference and subject.recipe.reference is None:
+            return NO_REFERENCE
+        return (subject.missing or NO_CHECKPOINT) if subject.checkpoint is None else None
+
+    def proves(self, subject: Subject) -> bool:
+        """Whether a build of `subject` is not proven without the stage."""
+        if self.needs_draft:
+            return self.is_proof and subject.draft is not None
+        has_reference = subject.recipe.reference is not None or not self.needs_reference
+        return self.is_proof and has_reference and (subject.compresses or not self.needs_compression)
+
+    def run(self, subject: Subject) -> StageResult:
+        run: Callable[[Subject], StageResult] = import_module(f"{__name__}.{self.name}").run
+        return run(subject)
+
+
+_IN_ORDER = (
+    Stage("rotary", reads_layers=False, is_proof=False),
+    Stage("torch"),
+    Stage("package", needs_reference=False, needs_package=True),
+    Stage("package_float16", needs_package=True),
+    Stage("package_engine", needs_package=True),
+    Stage("tokenizer", needs_reference=False, reads_layers=False, is_proof=False),
+    Stage("draft", needs_draft=True),
+    Stage("compressed", needs_compression=True),
+)
+STAGES = {stage.name: stage for stage in _IN_ORDER}

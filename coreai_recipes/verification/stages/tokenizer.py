@@ -15,6 +15,7 @@ from coreai_recipes.verification.report import StageResult, skip
 from coreai_recipes.verification.subject import Subject
 from coreai_recipes.verification.tokens import PASSAGE, PROMPTS
 
+NAME = "tokenizer"
 TEXTS = (
     *PROMPTS,
     PASSAGE,
@@ -52,7 +53,7 @@ Ids = list[int] | str  # or that a conversation is refused
 def run(subject: Subject) -> StageResult:
     theirs = subject.weights.load_tokenizer()
     if isinstance(theirs, NotLoaded):
-        return skip("tokenizer", f"transformers cannot load it: {theirs.reason}")
+        return skip(NAME, f"transformers cannot load it: {theirs.reason}")
     # a package that is no part of a bundle has no tokenizer beside it
     if subject.package is not None and (subject.package.parent / TOKENIZER).is_file():
         return compare(BundleTokenizer(subject.package.parent), theirs, subject)
@@ -70,14 +71,14 @@ def compare(ours: BundleTokenizer, theirs: Any, subject: Subject) -> StageResult
         try:
             found = our_ids()
         except TemplateLimitError as error:  # transformers would go on for ever
-            return StageResult("tokenizer", False, detail={**detail, "endless": error.reason})
+            return StageResult(NAME, False, detail={**detail, "endless": error.reason})
         with quiet_transformers():
             wanted = their_ids()
         kinds[kind] = kinds.get(kind, 0) + 1
         if found != wanted:
             different = {"probe": f"{kind} {name}", "ours": _shown(found), "transformers": _shown(wanted)}
-            return StageResult("tokenizer", False, detail={**detail, "different": different})
-    return StageResult("tokenizer", True, detail=detail)
+            return StageResult(NAME, False, detail={**detail, "different": different})
+    return StageResult(NAME, True, detail=detail)
 
 
 def _probes(

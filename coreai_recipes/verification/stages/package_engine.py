@@ -13,7 +13,7 @@ from coreai_recipes.evaluate.habits import HABITS
 from coreai_recipes.verification.calls import Call, describe_calls
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.report import StageResult, number, skip
-from coreai_recipes.verification.stages.float16 import FEWEST_STEPS, Run, affordable, in_float16, run_package
+from coreai_recipes.verification.stages.package_float16 import FEWEST_STEPS, Run, affordable, in_float16, run_package
 from coreai_recipes.verification.subject import Subject
 from coreai_recipes.verification.ties import Tie
 
