@@ -26,6 +26,10 @@ ROOMS: dict[str, set[str]] = {
         *("bundle", "verification", "evaluate", "checkpoint", "tokenizer", "recipe", "staging", "manifest"),
         *("json_reader", "errors"),
     },
+    "search": {
+        *("bundle", "verification", "calibration", "storage", "decoder", "weights", "checkpoint", "primitives"),
+        *("recipe", "staging", "errors"),
+    },
     "scoring": {
         *("bundle", "verification", "storage", "decoder", "tokenizer", "recipe", "manifest", "terminal", "errors"),
     },

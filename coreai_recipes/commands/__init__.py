@@ -6,6 +6,7 @@ from coreai_recipes.commands import cache
 from coreai_recipes.commands.audit import audit
 from coreai_recipes.commands.build import build
 from coreai_recipes.commands.chat import chat
+from coreai_recipes.commands.compress import compress
 from coreai_recipes.commands.diff import diff
 from coreai_recipes.commands.evaluate import evaluate
 from coreai_recipes.commands.families import families
@@ -23,7 +24,24 @@ from coreai_recipes.commands.verify import verify
 __all__ = ["execute"]
 
 for command in (
-    *(list_, show, validate, new, families, diff, plan, lint_, build, verify, evaluate, audit, run, chat, schema),
+    *(
+        list_,
+        show,
+        validate,
+        new,
+        families,
+        diff,
+        plan,
+        compress,
+        lint_,
+        build,
+        verify,
+        evaluate,
+        audit,
+        run,
+        chat,
+        schema,
+    ),
 ):  # in the order of the help
     app.command(command.__name__.rstrip("_"), cls=Command)(command)
 

@@ -11,6 +11,7 @@ from coreai_recipes.decoder.filling import Weight, bind_weights, fill_from
 from coreai_recipes.decoder.model import build_decoder, empty
 from coreai_recipes.decoder.streaming import begin
 from coreai_recipes.primitives.cache import NoCache
+from coreai_recipes.primitives.layer import PLAIN, Form
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe.schema import Recipe
@@ -21,8 +22,8 @@ Agreeing = Callable[[nn.Module], AbstractContextManager[None]]
 class StreamedDecoder:
     """A whole sequence through the Decoder, layer by layer, with a checkpoint's weights or given ones."""
 
-    def __init__(self, recipe: Recipe, weights: Checkpoint | Mapping[str, Weight]) -> None:
-        self.decoder = build_decoder(recipe)
+    def __init__(self, recipe: Recipe, weights: Checkpoint | Mapping[str, Weight], form: Form = PLAIN) -> None:
+        self.decoder = build_decoder(recipe, form)
         self.weights: Mapping[str, Weight] = (
             bind_weights(self.decoder, weights) if isinstance(weights, Checkpoint) else weights
         )

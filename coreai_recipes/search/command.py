@@ -1,0 +1,93 @@
+"""What `recipe compress` does with its words: a budget, a recipe, a text to learn from, a file."""
+
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from coreai_recipes.bundle.sources import find_checkpoint
+from coreai_recipes.calibration.text import folder_of, read_windows
+from coreai_recipes.decoder.filling import settle_head
+from coreai_recipes.errors import UserError
+from coreai_recipes.recipe import load_resolved
+from coreai_recipes.recipe.importing.writing import write_recipe
+from coreai_recipes.recipe.schema import Calibration, Compress, Recipe
+from coreai_recipes.search.searching import Budget, Progress, Searched, check_bits, search
+from coreai_recipes.staging import temporary_folder
+
+MOST_WINDOWS = 12  # of the calibration text: more make no better prediction, and take as much longer
+WIDTH = 110
+
+
+def read_budget(text: str) -> Budget:
+    """`4.2` or `kl=0.1`. Raises UserError for anything else."""
+    is_kl = text.startswith("kl=")
+    try:
+        value = float(text.removeprefix("kl="))
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"--budget {text}: neither bits a weight, as in 4.2, nor nats, as in kl=0.1")
+    return Budget(kl=value) if is_kl else Budget(bits=value)
+
+
+def run_search(
+    source: str,
+    budget: Budget,
+    checkpoint: str | None,
+    overrides: Sequence[str],
+    out: Path | None,
+    progress: Progress | None,
+) -> tuple[Searched, tuple[str, ...], str]:
+    """What was found, what is to be said of the text that it was learnt from, and the recipe as text.
+
+    Raises UserError where that cannot be, before a weight is read.
+    """
+    if out is not None and os.path.lexists(out):
+        raise UserError(f"{out}: exists already; give another name with --out")
+    resolved = load_resolved(source, overrides)
+    recipe = resolved.recipe
+    found = find_checkpoint(recipe, checkpoint)
+    recipe, note = settle_head(recipe, found)
+    check_bits(recipe, budget)
+    said = Calibration() if recipe.compress is None else recipe.compress.calibration
+    before = Compress() if recipe.compress is None else recipe.compress
+    recipe = recipe.model_copy(update={"compress": before.model_copy(update={"calibration": said})})
+    with temporary_folder() as folder:
+        found.write_tokenizer(folder)
+        windows, notes = read_windows(said or Calibration(), folder, recipe.export.context, folder_of(resolved))
+    result = search(recipe, found, windows[:MOST_WINDOWS], budget, progress)
+    if out is not None:
+        result = replace(result, recipe=_texts_from(result.recipe, folder_of(resolved), out.parent))
+    return result, (*((note,) if note else ()), *notes), recipe_of(result)
+
+
+def _texts_from(recipe: Recipe, before: Path, after: Path) -> Recipe:
+    """The recipe with the files of its text as they are seen from another folder."""
+    compress = recipe.compress
+    if compress is None or compress.calibration is None or isinstance(compress.calibration.text, str):
+        return recipe
+    names = [os.path.relpath(before / name, after) for name in compress.calibration.text]
+    calibration = compress.calibration.model_copy(update={"text": names})
+    return recipe.model_copy(update={"compress": compress.model_copy(update={"calibration": calibration})})
+
+
+def recipe_of(found: Searched) -> str:
+    """The recipe's text, below what was decided."""
+    heading = []
+    for line in (f"By `recipe compress --budget {found.budget.words}`:", *found.lines()):
+        heading += textwrap.wrap(line, WIDTH)
+    return write_recipe(found.recipe, heading, {})
+
+
+def write_recipe_file(path: Path, text: str) -> None:
+    """Raises UserError where there is a file or none can be written."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{path}: exists already; give another name with --out") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from None
