@@ -1,11 +1,15 @@
 """`compress.budget`: how many bits the weights may take, and how much they may lose; what to try where it is passed."""
 
+import math
 from collections import defaultdict
+from dataclasses import replace
 from math import prod
 
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.storage.compression import Parameters, any_layer
+from coreai_recipes.storage.compression import Compression, Parameters, any_layer
+from coreai_recipes.storage.palette import Palette
 
+NARROWEST = Palette(1, 16)
 NAMED = 3  # of those that take most
 
 
@@ -17,7 +21,8 @@ def bits_over(recipe: Recipe, stored: Parameters) -> str | None:
     return (
         f"compress.budget.bits_per_weight: {stored.bits_per_weight:.4g} bits a weight, "
         f"and {budget.bits_per_weight:g} are allowed\n"
-        f"  {_largest(stored)}: fewer bits there by a rule of `compress`, or fewer for all"
+        f"  {_largest(stored)}: fewer bits there by a rule of `compress`, or fewer for all\n"
+        f"  {_lowest(stored, budget.bits_per_weight)}"
     )
 
 
@@ -28,8 +33,22 @@ def kl_over(recipe: Recipe, nats: float) -> str | None:
         return None
     return (
         f"compress.budget.kl: {nats:.4g} nats, and {budget.kl:g} are allowed\n"
-        "  more bits or smaller groups for all, or by a rule of `compress` for the matrices that lose most"
+        "  more bits or smaller groups for all, or by a rule of `compress` for the matrices that lose most: "
+        f"`recipe compress RECIPE --budget kl={budget.kl:g}` finds them"
     )
+
+
+def lowest_bits(stored: Parameters) -> float:
+    """Bits a weight with every matrix in palettes of one bit: no form has fewer."""
+    narrowest = replace(stored, compression=Compression(default=NARROWEST))
+    return narrowest.bits_per_weight
+
+
+def _lowest(stored: Parameters, allowed: float) -> str:
+    lowest = lowest_bits(stored)
+    if allowed < lowest:
+        return f"no rules have so few: the lowest is {math.ceil(1000 * lowest) / 1000:g}, palettes of 1 bit for all"
+    return "`recipe compress RECIPE --budget BITS` finds the rules that lose least; it goes down to 2 bits"
 
 
 def _largest(stored: Parameters) -> str:

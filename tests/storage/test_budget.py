@@ -18,6 +18,7 @@ SAID = (
     "compress.budget.bits_per_weight: 4.466 bits a weight, and 4.4 are allowed\n"
     "  of the bytes take embedding 29% at 6.11 bits, layers.*.mlp.gate 18% at 4.03 bits, layers.*.mlp.up 18% at 4.03 "
     "bits: fewer bits there by a rule of `compress`, or fewer for all\n"
+    "  `recipe compress RECIPE --budget BITS` finds the rules that lose least; it goes down to 2 bits\n"
 )
 
 
@@ -40,6 +41,16 @@ def test_a_build_over_its_bits_writes_nothing(run: Run, tmp_path: Path) -> None:
     assert error.startswith("compress.budget.bits_per_weight: 4.")
     assert error.endswith("\nno bundle was written\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_that_no_rules_meet_names_the_lowest_that_some_do() -> None:
+    recipe = load_recipe("tiny-llama", [PALETTES, "compress.budget.bits_per_weight=1"])
+    said = bits_over(recipe, stored_parameters([build_decoder(recipe)])) or ""
+    lowest = float(said.rpartition("the lowest is ")[2].partition(",")[0])
+    assert said.endswith("palettes of 1 bit for all")
+    reached = load_recipe("tiny-llama", ["compress.default={kind: palettize, bits: 1}"])
+    bits = stored_parameters([build_decoder(reached)]).bits_per_weight
+    assert bits <= lowest < bits + 0.002
 
 
 def test_within_a_budget_nothing_is_said() -> None:
