@@ -22,10 +22,11 @@ from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.front import Front, Sharing
 from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.evaluate import Program
-from coreai_recipes.evaluate.cost import VIEWS, function_costs
+from coreai_recipes.evaluate.cost import function_costs
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
 from coreai_recipes.evaluate.graph import STATE_OPERATIONS, read_graph
 from coreai_recipes.evaluate.package import Package
+from coreai_recipes.evaluate.registry import OPERATIONS
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
@@ -73,7 +74,7 @@ def result_bytes(package: Path, function: str) -> int:
     return sum(
         prod(result.shape) * ELEMENT_TYPES[result.element_type].bits // 8
         for node in graph.nodes
-        if node.type not in VIEWS and node.type not in STATE_OPERATIONS
+        if node.type not in STATE_OPERATIONS and OPERATIONS[node.type].reads != "nothing"
         for result in node.results
     )
 

@@ -1,7 +1,7 @@
 """The element types of MIL: how each is stored, and which torch type carries its values here. A leaf."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,3 +83,10 @@ def decode_elements(raw: Array, element_type: ElementType, count: int) -> Array:
             return ((values.astype(np.int8) ^ 8) - 8).astype(np.int8)
         return values
     return raw.view(element_type.stored)[:count]
+
+
+class TensorType(NamedTuple):
+    """Element type and shape; a size that only the run decides is -1."""
+
+    element_type: str
+    shape: tuple[int, ...]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.evaluate.constants import ConstantStore
-from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
+from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, TensorType
 from coreai_recipes.evaluate.errors import FAULTS, EvaluationError
-from coreai_recipes.evaluate.graph import Graph, TensorType
+from coreai_recipes.evaluate.graph import Graph
 from coreai_recipes.evaluate.manner import manner_of
 from coreai_recipes.evaluate.precision import Precision, Rounding
 from coreai_recipes.evaluate.steps import STATE_SLOT, Steps

@@ -1,12 +1,12 @@
 """A function of the program as nodes, constants and types: the protobuf read once, nothing computed."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from coreai_recipes.evaluate import operations as _catalogue  # noqa: F401  (fills the registry)
 from coreai_recipes.evaluate.constants import Constant, DecompressedConstant
 from coreai_recipes.evaluate.decompress import DECOMPRESSIONS
-from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, name_of_element_type
+from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, TensorType, name_of_element_type
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.package import Package, shape_of
 from coreai_recipes.evaluate.package import signature_of as ports_of
@@ -14,13 +14,6 @@ from coreai_recipes.evaluate.registry import OPERATIONS, Node, Result
 
 READ_STATE, WRITE_STATE, UPDATE_STATE = "read_state", "write_state", "coreml_update_state"
 STATE_OPERATIONS = (READ_STATE, WRITE_STATE, UPDATE_STATE)
-
-
-class TensorType(NamedTuple):
-    """Element type and shape; a size that only the run decides is -1."""
-
-    element_type: str
-    shape: tuple[int, ...]
 
 
 @dataclass

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.evaluate.constants import ConstantStore
-from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
+from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, TensorType
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.function import Function
-from coreai_recipes.evaluate.graph import TensorType, read_graph, signature_of
+from coreai_recipes.evaluate.graph import read_graph, signature_of
 from coreai_recipes.evaluate.manner import manner_of
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.evaluate.precision import PRECISIONS, Precision, Rounding

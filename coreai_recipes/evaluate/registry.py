@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.evaluate.constants import Constant
+from coreai_recipes.evaluate.counting import Flops, Reads, each_result
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.precision import Arithmetic
@@ -194,24 +195,36 @@ class Operation(NamedTuple):
 
     `moves`: its results are float16 whenever its operands are, so that there is nothing to round.
     `views`: its result may share memory with an operand.
+    `flops`: its arithmetic. `reads`: how much of x. `updates`: what it is given, and what it puts into it, which in a
+    state happens in place.
     """
 
     prepare: Prepare
     moves: bool
     views: bool
+    flops: Flops
+    reads: Reads
+    updates: tuple[str, str] | None
 
 
 OPERATIONS: dict[str, Operation] = {}
 
 
-def operation(*names: str, moves: bool = False, views: bool = False) -> Callable[[Prepare], Prepare]:
+def operation(
+    *names: str,
+    moves: bool = False,
+    views: bool = False,
+    flops: Flops = each_result,
+    reads: Reads = "all",
+    updates: tuple[str, str] | None = None,
+) -> Callable[[Prepare], Prepare]:
     """Register the decorated function as what prepares the operations `names`."""
 
     def register(prepare: Prepare) -> Prepare:
         for name in names:
             if name in OPERATIONS:
                 raise ValueError(f"operation {name} is registered twice")
-            OPERATIONS[name] = Operation(prepare, moves, views)
+            OPERATIONS[name] = Operation(prepare, moves, views, flops, reads, updates)
         return prepare
 
     return register

@@ -11,7 +11,8 @@ from programs import RECIPES, export, random_weights
 from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.decoder.stacks import build_stacks
-from coreai_recipes.evaluate.cost import PRODUCTS, _Types, count_flops
+from coreai_recipes.evaluate.cost import count_flops
+from coreai_recipes.evaluate.counting import Sizes
 from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.export.cache import FragmentCache
@@ -39,12 +40,15 @@ CASES: dict[str, Callable[[], Recipe]] = {
 }
 
 
+PRODUCTS = {"conv", "einsum", "linear", "matmul", "scaled_dot_product_attention"}
+
+
 def products(package: Path) -> dict[str, int]:
     """Floating point operations of a program's matrix products, by function."""
     opened = Package(package, checked=False)
     graphs = {name: read_graph(opened, name) for name in opened.functions}
     return {
-        name: sum(count_flops(node, _Types(graph)) for node in graph.nodes if node.type in PRODUCTS)
+        name: sum(count_flops(node, Sizes(graph)) for node in graph.nodes if node.type in PRODUCTS)
         for name, graph in graphs.items()
     }
 

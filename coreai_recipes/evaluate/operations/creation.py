@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from coreai_recipes.evaluate.counting import nothing
 from coreai_recipes.evaluate.registry import Call, Kernel, operation, unary
 
 
-@operation("fill", moves=True)
+@operation("fill", moves=True, flops=nothing)
 def prepare_fill(call: Call) -> Kernel:
     value, result_type = call.number("value", 0.0), call.result_type
 
@@ -17,13 +18,13 @@ def prepare_fill(call: Call) -> Kernel:
     return Kernel(run, [call.operand("shape")])
 
 
-@operation("fill_like", moves=True)
+@operation("fill_like", moves=True, flops=nothing)
 def prepare_fill_like(call: Call) -> Kernel:
     value, result_type = call.number("value", 0.0), call.result_type
     return Kernel(lambda reference: torch.full(reference.shape, value, dtype=result_type), [call.operand("ref_tensor")])
 
 
-@operation("range_1d")
+@operation("range_1d", flops=nothing)
 def prepare_range_1d(call: Call) -> Kernel:
     result_type = call.result_type
 
@@ -34,13 +35,13 @@ def prepare_range_1d(call: Call) -> Kernel:
     return Kernel(run, [call.operand(name) for name in ("start", "end", "step")])
 
 
-@operation("shape")
+@operation("shape", flops=nothing)
 def prepare_shape(call: Call) -> Kernel:
     result_type = call.result_type
     return unary(call, lambda x: torch.tensor(x.shape, dtype=result_type))
 
 
-@operation("band_part", moves=True)
+@operation("band_part", moves=True, flops=nothing)
 def prepare_band_part(call: Call) -> Kernel:
     """Keeps `lower` diagonals below the main one and `upper` above it; a negative number keeps all."""
     lower, upper = call.integer("lower", -1), call.integer("upper", -1)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from coreai_recipes.evaluate.counting import nothing
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
 from coreai_recipes.evaluate.registry import Call, Kernel, operation, unary
 
@@ -22,7 +23,7 @@ def _checked(call: Call, indices: Tensor, size: int) -> Tensor:
     return indices.long()
 
 
-@operation("gather", moves=True)
+@operation("gather", moves=True, flops=nothing, reads="taken")
 def prepare_gather(call: Call) -> Kernel:
     axis, batch_axes = call.integer("axis", 0), call.integer("batch_dims", 0)
     axis %= len(call.shape("x"))
@@ -66,7 +67,7 @@ def _gather_in_batches(call: Call, axis: int, batch_axes: int) -> Kernel:
     return Kernel(run, [call.operand("x"), call.operand("indices")])
 
 
-@operation("gather_along_axis", moves=True)
+@operation("gather_along_axis", moves=True, flops=nothing, reads="taken")
 def prepare_gather_along_axis(call: Call) -> Kernel:
     axis = call.integer("axis", 0)
     return Kernel(
@@ -83,7 +84,7 @@ def _row_numbers(call: Call, indices: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return total
 
 
-@operation("gather_nd", moves=True)
+@operation("gather_nd", moves=True, flops=nothing, reads="taken")
 def prepare_gather_nd(call: Call) -> Kernel:
     batch_axes = call.integer("batch_dims", 0)
 
@@ -124,7 +125,7 @@ def _scatter_operands(call: Call) -> list[str]:
     return ["data", "indices", "updates"]
 
 
-@operation("scatter_along_axis")
+@operation("scatter_along_axis", flops=nothing, updates=("data", "updates"))
 def prepare_scatter_along_axis(call: Call) -> Kernel:
     axis, scatter = call.integer("axis", 0), _scatter_of(call)
 
@@ -134,7 +135,7 @@ def prepare_scatter_along_axis(call: Call) -> Kernel:
     return Kernel(run, [call.operand(name) for name in _scatter_operands(call)])
 
 
-@operation("scatter")
+@operation("scatter", flops=nothing, updates=("data", "updates"))
 def prepare_scatter(call: Call) -> Kernel:
     """D[:axis] + N + D[axis + 1:] of updates go to D, where N is the shape of the indices."""
     axis, scatter = call.integer("axis", 0) % len(call.shape("data")), _scatter_of(call)
@@ -148,7 +149,7 @@ def prepare_scatter(call: Call) -> Kernel:
     return Kernel(run, [call.operand(name) for name in _scatter_operands(call)])
 
 
-@operation("scatter_nd")
+@operation("scatter_nd", flops=nothing, updates=("data", "updates"))
 def prepare_scatter_nd(call: Call) -> Kernel:
     scatter = _scatter_of(call)
 
@@ -162,12 +163,12 @@ def prepare_scatter_nd(call: Call) -> Kernel:
     return Kernel(run, [call.operand(name) for name in _scatter_operands(call)])
 
 
-@operation("non_zero")
+@operation("non_zero", flops=nothing)
 def prepare_non_zero(call: Call) -> Kernel:
     return unary(call, lambda x: x.nonzero().to(torch.int32))
 
 
-@operation("one_hot")
+@operation("one_hot", flops=nothing)
 def prepare_one_hot(call: Call) -> Kernel:
     """An index out of range gives a vector that is off everywhere."""
     on, off = call.number("on_value", 1), call.number("off_value", 0)

@@ -4,15 +4,16 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from coreai_recipes.evaluate.counting import nothing
 from coreai_recipes.evaluate.registry import Call, Kernel, operation, unary
 
 
-@operation("identity", moves=True, views=True)
+@operation("identity", moves=True, views=True, flops=nothing, reads="nothing")
 def prepare_identity(call: Call) -> Kernel:
     return unary(call, lambda x: x)
 
 
-@operation("reshape", moves=True, views=True)
+@operation("reshape", moves=True, views=True, flops=nothing, reads="nothing")
 def prepare_reshape(call: Call) -> Kernel:
     """A size of 0 takes over the operand's where the ranks are equal, -1 is what remains."""
     if -1 not in call.result_shape:
@@ -28,7 +29,7 @@ def prepare_reshape(call: Call) -> Kernel:
     return Kernel(run, [call.operand("x"), call.operand("shape")])
 
 
-@operation("reshape_like", moves=True, views=True)
+@operation("reshape_like", moves=True, views=True, flops=nothing, reads="nothing")
 def prepare_reshape_like(call: Call) -> Kernel:
     """Sizes of reference tensors `begins[i]:ends[i]`, one after the other."""
     if -1 in call.result_shape:
@@ -37,13 +38,13 @@ def prepare_reshape_like(call: Call) -> Kernel:
     return unary(call, lambda x: x.reshape(shape))
 
 
-@operation("flatten2d", moves=True, views=True)
+@operation("flatten2d", moves=True, views=True, flops=nothing, reads="nothing")
 def prepare_flatten2d(call: Call) -> Kernel:
     axis = call.integer("axis", 1) % len(call.shape("x"))
     return unary(call, lambda x: x.reshape(x.shape[:axis].numel(), x.shape[axis:].numel()))
 
 
-@operation("transpose", moves=True, views=True)
+@operation("transpose", moves=True, views=True, flops=nothing)
 def prepare_transpose(call: Call) -> Kernel:
     order = call.axes("perm", len(call.shape("x")))
     swapped = [axis for axis, source in enumerate(order) if axis != source]
@@ -53,7 +54,7 @@ def prepare_transpose(call: Call) -> Kernel:
     return unary(call, lambda x: x.permute(order))
 
 
-@operation("expand_dims", moves=True, views=True)
+@operation("expand_dims", moves=True, views=True, flops=nothing, reads="nothing")
 def prepare_expand_dims(call: Call) -> Kernel:
     given = call.integers("axes") or []
     rank = len(call.shape("x")) + len(given)
@@ -69,13 +70,13 @@ def prepare_expand_dims(call: Call) -> Kernel:
     return unary(call, run)
 
 
-@operation("squeeze", moves=True, views=True)
+@operation("squeeze", moves=True, views=True, flops=nothing, reads="nothing")
 def prepare_squeeze(call: Call) -> Kernel:
     axes = call.integers("axes")
     return unary(call, (lambda x: x.squeeze()) if axes is None else (lambda x: x.squeeze(tuple(axes))))
 
 
-@operation("concat", moves=True)
+@operation("concat", moves=True, flops=nothing)
 def prepare_concat(call: Call) -> Kernel:
     axis, operands = call.integer("axis"), call.operand_list("values")
     if not call.flag("interleave"):
@@ -92,13 +93,13 @@ def prepare_concat(call: Call) -> Kernel:
     return Kernel(interleave, operands)
 
 
-@operation("stack", moves=True)
+@operation("stack", moves=True, flops=nothing)
 def prepare_stack(call: Call) -> Kernel:
     axis = call.integer("axis")
     return Kernel(lambda *values: torch.stack(values, axis), call.operand_list("values"))
 
 
-@operation("split", moves=True, views=True)
+@operation("split", moves=True, views=True, flops=nothing)
 def prepare_split(call: Call) -> Kernel:
     axis, sizes = call.integer("axis"), call.integers("split_sizes")
     if sizes is None:
@@ -107,7 +108,7 @@ def prepare_split(call: Call) -> Kernel:
     return unary(call, lambda x: torch.split_with_sizes(x, sizes, axis))
 
 
-@operation("tile", moves=True)
+@operation("tile", moves=True, flops=nothing)
 def prepare_tile(call: Call) -> Kernel:
     repeats = call.integers("reps") if call.constant("reps") else None
 
@@ -120,13 +121,13 @@ def prepare_tile(call: Call) -> Kernel:
     return Kernel(lambda x, reps: repeat(x, reps.tolist()), [call.operand("x"), call.operand("reps")])
 
 
-@operation("reverse", moves=True)
+@operation("reverse", moves=True, flops=nothing)
 def prepare_reverse(call: Call) -> Kernel:
     axes = call.axes("axes", len(call.shape("x")))
     return unary(call, lambda x: x.flip(axes))
 
 
-@operation("pad", moves=True)
+@operation("pad", moves=True, flops=nothing)
 def prepare_pad(call: Call) -> Kernel:
     mode, value = call.text("mode", "constant"), call.number("constant_val", 0.0)
 
@@ -152,7 +153,7 @@ def prepare_pad(call: Call) -> Kernel:
     return Kernel(lambda x, sizes: pad(x, sizes.tolist()), [call.operand("x"), call.operand("pad")])
 
 
-@operation("depth_to_space", "pixel_shuffle", moves=True)
+@operation("depth_to_space", "pixel_shuffle", moves=True, flops=nothing)
 def prepare_depth_to_space(call: Call) -> Kernel:
     """(B, r*r*C, H, W) to (B, C, r*H, r*W). The two differ in whether the r*r or the C channels vary faster."""
     shuffles = call.node.type == "pixel_shuffle"
@@ -166,7 +167,7 @@ def prepare_depth_to_space(call: Call) -> Kernel:
     return unary(call, run)
 
 
-@operation("space_to_depth", "pixel_unshuffle", moves=True)
+@operation("space_to_depth", "pixel_unshuffle", moves=True, flops=nothing)
 def prepare_space_to_depth(call: Call) -> Kernel:
     shuffles = call.node.type == "pixel_unshuffle"
     factor = call.integer("downscale_factor" if shuffles else "block_size")
@@ -180,7 +181,7 @@ def prepare_space_to_depth(call: Call) -> Kernel:
     return unary(call, run)
 
 
-@operation("sliding_windows", moves=True, views=True)
+@operation("sliding_windows", moves=True, views=True, flops=nothing)
 def prepare_sliding_windows(call: Call) -> Kernel:
     """Windows of `size` along an axis become an axis of their own, behind it."""
     axis = call.integer("axis") % len(call.shape("x"))

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from coreai_recipes.evaluate.counting import SOFTMAX, Sizes, elements
 from coreai_recipes.evaluate.precision import Arithmetic, Float16Arithmetic
-from coreai_recipes.evaluate.registry import Call, Kernel, Operand, operation
+from coreai_recipes.evaluate.registry import Call, Kernel, Node, Operand, operation
 
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 # A streamed matrix of more than this, as float32, is multiplied some rows at a time: heads are larger than layers.
@@ -36,7 +37,13 @@ def _row_blocks(call: Call, weight: Operand) -> Callable[[], Iterator[Tensor]] |
     return read
 
 
-@operation("matmul")
+def _matmul_flops(node: Node, sizes: Sizes) -> int:
+    shape = sizes.operand(node, "x").shape
+    inner = shape[-2] if sizes.parameter(node, "transpose_x") else shape[-1]
+    return 2 * inner * elements(sizes.result(node))
+
+
+@operation("matmul", flops=_matmul_flops)
 def prepare_matmul(call: Call) -> Kernel:
     matmul = call.arithmetic.matmul
     operands = [call.operand("x"), call.operand("y")]
@@ -76,7 +83,12 @@ def _stacked_matmul(call: Call, transpose_x: bool, transpose_y: bool) -> Kernel 
     return Kernel(run, [y])
 
 
-@operation("linear")
+def _linear_flops(node: Node, sizes: Sizes) -> int:
+    inner = sizes.operand(node, "weight").shape[1]
+    return (2 * inner + bool(node.operands.get("bias"))) * elements(sizes.result(node))
+
+
+@operation("linear", flops=_linear_flops)
 def prepare_linear(call: Call) -> Kernel:
     arithmetic = call.arithmetic
     x, weight = call.operand("x"), call.operand("weight")
@@ -108,7 +120,12 @@ def prepare_linear(call: Call) -> Kernel:
 LARGEST_PADDING = 1 << 16
 
 
-@operation("conv")
+def _conv_flops(node: Node, sizes: Sizes) -> int:
+    inner = math.prod(sizes.operand(node, "weight").shape[1:])  # of one group
+    return (2 * inner + bool(node.operands.get("bias"))) * elements(sizes.result(node))
+
+
+@operation("conv", flops=_conv_flops)
 def prepare_conv(call: Call) -> Kernel:
     weight = call.operand("weight")
     kernel = weight.shape[2:]
@@ -197,7 +214,12 @@ def _pointwise_conv(call: Call, weight: Operand, bias: list[Operand]) -> Kernel:
     )
 
 
-@operation("einsum")
+def _einsum_flops(node: Node, sizes: Sizes) -> int:
+    """(B, C, H, W) and (B, W, H, U) to (B, C, H, U)."""
+    return 2 * sizes.type_of(node, node.operands["values"][0]).shape[-1] * elements(sizes.result(node))
+
+
+@operation("einsum", flops=_einsum_flops)
 def prepare_einsum(call: Call) -> Kernel:
     """(B, C, H, W) and (B, W, H, U) to (B, C, H, U), the only equation that MIL has; B may be missing."""
     equation, arithmetic = call.text("equation", "nchw,nwhu->nchu"), call.arithmetic
@@ -211,7 +233,15 @@ def prepare_einsum(call: Call) -> Kernel:
     return Kernel(run, call.operand_list("values"))
 
 
-@operation("scaled_dot_product_attention")
+def _attention_flops(node: Node, sizes: Sizes) -> int:
+    """q (..., L, D), k (..., K, D), v (..., K, E): scores, their scale, mask and softmax, and what they mix."""
+    keys, width = sizes.operand(node, "key").shape[-2:]
+    scores = elements(sizes.operand(node, "query")) // width * keys
+    each = 2 * width + 1 + bool(node.operands.get("attn_mask")) + SOFTMAX
+    return each * scores + 2 * keys * elements(sizes.result(node))
+
+
+@operation("scaled_dot_product_attention", flops=_attention_flops)
 def prepare_attention(call: Call) -> Kernel:
     arithmetic = call.arithmetic
     operands = [call.operand(name) for name in ("query", "key", "value")]

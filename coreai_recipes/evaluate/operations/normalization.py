@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from coreai_recipes.evaluate.counting import SOFTMAX, Sizes, elements, passes
 from coreai_recipes.evaluate.precision import Arithmetic, Float16Arithmetic
-from coreai_recipes.evaluate.registry import Call, Kernel, Operand, operation
+from coreai_recipes.evaluate.registry import Call, Kernel, Node, Operand, operation
 
 
 def _scale_and_shift(call: Call, place: Callable[[str], Operand]) -> tuple[list[Operand], Callable[..., Tensor]]:
@@ -31,7 +32,7 @@ def _normalize(arithmetic: Arithmetic, x: Tensor, axes: list[int], epsilon: floa
     return round_step(centred * round_step(torch.rsqrt(round_step(variance + epsilon))))
 
 
-@operation("layer_norm")
+@operation("layer_norm", flops=passes(7))  # sum, difference, square, sum, factor, gamma, beta
 def prepare_layer_norm(call: Call) -> Kernel:
     shape = call.shape("x")
     axes = sorted(call.axes("axes", len(shape)))
@@ -54,7 +55,7 @@ def prepare_layer_norm(call: Call) -> Kernel:
     )
 
 
-@operation("instance_norm")
+@operation("instance_norm", flops=passes(7))  # as layer_norm
 def prepare_instance_norm(call: Call) -> Kernel:
     rank = len(call.shape("x"))
     axes = list(range(2, rank))
@@ -66,7 +67,7 @@ def prepare_instance_norm(call: Call) -> Kernel:
     )
 
 
-@operation("batch_norm")
+@operation("batch_norm", flops=passes(4))  # the statistics are given: difference, factor, gamma, beta
 def prepare_batch_norm(call: Call) -> Kernel:
     rank = len(call.shape("x"))
     epsilon, round_step = call.number("epsilon", 1e-5), call.arithmetic.round
@@ -80,7 +81,7 @@ def prepare_batch_norm(call: Call) -> Kernel:
     return Kernel(run, [call.operand("x"), *statistics, *operands])
 
 
-@operation("l2_norm")
+@operation("l2_norm", flops=passes(3))  # square, sum, factor
 def prepare_l2_norm(call: Call) -> Kernel:
     rank = len(call.shape("x"))
     axes = list(range(rank - 3, rank))
@@ -94,7 +95,12 @@ def prepare_l2_norm(call: Call) -> Kernel:
     return Kernel(run, [call.operand("x")])
 
 
-@operation("local_response_norm")
+def _local_response_flops(node: Node, sizes: Sizes) -> int:
+    """A square, a sum over `size` channels and the factor of them, for each element."""
+    return (3 + sizes.parameter(node, "size")) * elements(sizes.operand(node, "x"))
+
+
+@operation("local_response_norm", flops=_local_response_flops)
 def prepare_local_response_norm(call: Call) -> Kernel:
     """x / (k + alpha / size * the sum of squares over `size` neighbouring channels) ** beta"""
     size, alpha = call.integer("size"), call.number("alpha", 1e-4)
@@ -102,13 +108,13 @@ def prepare_local_response_norm(call: Call) -> Kernel:
     return Kernel(lambda x: functional.local_response_norm(x, size, alpha, beta, base), [call.operand("x")])
 
 
-@operation("softmax")
+@operation("softmax", flops=passes(SOFTMAX))
 def prepare_softmax(call: Call) -> Kernel:
     axis, softmax = call.integer("axis", -1), call.arithmetic.softmax
     return Kernel(lambda x: softmax(x, axis), [call.operand("x")])
 
 
-@operation("reduce_log_sum_exp")
+@operation("reduce_log_sum_exp", flops=passes(4))  # largest, difference, exponential, sum
 def prepare_log_sum_exp(call: Call) -> Kernel:
     """In float16 the largest element is taken out first, as an engine must do."""
     axes, keep = call.axes("axes", len(call.shape("x"))), call.flag("keep_dims")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from coreai_recipes.evaluate.counting import nothing
 from coreai_recipes.evaluate.registry import Call, Kernel, operation
 
 
@@ -88,7 +89,7 @@ def _slicing(call: Call) -> tuple[Callable[..., list[Part]], list[str]]:
     return lambda x: parts, []
 
 
-@operation("slice_by_index", moves=True, views=True)
+@operation("slice_by_index", moves=True, views=True, flops=nothing, reads="taken")
 def prepare_slice_by_index(call: Call) -> Kernel:
     find_parts, bounds = _slicing(call)
     operands = [call.operand("x"), *(call.operand(name) for name in bounds)]
@@ -104,7 +105,7 @@ def prepare_slice_by_index(call: Call) -> Kernel:
     return Kernel(lambda x: take(x, parts), operands)
 
 
-@operation("slice_by_size", moves=True, views=True)
+@operation("slice_by_size", moves=True, views=True, flops=nothing, reads="taken")
 def prepare_slice_by_size(call: Call) -> Kernel:
     """`size` elements from `begin` on each axis; -1 is all that follow."""
 
@@ -121,7 +122,7 @@ def prepare_slice_by_size(call: Call) -> Kernel:
     return Kernel(run, [call.operand("x"), call.operand("begin"), call.operand("size")])
 
 
-@operation("slice_update", moves=True, views=True)
+@operation("slice_update", moves=True, views=True, flops=nothing, updates=("x", "update"))
 def prepare_slice_update(call: Call) -> Kernel:
     """x with a part replaced; x itself is written to when nothing reads its old value any more."""
     find_parts, bounds = _slicing(call)

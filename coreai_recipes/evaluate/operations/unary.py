@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from coreai_recipes.evaluate.counting import nothing
 from coreai_recipes.evaluate.element_types import CAST_NAMES, ELEMENT_TYPES
 from coreai_recipes.evaluate.registry import Call, Kernel, operation, unary
 
@@ -152,7 +153,7 @@ def prepare_softplus_parametric(call: Call) -> Kernel:
     return Kernel(lambda x, outer, inner: outer * functional.softplus(inner * x), [call.operand("x"), *vectors])
 
 
-@operation("cast", views=True)
+@operation("cast", views=True, flops=nothing)
 def prepare_cast(call: Call) -> Kernel:
     """Floats lose their fraction on the way to an integer; a cast between floats only rounds."""
     name = call.text("dtype", "")
