@@ -101,6 +101,20 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         ),
         "packages has the tables recipe.yaml [2, 2] for x and must have none",
     ),
+    "a table of integers": (
+        lambda m: m["packages"].append(
+            {
+                "file": "recipe.yaml",
+                "role": "table",
+                "dtype": "int8",
+                "shape": [3, 2],
+                "row_bytes": 2,
+                "scales": {"dtype": "float16", "block": 2, "offset": 6},
+                "input": "x",
+            }
+        ),
+        "packages has the tables recipe.yaml [3, 2] of int8 in blocks of 2 for x and must have none",
+    ),
     "a second program": (
         lambda m: m["packages"].append(package_of(m)),
         "packages has 2 programs and must have one, for only a single one can be run here",

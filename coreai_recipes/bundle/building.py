@@ -225,8 +225,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
     recipe, exported, costs = written.composed.recipe, written.exported, written.costs
     queries, pieces = recipe.export.functions.queries, Pieces(recipe.model.vocab_size)
     from coreai_recipes.decoder.states import state_specs, states_of
-    from coreai_recipes.planning.contract import steps_of
-    from coreai_recipes.storage.compression import FLOAT16
+    from coreai_recipes.planning.contract import steps_of, tables_of
     from coreai_recipes.tokenizer.tokens import TOKENS
 
     functions = {
@@ -251,17 +250,6 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
         }
         for name, state in states_of(state_specs(recipe)).items()
     }
-    tables = [
-        {
-            "file": file,
-            "role": "table",
-            "dtype": "float16",
-            "shape": list(shape),
-            "row_bytes": FLOAT16.bytes(shape[1:]),
-            "input": input_,
-        }
-        for file, (input_, shape) in exported.tables.items()
-    ]
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     return {
@@ -275,7 +263,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
         "logits": {"pieces": pieces.count, "columns": pieces.columns},
         **({"rotary": recipe.rotary_choices} if recipe.rotary_choices else {}),
         "packages": [
-            *tables,
+            *tables_of(recipe).values(),
             {"file": PACKAGE, "role": "all", "layers": [0, len(recipe.model.layer_kinds)], "functions": functions},
         ],
         "states": states,

@@ -138,7 +138,11 @@ def print_report(report: Mapping[str, Any]) -> None:
         print_entries(("stage", "verdict", ">PSNR dB", ">SNR_min dB", ">floor dB"), rows)
     for stage in report["stages"]:
         if "by_tensor" in stage["detail"]:
-            print_storage(stage["detail"]["by_tensor"])
+            if any(row["form"] != "float16" for row in stage["detail"]["by_tensor"]):
+                print_storage(stage["detail"]["by_tensor"])
+            for row in stage["detail"].get("for_host", ()):
+                bits = f"{row['bits_per_weight']:.2f} bits a weight"
+                print(f"{row['name']}, for the host: {row['form']}, {bits}, {_decibels(row['psnr_db'])} dB")
     ran = [stage for stage in report["stages"] if stage["passed"] is not None]
     if not ran:
         reasons = {str(stage["detail"].get("skipped", "skipped")) for stage in report["stages"]}

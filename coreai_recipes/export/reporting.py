@@ -21,12 +21,11 @@ class Signature:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: digests by path from the folder that holds the package, the functions' signatures, the
-    inputs that take rows of raw tables and the tables' shapes by file, seconds by step."""
+    """What an export wrote: digests by path from the folder that holds the package, the functions' signatures, seconds
+    by step."""
 
     digests: dict[str, str]
     signatures: dict[str, Signature]
-    tables: dict[str, tuple[str, tuple[int, ...]]]
     seconds: dict[str, float]
     converted: int
     cached: int

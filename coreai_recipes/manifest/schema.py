@@ -94,15 +94,41 @@ class Logits(Described):
     columns: Count
 
 
+class Scales(Described):
+    """What integers of a table are to be multiplied by: from byte `offset` of its file on, those of one row behind
+    those of the other, one for each `block` of a row."""
+
+    dtype: Literal["float16"]
+    block: Count
+    offset: Count
+
+
+BITS = {"float16": 16, "int8": 8, "int4": 4}
+
+
 class Table(Described):
     """Rows that a host looks up by token and hands to the functions as `input`."""
 
     file: FileName
     role: Literal["table"]
-    dtype: Literal["float16"]
+    dtype: Literal["float16", "int8", "int4"]
     shape: tuple[Count, Count]
     row_bytes: Count
+    scales: Scales | None = None
     input: Name
+
+    def problems(self) -> Iterator[str]:
+        """Everything in which it contradicts itself."""
+        rows, columns = self.shape
+        if 8 * self.row_bytes != BITS[self.dtype] * columns:
+            yield f"row_bytes: {self.row_bytes} is not what {columns} columns of {self.dtype} take"
+        if (self.scales is None) != (self.dtype == "float16"):
+            yield f"scales: {'missing' if self.scales is None else 'there'}, of rows of {self.dtype}"
+        elif self.scales is not None:
+            if columns % self.scales.block:
+                yield f"scales.block: {self.scales.block} does not divide {columns} columns"
+            if self.scales.offset != rows * self.row_bytes:
+                yield f"scales.offset: {self.scales.offset} is not {rows} x {self.row_bytes}"
 
 
 class Places(Described):
@@ -200,8 +226,8 @@ class Manifest(Sealed):
             inside = [name for name in self.files if name == package.file or name.startswith(f"{package.file}/")]
             if not inside:
                 problems.append(f"packages.{index}.file: {package.file!r} is not among `files`")
-            if isinstance(package, Table) and package.row_bytes != 2 * package.shape[1]:
-                problems.append(f"packages.{index}.row_bytes: {package.row_bytes} is not 2 x {package.shape[1]}")
+            if isinstance(package, Table):
+                problems += [f"packages.{index}.{problem}" for problem in package.problems()]
         if not self.programs:
             problems.append("packages: none of them is a program")
         problems += self._broken_links()

@@ -15,6 +15,8 @@ from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
 from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
+from coreai_recipes.storage.compression import Compression
+from coreai_recipes.storage.rows import describe_rows
 
 MOST_NAMED = 20
 Described = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape of ports by name
@@ -81,9 +83,9 @@ def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
             yield f"{key} is {found!r:.80} and must be {wanted!r:.80}"
     if (manifest.checkpoint.draft is None) != (recipe.draft is None):
         yield f"checkpoint.draft is {'missing' if recipe.draft else 'there'} and must not be"
-    tables = {table.input: (table.file, table.shape) for table in manifest.tables}
-    if tables != tables_of(recipe) or len(tables) < len(manifest.tables):
-        yield f"packages has the tables {_shown(tables)} and must have {_shown(tables_of(recipe))}"
+    tables = [table.model_dump(mode="json", exclude_none=True) for table in manifest.tables]
+    if tables != list(tables_of(recipe).values()):
+        yield f"packages has the tables {_shown(tables)} and must have {_shown(tables_of(recipe).values())}"
     if len(manifest.programs) != 1:
         yield f"packages has {len(manifest.programs)} programs and must have one, for only a single one can be run here"
         return
@@ -144,13 +146,15 @@ def rows_needed(spec: StateSpec, recipe: Recipe) -> int:
     return recipe.export.context + max(recipe.export.functions.queries.values()) - 1
 
 
-def tables_of(recipe: Recipe) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """File and shape of each raw table, by the input that takes its rows."""
+def tables_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What a manifest says of each raw table, by the input that takes its rows."""
     per_layer = recipe.model.embedding.per_layer
     if per_layer is None:
         return {}
     width = len(recipe.model.layer_kinds) * per_layer.size
-    return {PER_LAYER_ROWS: (table_file(PER_LAYER_TABLE), (per_layer.vocab_size, width))}
+    shape = per_layer.vocab_size, width
+    said = describe_rows(Compression.of(recipe).storage(PER_LAYER_TABLE, shape), shape)
+    return {PER_LAYER_ROWS: {"file": table_file(PER_LAYER_TABLE), "role": "table", **said, "input": PER_LAYER_ROWS}}
 
 
 def functions_of(recipe: Recipe, key: str | None = None) -> dict[str, Called]:
@@ -167,7 +171,7 @@ def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
             "input_ids": ("int32", (1, query)),
             "position": ("int32", (1,)),
             **({} if name == "decode" else {"count": ("int32", (1,))}),
-            **{port: ("float16", (1, query, shape[1])) for port, (_, shape) in tables_of(recipe).items()},
+            **{port: ("float16", (1, query, table["shape"][1])) for port, table in tables_of(recipe).items()},
         }
         rows = query if name == "score" else 1
         outputs = _said_of_tokens(recipe, rows, model.vocab_size)
@@ -231,5 +235,11 @@ def _port(port: tuple[str, tuple[int, ...]] | None) -> str:
     return "missing" if port is None else f"{port[0]} {list(port[1])}"
 
 
-def _shown(tables: Mapping[str, Any]) -> str:
-    return ", ".join(f"{file} {list(shape)} for {name}" for name, (file, shape) in tables.items()) or "none"
+def _shown(tables: Iterable[Mapping[str, Any]]) -> str:
+    return ", ".join(map(_shown_table, tables)) or "none"
+
+
+def _shown_table(table: Mapping[str, Any]) -> str:
+    block = f" in blocks of {table['scales']['block']}" if "scales" in table else ""
+    dtype = "" if table["dtype"] == "float16" else f" of {table['dtype']}{block}"
+    return f"{table['file']} {table['shape']}{dtype} for {table['input']}"

@@ -1,10 +1,12 @@
-"""Raw tables beside a package: rows of float16 that the host looks up by token and hands to the functions."""
+"""Raw tables beside a package: rows that the host looks up by token and hands to the functions as float16."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coreai_recipes.errors import BundleError
@@ -12,28 +14,49 @@ from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.manifest.files import locate
 from coreai_recipes.manifest.schema import Manifest
 
+BITS = {"float16": 16, "int8": 8, "int4": 4}
+
 
 class Table:
-    """Rows of the file at `path`, `width` float16 values each. The file is mapped: only the rows in use are read."""
+    """Rows of the file at `path`, `width` values each: float16, or integers and behind them all the scales of each
+    `block` of a row. The file is mapped: only the rows in use are read."""
 
-    def __init__(self, path: Path, width: int) -> None:
+    def __init__(self, path: Path, width: int, dtype: str = "float16", block: int | None = None) -> None:
         try:
             locate(path.parent, path.name)
-            values = np.memmap(path, np.float16, mode="r")
+            values = np.memmap(path, np.uint8, mode="r")
         except BundleError as error:
             raise EvaluationError(*error.problems) from None
         except (OSError, ValueError) as error:  # missing, or empty
             raise EvaluationError(f"{path}: cannot be read: {error}") from None
-        if len(values) % width:
-            raise EvaluationError(f"{path}: {2 * len(values)} bytes are no whole rows of {2 * width}")
-        self._rows = values.reshape(-1, width)
+        data, scales = BITS[dtype] * width // 8, 2 * (width // block) if block else 0
+        rows, left = divmod(len(values), data + scales)
+        if left:
+            raise EvaluationError(f"{path}: {len(values)} bytes are no whole rows of {data + scales}")
+        self._dtype = dtype
+        self._data = values[: rows * data].reshape(rows, data)
+        self._scales = values[rows * data :].reshape(rows, scales)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._data)
 
     def rows(self, input_ids: Tensor) -> Tensor:
         """The rows of `input_ids` (1, S), float16 (1, S, width)."""
-        return torch.from_numpy(self._rows[input_ids[0].numpy()])[None]
+        return torch.from_numpy(self.read(input_ids[0].numpy()))[None]
+
+    def read(self, rows: NDArray[Any]) -> NDArray[np.float16]:
+        """Some rows, (S, width)."""
+        data: NDArray[np.uint8] = self._data[rows]
+        if self._dtype == "float16":
+            return data.view(np.float16)
+        if self._dtype == "int4":  # the first of two in the lower bits, two's complement
+            data = np.stack((data << 4, data & 0xF0), -1).reshape(len(data), -1)
+            values = (data.view(np.int8) >> 4).astype(np.float32)
+        else:
+            values = data.view(np.int8).astype(np.float32)
+        scales = self._scales[rows].view(np.float16).astype(np.float32)
+        given_back = values * scales.repeat(values.shape[1] // scales.shape[1], 1)
+        return np.asarray(given_back, np.float16)
 
 
 class Tables:
@@ -48,7 +71,8 @@ class Tables:
         found = {}
         for described in manifest.tables:
             rows, width = described.shape
-            table = Table(folder / described.file, width)
+            block = None if described.scales is None else described.scales.block
+            table = Table(folder / described.file, width, described.dtype, block)
             if len(table) != rows:
                 raise EvaluationError(f"{folder / described.file}: has {len(table)} rows and must have {rows}")
             found[described.input] = table

@@ -14,6 +14,7 @@ from coreai_recipes.storage.base import RECORD_BYTES, Shape, Storage, align
 from coreai_recipes.storage.float16 import Float16
 from coreai_recipes.storage.integers import Integers
 from coreai_recipes.storage.palette import Palette
+from coreai_recipes.storage.rows import fit_rows
 
 FLOAT16 = Float16()
 LAYER = re.compile(r"(?<=\blayers\.)\d+")
@@ -63,7 +64,7 @@ class Compression:
 
     def is_calibrated(self, name: str, shape: Shape) -> bool:
         """Whether a parameter may be fitted to a text: then its blobs do not follow from its numbers alone."""
-        return self.calibrated and self.storage(name, shape).is_coarse
+        return self.calibrated and not is_for_host(name) and self.storage(name, shape).is_coarse
 
     def storage(self, name: str, shape: Shape) -> Storage:
         """How the parameter `name` is stored: as the last rule says that matches it, else as the default."""
@@ -72,12 +73,15 @@ class Compression:
     def choose(self, name: str, shape: Shape) -> "Choice":
         """How the parameter `name` is stored, and why so."""
         matching = [rule for rule in self.rules if rule.matches(name)]
-        if not is_compressible(name, shape):
+        if not is_matrix(name, shape):
             return Choice(FLOAT16, why="only matrices are compressed" if matching else None)
         rule = matching[-1] if matching else None
-        said = self.default if rule is None else rule.storage
+        for_host = is_for_host(name)
+        default = FLOAT16 if for_host else self.default
+        said = default if rule is None else rule.storage
         others = tuple(other for other in matching[:-1] if other.storage != said)
-        return Choice(said.fitted(shape), rule, others, said.misfit(shape))
+        fitted, why = fit_rows(said, shape) if for_host else (said.fitted(shape), said.misfit(shape))
+        return Choice(fitted, rule, others, why)
 
 
 @dataclass(frozen=True)
@@ -163,9 +167,14 @@ def any_layer(parameter: str) -> str:
 
 
 def is_compressible(name: str, shape: Shape) -> bool:
-    """Whether a parameter may be stored otherwise than in float16. Rows of a raw table go to a function as they lie in
-    the file."""
-    return is_matrix(name, shape) and name != PER_LAYER_TABLE
+    """Whether a parameter of weight.bin may be stored otherwise than in float16."""
+    return is_matrix(name, shape) and not is_for_host(name)
+
+
+def is_for_host(name: str) -> bool:
+    """Whether a host looks up a table's rows: it lies beside the package, and a rule that names it is needed to store
+    it otherwise than in float16."""
+    return name == PER_LAYER_TABLE
 
 
 def is_matrix(name: str, shape: Shape) -> bool:

@@ -8,8 +8,9 @@ from coreai_recipes.errors import RecipeError
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved
 from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.plain import Problem
-from coreai_recipes.storage.compression import Compression, any_layer, is_compressible, shown_name
+from coreai_recipes.storage.compression import Compression, any_layer, is_for_host, is_matrix, shown_name
 from coreai_recipes.storage.parameters import own_parameters
+from coreai_recipes.storage.rows import WORDS, fit_rows
 from coreai_recipes.storage.shorthand import with_bits
 
 
@@ -37,19 +38,23 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
     if not rules:
         return
     shapes = own_parameters(build_stacks(recipe)).shapes
-    matrices = [name for name, shape in shapes.items() if is_compressible(name, shape)]
+    matrices = [name for name, shape in shapes.items() if is_matrix(name, shape)]
     for index, rule in enumerate(rules):
-        if not any(map(rule.matches, matrices)):
+        matched = [name for name in matrices if rule.matches(name)]
+        # of a table for a host alone palettes make nothing
+        if not any(not is_for_host(name) or fit_rows(rule.storage, shapes[name])[1] is not WORDS for name in matched):
             others = [name for name in shapes if rule.matches(name)]
             message, hint = _explain(recipe, rule.pattern, others, matrices)
             yield Problem(("compress", "rules", index, "match"), "rule-unmatched", message, hint)
 
 
 def _explain(recipe: Recipe, pattern: str, others: list[str], matrices: list[str]) -> tuple[str, str | None]:
+    if others and is_for_host(others[0]):
+        return f"`{pattern}` matches `{shown_name(others[0])}` alone: {WORDS}", "write `kind: int8` or `kind: int4`"
     if others:
         return (
             f"`{pattern}` matches `{shown_name(others[0])}` and no matrix to compress",
-            "vectors stay float16, and so do tables that a host reads",
+            "vectors stay float16",
         )
     message = f"`{pattern}` matches nothing"
     if recipe.model.head.tied and shown_name(pattern) == "head":

@@ -2,6 +2,7 @@
 
 from math import prod
 
+from coreai_recipes.decoder.model import PER_LAYER_TABLE
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.compress_rules import check_bits
@@ -46,6 +47,11 @@ def _rules(recipe: Recipe, bits: int) -> list[StorageRule] | None:
     rules = []
     if recipe.model.head.tied and bits < TIED_BITS and matrices["embedding.weight"] >= FEW_WEIGHTS:
         rules.append(StorageRule.model_validate({"match": "embedding", "bits": TIED_BITS}))
+    per_layer = recipe.model.embedding.per_layer
+    if per_layer is not None and prod(shapes[PER_LAYER_TABLE]) >= FEW_WEIGHTS:
+        # a host's rows cost the engine nothing: a scale for each layer's part, and hardly a loss
+        said = {"match": shown_name(PER_LAYER_TABLE), "kind": "int8", "block": per_layer.size}
+        rules.append(StorageRule.model_validate(said))
     rules += [StorageRule(match=pattern, kind="float16") for pattern in _patterns_of_small(matrices)]
     return rules or None
 

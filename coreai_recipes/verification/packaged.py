@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.decoder.filling import checkpoint_shapes
-from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form, table_file
+from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder, build_decoder, exported_form
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.constants import Constant
 from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.running.tables import Table
+from coreai_recipes.verification.runtime import tables_beside
 from coreai_recipes.weights.binding import join_blocks
 from coreai_recipes.weights.folding import stored_as
 from coreai_recipes.weights.rewrite import Rewrite
@@ -64,10 +66,10 @@ class PackagedWeight:
 
 @dataclass(frozen=True)
 class RawTable:
-    """A table of float16 rows that lies beside the package, for a host to look up."""
+    """A table that lies beside the package, for a host to look up its rows."""
 
     tensor: str
-    path: Path
+    table: Table
     shape: tuple[int, ...]
 
     def blocks(self) -> Iterator[Tensor]:
@@ -78,8 +80,7 @@ class RawTable:
         return join_blocks(self.blocks(), self.shape)
 
     def read_rows(self, rows: Sequence[int]) -> Tensor:
-        values = np.memmap(self.path, np.float16, "r", shape=self.shape)
-        return torch.from_numpy(values[list(rows)].astype(np.float32))
+        return torch.from_numpy(self.table.read(np.asarray(rows)).astype(np.float32))
 
 
 def packaged_decoder(recipe: Recipe, package: Path) -> Mapping[str, PackagedWeight | RawTable]:
@@ -89,10 +90,11 @@ def packaged_decoder(recipe: Recipe, package: Path) -> Mapping[str, PackagedWeig
     constants = _constants(package)
     found: dict[str, PackagedWeight | RawTable] = {}
     missing = []
+    tables = tables_beside(recipe, package)
     for name, shape in checkpoint_shapes(decoder).items():
         constant = constants.get(name.replace(".", "_"))
         if name in decoder.tables:
-            found[name] = RawTable(name, package.parent / table_file(name), shape)
+            found[name] = RawTable(name, tables[PER_LAYER_ROWS], shape)
         elif constant is None or prod(constant.shape) < prod(shape):
             missing.append(f"{package}: holds no {name} of {shape}, which its recipe has")
         else:

@@ -1,11 +1,16 @@
 """The saved package that the stages call: by the evaluator on Linux and macOS, or by Core ML on macOS."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coreai_recipes.decoder.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
+from coreai_recipes.decoder.model import PER_LAYER_ROWS, build_decoder, table_file
+from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.program import SavedProgram, open_engine
 from coreai_recipes.running.tables import Table, Tables
+from coreai_recipes.storage.compression import Compression
+from coreai_recipes.storage.parameters import raw_tables
+from coreai_recipes.storage.rows import describe_rows
 from coreai_recipes.verification.subject import Subject
 
 if TYPE_CHECKING:
@@ -28,9 +33,14 @@ def open_program(subject: Subject, precision: "Precision", without: Sequence[str
         stream_weights=not subject.fits_in_memory,
         without=without,
     )
-    per_layer = subject.recipe.model.embedding.per_layer
-    if per_layer is None:
-        return SavedProgram(engine)
-    width = len(subject.recipe.model.layer_kinds) * per_layer.size
-    table = Table(subject.package.parent / table_file(PER_LAYER_TABLE), width)
-    return SavedProgram(engine, Tables({PER_LAYER_ROWS: table}))
+    return SavedProgram(engine, Tables(tables_beside(subject.recipe, subject.package)))
+
+
+def tables_beside(recipe: Recipe, package: Path) -> dict[str, Table]:
+    """The recipe's raw tables that lie beside its package, by the input that takes their rows."""
+    found = {}
+    for name, shape in raw_tables([build_decoder(recipe)]).shapes.items():
+        said = describe_rows(Compression.of(recipe).storage(name, shape), shape)
+        block = said["scales"]["block"] if "scales" in said else None
+        found[PER_LAYER_ROWS] = Table(package.parent / table_file(name), shape[1], said["dtype"], block)
+    return found

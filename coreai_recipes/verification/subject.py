@@ -122,12 +122,13 @@ class Subject:
         from coreai_recipes.decoder.filling import bind_weights
         from coreai_recipes.decoder.model import build_decoder
         from coreai_recipes.storage.compression import FLOAT16
-        from coreai_recipes.storage.parameters import stored_parameters
+        from coreai_recipes.storage.parameters import raw_tables, stored_parameters
         from coreai_recipes.verification.exchange import Exchange
 
         decoder = build_decoder(self.recipe)
         stored = stored_parameters([decoder])
-        names = [name for name, shape in stored.shapes.items() if stored.compression.storage(name, shape) != FLOAT16]
+        shapes = {**stored.shapes, **raw_tables([decoder]).shapes}
+        names = [name for name, shape in shapes.items() if stored.compression.storage(name, shape) != FLOAT16]
         if not names:
             return None
         return Exchange(bind_weights(decoder, self.weights), {name: self.packaged_weights[name] for name in names})

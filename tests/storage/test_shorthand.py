@@ -10,7 +10,7 @@ from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.errors import RecipeError
 from coreai_recipes.recipe import load_recipe, recipe_text
 from coreai_recipes.recipe.loader import compress_text
-from coreai_recipes.storage.compression import Compression, is_compressible
+from coreai_recipes.storage.compression import Compression, is_matrix
 from coreai_recipes.storage.matching import hold_storage_rules
 from coreai_recipes.storage.parameters import own_parameters
 from coreai_recipes.storage.shorthand import why_nothing, with_bits
@@ -25,6 +25,11 @@ def test_four_bits_are_palettes_with_a_tied_table_at_six() -> None:
     assert compress_text(with_bits(load_recipe("smollm2-135m"), 8)) == "compress: {default: {kind: int8}}\n"
 
 
+def test_rows_for_a_host_are_int8_with_a_scale_for_each_layer() -> None:
+    text = compress_text(with_bits(load_recipe("gemma4"), 4))
+    assert "- {match: per_layer_table, kind: int8, block: 256}\n" in text
+
+
 @pytest.mark.parametrize("bits", [2, 8])
 @pytest.mark.parametrize("name", ["gemma4-tiny", "tiny-llama", "gemma4-26b-a4b", "qwen3-0.6b"])
 def test_matrices_of_few_weights_and_no_others_stay_float16(name: str, bits: int) -> None:
@@ -33,7 +38,7 @@ def test_matrices_of_few_weights_and_no_others_stay_float16(name: str, bits: int
     parameters = own_parameters(build_stacks(recipe)).shapes
     compression = Compression.of(recipe)
     for tensor, shape in parameters.items():
-        small = not is_compressible(tensor, shape) or prod(shape) < 65_536
+        small = not is_matrix(tensor, shape) or prod(shape) < 65_536
         assert (str(compression.storage(tensor, shape)) == "float16") is small, tensor
 
 

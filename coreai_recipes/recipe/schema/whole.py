@@ -133,7 +133,8 @@ class Calibration(Spec):
 
 
 class Compress(Spec):
-    """How weights are stored. Norms, biases and other vectors stay float16, and so do tables that a host reads."""
+    """How weights are stored. Norms, biases and other vectors stay float16, and so do tables that a
+    host reads, unless a rule names them."""
 
     default: Annotated[Stored, Field(discriminator="kind")] = Field(
         default=StoredFloat16(kind="float16"),

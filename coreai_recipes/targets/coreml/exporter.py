@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from coreai_recipes import export
-from coreai_recipes.decoder.model import PER_LAYER_ROWS, table_file
+from coreai_recipes.decoder.model import table_file
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.export.cache import FragmentCache, fingerprint
 from coreai_recipes.export.converting import code_digest, convert_fragments, fragment_keys
@@ -60,12 +60,10 @@ def export_package(
 
     encoded = {name: encode(name, placed.storage, placed.shape) for name, placed in layout.placed.items()}
     streams = [FileStream(package / WEIGHTS, layout.bytes, write_weights(package / WEIGHTS, layout, encoded))]
-    tables = {}
     for name, shape in raw_tables(stacks).shapes.items():
         storage, path = compression.storage(name, shape), package.parent / table_file(name)
         values, size = encode(name, storage, shape), storage.bytes(shape)
         streams.append(FileStream(path, size, write_table(path, name, size, values)))
-        tables[path.name] = (PER_LAYER_ROWS, shape)
     stop = threading.Event()
     stopwatch = Stopwatch()
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
@@ -83,7 +81,7 @@ def export_package(
     digests, signatures, hits = exported
     found = {(package.relative_to(package.parent) / name).as_posix(): digest for name, digest in digests.items()}
     found |= {path.relative_to(package.parent).as_posix(): digest for path, digest in streamed.items()}
-    return Exported(found, signatures, tables, stopwatch.seconds, converted=hits[1], cached=hits[0])
+    return Exported(found, signatures, stopwatch.seconds, converted=hits[1], cached=hits[0])
 
 
 def _read_whole_numbers(stacks: Sequence[StackModule], bindings: Mapping[str, Binding]) -> dict[str, NDArray[np.int32]]:

@@ -16,7 +16,7 @@ from coreai_recipes.recipe.schema import DRAFT
 from coreai_recipes.storage.accounting import MeasuredWeight, account, measured
 from coreai_recipes.storage.budget import bits_over, kl_over
 from coreai_recipes.storage.compression import Parameters, shown_name
-from coreai_recipes.storage.parameters import stored_parameters
+from coreai_recipes.storage.parameters import raw_tables, stored_parameters
 from coreai_recipes.storage.reading import StoredWeight, stored_weights
 from coreai_recipes.verification.held_out import held_out_windows
 from coreai_recipes.verification.loss import Loss, logits_of_decoder, logits_of_reference, measure_loss
@@ -29,7 +29,8 @@ NAME = "compressed"
 def run(subject: Subject) -> StageResult:
     if not subject.compresses:
         return skip(NAME, "no compression in this recipe")
-    stored = stored_parameters(build_stacks(subject.recipe))
+    stacks = build_stacks(subject.recipe)
+    stored, beside = stored_parameters(stacks), raw_tables(stacks)
     if subject.package is None and stored.calibrates:
         return skip(NAME, "weights that are fitted to a text are in a package alone")
     weights = _weights(subject)
@@ -40,6 +41,7 @@ def run(subject: Subject) -> StageResult:
         **loss.to_json(NAME),
         "storage": stored.to_json(),
         "by_tensor": list(_table(subject, stored, weights)),
+        **({"for_host": list(_table(subject, beside, weights))} if beside.shapes else {}),
     }
     over = [each for each in (kl_over(subject.recipe, loss.kl or 0.0), bits_over(subject.recipe, stored)) if each]
     if over:
@@ -73,7 +75,7 @@ def _measure(subject: Subject, weights: Mapping[str, Weight]) -> tuple[Loss, str
 
 
 def _table(subject: Subject, stored: Parameters, weights: Mapping[str, MeasuredWeight]) -> Iterator[dict[str, Any]]:
-    """A row for each tensor of weight.bin."""
+    """A row for each tensor of weight.bin, or of what lies beside it."""
     found = {shown_name(name): weight for name, weight in weights.items()}
     if subject.draft is not None:
         draft = stored_weights(subject.recipe, subject.draft, DRAFT, subject.weight_file)
