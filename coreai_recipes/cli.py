@@ -70,7 +70,7 @@ def _explain(error: BaseException, arguments: list[str]) -> int:
         return _say(f"{blamed}; RECIPE_TRACEBACK=1 shows the traceback", 2)
     command = next((f"recipe {word}" for word in arguments if not word.startswith("-")), "recipe")
     return _say(
-        f"{command}: {describe(error)}: this is a fault of recipe's own: please report it with the traceback that "
+        f"{command}: {describe(error)}: this is a bug in recipe: please report it with the traceback that "
         "RECIPE_TRACEBACK=1 shows",
         FAULT,
     )

@@ -70,7 +70,7 @@ def register_activation(name: str, hidden_act: str | None = None) -> Callable[[A
 
     def add(function: ActivationFunction) -> ActivationFunction:
         if name in ACTIVATIONS:
-            raise RegistryError(f"there is an activation `{name}` already; there are: {', '.join(ACTIVATIONS)}")
+            raise RegistryError(f"there is an activation `{name}` already; available: {', '.join(ACTIVATIONS)}")
         ACTIVATIONS[name] = function
         add_activation(name, hidden_act)
         return function
@@ -81,7 +81,7 @@ def register_activation(name: str, hidden_act: str | None = None) -> Callable[[A
 def _check(noun: str, spec: type[BaseModel] | None, module: type[nn.Module]) -> str:
     """The kind, when everything is as the noun needs it."""
     if noun not in NOUNS:
-        raise RegistryError(f"nothing can be registered as `{noun}`: {did_you_mean(noun, NOUNS)}")
+        raise RegistryError(f"nothing can be registered as `{noun}`; {did_you_mean(noun, NOUNS)}")
     wanted, name = NOUNS[noun], getattr(module, "__qualname__", repr(module))
     if not isinstance(spec, type):
         raise RegistryError(f'{name} has no schema class: register("{noun}", spec=...) names it')

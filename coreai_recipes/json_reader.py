@@ -21,13 +21,13 @@ def load_json(text: str | bytes, **hooks: Any) -> Any:
     else:
         is_deep = _is_deep(document)
     if is_deep:
-        raise ValueError(f"it is nested too deeply: more than {DEEPEST} lists and objects in one another")
+        raise ValueError(f"it is nested too deeply: more than {DEEPEST} levels")
     return document
 
 
 def refuse_constant(word: str) -> None:
     """The hook for NaN and Infinity, which Python reads and no other parser does. Raises ValueError."""
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _is_deep(document: Any) -> bool:

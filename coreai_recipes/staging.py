@@ -127,7 +127,7 @@ class _Place:
                 pid = os.pread(lock, 32, 0).decode(errors="replace")
                 os.close(lock)
                 builder = f"process {pid}" if pid else "another process"
-                message = f"{self.asked} is being built by {builder}: wait for it, or choose another --out"
+                message = f"{self.asked} is being built by {builder}; wait for it, or choose another --out"
                 raise _BeingBuilt(message) from None
             except BaseException:
                 os.close(lock)
@@ -139,7 +139,7 @@ class _Place:
         found = os.fstat(lock)
         if not stat.S_ISREG(found.st_mode) or not re.fullmatch(rb"[0-9]{0,20}", os.pread(lock, 32, 0)):
             raise BundleError(
-                f"{self.lock} is in the way, and no build wrote it: move it away, or choose another --out"
+                f"{self.lock} is in the way and was not written by a build; move it, or choose another --out"
             )
 
     # Before the block
@@ -267,7 +267,7 @@ class _Place:
 
 
 def _in_the_way(path: Path) -> BundleError:
-    return BundleError(f"{path} is in the way, and no build wrote it: move it away, or choose another --out")
+    return BundleError(f"{path} is in the way and was not written by a build; move it, or choose another --out")
 
 
 @contextmanager
@@ -280,7 +280,7 @@ def temporary_folder() -> Iterator[Path]:
         if tempfile.tempdir in _in_areas or not (error.errno in _NO_SPACE or "temporary directory" in str(error)):
             raise  # of a build's own place, which says so itself; or not about this folder
         place = tempfile.tempdir or os.environ.get("TMPDIR", "the system's folder")
-        raise UserError(f"{place}: no room for temporary files; free some, or set TMPDIR to another folder") from error
+        raise UserError(f"{place}: no space for temporary files; free some, or set TMPDIR to another folder") from error
 
 
 _in_areas: set[str] = set()  # where the temporary files of running builds lie

@@ -195,7 +195,7 @@ def _read_stdin(read: Any) -> str:
     except OSError as error:
         raise StreamError(f"standard input: cannot be read: {(error.strerror or str(error)).lower()}") from None
     if len(text) > MAX_INPUT_BYTES:
-        raise StreamError(f"standard input: holds more than {MAX_INPUT_BYTES >> 20} MiB, which is no prompt")
+        raise StreamError(f"standard input: more than {MAX_INPUT_BYTES >> 20} MiB, too much for a prompt")
     return text
 
 

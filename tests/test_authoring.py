@@ -68,10 +68,10 @@ def test_a_new_recipe_is_what_a_person_would_have_written(tmp_path: Path) -> Non
     assert load_recipe(path) == new.recipe
     assert new.decisions == (
         "name: tiny-llama, after the checkpoint",
-        "reference.checkpoint: left out, for a folder is not everywhere: give --checkpoint SRC",
+        "reference.checkpoint: left out, because a folder is only on this machine: pass --checkpoint SRC",
         "export.context: 512 positions of the 512 that it was trained for",
         "export.residual_scale: auto, what a verified build measures that float16 and the engine need",
-        "everything else is what config.json says, and transformers' defaults where it is silent",
+        "everything else comes from config.json, or from transformers' defaults where config.json has none",
     )
 
 
@@ -168,8 +168,8 @@ def test_custom_code_is_data_and_another_name_is_offered(checkpoint: Path) -> No
     with pytest.raises(CheckpointError) as caught:
         new_recipe(checkpoint)
     assert list(caught.value.problems) == [
-        "config.json: model_type: tiny: not known, but architectures says LlamaForCausalLM\n"
-        "  `--as llama` reads it as that family's"
+        "config.json: model_type: tiny: unknown, but architectures says LlamaForCausalLM\n"
+        "  to read it as that family's, add `--as llama`"
     ]
     assert new_recipe(checkpoint, "llama").recipe.model == new_recipe(TINY).recipe.model
 
@@ -206,7 +206,7 @@ def test_the_commands_print_write_and_end_as_they_should(tmp_path: Path, checkpo
     out = tmp_path / "made.yaml"
     assert recipe("new", TINY, "-o", out)[:2] == (0, "")
     assert load_recipe(out) == new_recipe(TINY).recipe
-    assert recipe("new", TINY, "-o", out) == (2, "", f"{out}: exists already; give another name with -o\n")
+    assert recipe("new", TINY, "-o", out) == (2, "", f"{out}: already exists; choose another name with -o\n")
     assert recipe("new", TINY)[1] == out.read_text()
     assert recipe("diff", "tiny-llama", TINY) == (0, "the same model\n", "")
     status, printed, _ = recipe("diff", "qwen3-0.6b", "qwen3-4b", "--json")
@@ -247,7 +247,7 @@ def test_a_draft_goes_into_the_recipe_of_its_target(tmp_path: Path) -> None:
     path.write_text(new.text)
     assert load_recipe(path) == recipe
     assert new.recipe.export.functions.score == 5
-    assert "export.functions.score: 5, the last token and those drafted" in new.decisions
+    assert "export.functions.score: 5, for the last token and the drafted ones" in new.decisions
     write_config(draft, backbone_hidden_size=48)
     with pytest.raises(CheckpointError) as caught:
         new_recipe(target, draft=draft)
@@ -273,7 +273,7 @@ def test_config_json_alone_is_enough_and_its_tensors_are_said_to_be_unchecked(tm
     (tmp_path / "config.json").write_text(json.dumps(config))
     made = new_recipe(tmp_path / leaf)
     assert made.recipe.model.hidden_size == 64
-    assert made.decisions[-1] == f"its tensors are not checked: {tmp_path} holds config.json and no weights"
+    assert made.decisions[-1] == f"its tensors were not checked: {tmp_path} holds config.json and no weights"
 
 
 def test_an_unknown_config_that_says_nothing_is_not_called_a_llama(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_new_recipe_of_a_stream_that_cannot_be_scaled_asks_for_nothing() -> No
 
 def test_what_is_left_out_of_a_config_is_said_by_new_diff_and_validate(checkpoint: Path, tmp_path: Path) -> None:
     write_config(checkpoint, internal_version="7.2", rope_scaling=None)
-    note = 'internal_version: "7.2": left out, no model of transformers has such a field'
+    note = 'internal_version: "7.2": left out, no model in transformers has this field'
     assert note in new_recipe(checkpoint).decisions
     heard: list[str] = []
     assert compare("tiny-llama", str(checkpoint), heard.append) == []

@@ -211,7 +211,7 @@ def test_a_recipe_in_a_bundle_extends_nothing(bundle: Path, tmp_path: Path) -> N
     recipe = bundle / "recipe.yaml"
     recipe.write_text(f"extends: {tmp_path}/outside.yaml\n{recipe.read_text()}")
     seal_again(bundle)
-    assert opened(bundle) == (f"{recipe}:1:1: extends: a bundle's recipe is whole: it extends no other",)
+    assert opened(bundle) == (f"{recipe}:1:1: extends: a bundle's recipe is complete and extends no other",)
 
 
 def test_another_recipe_than_the_sealed_one_is_named(bundle: Path) -> None:
@@ -229,12 +229,12 @@ def make_pipe(path: Path) -> str:
 
 def make_device(path: Path) -> str:
     path.symlink_to("/dev/zero")
-    return "is a link that leads out of the bundle"
+    return "is a link to a place outside the bundle"
 
 
 def make_outside(path: Path) -> str:
     path.symlink_to("/etc/passwd")
-    return "is a link that leads out of the bundle"
+    return "is a link to a place outside the bundle"
 
 
 def make_huge(path: Path) -> str:

@@ -227,7 +227,7 @@ def test_a_bundle_with_notes_in_it_is_kept_before_any_checkpoint_is_opened(bundl
     with pytest.raises(BundleError) as caught:
         build(NAME, "no/such-checkpoint", bundle.path.parent, verified=False)
     assert caught.value.problems == (
-        f"{bundle.path} is kept, for it holds what no build wrote: notes.txt; choose another --out",
+        f"{bundle.path} is kept, because it holds files that no build wrote: notes.txt; choose another --out",
     )
     assert contents(bundle.path) == before
 
@@ -296,7 +296,7 @@ def test_a_bundle_of_an_earlier_format_is_ours_to_replace_and_not_to_be_read(bun
     with pytest.raises(BundleError) as caught:
         Bundle.open(bundle.path)
     assert caught.value.problems == (
-        f"{bundle.path}: manifest.json has format 1 of an older version, this one reads format 2: build it again",
+        f"{bundle.path}: manifest.json has format 1 of an older version; this version reads format 2: build it again",
     )
     check_place(bundle.path)  # raises for what is not a bundle
     assert is_bundle(bundle.path)
@@ -323,7 +323,7 @@ def test_a_place_without_a_bundle_is_named(tmp_path: Path, place: str) -> None:
         path.write_text("")
     elif place == "an empty folder":
         path.mkdir()
-    with pytest.raises(BundleError, match="no bundle is here"):
+    with pytest.raises(BundleError, match="not a bundle"):
         Bundle.open(path)
 
 
@@ -407,7 +407,9 @@ def test_no_space_is_said_before_anything_is_converted(
     with pytest.raises(BundleError) as caught:
         build(NAME, CHECKPOINT, bundle.path.parent, verified=False)
     (problem,) = caught.value.problems
-    assert re.fullmatch(rf"{re.escape(str(bundle.path.parent))}: \S+ \wB are needed and \S+ \wB are free.*", problem)
+    assert re.fullmatch(
+        rf"{re.escape(str(bundle.path.parent))}: \S+ \wB are needed, but only \S+ \wB are free.*", problem
+    )
     monkeypatch.undo()
     assert_untouched(bundle, first)
 
@@ -437,4 +439,4 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_written(tmp
 def test_a_recipe_without_a_checkpoint_asks_for_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         build(NAME, None, tmp_path / "out", verified=False)
-    assert caught.value.problems == ("tiny-llama: the recipe names no checkpoint: give one with --checkpoint SRC",)
+    assert caught.value.problems == ("tiny-llama: the recipe names no checkpoint: pass one with --checkpoint SRC",)

@@ -88,13 +88,13 @@ def test_a_plan_is_made_without_weights(run: Run) -> None:
 def test_a_build_needs_a_checkpoint_from_somewhere(run: Run, tmp_path: Path) -> None:
     status, _, err = run("build", "tiny-llama", "--out", tmp_path)
     assert status == 2
-    assert err == "tiny-llama: the recipe names no checkpoint: give one with --checkpoint SRC\n"
+    assert err == "tiny-llama: the recipe names no checkpoint: pass one with --checkpoint SRC\n"
 
 
 def test_the_checkpoint_of_another_model_is_refused_before_anything_is_written(run: Run, tmp_path: Path) -> None:
     status, _, err = run("build", "smollm2-135m", "--checkpoint", TINY, "--out", tmp_path / "dist")
     assert status == 2
-    assert "model.embed_tokens.weight is (512, 96), the recipe needs (49152, 576)" in err
+    assert "model.embed_tokens.weight is (512, 96), but the recipe needs (49152, 576)" in err
     assert not (tmp_path / "dist").exists()
 
 
@@ -163,13 +163,13 @@ def test_a_full_disk_is_said_before_anything_is_converted(
 def test_a_folder_that_is_no_bundle_is_said_to_be_none(run: Run, tmp_path: Path) -> None:
     status, _, err = run("run", tmp_path, "hello")
     assert status == 2
-    assert f"{tmp_path}: no bundle is here" in err
+    assert f"{tmp_path}: not a bundle" in err
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_anything_is_generated(run: Run, tiny_bundle: Path) -> None:
     status, out, err = run("run", tiny_bundle, "In the beginning " * 200)
     assert (status, out) == (2, "")
-    assert "the bundle's context holds 256" in err
+    assert "but the bundle's context is 256" in err
 
 
 def test_running_into_the_end_of_the_context_stops_with_length(run: Run, tiny_bundle: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_rotary_that_the_reference_does_not_have_is_status_2_with_its_line(run
     column = lines[number - 1].index("proportional") + 1
     assert f"{recipe}:{number}:{column}: model.kinds.full.rotary.kind: `partial` here" in err
     assert "15.4 dB on Gemma 4's global layers, where text stays fluent and fewer drafted tokens are accepted" in err
-    assert "write `kind: proportional`; if another architecture is meant, say `reference: null`" in err
+    assert "write `kind: proportional`; for another architecture, set `reference: null`" in err
 
 
 def test_help_is_short_and_a_flag_has_no_type(run: Run) -> None:
@@ -276,7 +276,7 @@ def test_what_a_template_is_given_is_a_yaml_scalar(run: Run, tiny_bundle: Path) 
         "--template k=[1]: the value must be a word, a number, true or false",
         "--template two: one was given too; name one chat template",
     ]
-    assert "has no chat template to be given" in run(*ask, "--template", "enable_thinking=false")[2]
+    assert "has no chat template for the variables" in run(*ask, "--template", "enable_thinking=false")[2]
 
 
 @pytest.mark.parametrize(

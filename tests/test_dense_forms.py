@@ -78,7 +78,7 @@ def test_a_stream_that_nothing_would_scale_back_is_refused() -> None:
 def test_learned_positions_end_the_context() -> None:
     data = read("gpt2-plain").model_dump()
     data["export"]["context"] = 257
-    with pytest.raises(ValueError, match="257 positions, and 256 are learned: there are no rows for the others"):
+    with pytest.raises(ValueError, match="257 positions, and 256 are learned: the others have no rows"):
         Recipe.model_validate(data)
 
 

@@ -127,5 +127,5 @@ def test_two_changes_of_unit_a_step_are_planned() -> None:
 
 
 def test_more_tokens_than_a_call_of_score_verifies_are_refused() -> None:
-    with pytest.raises(UserError, match=r"draft\.steps: 5 tokens a call are more than the 4 that `score` verifies"):
+    with pytest.raises(UserError, match=r"draft\.steps: 5 tokens per call are more than the 4 that `score` verifies"):
         load_recipe("gemma4-tiny", ["draft.steps=5"])

@@ -274,7 +274,7 @@ def test_whatever_escapes_is_one_sentence_and_status_70(
     status, out, err = run("list")
     assert (status, out) == (70, "")
     assert err.startswith(f"recipe list: {type(error).__name__}")
-    assert "this is a fault of recipe's own: please report it with the traceback that RECIPE_TRACEBACK=1 shows\n" in err
+    assert "this is a bug in recipe: please report it with the traceback that RECIPE_TRACEBACK=1 shows\n" in err
     assert len(err.splitlines()) == 1
     monkeypatch.setenv("RECIPE_TRACEBACK", "1")
     status, _, err = run("list")

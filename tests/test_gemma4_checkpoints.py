@@ -73,7 +73,7 @@ def test_a_tensor_of_the_text_part_that_the_recipe_lacks_is_not_left_out(wrapped
     with pytest.raises(CheckpointError) as caught:
         bind_weights(build_decoder(recipe), open_checkpoint(folder))
     assert caught.value.problems == (
-        f"checkpoint {folder}: {stray} (3,) is extra: the weight names `gemma4` do not know it",
+        f"checkpoint {folder}: {stray} (3,) is extra: the weight names `gemma4` have no such parameter",
     )
 
 
@@ -108,8 +108,8 @@ def test_a_draft_of_another_hidden_size_is_refused_with_both_numbers(tmp_path: P
     with pytest.raises(CheckpointError) as caught:
         bind_weights(Draft.build(other), checkpoint)
     assert caught.value.problems == (
-        f"checkpoint {tmp_path}: post_projection.weight is (48, 36), the recipe needs (52, 36)",
-        f"checkpoint {tmp_path}: pre_projection.weight is (36, 96), the recipe needs (36, 104)",
+        f"checkpoint {tmp_path}: post_projection.weight is (48, 36), but the recipe needs (52, 36)",
+        f"checkpoint {tmp_path}: pre_projection.weight is (36, 96), but the recipe needs (36, 104)",
     )
     with pytest.raises(CheckpointError) as caught:
         bind_weights(Draft.build(changed_draft(recipe, hidden_size=40)), checkpoint)

@@ -50,7 +50,7 @@ def test_a_standard_input_that_cannot_be_read_is_a_sentence(tiny_bundle: Path, r
     assert ended == (2, b"", b"standard input: cannot be read: is a directory\n")
     endless = "import os\nos.dup2(os.open('/dev/zero', os.O_RDONLY), 0)"
     ended = run_on_pipes("run", tiny_bundle, "-", before=endless)
-    assert ended == (2, b"", b"standard input: holds more than 16 MiB, which is no prompt\n")
+    assert ended == (2, b"", b"standard input: holds more than 16 MiB, too much for a prompt\n")
 
 
 @pytest.mark.parametrize("opens", [open_checkpoint, open_headers, open_config])
@@ -101,8 +101,8 @@ def test_numbers_are_refused_before_a_bundle_is_opened(words: tuple[str, ...], r
     status, _, err = run(*words, "--temperature", "inf", f"--seed={2**64}")
     assert status == 2
     assert err.splitlines() == [
-        "temperature inf is not a number from 0 on; 0 is greedy",
-        f"seed {2**64} is not in [0, 2**64): leave it out to draw anew each time",
+        "temperature inf must be 0 or more; 0 is greedy",
+        f"seed {2**64} is not in [0, 2**64); without it, every answer differs",
     ]
 
 
@@ -136,8 +136,8 @@ def test_an_odd_override_is_a_sentence(override: str, run: Run) -> None:
         ("raise BaseException('a\\nb')", ":1: raises BaseException: a"),
         ("raise MemoryError", ":1: raises MemoryError"),
         ("def f():\n    f()\nf()", ":2: raises RecursionError: maximum recursion depth exceeded"),
-        ("def f(:", ":1: is not Python: invalid syntax"),
-        ("x = '\0'", ": is not Python: source code string cannot contain null bytes"),
+        ("def f(:", ":1: is not valid Python: invalid syntax"),
+        ("x = '\0'", ": is not valid Python: source code string cannot contain null bytes"),
         ("class E(BaseException):\n    def __str__(self):\n        raise E\nraise E", ":4: raises E"),
         ("import sys\nsys.stdout.close()\n1 / 0", ":3: raises ZeroDivisionError: division by zero"),
     ],

@@ -92,10 +92,10 @@ def test_a_norm_of_the_head_beyond_float16_is_refused_with_the_scale_that_holds_
 def test_where_no_scale_can_be_that_is_said() -> None:
     kinds = {"full": {"mlp": {"kind": "plain"}}}
     (problem,) = mlp_scale_problems({"model": {"kinds": kinds, "layers": [{"repeat": 1, "of": ["full"]}]}})
-    assert problem.message == "the MLP of `full` is plain: only a gated one is linear in `up`"
+    assert problem.message == "the MLP of `full` is plain: only a gated MLP is linear in `up`"
     with pytest.raises(ValueError, match=r"mlp_scale: 0\.3 is not a power of two"):
         changed(FAMILIES["llama"](**SMALL).recipe, mlp_scale=0.3)
     data = FAMILIES["llama"](**SMALL).recipe.model_dump()
     data["reference"], data["model"]["head"]["norm"], data["export"]["head_scale"] = None, "none", 0.5
-    with pytest.raises(ValueError, match=r"head_scale: the head has no norm with weights before it to take it up"):
+    with pytest.raises(ValueError, match=r"head_scale: no norm before the head has weights that could absorb it"):
         Recipe.model_validate(data)

@@ -117,7 +117,7 @@ def test_without_a_checkpoint_a_local_one_is_asked_for_and_no_hub_is_opened(
     status, out, _ = run("verify", built.path, "--json")
     found = json.loads(out)
     assert (status, found["passed"]) == (1, False)
-    reason = "tiny-llama was built from tiny-llama, which is not on the hub: give it with --checkpoint SRC"
+    reason = "tiny-llama was built from tiny-llama, which is not on the hub: pass it with --checkpoint SRC"
     assert {stage["detail"]["skipped"] for stage in found["stages"] if stage["name"] in ("torch", "package")} == {
         reason
     }
@@ -191,7 +191,7 @@ def test_a_drafts_checkpoint_is_held_against_its_own_digests(other: Path) -> Non
     asked = hold_origin(origin, "the draft of llama", None, "org/draft", "--draft SRC")
     assert asked.source is None
     assert asked.reason == (
-        "the draft of llama was built from draft, which is not on the hub: give it with --draft SRC"
+        "the draft of llama was built from draft, which is not on the hub: pass it with --draft SRC"
     )
 
 

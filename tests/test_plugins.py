@@ -246,14 +246,14 @@ def test_an_mlp_that_says_its_sizes_in_its_own_words_is_planned(example: Path, r
 
 
 WRONG = {
-    "1 +": ":1: is not Python: invalid syntax",
+    "1 +": ":1: is not valid Python: invalid syntax",
     "\n1 / 0": ":2: raises ZeroDivisionError: division by zero",
     "import no_such_module": ":1: raises ModuleNotFoundError: No module named 'no_such_module'",
     "raise SystemExit": ":1: raises SystemExit",
-    "x = 1": ": registers nothing: `register` of coreai_recipes.extending is how",
+    "x = 1": ": registers nothing: use `register` of coreai_recipes.extending",
     'register("mlp")(nn.Identity)': ':6: Identity has no schema class: register("mlp", spec=...) names it',
-    'register("mpl", spec=Mine)(Module)': ":6: nothing can be registered as `mpl`: "
-    "there are: attention, mlp, norm, rotary",
+    'register("mpl", spec=Mine)(Module)': ":6: nothing can be registered as `mpl`; "
+    "available: attention, mlp, norm, rotary",
     'register("mlp", spec=Spec)(Module)': ':6: Spec does not say its kind: `kind: Literal["..."]`',
     'register("mlp", spec=int)(Module)': ":6: int does not derive from coreai_recipes.recipe.schema.Spec",
     'register("attention", spec=Mine)(Module)': ":6: Mine does not derive from coreai_recipes.recipe.schema.Attention",
@@ -265,7 +265,7 @@ WRONG = {
     "kinds of mlp: gated, moe, plain",
     'register("mlp", spec=Mine)(Module); register("mlp", spec=Mine)(Module)': ":6: primitive mlp `mine` is already "
     "recipe_plugin_wrong.Module; kinds of mlp: gated, mine, moe, plain",
-    'register_activation("silu")(torch.relu)': ":6: there is an activation `silu` already; there are: silu, gelu, "
+    'register_activation("silu")(torch.relu)': ":6: there is an activation `silu` already; available: silu, gelu, "
     "gelu_tanh, relu, relu2",
 }
 PREAMBLE = """import torch; from typing import Literal; from torch import nn
@@ -285,7 +285,7 @@ def test_a_wrong_plugin_is_one_sentence_and_status_2(text: str, tmp_path: Path, 
 
 def test_a_plugin_that_is_not_there_is_one_sentence(tmp_path: Path, run: Run) -> None:
     assert run("--plugin", "none.py", "list") == (2, "", "none.py: no such file\n")
-    assert run("--plugin", tmp_path, "list") == (2, "", f"{tmp_path}: a folder, not a file of Python\n")
+    assert run("--plugin", tmp_path, "list") == (2, "", f"{tmp_path}: a folder, not a Python file\n")
 
 
 def test_a_plugin_given_twice_is_loaded_once(example: Path, run: Run) -> None:

@@ -93,7 +93,9 @@ def test_wherever_norms_stand_the_scale_changes_nothing_or_is_refused(
 ) -> None:
     """With a norm without weights behind the per-layer input it was taken, and 10 dB of the logits were left."""
     if weight == "none" and (per_layer or placement in ("sandwich", "post")):
-        with pytest.raises(ValueError, match=r"residual_scale: the norms? behind the .* no weight to take it up"):
+        with pytest.raises(
+            ValueError, match=r"residual_scale: the norms? after the .* no weights that could absorb it"
+        ):
             placed(placement, weight, per_layer)
         return
     recipe = placed(placement, weight, per_layer)
@@ -224,4 +226,4 @@ def test_a_scale_that_the_recipe_cannot_have_is_not_proposed(exported: Exported)
     result = StageResult("package_float16", False, detail={"overflowed": ["hidden_1 (rounded)"]})
     (remedy,) = find_remedies(result, subject)
     assert remedy.field == ""
-    assert "no weight to take it up" in str(remedy)
+    assert "no weights that could absorb it" in str(remedy)

@@ -378,7 +378,7 @@ def test_a_second_build_of_one_name_is_told_who_builds_it(dist: Path, live_build
     with pytest.raises(BundleError) as told:
         build(dist / "llama", "mine")
     assert str(told.value) == (
-        f"{dist / 'llama'} is being built by process {live_builder.pid}: wait for it, or choose another --out"
+        f"{dist / 'llama'} is being built by process {live_builder.pid}; wait for it, or choose another --out"
     )
     assert (theirs / "half").exists()  # a live builder's folder is never cleaned
     assert bundle_at(dist / "llama") == "old"
@@ -525,7 +525,7 @@ def test_a_bundle_with_a_users_own_things_in_it_is_kept(dist: Path, case: str) -
     add(dist / "llama")
     before = contents(dist)
     assert refused(dist / "llama") == (
-        f"{dist / 'llama'} is kept, for it holds what no build wrote: {named}; choose another --out"
+        f"{dist / 'llama'} is kept, because it holds files that no build wrote: {named}; choose another --out"
     )
     assert contents(dist) == before
 
@@ -548,7 +548,7 @@ def test_a_users_folder_with_a_manifest_of_its_own_is_kept(dist: Path, manifest:
     before = contents(dist)
     message = refused(dist / "llama")
     assert message.startswith(
-        f"{dist / 'llama'} is not a bundle that a build wrote, and is kept (it holds .git, manifest.json, src; its "
+        f"{dist / 'llama'} is not a bundle that a build wrote, so it is kept (it holds .git, manifest.json, src; its "
     )
     assert message.endswith("; choose another --out")
     assert contents(dist) == before
@@ -581,7 +581,7 @@ def test_notes_that_come_while_a_bundle_is_exchanged_are_kept(dist: Path, monkey
         monkeypatch.setattr(staging._Place, "check", lambda place: (check(place), add_notes(dist / "llama"))[0])
 
     monkeypatch.setattr(staging, "_sync_tree", sync_tree)
-    with pytest.raises(BundleError, match=r"is kept, for it holds what no build wrote: notes\.txt"):
+    with pytest.raises(BundleError, match=r"is kept, because it holds files that no build wrote: notes\.txt"):
         build(dist / "llama", "new")
     assert (dist / "llama" / "notes.txt").read_text() == "mine"
     assert json.loads((dist / "llama" / "manifest.json").read_text())["version"] == "old"
@@ -610,7 +610,7 @@ def test_without_an_exchange_a_folder_in_the_way_of_the_old_bundle_is_named(
     with pytest.raises(BundleError) as told:
         build(dist / "llama", "new")
     assert str(told.value) == (
-        f"{dist / '.llama.previous'} is in the way, and no build wrote it: move it away, or choose another --out"
+        f"{dist / '.llama.previous'} is in the way and was not written by a build; move it, or choose another --out"
     )
     assert bundle_at(dist / "llama") == "old"
     assert names_in(dist) == [".llama.previous", "llama"]
@@ -629,7 +629,7 @@ def test_a_users_file_that_is_called_as_the_lock_is_kept(dist: Path) -> None:
     dist.mkdir()
     (dist / ".llama.lock").write_text("my notes on locks")
     assert refused(dist / "llama") == (
-        f"{dist / '.llama.lock'} is in the way, and no build wrote it: move it away, or choose another --out"
+        f"{dist / '.llama.lock'} is in the way and was not written by a build; move it, or choose another --out"
     )
     assert (dist / ".llama.lock").read_text() == "my notes on locks"
 
@@ -668,7 +668,7 @@ def test_a_full_folder_for_temporary_files_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(UserError) as told, staging.temporary_folder():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert str(told.value) == (f"{tmp_path}: no room for temporary files; free some, or set TMPDIR to another folder")
+    assert str(told.value) == (f"{tmp_path}: no space for temporary files; free some, or set TMPDIR to another folder")
     assert names_in(tmp_path) == []
 
 

@@ -114,7 +114,7 @@ def test_a_chat_has_commands_and_says_what_it_does_not_know(tiny_bundle: Path) -
     assert [line.split()[0] for line in said[1:5]] == ["/help", "/reset", "/system", "/quit"]
     assert said[5] == "/resett: no such command: /help lists the commands"
     assert said[6] == "/reset takes no argument: /help lists the commands"
-    assert said[7].endswith("its tokenizer has no chat template, which --system needs: put the text into the prompt")
+    assert said[7].endswith("--system needs a chat template, and its tokenizer has none: put the text into the prompt")
     assert said[8] == "new conversation"
     assert said[9].startswith("2 tokens")  # a path is no command
     assert out

@@ -50,7 +50,7 @@ def apply(audited: Audited, path: Path) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(applied_text(audited))
     except FileExistsError:
-        raise UserError(f"{path}: exists already; give another name with --apply") from None
+        raise UserError(f"{path}: already exists; choose another name with --apply") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from None
 

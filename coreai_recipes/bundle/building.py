@@ -280,4 +280,4 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
 def _check_space(folder: Path, named: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise BundleError(f"{named}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
+        raise BundleError(f"{named}: {needed / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free")

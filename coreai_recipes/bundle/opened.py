@@ -48,7 +48,9 @@ class Bundle:
         try:
             manifest, report = read_manifest(path), read_report(path)
         except (FileNotFoundError, NotADirectoryError):
-            raise BundleError(f"{path}: no bundle is here ({MANIFEST} and {REPORT} make one): recipe build") from None
+            raise BundleError(
+                f"{path}: not a bundle: it has no {MANIFEST} and {REPORT}; `recipe build` writes one"
+            ) from None
         except OSError as error:
             raise BundleError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
         from coreai_recipes.planning.contract import hold_manifest

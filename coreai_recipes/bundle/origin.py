@@ -61,7 +61,7 @@ def hold_origin(
             given = named
         else:
             return Held(
-                reason=f"{built} was built from {origin.source}, which is not on the hub: give it with {option}"
+                reason=f"{built} was built from {origin.source}, which is not on the hub: pass it with {option}"
             )
     source = given if isinstance(given, Checkpoint) else open_checkpoint(given)
     facts = Facts(origin.sha256, origin.bytes, origin.config_sha256, bundle)

@@ -128,9 +128,9 @@ def _verify_random(
     progress: "Progress | None",
 ) -> "Report":
     if isinstance(target, Bundle):
-        raise UserError(f"--random takes a recipe: {target.path} is a bundle, which has weights of its own")
+        raise UserError(f"--random needs a recipe, and {target.path} is a bundle, which has weights")
     if any(source is not None for source in given):
-        raise UserError("--random makes the weights itself: give no --checkpoint and no --draft beside it")
+        raise UserError("--random creates the weights: leave out --checkpoint and --draft")
     from coreai_recipes.verification.random_checkpoint import RandomCheckpoint, make_affordable
     from coreai_recipes.verification.run import run_stages
 

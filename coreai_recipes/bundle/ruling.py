@@ -15,7 +15,7 @@ class RuleError(Exception):
     other failure."""
 
     def __init__(self, lint: "Lint", notes: tuple[str, ...] = ()) -> None:
-        super().__init__("the engine's rules are broken")
+        super().__init__("the package breaks rules of the engine")
         self.lint, self.notes = lint, notes
 
 

@@ -32,7 +32,7 @@ def start_scale(recipe: Recipe, verified: bool) -> tuple[Recipe, bool, str | Non
         return recipe, False, None
     why = "; ".join(problem.message for problem in scale_problems(recipe.model_dump()))
     if not why and not verified:
-        why = "without verification nothing is measured"
+        why = "without verification, nothing is measured"
     return with_scale(recipe, 1.0), not why, f"{FIELD}: auto is 1: {why}" if why else None
 
 
@@ -91,7 +91,7 @@ def prove_and_scale(
     from coreai_recipes.verification.stages import STAGES
 
     if subject.package is None:
-        raise ValueError("there is no package to be measured")
+        raise ValueError("there is no package to measure")
     subject.peaks = peaks = peaks_of(subject.recipe, subject.package)
     early = run_on(subject, EARLY, [name for name in required if name in EARLY])
     if not early.passed:

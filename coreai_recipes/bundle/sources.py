@@ -20,7 +20,7 @@ def find_checkpoint(recipe: Recipe, checkpoint: "Checkpoint | str | Path | None"
     if checkpoint is not None:
         return open_checkpoint(checkpoint)
     if recipe.reference is None or recipe.reference.checkpoint is None:
-        raise CheckpointError(f"{recipe.name}: the recipe names no checkpoint: give one with --checkpoint SRC")
+        raise CheckpointError(f"{recipe.name}: the recipe names no checkpoint: pass one with --checkpoint SRC")
     return open_checkpoint(recipe.reference.checkpoint)
 
 
@@ -29,7 +29,7 @@ def find_draft(recipe: Recipe, draft: "Checkpoint | str | Path | None") -> tuple
     if recipe.draft is None and draft is None:
         return recipe, None
     if draft is None and recipe.draft is not None and recipe.draft.reference.checkpoint is None:
-        raise CheckpointError(f"{recipe.name}: the recipe's draft names no checkpoint: give one with --draft SRC")
+        raise CheckpointError(f"{recipe.name}: the recipe's draft names no checkpoint: pass one with --draft SRC")
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.checkpoint.open import open_checkpoint
 

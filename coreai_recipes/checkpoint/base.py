@@ -95,7 +95,7 @@ class Checkpoint(ABC):
         """transformers' own tokenizer of the checkpoint, or a NotLoaded that says why there is none."""
         from coreai_recipes.checkpoint.auto_tokenizer import NotLoaded
 
-        return NotLoaded(f"{self.source}: transformers reads no tokenizer of it")
+        return NotLoaded(f"{self.source}: transformers cannot read a tokenizer from it")
 
     def is_comparable(self, text: str) -> bool:
         """Whether `load_tokenizer`'s reading of `text` is one to be held to: of a GGUF, transformers reads less than is

@@ -70,7 +70,7 @@ class HubHeaders(Unread):
         self.path, commit = download_files(repo_id, revision, token, SETTINGS_PATTERNS)
         self.source = f"{repo_id}@{commit}"
         if not (self.path / "config.json").is_file():
-            raise CheckpointError(f"{self.place}: has no config.json, so it is no model of transformers")
+            raise CheckpointError(f"{self.place}: has no config.json, so transformers cannot read it")
         self.config = read_settings(self.path / "config.json", self.place)
         index = self.path / "model.safetensors.index.json"
         files = sorted(set(read_index(index, self.place).values())) if index.is_file() else ["model.safetensors"]
@@ -219,20 +219,20 @@ def explain_hub_error(error: Exception, repo_id: str, revision: str | None) -> s
         return f"is gated: ask for access at {page}, then run `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"no folder of that name is here, and {constants.ENDPOINT} has no such model, or it is private: check the "
-            "name, or run `hf auth login` or set HF_TOKEN"
+            f"there is no folder of that name here, and {constants.ENDPOINT} has no such model, or it is private: "
+            "check the name, or run `hf auth login` or set HF_TOKEN"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"has no revision {revision or 'main'}: its branches and tags are at {page}/tree/main"
     if isinstance(error, incomplete):
         return (
             f"is cached only in part{at} ({describe_missing(repo_id, revision)}), and "
-            f"{describe_connection(error)}: run this once with the network on"
+            f"{describe_connection(error)}: run this once online"
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (
             f"is not in the cache{at} ({constants.HF_HUB_CACHE}), and {describe_connection(error)}: "
-            "run this once with the network on, or give a folder (none of that name is here)"
+            "run this once online, or give a folder (there is none of that name here)"
         )
     if isinstance(error, errors.HfHubHTTPError | errors.OfflineModeIsEnabled) or is_network_error(error):
         return f"cannot be downloaded{at}: {describe_connection(error)}"
@@ -246,8 +246,8 @@ def not_a_hub(found: str) -> str:
     from huggingface_hub import constants
 
     return (
-        f"{constants.ENDPOINT} answered what no hub answers ({found}): is HF_ENDPOINT right, or does a network's login "
-        "page stand between?"
+        f"{constants.ENDPOINT} did not answer like a hub ({found}): check HF_ENDPOINT, or whether a network's "
+        "login page is in between"
     )
 
 

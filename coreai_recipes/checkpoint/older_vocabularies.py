@@ -37,7 +37,7 @@ def read_ids(path: Path) -> dict[str, int]:
     if path.name == "vocab.json":
         found = read_object(path)
         if not all(type(index) is int for index in found.values()):
-            raise FileError(f"{path.name} holds other than ids: it is no vocabulary")
+            raise FileError(f"{path.name} holds more than ids: it is not a vocabulary")
         return found
     if path.name == "vocab.txt":
         text = read_bytes(path).decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
@@ -48,7 +48,7 @@ def read_ids(path: Path) -> dict[str, int]:
     try:
         ids = _ranks(content) if TIKTOKEN.match(content[:4096]) else _pieces(content)
     except ValueError:
-        raise FileError(f"{path.name} is neither sentencepiece's nor tiktoken's, or it was cut short") from None
+        raise FileError(f"{path.name} is neither sentencepiece's nor tiktoken's, or it was truncated") from None
     # other classes put tokens of their own before sentencepiece's
     return ids if path.name == "tokenizer.model" else {}
 
@@ -70,7 +70,7 @@ def _pieces(content: bytes) -> dict[str, int]:
             text = next((value for number, value in _fields(message) if number == 1), b"")
             found[text.decode("utf-8", "replace")] = len(found)
     if not found:
-        raise ValueError("no piece")
+        raise ValueError("no pieces")
     return found
 
 

@@ -104,7 +104,7 @@ def find_path(src: str | Path) -> Path:
     if isinstance(src, str) and src.startswith(EMBEDDED):
         path = data_folder("examples") / src.removeprefix(EMBEDDED)
         if not os.path.isdir(path):
-            raise CheckpointError(f"checkpoint {src}: no such checkpoint ships with the package")
+            raise CheckpointError(f"checkpoint {src}: the package ships no such checkpoint")
         return path
     return Path(os.path.expanduser(src))  # unlike Path's own, it leaves the name of no user as it is
 
@@ -117,7 +117,7 @@ def split_hub_id(src: str | Path) -> tuple[str, str | None]:
     if match["revision"] is None and str(src).endswith(FILE_SUFFIXES):
         raise CheckpointError(f"checkpoint {src}: no such file")
     if ".." in (match["revision"] or ""):  # which git has in no name either
-        raise CheckpointError(f"checkpoint {src}: {match['revision']} is no revision")
+        raise CheckpointError(f"checkpoint {src}: {match['revision']} is not a revision")
     try:
         from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # noqa: F401
     except ValueError as error:  # it reads its settings as it is imported

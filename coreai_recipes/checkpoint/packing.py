@@ -153,7 +153,7 @@ def find_foreign(stored: Mapping[str, TensorInfo]) -> str | None:
             more = f" and {len(found) - 1} more are" if len(found) > 1 else " is"
             return (
                 f"{min(found)} ({stored[min(found)].dtype}){more} packed by {packer}, and packed weights are not read\n"
-                "  take the checkpoint that they were quantised from, or a GGUF file of the model"
+                "  use the checkpoint that they were quantised from, or a GGUF file of the model"
             )
     return None
 

@@ -33,7 +33,7 @@ MOST_INDEXED = 1 << 18  # over all shards; Kimi K2, with 384 experts in 61 layer
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 PICKLE_REASON = (
-    "a pickle runs code of its author's when it is loaded; convert it to safetensors where you trust it "
+    "a pickle runs its author's code when it is loaded; convert it to safetensors on a machine where you trust it "
     "(transformers: from_pretrained, then save_pretrained)"
 )
 SHARD_NAME = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
@@ -78,7 +78,7 @@ class SafetensorsCheckpoint(Checkpoint):
         shape = self.tensors[name].shape
         wanted = range(shape[0] if shape else 1) if rows is None else rows
         if wanted.step != 1 or wanted.start < 0 or (wanted.stop > (shape[0] if shape else 1)):
-            raise ValueError(f"{name} is {shape}: {wanted} is no run of its rows")
+            raise ValueError(f"{name} is {shape}: {wanted} is not a range of its rows")
         packed = self._packed.get(name)
         return packed.blocks(self._read_stored, wanted) if packed else self._stream_rows(name, wanted)
 
@@ -87,9 +87,9 @@ class SafetensorsCheckpoint(Checkpoint):
         if dtype in FLOAT_DTYPES or name in self._packed:
             return None
         if dtype == FP8:
-            return f"is stored as {dtype}, and no {name}{SCALE} is here that fits it: take the release in BF16"
+            return f"is stored as {dtype}, and no {name}{SCALE} is here that fits it: use the release in BF16"
         if dtype.startswith(("F4", "F6", "F8")):
-            return f"is stored as {dtype}, whose scales are not applied: take the release in BF16"
+            return f"is stored as {dtype}, whose scales are not applied: use the release in BF16"
         return f"is stored as {dtype}: a weight is BF16, F16, F32 or F64"
 
     def weight_files(self) -> dict[str, Path]:
@@ -149,7 +149,7 @@ class SafetensorsCheckpoint(Checkpoint):
         if why := why_no_shard(name):
             problems.append(why)
         elif not (self._folder / name).is_file():
-            problems.append(f"{name} is missing: the index says that it holds {tensors} tensors; download it again")
+            problems.append(f"{name} is missing: the index lists {tensors} tensors in it; download it again")
         else:
             self._add_file(name, problems)
 
@@ -172,13 +172,13 @@ class SafetensorsCheckpoint(Checkpoint):
                     tensors[name] = TensorInfo(name, entry.shape, entry.dtype, file)
         for name, file in (index or {}).items():
             if file in self._files and name not in self._files[file].tensors:
-                problems.append(f"{name} is not in {file}, where the index says it is")
+                problems.append(f"{name} is not in {file}, where the index places it")
         return tensors
 
     def _read_config(self, problems: list[str]) -> dict[str, Any]:
         path = self._folder / "config.json"
         if not path.is_file():
-            problems.append("has no config.json; copy it from where the weights came from")
+            problems.append("has no config.json; copy it from the source of the weights")
             return {}
         try:
             return read_settings(path, self.place)
@@ -229,7 +229,7 @@ def read_index(path: Path, place: str) -> dict[str, str]:
     """The `weight_map` of an index: tensor name to file name."""
     weight_map = read_json_object(path, place, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{place}: {path.name} has no weight_map, which says where each tensor is")
+        raise CheckpointError(f"{place}: {path.name} has no weight_map, which locates each tensor")
     if len(weight_map) > MOST_INDEXED:
         raise CheckpointError(f"{place}: {path.name} names {len(weight_map)} tensors; at most {MOST_INDEXED} are read")
     wrong = [name for name, file in weight_map.items() if not (name.isprintable() and isinstance(file, str) and file)]
@@ -261,7 +261,7 @@ def refuse_wrong_file(path: Path, place: str) -> None:
         raise CheckpointError(f"{place}: is neither a .safetensors nor a .gguf file")
     shard = SHARD_NAME.search(path.name)
     if shard and int(shard[1]) > 1:
-        raise CheckpointError(f"{place}: is one of {int(shard[1])} shards; give the folder that holds them all")
+        raise CheckpointError(f"{place}: is one of {int(shard[1])} shards; give the folder that holds all of them")
 
 
 def find_lone_file(folder: Path, place: str) -> str:
@@ -273,7 +273,7 @@ def find_lone_file(folder: Path, place: str) -> str:
     if found:
         raise CheckpointError(
             f"{place}: holds {', '.join(found[:3])}{' ...' if len(found) > 3 else ''} but no "
-            "model.safetensors.index.json, which says what each shard holds; download it too"
+            "model.safetensors.index.json, which lists the tensors of each shard; download it too"
         )
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
@@ -290,7 +290,7 @@ def open_unchanged(stored: StoredFile, place: str) -> io.FileIO:
     stat = os.fstat(file.fileno())
     if (stat.st_size, stat.st_mtime_ns) != (stored.size, stored.changed):
         file.close()
-        raise CheckpointError(f"{place}: {stored.path.name} has changed since its header was read; start again")
+        raise CheckpointError(f"{place}: {stored.path.name} changed after its header was read; start again")
     return file
 
 
@@ -303,5 +303,5 @@ def fill_from(file: io.FileIO, view: memoryview, path: Path, place: str) -> None
         except OSError as error:
             raise CheckpointError(f"{place}: {path.name} cannot be read: {error.strerror or error}") from error
         if not count:
-            raise CheckpointError(f"{place}: {path.name} ends early; it was cut short while it was read")
+            raise CheckpointError(f"{place}: {path.name} ends early; it was truncated while it was read")
         filled += count

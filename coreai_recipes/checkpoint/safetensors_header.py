@@ -72,11 +72,11 @@ def check_length(prefix: bytes, size: int) -> int:
     length = int.from_bytes(prefix, "little")
     if length > size - 8:
         raise HeaderError(
-            f"says that its header is {length} bytes long, and the file has {size}: "
-            "it is not a safetensors file, or it was cut short"
+            f"states that its header is {length} bytes long, and the file has {size}: "
+            "it is not a safetensors file, or it was truncated"
         )
     if length > MAX_HEADER_BYTES:
-        raise HeaderError(f"says that its header is {length} bytes long; at most {MAX_HEADER_BYTES} are read")
+        raise HeaderError(f"states that its header is {length} bytes long; at most {MAX_HEADER_BYTES} are read")
     return length
 
 
@@ -84,7 +84,7 @@ def parse_header(header: bytes, data_bytes: int) -> dict[str, HeaderTensor]:
     """The entries of a header's JSON. They must fill `data_bytes` without a gap or an overlap; else HeaderError."""
     # Before it is parsed: an entry of 60 bytes is ten times that in memory.
     if sum(map(header.count, (b",", b"[", b"{"))) > MOST_VALUES or header.count(b'"data_offsets"') > MOST_TENSORS:
-        raise HeaderError(f"has a header with more than {MOST_TENSORS} tensors, or values for as many")
+        raise HeaderError(f"has a header with more than {MOST_TENSORS} tensors, or the values of as many")
     try:
         entries = load_json(header, object_pairs_hook=refuse_duplicates)
     except HeaderError:
@@ -102,9 +102,11 @@ def parse_header(header: bytes, data_bytes: int) -> dict[str, HeaderTensor]:
             raise HeaderError(f"has a header in which {name} {what} {previous}: it starts at {tensor.start}, not {end}")
         end, previous = tensor.stop, name
     if end > data_bytes:
-        raise HeaderError(f"was cut short: its tensors need {end} bytes after the header, and {data_bytes} are there")
+        raise HeaderError(
+            f"was truncated: its tensors need {end} bytes after the header, but only {data_bytes} are there"
+        )
     if end < data_bytes:
-        raise HeaderError(f"has {data_bytes - end} bytes after its last tensor that belong to none")
+        raise HeaderError(f"has {data_bytes - end} bytes after its last tensor that belong to no tensor")
     return tensors
 
 

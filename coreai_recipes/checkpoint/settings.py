@@ -55,7 +55,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice!a:.80} stands twice")
+        raise ValueError(f"{twice!a:.80} occurs twice")
     return content
 
 

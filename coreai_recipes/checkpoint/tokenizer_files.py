@@ -69,7 +69,7 @@ def _problems(folder: Path, rows: int, place: str) -> Iterator[str]:
         except FileError as error:
             yield str(error)
         except TokenizerError as error:
-            yield f"{TOKENIZER} is no tokenizer: {error}"
+            yield f"{TOKENIZER} is not a tokenizer: {error}"
     elif not older:
         yield f"has no tokenizer: neither {TOKENIZER} nor {' nor '.join(OLDER)}"
     declared = {**_declared_ids(config, objects.get("added_tokens.json", {})), **vocabulary}
@@ -77,13 +77,13 @@ def _problems(folder: Path, rows: int, place: str) -> Iterator[str]:
     beyond = {text: index for text, index in declared.items() if index >= rows and text not in placeholders}
     if beyond:
         text, index = max(beyond.items(), key=lambda item: item[1])
-        more = f" and {len(beyond) - 1} more such" if len(beyond) > 1 else ""
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
         yield (
             f"its tokenizer has the token {text!r:.60} with id {index}{more}, but the table has {rows} rows: "
-            "take the tokenizer that the weights were made with"
+            "use the tokenizer that the weights were trained with"
         )
     if not _are_templates(config.get("chat_template")):
-        yield f"its chat template is not a template: {CONFIG} has {config['chat_template']!r:.60} there"
+        yield f"its chat template is invalid: {CONFIG} has {config['chat_template']!r:.60} there"
     try:
         templates = read_templates(folder, config)
     except FileError as error:
@@ -124,7 +124,7 @@ def check_ids(tokens: Tokens, folder: Path, rows: int, place: str) -> None:
     CheckpointError.collect(
         f"{place}: {'an end token' if index in tokens.end_tokens else 'the token'} "
         f"{f'{text!r:.60} with' if text else 'with'} id {index}, but the table has {rows} rows: "
-        "take the tokenizer and generation_config.json that the weights were made with"
+        "use the tokenizer and generation_config.json that the weights were trained with"
         for index, text in sorted(beyond.items())[:20]
     )
 
@@ -195,10 +195,12 @@ def check_made(source: Path, place: str, loaded: "Any | NotLoaded") -> None:
         raise CheckpointError(f"{place}: has no tokenizer: neither {TOKENIZER} nor {' nor '.join(OLDER)}")
     if isinstance(loaded, NotLoaded):
         why = _why_not_made(source, older, loaded.reason)
-        raise CheckpointError(f"{place}: has no {TOKENIZER}, and transformers cannot make it: {why}")
+        raise CheckpointError(f"{place}: has no {TOKENIZER}, and transformers cannot convert it: {why}")
     if not has_backend(loaded):
         name = type(loaded).__name__
-        raise CheckpointError(f"{place}: has no {TOKENIZER}, and its {name} is written in Python, so none can be made")
+        raise CheckpointError(
+            f"{place}: has no {TOKENIZER}, and its {name} is written in Python, so it cannot be converted"
+        )
     if not loaded.backend_tokenizer.get_vocab_size(with_added_tokens=False) > len(loaded.all_special_tokens):
         raise CheckpointError(
             f"{place}: has no {TOKENIZER}, and transformers' {type(loaded).__name__} reads no vocabulary from "
@@ -214,7 +216,7 @@ def _why_not_made(source: Path, older: list[str], reason: str) -> str:
         if package := needed_package(source / name):
             return f"{name} needs the package {package}: pip install {package}"
     if older == ["vocab.json"] and not (source / MERGES).is_file():
-        return f"vocab.json is here and {MERGES}, which most tokenizers need beside it, is not ({reason})"
+        return f"vocab.json is here and {MERGES}, which most tokenizers also need, is not ({reason})"
     if UNKNOWN_CLASS in reason:
-        return f"it does not know whose {older[0]} this is: name its tokenizer_class in {CONFIG}"
+        return f"the type of {older[0]} is unknown: name its tokenizer_class in {CONFIG}"
     return reason

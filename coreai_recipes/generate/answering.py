@@ -155,7 +155,7 @@ def answer(
     and for a draft that is not there.
     """
     if raw and (template is not None or variables):
-        raise UserError("--template names the chat template that --raw leaves out: give one of the two")
+        raise UserError("--template and --raw cannot be used together")
     if not raw:
         model.tokenizer.check_template(template, variables)
     check_system(model, system, raw)
@@ -179,10 +179,10 @@ def check_system(model: Model, system: str | None, raw: bool = False) -> None:
         return
     if not model.tokenizer.has_template:
         raise UserError(
-            f"{model.path}: its tokenizer has no chat template, which --system needs: put the text into the prompt"
+            f"{model.path}: --system needs a chat template, and its tokenizer has none: put the text into the prompt"
         )
     if raw:
-        raise UserError("--system needs the chat template that --raw leaves out: give one of the two")
+        raise UserError("--system needs the chat template, which --raw leaves out: use only one of them")
 
 
 def system_messages(system: str | None) -> list[dict[str, str]]:

@@ -41,7 +41,7 @@ class Model:
             text.append(token)
             if token >= self.vocab_size:
                 raise UserError(
-                    f"{self.path}: the package chose the token {token} of {self.vocab_size}: its logits are NaN; "
+                    f"{self.path}: the package returned the token {token} of {self.vocab_size}: its logits are NaN; "
                     "`recipe verify BUNDLE` names the tensor that overflows"
                 )
             return token
@@ -56,30 +56,30 @@ class Model:
         """Raise UserError when there is something to be sampled from what gives no logits."""
         if (asked := sampler.settings.asked) and not self.session.gives_logits:
             raise UserError(
-                f"{self.path}: its package gives the best token and no logits to sample from: leave out "
+                f"{self.path}: its package returns the best token instead of logits, so it cannot sample: leave out "
                 f"{', '.join(asked)}, or build with --set export.outputs=logits"
             )
 
     def check_draft(self) -> None:
         """Raise UserError when the bundle has no draft."""
         if not self.session.has_draft:
-            raise UserError(f"{self.path}: has no draft: build it with --draft SRC, or leave out --draft")
+            raise UserError(f"{self.path}: has no draft model: build it with --draft SRC, or leave out --draft")
 
     def check_prompt(self, token_ids: Sequence[int]) -> None:
         """Raise UserError for a prompt that cannot be answered: empty, too long, or with tokens of another model."""
         context = self.session.context
         if not token_ids:
-            raise UserError("the prompt has no tokens: give it some text")
+            raise UserError("the prompt is empty: give some text")
         if len(token_ids) > context:
             enough = 1 << (len(token_ids) - 1).bit_length()
             raise UserError(
-                f"the prompt has {len(token_ids)} tokens, the bundle's context holds {context}: "
+                f"the prompt has {len(token_ids)} tokens, but the bundle's context is {context}: "
                 f"shorten it, or build with --set export.context={enough}"
             )
         if (highest := max(token_ids)) >= self.vocab_size:
             raise UserError(
-                f"{self.path}: its tokenizer gives the token {highest}, the model has {self.vocab_size} tokens: "
-                "it is the tokenizer of another model"
+                f"{self.path}: its tokenizer produced token {highest}, but the model has {self.vocab_size} tokens: "
+                "the tokenizer belongs to another model"
             )
 
 

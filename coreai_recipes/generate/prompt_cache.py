@@ -32,7 +32,7 @@ class PromptCache:
         self._path, self._session = path, model.session
         states = model.session.states
         if not isinstance(states, dict):
-            raise UserError(f"--prompt-cache {path}: Core ML keeps its states to itself: give --runtime evaluator")
+            raise UserError(f"--prompt-cache {path}: Core ML cannot export its states: use --runtime evaluator")
         self._states: dict[str, Tensor] = states
         self._bundle = identity_of(model.path)
         self._vocab_size = model.vocab_size
@@ -43,7 +43,7 @@ class PromptCache:
         import torch
 
         if self._path.exists() and not self._path.is_file():
-            raise UserError(f"{self._path}: is no file: give another name")
+            raise UserError(f"{self._path}: is not a file; use another name")
         size = sum(state.numel() * state.element_size() for state in self._states.values())
         try:
             with self._path.open("rb") as file:
@@ -53,13 +53,13 @@ class PromptCache:
         except OSError as error:
             raise UserError(f"{self._path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
         if not content.startswith(MAGIC):
-            raise UserError(f"{self._path}: no prompt cache of ours: give another name")
+            raise UserError(f"{self._path}: is not a prompt cache; use another name")
         head, newline, rest = content[len(MAGIC) :].partition(b"\n")
         header = self._read_header(head) if newline else None
         if header is not None and header["bundle"] != self._bundle:
-            raise UserError(f"{self._path}: belongs to another bundle: give another name, or remove it")
+            raise UserError(f"{self._path}: belongs to another bundle; use another name, or remove it")
         if header is None or len(rest) != size + DIGEST or hashlib.sha256(content[:-DIGEST]).digest() != rest[-DIGEST:]:
-            raise UserError(f"{self._path}: is not whole: remove it")
+            raise UserError(f"{self._path}: is damaged; remove it")
         at = 0
         for state in self._states.values():
             length = state.numel() * state.element_size()

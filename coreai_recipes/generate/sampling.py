@@ -35,17 +35,17 @@ class Sampling:
         """Raise UserError with every setting that is none."""
         problems = []
         if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature {self.temperature} is not a number from 0 on; 0 is greedy")
+            problems.append(f"temperature {self.temperature} must be 0 or more; 0 is greedy")
         if not 0 <= self.top_p <= 1:
             problems.append(f"top_p {self.top_p} is not in [0, 1]")
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
-            problems.append(f"seed {str(self.seed)[:40]} is not in [0, 2**64): leave it out to draw anew each time")
+            problems.append(f"seed {str(self.seed)[:40]} is not in [0, 2**64); without it, every answer differs")
         if self.top_k < 0:
-            problems.append(f"top_k {self.top_k} is below 0; 0 is all tokens")
+            problems.append(f"top_k {self.top_k} must be 0 or more; 0 means all tokens")
         if not 0 <= self.min_p <= 1:
             problems.append(f"min_p {self.min_p} is not in [0, 1]")
         if not 0 < self.repetition_penalty < float("inf"):
-            problems.append(f"repetition_penalty {self.repetition_penalty} is not a number above 0; 1 is none")
+            problems.append(f"repetition_penalty {self.repetition_penalty} must be above 0; 1 changes nothing")
         UserError.collect(problems)
 
     @property

@@ -10,7 +10,7 @@ class Stops:
 
     def __init__(self, texts: Sequence[str]) -> None:
         if "" in texts:
-            raise UserError("--stop: the empty text ends every answer: give some text")
+            raise UserError("--stop: an empty text would end every answer at once")
         self._texts = tuple(texts)
         self._held = ""
         self.found = False

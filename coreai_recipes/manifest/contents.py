@@ -51,9 +51,9 @@ def why_kept(folder: Path) -> str | None:
         sealed = read_sealed(folder)
     except (BundleError, FileNotFoundError) as error:
         reason = str(error).splitlines()[0].removeprefix(f"{folder}: ").removeprefix(f"{MANIFEST} ")
-        return f"is not a bundle that a build wrote, and is kept (it holds {_listed(names)}; its {MANIFEST} {reason})"
+        return f"is not a bundle that a build wrote, so it is kept (it holds {_listed(names)}; its {MANIFEST} {reason})"
     foreign = list(foreign_entries(folder, sealed))
-    return f"is kept, for it holds what no build wrote: {_listed(foreign)}" if foreign else None
+    return f"is kept, because it holds files that no build wrote: {_listed(foreign)}" if foreign else None
 
 
 def _opened(folder: Path) -> "os._ScandirIterator[str]":

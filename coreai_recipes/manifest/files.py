@@ -32,7 +32,7 @@ def read_regular(path: Path, most: int, within: Path | None = None) -> bytes:
     nothing is there, else BundleError.
     """
     if _stat(path, within).st_size > most:
-        raise BundleError(f"{path}: is larger than {most >> 20} MiB, which no such file is")
+        raise BundleError(f"{path}: is larger than {most >> 20} MiB, more than such a file can be")
     try:
         # what stood there a moment ago may be a pipe by now
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -45,7 +45,7 @@ def read_regular(path: Path, most: int, within: Path | None = None) -> bytes:
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     if len(content) > most:
-        raise BundleError(f"{path}: is larger than {most >> 20} MiB, which no such file is")
+        raise BundleError(f"{path}: is larger than {most >> 20} MiB, more than such a file can be")
     return bytes(content)
 
 
@@ -55,13 +55,13 @@ def _stat(path: Path, within: Path | None) -> os.stat_result:
         real = path.resolve() if within is not None else None
     except (FileNotFoundError, NotADirectoryError):
         if os.path.lexists(path):
-            raise BundleError(f"{path}: is a link that leads nowhere") from None
+            raise BundleError(f"{path}: is a broken link") from None
         raise
-    except (OSError, RuntimeError) as error:  # a circle of links was a RuntimeError before Python 3.13
-        reason = error.strerror if isinstance(error, OSError) else "a circle of links"
+    except (OSError, RuntimeError) as error:  # a cycle of links was a RuntimeError before Python 3.13
+        reason = error.strerror if isinstance(error, OSError) else "a cycle of links"
         raise BundleError(f"{path}: cannot be read: {(reason or str(error)).lower()}") from None
     if within is not None and real is not None and not real.is_relative_to(within.resolve()):
-        raise BundleError(f"{path}: is a link that leads out of the bundle")
+        raise BundleError(f"{path}: is a link to a place outside the bundle")
     if not stat.S_ISREG(found.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         raise BundleError(f"{path}: is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}, not a file")

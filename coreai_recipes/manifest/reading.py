@@ -28,8 +28,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     _check_format(folder, content)
     if content["format"] != FORMAT:
         raise BundleError(
-            f"{folder}: {MANIFEST} has format {content['format']} of an older version, this one reads format {FORMAT}: "
-            "build it again"
+            f"{folder}: {MANIFEST} has format {content['format']} of an older version; this version reads "
+            f"format {FORMAT}: build it again"
         )
     typed(Manifest, content, f"{folder}: {MANIFEST}")
     return dict(content)

@@ -101,11 +101,11 @@ def _check_tensors(recipe: Recipe, checkpoint: "Checkpoint") -> list[str]:
     from coreai_recipes.decoder.model import build_decoder
 
     if not checkpoint.tensors:
-        return [f"its tensors are not checked: {checkpoint.path} holds config.json and no weights"]
+        return [f"its tensors were not checked: {checkpoint.path} holds config.json and no weights"]
     try:
         decoder = build_decoder(recipe)
     except RecipeError as error:
-        return [f"its tensors are not checked: {'; '.join(error.problems)}"]
+        return [f"its tensors were not checked: {'; '.join(error.problems)}"]
     bind_weights(decoder, checkpoint)
     return []
 
@@ -136,19 +136,19 @@ def _decisions(imported: Imported, source: str | None, chosen: str | None) -> li
     recipe = imported.recipe
     said = [f"name: {recipe.name}, after the checkpoint"]
     if source is None:
-        said.append("reference.checkpoint: left out, for a folder is not everywhere: give --checkpoint SRC")
+        said.append("reference.checkpoint: left out, because a folder is only on this machine: pass --checkpoint SRC")
     room = f" of the {imported.longest} that it was trained for" if imported.longest else ""
     said.append(f"export.context: {recipe.export.context} positions{room}")
     if recipe.export.residual_scale == "auto":
         said.append("export.residual_scale: auto, what a verified build measures that float16 and the engine need")
     if recipe.draft is not None:
-        said.append(f"export.functions.score: {recipe.export.functions.score}, the last token and those drafted")
+        said.append(f"export.functions.score: {recipe.export.functions.score}, for the last token and the drafted ones")
     if chosen:
         said.append(
-            f"reference.model_type: {chosen}, as --as says: verify compares with transformers' {chosen}, and says so"
+            f"reference.model_type: {chosen}, because of --as: verify compares with transformers' {chosen}, and says so"
         )
     said += imported.notes
-    said.append("everything else is what config.json says, and transformers' defaults where it is silent")
+    said.append("everything else comes from config.json, or from transformers' defaults where config.json has none")
     return said
 
 
@@ -164,7 +164,7 @@ def write_new(path: Path, new: NewRecipe) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(new.text)
     except FileExistsError:
-        raise UserError(f"{path}: exists already; give another name with -o") from None
+        raise UserError(f"{path}: already exists; choose another name with -o") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from None
 

@@ -23,7 +23,7 @@ def check_bits(bits: int) -> None:
 def compress_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     if value_at(recipe, "compress", "budget", "kl") is not None and value_at(recipe, "reference", "model_type") is None:
         at: Location = ("compress", "budget", "kl")
-        yield Problem(at, "budget-reference", "without a reference nothing is measured", "leave it out")
+        yield Problem(at, "budget-reference", "without a reference, the loss cannot be measured", "leave it out")
     default, rules = value_at(recipe, "compress", "default", "kind"), value_at(recipe, "compress", "rules")
     if value_at(recipe, "compress", "default") is None:
         default = "float16"
@@ -38,7 +38,7 @@ def _rule_problems(at: Location, rule: Mapping[str, Any], default: Any) -> Itera
     said = [field for field in ("kind", *OF_RULES) if rule.get(field) is not None]
     kind = rule.get("kind") if "kind" in said else default
     if not said:
-        yield Problem(at, "rule-empty", "it changes nothing", "say a `kind`, `bits` or `block`, or leave it out")
+        yield Problem(at, "rule-empty", "this rule changes nothing", "set `kind`, `bits` or `block`, or remove it")
     if not isinstance(kind, str) or kind not in FIELDS:
         return
     for field in said:
@@ -47,5 +47,5 @@ def _rule_problems(at: Location, rule: Mapping[str, Any], default: Any) -> Itera
             hint = f"add `kind: {owner}`" if "kind" not in said else None
             yield Problem((*at, field), "rule-foreign", f"`{kind}` has no {field}", hint)
     if kind == "palettize" and default in FIELDS and default != "palettize" and "bits" not in said:
-        message = f"palettes of how many bits? The default, `{default}`, says none"
+        message = f"`bits` is missing, and the default, `{default}`, has none"
         yield Problem(at, "rule-bits", message, "add `bits: 4`")

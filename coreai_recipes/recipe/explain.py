@@ -78,7 +78,7 @@ def _find(error_type: str, context: Mapping[str, Any], loc: Location, root: Node
 def _problem(found: _Found) -> Problem:
     match found.type:
         case "missing":
-            choices = f"there is only `{found.form.choices[0]}`" if len(found.form.choices) == 1 else None
+            choices = f"the only choice is `{found.form.choices[0]}`" if len(found.form.choices) == 1 else None
             return Problem(found.location, "missing", "missing", found.form.description or choices)
         case "extra_forbidden":
             return Problem(found.location, "key-unknown", "unknown key", _hint_for_unknown(found), at_key=True)
@@ -94,12 +94,12 @@ def _problem(found: _Found) -> Problem:
             return Problem(
                 found.location,
                 "kind-name",
-                "not a name that a kind can have",
-                "a letter, then letters, digits and `_`",
+                "not a valid name for a kind",
+                "use a letter, then letters, digits and `_`",
                 True,
             )
         case "union_tag_not_found":
-            return Problem(found.location, "kind-unsaid", f"says no `kind`: {_one_of(tuple(found.form.kinds))}")
+            return Problem(found.location, "kind-unsaid", f"`kind` is missing: {_one_of(tuple(found.form.kinds))}")
         case "union_tag_invalid":
             tag = _below(found.node, "kind")
             near = nearest(str(tag.value), found.form.kinds)
@@ -120,13 +120,13 @@ def _wrong_value(found: _Found) -> str:
         case "finite_number":
             return f"{value} is not a finite number"
         case "no_figure":
-            return f"{value} names no figure: say what was measured, or what it costs"
+            return f"{value} gives no figure: say what was measured, or what it costs"
         case "string_pattern_mismatch":
             return f"{value} is not a name"
         case "string_too_short" | "too_short":
-            return f"{value}: at least one is needed"
+            return f"{value}: at least one is required"
         case "too_long":
-            return f"{found.context['actual_length']} entries, at most {found.context['max_length']} are possible"
+            return f"{found.context['actual_length']} entries; at most {found.context['max_length']} are allowed"
     return f"{value} is not {_expected(form)}"
 
 

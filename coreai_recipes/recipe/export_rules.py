@@ -16,15 +16,15 @@ def export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 ("export", "functions", function),
                 "function-context",
-                f"{function} takes {query} tokens at a call, the context holds {context}",
+                f"{function} takes {query} tokens per call, but the context is {context}",
             )
     prefill = integer_at(recipe, "export", "functions", "prefill")
     if value_at(recipe, "export", "mlp_layout") == "8x8" and prefill not in (None, 64):
         yield Problem(
             ("export", "mlp_layout"),
             "mlp-layout",
-            f"8x8 is for a prefill of 64 tokens, and this one takes {prefill}",
-            "set export.functions.prefill to 64, or leave mlp_layout out",
+            f"8x8 needs a prefill of 64 tokens, and this one takes {prefill}",
+            "set export.functions.prefill to 64, or remove mlp_layout",
         )
     for name in ("residual_scale", "mlp_scale", "head_scale"):
         scale = value_at(recipe, "export", name)
@@ -61,13 +61,15 @@ def scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         has_weight = value_at(mapping_at(kind, "norm") or model.get("norm"), "weight") != "none"
         if placement in ("post", "sandwich") and not has_weight:
             yield Problem(
-                at, "residual-scale-impossible", f"the norms behind the blocks of `{name}` have no weight to take it up"
+                at,
+                "residual-scale-impossible",
+                f"the norms after the blocks of `{name}` have no weights that could absorb it",
             )
         elif value_at(model, "embedding", "per_layer") is not None and not has_weight:
             yield Problem(
                 at,
                 "residual-scale-impossible",
-                f"the norm behind the per-layer input of `{name}` has no weight to take it up",
+                f"the norm after the per-layer input of `{name}` has no weights that could absorb it",
             )
         if placement == "post" and value_at(kind, "mlp", "kind") == "moe":
             yield Problem(
@@ -94,7 +96,7 @@ def mlp_scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 ("export", "mlp_scale"),
                 "mlp-scale-impossible",
-                f"the MLP of `{name}` is {kind}: only a gated one is linear in `up`",
+                f"the MLP of `{name}` is {kind}: only a gated MLP is linear in `up`",
             )
 
 
@@ -104,6 +106,6 @@ def head_scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     said = value_at(model, "head", "norm")
     norm = mapping_at(model, "norm") if said in (None, "model") else said
     if not isinstance(norm, Mapping) or value_at(norm, "weight") == "none":
-        yield Problem(at, "head-scale-impossible", "the head has no norm with weights before it to take it up")
+        yield Problem(at, "head-scale-impossible", "no norm before the head has weights that could absorb it")
     if recipe.get("draft") is not None:
-        yield Problem(at, "head-scale-impossible", "the draft reads what that norm gives")
+        yield Problem(at, "head-scale-impossible", "the draft reads the output of that norm")

@@ -106,7 +106,7 @@ def _expand_stack(root: Node, stack: str, merging: Merging) -> Node | None:
             expanded[child] = node
             size += _size(node)
             if size > MAX_VALUES:
-                problem = Problem(at, "values-many", f"more than {MAX_VALUES} values, `like` written out")
+                problem = Problem(at, "values-many", f"more than {MAX_VALUES} valuesonce `like` is expanded")
                 merging.problems.append(problem)
                 return None
     new_kinds = replace(kinds, value={name: expanded[name] for name in written})
@@ -128,7 +128,7 @@ def _chain(kinds_at: Location, name: str, kinds: dict[str, Node], merging: Mergi
             )
         elif like.value in chain:
             circle = [*chain[chain.index(like.value) :], like.value]
-            problem = Problem(at, "like-circle", f"a circle: {' is like '.join(f'`{kind}`' for kind in circle)}")
+            problem = Problem(at, "like-circle", f"a cycle: {' is like '.join(f'`{kind}`' for kind in circle)}")
         elif len(chain) > MAX_CHAIN:
             problem = Problem(at, "like-long", f"more than {MAX_CHAIN} kinds like one another in a row")
         if problem:

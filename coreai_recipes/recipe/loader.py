@@ -99,7 +99,7 @@ def load_sealed(path: Path) -> Recipe:
     root = loading.read(path)
     if isinstance(root.value, dict) and "extends" in root.value:
         loading.report(
-            root.keys["extends"], "extends", "extends-sealed", "a bundle's recipe is whole: it extends no other"
+            root.keys["extends"], "extends", "extends-sealed", "a bundle's recipe is complete and extends no other"
         )
         loading.stop()
     return loading.finish(root).recipe
@@ -110,7 +110,7 @@ def validate_data(data: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     load_installed()
     root, problems = read_yaml(write_yaml(data).encode(), "")
     if root is None or problems:
-        raise RecipeError(*(f"the config holds {problem.message}" for problem in problems))
+        raise RecipeError(*(f"the config: {problem.message}" for problem in problems))
     return _validate(root.plain(), root)
 
 
@@ -168,7 +168,10 @@ class _Loading:
         chain = (*chain, path)
         if not isinstance(extends.value, str):
             self.report(
-                extends.mark, "extends", "extends-invalid", f"{shown(extends)} is not a path or a recipe's name"
+                extends.mark,
+                "extends",
+                "extends-invalid",
+                f"{shown(extends)} is neither a path nor the name of a recipe",
             )
             self.stop()
         try:
@@ -178,7 +181,7 @@ class _Loading:
             self.stop()
         names = " -> ".join(str(file) for file in (*chain, parent))
         if any(_same(parent, file) for file in chain):
-            self.report(extends.mark, "extends", "extends-circle", f"a circle: {names}")
+            self.report(extends.mark, "extends", "extends-circle", f"a cycle: {names}")
             self.stop()
         if len(chain) > MAX_CHAIN:
             self.report(
@@ -203,9 +206,7 @@ class _Loading:
         if root is None:
             self.stop()
         if not isinstance(root.value, dict):
-            self.report(
-                root.mark, "", "not-a-mapping", f"{shown(root)} at the top, where a recipe is a mapping of keys"
-            )
+            self.report(root.mark, "", "not-a-mapping", f"{shown(root)} at the top level, where a mapping is required")
             self.stop()
         return root
 
@@ -215,7 +216,7 @@ class _Loading:
         self.places.append(place)
         key, equals, text = override.partition("=")
         if not equals or not key:
-            self.report(Mark(place), "", "set-invalid", "not KEY=VALUE, as in export.context=512")
+            self.report(Mark(place), "", "set-invalid", "must be KEY=VALUE, as in export.context=512")
             return root
         value, problems = read_yaml(text, place)
         self.report_yaml(problems)
@@ -280,7 +281,7 @@ class _Loading:
         order = sorted(self.lines.items(), key=lambda item: (self.places.index(item[0][0].place), item[0][0][1:]))
         lines = [line for _, line in order]
         if len(lines) > MAX_PROBLEMS:
-            lines[MAX_PROBLEMS:] = [Line(f"{self.places[0]}: and more: mend these first", "more")]
+            lines[MAX_PROBLEMS:] = [Line(f"{self.places[0]}: more problems follow: fix these first", "more")]
         raise RecipeError(*lines)
 
 

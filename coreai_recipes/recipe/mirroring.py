@@ -20,7 +20,7 @@ def mirror_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             AT,
             "norm-mirrored",
-            "all norms are layer norms already, and none is to be mirrored",
+            "every norm is a layer norm already, so none can be mirrored",
             "leave `norm: mirrored` out",
         )
     scale = value_at(recipe, "export", "residual_scale")
@@ -29,7 +29,7 @@ def mirror_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             AT,
             "norm-mirrored",
             "a mirrored norm's eps depends on the residual scale, which is `auto`",
-            "build without it first, and set export.residual_scale to the number that was found",
+            "build without it first, and set export.residual_scale to the value it finds",
         )
     factor = scale**2 if isinstance(scale, int | float) and 0 < scale <= 1 else 1.0
     found = [(norm.get("eps"), factor) for norm in stream] + [(norm.get("eps"), 1.0) for norm in others]
@@ -39,7 +39,7 @@ def mirror_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             AT,
             "norm-mirrored",
             f"an eps of {eps:g}, the residual scale's square in it, is below {LEAST:g}, the least that float16 has",
-            "leave `norm: mirrored` out, or take a larger export.residual_scale",
+            "remove `norm: mirrored`, or use a larger export.residual_scale",
         )
 
 

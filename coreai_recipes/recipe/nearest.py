@@ -17,4 +17,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     close = nearest(word, names)
     if close:
         return f"did you mean `{close}`?"
-    return f"there are: {', '.join(names)}" if 0 < len(names) <= 16 else None
+    return f"available: {', '.join(names)}" if 0 < len(names) <= 16 else None

@@ -39,21 +39,21 @@ def load_plugin(path: str | Path) -> None:
     if file in _loaded:
         return
     if not os.path.isfile(file):
-        raise PluginError(f"{path}: {'a folder, not a file of Python' if os.path.isdir(file) else 'no such file'}")
+        raise PluginError(f"{path}: {'a folder, not a Python file' if os.path.isdir(file) else 'no such file'}")
     name = f"recipe_plugin_{file.stem}"
     if name in sys.modules:
         raise PluginError(f"{path}: another plugin has a file of that name: {sys.modules[name].__file__}")
     loader = SourceFileLoader(name, str(file))
     spec = spec_from_loader(name, loader)
     if spec is None:
-        raise PluginError(f"{path}: is not Python")
+        raise PluginError(f"{path}: is not valid Python")
     module = module_from_spec(spec)
     sys.modules[name] = module  # pydantic looks the names of annotations up there, and `inspect` the source
     before = count_added()
     try:
         _import(lambda: loader.exec_module(module), str(path), file)
         if count_added() == before:
-            raise PluginError(f"{path}: registers nothing: `register` of coreai_recipes.extending is how")
+            raise PluginError(f"{path}: registers nothing: use `register` of coreai_recipes.extending")
     except PluginError:
         del sys.modules[name]
         raise
@@ -94,7 +94,7 @@ def _import(load: Callable[[], object], place: str, file: Path | None = None) ->
         with redirect_stdout(sys.stderr):  # standard output may be a JSON document
             load()
     except SyntaxError as error:
-        raise PluginError(f"{_at(place, error.lineno)}: is not Python: {error.msg}") from None
+        raise PluginError(f"{_at(place, error.lineno)}: is not valid Python: {error.msg}") from None
     except UserError as error:
         raise PluginError(f"{_at(place, _line(error, file))}: {error}") from None
     except BaseException as error:

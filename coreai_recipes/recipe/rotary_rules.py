@@ -14,13 +14,13 @@ def rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Prob
     rotary_kind, head_dim, factor = rotary.get("kind"), integer_at(kind, "attention", size_name), rotary.get("factor")
     if is_latent and rotary_kind in ("partial", "proportional"):
         yield Problem(
-            (*at, "kind"), "latent-rotary", "latent attention says with rope_dim what turns", "use `kind: full`"
+            (*at, "kind"), "latent-rotary", "latent attention sets the rotated width by rope_dim", "use `kind: full`"
         )
     if rotary_kind in ("full", "partial", "proportional") and head_dim and head_dim % 2:
         yield Problem(
             (*kind_at, "attention", size_name),
             "head-dim-odd",
-            f"{head_dim} is odd, and a rotary turns dimensions in pairs",
+            f"{head_dim} is odd, but a rotary rotates dimensions in pairs",
         )
     if isinstance(factor, int | float) and head_dim and 0 < factor <= 1:
         if rotary_kind == "partial":
@@ -42,7 +42,7 @@ def rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Prob
         yield Problem(
             at,
             "rotary-unsaid",
-            "`factor` says neither `partial` nor `proportional`: they pair different dimensions",
+            "`factor` needs `kind: partial` or `kind: proportional`, which pair different dimensions",
             "add `kind: partial` (GPT-NeoX, Phi, GLM) or `kind: proportional` (Gemma 4)",
         )
     precision = rotary.get("precision")
@@ -51,7 +51,7 @@ def rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Prob
             (*at, "precision"),
             "rotary-precision",
             f"angles in {precision} lose positions (bfloat16 frequencies: cosine error 0.35 at position 200)",
-            "use float32, or add `lossy: true` if that is what you want",
+            "use float32, or add `lossy: true` to accept the loss",
         )
 
 
@@ -59,7 +59,7 @@ def scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping
     at: Location = (*kind_at, "rotary", "scaling")
     scaling = mapping_at(kind, "rotary", "scaling")
     for low_end, high_end, between in (
-        ("low_freq_factor", "high_freq_factor", "smooth passage"),
+        ("low_freq_factor", "high_freq_factor", "smooth transition"),
         ("beta_slow", "beta_fast", "ramp"),
     ):
         low, high = scaling.get(low_end), scaling.get(high_end)
@@ -80,7 +80,9 @@ def scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping
         yield Problem((*at, "kind"), "scaling-single-pair", "a single pair has no frequency that theta could change")
     if scaling.get("kind") == "yarn" and value_at(kind, "rotary", "theta") == 1:
         yield Problem(
-            (*kind_at, "rotary", "theta"), "scaling-theta", "1 turns every pair alike: there is no ramp between them"
+            (*kind_at, "rotary", "theta"),
+            "scaling-theta",
+            "1 rotates every pair alike, so there is no ramp between them",
         )
     trained, context = integer_at(scaling, "original_context"), integer_at(recipe, "export", "context")
     if scaling.get("kind") == "dynamic" and trained and context and context > trained:
@@ -88,8 +90,8 @@ def scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping
             at,
             "scaling-context",
             f"context {context} exceeds the trained {trained}: beyond it frequencies change with a text's length, "
-            "and keys in the cache were turned by others",
-            f"set export.context to {trained} or less, or take a scaling that is fixed: yarn, longrope, linear",
+            "and keys in the cache were rotated by the earlier ones",
+            f"set export.context to {trained} or less, or use a fixed scaling: yarn, longrope, linear",
         )
 
 

@@ -46,7 +46,7 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
     heads, kv_heads = integer_at(kind, "attention", "num_heads"), integer_at(kind, "attention", "num_kv_heads")
     if heads and kv_heads and min(heads, kv_heads) > 0 and heads % kv_heads:
         yield Problem(
-            (*at, "num_kv_heads"), "heads-groups", f"{heads} heads cannot be shared out among {kv_heads} KV heads"
+            (*at, "num_kv_heads"), "heads-groups", f"{heads} heads cannot be divided among {kv_heads} KV heads"
         )
     if (
         value_at(kind, "attention", "kind") == "latent"
@@ -56,7 +56,7 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
         and not heads % kv_heads
     ):
         yield Problem(
-            (*at, "num_kv_heads"), "latent-heads", f"latent attention makes keys of its own for each of {heads} heads"
+            (*at, "num_kv_heads"), "latent-heads", f"in latent attention, keys are made for each of {heads} heads"
         )
     values = integer_at(kind, "attention", "value_dim")
     nope_dim, rope_dim = integer_at(kind, "attention", "nope_dim"), integer_at(kind, "attention", "rope_dim")
@@ -105,7 +105,7 @@ def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
         yield Problem(
             (*kind_at, "rotary", different[0]),
             "share-rotary",
-            f"`{name}` reads keys that `{owner_name}` has turned with {different[0]} {theirs[different[0]]}",
+            f"`{name}` reads keys that `{owner_name}` rotates with {different[0]} {theirs[different[0]]}",
             f"make both rotaries equal, or leave out {'.'.join(map(str, at[-2:]))}",
         )
     order = layer_order(recipe, "model")
@@ -143,9 +143,7 @@ def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Pro
         if not count or not groups or groups == 1 or min(count, groups) < 1:
             continue
         if count % groups:
-            yield Problem(
-                (*at, "groups"), "experts-groups", f"{count} experts cannot be shared out among {groups} groups"
-            )
+            yield Problem((*at, "groups"), "experts-groups", f"{count} experts cannot be divided among {groups} groups")
         elif count // groups < 2:
             yield Problem((*at, "groups"), "experts-group-of-one", "a group of one expert has no two best scores")
         elif top and top_groups and top > count // groups * top_groups:
@@ -162,7 +160,7 @@ def _mixture_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
         yield Problem(
             (*kind_at, "experts"),
             "experts-placement",
-            f"experts beside an MLP stand in a sandwich of norms, and the placement is `{placement or 'pre'}`",
+            f"experts beside an MLP need `placement: sandwich`, and this is `{placement or 'pre'}`",
             "write `placement: sandwich`, or experts in place of the MLP: `mlp: {kind: moe, ...}`",
         )
 
@@ -181,7 +179,7 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             ("export", "context"),
             "positions-context",
-            f"{context} positions, and {count} are learned: there are no rows for the others",
+            f"{context} positions, and {count} are learned: the others have no rows",
             f"lower it to {count} or less",
         )
     rows, tokens = (
@@ -196,7 +194,7 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 ("model", "kinds", name, "rotary", "kind"),
                 "alibi-rotary",
-                "heads that turn, and whose scores fall with distance too (alibi)",
+                "alibi needs heads without a rotary",
                 "write `kind: none`, or leave out attention.alibi",
             )
 
@@ -215,38 +213,38 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 ("draft", "kinds", name, "attention"),
                 "draft-owns-no-cache",
-                "a draft owns no cache: say whose keys and values it reads",
-                "add `shares_kv_with:` and a kind of the model",
+                "a draft has no cache of its own: name the kind that it reads",
+                "add `shares_kv_with:` with a kind of the model",
             )
         for field in ("alibi", "temperature"):
             if isinstance(kind, Mapping) and value_at(kind, "attention", field) is not None:
-                yield Problem(("draft", "kinds", name, "attention", field), "draft-foreign", "a draft has none")
+                yield Problem(("draft", "kinds", name, "attention", field), "draft-foreign", "a draft cannot have this")
     for field in ("width", "norm", "positions"):
         if value_at(recipe, "model", "embedding", field) is not None:
             at = ("model", "embedding", field)
             yield Problem(
-                at, "draft-embedding", "a draft is given the target's plain embedding, and cannot be built beside it"
+                at, "draft-embedding", "a draft reads the target's plain embedding, and cannot be built with this"
             )
     ours, theirs = integer_at(draft, "vocab_size"), integer_at(recipe, "model", "vocab_size")
     if ours and theirs and ours != theirs:
         yield Problem(
             ("draft", "vocab_size"),
             "draft-vocabulary",
-            f"{ours} tokens here and {theirs} in the model: they must be the same",
+            f"{ours} tokens here and {theirs} in the model: they must be equal",
         )
     clusters, top = integer_at(draft, "centroids", "count"), integer_at(draft, "centroids", "top")
     if ours and clusters and ours % clusters:
         at = ("draft", "centroids", "count")
-        yield Problem(at, "draft-clusters", f"{ours} tokens cannot be shared out among {clusters} clusters")
+        yield Problem(at, "draft-clusters", f"{ours} tokens cannot be divided among {clusters} clusters")
     if clusters and top and top > clusters:
         yield Problem(
-            ("draft", "centroids", "top"), "draft-clusters-top", f"{top} of {clusters} clusters cannot be looked into"
+            ("draft", "centroids", "top"), "draft-clusters-top", f"{top} of {clusters} clusters cannot be searched"
         )
     if mapping_at(recipe, "export", "functions") and integer_at(recipe, "export", "functions", "score") is None:
         yield Problem(
             ("export", "functions"),
             "draft-score",
-            "a draft's tokens are verified by `score`, which is missing",
+            "`score` is missing, which verifies the draft's tokens",
             "add `score: 5`: the last token and 4 drafted ones",
         )
     steps, score = integer_at(draft, "steps"), integer_at(recipe, "export", "functions", "score")
@@ -254,7 +252,7 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             ("draft", "steps"),
             "draft-steps",
-            f"{steps} tokens a call are more than the {score - 1} that `score` verifies beside the last one",
+            f"{steps} tokens per call are more than the {score - 1} that `score` verifies beside the last one",
             f"at most {score - 1}, or `export.functions.score` from {steps + 1} on",
         )
 

@@ -170,7 +170,7 @@ class _Reader:
         if len(self.stack) >= MAX_DEPTH:
             raise _Stop(mark, f"nested deeper than {MAX_DEPTH} levels")
         if self.expects_key():
-            raise _Stop(mark, "a key must be a word, not a list or a mapping")
+            raise _Stop(mark, "a key must be a string, not a list or a mapping")
         value: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
         self.anchors.pop(event.anchor, None)
         self.stack.append(_Open(Node(value, mark, block=not event.flow_style), event.anchor))
@@ -179,10 +179,10 @@ class _Reader:
     def take_alias(self, event: Any) -> None:
         mark = self.mark(event.start_mark)
         if self.expects_key():
-            raise _Stop(mark, "a key must be a word, not an alias")
+            raise _Stop(mark, "a key must be a string, not an alias")
         if event.anchor not in self.anchors:
             inside = any(opened.anchor == event.anchor for opened in self.stack)
-            why = "stands inside its own anchor" if inside else "has no anchor before it"
+            why = "refers to the anchor that contains it" if inside else "refers to no earlier anchor"
             raise _Stop(mark, f"alias `*{event.anchor}` {why}")
         node, size, height = self.anchors[event.anchor]
         if len(self.stack) + height > MAX_DEPTH:
@@ -212,7 +212,9 @@ class _Reader:
             self.problems.append(YAMLProblem(mark, "`<<` does not merge in a recipe: use `extends` or `like`"))
         elif key in opened.node.keys:
             first = opened.node.keys[key]
-            self.problems.append(YAMLProblem(mark, f"`{shorten(key)}` is already said {self.where(first)}"))
+            self.problems.append(
+                YAMLProblem(mark, f"`{shorten(key)}` is a duplicate key, first given {self.where(first)}")
+            )
         else:
             opened.node.keys[key] = mark
         opened.key, opened.has_key = key, True
@@ -243,7 +245,7 @@ class _Reader:
                 return 0
             if len(digits) > 1 and digits[0] == "0":
                 self.problems.append(
-                    YAMLProblem(mark, f"{text} starts with a 0, and some read that as octal: write {int(text)}")
+                    YAMLProblem(mark, f"{text} starts with 0, which some parsers read as octal: write {int(text)}")
                 )
             return int(text)
         for pattern, base in _BASED.items():
@@ -261,11 +263,13 @@ class _Reader:
     def count(self, size: int, mark: Mark) -> None:
         self.values += size
         if self.values > MAX_VALUES:
-            raise _Stop(mark, f"more than {MAX_VALUES} values, aliases written out")
+            raise _Stop(mark, f"more than {MAX_VALUES} valuesonce aliases are expanded")
 
     def refuse_tag(self, event: Any, mark: Mark) -> None:
         if event.tag is not None:
-            self.problems.append(YAMLProblem(mark, f"tag `{shorten(event.tag)}`: a recipe is plain data, without tags"))
+            self.problems.append(
+                YAMLProblem(mark, f"tag `{shorten(event.tag)}`: a recipe is plain data and has no tags")
+            )
 
     def mark(self, mark: Any) -> Mark:
         return Mark(self.place, mark.line + 1, mark.column + 1) if self.is_file else Mark(self.place)

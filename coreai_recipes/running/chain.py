@@ -27,7 +27,7 @@ class Chain:
 
     def function(self, name: str) -> "ChainedFunction":
         if name not in self._manifest.functions:
-            raise BundleError(f"there is no function {name}: there are {', '.join(self._manifest.functions)}")
+            raise BundleError(f"there is no function {name}; available: {', '.join(self._manifest.functions)}")
         if name not in self._functions:
             programs, chain = self._manifest.programs, self._manifest.chain(name)
             places = [place for place, program in enumerate(programs) if name in program.functions]
@@ -72,7 +72,7 @@ class ChainedFunction:
     ) -> "dict[str, Tensor]":
         if inputs.keys() != self._described.inputs.keys():
             needed, given = ", ".join(self._described.inputs), ", ".join(inputs) or "nothing"
-            raise BundleError(f"function {self._name} takes the inputs {needed} and was given {given}")
+            raise BundleError(f"function {self._name} needs the inputs {needed}, but got {given}")
         known: dict[str, Any] = dict(inputs)
         for place, function, taken in self._links:
             known |= function({name: known[name] for name in taken}, state[place], watch)
@@ -87,7 +87,7 @@ def check_shared(packages: Sequence[Path]) -> None:
     for package in packages:
         names = {name for _, _, states in Package(package, checked=False).signatures().values() for name in states}
         BundleError.collect(
-            f"{package}: shares the state {name} with {seen[name].name}, and Core ML keeps a state inside one package: "
+            f"{package}: shares the state {name} with {seen[name].name}, but Core ML keeps a state within one package: "
             "use --runtime evaluator"
             for name in sorted(names & seen.keys())
         )

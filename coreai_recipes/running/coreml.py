@@ -37,7 +37,7 @@ class CoreMLFunction:
         import torch
 
         if watch is not None:
-            raise ValueError("Core ML shows nothing inside")
+            raise ValueError("Core ML shows no tensors inside the package")
         if state.made is None:
             state.made = self._model.make_state()
         given = {name: tensor.numpy() for name, tensor in inputs.items()}
@@ -75,7 +75,7 @@ class CoreMLProgram:
         except Exception as error:  # coremltools raises no narrower class, and said the reason in a warning
             reason = " ".join(str(each.message) for each in said if each.category is RuntimeWarning) or str(error)
             raise BundleError(
-                f"{self._package}: Core ML does not load the function {function}: {reason}",
+                f"{self._package}: Core ML cannot load the function {function}: {reason}",
                 "  --runtime evaluator runs it without Core ML",
             ) from None
         return model
@@ -91,10 +91,10 @@ def check_coreml() -> None:
 def why_no_coreml() -> str | None:
     """Why Core ML cannot run a program with states on this machine; None when it can."""
     if platform.system() != "Darwin":
-        return f"Core ML is on macOS only, this is {platform.system()}"
+        return f"Core ML needs macOS, and this is {platform.system()}"
     release = platform.mac_ver()[0]
     if int(release.partition(".")[0] or 0) < STATES_SINCE:
-        return f"Core ML has states since macOS {STATES_SINCE}, this is macOS {release}"
+        return f"Core ML's states need macOS {STATES_SINCE}, and this is macOS {release}"
     if find_spec("coremltools.libcoremlpython") is None:
         return "this installation of coremltools lacks its Core ML bridge (coremltools.libcoremlpython)"
     return None

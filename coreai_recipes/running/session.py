@@ -61,7 +61,7 @@ class Session:
         empty sequence or one that the context cannot hold.
         """
         if not 1 <= len(token_ids) <= self.context:
-            raise ValueError(f"{len(token_ids)} tokens were given, but 1 to {self.context} can be fed")
+            raise ValueError(f"{len(token_ids)} tokens were given; a call takes 1 to {self.context}")
         token_ids = list(token_ids)
         self._rewind(self._count_shared(token_ids))
         while True:
@@ -86,7 +86,7 @@ class Session:
         The tokens are those that `feed` and `pick` would give one by one. Raises ValueError as `feed` does.
         """
         if not 1 <= len(token_ids) <= self.context:
-            raise ValueError(f"{len(token_ids)} tokens were given, but 1 to {self.context} can be fed")
+            raise ValueError(f"{len(token_ids)} tokens were given; a call takes 1 to {self.context}")
         text = list(token_ids)
         self._rewind(self._count_shared(text))
         queries = {name: function.query for name, function in self._functions.items()}

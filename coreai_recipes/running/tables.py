@@ -32,7 +32,7 @@ class Table:
         data, scales = BITS[dtype] * width // 8, 2 * (width // block) if block else 0
         rows, left = divmod(len(values), data + scales)
         if left:
-            raise EvaluationError(f"{path}: {len(values)} bytes are no whole rows of {data + scales}")
+            raise EvaluationError(f"{path}: {len(values)} bytes are not whole rows of {data + scales}")
         self._dtype = dtype
         self._data = values[: rows * data].reshape(rows, data)
         self._scales = values[rows * data :].reshape(rows, scales)

@@ -67,13 +67,11 @@ class BundleTokenizer:
         check_size((text,))
         # a terminal or a pipe may give bytes that are no text, which tokenizers refuses in Python's words
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError(
-                "the prompt holds bytes that are no UTF-8 text, or half of a surrogate pair: leave them out"
-            )
+            raise UserError("the prompt holds bytes that are not UTF-8, or half of a surrogate pair: remove them")
         try:
             return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
         except Exception as error:  # a vocabulary without the unknown token that it names, and the like
-            raise UserError(f"{self._path}: its tokenizer cannot read the text: {error}") from None
+            raise UserError(f"{self._path}: its tokenizer cannot encode the text: {error}") from None
 
     def encode_chat(
         self, messages: Sequence["Message"], template: str | None = None, variables: Mapping[str, Any] | None = None
@@ -99,16 +97,14 @@ class BundleTokenizer:
         variables that no template is there for, or that it is given by what asks it."""
         names = self.template_names
         if variables and not names:
-            raise UserError(f"{self._path}: has no chat template to be given {', '.join(variables)}")
+            raise UserError(f"{self._path}: has no chat template for the variables {', '.join(variables)}")
         taken = [key for key in variables or () if key in GIVEN or key in self._tokens.special_tokens]
         if taken:
-            raise UserError(
-                f"--template {taken[0]}: is not yours to set: it is what the conversation or tokenizer says"
-            )
+            raise UserError(f"--template {taken[0]}: cannot be set: it comes from the conversation or the tokenizer")
         if name is None and names and DEFAULT not in names:
             raise UserError(
-                f"{self._path}: its chat templates have names and none is the default: "
-                f"choose one with --template ({', '.join(names)}), or give --raw"
+                f"{self._path}: it has several chat templates and no default: "
+                f"choose one with --template ({', '.join(names)}), or use --raw"
             )
         if name is not None and name not in names:
             there = f"it has {', '.join(names)}" if names else "it has none"
@@ -133,7 +129,7 @@ def check_size(texts: Iterable[str]) -> None:
     """Raise UserError for texts of more than LARGEST_TEXT bytes together."""
     size = sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
     if size > LARGEST_TEXT:
-        raise UserError(f"the prompt has {size:,} bytes, and {LARGEST_TEXT:,} are taken at most: shorten it")
+        raise UserError(f"the prompt has {size:,} bytes; at most {LARGEST_TEXT:,} are accepted: shorten it")
 
 
 def open_tokenizer(folder: Path, tokens: Tokens) -> "Tokenizer":

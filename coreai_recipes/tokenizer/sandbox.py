@@ -88,7 +88,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         size = sum(1 for _ in source.find_all(nodes.Node))
         if size > MAX_NODES:
-            raise LimitError(f"it has {size:,} parts, and {MAX_NODES:,} are taken at most")
+            raise LimitError(f"it has {size:,} parts, and {MAX_NODES:,} are allowed")
         return super()._generate(cast(nodes.Template, _Counting().visit(source)), *args, **kwargs)
 
     def _metered(self, name: str, function: Callable[..., Any], limits: bool = True) -> Callable[..., Any]:
@@ -215,7 +215,7 @@ def _check(meter: Meter, name: str, subject: Any, args: tuple[Any, ...], kwargs:
 def _expect_format(meter: Meter, form: str, given: tuple[Any, ...]) -> None:
     """Refuse a format whose result would be too long: by its widths, or by values that it names again and again."""
     if STAR.search(form) or NESTED.search(form):
-        raise LimitError("it takes the width of a format from a value")
+        raise LimitError("it computes the width of a format")
     widths = sum(int(number) if len(number) < 9 else MAX_COUNT**2 for number in NUMBER.findall(form))
     values = sum(meter.weigh(value) for value in given)
     meter.expect(len(form) + widths + (form.count("%") + form.count("{")) * values)

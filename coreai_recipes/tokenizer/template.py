@@ -44,7 +44,7 @@ class ChatTemplate:
         try:
             self._template = compile_template(source)
         except TemplateFault as error:
-            raise BundleError(f"{place}: its chat template is not a template: {error}") from None
+            raise BundleError(f"{place}: its chat template is invalid: {error}") from None
 
     def render(self, messages: Sequence[Message], extra: Mapping[str, Any] | None = None) -> str:
         """The conversation as the model knows it, up to where its answer begins. Raises BundleError when refused."""
@@ -61,7 +61,7 @@ class ChatTemplate:
         except _Refusal as error:
             raise BundleError(f"{self._place}: its chat template refuses the conversation: {_reason(error)}") from None
         except LimitError as error:
-            raise TemplateLimitError(self._place, f"its chat template is stopped: {error}") from None
+            raise TemplateLimitError(self._place, f"its chat template was stopped: {error}") from None
         except Exception as error:  # a template's own arithmetic, indexing and calls can raise anything
             raise BundleError(f"{self._place}: its chat template fails on the conversation: {_reason(error)}") from None
 
@@ -69,7 +69,7 @@ class ChatTemplate:
 def compile_template(source: str) -> Template:
     """The template, ready to be rendered. Raises TemplateFault."""
     if len(source) > MAX_SOURCE:
-        raise TemplateFault(f"it has {len(source):,} characters, and {MAX_SOURCE:,} are read at most")
+        raise TemplateFault(f"it has {len(source):,} characters, and {MAX_SOURCE:,} are allowed")
     try:
         return _environment().from_string(source)
     except TemplateSyntaxError as error:
@@ -144,7 +144,7 @@ def _environment() -> MeteredEnvironment:
 
 def _now(form: str) -> str:
     if len(form) > MAX_DATE:
-        raise LimitError(f"it asks for a date in a form of more than {MAX_DATE:,} characters")
+        raise LimitError(f"it formats a date by more than {MAX_DATE:,} characters")
     return datetime.now().strftime(form)
 
 

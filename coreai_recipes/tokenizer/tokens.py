@@ -151,7 +151,7 @@ def _read_ours(folder: Path) -> Tokens:
         if not right
     ]
     if wrong:
-        raise FileError(f"{TOKENS}: {', '.join(wrong)}: not as `recipe build` writes it: build the bundle again")
+        raise FileError(f"{TOKENS}: {', '.join(wrong)}: not what `recipe build` writes; build the bundle again")
     return Tokens(
         special_tokens=special or {},
         added_tokens=added,

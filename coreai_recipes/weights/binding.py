@@ -157,7 +157,7 @@ def bind(
     for parameter, info in parameters.items():
         source = table.find(parameter, prefix) if table.knows(parameter) else None
         if source is None:
-            what = "have no tensor for" if table.knows(parameter) else "say nothing of"
+            what = "name no tensor for" if table.knows(parameter) else "do not mention"
             problems.append(Problem(parameter, f"the weight names `{table.name}` {what} the recipe's {{name}}"))
             continue
         if parameter == HEAD or (parameter == EMBEDDING and HEAD not in parameters):
@@ -183,7 +183,7 @@ def bind(
             used.add(tensor)
             stored = float(checkpoint.read(tensor))
             if not isclose(stored, value, rel_tol=2**-8):  # bfloat16 is what many are stored in
-                problems.append(Problem(tensor, f"{{name}} is {stored:g}, and {value:g} in every model that is known"))
+                problems.append(Problem(tensor, f"{{name}} is {stored:g}, and {value:g} in every known model"))
     for tensor in checkpoint.tensors.keys() - used:
         if not any(fnmatchcase(tensor, pattern) for pattern in table.ignore):
             shape = checkpoint.tensors[tensor].shape
@@ -242,9 +242,9 @@ def bind_parameter(
     who = "the recipe" if info.kind is None else f"the recipe's kind `{info.kind}`"
     stored = checkpoint.tensors.get(source.tensor)
     if stored is None:
-        return binding, Problem(source.tensor, f"{{name}} is missing, {who} needs it as {needed}")
+        return binding, Problem(source.tensor, f"{{name}} is missing: {who} needs it as {needed}")
     if stored.shape != needed:
-        return binding, Problem(source.tensor, f"{{name}} is {stored.shape}, {who} needs {needed}")
+        return binding, Problem(source.tensor, f"{{name}} is {stored.shape}, but {who} needs {needed}")
     reason = None if info.is_integer else checkpoint.why_unreadable(source.tensor)
     return binding, Problem(source.tensor, f"{{name}} {reason}") if reason else None
 
@@ -299,7 +299,7 @@ def find_untied_head(
     """
     head = table.find_head(prefix, checkpoint.tensors)
     if HEAD not in parameters and head is not None and checkpoint.says_untied:
-        text = f"{{name}} is extra: the recipe's head is tied, and config.json has {TIE_FLAG}: false"
+        text = f"{{name}} is extra: the recipe's head is tied, but config.json has {TIE_FLAG}: false"
         yield Problem(head, text)
 
 

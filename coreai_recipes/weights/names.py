@@ -130,7 +130,7 @@ class NameTable:
             match = re.fullmatch(pattern, tensor)
             if match:
                 return f"the recipe has no {parameter.replace('{i}', match[1] if match.groups() else '')}"
-        return f"the weight names `{self.name}` do not know it"
+        return f"the weight names `{self.name}` have no such parameter"
 
 
 def load_names(names: str) -> NameTable:
@@ -193,7 +193,7 @@ def read_names(path: Path) -> dict[str, Any]:
     if root is None or problems:
         raise CheckpointError(*(f"{problem.mark}: {problem.message}" for problem in problems))
     if not isinstance(root.value, dict):
-        raise CheckpointError(f"{root.mark}: is not a mapping; its keys are {', '.join(FILE_KEYS)}")
+        raise CheckpointError(f"{root.mark}: must be a mapping with the keys {', '.join(FILE_KEYS)}")
     CheckpointError.collect(find_mistakes(root))
     return {key: node.plain() for key, node in root.value.items()}
 
@@ -224,20 +224,20 @@ def judge_entry(name: str, entry: object) -> Iterator[str]:
     for key, value in fields.items():
         yield from (f"{key}: {mistake}" for mistake in judge(key, value, OPERATIONS, "operation"))
     if ("{i}" in name) != ("{i}" in fields["tensor"]):
-        yield f"{{i}}, the layer, must be on both sides, or on neither: {fields['tensor']}"
+        yield f"{{i}}, the layer, must stand on both sides or on neither: {fields['tensor']}"
     for key in ("rows", "take"):
         parts = fields.get(key)
         if isinstance(parts, list) and name not in parts:
-            yield f"{key}: {name} itself is not among them"
+            yield f"{key}: {name} itself is missing"
     if fields.get("take") and (fields.get("rows") or fields.get("transpose")):
-        yield "take: stands alone, without rows or transpose"
+        yield "take: cannot be combined with rows or transpose"
 
 
 def judge_stack(name: str, fields: dict[str, Any]) -> Iterator[str]:
     """What is wrong with an entry that puts the tensors of all experts together."""
     stack = fields["stack"]
     if len(fields) > 1:
-        yield "stack: stands alone, without other operations"
+        yield "stack: cannot be combined with other operations"
     if not is_list_of_names(stack) or not stack:
         yield f"stack: {stack!r:.80} is not a list of tensors"
         return
@@ -245,7 +245,7 @@ def judge_stack(name: str, fields: dict[str, Any]) -> Iterator[str]:
         if "{e}" not in tensor:
             yield f"stack: {{e}}, the expert, is missing: {tensor}"
         if ("{i}" in name) != ("{i}" in tensor):
-            yield f"{{i}}, the layer, must be on both sides, or on neither: {tensor}"
+            yield f"{{i}}, the layer, must stand on both sides or on neither: {tensor}"
 
 
 def judge(key: str, value: object, known: Mapping[str, Field], noun: str) -> Iterator[str]:

@@ -150,7 +150,7 @@ def test_an_audited_bundle_is_audited_and_built_again(
 
 def test_words_that_cannot_be_meant_are_refused_before_anything_is_run(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "there.yaml").write_text("")
-    with pytest.raises(UserError, match=r"there\.yaml: exists already; give another name with --apply"):
+    with pytest.raises(UserError, match=r"there\.yaml: already exists; choose another name with --apply"):
         run(bundle.path, apply_to=tmp_path / "there.yaml")
     with pytest.raises(UserError, match="one recipe is written of one audit, but 2 are asked for"):
         run(bundle.path, bundle.path, apply_to=tmp_path / "new.yaml")

@@ -61,15 +61,15 @@ def test_a_key_that_is_not_understood_is_refused_and_all_of_them_at_once(tmp_pat
     path = tmp_path / "model.gguf"
     assert problems == [
         f"{path}: llama.expert_count is 8, which is not supported",
-        f"{path}: llama.attention.scale is not understood, so the model cannot be rebuilt faithfully",
-        f"{path}: llama.embedding_scale is not understood, so the model cannot be rebuilt faithfully",
+        f"{path}: llama.attention.scale is unknown, so the model cannot be rebuilt faithfully",
+        f"{path}: llama.embedding_scale is unknown, so the model cannot be rebuilt faithfully",
     ]
 
 
 def test_a_soft_cap_is_understood_where_the_architecture_has_one(tmp_path: Path):
     assert open_case(tmp_path, "gemma2").config["attn_logit_softcapping"] == 50.0
     refused = refusal(tmp_path, "qwen2", extra={"qwen2.attn_logit_softcapping": 50.0})
-    assert "qwen2.attn_logit_softcapping is not understood" in refused
+    assert "qwen2.attn_logit_softcapping is unknown" in refused
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "tensor_data_layout", "rope.scaling.finetuned"])
@@ -97,7 +97,7 @@ def test_an_unknown_architecture_is_told_the_known_ones(tmp_path: Path):
 
 
 def test_an_adapter_is_not_taken_for_a_model(tmp_path: Path):
-    assert "general.type is 'adapter': the file is not a whole model" in refusal(
+    assert "general.type is 'adapter': the file does not hold a whole model" in refusal(
         tmp_path, extra={"general.type": "adapter"}
     )
 
@@ -126,7 +126,7 @@ def test_one_value_per_layer_is_taken_when_all_are_equal(tmp_path: Path):
     ("key", "value", "message"),
     [
         ("rope.scaling.type", "longrope", "rope.scaling.type is 'longrope'; known for llama are none, linear and yarn"),
-        ("rope.scaling.type", 3, "rope.scaling.type is 3, not a text"),
+        ("rope.scaling.type", 3, "rope.scaling.type is 3, not a string"),
         ("rope.dimension_count", 12, "rope.dimension_count is 12, but head_dim is 24"),
         ("attention.value_length", 16, "attention.value_length is not attention.key_length, 24"),
         ("attention.head_count_kv", 3, "attention.head_count_kv is 3, which does not divide the 4 attention heads"),
@@ -232,14 +232,16 @@ def test_a_window_that_no_loader_reads_is_refused(tmp_path: Path, window: int):
         open_case(tmp_path, extra={"llama.attention.sliding_window": window})
     assert refused.value.problems == (
         f"{tmp_path / 'model.gguf'}: llama.attention.sliding_window is {window}: llama.cpp does not read it in this "
-        "architecture, so nothing says what it means",
+        "architecture, so its meaning is unknown",
     )
 
 
 def test_a_theta_of_sliding_layers_that_the_graph_does_not_look_at_is_refused(tmp_path: Path):
     """It used to turn OLMo 3's sliding layers; llama.cpp turns all by rope.freq_base."""
     assert open_case(tmp_path, "olmo3", extra={"olmo2.rope.freq_base_swa": 500000.0}).config["layer_types"]
-    with pytest.raises(CheckpointError, match=r"olmo2\.rope\.freq_base_swa is 777\.0, and llama\.cpp turns layers"):
+    with pytest.raises(
+        CheckpointError, match=r"olmo2\.rope\.freq_base_swa is 777\.0, and llama\.cpp rotates sliding layers"
+    ):
         open_case(tmp_path, "olmo3", extra={"olmo2.rope.freq_base_swa": 777.0})
 
 
@@ -272,7 +274,7 @@ def test_rotary_factors_of_no_published_config_are_refused(tmp_path: Path, monke
     monkeypatch.setattr(
         "gguf_files.rope_tensors", lambda config: {"rope_freqs.weight": np.linspace(1, 3, 12, dtype="f4")}
     )
-    assert "rope_freqs.weight holds rotary factors that are those of no published llama3" in refusal(tmp_path)
+    assert "rope_freqs.weight holds rotary factors that match no published llama3" in refusal(tmp_path)
 
 
 def test_rotary_factors_of_another_width_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

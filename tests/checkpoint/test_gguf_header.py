@@ -51,21 +51,21 @@ BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "2^60 pairs": (put(PAIR_COUNT, "Q", 1 << 60), "claims 1152921504606846976 metadata pairs, more than the file can"),
     "2^63 tensors": (put(TENSOR_COUNT, "Q", 1 << 63), "claims 9223372036854775808 tensors, more than the file"),
     "a key beyond the file": (put(FIRST_KEY, "Q", 1 << 25), "the file ends inside metadata key 0"),
-    "a key of 2^62 bytes": (put(FIRST_KEY, "Q", 1 << 62), "metadata key 0 claims a text of 4611686018427387904 bytes"),
+    "a key of 2^62 bytes": (put(FIRST_KEY, "Q", 1 << 62), "key 0 claims a string of 4611686018427387904 bytes"),
     "an unknown value type": (after(b"llama.block_count", 0, "I", 99), "llama.block_count has a value of type 99"),
     "a list of lists": (after(b"tokenizer.ggml.tokens", 4, "I", 9), "ggml.tokens is a list of values of type 9"),
     "2^40 tokens": (after(b"tokenizer.ggml.tokens", 8, "Q", 1 << 40), "claims 1099511627776 texts in tokenizer.ggml.t"),
     "a name of two lines": (lambda data: data.replace(b"llama.block_count", b"llama.block\ncount"), "unprintable char"),
-    "text that is no UTF-8": (after(b"tokenizer.ggml.model", 12, "B", 0xFF), "holds a text that is not UTF-8"),
+    "text that is no UTF-8": (after(b"tokenizer.ggml.model", 12, "B", 0xFF), "holds a string that is not UTF-8"),
     "nine dimensions": (after(b"token_embd.weight", 0, "I", 9), "tensor token_embd.weight has 9 dimensions"),
     "an empty tensor": (after(b"token_embd.weight", 4, "Q", 0), r"has the empty shape \(96, 0\)"),
     "a tensor of 2^60 rows": (after(b"token_embd.weight", 12, "Q", 1 << 60), "token_embd.weight ends .* bytes beyond"),
     "an unknown tensor type": (after(b"token_embd.weight", 20, "I", 4), "has type 4, which this version of gguf"),
-    "rows of half a block": (after(b"blk.0.ffn_up.weight", 20, "I", 10), "rows of 64, no multiple of Q2_K's blocks"),
+    "rows of half a block": (after(b"blk.0.ffn_up.weight", 20, "I", 10), "rows of 64, not a multiple of Q2_K's blocks"),
     "an offset beyond the file": (after(b"token_embd.weight", 24, "Q", 1 << 50), "token_embd.weight ends .* beyond"),
     "an odd offset": (after(b"token_embd.weight", 24, "Q", 4), "does not start at a multiple of 32 bytes"),
-    "a key twice": (lambda data: data.replace(b"bos_token_id", b"eos_token_id"), "eos_token_id' stands twice"),
-    "a tensor twice": (lambda data: data.replace(b"blk.1.", b"blk.0."), r"tensor blk.0.\S+ stands twice"),
+    "a key twice": (lambda data: data.replace(b"bos_token_id", b"eos_token_id"), "eos_token_id' occurs twice"),
+    "a tensor twice": (lambda data: data.replace(b"blk.1.", b"blk.0."), r"tensor blk.0.\S+ occurs twice"),
     "a missing layer": (after(b"llama.block_count", 4, "I", 3), "block_count is 3, but the layers that have tensors"),
     "2^32 layers": (after(b"llama.block_count", 4, "I", (1 << 32) - 1), "block_count is 4294967295, but the layers"),
     "no heads": (after(b"llama.attention.head_count", 4, "I", 0), "llama.attention.head_count is 0"),
@@ -137,7 +137,7 @@ def test_a_name_that_stands_twice_is_found_in_time(tmp_path: Path):
     path = tmp_path / "model.gguf"
     path.write_bytes(header_of([b"blk.%05d.attn_norm.weight" % min(index, 99_998) for index in range(100_000)]))
     before = process_time()
-    with pytest.raises(CheckpointError, match=r"tensor blk.99998.attn_norm.weight stands twice"):
+    with pytest.raises(CheckpointError, match=r"tensor blk.99998.attn_norm.weight occurs twice"):
         read_header(path)
     assert process_time() - before < 5
 
@@ -163,7 +163,7 @@ TOO_LARGE = {
         header_of([b"t"], (list_of(b"a", 0, 1 << 22, b"x"), list_of(b"b", 8, 1, text(b"x")))),
         "has 1 texts in b; at most 0 are read",
     ),
-    "a name": (header_of([b"t" * 300]), "the name of tensor 0 claims a text of 300 bytes: the file is corrupt"),
+    "a name": (header_of([b"t" * 300]), "the name of tensor 0 claims a string of 300 bytes: the file is corrupt"),
 }
 
 

@@ -177,7 +177,7 @@ def test_a_period_says_which_layers_are_full(states: dict[str, Any], tmp_path: P
     assert kinds_of({"attention.sliding_window_pattern": 2}) == "sfsfs"
     assert kinds_of({"attention.sliding_window_pattern": 1}) == "fffff"
     assert kinds_of({"attention.sliding_window_pattern": 0}) == "sssss"
-    with pytest.raises(CheckpointError, match=r"sliding_window_pattern is not a list of 5 times true or false"):
+    with pytest.raises(CheckpointError, match=r"sliding_window_pattern is not a list of 5 booleans"):
         kinds_of({"attention.sliding_window_pattern": [True, False]})
 
 
@@ -193,7 +193,7 @@ GEMMA4 = {
     "feed_forward_length": ([96, 96, 96, 96, 96, 192], "differs between layers that do not share a cache"),
     "attention.head_count_kv": ([2, 2, 1, 2, 2, 1], "is 1 in full layers, which transformers has only where values"),
     "attention.shared_kv_layers": (6, "is 6, but there are 6 layers"),
-    "attention.sliding_window_pattern": ([True, False, True, True, False, True], "lets the last layer slide"),
+    "attention.sliding_window_pattern": ([True, False, True, True, False, True], "makes the last layer slide"),
     "attention.value_length": (16, "is not attention.key_length, 32"),
     "attention.value_length_swa": (8, "is not attention.key_length_swa, 16"),
     "rope.dimension_count_swa": (8, "is 8, but head_dim is 16"),

@@ -138,7 +138,7 @@ def tiny(**changes: Any) -> Metadata:
         ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; known are gpt2, llama, gemma4"),
         ({"model": None}, "tokenizer.ggml.model is None; known are gpt2, llama, gemma4"),
         ({"tokens": None}, "tokenizer.ggml.tokens is missing: the file has no tokenizer"),
-        ({"tokens": ["a", "a"]}, "tokenizer.ggml.tokens has a token twice"),
+        ({"tokens": ["a", "a"]}, "tokenizer.ggml.tokens has a duplicate token"),
         ({"token_type": [1, 2]}, "tokenizer.ggml.token_type has 2 kinds for 96 tokens"),
         ({"merges": ["a  b"]}, "tokenizer.ggml.merges has a merge that is not two tokens"),
         ({"merges": ["zz yy"]}, "tokenizer.ggml.tokens and its merges do not fit together: .*zz"),
@@ -149,7 +149,7 @@ def tiny(**changes: Any) -> Metadata:
         ({"eos_token_id": 1000}, "tokenizer.ggml.eos_token_id is 1000, but there are 96 tokens"),
         ({"model": "llama", "merges": None}, "tokenizer.ggml.scores has no score for each token"),
         ({"model": "llama", "remove_extra_whitespaces": True}, "remove_extra_whitespaces changes the text"),
-        ({"tokenizer.chat_template": 7}, "tokenizer.chat_template is 7, not a text"),
+        ({"tokenizer.chat_template": 7}, "tokenizer.chat_template is 7, not a string"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_rebuilt_is_refused_by_key(changes: dict[str, Any], message: str, tmp_path: Path):
@@ -262,7 +262,7 @@ def test_gemma4_text_is_cut_as_by_transformers_own_gemma_tokenizer():
 
 
 def test_a_gemma4_tokenizer_without_merges_is_refused():
-    with pytest.raises(CheckpointError, match=r"tokenizer.ggml.merges is missing, and a gemma4 tokenizer is made of"):
+    with pytest.raises(CheckpointError, match=r"tokenizer.ggml.merges is missing, which a gemma4 tokenizer needs"):
         build_tokenizer(gemma4_metadata(merges=None)[2])
 
 

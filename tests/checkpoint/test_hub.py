@@ -99,7 +99,7 @@ def test_a_gated_model_says_where_to_ask_and_how_to_log_in(online, hub):
 
 def test_what_is_not_on_the_hub_is_one_sentence(online, hub):
     assert online[0][6] == (
-        f"refused: hub id org/nothing: no folder of that name is here, and {hub.url} has no such model, or it is "
+        f"refused: hub id org/nothing: there is no folder of that name here, and {hub.url} has no such model, or it is "
         "private: check the name, or run `hf auth login` or set HF_TOKEN"
     )
     assert online[0][7] == (
@@ -112,7 +112,7 @@ def test_what_is_not_on_the_hub_is_one_sentence(online, hub):
 def test_a_hub_that_fails_is_one_sentence(online, hub):
     assert online[0][12] == (
         f"refused: hub id org/broken: is not in the cache ({online[1]}/hub), and {hub.url} answered 503 Service "
-        "Unavailable: run this once with the network on, or give a folder (none of that name is here)"
+        "Unavailable: run this once online, or give a folder (there is none of that name here)"
     )
 
 
@@ -141,10 +141,11 @@ def test_offline_the_cache_is_enough_and_what_it_lacks_is_named(online, hub):
         HF_HUB_OFFLINE="1",
     )
     assert cached == revision == headers == f"org/model@{COMMIT}"
-    cache = f"({home}/hub), and HF_HUB_OFFLINE is set: run this once with the network on, or give a folder"
-    assert absent == f"refused: hub id org/nothing: is not in the cache {cache} (none of that name is here)"
+    cache = f"({home}/hub), and HF_HUB_OFFLINE is set: run this once online, or give a folder"
+    assert absent == f"refused: hub id org/nothing: is not in the cache {cache} (there is none of that name here)"
     assert (
-        unknown == f"refused: hub id org/model: is not in the cache at revision v2 {cache} (none of that name is here)"
+        unknown
+        == f"refused: hub id org/model: is not in the cache at revision v2 {cache} (there is none of that name here)"
     )
 
 
@@ -156,7 +157,7 @@ def test_a_hub_that_is_out_of_reach_is_one_sentence(online, hub):
     assert cached == f"org/model@{COMMIT}"
     assert absent == (
         f"refused: hub id org/nothing: is not in the cache ({online[1]}/hub), and http://127.0.0.1:9 cannot be reached "
-        "(ConnectError): run this once with the network on, or give a folder (none of that name is here)"
+        "(ConnectError): run this once online, or give a folder (there is none of that name here)"
     )
 
 
@@ -171,7 +172,7 @@ def test_a_cache_with_a_part_of_the_model_says_what_is_missing_when_offline(hub,
         == headers
         == (
             "refused: hub id org/model: is cached only in part (model-00002-of-00004.safetensors is missing), "
-            "and HF_HUB_OFFLINE is set: run this once with the network on"
+            "and HF_HUB_OFFLINE is set: run this once online"
         )
     )
     (online,) = hub.run("open_checkpoint('org/model').source", home=tmp_path)
@@ -197,7 +198,7 @@ def test_headers_are_read_without_downloading_a_weight(hub, model, tmp_path):
         f"refused: checkpoint org/model@{COMMIT}: only its headers were downloaded, its weights were not read"
     )
     assert gated.startswith("refused: hub id org/gated: is gated")
-    assert absent.startswith("refused: hub id org/nothing: no folder of that name is here")
+    assert absent.startswith("refused: hub id org/nothing: there is no folder of that name here")
     assert quantized.startswith(f"refused: checkpoint org/quantized@{COMMIT}: holds GGUF files")
     assert misparsed == (
         f"refused: checkpoint org/misparsed@{COMMIT}: model.safetensors: "

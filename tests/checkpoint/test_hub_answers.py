@@ -50,8 +50,8 @@ def test_an_answer_that_is_no_hubs_is_one_sentence(hub: Hub, opener: str, tmp_pa
     home = tmp_path / "a/b/c/home"
     answers = hub.run(*(f"{opener}('org/{name}')" for name in BODIES), home=home)
     for name, answer in zip(BODIES, answers, strict=True):
-        assert answer.startswith(f"refused: hub id org/{name}: {hub.url} answered what no hub answers ("), answer
-        assert answer.endswith("): is HF_ENDPOINT right, or does a network's login page stand between?")
+        assert answer.startswith(f"refused: hub id org/{name}: {hub.url} did not answer like a hub ("), answer
+        assert answer.endswith("): check HF_ENDPOINT, or whether a network's login page is in between")
         assert len(answer.splitlines()) == 1
     assert not list(tmp_path.rglob("outside"))
 
@@ -82,4 +82,4 @@ def test_a_listing_that_leads_out_of_its_repository_is_not_followed(hub: Hub, tm
 
 def test_a_revision_that_git_cannot_have_is_refused_unasked(hub: Hub, tmp_path: Path) -> None:
     (answer,) = hub.run("open_checkpoint('org/parent@../../x')", home=tmp_path)
-    assert answer == "refused: checkpoint org/parent@../../x: ../../x is no revision"
+    assert answer == "refused: checkpoint org/parent@../../x: ../../x is not a revision"

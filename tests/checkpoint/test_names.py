@@ -124,9 +124,9 @@ def test_an_expert_that_is_missing_or_misshapen_is_named(tmp_path):
     checkpoint = experts_checkpoint(tmp_path, **parts)
     wanted = {"layers.0.mlp.gate_up": ParameterInfo((3, 6, 5), "moe")}
     assert problems(wanted, write_table(tmp_path, STACK), checkpoint) == [
-        "h.0.experts.1.up is (4, 5), the recipe's kind `moe` needs (3, 5)",
-        "h.0.experts.2.gate is missing, the recipe's kind `moe` needs it as (3, 5)",
-        "h.0.experts.2.up is missing, the recipe's kind `moe` needs it as (3, 5)",
+        "h.0.experts.1.up is (4, 5), but the recipe's kind `moe` needs (3, 5)",
+        "h.0.experts.2.gate is missing: the recipe's kind `moe` needs it as (3, 5)",
+        "h.0.experts.2.up is missing: the recipe's kind `moe` needs it as (3, 5)",
     ]
 
 
@@ -153,10 +153,10 @@ tensors:
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
-        ("{stack: [], tensor: h}", "stack: stands alone, without other operations"),
+        ("{stack: [], tensor: h}", "stack: cannot be combined with other operations"),
         ("{stack: h}", "stack: 'h' is not a list of tensors"),
         ('{stack: ["h.{i}.up"]}', "stack: {e}, the expert, is missing: h.{i}.up"),
-        ('{stack: ["h.{e}.up"]}', "{i}, the layer, must be on both sides, or on neither: h.{e}.up"),
+        ('{stack: ["h.{e}.up"]}', "{i}, the layer, must stand on both sides or on neither: h.{e}.up"),
     ],
 )
 def test_a_stack_that_cannot_be_is_refused(tmp_path, entry, problem):
@@ -248,9 +248,9 @@ def test_a_scalar_that_every_model_has_is_checked(tmp_path):
         wanted = {"layers.0.mlp": ParameterInfo((4,))}
         return problems(wanted, str(tmp_path / "names.yaml"), SafetensorsCheckpoint(tmp_path))
 
-    missing = f"the weight names `{tmp_path / 'names.yaml'}` say nothing of the recipe's layers.0.mlp"
+    missing = f"the weight names `{tmp_path / 'names.yaml'}` do not mention the recipe's layers.0.mlp"
     assert found(0.3) == [missing]
-    assert found(0.6) == ["h.0.beta is 0.601562, and 0.3 in every model that is known", missing]
+    assert found(0.6) == ["h.0.beta is 0.601562, and 0.3 in every known model", missing]
 
 
 def test_rows_of_a_stacked_tensor_and_a_transposed_one_are_cut_by_our_shapes(tmp_path):
@@ -279,7 +279,7 @@ def test_rows_of_a_stacked_tensor_and_a_transposed_one_are_cut_by_our_shapes(tmp
             assert torch.equal(both[f"layers.{i}.{part}"].read(), columns[i].t()[a:b])
     parameters["layers.1.v"] = ParameterInfo((5, 5), "full")
     assert problems(parameters, str(tmp_path / "both.yaml"), checkpoint) == [
-        "h.1.c_attn.weight is (5, 16), the recipe's kind `full` needs (5, 17)"
+        "h.1.c_attn.weight is (5, 16), but the recipe's kind `full` needs (5, 17)"
     ]
 
 
@@ -291,8 +291,8 @@ def test_a_misshapen_tensor_is_one_line_with_both_shapes_and_the_kind(llama):
     parameters["layers.7.attention.k.weight"] = ParameterInfo((32, 48), "full")
     parameters["embedding.weight"] = ParameterInfo((100, 48))
     assert problems(parameters, "llama", llama) == [
-        "model.embed_tokens.weight is (99, 48), the recipe needs (100, 48)",
-        "model.layers.7.self_attn.k_proj.weight is (16, 48), the recipe's kind `full` needs (32, 48)",
+        "model.embed_tokens.weight is (99, 48), but the recipe needs (100, 48)",
+        "model.layers.7.self_attn.k_proj.weight is (16, 48), but the recipe's kind `full` needs (32, 48)",
     ]
 
 
@@ -301,9 +301,9 @@ def test_a_missing_tensor_is_one_line_with_its_shape_and_the_kind(llama):
     parameters |= {"layers.0.attention.o.bias": ParameterInfo((48,), "full")}
     parameters |= {"layers.0.mlp.experts.weight": ParameterInfo((48,), "full")}
     assert problems(parameters, "llama", llama) == [
-        "the weight names `llama` say nothing of the recipe's layers.0.mlp.experts.weight",
-        "the weight names `llama` say nothing of the recipe's layers.2.attention.q_norm.weight",
-        "model.layers.0.self_attn.o_proj.bias is missing, the recipe's kind `full` needs it as (48,)",
+        "the weight names `llama` do not mention the recipe's layers.0.mlp.experts.weight",
+        "the weight names `llama` do not mention the recipe's layers.2.attention.q_norm.weight",
+        "model.layers.0.self_attn.o_proj.bias is missing, but the recipe's kind `full` needs it as (48,)",
     ]
 
 
@@ -320,8 +320,9 @@ def test_an_extra_tensor_is_one_line_with_the_parameter_that_the_recipe_lacks(tm
     assert (
         found[1] == "model.layers.0.self_attn.k_proj.bias (16,) is extra: the recipe has no layers.0.attention.k.bias"
     )
-    assert "model.layers.1.self_attn.q_norm.weight (8,) is extra: the weight names `llama` do not know it" in problems(
-        parameters, "llama", checkpoint
+    assert (
+        "model.layers.1.self_attn.q_norm.weight (8,) is extra: the weight names `llama` have no such parameter"
+        in problems(parameters, "llama", checkpoint)
     )
 
 
@@ -339,9 +340,9 @@ def test_the_same_problem_in_many_layers_is_one_line(llama):
         llama_parameters(12, **{"attention.q.weight": (64, 48), "attention.o.weight": (48, 64)}), "llama", llama
     )
     assert found == [
-        "model.layers.0.self_attn.o_proj.weight is (48, 48), the recipe's kind `full` needs (48, 64) "
+        "model.layers.0.self_attn.o_proj.weight is (48, 48), but the recipe's kind `full` needs (48, 64) "
         "(and the same in 11 more layers)",
-        "model.layers.0.self_attn.q_proj.weight is (48, 48), the recipe's kind `full` needs (64, 48) "
+        "model.layers.0.self_attn.q_proj.weight is (48, 48), but the recipe's kind `full` needs (64, 48) "
         "(and the same in 11 more layers)",
     ]
 
@@ -353,7 +354,7 @@ def test_another_model_is_called_another_model(tmp_path):
         "holds another model: none of the 29 tensors that the recipe needs is here "
         "(it has transformer.h.0.attn.c_attn.bias, and its model_type is gpt2)"
     )
-    line = "model.layers.0.mlp.up_proj.weight is missing, the recipe's kind `full` needs it as (80, 48)"
+    line = "model.layers.0.mlp.up_proj.weight is missing, but the recipe's kind `full` needs it as (80, 48)"
     assert f"{line} (and the same in 2 more layers)" in found
     assert len(found) < 40
 
@@ -369,7 +370,7 @@ def test_a_copy_of_a_tied_table_is_no_problem_and_an_untied_head_is(tmp_path):
     (tmp_path / "config.json").write_text('{"tie_word_embeddings": false}')
     checkpoint = SafetensorsCheckpoint(tmp_path)
     assert problems(llama_parameters(0), "llama", checkpoint) == [
-        "lm_head.weight is extra: the recipe's head is tied, and config.json has tie_word_embeddings: false"
+        "lm_head.weight is extra: the recipe's head is tied, but config.json has tie_word_embeddings: false"
     ]
     bind(llama_parameters(0) | {"head.weight": ParameterInfo((99, 48))}, "llama", checkpoint)
 
@@ -378,7 +379,7 @@ def test_a_weight_that_is_no_float_is_a_problem_before_anything_is_read(tmp_path
     header = {"model.norm.weight": {"dtype": "F8_E5M2", "shape": [48], "data_offsets": [0, 48]}}
     checkpoint = SafetensorsCheckpoint(write_folder(tmp_path, pack(header, bytes(48))))
     assert problems({"norm.weight": ParameterInfo((48,))}, "llama", checkpoint) == [
-        "model.norm.weight is stored as F8_E5M2, whose scales are not applied: take the release in BF16"
+        "model.norm.weight is stored as F8_E5M2, whose scales are not applied: use the release in BF16"
     ]
 
 
@@ -417,7 +418,7 @@ def test_extends_wins_key_by_key_replaces_lists_and_null_says_that_there_is_none
     assert table.find("head.weight", "") is None
     checkpoint = SafetensorsCheckpoint(write_folder(tmp_path, pack({}, b"")))
     assert problems({"head.weight": ParameterInfo((9, 4))}, str(tmp_path / "top.yaml"), checkpoint) == [
-        f"the weight names `{tmp_path}/top.yaml` have no tensor for the recipe's head.weight"
+        f"the weight names `{tmp_path}/top.yaml` name no tensor for the recipe's head.weight"
     ]
 
 
@@ -444,19 +445,19 @@ tensors:
         "2:1: prefix: unknown key (did you mean prefixes?). There are extends, prefixes, ignore, constants, tensors",
         "3:1: ignore: 'lm_head.weight' is not a list of patterns",
         "5:3: norm.weight: is neither null, nor a tensor's name, nor a mapping with `tensor`",
-        "6:3: layers.{i}.a.weight: {i}, the layer, must be on both sides, or on neither: model.layers.0.a",
+        "6:3: layers.{i}.a.weight: {i}, the layer, must stand on both sides or on neither: model.layers.0.a",
         "7:3: layers.{i}.b.weight: flip: unknown operation. There are tensor, rows, transpose, alternate, take",
         "8:3: layers.{i}.c.weight: transpose: 1 is not true or false",
-        "8:3: layers.{i}.c.weight: rows: layers.{i}.c.weight itself is not among them",
+        "8:3: layers.{i}.c.weight: rows: layers.{i}.c.weight itself is missing",
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a", "1:1: is not a mapping; its keys are extends, prefixes, ignore, constants, tensors"),
+        ("- a", "1:1: must be a mapping with the keys extends, prefixes, ignore, constants, tensors"),
         ("a: ]", "1:4: not YAML: "),
-        ("ignore: []\nignore: []", "2:1: `ignore` is already said "),
+        ("ignore: []\nignore: []", "2:1: `ignore` is a duplicate key"),
     ],
 )
 def test_a_table_that_is_no_mapping_is_refused(tmp_path, text, message):

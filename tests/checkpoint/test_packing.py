@@ -199,7 +199,7 @@ def test_weights_that_others_packed_are_refused_with_who_did(tmp_path, packer, d
     assert refused.value.problems == (
         f"checkpoint {tmp_path}: model.layers.0.mlp.down_proj{parts[0]} ({word}) and 20 more are packed by {packer}, "
         "and packed weights are not read\n"
-        "  take the checkpoint that they were quantised from, or a GGUF file of the model",
+        "  use the checkpoint that they were quantised from, or a GGUF file of the model",
     )
 
 

@@ -76,7 +76,7 @@ def test_a_run_of_rows_is_read_alone(single):
     whole = ours.read("model.embed_tokens.weight")
     assert torch.equal(ours.read("model.embed_tokens.weight", range(17, 61)), whole[17:61])
     assert ours.read("model.embed_tokens.weight", range(5, 5)).shape == (0, 48)
-    with pytest.raises(ValueError, match="no run of its rows"):
+    with pytest.raises(ValueError, match="not a range of its rows"):
         ours.blocks("model.embed_tokens.weight", range(90, 100))
 
 
@@ -155,7 +155,7 @@ def test_a_missing_shard_is_named_with_what_it_holds(sharded, tmp_path):
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     count = sum(file == "model-00002-of-00004.safetensors" for file in index.values())
     assert refusal(folder) == [
-        f"model-00002-of-00004.safetensors is missing: the index says that it holds {count} tensors; download it again"
+        f"model-00002-of-00004.safetensors is missing: the index lists {count} tensors in it; download it again"
     ]
 
 
@@ -164,10 +164,10 @@ def test_a_truncated_file_is_refused_by_its_header(single, tmp_path):
     size = (folder / "model.safetensors").stat().st_size
     os.truncate(folder / "model.safetensors", size - 1000)
     (problem,) = refusal(folder)
-    assert problem.startswith("model.safetensors: was cut short: its tensors need ")
+    assert problem.startswith("model.safetensors: was truncated: its tensors need ")
     os.truncate(folder / "model.safetensors", 100)
     (problem,) = refusal(folder)
-    assert problem.endswith("and the file has 100: it is not a safetensors file, or it was cut short")
+    assert problem.endswith("and the file has 100: it is not a safetensors file, or it was truncated")
     os.truncate(folder / "model.safetensors", 5)
     assert refusal(folder) == ["model.safetensors: is 5 bytes long, too short for a safetensors header"]
 
@@ -177,22 +177,22 @@ def test_a_file_that_shrinks_while_it_is_read_ends_early(single, tmp_path):
     ours = SafetensorsCheckpoint(folder, block_bytes=96)
     blocks = ours.blocks("model.norm.weight")
     os.truncate(folder / "model.safetensors", 3000)
-    with pytest.raises(CheckpointError, match=r"model.safetensors has changed since its header was read; start again"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors changed after its header was read; start again"):
         next(blocks)
     folder = copy_of(single, tmp_path / "again")
     ours = SafetensorsCheckpoint(folder, block_bytes=96)
     blocks = ours.blocks("model.embed_tokens.weight")
     next(blocks)
     os.truncate(folder / "model.safetensors", 100)
-    with pytest.raises(CheckpointError, match=r"model.safetensors ends early; it was cut short while it was read"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors ends early; it was truncated while it was read"):
         list(blocks)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pack({"a": F32}, bytes(24), 10**6), "says that its header is 1000000 bytes long, and the file has"),
-        (pack({"a": F32}, bytes(24), 2**63), "says that its header is 9223372036854775808 bytes long"),
+        (pack({"a": F32}, bytes(24), 10**6), "states that its header is 1000000 bytes long, and the file has"),
+        (pack({"a": F32}, bytes(24), 2**63), "states that its header is 9223372036854775808 bytes long"),
         (pack({"a": F32}, bytes(24), 20), "has a header that is not JSON"),
         (pack([1], b""), "has a header that is not a JSON object"),
         ((6).to_bytes(8, "little") + b"\xff\xfe\xfd{}}", "has a header that is not JSON"),
@@ -221,8 +221,11 @@ def test_a_file_that_shrinks_while_it_is_read_ends_early(single, tmp_path):
             pack({"a": F32, "b": F32 | {"data_offsets": [30, 54]}}, bytes(54)),
             "has a header in which b leaves a gap after a: it starts at 30, not 24",
         ),
-        (pack({"a": F32}, bytes(20)), "was cut short: its tensors need 24 bytes after the header, and 20 are there"),
-        (pack({"a": F32}, bytes(30)), "has 6 bytes after its last tensor that belong to none"),
+        (
+            pack({"a": F32}, bytes(20)),
+            "was truncated: its tensors need 24 bytes after the header, but only 20 are there",
+        ),
+        (pack({"a": F32}, bytes(30)), "has 6 bytes after its last tensor that belong to no tensor"),
     ],
 )
 def test_a_wrong_header_is_one_sentence(tmp_path, content, message):
@@ -234,7 +237,7 @@ def test_a_header_longer_than_the_limit_is_not_read(tmp_path):
     folder = write_folder(tmp_path / "model", (100_000_001).to_bytes(8, "little"))
     os.truncate(folder / "model.safetensors", 200_000_000)
     (problem,) = refusal(folder)
-    assert problem.endswith("says that its header is 100000001 bytes long; at most 100000000 are read")
+    assert problem.endswith("states that its header is 100000001 bytes long; at most 100000000 are read")
 
 
 @given(st.binary(max_size=200), st.integers(0, 100))
@@ -298,7 +301,7 @@ def test_an_index_and_its_shards_must_agree(tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     assert refusal(folder) == [
         "twice is in second.safetensors and in third.safetensors, and the index names neither",
-        "x is not in second.safetensors, where the index says it is",
+        "x is not in second.safetensors, where the index places it",
     ]
 
 
@@ -307,7 +310,7 @@ def test_an_index_and_its_shards_must_agree(tmp_path):
     [
         ("{", "model.safetensors.index.json is not JSON: "),
         ("[]", "model.safetensors.index.json is not a JSON object"),
-        ("{}", "model.safetensors.index.json has no weight_map, which says where each tensor is"),
+        ("{}", "model.safetensors.index.json has no weight_map, which locates each tensor"),
         ('{"weight_map": {"a": 3}}', "model.safetensors.index.json names no file for 'a'"),
     ],
 )
@@ -318,7 +321,9 @@ def test_a_wrong_index_is_one_sentence(tmp_path, index, message):
 
 
 def test_pickles_are_refused_with_the_reason(tmp_path):
-    reason = "a pickle runs code of its author's when it is loaded; convert it to safetensors where you trust it"
+    reason = (
+        "a pickle runs its author's code when it is loaded; convert it to safetensors on a machine where you trust it"
+    )
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     (problem,) = refusal(tmp_path)
@@ -333,17 +338,19 @@ def test_a_folder_without_weights_config_or_index_says_so(single, sharded, tmp_p
     assert refusal(tmp_path) == ["holds no weights: neither a .safetensors file nor a .gguf file"]
     folder = copy_of(single, tmp_path)
     (folder / "config.json").unlink()
-    assert refusal(folder) == ["has no config.json; copy it from where the weights came from"]
+    assert refusal(folder) == ["has no config.json; copy it from the source of the weights"]
     (folder / "config.json").write_text("{no")
     (problem,) = refusal(folder)
     assert problem.startswith("config.json is not JSON: ")
     folder = copy_of(sharded, tmp_path / "again")
     assert refusal(folder / "model-00001-of-00004.safetensors") == [
-        "is one of 4 shards; give the folder that holds them all"
+        "is one of 4 shards; give the folder that holds all of them"
     ]
     (folder / "model.safetensors.index.json").unlink()
     (problem,) = refusal(folder)
-    assert problem.endswith("but no model.safetensors.index.json, which says what each shard holds; download it too")
+    assert problem.endswith(
+        "but no model.safetensors.index.json, which lists the tensors of each shard; download it too"
+    )
 
 
 def test_every_problem_of_a_folder_is_reported_at_once(sharded, tmp_path):
@@ -359,11 +366,11 @@ def test_every_problem_of_a_folder_is_reported_at_once(sharded, tmp_path):
     [
         ("I16", 12, "is stored as I16: a weight is BF16, F16, F32 or F64"),
         ("U8", 6, "is stored as U8: a weight is BF16, F16, F32 or F64"),
-        ("F8_E5M2", 6, "is stored as F8_E5M2, whose scales are not applied: take the release in BF16"),
+        ("F8_E5M2", 6, "is stored as F8_E5M2, whose scales are not applied: use the release in BF16"),
         (
             "F8_E4M3",
             6,
-            "is stored as F8_E4M3, and no a_scale_inv is here that fits it: take the release in BF16",
+            "is stored as F8_E4M3, and no a_scale_inv is here that fits it: use the release in BF16",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from coreai_recipes.checkpoint.safetensors_header import MOST_TENSORS, HeaderErr
 from coreai_recipes.checkpoint.settings import read_settings
 from coreai_recipes.errors import CheckpointError
 
-DEEP = "it is nested too deeply: more than 100 lists and objects in one another"
+DEEP = "it is nested too deeply: more than 100 levels"
 
 
 def entries(count: int) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def test_an_index_as_long_as_kimi_k2s_is_read_in_time(tmp_path: Path) -> None:
     ids=["tensors", "values"],
 )
 def test_a_header_with_more_tensors_than_any_file_has_is_refused_before_it_is_parsed(header: bytes) -> None:
-    with less_than(2), pytest.raises(HeaderError, match=r"with more than 131072 tensors, or values for as many"):
+    with less_than(2), pytest.raises(HeaderError, match=r"with more than 131072 tensors, or the values of as many"):
         parse_header(header, 4)
 
 
@@ -125,7 +125,7 @@ def test_an_index_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
     path = write_index(tmp_path, '{"weight_map": {"a": "one.safetensors", "b": "x", "a": "two.safetensors"}}')
     with pytest.raises(CheckpointError) as caught:
         read_index(path, "here")
-    assert caught.value.problems == ("here: model.safetensors.index.json is not JSON: 'a' stands twice",)
+    assert caught.value.problems == ("here: model.safetensors.index.json is not JSON: 'a' occurs twice",)
 
 
 def test_an_index_of_more_tensors_than_any_model_has_is_refused(tmp_path: Path) -> None:

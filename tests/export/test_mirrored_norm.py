@@ -98,7 +98,7 @@ def test_the_program_is_the_norm_unless_squares_overflow_float16_within(eps: flo
             "an eps of 1.5625e-08, the residual scale's square in it, is below 5.96046e-08, the least that float16 has",
         ),
         ({"kind": "rms", "eps": 1e-6}, "auto", "a mirrored norm's eps depends on the residual scale, which is `auto`"),
-        ({"kind": "layer", "eps": 1e-5}, 1.0, "all norms are layer norms already, and none is to be mirrored"),
+        ({"kind": "layer", "eps": 1e-5}, 1.0, "every norm is a layer norm already, so none can be mirrored"),
     ],
 )
 def test_it_is_refused_where_it_cannot_be(norm: dict[str, object], scale: object, problem: str | None) -> None:

@@ -62,5 +62,5 @@ def test_a_square_is_of_64_tokens(prefill: int | None, is_refused: bool) -> None
     functions = {} if prefill is None else {"functions": {"prefill": prefill}}
     found = find_problems({"export": {"context": 512, "mlp_layout": "8x8", **functions}})
     assert [problem.message for problem in found if problem.location == ("export", "mlp_layout")] == (
-        ["8x8 is for a prefill of 64 tokens, and this one takes 32"] if is_refused else []
+        ["8x8 needs a prefill of 64 tokens, and this one takes 32"] if is_refused else []
     )

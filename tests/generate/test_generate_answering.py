@@ -84,15 +84,15 @@ def test_a_prompt_may_fill_the_context_and_gets_one_token(tmp_path: Path) -> Non
         (
             "a" * 600,
             {"raw": True},
-            "the prompt has 600 tokens, the bundle's context holds 512: "
+            "the prompt has 600 tokens, but the bundle's context is 512: "
             "shorten it, or build with --set export.context=1024",
         ),
-        ("", {"raw": True}, "the prompt has no tokens: give it some text"),
+        ("", {"raw": True}, "the prompt is empty: give some text"),
         ("a", {"max_tokens": 0}, "max_tokens 0 is below 1"),
         (
             "a",
             {"raw": True, "system": "b"},
-            "--system needs the chat template that --raw leaves out: give one of the two",
+            "--system needs the chat template, which --raw leaves out: use only one of them",
         ),
     ],
 )
@@ -109,7 +109,7 @@ def test_what_cannot_be_answered_is_refused_before_any_call(
 def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
     session, _ = fake_session([(68, None)])
     model = Model(tmp_path, BundleTokenizer(write_tokenizer(tmp_path)), session, frozenset(), VOCAB)
-    with pytest.raises(UserError, match=f"its tokenizer gives the token .*, the model has {VOCAB} tokens"):
+    with pytest.raises(UserError, match=f"its tokenizer produced token .*, but the model has {VOCAB} tokens"):
         answer(model, "hello")
 
 
@@ -120,7 +120,9 @@ def test_raw_and_a_tokenizer_without_a_template_continue_the_text_itself(tmp_pat
     bare, _ = scripted_model(tmp_path / "bare", SCRIPT, chat_template=None)
     assert answer(bare, "hi").prompt_tokens == 2
     for ask in (lambda: answer(bare, "hi", system="b"), lambda: Chat(bare, system="b")):
-        with pytest.raises(UserError, match="has no chat template, which --system needs: put the text into the prompt"):
+        with pytest.raises(
+            UserError, match="--system needs a chat template, and its tokenizer has none: put the text into the prompt"
+        ):
             ask()
 
 
@@ -212,7 +214,7 @@ def test_a_conversation_that_is_too_long_keeps_its_history(tmp_path: Path) -> No
     chat = Chat(model)
     list(chat.reply("hi"))
     before = chat.messages
-    with pytest.raises(UserError, match=r"context holds 128: shorten it, or build with --set export\.context=256"):
+    with pytest.raises(UserError, match=r"context is 128: shorten it, or build with --set export\.context=256"):
         chat.reply("a" * 100)
     assert chat.messages == before
     assert "".join(chat.reply("b")) == SCRIPT

@@ -21,10 +21,10 @@ def test_a_later_run_goes_on_from_the_file_and_a_broken_one_is_a_sentence(
     other = run("run", gemma4_tiny_bundle, "In the", "--max-tokens", 1, "--prompt-cache", file)
     assert (other[0], other[2].splitlines()[-1]) == (
         2,
-        f"{file}: belongs to another bundle: give another name, or remove it",
+        f"{file}: belongs to another bundle; use another name, or remove it",
     )
     for content, said in (
-        (b"", "no prompt cache of ours: give another name"),
+        (b"", "is not a prompt cache; use another name"),
         (whole[:-1], "is not whole: remove it"),
         (whole[:-40] + b"x" + whole[-39:], "is not whole: remove it"),
         (whole.replace(b'"written": ', b'"written": 9999', 1), "is not whole: remove it"),

@@ -60,7 +60,7 @@ def test_every_bad_setting_is_told() -> None:
     with pytest.raises(UserError) as caught:
         Sampler(temperature=float("nan"), top_p=1.5)
     assert caught.value.problems == (
-        "temperature nan is not a number from 0 on; 0 is greedy",
+        "temperature nan must be 0 or more; 0 is greedy",
         "top_p 1.5 is not in [0, 1]",
     )
 

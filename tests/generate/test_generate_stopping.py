@@ -24,5 +24,5 @@ def test_the_first_of_several_ends_it() -> None:
 
 
 def test_an_empty_text_is_refused() -> None:
-    with pytest.raises(UserError, match="--stop: the empty text"):
+    with pytest.raises(UserError, match="--stop: an empty text"):
         Stops([""])

@@ -182,7 +182,7 @@ def test_truncation_and_padding_of_the_file_are_ignored(tmp_path: Path) -> None:
         ("{% set ns = namespace() %}{% set ns._x = 1 %}", "a namespace must not have the attribute _x"),
         ("{{ messages.append(1) }}", "its chat template fails on the conversation: "),
         ("{{ dict.__class__.__mro__ }}", "its chat template fails on the conversation: "),
-        ("a\n{% if %}", "its chat template is not a template: line 2: "),
+        ("a\n{% if %}", "its chat template is invalid: line 2: "),
     ],
 )
 def test_a_template_that_fails_is_a_sentence(tmp_path: Path, template: str, message: str) -> None:

@@ -249,7 +249,7 @@ def test_a_build_without_a_device_says_what_it_found_and_goes_on(run: Run, tmp_p
         ),
         (
             "export.allow.width-16k=it is fine",
-            "export.allow.width-16k: `it is fine` names no figure: say what was measured, or what it costs",
+            "export.allow.width-16k: `it is fine` gives no figure: say what was measured, or what it costs",
         ),
     ],
 )

@@ -140,7 +140,7 @@ rope:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("extends: made_up", "families: made_up -> made_up is a circle"),
+        ("extends: made_up", "families: made_up -> made_up is a cycle"),
         ("extends: llama\nlayer_count: depth", "no rule in `fields` for depth"),
         ("extends: llama\nfields: {x: {when: {y: 1}}}", "no rule in `fields` for y"),
         ("extends: llama\nfields: {x: {setz: model.x}}", "Extra inputs are not permitted"),
@@ -169,8 +169,8 @@ def test_another_rotary_than_the_family_s_is_named_with_its_line_and_what_it_cos
     text = text.replace("{kind: full, theta: 10000}", f"{{kind: {wrong}, theta: 10000, factor: 0.5}}")
     assert against_reference(load(text))[:1] == [
         f"r.yaml:12:22: model.kinds.full.rotary.kind: `{wrong}` here, and transformers' {model_type} has `{right}`, "
-        "which pairs other dimensions: 15.4 dB on Gemma 4's global layers, where text stays fluent and fewer drafted "
-        f"tokens are accepted\n  write `kind: {right}`; if another architecture is meant, say `reference: null`"
+        "which pairs different dimensions: 15.4 dB on Gemma 4's global layers, where text stays fluent and fewer "
+        f"drafted tokens are accepted\n  write `kind: {right}`; for another architecture, set `reference: null`"
     ]
     right_kind = load(text.replace(f"kind: {wrong}", f"kind: {right}"))
     assert not any("rotary.kind" in problem for problem in against_reference(right_kind))

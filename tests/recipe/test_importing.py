@@ -57,14 +57,14 @@ def problems(model_type: str, **fields: Any) -> list[str]:
 
 
 # One unknown value in a field that matters -> the problem, which names the field.
-OTHER_WEIGHTS = "\n  take the checkpoint that they were quantised from, or a GGUF file of the model"
+OTHER_WEIGHTS = "\n  use the checkpoint that they were quantised from, or a GGUF file of the model"
 
 MUTATED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"use_qk_norm": True}, f"use_qk_norm: {NOT_UNDERSTOOD}"),
     (
         "llama",
         {"hidden_act": "quick"},
-        f'hidden_act: "quick": {NOT_UNDERSTOOD}\n  there are: {ACTIVATIONS}',
+        f'hidden_act: "quick": {NOT_UNDERSTOOD}\n  available: {ACTIVATIONS}',
     ),
     (
         "llama",
@@ -85,14 +85,14 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rms_norm_eps": math.nan}, "rms_norm_eps: nan is not a finite number above 0"),
     ("llama", {"rms_norm_eps": math.inf}, "rms_norm_eps: inf is not a finite number above 0"),
     ("llama", {"rms_norm_eps": -1e-6}, "rms_norm_eps: -1e-06 is not a finite number above 0"),
-    ("llama", {"num_key_value_heads": 3}, "num_key_value_heads: 4 heads cannot be shared out among 3 KV heads"),
-    ("llama", {"head_dim": 7}, "head_dim: 7 is odd, and a rotary turns dimensions in pairs"),
+    ("llama", {"num_key_value_heads": 3}, "num_key_value_heads: 4 heads cannot be divided among 3 KV heads"),
+    ("llama", {"head_dim": 7}, "head_dim: 7 is odd, but a rotary rotates dimensions in pairs"),
     ("llama", {"rope_theta": 0}, "rope_theta: 0 is not a finite number above 0"),
     (
         "llama",
         {"rope_scaling": {"rope_type": "spiral"}},
         f'rope_scaling.rope_type: "spiral": {NOT_UNDERSTOOD}\n'
-        "  there are: default, linear, llama3, yarn, longrope, dynamic, proportional",
+        "  available: default, linear, llama3, yarn, longrope, dynamic, proportional",
     ),
     (
         "llama",
@@ -135,7 +135,7 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     (
         "llama",
         {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-        "rope_parameters.partial_rotary_factor: 0.5: heads of this family turn whole",
+        "rope_parameters.partial_rotary_factor: 0.5: this family rotates whole heads",
     ),
     (
         "llama",
@@ -176,7 +176,7 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     (
         "llama",
         {"architectures": ["LlamaForSequenceClassification"]},
-        "architectures: LlamaForSequenceClassification gives no logits of a next token",
+        "architectures: LlamaForSequenceClassification does not predict a next token",
     ),
     ("granite", {"residual_multiplier": 0.0}, "residual_multiplier: 0.0 is not a finite number above 0"),
     ("granite", {"logits_scaling": "8"}, 'logits_scaling: "8" is not a finite number above 0'),
@@ -210,7 +210,7 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         "use_bidirectional_attention: true: " + needs("attention to later positions"),
     ),
     ("gemma3_text", {"rope_parameters": {"rope_theta": 5.0}}, f"rope_parameters.rope_theta: {NOT_UNDERSTOOD}"),
-    ("gemma4_text", {"per_layer_config": {"9": {"head_dim": 4}}}, "per_layer_config.9: no layer's fields"),
+    ("gemma4_text", {"per_layer_config": {"9": {"head_dim": 4}}}, "per_layer_config.9: not the fields of a layer"),
     ("gemma4_text", {"per_layer_config": {"0": {"vocab_size": 4}}}, f"per_layer_config.0.vocab_size: {NOT_UNDERSTOOD}"),
     (
         "gemma4_text",
@@ -235,24 +235,24 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     (
         "exaone4",
         {"sliding_window_pattern": "LLLG"},
-        "sliding_window_pattern: 'LLLG': not understood where nothing lists the layers",
+        "sliding_window_pattern: 'LLLG': only supported in a config that lists its layers",
     ),
     (
         "exaone4",
         {"sliding_window_pattern": None},
-        "sliding_window_pattern: 0: not understood where nothing lists the layers",
+        "sliding_window_pattern: 0: only supported in a config that lists its layers",
     ),
     ("gemma4_text", {"rope_theta": 500.0}, f"rope_theta: {NOT_UNDERSTOOD}"),  # it turned sliding layers
     (
         "bloom",
         {"n_head": 4, "num_attention_heads": 2},
-        "num_attention_heads: another name of n_head, and the two differ",
+        "num_attention_heads: another name for n_head, but the two differ",
     ),
-    ("bloom", {"n_embed": 48, "hidden_size": 32}, "n_embed: another name of hidden_size, and the two differ"),
+    ("bloom", {"n_embed": 48, "hidden_size": 32}, "n_embed: another name for hidden_size, but the two differ"),
     (
         "mixtral",
         {"num_experts": 4, "num_local_experts": 8},
-        "num_experts: another name of num_local_experts, and the two differ",
+        "num_experts: another name for num_local_experts, but the two differ",
     ),
     (
         "hunyuan_v1_dense",
@@ -270,7 +270,7 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     (
         "opt",
         {"activation_function": "tanh"},
-        f'activation_function: "tanh": {NOT_UNDERSTOOD}\n  there are: {ACTIVATIONS}',
+        f'activation_function: "tanh": {NOT_UNDERSTOOD}\n  available: {ACTIVATIONS}',
     ),
     (
         "bloom",
@@ -382,7 +382,7 @@ def test_every_problem_is_told_at_once() -> None:
     assert problems("llama", hidden_size=-1, kv_lora_rank=8, hidden_act="tanh") == [
         "config.json: hidden_size: -1 is not a whole number above 0",
         f"config.json: kv_lora_rank: {NOT_UNDERSTOOD}",
-        f'config.json: hidden_act: "tanh": {NOT_UNDERSTOOD}\n  there are: {ACTIVATIONS}',
+        f'config.json: hidden_act: "tanh": {NOT_UNDERSTOOD}\n  available: {ACTIVATIONS}',
     ]
 
 
@@ -391,8 +391,7 @@ def test_every_problem_is_told_at_once() -> None:
     [
         (
             {},
-            "model_type: missing, so nothing says which family this is\n"
-            f"  `--as FAMILY` says it: {', '.join(family_names())}",
+            f"model_type: missing, so the family is unknown\n  name it with `--as FAMILY`: {', '.join(family_names())}",
         ),
         ({"model_type": 7}, "model_type: 7 is not a word"),
         (
@@ -407,19 +406,19 @@ def test_every_problem_is_told_at_once() -> None:
         ),
         (
             {"model_type": "my_llama", **SIZES, "rms_norm_eps": 1e-5},
-            "model_type: my_llama: not known, but every field is one of Llama's; config.json does not say whether its "
+            "model_type: my_llama: unknown, but every field is one of Llama's; config.json does not say whether its "
             "weights are\n"
-            "  if it is a Llama by another name: `--as llama`",
+            "  if it is a Llama by another name, add `--as llama`",
         ),
         (
             {"model_type": "mystery", **SIZES, "warp": 9, "auto_map": {"AutoConfig": "c.C"}},
-            "model_type: mystery: transformers has no such model; its code comes with the file, and is never run; "
+            "model_type: mystery: transformers has no such model; its code ships with the checkpoint and is never run; "
             "llama has no warp",
         ),
         (
             {"model_type": "kimi_k2", "architectures": ["DeepseekV3ForCausalLM"], **SIZES, "kv_lora_rank": 16},
-            "model_type: kimi_k2: not known, but architectures says DeepseekV3ForCausalLM\n"
-            "  `--as deepseek_v3` reads it as that family's",
+            "model_type: kimi_k2: unknown, but architectures says DeepseekV3ForCausalLM\n"
+            "  to read it as that family's, add `--as deepseek_v3`",
         ),
         (
             {"model_type": "phi-msft", "architectures": ["PhiForCausalLM"], "n_embd": 32},
@@ -427,7 +426,7 @@ def test_every_problem_is_told_at_once() -> None:
         ),
         (
             {"model_type": "step3p7"},
-            "model_type: step3p7: no family file reads its config.json yet; CONTRIBUTING.md says how one is written",
+            "model_type: step3p7: no family file reads its config.json yet; CONTRIBUTING.md explains how to write one",
         ),
         (
             {"model_type": "llava", "text_config": {"model_type": "lfm2"}},
@@ -450,7 +449,7 @@ def test_every_problem_is_told_at_once() -> None:
         (
             {"model_type": "gemma4_assistant", "text_config": {}},
             "model_type: gemma4_assistant is a draft, which reads another model's caches\n"
-            "  it goes into that model's recipe, under `draft:`",
+            "  add it to that model's recipe, under `draft:`",
         ),
     ],
 )

@@ -42,17 +42,17 @@ def test_a_problem_is_marked_in_the_file_that_says_it(small, refusal):
     assert refusal(child, base=small.replace("vocab_size: 64", "vocab_size: -1")) == [
         "r.yaml:4:22: model.hidden_size: 0 is not above 0\n  width of the residual stream",
         "base.yaml:5:15: model.vocab_size: -1 is not above 0\n"
-        "  rows of the embedding table, with the padding that the checkpoint has",
+        "  rows of the embedding table, including the checkpoint's padding",
     ]
 
 
 def test_a_circle_of_extends_shows_the_chain(refusal):
     (problem,) = refusal(CHILD.replace("base", "a.yaml"), a="extends: b.yaml\n", b="extends: r.yaml\n")
-    assert problem == "b.yaml:1:10: extends: a circle: r.yaml -> a.yaml -> b.yaml -> r.yaml"
+    assert problem == "b.yaml:1:10: extends: a cycle: r.yaml -> a.yaml -> b.yaml -> r.yaml"
 
 
 def test_a_recipe_may_not_extend_itself(refusal):
-    assert refusal("extends: r.yaml\n") == ["r.yaml:1:10: extends: a circle: r.yaml -> r.yaml"]
+    assert refusal("extends: r.yaml\n") == ["r.yaml:1:10: extends: a cycle: r.yaml -> r.yaml"]
 
 
 def test_a_long_chain_of_extends_is_refused(refusal):
@@ -68,8 +68,8 @@ def test_a_long_chain_of_extends_is_refused(refusal):
             "smollm2-135: no such file, and no built-in recipe of that name\n"
             "  did you mean `smollm2-135m`? `recipe list` names the built-in ones",
         ),
-        ("[a]", "a list is not a path or a recipe's name"),
-        ("null", "null is not a path or a recipe's name"),
+        ("[a]", "a list is neither a path nor the name of a recipe"),
+        ("null", "null is neither a path nor the name of a recipe"),
     ],
 )
 def test_what_cannot_be_extended_is_said_where_it_is_named(refusal, value, message):
@@ -120,7 +120,7 @@ def test_kinds_like_each_other_are_a_circle(small, refusal):
     text = small.replace("  kinds:\n", "  kinds:\n    a: {like: b}\n    b: {like: a}\n").replace(
         "[full,", "[a, b, full,"
     )
-    assert refusal(text) == ["r.yaml:11:15: model.kinds.b.like: a circle: `a` is like `b` is like `a`"]
+    assert refusal(text) == ["r.yaml:11:15: model.kinds.b.like: a cycle: `a` is like `b` is like `a`"]
 
 
 def test_like_an_unknown_kind_offers_the_nearest_and_no_more(small, refusal):
@@ -193,8 +193,8 @@ def test_set_says_a_key_before_the_kind_that_has_it(small, load):
 
 
 SET_REFUSED = {
-    "export.context": "--set export.context: not KEY=VALUE, as in export.context=512",
-    "=3": "--set =3: not KEY=VALUE, as in export.context=512",
+    "export.context": "--set export.context: must be KEY=VALUE, as in export.context=512",
+    "=3": "--set =3: must be KEY=VALUE, as in export.context=512",
     "export.contxt=3": "--set export.contxt=3: export.contxt: unknown key\n  did you mean `context`?",
     "model.kinds.ful.like=x": "--set model.kinds.ful.like=x: model.kinds.ful: unknown key\n  did you mean `full`?",
     "name.x=3": "--set name.x=3: name.x: unknown key: `name` is `small`, nothing is below it",
@@ -209,9 +209,9 @@ SET_REFUSED = {
         "--set model.layers.-1=full: model.layers.-1: `model.layers` has no such entry\n  the entries are 0 to 1"
     ),
     "export.context=": ("--set export.context=: no value"),
-    "export.context=010": ("--set export.context=010: 010 starts with a 0, and some read that as octal: write 10"),
+    "export.context=010": ("--set export.context=010: 010 starts with 0, which some parsers read as octal: write 10"),
     "export.context=!!int 3": (
-        "--set export.context=!!int 3: tag `tag:yaml.org,2002:int`: a recipe is plain data, without tags"
+        "--set export.context=!!int 3: tag `tag:yaml.org,2002:int`: a recipe is plain data and has no tags"
     ),
     "model.norm.eps=a": (
         "--set model.norm.eps=a: model.norm.eps: `a` is not a number above 0\n"

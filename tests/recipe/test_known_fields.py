@@ -69,7 +69,7 @@ def test_a_rope_type_reads_what_its_function_does() -> None:
 def test_an_unknown_field_that_says_nothing_is_left_out_by_name(value: Any) -> None:
     (note,) = notes("qwen2", attention_bias=value)
     assert note.startswith("attention_bias: ")
-    assert note.endswith("left out, transformers' qwen2 has no such field, and it says that nothing is there")
+    assert note.endswith("left out, transformers' qwen2 has no such field, and its value is empty")
 
 
 @pytest.mark.parametrize("value", [2, -1, "yes", [0], {"a": 1}, 1.5])
@@ -90,8 +90,8 @@ def test_true_is_not_one() -> None:
 
 def test_a_field_of_no_model_at_all_is_left_out_by_name() -> None:
     assert notes("llama", internal_version="7.2", _num_labels=5) == [
-        'internal_version: "7.2": left out, no model of transformers has such a field',
-        "_num_labels: 5: left out, no model of transformers has such a field",
+        'internal_version: "7.2": left out, no model in transformers has this field',
+        "_num_labels: 5: left out, no model in transformers has this field",
     ]
 
 
@@ -108,9 +108,9 @@ def test_code_of_ones_own_may_read_what_transformers_does_not_know() -> None:
 def test_rotary_parameters_that_the_rope_type_does_not_read_are_left_out_by_name() -> None:
     said = notes("qwen3", head_dim=8, rope_scaling={**YARN, "attn_factor": 0.878, "finetuned": True, "alpha": 0})
     assert said == [
-        "rope_scaling.attn_factor: 0.878: left out, no model of transformers has such a parameter",
-        "rope_scaling.finetuned: true: left out, no model of transformers has such a parameter",
-        "rope_scaling.alpha: 0: left out, rope_type yarn does not read it, and it says that nothing is there",
+        "rope_scaling.attn_factor: 0.878: left out, no model in transformers has this parameter",
+        "rope_scaling.finetuned: true: left out, no model in transformers has this parameter",
+        "rope_scaling.alpha: 0: left out, rope_type yarn does not read it, and its value is empty",
     ]
 
 

@@ -36,13 +36,13 @@ def test_a_recipe_with_ten_mistakes_and_more_reports_each_with_its_place(refusal
         "r.yaml:2:7: name: `ten mistakes` is not a name\n"
         "  the name of the bundle's folder; letters, digits, `.`, `_` and `-`",
         'r.yaml:5:15: model.vocab_size: "64" is not a whole number above 0\n'
-        "  rows of the embedding table, with the padding that the checkpoint has",
+        "  rows of the embedding table, including the checkpoint's padding",
         "r.yaml:6:16: model.hidden_size: 32.5 is not a whole number above 0\n  width of the residual stream",
         "r.yaml:7:26: model.norm.eps: 0 is not above 0\n  added to the mean square (rms_norm_eps); Llama uses 1.0e-5",
         "r.yaml:8:16: model.head.tied: `yes` is not `true` or `false`\n"
-        "  whether the head is the embedding's table (tie_word_embeddings)",
+        "  use the embedding table as the head (tie_word_embeddings)",
         "r.yaml:11:18: model.kinds.full.attention.head_dim: missing\n  dimensions of one head",
-        "r.yaml:11:59: model.kinds.full.attention.num_kv_heads: 4 heads cannot be shared out among 3 KV heads",
+        "r.yaml:11:59: model.kinds.full.attention.num_kv_heads: 4 heads cannot be divided among 3 KV heads",
         "r.yaml:11:62: model.kinds.full.attention.headdim: unknown key\n  did you mean `head_dim`?",
         "r.yaml:12:39: model.kinds.full.rotary.factor: 1.5 is not in (0, 1]\n"
         "  the share of the head that rotates; GPT-NeoX uses 0.25, Phi-2 0.4",
@@ -51,7 +51,7 @@ def test_a_recipe_with_ten_mistakes_and_more_reports_each_with_its_place(refusal
         "  did you mean `silu`?",
         "r.yaml:14:18: model.layers.1: there is no kind `ful`\n  did you mean `full`?",
         "r.yaml:15:10: weights.names: missing\n  the family whose tensor names the checkpoint uses; llama, qwen3 ...",
-        "r.yaml:18:24: export.functions.prefill: prefill takes 128 tokens at a call, the context holds 64",
+        "r.yaml:18:24: export.functions.prefill: prefill takes 128 tokens per call, but the context is 64",
     ]
 
 
@@ -72,15 +72,15 @@ MISTAKES = {
     ),
     ("vocab_size: 64", "vocab_size: 4294967296"): (
         "r.yaml:5:15: model.vocab_size: 4294967296 is more than 1048576\n"
-        "  rows of the embedding table, with the padding that the checkpoint has"
+        "  rows of the embedding table, including the checkpoint's padding"
     ),
     ("vocab_size: 64", "vocab_size: null"): (
         "r.yaml:5:15: model.vocab_size: null is not a whole number above 0\n"
-        "  rows of the embedding table, with the padding that the checkpoint has"
+        "  rows of the embedding table, including the checkpoint's padding"
     ),
     ("vocab_size: 64", "vocab_size: [64]"): (
         "r.yaml:5:15: model.vocab_size: a list is not a whole number above 0\n"
-        "  rows of the embedding table, with the padding that the checkpoint has"
+        "  rows of the embedding table, including the checkpoint's padding"
     ),
     ("theta: 10000", "theta: true"): (
         "r.yaml:12:35: model.kinds.full.rotary.theta: true is not a number above 0\n"
@@ -97,11 +97,11 @@ MISTAKES = {
         "r.yaml:12:22: model.kinds.full.rotary.kind: 3 is not one of `full`, `partial`, `proportional`, `none`"
     ),
     ("{kind: full, theta: 10000}", "{theta: 10000}"): (
-        "r.yaml:12:15: model.kinds.full.rotary: says no `kind`: one of `full`, `partial`, `proportional`, `none`"
+        "r.yaml:12:15: model.kinds.full.rotary: `kind` is missing: one of `full`, `partial`, `proportional`, `none`"
     ),
     ("{kind: full, theta: 10000}", "{factor: 0.5, theta: 10000}"): (
         "r.yaml:12:15: model.kinds.full.rotary: "
-        "`factor` says neither `partial` nor `proportional`: they pair different dimensions\n"
+        "`factor` needs `kind: partial` or `kind: proportional`, which pair different dimensions\n"
         "  add `kind: partial` (GPT-NeoX, Phi, GLM) or `kind: proportional` (Gemma 4)"
     ),
     ("theta: 10000}", "theta: 10000, factor: 0.5}"): (
@@ -120,10 +120,10 @@ MISTAKES = {
         "kind: dense",
     ): "r.yaml:13:19: model.kinds.full.mlp.kind: `dense` is not one of `gated`, `plain`, `moe`",
     ("{repeat: 3, of: [full]}", "{repeat: 0, of: [full]}"): (
-        "r.yaml:14:27: model.layers.1.repeat: 0 is not in [1, 1024]\n  how often the pattern is stacked"
+        "r.yaml:14:27: model.layers.1.repeat: 0 is not in [1, 1024]\n  how often the pattern repeats"
     ),
     ("{repeat: 3, of: [full]}", "{repeat: 3, of: []}"): (
-        "r.yaml:14:34: model.layers.1.of: an empty list: at least one is needed\n  kinds in the order of layers"
+        "r.yaml:14:34: model.layers.1.of: an empty list: at least one is required\n  kinds, in the order of the layers"
     ),
     ("{repeat: 3, of: [full]}", "7"): (
         "r.yaml:14:18: model.layers.1: 7 is not a word or a mapping\n"
@@ -134,7 +134,7 @@ MISTAKES = {
         "  factor of the embedding; Gemma uses sqrt_hidden_size"
     ),
     ("prefill: 16", "prefill: 16, decode: true"): (
-        "r.yaml:18:36: export.functions.decode: true is not `1`\n  one token at a call"
+        "r.yaml:18:36: export.functions.decode: true is not `1`\n  one token per call"
     ),
 }
 
@@ -149,22 +149,21 @@ def test_a_name_that_no_kind_can_have_is_marked_at_the_key(small, refusal):
     assert refusal(
         small.replace("    full:\n", "    fu-ll:\n").replace("[full", "[fu-ll").replace("of: [full", "of: [fu-ll")
     )[0] == (
-        "r.yaml:10:5: model.kinds.fu-ll: not a name that a kind can have\n  a letter, then letters, digits and `_`"
+        "r.yaml:10:5: model.kinds.fu-ll: not a valid name for a kind\n  use a letter, then letters, digits and `_`"
     )
 
 
 def test_missing_keys_are_marked_where_they_would_stand(refusal):
     assert refusal("# a comment\nrecipe: 1\nmodel:\n  hidden_size: 8\n") == [
         "r.yaml:2:1: name: missing\n  the name of the bundle's folder; letters, digits, `.`, `_` and `-`",
-        "r.yaml:2:1: reference: missing\n  the transformers model to equal; null when there is none",
-        "r.yaml:2:1: weights: missing\n  where the checkpoint keeps its tensors",
+        "r.yaml:2:1: reference: missing\n  the transformers model that this one must equal; null if there is none",
+        "r.yaml:2:1: weights: missing\n  the tensor names of the checkpoint",
         "r.yaml:2:1: export: missing\n  how the package is written",
-        "r.yaml:3:1: model.vocab_size: missing\n"
-        "  rows of the embedding table, with the padding that the checkpoint has",
-        "r.yaml:3:1: model.norm: missing\n  the norm of every layer and of the end, unless a kind has its own",
-        "r.yaml:3:1: model.kinds: missing\n  layers of one kind differ in their weights only",
+        "r.yaml:3:1: model.vocab_size: missing\n  rows of the embedding table, including the checkpoint's padding",
+        "r.yaml:3:1: model.norm: missing\n  the norm of every layer and before the head, unless set there",
+        "r.yaml:3:1: model.kinds: missing\n  layer kinds; layers of one kind differ only in their weights",
         "r.yaml:3:1: model.layers: missing\n"
-        "  kinds from the first layer to the last; `{repeat: N, of: [kinds]}` stacks a pattern",
+        "  the kind of each layer, in order; `{repeat: N, of: [kinds]}` repeats a pattern",
         "r.yaml:3:1: model.head: missing\n  from the last hidden state to logits",
     ]
 
@@ -173,13 +172,13 @@ def test_missing_keys_are_marked_where_they_would_stand(refusal):
 def test_the_top_must_be_a_mapping(refusal, text):
     (problem,) = refusal(text)
     shown = {"- 1\n": "a list", "word\n": "`word`", "3\n": "3"}[text]
-    assert problem == f"r.yaml:1:1: {shown} at the top, where a recipe is a mapping of keys"
+    assert problem == f"r.yaml:1:1: {shown} at the top level, where a mapping is required"
 
 
 def test_a_hundred_problems_are_enough(small, refusal):
     found = refusal(small + "".join(f"k{i}: 1\n" for i in range(5000)))
     assert len(found) == 101
-    assert found[-1] == "r.yaml: and more: mend these first"
+    assert found[-1] == "r.yaml: more problems follow: fix these first"
 
 
 def test_an_unknown_name_offers_the_nearest():

@@ -20,13 +20,13 @@ RULES = [
     (
         "num_kv_heads: 2",
         "num_kv_heads: 3",
-        "r.yaml:11:59: model.kinds.full.attention.num_kv_heads: 4 heads cannot be shared out among 3 KV heads",
+        "r.yaml:11:59: model.kinds.full.attention.num_kv_heads: 4 heads cannot be divided among 3 KV heads",
         "num_kv_heads: 4",
     ),
     (
         "head_dim: 8",
         "head_dim: 7",
-        "r.yaml:11:72: model.kinds.full.attention.head_dim: 7 is odd, and a rotary turns dimensions in pairs",
+        "r.yaml:11:72: model.kinds.full.attention.head_dim: 7 is odd, but a rotary rotates dimensions in pairs",
         "head_dim: 6",
     ),
     (
@@ -60,7 +60,7 @@ RULES = [
         "rotary: {kind: full, theta: 10000, precision: bfloat16}",
         "r.yaml:12:53: model.kinds.full.rotary.precision: "
         "angles in bfloat16 lose positions (bfloat16 frequencies: cosine error 0.35 at position 200)\n"
-        "  use float32, or add `lossy: true` if that is what you want",
+        "  use float32, or add `lossy: true` to accept the loss",
         "rotary: {kind: full, theta: 10000, precision: bfloat16, lossy: true}",
     ),
     (
@@ -68,7 +68,7 @@ RULES = [
         "rotary: {kind: full, theta: 10000, scaling: {kind: llama3, factor: 8, low_freq_factor: 4, "
         "high_freq_factor: 4, original_context: 32}}",
         "r.yaml:12:94: model.kinds.full.rotary.scaling.low_freq_factor: "
-        "4 is not below high_freq_factor 4: between them lies the smooth passage",
+        "4 is not below high_freq_factor 4: between them lies the smooth transition",
         "rotary: {kind: full, theta: 10000, scaling: {kind: llama3, factor: 8, low_freq_factor: 1, "
         "high_freq_factor: 4, original_context: 32}}",
     ),
@@ -83,8 +83,8 @@ RULES = [
         ROTARY,
         "rotary: {kind: full, theta: 10000, scaling: {kind: dynamic, factor: 8, original_context: 63}}",
         "r.yaml:12:51: model.kinds.full.rotary.scaling: context 64 exceeds the trained 63: beyond it frequencies "
-        "change with a text's length, and keys in the cache were turned by others\n"
-        "  set export.context to 63 or less, or take a scaling that is fixed: yarn, longrope, linear",
+        "change with a text's length, and keys in the cache were rotated by the earlier ones\n"
+        "  set export.context to 63 or less, or use a fixed scaling: yarn, longrope, linear",
         "rotary: {kind: full, theta: 10000, scaling: {kind: dynamic, factor: 8, original_context: 64}}",
     ),
     (
@@ -104,7 +104,7 @@ RULES = [
     (
         "of: [full]",
         "of: [full, other]",
-        "r.yaml:14:41: model.layers.1.of.1: there is no kind `other`\n  there are: full",
+        "r.yaml:14:41: model.layers.1.of.1: there is no kind `other`\n  available: full",
         "of: [full, full]",
     ),
     (
@@ -117,13 +117,13 @@ RULES = [
     (
         "prefill: 16",
         "prefill: 65",
-        "r.yaml:18:24: export.functions.prefill: prefill takes 65 tokens at a call, the context holds 64",
+        "r.yaml:18:24: export.functions.prefill: prefill takes 65 tokens per call, but the context is 64",
         "prefill: 64",
     ),
     (
         "prefill: 16",
         "prefill: 16, score: 65",
-        "r.yaml:18:35: export.functions.score: score takes 65 tokens at a call, the context holds 64",
+        "r.yaml:18:35: export.functions.score: score takes 65 tokens per call, but the context is 64",
         "prefill: 16, score: 64",
     ),
 ]
@@ -155,7 +155,7 @@ SHARING = {
         "head_dim is 16 here and 8 in `full`: one cache cannot serve both"
     ),
     ("shares_kv_with: full}", "shares_kv_with: full}\n      rotary: {theta: 5}"): (
-        "r.yaml:17:23: model.kinds.shared.rotary.theta: `shared` reads keys that `full` has turned with theta 10000\n"
+        "r.yaml:17:23: model.kinds.shared.rotary.theta: `shared` reads keys that `full` rotates with theta 10000\n"
         "  make both rotaries equal, or leave out attention.shares_kv_with"
     ),
 }
@@ -193,18 +193,18 @@ DRAFTS = {
         "head_dim is 16 here and 8 in `full`: one cache cannot serve both"
     ),
     (", shares_kv_with: full", ""): (
-        "r.yaml:26:18: draft.kinds.full.attention: a draft owns no cache: say whose keys and values it reads\n"
-        "  add `shares_kv_with:` and a kind of the model"
+        "r.yaml:26:18: draft.kinds.full.attention: a draft has no cache of its own: name the kind that it reads\n"
+        "  add `shares_kv_with:` with a kind of the model"
     ),
     ("  vocab_size: 64\n  hidden_size: 24", "  vocab_size: 65\n  hidden_size: 24"): (
-        "r.yaml:21:15: draft.vocab_size: 65 tokens here and 64 in the model: they must be the same"
+        "r.yaml:21:15: draft.vocab_size: 65 tokens here and 64 in the model: they must be equal"
     ),
     (", score: 5", ""): (
-        "r.yaml:18:14: export.functions: a draft's tokens are verified by `score`, which is missing\n"
+        "r.yaml:18:14: export.functions: `score` is missing, which verifies the draft's tokens\n"
         "  add `score: 5`: the last token and 4 drafted ones"
     ),
     (DRAFTS_ROTARY, DRAFTS_ROTARY.replace("full, theta", "partial, factor: 0.5, theta")): (
-        "r.yaml:27:22: draft.kinds.full.rotary.kind: `full` reads keys that `full` has turned with kind full\n"
+        "r.yaml:27:22: draft.kinds.full.rotary.kind: `full` reads keys that `full` rotates with kind full\n"
         "  make both rotaries equal, or leave out attention.shares_kv_with"
     ),
 }  # fmt: skip
@@ -223,7 +223,7 @@ def test_a_recipe_made_in_python_keeps_the_rules_too(small, load):
     with pytest.raises(ValidationError) as caught:
         Recipe.model_validate(data)
     (error,) = caught.value.errors()
-    message = "prefill takes 65 tokens at a call, the context holds 64"
+    message = "prefill takes 65 tokens per call, but the context is 64"
     assert error["type"] == "rules"
     assert error["msg"] == f"export.functions.prefill: {message}"
     assert error["ctx"]["problems"] == [Problem(("export", "functions", "prefill"), "function-context", message)]
@@ -253,7 +253,7 @@ RESIDUAL = "context: 64\n  residual_scale: 0.5"
         (("weight: w", "weight: none"), []),
         (
             ("weight: w}\n  placement: pre", "weight: none}\n  placement: sandwich"),
-            ["the norms behind the blocks of `full` have no weight to take it up"],
+            ["the norms after the blocks of `full` have no weights that could absorb it"],
         ),
         (("tied: true", "tied: true, norm: none"), ["no norm before the head would undo it"]),
     ],

@@ -118,11 +118,9 @@ def test_two_packages_say_what_the_one_says(tiny_bundle: Path, tmp_path: Path, f
 
 def test_what_a_chain_is_not_given_and_does_not_have_is_a_sentence(tiny_bundle: Path, tmp_path: Path) -> None:
     program = open_program(tmp_path, two_packages(tiny_bundle, tmp_path, *FORMS["halves"]), "evaluator")
-    with pytest.raises(
-        BundleError, match=r"^function decode takes the inputs input_ids, position and was given nothing$"
-    ):
+    with pytest.raises(BundleError, match=r"^function decode needs the inputs input_ids, position, but got nothing$"):
         program.call("decode", {})
-    with pytest.raises(BundleError, match=r"^there is no function score: there are decode, prefill$"):
+    with pytest.raises(BundleError, match=r"^there is no function score; available: decode, prefill$"):
         program.call("score", {})
 
 

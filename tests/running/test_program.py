@@ -79,7 +79,7 @@ def test_a_package_that_core_ml_does_not_load_is_a_sentence(coreml: type[FakeMLM
     with pytest.raises(BundleError) as caught:
         runtime.call("decode", {})
     assert caught.value.problems == (
-        "/b/model.mlpackage: Core ML does not load the function decode: You will not be able to run predict(): "
+        "/b/model.mlpackage: Core ML cannot load the function decode: You will not be able to run predict(): "
         "no such engine",
         "  --runtime evaluator runs it without Core ML",
     )
@@ -88,8 +88,8 @@ def test_a_package_that_core_ml_does_not_load_is_a_sentence(coreml: type[FakeMLM
 @pytest.mark.parametrize(
     ("system", "release", "bridge", "reason"),
     [
-        ("Linux", "", True, "Core ML is on macOS only, this is Linux"),
-        ("Darwin", "14.6.1", True, "Core ML has states since macOS 15, this is macOS 14.6.1"),
+        ("Linux", "", True, "Core ML needs macOS, and this is Linux"),
+        ("Darwin", "14.6.1", True, "Core ML's states need macOS 15, and this is macOS 14.6.1"),
         (
             "Darwin",
             "15.1",

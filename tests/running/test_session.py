@@ -97,7 +97,7 @@ def test_two_rollbacks_count_from_the_last_row_that_was_written() -> None:
 def test_the_whole_context_can_be_used_and_nothing_beyond() -> None:
     session, runtime = fake_session([FULL, RING], context=10)
     assert feeds_right(session, runtime, list(range(1, 11)))
-    with pytest.raises(ValueError, match="11 tokens were given, but 1 to 10 can be fed"):
+    with pytest.raises(ValueError, match="11 tokens were given; a call takes 1 to 10"):
         session.feed(list(range(1, 12)))
     with pytest.raises(ValueError, match="0 tokens were given"):
         session.feed([])

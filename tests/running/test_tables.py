@@ -113,7 +113,7 @@ def test_a_bundle_is_believed_and_compared_with_the_rows_beside_it(gemma4_tiny_b
 
 def test_a_file_of_other_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / TABLE).write_bytes(bytes(28 * 3 + 1))
-    with pytest.raises(EvaluationError, match="85 bytes are no whole rows of 28"):
+    with pytest.raises(EvaluationError, match="85 bytes are not whole rows of 28"):
         Table(tmp_path / TABLE, 24, "int8", 12)
 
 

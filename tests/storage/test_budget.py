@@ -63,5 +63,5 @@ def test_within_a_budget_nothing_is_said() -> None:
 
 
 def test_a_loss_that_nothing_measures_has_no_budget() -> None:
-    with pytest.raises(RecipeError, match=r"compress\.budget\.kl: without a reference nothing is measured"):
+    with pytest.raises(RecipeError, match=r"compress\.budget\.kl: without a reference, the loss cannot be measured"):
         load_recipe("tiny-llama", [PALETTES, "compress.budget.kl=0.1", "reference=null"])

@@ -218,10 +218,10 @@ def test_a_rule_that_matches_nothing_is_refused_at_its_line(
 @pytest.mark.parametrize(
     ("default", "rule", "expected"),
     [
-        ("int8", "{match: embedding}", "0: it changes nothing"),
+        ("int8", "{match: embedding}", "0: this rule changes nothing"),
         ("int8", "{match: embedding, bits: 6}", "0.bits: `int8` has no bits\n  add `kind: palettize`"),
         ("int8", "{match: embedding, kind: float16, group: 8}", "0.group: `float16` has no group"),
-        ("int8", "{match: embedding, kind: palettize}", "0: palettes of how many bits? The default, `int8`, says none"),
+        ("int8", "{match: embedding, kind: palettize}", "0: `bits` is missing, and the default, `int8`, has none"),
         ("int8", "{match: embedding, kind: palletize}", "0.kind: `palletize` is not one of"),
         ("int8", "{match: embedding, kind: palettize, bits: 4, block: 32}", "0.block: `palettize` has no block"),
         ("float16", "{match: embedding, block: 32}", "0.block: `float16` has no block\n  add `kind: int4`"),

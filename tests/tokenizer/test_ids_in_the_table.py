@@ -47,7 +47,7 @@ def test_an_id_beyond_the_tables_rows_is_refused_before_anything_is_sealed(
         build("tiny-llama", checkpoint, tmp_path / "dist", verified=False)
     assert refused.value.problems == (
         f"checkpoint {checkpoint}: {told}, but the table has 512 rows: "
-        "take the tokenizer and generation_config.json that the weights were made with",
+        "use the tokenizer and generation_config.json that the weights were trained with",
     )
     assert not (tmp_path / "dist/tiny-llama").exists()
 

@@ -56,13 +56,13 @@ def render(source: str) -> str:
         ("{{ ('%99999d' * 1000)|format(1) }}", "it makes a text of more than"),
         ("{{ '{:>9999999999}'.format(1) }}", "it makes a text of more than"),
         ("{{ ['{:>9999999999}']|map('format', 1)|list }}", "it makes a text of more than"),
-        ("{{ '{:{}}'.format(1, 10 ** 5) }}", "it takes the width of a format from a value"),
+        ("{{ '{:{}}'.format(1, 10 ** 5) }}", "it computes the width of a format"),
         (f"{{{{ ('{{a}}' * 9999).format_map({{'a': {BIG}}}) }}}}", "it makes a text of more than"),
         ("{{ range(999)|list|tojson(indent=99999) }}", "it makes a text of more than"),
         (f"{{{{ range(9999)|list|tojson(separators=({BIG}, ':')) }}}}", "it makes a text of more than"),
         ("{{ 1.5|round(999999) }}", "it gives round the number 999,999"),
         ("{{ ('a.' * 999999)|urlize }}", "it gives urlize more than 262,144 characters"),
-        ("{{ strftime_now('%Y' * 999) }}", "it asks for a date in a form of more than 256 characters"),
+        ("{{ strftime_now('%Y' * 999) }}", "it formats a date by more than 256 characters"),
         ("{% for i in range(99999) %}{{ (range(9999)|list)|sort|first }}{% endfor %}", "it takes more than"),
         (
             "{% set l = range(99999)|list %}{% for i in l %}{% if -1 in l %}{% endif %}{% endfor %}",
@@ -76,7 +76,7 @@ def test_a_template_without_end_is_stopped(source: str, reason: str) -> None:
     with pytest.raises(TemplateLimitError) as caught:
         render(source)
     (problem,) = caught.value.problems
-    assert problem.startswith(f"bundle: its chat template is stopped: {reason}")
+    assert problem.startswith(f"bundle: its chat template was stopped: {reason}")
     assert time.process_time() - started < 20  # seconds; without limits it is hours, or all memory
 
 
@@ -93,15 +93,15 @@ def test_a_template_without_end_is_stopped(source: str, reason: str) -> None:
         ("{{ " + "9" * 5000 + " }}", "Exceeds the limit (4300 digits)"),
         ("{% break %}", "'break' outside loop"),
         ("{% macro a(a, a) %}{% endmacro %}", "duplicate argument"),
-        ("x" * 300_000, "it has 300,000 characters, and 262,144 are read at most"),
-        ("{{ a }}" * 30_000, "it has 30,001 parts, and 20,000 are taken at most"),
+        ("x" * 300_000, "it has 300,000 characters, and 262,144 are allowed"),
+        ("{{ a }}" * 30_000, "it has 30,001 parts, and 20,000 are allowed"),
     ],
 )
 def test_what_does_not_compile_is_a_sentence(source: str, reason: str) -> None:
     with pytest.raises(BundleError) as caught:
         ChatTemplate(source, {}, "bundle")
     (problem,) = caught.value.problems
-    assert problem.startswith("bundle: its chat template is not a template: ")
+    assert problem.startswith("bundle: its chat template is invalid: ")
     assert reason in problem
     assert "\n" not in problem
 

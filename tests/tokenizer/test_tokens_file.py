@@ -215,8 +215,8 @@ def test_named_templates_are_chosen_by_name_and_none_by_silence(checkpoint: Path
     with pytest.raises(UserError) as caught:
         ours.encode_chat(CHAT)
     assert caught.value.problems == (
-        f"{tmp_path / 'bundle'}: its chat templates have names and none is the default: "
-        "choose one with --template (rag, tool), or give --raw",
+        f"{tmp_path / 'bundle'}: it has several chat templates and no default: "
+        "choose one with --template (rag, tool), or use --raw",
     )
     with pytest.raises(UserError, match=r"has no chat template nothing: it has rag, tool$"):
         ours.encode_chat(CHAT, "nothing")
@@ -268,33 +268,37 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 172099
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("tokenizer.json", "{", "tokenizer.json is no tokenizer: "),
-        ("tokenizer.json", "", "tokenizer.json is no tokenizer: "),
-        ("tokenizer.json", "{}", "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", "{", "tokenizer.json is not a tokenizer: "),
+        ("tokenizer.json", "", "tokenizer.json is not a tokenizer: "),
+        ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer: "),
         (
             "tokenizer.json",
             "[" * 100_000,
-            "tokenizer.json is no tokenizer: it is nested too deeply: more than 100 lists",
+            "tokenizer.json is not a tokenizer: it is nested too deeply: more than 100 levels",
         ),
         ("tokenizer.json", POINTER, "tokenizer.json is a git-lfs pointer, not the file itself: run `git lfs pull` in"),
         ("tokenizer_config.json", POINTER, "tokenizer_config.json is a git-lfs pointer"),
         ("tokenizer_config.json", "[1]", "tokenizer_config.json holds a list, not an object"),
         ("special_tokens_map.json", "{", "special_tokens_map.json is not JSON: "),
-        ("tokenizer_config.json", '{"model_max_length": NaN}', "tokenizer_config.json is not JSON: NaN is no number"),
-        ("tokenizer_config.json", '{"chat_template": [{"name": "a", "template": 5}]}', "its chat template is not a "),
-        ("tokenizer_config.json", '{"chat_template": ["a"]}', "its chat template is not a template: "),
+        (
+            "tokenizer_config.json",
+            '{"model_max_length": NaN}',
+            "tokenizer_config.json is not JSON: NaN is not a JSON number",
+        ),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "a", "template": 5}]}', "its chat template is invalid"),
+        ("tokenizer_config.json", '{"chat_template": ["a"]}', "its chat template is invalid: "),
         (
             "tokenizer_config.json",
             '{"chat_template": 7}',
-            "its chat template is not a template: tokenizer_config.json ",
+            "its chat template is invalid: tokenizer_config.json ",
         ),
         (
             "added_tokens.json",
             '{"<|odd|>": 512}',
             "its tokenizer has the token '<|odd|>' with id 512, but the table has",
         ),
-        ("chat_template.jinja", "{% if %}", "its chat template is not a template: line 1: "),
-        ("chat_template.jinja", "{{ 1|odd }}", "its chat template is not a template: line 1: No filter named 'odd'."),
+        ("chat_template.jinja", "{% if %}", "its chat template is invalid: line 1: "),
+        ("chat_template.jinja", "{{ 1|odd }}", "its chat template is invalid: line 1: No filter named 'odd'."),
         ("additional_chat_templates/rag.jinja", "{{", "its chat template rag is not a template: line 1: "),
     ],
 )
@@ -319,7 +323,7 @@ def test_everything_that_is_wrong_is_said_at_once(checkpoint: Path) -> None:
 def test_fewer_tokens_than_rows_are_normal_and_an_id_beyond_them_is_not(checkpoint: Path) -> None:
     open_checkpoint(checkpoint).check_tokenizer(9999)
     open_checkpoint(checkpoint).check_tokenizer(512)
-    with pytest.raises(CheckpointError, match=r"with id 511 and 1 more such, but the table has 510 rows: take the"):
+    with pytest.raises(CheckpointError, match=r"with id 511 and 1 more, but the table has 510 rows: use the"):
         open_checkpoint(checkpoint).check_tokenizer(510)
 
 
@@ -406,10 +410,10 @@ PIECES = b"".join(b"\n\x09\n\x02p%d\x15\x00\x00\x00\x00" % index for index in ra
     [
         ("vocab_json", b"[1, 2", "vocab.json is not JSON: "),
         ("vocab_json", b'["a", "b"]', "vocab.json holds a list, not an object"),
-        ("vocab_json", b'{"a": "b"}', "vocab.json holds other than ids: it is no vocabulary"),
+        ("vocab_json", b'{"a": "b"}', "vocab.json holds more than ids: it is not a vocabulary"),
         ("vocab_json", b'{"a": 0, "b": 8}', "its tokenizer has the token 'b' with id 8, but the table has 8 rows: "),
         ("vocab_txt", b"a\n" * 8 + b"b\n", "its tokenizer has the token 'b' with id 8, but the table has 8 rows: "),
-        ("tokenizer_model", b"", "tokenizer.model is neither sentencepiece's nor tiktoken's, or it was cut short"),
+        ("tokenizer_model", b"", "tokenizer.model is neither sentencepiece's nor tiktoken's, or it was truncated"),
         ("tokenizer_model", b"hello", "tokenizer.model is neither sentencepiece's nor tiktoken's"),
         ("tokenizer_model", PIECES[:-3], "tokenizer.model is neither sentencepiece's nor tiktoken's"),
         ("tokenizer_model", PIECES, "its tokenizer has the token 'p8' with id 8, but the table has 8 rows: "),
@@ -428,7 +432,7 @@ def test_an_older_vocabulary_is_looked_at_before_anything_is_converted(
 @pytest.mark.parametrize(
     ("settings", "files", "why"),
     [
-        ({}, {"vocab_json": b'{"a": 0}', "merges_txt": b""}, "it does not know whose vocab.json this is: name its "),
+        ({}, {"vocab_json": b'{"a": 0}', "merges_txt": b""}, "the type of vocab.json is unknown: name its  "),
         ({"tokenizer_class": "GPT2Tokenizer"}, {"vocab_json": b'{"a": 0}'}, "vocab.json is here and merges.txt, which"),
         (
             {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}},
@@ -446,7 +450,7 @@ def test_why_no_tokenizer_is_made_is_said_of_the_files_that_are_there(
     edit(checkpoint / "tokenizer_config.json", **settings)
     with pytest.raises(CheckpointError) as caught:
         slow(checkpoint, **files).write_tokenizer(tmp_path)
-    begins = f"checkpoint {checkpoint}: has no tokenizer.json, and transformers cannot make it: {why}"
+    begins = f"checkpoint {checkpoint}: has no tokenizer.json, and transformers cannot convert it: {why}"
     assert str(caught.value).startswith(begins)
 
 
@@ -469,7 +473,7 @@ def test_a_package_that_is_missing_is_named(
         found.write_tokenizer(tmp_path)
     file = name.replace("_", ".")
     assert caught.value.problems == (
-        f"checkpoint {checkpoint}: has no tokenizer.json, and transformers cannot make it: "
+        f"checkpoint {checkpoint}: has no tokenizer.json, and transformers cannot convert it: "
         f"{file} needs the package {package}: pip install {package}",
     )
 
@@ -501,7 +505,7 @@ def test_a_file_of_a_hundred_megabytes_is_refused_unread(checkpoint: Path, name:
 def test_a_prompt_of_a_hundred_megabytes_is_refused_unread(checkpoint: Path, tmp_path: Path) -> None:
     ours = written(checkpoint, tmp_path / "bundle")
     text = "x" * 100_000_000
-    message = r"^the prompt has 100,000,\d\d\d bytes, and 2,097,152 are taken at most: shorten it$"
+    message = r"^the prompt has 100,000,\d\d\d bytes; at most 2,097,152 are accepted: shorten it$"
     for ask in (lambda: ours.encode(text), lambda: ours.encode_chat([{"role": "user", "content": text}])):
         with pytest.raises(UserError, match=message):
             ask()

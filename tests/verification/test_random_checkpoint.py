@@ -74,7 +74,7 @@ def test_random_weights_take_the_place_of_a_checkpoint_and_not_of_a_bundle(tiny:
     for source in ({"checkpoint": "anywhere"}, {"draft": "anywhere"}):
         with pytest.raises(UserError) as caught:
             verify(tiny, random=True, **source)
-        assert str(caught.value) == "--random makes the weights itself: give no --checkpoint and no --draft beside it"
+        assert str(caught.value) == "--random creates the weights: leave out --checkpoint and --draft"
 
 
 def test_a_recipe_of_no_known_family_is_refused(tiny: Recipe) -> None:
@@ -95,7 +95,7 @@ def test_a_recipe_that_its_family_cannot_be_is_refused_by_field() -> None:
     recipe = load_recipe("tiny-llama", ["model.placement=sandwich", "model.kinds.full.attention.qk_norm.over=head"])
     with pytest.raises(RecipeError) as caught:
         RandomCheckpoint(recipe)
-    hint = "\n  write that; if another architecture is meant, say `reference: null`"
+    hint = "\n  write that; for another architecture, set `reference: null`"
     assert list(caught.value.problems) == [
         f"tiny-llama: model.kinds.full.attention.qk_norm.over: head here, and transformers' llama has none{hint}",
         f"tiny-llama: model.placement: sandwich here, and transformers' llama has pre{hint}",

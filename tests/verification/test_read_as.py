@@ -58,5 +58,5 @@ def test_a_checkpoint_that_names_its_own_family_is_not_remarked_upon() -> None:
 def test_what_the_family_does_not_know_is_in_the_report(tmp_path: Path) -> None:
     checkpoint = renamed(tmp_path / "new", model_type="my_llama", use_qk_norm=0)
     report = verify(new_recipe(checkpoint, "llama").recipe, checkpoint, stages=["torch"])
-    said = "use_qk_norm: 0: left out, transformers' llama has no such field, and it says that nothing is there"
+    said = "use_qk_norm: 0: left out, transformers' llama has no such field, and its value is empty"
     assert said in report.stages[0].detail["reference"]["left_out"]

@@ -18,7 +18,7 @@ from coreai_recipes.evaluate import Program
 from coreai_recipes.verification import Report, run_stages
 from coreai_recipes.verification.reference import Reference, UnknownStructure
 
-NOTHING_INSIDE = "Core ML shows nothing inside; its logits are in package_float16"
+NOTHING_INSIDE = "Core ML shows no tensors inside the package; its logits are in package_float16"
 
 
 class FakeMLModel:
@@ -126,9 +126,7 @@ def test_without_core_ml_nothing_starts(tiny_llama: Saved, monkeypatch: pytest.M
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     with pytest.raises(UserError) as caught:
         run_stages(*tiny_llama, None, runtime="coreml", on_progress=lambda *_: pytest.fail("a stage has begun"))
-    assert caught.value.problems == (
-        "runtime coreml: Core ML is on macOS only, this is Linux: use --runtime evaluator",
-    )
+    assert caught.value.problems == ("runtime coreml: Core ML needs macOS, and this is Linux: use --runtime evaluator",)
 
 
 def test_a_model_that_is_put_together_otherwise_is_skipped(

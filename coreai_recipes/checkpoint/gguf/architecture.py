@@ -142,10 +142,10 @@ class Architecture:
                     problems.append(f"{metadata.path}: {full} is {describe(value)}, which is not supported")
             elif key in self.unread:
                 if value := metadata.values[full]:
-                    reason = "llama.cpp does not read it in this architecture, so nothing says what it means"
+                    reason = "llama.cpp does not read it in this architecture, so its meaning is unknown"
                     problems.append(f"{metadata.path}: {full} is {describe(value)}: {reason}")
             else:
-                problems.append(f"{metadata.path}: {full} is not understood, so the model cannot be rebuilt faithfully")
+                problems.append(f"{metadata.path}: {full} is unknown, so the model cannot be rebuilt faithfully")
         more = len(problems) - MOST_PROBLEMS
         return [*problems[:MOST_PROBLEMS], *([f"{metadata.path}: and {more} more keys like these"] if more > 0 else [])]
 
@@ -192,7 +192,7 @@ def find_architecture(metadata: Metadata) -> Architecture:
     """The row for `general.architecture`; CheckpointError when the table has none, or the file is no whole model."""
     kind = metadata.text("general.type", "model")
     if kind != "model":
-        raise metadata.refuse("general.type", f"is {kind!r}: the file is not a whole model")
+        raise metadata.refuse("general.type", f"is {kind!r}: the file does not hold a whole model")
     name = metadata.text("general.architecture")
     found = architectures().get(name or "")
     if found is None:

@@ -46,7 +46,7 @@ class GGUFCheckpoint(Checkpoint):
         CheckpointError.collect(_unusable(self.path, architecture, found.values()))
         self._files = sorted({header.path for header in headers})
         if "token_embd.weight" not in found:
-            raise CheckpointError(f"{self.path}: has no token_embd.weight: it holds no whole model")
+            raise CheckpointError(f"{self.path}: has no token_embd.weight, so it does not hold a whole model")
         self.config: dict[str, Any] = rebuild_config(architecture, self.metadata, found)
         self._sources = find_sources(architecture, found, self.config)
         self.tensors = {
@@ -64,7 +64,7 @@ class GGUFCheckpoint(Checkpoint):
         count = source.shape[0]
         wanted = range(count) if rows is None else rows
         if wanted.step != 1 or wanted.start < 0 or wanted.stop > count:
-            raise ValueError(f"{name} has rows 0 to {count - 1}; {wanted} is no range of them")
+            raise ValueError(f"{name} has rows 0 to {count - 1}; {wanted} is not a range of them")
         yield from source.blocks(wanted)
 
     def weight_files(self) -> dict[str, Path]:
@@ -128,4 +128,4 @@ def _unusable(path: Path, architecture: Architecture, tensors: Iterable[StoredTe
         if not is_readable(tensor.type):
             yield f"{path}: tensor {tensor.name} has type {tensor.type.name}, which gguf cannot dequantise"
         elif tensor.name not in rope_tensors and not architecture.knows(tensor.name):
-            yield f"{path}: tensor {tensor.name} is not one that the architecture {architecture.name} has"
+            yield f"{path}: tensor {tensor.name} is unknown in the architecture {architecture.name}"

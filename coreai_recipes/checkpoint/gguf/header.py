@@ -121,11 +121,11 @@ class _Cursor:
     def string(self, what: str, longest: int = LONGEST_HEADER) -> str:
         length = int.from_bytes(self.take(8, what), "little")
         if length > LONGEST_HEADER or longest < length <= self.left:
-            raise self.refuse(f"{what} claims a text of {length} bytes: the file is corrupt")
+            raise self.refuse(f"{what} claims a string of {length} bytes: the file is corrupt")
         try:
             return self.take(length, what).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self.refuse(f"{what} holds a text that is not UTF-8: the file is corrupt") from error
+            raise self.refuse(f"{what} holds a string that is not UTF-8: the file is corrupt") from error
 
     def name(self, what: str) -> str:
         """A string that messages will show, so it must fit on a line."""
@@ -164,7 +164,7 @@ def _parse(cursor: _Cursor) -> Header:
     for index in range(pair_count):
         key = cursor.name(f"metadata key {index}")
         if key in values:
-            raise cursor.refuse(f"metadata key {key!r} stands twice")
+            raise cursor.refuse(f"metadata key {key!r} occurs twice")
         values[key] = _read_value(cursor, cursor.number("I", key), key)
     tensors = [_read_tensor(cursor, index) for index in range(tensor_count)]
     alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -176,7 +176,7 @@ def _parse(cursor: _Cursor) -> Header:
     seen: set[str] = set()
     for tensor in placed:
         if tensor.name in seen:
-            raise cursor.refuse(f"tensor {tensor.name} stands twice")
+            raise cursor.refuse(f"tensor {tensor.name} occurs twice")
         seen.add(tensor.name)
         if (tensor.start - data_start) % alignment:
             raise cursor.refuse(f"tensor {tensor.name} does not start at a multiple of {alignment} bytes")
@@ -222,7 +222,7 @@ def _read_tensor(cursor: _Cursor, index: int) -> Callable[[int], StoredTensor]:
         raise cursor.refuse(f"tensor {name} has type {number}, which this version of gguf does not know") from error
     block, block_bytes = GGML_QUANT_SIZES[kind]
     if shape[-1] % block:
-        raise cursor.refuse(f"tensor {name} has rows of {shape[-1]}, no multiple of {kind.name}'s blocks of {block}")
+        raise cursor.refuse(f"tensor {name} has rows of {shape[-1]}, not a multiple of {kind.name}'s blocks of {block}")
     elements = 1
     for size in shape:
         elements *= size

@@ -31,7 +31,7 @@ def _slide(metadata: Metadata, key: str, layers: int, period: int) -> list[bool]
     stated = metadata.values.get(key, period)
     if isinstance(stated, list):
         if len(stated) != layers or any(value not in (0, 1) for value in stated):
-            raise metadata.refuse(key, f"is not a list of {layers} times true or false")
+            raise metadata.refuse(key, f"is not a list of {layers} booleans")
         return [bool(value) for value in stated]
     period = metadata.integer(key, period) or 0
     return [not period or (layer + 1) % period != 0 for layer in range(layers)]
@@ -48,7 +48,7 @@ def complete_kinds(
     prefix, layers = architecture.name, config["num_hidden_layers"]
     is_full = [kind == "full_attention" for kind in config["layer_types"]]
     if not is_full[-1]:
-        raise metadata.refuse(f"{prefix}.{PATTERN}", "lets the last layer slide, which transformers does not")
+        raise metadata.refuse(f"{prefix}.{PATTERN}", "makes the last layer slide, which transformers does not support")
     shared = metadata.integer(f"{prefix}.{SHARED}", 0) or 0
     if shared >= layers:
         raise metadata.refuse(f"{prefix}.{SHARED}", f"is {shared}, but there are {layers} layers")
@@ -72,7 +72,7 @@ def complete_kinds(
     without = [f"blk.{layer}.attn_v.weight" not in tensors for layer in own if is_full[layer]]
     config["attention_k_eq_v"] = all(without)
     if any(without) and not all(without):
-        raise metadata.refuse(f"{prefix}.block_count", "counts full layers with attn_v.weight, and some without")
+        raise metadata.refuse(f"{prefix}.block_count", "includes full layers with attn_v.weight and without")
     if full_heads != config["num_key_value_heads"]:
         if not config["attention_k_eq_v"]:
             problem = f"is {full_heads} in full layers, which transformers has only where values are keys"

@@ -44,7 +44,7 @@ class Metadata:
         if value is None:
             raise self.refuse(key, "is missing")
         if len(values) != layers or not all(type(each) is int and each > 0 for each in values):
-            raise self.refuse(key, f"is {describe(value)}, not a size for each of {layers} layers")
+            raise self.refuse(key, f"is {describe(value)}, not one size for each of {layers} layers")
         return values
 
     def positive(self, key: str) -> int:
@@ -69,7 +69,7 @@ class Metadata:
     def text(self, key: str, default: str | None = None) -> str | None:
         value = self.values.get(key, default)
         if value is not None and not isinstance(value, str):
-            raise self.refuse(key, f"is {describe(value)}, not a text")
+            raise self.refuse(key, f"is {describe(value)}, not a string")
         return value
 
     def strings(self, key: str) -> list[str] | None:

@@ -54,7 +54,7 @@ def rope_settings(
         if theta <= 0:
             raise metadata.refuse(f"{prefix}.freq_base_swa", f"is {theta}")
         if architecture.rope_per_kind == "sliding" and theta != config["rope_theta"]:
-            problem = f"is {theta}, and llama.cpp turns layers that slide by rope.freq_base, {config['rope_theta']}"
+            problem = f"is {theta}, and llama.cpp rotates sliding layers by rope.freq_base, {config['rope_theta']}"
             raise metadata.refuse(f"{prefix}.freq_base_swa", problem)
         full = {**(scaling or {"rope_type": "default"}), "rope_theta": config["rope_theta"]}
         sliding = {"rope_type": "default", "rope_theta": theta}
@@ -138,7 +138,7 @@ def _llama3_scaling(metadata: Metadata, config: dict[str, Any], found: Tensor) -
         # llama.cpp computes them in float32, where the theta^x of its day is good to some units in the last place.
         if np.allclose(factors, expected, rtol=1e-4, atol=0):
             return {"rope_type": "llama3", **scaling}
-    raise metadata.refuse(FREQUENCIES, "holds rotary factors that are those of no published llama3 rope_scaling")
+    raise metadata.refuse(FREQUENCIES, "holds rotary factors that match no published llama3 rope_scaling")
 
 
 def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.ndarray:
@@ -154,14 +154,14 @@ def _proportional(metadata: Metadata, config: dict[str, Any], factors: dict[str,
     """The share of a full layer's head that turns: what is divided by 1 turns, what is divided by 1e30 does not."""
     half = config["global_head_dim"] // 2
     if FREQUENCIES not in factors:
-        raise metadata.refuse(FREQUENCIES, "is missing: it says how much of a head turns")
+        raise metadata.refuse(FREQUENCIES, "is missing: it sets how much of a head rotates")
     found = factors[FREQUENCIES].double().flatten().numpy()
     if found.size != half:
         raise metadata.refuse(FREQUENCIES, f"has {found.size} factors for a head_dim of {2 * half}")
     turning = int(np.sum(found == 1.0))
     share = turning / half
     if not (np.all(found[:turning] == 1.0) and np.all(found[turning:] >= UNTURNED)) or int(share * half) != turning:
-        raise metadata.refuse(FREQUENCIES, "holds other factors than ones, then 1e30 for what does not turn")
+        raise metadata.refuse(FREQUENCIES, "must hold ones, then 1e30 for what does not rotate")
     return {"rope_type": "proportional", "partial_rotary_factor": share}
 
 

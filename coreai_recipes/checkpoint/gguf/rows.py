@@ -54,7 +54,7 @@ def read_rows(stored: StoredTensor, rows: range, together: int) -> Iterator[Tens
     try:
         with open(stored.path, "rb", buffering=0) as file:
             if stamp(file) != stored.stamp:
-                raise CheckpointError(f"{stored.path}: the file has changed since it was opened: start again")
+                raise CheckpointError(f"{stored.path}: the file changed while it was open: start again")
             file.seek(stored.start + rows.start // together * group_bytes)
             for first in range(rows.start, rows.stop, step):
                 count = min(step, rows.stop - first)

@@ -17,7 +17,7 @@ def read_vocabulary(metadata: Metadata) -> tuple[list[str], list[int]]:
     if not tokens:
         raise metadata.refuse("tokenizer.ggml.tokens", "is missing: the file has no tokenizer")
     if len(set(tokens)) != len(tokens):
-        raise metadata.refuse("tokenizer.ggml.tokens", "has a token twice, which tokenizer.json cannot express")
+        raise metadata.refuse("tokenizer.ggml.tokens", "has a duplicate token, which tokenizer.json cannot express")
     kinds = metadata.integers("tokenizer.ggml.token_type")
     if kinds is not None and len(kinds) != len(tokens):
         raise metadata.refuse("tokenizer.ggml.token_type", f"has {len(kinds)} kinds for {len(tokens)} tokens")

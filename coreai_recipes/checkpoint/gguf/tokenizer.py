@@ -57,7 +57,7 @@ def check_tokenizer(metadata: Metadata, rows: int) -> None:
     beyond = {text: index for text, index in vocabulary.items() if index >= rows}
     if beyond:
         text, index = max(beyond.items(), key=lambda item: item[1])
-        more = f" and {len(beyond) - 1} more such" if len(beyond) > 1 else ""
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
         problems.append(f"has {text!r:.60} with id {index}{more}, but the table has {rows} rows")
     CheckpointError.collect(f"{metadata.path}: tokenizer.ggml.tokens {problem}" for problem in problems)
     for name, source in read_templates(metadata).items():
@@ -162,12 +162,12 @@ def _merges(metadata: Metadata, tokens: list[str], vocabulary: dict[str, int]) -
     scores: dict[str, float] | None = None  # None: by id
     for key in ("tokenizer.ggml.remove_extra_whitespaces", "tokenizer.ggml.precompiled_charsmap"):
         if metadata.values.get(key):
-            raise metadata.refuse(key, "changes the text before it is cut, which is not supported")
+            raise metadata.refuse(key, "changes the text before it is split, which is not supported")
     stated = _stated_merges(metadata)
     if stated:
         return stated
     if metadata.text("tokenizer.ggml.model") == "gemma4":
-        raise metadata.refuse("tokenizer.ggml.merges", "is missing, and a gemma4 tokenizer is made of them")
+        raise metadata.refuse("tokenizer.ggml.merges", "is missing, which a gemma4 tokenizer needs")
     if metadata.text("general.architecture") not in load_table("tokenizers")["merged_by_id"]:
         listed = metadata.numbers("tokenizer.ggml.scores")
         if listed is None or len(listed) != len(tokens):

@@ -50,7 +50,7 @@ def recipe_from_config(
     if load_family(chosen or config["model_type"]).draft:
         raise CheckpointError(
             f"config.json: model_type: {config.get('model_type')} is a draft, which reads another model's caches\n"
-            "  it goes into that model's recipe, under `draft:`"
+            "  add it to that model's recipe, under `draft:`"
         )
     part = spread(part, family)
     read = read_model(part, family)
@@ -90,7 +90,7 @@ def draft_from_config(config: Mapping[str, Any], recipe: Recipe) -> dict[str, An
     outer = load_family(str(config.get("model_type", "")))
     family, part = choose_family(config)
     if not outer.draft:
-        raise CheckpointError(f"config.json: model_type: {outer.name} is no draft")
+        raise CheckpointError(f"config.json: model_type: {outer.name} is not a draft model")
     # a draft owns no cache, whatever its config says of that
     layers = value_in(part, family.layer_count, family)
     read = read_model({**part, "num_kv_shared_layers": layers}, family, is_draft=True)
@@ -151,7 +151,7 @@ def _fit_kind(name: str, kind: dict[str, Any], recipe: Recipe) -> list[str]:
         and recipe.model.kinds[owner].attention.shares_kv_with is None
     ]
     if not owners:
-        return [f"layer_types: the target has no {attention['kind']} layers whose keys could be read"]
+        return [f"layer_types: the target has no {attention['kind']} layers for the draft to read"]
     attention["shares_kv_with"] = owners[-1]
     theirs = recipe.model.kinds[owners[-1]].attention
     sizes = {"num_kv_heads": theirs.num_kv_heads, "head_dim": theirs.head_dim}

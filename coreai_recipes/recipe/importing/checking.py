@@ -89,10 +89,10 @@ def why_left_out(name: str, value: Any, config: Mapping[str, Any], family: Famil
     if is_known(family.name, inner):
         return None
     if says_nothing(value):
-        return f"transformers' {family.name} has no such field, and it says that nothing is there"
+        return f"transformers' {family.name} has no such field, and its value is empty"
     is_own = config.get("model_type", family.name) == family.name
     is_foreign = is_known_anywhere(inner) or any(word in inner.lower() for word in PACKED_WORDS)
-    return "no model of transformers has such a field" if is_own and not is_foreign else None
+    return "no model in transformers has this field" if is_own and not is_foreign else None
 
 
 def says_nothing(value: Any) -> bool:

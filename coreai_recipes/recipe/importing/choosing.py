@@ -22,7 +22,7 @@ LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Fo
 TIE = "tie_word_embeddings"
 # without which nothing is said of a Llama
 LLAMAS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
-NO_FAMILY_FILE = "no family file reads its config.json yet; CONTRIBUTING.md says how one is written"
+NO_FAMILY_FILE = "no family file reads its config.json yet; CONTRIBUTING.md explains how to write one"
 
 
 def choose_family(config: Mapping[str, Any], chosen: str | None = None) -> tuple[Family, Mapping[str, Any]]:
@@ -34,8 +34,8 @@ def choose_family(config: Mapping[str, Any], chosen: str | None = None) -> tuple
     model_type = config.get("model_type") if chosen is None else chosen
     if model_type is None:
         raise CheckpointError(
-            f"{place}: model_type: missing, so nothing says which family this is\n"
-            f"  `--as FAMILY` says it: {', '.join(family_names())}"
+            f"{place}: model_type: missing, so the family is unknown\n"
+            f"  name it with `--as FAMILY`: {', '.join(family_names())}"
         )
     if not isinstance(model_type, str):
         raise CheckpointError(f"{place}: model_type: {shown(model_type)} is not a word")
@@ -96,7 +96,7 @@ def _check_architectures(config: Mapping[str, Any]) -> None:
     names = config.get("architectures")
     if names and isinstance(names, list) and not any(str(name).endswith(LANGUAGE_MODELS) for name in names):
         raise CheckpointError(
-            f"config.json: architectures: {shorten(', '.join(map(str, names)))} gives no logits of a next token"
+            f"config.json: architectures: {shorten(', '.join(map(str, names)))} does not predict a next token"
         )
 
 
@@ -104,7 +104,7 @@ def _why_unknown(config: Mapping[str, Any], model_type: str, is_chosen: bool) ->
     name = shorten(model_type)
     if is_chosen:
         close = get_close_matches(model_type[:100], family_names(), n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"there are: {', '.join(family_names())}"
+        hint = f"did you mean `{close[0]}`?" if close else f"available: {', '.join(family_names())}"
         return f"--as {name}: no such family\n  {hint}"
     lead = f"config.json: model_type: {name}"
     if model_type in refused_models():
@@ -120,15 +120,15 @@ def _why_unknown(config: Mapping[str, Any], model_type: str, is_chosen: bool) ->
     foreign = [problem.partition(":")[0] for problem in find_config_problems(spread(config, nearest), nearest)]
     if named and not foreign:
         return (
-            f"{lead}: not known, but architectures says {shorten(', '.join(classes))}\n"
-            f"  `--as {named}` reads it as that family's"
+            f"{lead}: unknown, but architectures says {shorten(', '.join(classes))}\n"
+            f"  to read it as that family's, add `--as {named}`"
         )
     if not foreign and config.keys() >= LLAMAS:
         return (
-            f"{lead}: not known, but every field is one of Llama's; config.json does not say whether its weights are\n"
-            "  if it is a Llama by another name: `--as llama`"
+            f"{lead}: unknown, but every field is one of Llama's; config.json does not say whether its weights are\n"
+            "  if it is a Llama by another name, add `--as llama`"
         )
-    code = "; its code comes with the file, and is never run" if config.get("auto_map") else ""
+    code = "; its code ships with the checkpoint and is never run" if config.get("auto_map") else ""
     return f"{lead}: transformers has no such model{code}" + _name_foreign(nearest.name, foreign)
 
 

@@ -54,7 +54,7 @@ def layers_of(
         decided = (decide(rule, index, count, config, family, known[index]) for rule in family.layers[trait].rules)
         value = next((value for value in decided if value is not None), None)
         if value is None:
-            raise Unreadable(f"layer {index} is nothing that is known of {trait}")
+            raise Unreadable(f"layer {index} has no known {trait}")
         found.append(value)
     return found
 
@@ -69,7 +69,7 @@ def decide(
     def number(of: int | str) -> int:
         value = value_in(config, of, family) if isinstance(of, str) else of
         if value is not None and not isinstance(value, int):
-            raise Unreadable(f"{of}: {value!r:.40}: not understood where nothing lists the layers")
+            raise Unreadable(f"{of}: {value!r:.40}: only supported in a config that lists its layers")
         return int(value or 0)
 
     if rule.all is not None:
@@ -79,7 +79,7 @@ def decide(
     if rule.every is not None:
         n = number(rule.every)
         if n < 1:
-            raise Unreadable(f"{rule.every}: {n}: not understood where nothing lists the layers")
+            raise Unreadable(f"{rule.every}: {n}: only supported in a config that lists its layers")
         said = index % n == rule.at % n
     elif rule.since is not None:
         said = index >= number(rule.since)

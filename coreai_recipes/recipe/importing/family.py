@@ -300,7 +300,7 @@ def spread(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         if bare == name or bare not in config:
             found[bare] = value
         elif value is not None and value != config[bare]:
-            problems.append(f"config.json: {name}: another name of {bare}, and the two differ")
+            problems.append(f"config.json: {name}: another name for {bare}, but the two differ")
     CheckpointError.collect(problems)
     return found
 
@@ -331,7 +331,7 @@ def value_of(key: str) -> Any:
 
 def _merged(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if name in seen:
-        raise ValueError(f"families: {' -> '.join((*seen, name))} is a circle")
+        raise ValueError(f"families: {' -> '.join((*seen, name))} is a cycle")
     content = _read(FAMILIES / f"{name}.yaml")
     parent = content.get("extends")
     return content if parent is None else _merge(_merged(parent, (*seen, name)), content)
@@ -353,7 +353,7 @@ def _read(path: Path) -> dict[str, Any]:
     root, problems = read_yaml(path.read_bytes(), path.name)
     if root is None or problems or not isinstance(root.value, dict):
         raise ValueError(
-            "; ".join(f"{problem.mark}: {problem.message}" for problem in problems) or f"{path}: no mapping"
+            "; ".join(f"{problem.mark}: {problem.message}" for problem in problems) or f"{path}: not a mapping"
         )
     plain: dict[str, Any] = root.plain()
     return plain

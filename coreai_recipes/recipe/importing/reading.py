@@ -127,13 +127,13 @@ class _Reader:
         given = value_in(self.config, field_name, self.family) if field_name else None
         if field_name and field_name in self.config and given is None:
             raise Unreadable(
-                f"{field_name}: null, where it is left out or says something"
+                f"{field_name}: null: leave it out, or give it a value"
             )  # transformers tells the two apart
         if not given:
             return {}
         for key, fields in given.items():
             if not (key.isdecimal() and int(key) < len(names)) or not isinstance(fields, dict):
-                raise Unreadable(f"{field_name}.{key}: no layer's fields")
+                raise Unreadable(f"{field_name}.{key}: not the fields of a layer")
             for name, value in fields.items():
                 rule = self.family.fields.get(name)
                 if rule is None or not rule.sets or any(path.startswith("model.") for path in rule.sets):

@@ -29,7 +29,7 @@ from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.plain import Location, Problem
 from coreai_recipes.recipe.schema import Model, Recipe
 
-MEANT = "if another architecture is meant, say `reference: null`"
+MEANT = "for another architecture, set `reference: null`"
 WRONG_PAIRS = "15.4 dB on Gemma 4's global layers, where text stays fluent and fewer drafted tokens are accepted"
 _ON: Any = object()  # stands for the value that the field's own rule will find
 
@@ -53,7 +53,7 @@ def config_for(recipe: Recipe, place: str | None = None) -> dict[str, Any]:
     if name not in family_names():
         hint = did_you_mean(name, family_names())
         raise RecipeError(
-            f"{place}: reference.model_type: nothing is known of `{name}`" + (f"\n  {hint}" if hint else "")
+            f"{place}: reference.model_type: there is no model `{name}`" + (f"\n  {hint}" if hint else "")
         )
     family = load_family(name)
     try:
@@ -308,7 +308,7 @@ class _Reverser:
     def another_rotary(self, name: str, ours: str, theirs: str) -> Impossible:
         said = f"`{ours}` here, and transformers' {self.family.name} has `{theirs}`"
         if {ours, theirs} == {"partial", "proportional"}:
-            said += f", which pairs other dimensions: {WRONG_PAIRS}"
+            said += f", which pairs different dimensions: {WRONG_PAIRS}"
         return self.impossible(f"model.kinds.{name}.rotary.kind", said, f"write `kind: {theirs}`; {MEANT}")
 
     def impossible(self, path: str, message: str, hint: str = MEANT) -> Impossible:

@@ -153,8 +153,8 @@ def _why_left_out(key: str, value: Any, rope_type: str, slot: RopeSlot, family: 
     if is_rope_key(family.name, function, key):
         return None
     if says_nothing(value):
-        return f"rope_type {rope_type} does not read it, and it says that nothing is there"
-    return None if is_known_anywhere(key) else "no model of transformers has such a parameter"
+        return f"rope_type {rope_type} does not read it, and its value is empty"
+    return None if is_known_anywhere(key) else "no model in transformers has this parameter"
 
 
 def _find_problems(
@@ -169,7 +169,7 @@ def _find_problems(
             for problem in judge_value(key, value, known.fields[key]):
                 yield f"{place}.{problem}"
         elif key == FACTOR and slot.partial is None and value not in (1, None):
-            yield f"{place}.{key}: {shown(value)}: heads of this family turn whole"
+            yield f"{place}.{key}: {shown(value)}: this family rotates whole heads"
         elif key in (*TYPE_KEYS, "rope_theta", FACTOR):
             continue
         elif _why_left_out(key, value, rope_type, slot, family) is None:

@@ -41,7 +41,7 @@ Norm = Annotated[RMSNorm | LayerNorm, Open("norm")]
 
 
 class QKNorm(Spec):
-    """Norm of queries and keys; what it does not say it takes from the model's norm."""
+    """Norm of queries and keys. Fields that it leaves out are those of the model's norm."""
 
     over: Literal["head", "each_head", "width"] = Field(
         description="what is normalized: `head`, each head, with weights that all heads share; `each_head`, each "
@@ -52,14 +52,14 @@ class QKNorm(Spec):
 
 
 class Temperature(Spec):
-    """Queries times 1 + beta * log(1 + floor(position / original_context)): longer texts get sharper scores."""
+    """Queries times 1 + beta * log(1 + floor(position / original_context)), which sharpens scores in longer texts."""
 
     beta: PositiveFloat = Field(description="how fast scores sharpen (llama_4_scaling_beta); Ministral 3 uses 0.1")
     original_context: Positive = Field(description="positions that are not scaled")
 
 
 class Alibi(Spec):
-    """Scores fall with the distance of key and query, by a slope of each head's own; it stands in for a rotary.
+    """Scores decrease with the distance of key and query, by one slope per head; it replaces a rotary.
 
     The slopes are 2^(-max i / n), i = 1 .. n, for n heads, n a power of two; of other numbers of heads those beyond the
     largest power of two below take every second slope of the series of 2n (BLOOM and MPT alike).
@@ -73,7 +73,7 @@ class Alibi(Spec):
 
 
 class Attention(Spec):
-    """What full and sliding attention have in common. Scores are scaled by `scale`, head_dim^-0.5 if unsaid."""
+    """What full and sliding attention have in common. Scores are scaled by `scale`, head_dim^-0.5 by default."""
 
     num_heads: Heads = Field(description="query heads (num_attention_heads)")
     num_kv_heads: Heads = Field(description="key and value heads (num_key_value_heads); num_heads is a multiple of it")
@@ -114,7 +114,7 @@ class Attention(Spec):
 
 
 class FullAttention(Attention):
-    """Every earlier position is seen."""
+    """A query sees every earlier position."""
 
     kind: Literal["full"]
 
@@ -127,7 +127,7 @@ class SlidingAttention(Attention):
 
 
 class LatentAttention(Spec):
-    """Every earlier position is seen; keys and values of all heads are made of one short row (DeepSeek V2 and V3).
+    """A query sees every earlier position; one short vector holds the keys and values of all heads (DeepSeek V2, V3).
 
     A head is `nope_dim` dimensions that pass and, behind them, `rope_dim` that turn, which in keys all heads share.
     Where the rotary is scaled by yarn, scores are scaled by the square of its magnitude for mscale_all_dim too.

@@ -15,7 +15,7 @@ from coreai_recipes.recipe.schema.fields import (
 
 
 class Functions(Spec):
-    """The functions of the package and how many tokens each takes at a call."""
+    """The functions of the package, and the tokens per call of each."""
 
     prefill: Tokens = Field(default=64, description="prompt tokens per call")
     decode: One = Field(default=1, description="one token per call")

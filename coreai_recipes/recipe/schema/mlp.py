@@ -28,7 +28,7 @@ class GatedMLP(Spec):
 
 
 class PlainMLP(Spec):
-    """down(activation(up(x))): no gate (GPT-2, Phi, Nemotron)."""
+    """down(activation(up(x))), without a gate (GPT-2, Phi, Nemotron)."""
 
     kind: Literal["plain"]
     activation: Activation | Literal["xielu"] = Field(

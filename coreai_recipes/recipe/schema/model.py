@@ -36,7 +36,7 @@ Placement = Literal["pre", "post", "sandwich", "parallel", "parallel_two_norms",
 
 
 class LayerKind(Spec):
-    """Layers of one kind differ in their weights only."""
+    """One kind of layer; its layers differ only in their weights."""
 
     attention: AttentionKind = Field(description="the heads, and the positions that a query sees")
     rotary: Rotary = Field(description="which dimensions of queries and keys rotate, and how fast")
@@ -78,7 +78,7 @@ class LearnedPositions(Spec):
 
 
 class Embedding(Spec):
-    """The token table, and what is added to its rows or done with them before the first layer."""
+    """The token table, and what its rows pass before the first layer."""
 
     scale: PositiveFloat | Literal["sqrt_hidden_size"] = Field(
         default=1.0, description="factor of the embedding; Gemma uses sqrt_hidden_size"
@@ -119,7 +119,7 @@ class Repeat(Spec):
 
 
 class Stack(Spec):
-    """Layers of several kinds, one on another: what a model and its draft have in common."""
+    """The layers of a model or of a draft, of one or several kinds."""
 
     vocab_size: Vocabulary = Field(description="rows of the embedding table, including the checkpoint's padding")
     hidden_size: HiddenSize = Field(description="width of the residual stream")

@@ -25,7 +25,7 @@ class LinearScaling(Spec):
 
 
 class Llama3Scaling(Spec):
-    """Llama 3.1's: low frequencies divided by `factor`, high ones kept, a smooth passage between."""
+    """Llama 3.1's scaling: low frequencies are divided by `factor`, high ones kept, a smooth transition between."""
 
     kind: Literal["llama3"]
     factor: Factor = Field(description="factor by which the context is extended; Llama 3.2 uses 32")
@@ -53,7 +53,7 @@ class NTKScaling(Spec):
     """theta times alpha^(R / (R - 2)), whatever the length: HunYuan, where it is called `dynamic` with an `alpha`."""
 
     kind: Literal["ntk"]
-    alpha: Factor = Field(description="factor by which theta is raised; HunYuan uses 1000")
+    alpha: Factor = Field(description="the base of theta's factor; HunYuan uses 1000")
 
 
 class YarnScaling(Spec):
@@ -131,7 +131,7 @@ Scaling = Annotated[
 
 
 class TurningRotary(Spec):
-    """What all rotaries that turn anything have in common."""
+    """The fields that every rotary has but `none`."""
 
     theta: PositiveFloat = Field(description="base of the geometric series of frequencies (rope_theta)")
     pairing: Literal["half", "interleaved"] = Field(
@@ -146,20 +146,20 @@ class TurningRotary(Spec):
 
 
 class FullRotary(TurningRotary):
-    """All of the head turns: Llama, Qwen, Mistral, Gemma's sliding layers."""
+    """The whole head rotates: Llama, Qwen, Mistral, Gemma's sliding layers."""
 
     kind: Literal["full"]
 
 
 class PartialRotary(TurningRotary):
-    """The first int(factor * head_dim) dimensions turn, paired among themselves: Phi, GPT-NeoX, StableLM, GLM."""
+    """The first int(factor * head_dim) dimensions rotate, in pairs among themselves: Phi, GPT-NeoX, StableLM, GLM."""
 
     kind: Literal["partial"]
     factor: Share = Field(description="the share of the head that rotates; GPT-NeoX uses 0.25, Phi-2 0.4")
 
 
 class ProportionalRotary(TurningRotary):
-    """Pairs span the whole head, (i, i + head_dim/2); only the first factor * head_dim/2 of them turn: Gemma 4."""
+    """Pairs span the whole head, (i, i + head_dim/2); only the first factor * head_dim/2 of them rotate: Gemma 4."""
 
     kind: Literal["proportional"]
     factor: Share = Field(description="the share of the head that rotates; Gemma 4 uses 0.25")

@@ -38,7 +38,7 @@ class Centroids(Spec):
 
 
 class StoredFloat16(Spec):
-    """Two bytes a weight."""
+    """Two bytes per weight."""
 
     kind: Literal["float16"]
 
@@ -49,14 +49,14 @@ Flag = Annotated[bool, Field(strict=True)]
 
 
 class StoredIntegers(Spec):
-    """Four or eight bits a weight, and a float16 scale for each channel or block of one: what a GPU reads best."""
+    """Four or eight bits per weight, and a float16 scale per channel or block of one: what a GPU reads best."""
 
     kind: Literal["int4", "int8"]
     block: Block | None = Field(
         default=None,
-        description="weights of a channel that share a scale; all of them unless said, and where nothing near divides",
+        description="weights of a channel that share a scale; all of them by default, and where no near number divides",
     )
-    symmetric: Flag | None = Field(default=None, description="false stores an offset beside each scale")
+    symmetric: Flag | None = Field(default=None, description="false adds an offset to each scale")
 
 
 Bits = Annotated[Literal[1, 2, 3, 4, 6, 8], NoFlag]
@@ -64,7 +64,7 @@ Group = Annotated[int, Field(ge=1, le=sizes.MAX_GROUP, strict=True)]
 
 
 class StoredPalette(Spec):
-    """The number of one of 2^bits float16 values, which a group of channels shares: what the engine reads best."""
+    """Each weight is an index into 2^bits float16 values that a group of channels shares; the engine reads it best."""
 
     kind: Literal["palettize"]
     bits: Bits = Field(description="bits per weight")
@@ -79,7 +79,7 @@ Stored = StoredFloat16 | StoredIntegers | StoredPalette
 
 
 class StorageRule(Spec):
-    """Some matrices that are stored in another way than the default; what it does not say is as the default says."""
+    """Matrices to store in another way than the default. Fields that it leaves out are the default's."""
 
     match: Annotated[str, Field(min_length=1, max_length=200)] = Field(
         description="names of matrices, with `*` for any characters: `layers.*.mlp.down`, `embedding`, `head`"
@@ -108,7 +108,7 @@ class StorageRule(Spec):
 
 
 class Budget(Spec):
-    """What a build may take and lose; it fails when it does not keep to it."""
+    """Limits on the size and the loss of a build, which fails beyond them."""
 
     bits_per_weight: PositiveFloat | None = Field(
         default=None, description="bits per weight in weight.bin, float16 vectors included"
@@ -161,7 +161,7 @@ class Reference(Spec):
 
 
 class Weights(Spec):
-    """Which family's tensor names the checkpoint uses."""
+    """The tensor names of the checkpoint."""
 
     names: Name = Field(description="the family whose tensor names the checkpoint uses; llama, qwen3 ...")
 
