@@ -42,7 +42,7 @@ def calibrate(
     with threads() as own:
         of_text = TextPass(recipe, checkpoint, windows, own)
         wanted = stored_parameters([of_text.decoder])
-        total = len(of_text.decoder.stack) + 1
+        total = len(of_text.decoder.stack) + 2
         found: dict[str, Fitted] = {}
         for done, gathered in enumerate(of_text.run(), 1):
             for name, shape, storage in _to_fit(wanted.compression, wanted.shapes, gathered):

@@ -94,3 +94,40 @@ def sum_by_entry(products, hessian, indices, group, matrices, vectors):  # type:
         for k in range(entries):
             for other in range(columns):
                 matrices[at, k, indices[row, other]] += sums[k, other]
+
+
+@kernel
+def choose_levels_in_block(targets, feedback, scales, offsets, low, high, levels, errors):  # type: ignore[no-untyped-def]
+    """As `choose_in_block`, of whole numbers low..high: a weight is (level - offset) * scale, each (rows, n)."""
+    rows, columns = targets.shape
+    for row in range(rows):
+        for column in range(columns):
+            scale, offset = scales[row, column], offsets[row, column]
+            level = min(max(np.rint(targets[row, column] / scale + offset), low), high)
+            error = targets[row, column] - (level - offset) * scale
+            levels[row, column] = level
+            errors[row, column] = error
+            for later in range(column + 1, columns):
+                targets[row, later] += error * feedback[column, later]
+
+
+@kernel
+def descend_levels(gradients, hessian, scales, offsets, low, high, levels, passes):  # type: ignore[no-untyped-def]
+    """As `descend`, of whole numbers; `levels` (rows, n) are changed in place."""
+    rows, columns = levels.shape
+    for row in range(rows):
+        gradient = gradients[row]
+        for _ in range(passes):
+            changed = False
+            for column in range(columns):
+                scale, before = scales[row, column], levels[row, column]
+                wanted = before + gradient[column] / (hessian[column, column] * scale)
+                level = min(max(np.rint(wanted), low), high)
+                if level != before:
+                    levels[row, column] = level
+                    changed = True
+                    step = (level - before) * scale
+                    for other in range(columns):
+                        gradient[other] -= step * hessian[column, other]
+            if not changed:
+                break

@@ -5,12 +5,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coreai_recipes.calibration.feedback import PASSES, feed_back
 from coreai_recipes.calibration.kernels import choose_in_block, descend, sum_by_entry
 from coreai_recipes.calibration.statistics import Statistics
 from coreai_recipes.storage.clustering import choose_entries
 
-BLOCK = 64
-PASSES = 4
 RIDGE = 1e-4  # of the mean diagonal, towards the entries that are there: an unused one stays
 
 Indices = NDArray[np.uint8]
@@ -26,11 +25,15 @@ def fit_palettes(weights: Tensor, statistics: Statistics, entries: int, group: i
     clustered = weights.half().numpy().reshape(-1, group * width)
     chosen = choose_entries(clustered, entries, statistics.importance.numpy())
     palettes = np.maximum.accumulate(chosen, 1).astype(np.float32)
-    order = statistics.order
-    indices = torch.empty(rows, width, dtype=torch.uint8)
-    indices[:, order] = _feed_back(weights[:, order], statistics.feedback, palettes, group)
-    found = indices.numpy()
-    hessian = statistics.shrunk.float()
+    order, indices = statistics.order, torch.empty(rows, width, dtype=torch.uint8)
+
+    def choose(first: int, targets: Tensor, inside: Tensor, errors: Tensor) -> None:
+        chosen = torch.empty(targets.shape, dtype=torch.uint8)
+        choose_in_block(targets.numpy(), inside.numpy(), palettes, group, chosen.numpy(), errors.numpy())
+        indices[:, order[first : first + targets.shape[1]]] = chosen
+
+    feed_back(weights[:, order], statistics.feedback, choose)
+    found, hessian = indices.numpy(), statistics.shrunk
     values = torch.empty(rows, width)
     of_weights = torch.mm(weights, hessian)
 
@@ -43,23 +46,6 @@ def fit_palettes(weights: Tensor, statistics: Statistics, entries: int, group: i
     palettes = _fit_again(of_weights, hessian, found, palettes, group)
     improve()
     return found, palettes.astype(np.float16)
-
-
-def _feed_back(weights: Tensor, feedback: Tensor, palettes: NDArray[np.float32], group: int) -> Tensor:
-    """Indices of weights (rows, I) whose columns are in the order of `feedback`, block by block."""
-    rows, width = weights.shape
-    targets, indices = weights.clone(), torch.empty(rows, width, dtype=torch.uint8)
-    for first in range(0, width, BLOCK):
-        end = min(first + BLOCK, width)
-        errors = torch.empty(rows, end - first)
-        inside = feedback[first:end, first:end].contiguous()
-        now = targets[:, first:end].contiguous()
-        chosen = torch.empty(rows, end - first, dtype=torch.uint8)
-        choose_in_block(now.numpy(), inside.numpy(), palettes, group, chosen.numpy(), errors.numpy())
-        indices[:, first:end] = chosen
-        if end < width:
-            targets[:, end:] += torch.mm(errors, feedback[first:end, end:])
-    return indices
 
 
 def _look_up(palettes: NDArray[np.float32], indices: Indices, out: NDArray[np.float32], group: int) -> None:

@@ -71,7 +71,10 @@ class Statistics:
 
     @cached_property
     def shrunk(self) -> Tensor:
-        """The Hessian with its products shrunk, and something on the diagonal where an input is always zero."""
+        """The Hessian, float32, its products shrunk, and something on the diagonal where an input is always zero."""
+        return self._shrink().float()
+
+    def _shrink(self) -> Tensor:
         diagonal = self.hessian.diagonal()
         mean = float(diagonal.mean())
         found = self.hessian * (1 - SHRINKAGE)
@@ -90,8 +93,8 @@ class Statistics:
         H = V V^T with V upper triangular, so that e H e^T is the sum over k of (sum over i <= k of e_i V_ik)^2: F_ik is
         V_ik / V_kk (Chee et al., QuIP, 2023, who show that it is GPTQ's).
         """
-        ordered = self.shrunk[self.order][:, self.order]
-        lower = torch.linalg.cholesky(ordered.flip(0, 1))
+        last_first = self.order.flip(0)
+        lower = torch.linalg.cholesky(self._shrink()[last_first][:, last_first])
         upper = lower.flip(0, 1)
         found: Tensor = (upper / upper.diagonal()).float().contiguous()
         return found

@@ -1,6 +1,7 @@
 """The start of sequences through a Decoder whose table is too large to be held: the rows of their tokens are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,12 @@ from coreai_recipes.primitives.layer_inputs import LayerInputs
 Start = tuple[Tensor, dict[str, LayerInputs], Tensor | None]
 
 
-def begin(decoder: Decoder, weights: Mapping[str, Weight], sequences: Sequence[Sequence[int]]) -> Iterator[Start]:
-    """What the first layer is given of each sequence, without caches. The modules are empty again at the end."""
+@contextmanager
+def started(
+    decoder: Decoder, weights: Mapping[str, Weight], sequences: Sequence[Sequence[int]]
+) -> Iterator[Callable[[int], Start]]:
+    """A function that gives what the first layer is given of each sequence, by its number, without caches. The modules
+    before the layers are filled meanwhile, and empty again afterwards."""
     table = decoder.embedding
     ids, places = torch.unique(torch.tensor([*sequences]), return_inverse=True)  # (sequences, S)
     meta = table.weight
@@ -26,12 +31,16 @@ def begin(decoder: Decoder, weights: Mapping[str, Weight], sequences: Sequence[S
         fill_from(decoder.per_layer, weights, "per_layer.")
         rows = weights[PER_LAYER_TABLE].read_rows(ids.tolist()).float()
     position, count = (torch.tensor([n], dtype=torch.int32) for n in (0, places.shape[1]))
+
+    def start(number: int) -> Start:
+        of_sequence = places[number : number + 1]
+        with torch.inference_mode():
+            own = None if rows is None else rows[of_sequence]
+            found: Start = decoder.front(of_sequence, position, count, own, cached=False)
+        return found
+
     try:
-        for of_sequence in places.split(1):
-            with torch.inference_mode():
-                own = None if rows is None else rows[of_sequence[0]][None]
-                found: Start = decoder.front(of_sequence, position, count, own, cached=False)
-            yield found
+        yield start
     finally:
         table.weight = meta
         for part in table.children():

@@ -43,6 +43,16 @@ class Integers(Storage):
         scales = "per channel" if self.block is None else f"for blocks of {self.block}"
         return f"int{self.bits} {scales}" + ("" if self.symmetric else " with offsets")
 
+    @property
+    def is_coarse(self) -> bool:
+        return self.bits < BITS_IN_A_BYTE
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The least number and the largest; of few none is left out."""
+        high = (1 << self.bits - self.symmetric) - 1
+        return (-high - (self.bits < BITS_IN_A_BYTE) if self.symmetric else 0), high
+
     def fitted(self, shape: Shape) -> Integers:
         """With the largest block that divides a row. Rows that only much smaller ones divide have a scale each: those
         of small blocks would outweigh what they gain."""
@@ -97,9 +107,7 @@ class Integers(Storage):
         shares = SHARES if self.bits < BITS_IN_A_BYTE else SHARES[:1]
         scales, offsets = self.candidates(blocks, shares)
         counted = np.ones(rows.shape[1], np.float32) if importance is None else importance
-        high = (1 << self.bits - self.symmetric) - 1
-        # of few levels none is left out
-        low = 0 if not self.symmetric else -high - (self.bits < BITS_IN_A_BYTE)
+        low, high = self.ends
         data, chosen = np.empty(blocks.shape, np.uint8), np.empty(len(blocks), np.int64)
         quantize_blocks(blocks, counted.reshape(-1, size), scales, offsets, low, high, data, chosen)
         data &= np.uint8((1 << self.bits) - 1)

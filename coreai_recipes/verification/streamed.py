@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight, bind_weights, fill_from
 from coreai_recipes.decoder.model import build_decoder, empty
-from coreai_recipes.decoder.streaming import begin
+from coreai_recipes.decoder.streaming import started
 from coreai_recipes.primitives.cache import NoCache
 from coreai_recipes.primitives.layer import PLAIN, Form
 from coreai_recipes.primitives.layer_inputs import LayerInputs
@@ -33,7 +33,8 @@ class StreamedDecoder:
 
     def begin(self, input_ids: Sequence[int]) -> Tensor:
         """The first hidden state (1, C, 1, S); the layers that follow see these tokens."""
-        [(x, self._inputs, self._per_layer)] = begin(self.decoder, self.weights, [input_ids])
+        with started(self.decoder, self.weights, [input_ids]) as start:
+            x, self._inputs, self._per_layer = start(0)
         self._caches = {}
         return x
 
