@@ -12,7 +12,19 @@ import typer
 from bench.child import ChildError
 from bench.options import SMOLLM2, Options, default_folder, default_smollm2
 
-BENCHMARKS = ("startup", "build", "layers", "calls", "decode", "fidelity", "forms", "experts", "plain", "e2b")
+BENCHMARKS = (
+    "startup",
+    "build",
+    "layers",
+    "calls",
+    "decode",
+    "fidelity",
+    "compression",
+    "forms",
+    "experts",
+    "plain",
+    "e2b",
+)
 GROUPS = {"gemma": ("forms", "experts", "e2b")}
 NAMES = (*BENCHMARKS, *GROUPS)
 
