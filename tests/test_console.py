@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from coreai_recipes.commands import console
+from coreai_recipes.report import console
+from coreai_recipes.report.verdict import print_report
 
 
 class Terminal(io.StringIO):
@@ -35,7 +36,7 @@ def test_a_stage_is_a_line_and_its_detail_stands_below(monkeypatch: pytest.Monke
     """The detail was a column of 20 characters at 80, folded in the middle of words."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    console.print_report(REPORT)
+    print_report(REPORT)
     lines = terminal.getvalue().splitlines()
     assert lines[:4] == [
         "stage  verdict  PSNR dB  SNR_min dB  floor dB",
@@ -48,7 +49,7 @@ def test_a_stage_is_a_line_and_its_detail_stands_below(monkeypatch: pytest.Monke
 
 
 def test_a_pipe_gets_no_padding_and_nothing_folded(capsys: pytest.CaptureFixture[str]) -> None:
-    console.print_report(REPORT)
+    print_report(REPORT)
     console.print_table(("what", ">bytes"), [("x" * 300, "1"), ("y", "22")], title="Title")
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "    random: " + " ".join(["a-layer-of-each-kind"] * 6)

@@ -21,6 +21,7 @@ PACKAGE = Path(coreai_recipes.__file__).parent
 ROOMS: dict[str, set[str]] = {
     "cli": {"*"},
     "commands": {"*"},
+    "report": {"storage", "terminal"},
     "generate": {"bundle", "tokenizer", "running", "errors"},
     "audit": {
         *("bundle", "verification", "evaluate", "checkpoint", "tokenizer", "recipe", "staging", "manifest"),
@@ -80,7 +81,7 @@ KNOWN_TO: dict[str, set[str]] = {
     "pydantic": {"recipe", "extending", "manifest", "lint"},
     "yaml": {"recipe", "checkpoint"},
     "typer": {"commands"},
-    "rich": {"commands"},
+    "rich": {"report"},
     "prompt_toolkit": {"terminal"},
 }
 

@@ -7,6 +7,7 @@ import pytest
 from coreai_recipes.decoder.model import count_parameters
 from coreai_recipes.planning.plan import Plan, make_plan
 from coreai_recipes.recipe import load_recipe
+from coreai_recipes.report.plan import products_table
 
 
 def costs(plan: Plan) -> dict[str, tuple[int, str]]:
@@ -46,8 +47,8 @@ def test_experts_are_told_from_what_every_token_reads() -> None:
 
 def test_the_table_says_what_shared_caches_save() -> None:
     plan = make_plan(load_recipe("gemma4"))
-    assert plan.workload_columns() == ("products", ">decode", ">prefill of 64", "how")
-    rows = {what: (decode, prefill, how) for what, decode, prefill, how in plan.workload_rows()}
+    assert products_table(plan.to_json())[0] == ("products", ">decode", ">prefill of 64", "how")
+    rows = {what: (decode, prefill, how) for what, decode, prefill, how in products_table(plan.to_json())[1]}
     assert list(rows) == [
         "`sliding`", "`full`", "`sliding_shared`", "`full_shared`", "per-layer inputs", "head", "all", "not computed",
     ]  # fmt: skip
@@ -62,13 +63,13 @@ def test_the_table_says_what_shared_caches_save() -> None:
 def test_a_plan_without_shared_caches_saves_nothing() -> None:
     plan = make_plan(load_recipe("gemma4-31b"))
     assert plan.saved_in_prefill is None
-    assert [row[0] for row in plan.workload_rows()] == ["`sliding`", "`full`", "head", "all"]
+    assert [row[0] for row in products_table(plan.to_json())[1]] == ["`sliding`", "`full`", "head", "all"]
 
 
 def test_a_draft_is_a_column_of_its_own() -> None:
     plan = make_plan(load_recipe("gemma4-tiny"))
-    assert plan.workload_columns()[-2:] == (">draft", "how")
-    (row,) = [row for row in plan.workload_rows() if row[0] == "draft"]
+    assert products_table(plan.to_json())[0][-2:] == (">draft", "how")
+    (row,) = [row for row in products_table(plan.to_json())[1] if row[0] == "draft"]
     assert row[1:-2] == ("-",) * len(plan.functions)
     assert {"weights of the draft", "head of the draft"} <= costs(plan).keys()
 

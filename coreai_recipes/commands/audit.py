@@ -30,7 +30,7 @@ def audit(
 ) -> None:
     """Measure the range of every value over several prompts, against the limits of float16 and the engine."""
     from coreai_recipes.audit.command import run_audits
-    from coreai_recipes.commands import console
+    from coreai_recipes.report import console
 
     with console.progress_bar() as progress:
         audits = run_audits(targets, checkpoint, prompts, without or (), apply, not no_save, progress)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,9 @@ def build(
 ) -> None:
     """Build a bundle and verify it."""
     from coreai_recipes import bundle
-    from coreai_recipes.commands import console
+    from coreai_recipes.report import console
+    from coreai_recipes.report.rules import print_lint
+    from coreai_recipes.report.verdict import print_report
 
     try:
         with console.progress_bar() as progress:
@@ -52,7 +54,7 @@ def build(
         if as_json:
             console.print_json({"path": None, "report": report, "notes": list(failure.notes)})
         else:
-            console.print_report(report)
+            print_report(report)
             console.print_notes(failure.notes)
         failed = [stage for stage in report["stages"] if stage["passed"] is False]
         over = [words for stage in failed for words in stage["detail"].get("over_budget", ())]
@@ -71,7 +73,7 @@ def build(
         if as_json:
             console.print_json({"path": None, "notes": list(failure.notes), **failure.lint.to_json()})
         else:
-            console.print_lint(failure.lint, ("error",))
+            print_lint(failure.lint.to_json(), ("error",))
             console.print_notes(failure.notes)
         print(
             "the package breaks rules of the device; no bundle was written (export.allow lets a rule pass)",
@@ -90,12 +92,27 @@ def build(
         console.print_json({**facts, "manifest": built.manifest, "report": built.report, **lint})
         return
     if not no_verify:
-        console.print_report(built.report)
+        print_report(built.report)
     if built.lint is not None:
-        console.print_lint(built.lint, ("error", "warning"))
+        print_lint(built.lint.to_json(), ("error", "warning"))
     if bits is not None:
         from coreai_recipes.bundle.opened import recipe_of
         from coreai_recipes.recipe.loader import compress_text
 
         print(compress_text(recipe_of(built.path)), end="")
-    console.print_built(built)
+    _print_built(built)
+
+
+def _print_built(bundle: Any) -> None:
+    """What a build says at its end."""
+    from coreai_recipes.report import console
+    from coreai_recipes.report.words import weights_in_words
+
+    console.print_notes(bundle.notes)
+    if bundle.left_out:
+        print(f"left out: {', '.join(bundle.left_out)}")
+    seconds = bundle.seconds or {}
+    steps = ", ".join(f"{step} {taken:.1f} s" for step, taken in seconds.items() if taken >= 0.05)
+    if bundle.weights is not None:
+        print(f"weight.bin: {weights_in_words(bundle.weights)}")
+    print(f"{bundle.path}  {bundle.bytes / 1e6:.1f} MB  ({steps})")

@@ -9,15 +9,14 @@ from coreai_recipes.errors import UserError
 def list_(as_json: JsonOption = False) -> None:
     """List converted fragments and tokenizers, and the models of built-in recipes in the hub's cache."""
     from coreai_recipes.checkpoint.hub_cache import cached_models
-    from coreai_recipes.commands import console
     from coreai_recipes.export.cache import default_root, held_files
+    from coreai_recipes.report import console
+    from coreai_recipes.report.words import count
 
     root = default_root()
     held = held_files(root)
     place = "-" if root is None else str(root)
-    rows: list[dict[str, Any]] = [
-        {"what": console.count(len(held), "conversion"), "bytes": sum(held.values()), "path": place}
-    ]
+    rows: list[dict[str, Any]] = [{"what": count(len(held), "conversion"), "bytes": sum(held.values()), "path": place}]
     rows += [
         {"what": each.repo_id, "bytes": each.bytes, "path": str(each.path)} for each in cached_models(_checkpoints())
     ]
@@ -29,8 +28,8 @@ def list_(as_json: JsonOption = False) -> None:
 
 def clean() -> None:
     """Remove what was converted; the next build converts it again. Models stay: `hf cache rm` removes them."""
-    from coreai_recipes.commands import console
     from coreai_recipes.export.cache import default_root, held_files
+    from coreai_recipes.report.words import count
 
     held = held_files(default_root())
     problems = []
@@ -40,7 +39,7 @@ def clean() -> None:
         except OSError as error:
             problems.append(f"{path}: cannot be removed: {(error.strerror or str(error)).lower()}")
     UserError.collect(problems)
-    print(f"{console.count(len(held), 'conversion')} removed, {sum(held.values()) / 1e6:,.1f} MB")
+    print(f"{count(len(held), 'conversion')} removed, {sum(held.values()) / 1e6:,.1f} MB")
 
 
 def _checkpoints() -> set[str]:

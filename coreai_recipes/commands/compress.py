@@ -20,7 +20,7 @@ def compress(
     as_json: JsonOption = False,
 ) -> None:
     """Write the recipe with the rules of `compress` that lose least within a budget."""
-    from coreai_recipes.commands import console
+    from coreai_recipes.report import console
     from coreai_recipes.search.command import read_budget, run_search, write_recipe_file
 
     asked = read_budget(budget)

@@ -16,16 +16,15 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two recipes, or a recipe and a checkpoint's config.json, field by field."""
-    from coreai_recipes.commands import console
     from coreai_recipes.planning.authoring import compare
+    from coreai_recipes.report import console
+    from coreai_recipes.report.words import word
 
     found = compare(one, other, lambda note: print(note, file=sys.stderr))
     if as_json:
         console.print_json([{"field": f.path, "layers": list(f.layers), "a": f.one, "b": f.other} for f in found])
     elif found:
-        console.print_table(
-            ("field", one, other), [(f.where, console.word(f.one), console.word(f.other)) for f in found]
-        )
+        console.print_table(("field", one, other), [(f.where, word(f.one), word(f.other)) for f in found])
     else:
         print("the same model")
     raise typer.Exit(1 if found else 0)

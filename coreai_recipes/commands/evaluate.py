@@ -20,8 +20,9 @@ def evaluate(
 ) -> None:
     """Perplexity of a bundle on text files; with its checkpoint, KL divergence from transformers in float32 too."""
     from coreai_recipes.bundle import Bundle
-    from coreai_recipes.commands import console
     from coreai_recipes.commands.opening import find_bundle
+    from coreai_recipes.report import console
+    from coreai_recipes.report.words import weights_in_words
     from coreai_recipes.scoring.scoring import evaluate as score
     from coreai_recipes.scoring.texts import read_texts
 
@@ -34,4 +35,4 @@ def evaluate(
         return
     console.print_table(found.columns(), found.rows())
     console.print_notes(found.lines())
-    print(f"weight.bin: {console.weights_in_words(found.weights)}")
+    print(f"weight.bin: {weights_in_words(found.weights)}")

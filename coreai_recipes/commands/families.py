@@ -7,8 +7,8 @@ from coreai_recipes.commands.options import JsonOption
 
 def families(as_json: JsonOption = False) -> None:
     """List the model families that `recipe new` reads."""
-    from coreai_recipes.commands import console
     from coreai_recipes.planning.authoring import family_rows
+    from coreai_recipes.report import console
 
     rows = family_rows()
     if as_json:

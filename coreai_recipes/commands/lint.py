@@ -30,10 +30,11 @@ def lint_(
     as_json: JsonOption = False,
 ) -> None:
     """Check a package, bundle or recipe against the Neural Engine's known rules. No weight is read."""
-    from coreai_recipes.commands import console
     from coreai_recipes.lint.chips import find_chip
     from coreai_recipes.lint.findings import lint
     from coreai_recipes.lint.rule import find_rule
+    from coreai_recipes.report import console
+    from coreai_recipes.report.rules import print_lint, print_rule
 
     chip = None if device is None else find_chip(device)
     rule = None if explain is None else find_rule(explain)
@@ -43,7 +44,7 @@ def lint_(
         if as_json:
             console.print_json(rule.model_dump(mode="json"))
         else:
-            console.print_rule(rule)
+            print_rule(rule.model_dump(mode="json"))
         return
     subject = _open_subject(target, overrides or ())
     if chip is None and subject.device is not None:
@@ -53,8 +54,8 @@ def lint_(
         console.print_json(found.to_json())
     else:
         if rule is not None:
-            console.print_rule(rule)
-        console.print_lint(found)
+            print_rule(rule.model_dump(mode="json"))
+        print_lint(found.to_json())
     raise typer.Exit(1 if found.has_errors else 0)
 
 

@@ -5,8 +5,8 @@ from coreai_recipes.commands.options import JsonOption
 
 def list_(as_json: JsonOption = False) -> None:
     """List the built-in recipes."""
-    from coreai_recipes.commands import console
     from coreai_recipes.recipe import list_recipes
+    from coreai_recipes.report import console
 
     entries = list_recipes()
     if as_json:

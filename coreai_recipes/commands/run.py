@@ -65,9 +65,9 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Answer one prompt, token by token."""
-    from coreai_recipes.commands import console
     from coreai_recipes.generate import Sampler, answer
     from coreai_recipes.generate.prompt_cache import PromptCache
+    from coreai_recipes.report import console
 
     if prompt is None and messages is None:
         raise UserError("recipe run: give a PROMPT, or a conversation with --messages FILE")

@@ -23,9 +23,9 @@ def validate(
 ) -> None:
     """Check recipes and report every problem at once; with a checkpoint, its tensors and tokenizer too."""
     from coreai_recipes.calibration.text import hold_texts
-    from coreai_recipes.commands import console
     from coreai_recipes.recipe import load_resolved
     from coreai_recipes.recipe.importing import check_reference
+    from coreai_recipes.report import console
 
     results: list[dict[str, Any]] = []
     for source in recipes:

@@ -28,7 +28,8 @@ def verify(
 ) -> None:
     """Compare a bundle, or a recipe before it is built, with transformers."""
     from coreai_recipes import bundle
-    from coreai_recipes.commands import console
+    from coreai_recipes.report import console
+    from coreai_recipes.report.verdict import print_report
     from coreai_recipes.running.program import choose_runtime
 
     with console.progress_bar() as progress:
@@ -45,7 +46,7 @@ def verify(
     if as_json:
         console.print_json(report.to_json())
     else:
-        console.print_report(report.to_json())
+        print_report(report.to_json())
     raise typer.Exit(0 if report.passed else 1)
 
 

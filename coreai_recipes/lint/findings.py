@@ -34,16 +34,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Findings of one rule at one level: a line."""
-
-    level: Level
-    id: str
-    where: str
-    what: str
-
-
-@dataclass(frozen=True)
 class Lint:
     """All findings, the worst first, and where a call changes units."""
 
@@ -54,57 +44,11 @@ class Lint:
     def has_errors(self) -> bool:
         return any(finding.level == "error" for finding in self.findings)
 
-    def groups(self, levels: Sequence[Level] | None = None) -> list[Group]:
-        """A line for each rule and level, in the order of the findings."""
-        levels = LEVELS if levels is None else levels
-        found: dict[tuple[Level, str], list[Finding]] = {}
-        for finding in self.findings:
-            if finding.level in levels:
-                found.setdefault((finding.level, finding.id), []).append(finding)
-        return [Group(level, id_, _where(all_), _what(all_[0])) for (level, id_), all_ in found.items()]
-
-    def changes(self) -> dict[str, str]:
-        """By function, where its calls change units."""
-        found: dict[str, list[Crossing]] = {}
-        for crossing in self.crossings:
-            found.setdefault(crossing.function, []).append(crossing)
-        return {
-            function: f"{len(all_)} changes of unit a call: "
-            + ", ".join(f"to the {each.to} at {_printable(each.place)}" for each in all_[:3])
-            + (f" and {len(all_) - 3} more" if len(all_) > 3 else "")
-            if len(all_) > 1
-            else f"1 change of unit a call: to the {all_[0].to} at {_printable(all_[0].place)}"
-            for function, all_ in found.items()
-        }
-
-    def counts(self) -> dict[Level, int]:
-        """Rules by the worst level of their findings."""
-        worst: dict[str, Level] = {}
-        for finding in self.findings:
-            worst.setdefault(finding.id, finding.level)
-        return {level: sum(1 for found in worst.values() if found == level) for level in LEVELS}
-
-    def summary(self) -> str:
-        """How many rules are broken, in a line."""
-        names = {"error": "errors", "warning": "warnings", "unknown": "unknown without an audit", "note": "notes"}
-        return "rules: " + ", ".join(f"{count} {names[level]}" for level, count in self.counts().items())
-
     def to_json(self) -> dict[str, Any]:
         return {
             "findings": [finding.to_json() for finding in self.findings],
             "crossings": [crossing.to_json() for crossing in self.crossings],
         }
-
-
-def _where(findings: Sequence[Finding]) -> str:
-    functions = dict.fromkeys(finding.function for finding in findings if finding.function)
-    first = findings[0].place
-    places = first if len(findings) == 1 else f"{first} and {len(findings) - 1:,} more"
-    return places if not functions or [first] == [*functions] else f"{', '.join(functions)}: {places}"
-
-
-def _what(finding: Finding) -> str:
-    return finding.message if finding.level in ("note", "unknown") else f"{finding.message}; {finding.remedy}"
 
 
 def lint(
@@ -122,7 +66,7 @@ def lint(
     order = {level: place for place, level in enumerate(LEVELS)}
     found.sort(key=lambda finding: order[finding.level])  # stable: rules keep their order, and each its running order
     crossings = [
-        crossing
+        replace(crossing, place=_printable(crossing.place))
         for program in subject.programs
         for function in program.functions
         for crossing in crossings_of(function, context.flow(function))

@@ -38,26 +38,6 @@ class Plan:
     lint: Lint
     notes: tuple[str, ...]
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        return [(cost.what, f"{cost.bytes:,}", cost.how) for cost in self.costs]
-
-    def workload_columns(self) -> tuple[str, ...]:
-        counts = {name: self.functions.get(name, 1) for name in self._called()}
-        named = [f">{name}" if count == 1 else f">{name} of {count}" for name, count in counts.items()]
-        return ("products", *named, "how")
-
-    def workload_rows(self) -> list[tuple[str, ...]]:
-        """Floating point operations of a call of each function, in all and what the shared caches save of it."""
-        functions = self._called()
-        total = {name: sum(found.flops.get(name, 0) for found in self.workloads) for name in functions}
-        rows = [*self.workloads, Workload("all", total, "a multiply-add is two")]
-        rows += [self.saved_in_prefill] if self.saved_in_prefill else []
-        return [(r.what, *(f"{r.flops[n]:,}" if n in r.flops else "-" for n in functions), r.how) for r in rows]
-
-    def _called(self) -> list[str]:
-        """The functions of all stacks."""
-        return list(dict.fromkeys(name for found in self.workloads for name in found.flops))
-
     def to_json(self) -> dict[str, Any]:
         found = asdict(self)
         del found["lint"]

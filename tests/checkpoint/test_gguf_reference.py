@@ -12,10 +12,10 @@ from gguf_files import random_model, write_gguf
 
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
 from coreai_recipes.checkpoint.gguf.sources import Source
-from coreai_recipes.commands.console import print_report
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.planning.authoring import new_recipe
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.report.verdict import print_report
 from coreai_recipes.verification import Report, run_stages
 from coreai_recipes.verification.their_gguf import OURS, read_by_transformers
 

@@ -30,6 +30,8 @@ def recipe(folder: Path, text: bytes) -> None:
     from coreai_recipes.recipe import load_resolved
     from coreai_recipes.recipe.importing import check_reference
     from coreai_recipes.recipe.yaml_writer import write_yaml
+    from coreai_recipes.report.plan import print_costs, print_products
+    from coreai_recipes.report.rules import print_lint
 
     path = folder / "recipe.yaml"
     path.write_bytes(text)
@@ -37,8 +39,7 @@ def recipe(folder: Path, text: bytes) -> None:
     write_yaml(resolved.data)
     check_reference(resolved)
     planned = make_plan(resolved.recipe)
-    planned.to_json()
-    planned.rows(), planned.lint.groups(), planned.workload_rows()
+    print_costs(planned.to_json()), print_products(planned.to_json()), print_lint(planned.lint.to_json())
 
 
 def override(folder: Path, words: str) -> None:

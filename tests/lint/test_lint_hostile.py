@@ -9,6 +9,7 @@ from coremltools.proto import Model_pb2
 from coreai_recipes.errors import UserError
 from coreai_recipes.lint.findings import lint
 from coreai_recipes.lint.reading import open_subject
+from coreai_recipes.report.rules import print_lint
 from tests.evaluate.mil_programs import write_package
 from tests.lint.rule_cases import CASES
 
@@ -33,7 +34,7 @@ def holds(content: bytes, folder: Path) -> None:
         found = lint(open_subject(file))
     except UserError:
         return
-    found.to_json(), found.groups(), found.changes(), found.summary()
+    print_lint(found.to_json())
     assert all(finding.place.isprintable() for finding in found.findings)
 
 

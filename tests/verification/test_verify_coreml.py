@@ -12,9 +12,9 @@ import pytest
 import torch
 from verify_cases import Export, Saved
 
-from coreai_recipes.commands import console
 from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate import Program
+from coreai_recipes.report.verdict import print_report
 from coreai_recipes.verification import Report, run_stages
 from coreai_recipes.verification.reference import Reference, UnknownStructure
 
@@ -91,7 +91,7 @@ def test_the_package_runs_once_on_core_ml(
         ("prefill", "decode"), "units of the engine"
     )
     assert len({state for model in coreml.made for state in model.states}) == 1, "the functions share their states"
-    console.print_report(report.to_json())
+    print_report(report.to_json())
     printed = capsys.readouterr().out
     assert "on Core ML (cpu_and_ne): prefill 16, " in printed
     assert printed.endswith("not covered: placement\n")

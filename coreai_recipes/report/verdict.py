@@ -1,0 +1,126 @@
+"""The stages of a verification, a line each, and what a reader wants to know first of each."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from coreai_recipes.report.console import print_entries
+from coreai_recipes.report.weights import print_storage
+from coreai_recipes.report.words import count, decibels, percent, weights_in_words
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """The stages of a report with their figures."""
+    rows = []
+    for stage in report["stages"]:
+        if stage["name"] == "compressed" and stage["passed"] is None:
+            continue  # nothing compresses
+        verdict = {True: "passed", False: "FAILED", None: "skipped"}[stage["passed"]]
+        rows.append(
+            (
+                (stage["name"], verdict, *(decibels(stage[key]) for key in ("psnr_db", "snr_min_db", "floor_db"))),
+                _explain(stage),
+            )
+        )
+    if rows:
+        print_entries(("stage", "verdict", ">PSNR dB", ">SNR_min dB", ">floor dB"), rows)
+    for stage in report["stages"]:
+        if "by_tensor" in stage["detail"]:
+            if any(row["form"] != "float16" for row in stage["detail"]["by_tensor"]):
+                print_storage(stage["detail"]["by_tensor"])
+            for row in stage["detail"].get("for_host", ()):
+                bits = f"{row['bits_per_weight']:.2f} bits a weight"
+                print(f"{row['name']}, for the host: {row['form']}, {bits}, {decibels(row['psnr_db'])} dB")
+    ran = [stage for stage in report["stages"] if stage["passed"] is not None]
+    if not ran:
+        reasons = {str(stage["detail"].get("skipped", "skipped")) for stage in report["stages"]}
+        print(f"nothing was verified: {'; '.join(sorted(reasons)) or 'no stage was requested'}")
+    if any("coreml" in stage["detail"] for stage in ran):
+        print("not covered: placement")
+    else:
+        print("not covered: Core ML's own compiler and loader, placement, the hardware's accumulation")
+
+
+def _explain(stage: Mapping[str, Any]) -> str:
+    """The first things that a reader wants of a stage's detail."""
+    detail = stage["detail"]
+    if "skipped" in detail:
+        return str(detail["skipped"])
+    words = []
+    if "first_below" in detail:
+        words.append(f"first below its floor: {_figures(detail['first_below'])}")
+    words += [f"set {each['text']}" if each["field"] else str(each["text"]) for each in detail.get("remedies", ())]
+    if "kinds" in detail:
+        words += [f"{kind}: {verdict}" for kind, verdict in detail["kinds"].items()]
+        words.append(f"{detail['sampled']} positions")
+    if "worst_psnr" in detail:
+        words.append(f"{detail['tensors']} tensors at {detail['positions']} positions, lowest {detail['worst_psnr']}")
+    if "probes" in detail:
+        words.append(f"{sum(detail['probes'].values())} texts and conversations")
+        if "different" in detail:
+            found = detail["different"]
+            words.append(f"{found['probe']}: {found['ours']} here, {found['transformers']} by transformers")
+        words.append(detail.get("endless") or ("ids NOT equal" if "different" in detail else "ids equal"))
+    if "greedy" in detail:
+        greedy, ties = detail["greedy"], detail["greedy"].get("ties")
+        verdict = greedy.get("skipped") or ("equal" if greedy["equal"] else f"NOT equal: {greedy['not_equal']}")
+        words.append(f"greedy tokens {verdict}" + (f", {count(len(ties), 'tie')}" if ties else ""))
+    if "tied_experts" in detail:
+        words.append(f"{detail['tied_experts']['choices']} choices among tied experts")
+    if detail.get("caches") == "random":
+        words.append(f"on random caches; rounds {detail['rounds']}")
+    if "accepted_per_round" in detail:
+        unequal = [name for name, equal in detail["equal"].items() if not equal]
+        verdict = f"rounds NOT equal: {detail['not_equal'][0]}" if unequal else "rounds equal, token for token"
+        words.append(f"{verdict}; {detail['accepted_per_round']} drafted tokens accepted per round")
+    if "rounded" in detail or "coreml" in detail:
+        theirs, strict = detail["transformers_float16"], detail.get("strict")
+        if "coreml" in detail:
+            words.append(f"on Core ML ({detail['compute_units']}): {detail['coreml']['calls']}")
+        words.append(f"top-1 {percent(detail.get('coreml') or detail['rounded'])}")
+        words.append(_their_halves(theirs, detail.get("transformers_bfloat16")))
+        if strict:
+            words.append(f"sums in float16 too {decibels(strict['psnr_db'])} dB, top-1 {percent(strict)}")
+        words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
+    if "with_tables" in detail:
+        words.append(f"top-1 {percent(detail['engine'])} of package_float16's")
+        words += [count(len(detail["ties"]), "tie")] if detail["ties"] else []
+        tables = detail["with_tables"]
+        words.append(f"with our tables {decibels(tables['psnr_db'])} dB, top-1 {percent(tables)}")
+    if "kl" in detail:
+        storage, perplexity = detail["storage"], detail["perplexity"]
+        words.append(f"KL {detail['kl']['mean']:.4f} nats, top-1 {percent(detail)}")
+        words.append(f"perplexity {perplexity['compressed']:.2f}, {perplexity['transformers']:.2f} without")
+        words.append(weights_in_words(storage))
+        words += [over.partition("\n")[0] for over in detail.get("over_budget", ())]
+    words += _reference_words(detail)
+    if "weights" in detail:
+        words.append(f"{detail['weights']}: {detail['layers']}")
+    return "; ".join(words)
+
+
+def _their_halves(float16: Mapping[str, Any], bfloat16: Mapping[str, Any] | None) -> str:
+    """What transformers' own float16 is, or bfloat16 where float16 cannot hold the model."""
+    found, name = (float16, "float16") if bfloat16 is None else (bfloat16, "float16 is not finite, bfloat16")
+    return f"transformers' own {name} {decibels(found['psnr_db'])} dB, top-1 {percent(found)}"
+
+
+def _reference_words(detail: Mapping[str, Any]) -> Iterator[str]:
+    """What the reference was made of, where that is not config.json as it is."""
+    made_of = detail.get("reference", {})
+    config = made_of.get("config", "config.json")
+    if "config" in detail:
+        yield str(detail["config"])
+    elif config != "config.json" and not config.startswith("the recipe"):
+        yield f"reference config: {config}"
+    if made_of.get("written_as"):
+        yield f"the file says {made_of['written_as']}, as which llama.cpp writes this family"
+    if made_of.get("not_read_by_transformers"):
+        yield f"of which it does not read {', '.join(made_of['not_read_by_transformers'])}"
+    for field, values in made_of.get("disagreeing", {}).items():
+        yield f"{field}: {', '.join(f'{who} {value}' for who, value in values.items())}"
+
+
+def _figures(found: Any) -> str:
+    if not isinstance(found, Mapping):
+        return str(found)
+    return f"{found['tensor']} ({decibels(found['psnr_db'])} / {decibels(found['snr_min_db'])} dB)"
