@@ -8,8 +8,8 @@ from torch import Tensor
 BLOCK = 64
 PASSES = 4  # of the descent that follows
 
-# Chooses a block of columns from a first one on: targets (rows, n), feedback within it (n, n), errors (rows, n)
-ChooseBlock = Callable[[int, Tensor, Tensor, Tensor], None]
+# Chooses a block of columns from a first one on: weights and targets (rows, n), feedback within it (n, n); gives errors
+ChooseBlock = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
 
 
 def feed_back(weights: Tensor, feedback: Tensor, choose: ChooseBlock) -> None:
@@ -19,6 +19,7 @@ def feed_back(weights: Tensor, feedback: Tensor, choose: ChooseBlock) -> None:
     for first in range(0, width, BLOCK):
         end = min(first + BLOCK, width)
         errors = torch.empty(rows, end - first)
-        choose(first, targets[:, first:end].contiguous(), feedback[first:end, first:end].contiguous(), errors)
+        own, now = weights[:, first:end].contiguous(), targets[:, first:end].contiguous()
+        choose(first, own, now, feedback[first:end, first:end].contiguous(), errors)
         if end < width:
             targets[:, end:] += torch.mm(errors, feedback[first:end, end:])

@@ -24,10 +24,11 @@ def fit_integers(
     order, levels = statistics.order, torch.empty(rows, width)
     ordered_scales, ordered_offsets = scales[:, order], offsets[:, order]
 
-    def choose(first: int, targets: Tensor, inside: Tensor, errors: Tensor) -> None:
+    def choose(first: int, own: Tensor, targets: Tensor, inside: Tensor, errors: Tensor) -> None:
         columns = slice(first, first + targets.shape[1])
         chosen = torch.empty_like(targets)
         choose_levels_in_block(
+            own.numpy(),
             targets.numpy(),
             inside.numpy(),
             ordered_scales[:, columns].numpy(),

@@ -22,9 +22,9 @@ def nearest(middles, entries, value):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def choose_in_block(targets, feedback, palettes, group, indices, errors):  # type: ignore[no-untyped-def]
-    """One block of columns: targets (rows, n) as the columns before have left them; each column's error goes to those
-    behind it by `feedback` (n, n). Gives indices and errors (rows, n)."""
+def choose_in_block(weights, targets, feedback, palettes, group, indices, errors):  # type: ignore[no-untyped-def]
+    """One block of columns: `targets` (rows, n) are weights as the columns before have left them; each column's error
+    goes to those behind it by `feedback` (n, n). Gives indices and errors (rows, n)."""
     rows, columns = targets.shape
     entries = palettes.shape[1]
     middles = np.empty(entries, np.float32)
@@ -35,7 +35,7 @@ def choose_in_block(targets, feedback, palettes, group, indices, errors):  # typ
         for row in range(first, first + group):
             for column in range(columns):
                 k = nearest(middles, entries, targets[row, column])
-                error = targets[row, column] - palette[k]
+                error = weights[row, column] - palette[k]
                 indices[row, column] = k
                 errors[row, column] = error
                 for later in range(column + 1, columns):
@@ -97,14 +97,14 @@ def sum_by_entry(products, hessian, indices, group, matrices, vectors):  # type:
 
 
 @kernel
-def choose_levels_in_block(targets, feedback, scales, offsets, low, high, levels, errors):  # type: ignore[no-untyped-def]
+def choose_levels_in_block(weights, targets, feedback, scales, offsets, low, high, levels, errors):  # type: ignore[no-untyped-def]
     """As `choose_in_block`, of whole numbers low..high: a weight is (level - offset) * scale, each (rows, n)."""
     rows, columns = targets.shape
     for row in range(rows):
         for column in range(columns):
             scale, offset = scales[row, column], offsets[row, column]
             level = min(max(np.rint(targets[row, column] / scale + offset), low), high)
-            error = targets[row, column] - (level - offset) * scale
+            error = weights[row, column] - (level - offset) * scale
             levels[row, column] = level
             errors[row, column] = error
             for later in range(column + 1, columns):

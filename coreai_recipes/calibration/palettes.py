@@ -27,9 +27,9 @@ def fit_palettes(weights: Tensor, statistics: Statistics, entries: int, group: i
     palettes = np.maximum.accumulate(chosen, 1).astype(np.float32)
     order, indices = statistics.order, torch.empty(rows, width, dtype=torch.uint8)
 
-    def choose(first: int, targets: Tensor, inside: Tensor, errors: Tensor) -> None:
+    def choose(first: int, own: Tensor, targets: Tensor, inside: Tensor, errors: Tensor) -> None:
         chosen = torch.empty(targets.shape, dtype=torch.uint8)
-        choose_in_block(targets.numpy(), inside.numpy(), palettes, group, chosen.numpy(), errors.numpy())
+        choose_in_block(own.numpy(), targets.numpy(), inside.numpy(), palettes, group, chosen.numpy(), errors.numpy())
         indices[:, order[first : first + targets.shape[1]]] = chosen
 
     feed_back(weights[:, order], statistics.feedback, choose)

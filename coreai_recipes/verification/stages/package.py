@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coreai_recipes.decoder.filling import Weight
+from coreai_recipes.storage.compression import shown_name
+from coreai_recipes.storage.reading import PackedWeight
 from coreai_recipes.verification.calls import Answer, describe_calls, plan_calls, run_call
 from coreai_recipes.verification.figures import compare
-from coreai_recipes.verification.report import Figures, StageResult, judge, skip
+from coreai_recipes.verification.report import Figures, StageResult, judge, number, skip
 from coreai_recipes.verification.runtime import open_program
 from coreai_recipes.verification.streamed import Agreeing, StreamedDecoder
 from coreai_recipes.verification.subject import Subject
@@ -42,7 +45,17 @@ def run(subject: Subject) -> StageResult:
     if subject.recipe.export.outputs == "ids":
         detail["wrong_ids"] = sum(answer.wrong_ids for answer in answers)
     found = judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, detail)
+    strangers = [name for name, weight in subject.stored_weights.items() if _is_stranger(weight)]
+    if strangers:
+        figures_of = {"psnr_db": number(found.psnr_db), "snr_min_db": number(found.snr_min_db)}
+        below = {"tensor": f"{shown_name(strangers[0])}, which is not the checkpoint's", **figures_of}
+        return replace(found, passed=False, detail={**detail, "strangers": strangers, "first_below": below})
     return replace(found, passed=found.passed and not detail.get("wrong_ids"))
+
+
+def _is_stranger(weight: Weight) -> bool:
+    """Whether a weight that is read from the package itself, for it was fitted to a text, is that of another tensor."""
+    return isinstance(weight, PackedWeight) and not weight.is_of_checkpoint()
 
 
 @dataclass(frozen=True)
