@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "extending": {"primitives", "recipe", "errors"},
     "verification": {
-        *("running", "evaluate", "storage", "decoder", "weights", "checkpoint", "staging", "tokenizer"),
+        *("running", "evaluate", "calibration", "storage", "decoder", "weights", "checkpoint", "staging", "tokenizer"),
         *("primitives", "logits", "recipe", "errors"),
     },
     "lint": {"evaluate", "manifest", "recipe.yaml_reader", "protobuf", "errors"},

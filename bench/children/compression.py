@@ -6,6 +6,7 @@ KL divergence from our own Decoder with the checkpoint's weights, which `recipe 
 transformers; on its held-out tokens. The table and what stands before the layers stay as they are.
 """
 
+import importlib.util
 import json
 import sys
 import time
@@ -83,10 +84,13 @@ def main(repeats: int) -> None:
         "fitted": of_ours(calibrated(recipe, Calibration()), checkpoint, text, loss, names),
     }
     found["coremltools"] = {}
-    for bits in (3, 4, 6):
+    there = importlib.util.find_spec("sklearn") is not None  # which coremltools clusters with
+    for bits in (3, 4, 6) if there else ():
         weights, seconds = of_coremltools(originals, names, bits, 1)
         found["coremltools"][str(bits)] = {**figures(loss(weights), bits), "seconds": seconds}
-    found["seconds"] = seconds_of(originals, names, repeats)
+    found["seconds"] = {"ours": seconds_of(originals, names, repeats)}
+    if there:
+        found["seconds"]["coremltools"] = of_coremltools(originals, names, 4, repeats)[1]
     print(json.dumps(found))
 
 
@@ -153,8 +157,8 @@ def of_coremltools(
     return found, median(taken)
 
 
-def seconds_of(originals: Mapping[str, Binding], names: Sequence[str], repeats: int) -> dict[str, float]:
-    """Processor seconds of palettes of 4 bits for all matrices, medians in turn: ours, and coremltools'."""
+def seconds_of(originals: Mapping[str, Binding], names: Sequence[str], repeats: int) -> float:
+    """Processor seconds of palettes of 4 bits for all matrices, the median."""
     form = next(form for form in FORMS if form.said.get("bits") == 4)
     taken = []
     for turn in range(repeats + 1):
@@ -165,7 +169,7 @@ def seconds_of(originals: Mapping[str, Binding], names: Sequence[str], repeats: 
                 for _ in form.storage.fitted(shape).encode(originals[name].blocks(), shape, name):
                     pass
         taken += [time.process_time() - started] if turn else []  # the first one compiles
-    return {"ours": median(taken), "coremltools": of_coremltools(originals, names, 4, repeats)[1]}
+    return median(taken)
 
 
 def figures(loss: Loss, bits: float) -> dict[str, float]:

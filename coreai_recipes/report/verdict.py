@@ -88,7 +88,7 @@ def _explain(stage: Mapping[str, Any]) -> str:
         words.append(f"with our tables {decibels(tables['psnr_db'])} dB, top-1 {percent(tables)}")
     if "kl" in detail:
         storage, perplexity = detail["storage"], detail["perplexity"]
-        words.append(f"KL {detail['kl']['mean']:.4f} nats, top-1 {percent(detail)}")
+        words.append(f"KL {detail['kl']['mean']:.4f} nats at {detail['positions']} positions, top-1 {percent(detail)}")
         words.append(f"perplexity {perplexity['compressed']:.2f}, {perplexity['transformers']:.2f} without")
         words.append(weights_in_words(storage))
         words += [over.partition("\n")[0] for over in detail.get("over_budget", ())]

@@ -11,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coreai_recipes.calibration.backward import Backward
+from coreai_recipes.calibration.curvature import Curvature
 from coreai_recipes.calibration.fitting import fit
+from coreai_recipes.calibration.passing import folded_decoder
 from coreai_recipes.calibration.statistics import Statistics
 from coreai_recipes.calibration.threads import Threads
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.search.backward import Backward
 from coreai_recipes.search.choosing import Matrix, Option
-from coreai_recipes.search.curvature import Curvature
 from coreai_recipes.search.forms import forms_for
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.compression import is_compressible, shown_name
@@ -78,7 +79,7 @@ def predict(
 ) -> list[Matrix]:
     """Every matrix that can be compressed, in a package's order; fitted to the windows where the recipe has a text."""
     encode = _Encoder(kept, threads, recipe.compress is not None and recipe.compress.calibration is not None)
-    backward = Backward(recipe, checkpoint, windows, on_progress)
+    backward = Backward(folded_decoder(recipe), checkpoint, windows, on_progress)
     shapes = {
         name: shape
         for name, shape in stored_parameters([backward.decoder]).shapes.items()

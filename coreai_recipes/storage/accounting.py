@@ -58,6 +58,7 @@ def by_kind(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for (name, form), those in groups.items():
         size, weights = sum(row["bytes"] for row in those), sum(row["weights"] for row in those)
+        costs = [row["kl"] for row in those if row["kl"] is not None]
         measured = [row["psnr_db"] for row in those if isinstance(row["psnr_db"], float)]
         found.append(
             {
@@ -68,6 +69,7 @@ def by_kind(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "bytes": size,
                 "share": round(sum(row["share"] for row in those), 6),
                 "psnr_db": min(measured, default=None),
+                "kl": sum(costs) if costs else None,
                 "notes": list(dict.fromkeys(note for row in those for note in _notes(row))),
             }
         )

@@ -158,6 +158,7 @@ def test_the_table_says_which_rule_holds_over_which_and_what_does_not_fit() -> N
         "bytes": 4 * 13440,
         "share": pytest.approx(4 * 13440 / stored.file_bytes, abs=1e-5),
         "psnr_db": None,
+        "kl": None,
         "notes": [
             "`layers.*.mlp.*` holds over `layers.*`, `layers.*.mlp.down`",
             "groups of 20 do not divide 96 channels",

@@ -87,6 +87,11 @@ def test_a_package_of_palettes_holds_just_the_weights_whose_loss_is_stated(
     assert over.startswith(f"compress.budget.kl: {compressed.detail['kl']['mean']:.4g} nats, and 0.1 are allowed")
     assert 3.1 < compressed.detail["storage"]["bits_per_weight"] < 3.5
     rows = {row["name"]: row for row in compressed.detail["by_tensor"]}
+    # of each its part of the whole's loss, those of 2 bits most
+    assert sum(row["kl"] or 0 for row in rows.values()) == pytest.approx(compressed.detail["predicted_kl"], rel=1e-3)
+    assert 0.4 < compressed.detail["predicted_kl"] / compressed.detail["kl"]["mean"] < 2
+    assert rows["layers.2.mlp.up"]["kl"] > 2 * rows["layers.3.mlp.up"]["kl"] > 4 * rows["layers.0.mlp.up"]["kl"]
+    assert rows["norm"]["kl"] is None
     storage = compressed.detail["storage"]
     assert sum(row["bytes"] for row in rows.values()) == storage["bytes"]
     assert storage["file_bytes"] == (saved / WEIGHTS).stat().st_size
@@ -104,9 +109,11 @@ def test_a_package_of_palettes_holds_just_the_weights_whose_loss_is_stated(
     assert 15 < decibels[0] < decibels[1] - 4 < decibels[2] - 14 < decibels[3]
     print_report({"stages": [package.to_json(), compressed.to_json()]})
     printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    lowest = min(rows[f"layers.{layer}.attention.q"]["psnr_db"] for layer in (0, 1, 3))
+    queries = [rows[f"layers.{layer}.attention.q"] for layer in (0, 1, 3)]
+    lowest, costs = min(row["psnr_db"] for row in queries), sum(row["kl"] for row in queries)
     assert any(
-        line.startswith("layers.*.attention.q 3 ") and f" {lowest:.1f} palettes of 3 bits" in line for line in printed
+        line.startswith("layers.*.attention.q 3 ") and f" {lowest:.1f} {costs:.2g} palettes of 3 bits" in line
+        for line in printed
     )
     assert any(line.startswith("all others ") and line.endswith("float16") for line in printed)
     # of one tensor told apart from how it is read: the checkpoint's table, and the same in groups of eight

@@ -5,9 +5,12 @@ the checkpoint's, on text that no calibration has seen: no error of float16's ar
 holds the saved program against the same weights.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from coreai_recipes.calibration.backward import Backward
 from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.filling import Weight, bind_weights
 from coreai_recipes.decoder.model import build_decoder
@@ -15,7 +18,7 @@ from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.recipe.schema import DRAFT
 from coreai_recipes.storage.accounting import MeasuredWeight, account, measured
 from coreai_recipes.storage.budget import bits_over, kl_over
-from coreai_recipes.storage.compression import Parameters, shown_name
+from coreai_recipes.storage.compression import FLOAT16, Parameters, shown_name
 from coreai_recipes.storage.parameters import raw_tables, stored_parameters
 from coreai_recipes.storage.reading import StoredWeight, stored_weights
 from coreai_recipes.verification.held_out import held_out_windows
@@ -24,6 +27,8 @@ from coreai_recipes.verification.report import StageResult, number, skip
 from coreai_recipes.verification.subject import Subject
 
 NAME = "compressed"
+EMBEDDING = "embedding.weight"
+PREDICTED = 2  # of the texts, by which each matrix's part is predicted
 
 
 def run(subject: Subject) -> StageResult:
@@ -34,14 +39,17 @@ def run(subject: Subject) -> StageResult:
     if subject.package is None and stored.calibrates:
         return skip(NAME, "weights that are fitted to a text are in a package alone")
     weights = _weights(subject)
-    loss, text = _measure(subject, weights)
+    windows, text = _windows(subject)
+    loss = _measure(subject, weights, windows)
+    costs = _predict(subject, weights, windows[:PREDICTED])
     detail: dict[str, Any] = {
         "compared_with": "transformers in float32, with the checkpoint's weights",
         "text": text,
         **loss.to_json(NAME),
         "storage": stored.to_json(),
-        "by_tensor": list(_table(subject, stored, weights)),
-        **({"for_host": list(_table(subject, beside, weights))} if beside.shapes else {}),
+        "predicted_kl": round(sum(costs.values()), 6),
+        "by_tensor": list(_table(subject, stored, weights, costs)),
+        **({"for_host": list(_table(subject, beside, weights, costs))} if beside.shapes else {}),
     }
     over = [each for each in (kl_over(subject.recipe, loss.kl or 0.0), bits_over(subject.recipe, stored)) if each]
     if over:
@@ -55,13 +63,14 @@ def _weights(subject: Subject) -> dict[str, MeasuredWeight]:
     return measured(subject.packaged_weights, own)
 
 
-def _measure(subject: Subject, weights: Mapping[str, Weight]) -> tuple[Loss, str]:
-    """The loss on the held-out texts, or on the tokens that were given, and what they are."""
-    windows, text = [subject.given_tokens or ()], "as given"
-    if subject.given_tokens is None:
-        windows, text = held_out_windows(
-            subject.weights, subject.recipe.model.vocab_size, subject.recipe.export.context
-        )
+def _windows(subject: Subject) -> tuple[list[tuple[int, ...]], str]:
+    """The held-out texts, or the tokens that were given, and what they are."""
+    if subject.given_tokens is not None:
+        return [subject.given_tokens], "as given"
+    return held_out_windows(subject.weights, subject.recipe.model.vocab_size, subject.recipe.export.context)
+
+
+def _measure(subject: Subject, weights: Mapping[str, Weight], windows: Sequence[tuple[int, ...]]) -> Loss:
     ours = logits_of_decoder(subject.recipe, weights)
     theirs = logits_of_reference(subject.recipe, subject.weights)
     done = 0
@@ -71,10 +80,41 @@ def _measure(subject: Subject, weights: Mapping[str, Weight]) -> tuple[Loss, str
         done += 1
         subject.progress(f"{NAME}: loss", done, len(windows))
 
-    return measure_loss(windows, ours, theirs, note), text
+    return measure_loss(windows, ours, theirs, note)
 
 
-def _table(subject: Subject, stored: Parameters, weights: Mapping[str, MeasuredWeight]) -> Iterator[dict[str, Any]]:
+def _predict(
+    subject: Subject, weights: Mapping[str, MeasuredWeight], windows: Sequence[tuple[int, ...]]
+) -> dict[str, float]:
+    """What each matrix alone is predicted to add to the KL divergence, by its shown name."""
+    stored = stored_parameters([build_decoder(subject.recipe)])
+    names = [n for n, shape in stored.shapes.items() if stored.compression.storage(n, shape) != FLOAT16]
+
+    def note(step: str, done: int, total: int) -> None:
+        subject.progress(f"{NAME}: {step}", done, total)
+
+    backward = Backward(build_decoder(subject.recipe), subject.weights, windows, note)
+    found = dict.fromkeys(names, 0.0)
+    errors: dict[str, Tensor] = {}
+    for _, curvatures in backward.run():
+        for name, curvature in curvatures.items():
+            if name in found:
+                error = _error(weights[name])
+                found[name] += curvature.cost(error, backward.positions)
+                errors |= {name: error} if name == EMBEDDING else {}
+    if EMBEDDING in found:
+        found[EMBEDDING] += backward.lookup_cost(errors.get(EMBEDDING, _error(weights[EMBEDDING])))
+    return {shown_name(name): cost for name, cost in found.items()}
+
+
+def _error(weight: MeasuredWeight) -> Tensor:
+    own = weight.own.read().float()
+    return weight.read().float().reshape(own.shape) - own
+
+
+def _table(
+    subject: Subject, stored: Parameters, weights: Mapping[str, MeasuredWeight], costs: Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
     """A row for each tensor of weight.bin, or of what lies beside it."""
     found = {shown_name(name): weight for name, weight in weights.items()}
     if subject.draft is not None:
@@ -86,4 +126,5 @@ def _table(subject: Subject, stored: Parameters, weights: Mapping[str, MeasuredW
     for done, row in enumerate(account(stored), 1):
         subject.progress(NAME, done, len(stored.shapes))
         weight = found.get(row["name"])
-        yield {**row, "psnr_db": None if weight is None else number(weight.psnr_db)}
+        kl = float(f"{costs[row['name']]:.4g}") if row["name"] in costs else None
+        yield {**row, "psnr_db": None if weight is None else number(weight.psnr_db), "kl": kl}

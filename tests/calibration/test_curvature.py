@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from coreai_recipes.calibration.backward import Backward
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.open import open_checkpoint
 from coreai_recipes.decoder.filling import Weight
+from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.recipe import Recipe, load_recipe
-from coreai_recipes.search.backward import Backward
 from coreai_recipes.verification.loss import logits_of_decoder, measure_loss
 
 TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
@@ -45,7 +46,7 @@ def models() -> Iterator[tuple[Recipe, Checkpoint]]:
 def test_errors_cost_what_is_predicted(recipe: Recipe, checkpoint: Checkpoint) -> None:
     generator = torch.Generator().manual_seed(0)
     windows = torch.randint(1, recipe.model.vocab_size, (2, 64), generator=generator).tolist()
-    backward = Backward(recipe, checkpoint, windows)
+    backward = Backward(build_decoder(recipe), checkpoint, windows)
     errors: dict[str, Tensor] = {}
     predicted: dict[str, float] = {}
     for _, curvatures in backward.run():

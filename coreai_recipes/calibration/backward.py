@@ -6,15 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.calibration.passing import folded_decoder
+from coreai_recipes.calibration.curvature import Curvature, Watching
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import bind_weights, fill_from
-from coreai_recipes.decoder.model import PER_LAYER_TABLE, empty
+from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder, empty
 from coreai_recipes.primitives.cache import NoCache
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
-from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.search.curvature import Curvature, Watching
 from coreai_recipes.weights.binding import Binding
 
 SEED = 20240229
@@ -44,20 +42,22 @@ class _Given(NoCache):
 
 
 class Backward:
-    """The pass over `windows` of token ids. `run` gives the curvature of each matrix by name, in the exported form's
-    order of rows and columns, from the head down to the front; each lasts until the next is asked for.
+    """The pass of `decoder`, which is empty, over `windows` of token ids.
+
+    `run` gives the curvature of each matrix by name, in the decoder's own order of rows and columns, from the head down
+    to the front; each lasts until the next is asked for.
 
     Held are the inputs of every layer for all windows, and one layer, or the head's table, in float32.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        decoder: Decoder,
         checkpoint: Checkpoint,
         windows: Sequence[Sequence[int]],
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        self.decoder = folded_decoder(recipe)
+        self.decoder = decoder
         self.weights = bind_weights(self.decoder, checkpoint)
         self.positions = sum(map(len, windows))
         self._passes = [Pass(torch.tensor([list(window)])) for window in windows]
