@@ -170,13 +170,7 @@ def _edit_line(prompt: str) -> str:
     """A line that is typed, edited, and recalled with the arrow keys; the history is this process's."""
     if not sys.stdout.isatty():
         return input(prompt)
-    try:
-        editor = _open_editor()
-    except ImportError:  # an environment of before it was a dependency: Python's own has a history too
-        import readline  # noqa: F401  # `input` uses it as soon as it is imported
-
-        return input(prompt)
-    return str(editor.prompt(prompt, handle_sigint=False))  # signals are answered by ours
+    return str(_open_editor().prompt(prompt, handle_sigint=False))  # signals are answered by ours
 
 
 @cache

@@ -315,3 +315,25 @@ def test_the_cache_is_listed_and_emptied_of_what_is_ours(
     assert fragments == {"what": "1 conversion", "bytes": 37, "path": str(tmp_path / "fragments")}
     assert run("cache", "clean")[:2] == (0, "1 conversion removed, 0.0 MB\n")
     assert [path.name for path in (tmp_path / "fragments").iterdir()] == ["notes.txt"]
+
+
+def test_the_hubs_models_are_listed_and_stay(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache as huggingface_hub lays it out: a built-in recipe's checkpoint is ours to list, a stranger's is not."""
+    from huggingface_hub.utils import _cache_manager
+
+    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path / "ours"))
+    monkeypatch.setattr(_cache_manager, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("models--Qwen--Qwen3-0.6B", "models--org--other", "datasets--Qwen--Qwen3-0.6B"):
+        model = tmp_path / "hub" / name
+        snapshot = model / "snapshots" / ("c" * 40)
+        for folder in (snapshot, model / "blobs", model / "refs"):
+            folder.mkdir(parents=True)
+        (model / "blobs/digest").write_bytes(b"weights")
+        (snapshot / "model.safetensors").symlink_to("../../blobs/digest")
+        (model / "refs/main").write_text("c" * 40)
+    here = str(tmp_path / "hub/models--Qwen--Qwen3-0.6B")
+    for _ in range(2):
+        assert json.loads(run("cache", "list", "--json")[1])[1:] == [
+            {"what": "Qwen/Qwen3-0.6B", "bytes": 7, "path": here}
+        ]
+        assert run("cache", "clean")[:2] == (0, "0 conversions removed, 0.0 MB\n")

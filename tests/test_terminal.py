@@ -107,23 +107,33 @@ def test_help_keeps_its_colours_on_a_terminal() -> None:
 
 
 def test_a_chat_has_commands_and_says_what_it_does_not_know(tiny_bundle: Path) -> None:
-    typed = b"/help\n/resett\n/reset now\n/system Be brief.\n/reset\n/tmp/x is\n/quit\n"
+    typed = b'/help\n/resett\n/reset now\n/system Be brief.\n/reset\n/tmp/x is\n"""/quit\nit"""\n/quit\n'
     status, out, err = run_on_pipes("chat", tiny_bundle, "--max-tokens", 2, typed=typed)
     said = err.decode().splitlines()
     assert status == 0
-    assert [line.split()[0] for line in said[1:5]] == ["/help", "/reset", "/system", "/quit"]
-    assert said[5] == "/resett: no such command: /help lists the commands"
-    assert said[6] == "/reset takes no argument: /help lists the commands"
-    assert said[7].endswith("--system needs a chat template, and its tokenizer has none: put the text into the prompt")
-    assert said[8] == "new conversation"
-    assert said[9].startswith("2 tokens")  # a path is no command
+    assert [line.split()[0] for line in said[1:6]] == ["/help", "/reset", "/system", "/quit", '"""']
+    assert said[6] == "/resett: no such command: /help lists the commands"
+    assert said[7] == "/reset takes no argument: /help lists the commands"
+    assert said[8].endswith("--system needs a chat template, and its tokenizer has none: put the text into the prompt")
+    assert said[9] == "new conversation"
+    assert said[10].startswith("2 tokens")  # a path is no command
+    assert said[11].startswith("2 tokens")  # nor is what stands between quotes, on as many lines as it takes
     assert out
 
 
 def test_a_chat_on_a_terminal_begins_with_what_there_is_and_has_a_history(tiny_bundle: Path) -> None:
     """Arrow up was `^[[A`."""
     refused = b"/resett: no such command"
-    answers = [(b">", b"/resett\r"), (refused, b""), (b">", b"\x1b[A\r"), (refused, b""), (b">", b"/quit\r")]
+    stays = b"/quit or Ctrl-D leaves the chat"
+    answers = [
+        (b">", b"/resett\r"),
+        (refused, b""),
+        (b">", b"\x1b[A\r"),
+        (refused, b""),
+        (b">", b"hal\x03"),
+        (stays, b""),
+    ]
+    answers.append((b">", b"/quit\r"))
     status, got = run_on_terminal("chat", tiny_bundle, "--max-tokens", 1, answers=answers)
     assert status == 0, got
     assert b"loading " in got

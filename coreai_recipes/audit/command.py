@@ -23,6 +23,7 @@ def run_audits(
     apply_to: Path | None,
     saves: bool,
     progress: Progress | None,
+    overrides: Sequence[str] = (),
 ) -> list[Audited]:
     """Audit each target, save what was found in those that are bundles, and write a recipe where one is asked for.
 
@@ -38,12 +39,14 @@ def run_audits(
     for target in targets:
         recover(Path(target))
         if os.path.exists(Path(target) / MANIFEST):
+            if overrides:
+                raise UserError(f"{target}: --set applies to recipes, and this is already built")
             bundle = Bundle.open(target)
             audited = audit_bundle(bundle, texts, without, progress)
             if saves:
                 save(bundle, audited)
         else:
-            audited = audit_recipe(load_recipe(target), checkpoint, texts, without, progress)
+            audited = audit_recipe(load_recipe(target, overrides), checkpoint, texts, without, progress)
         if apply_to is not None:
             apply(audited, apply_to)
         found.append(audited)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from coreai_recipes.commands.options import CheckpointOption, JsonOption
+from coreai_recipes.commands.options import CheckpointOption, JsonOption, OverridesOption
 
 
 def audit(
@@ -13,6 +13,7 @@ def audit(
         list[str], typer.Argument(metavar="BUNDLE|RECIPE...", help="Bundles, or recipes to build for the audit.")
     ],
     checkpoint: CheckpointOption = None,
+    overrides: OverridesOption = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -33,7 +34,7 @@ def audit(
     from coreai_recipes.report import console
 
     with console.progress_bar() as progress:
-        audits = run_audits(targets, checkpoint, prompts, without or (), apply, not no_save, progress)
+        audits = run_audits(targets, checkpoint, prompts, without or (), apply, not no_save, progress, overrides or ())
     if as_json:
         console.print_json({"audits": [audited.to_json() for audited in audits]})
         return

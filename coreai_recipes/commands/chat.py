@@ -28,11 +28,13 @@ from coreai_recipes.terminal import StreamError, check_text, read_line
 if TYPE_CHECKING:
     from coreai_recipes.generate import Chat
 
+QUOTES = '"""'
 COMMANDS = {
     "/help": ("", "show this list"),
     "/reset": ("", "start a new conversation; keep the system message"),
     "/system": ("TEXT", "set the system message; without TEXT, remove it"),
     "/quit": ("", "leave the chat, as Ctrl-D does; Ctrl-C stops an answer"),
+    QUOTES: ("", "begin a message of several lines, and end it"),
 }
 
 
@@ -61,23 +63,43 @@ def chat(
     talk = Chat(
         model, system=system, sampler=sampler, max_tokens=max_tokens, template=named, variables=variables, stop=stop
     )
-    if sys.stdin is not None and sys.stdin.isatty():
+    typed = sys.stdin is not None and sys.stdin.isatty()
+    if typed:
         print(f"{bundle}: {model.session.context:,} positions; /help lists the commands", file=sys.stderr)
     while True:
         try:
             line = read_line("> ")
+            quoted = _read_quoted(line) if line.startswith(QUOTES) else None
         except StreamError:
             raise
         except UserError as error:  # a line that is not text
             print(error, file=sys.stderr)
             continue
+        except KeyboardInterrupt:
+            if not typed:
+                raise
+            if signals.received is not None:  # else the key was read, and no signal sent
+                signals.forgive()
+            print("/quit or Ctrl-D leaves the chat", file=sys.stderr)
+            continue
         word, _, rest = line.strip().partition(" ")
         if not line or word == "/quit":
             return
-        if re.fullmatch(r"/[a-z]+", word):
+        if quoted is not None:
+            if quoted.strip():
+                _reply(talk, quoted)
+        elif re.fullmatch(r"/[a-z]+", word):
             _obey(talk, word, rest.strip())
         elif word:
             _reply(talk, line.removesuffix("\n"))
+
+
+def _read_quoted(line: str) -> str:
+    """The message of several lines that begins with `line`: it ends where a line ends with three quotes again."""
+    text = line.removeprefix(QUOTES)
+    while not text.rstrip().endswith(QUOTES) and (line := read_line("... ")):
+        text += line
+    return text.rstrip().removesuffix(QUOTES).strip("\n")
 
 
 def _obey(talk: "Chat", word: str, rest: str) -> None:

@@ -154,6 +154,10 @@ def test_words_that_cannot_be_meant_are_refused_before_anything_is_run(bundle: B
         run(bundle.path, apply_to=tmp_path / "there.yaml")
     with pytest.raises(UserError, match="one recipe is written of one audit, but 2 are asked for"):
         run(bundle.path, bundle.path, apply_to=tmp_path / "new.yaml")
+    with pytest.raises(UserError, match=r"--set applies to recipes, and this is already built$"):
+        run(bundle.path, overrides=["export.context=32"])
+    with pytest.raises(UserError, match="^--set export.contxt=32: export.contxt: unknown key"):
+        run("tiny-llama", overrides=["export.contxt=32"])
     with pytest.raises(UserError, match=r"none\.txt: there is no such file"):
         run(bundle.path, prompts=tmp_path / "none.txt")
 
