@@ -22,6 +22,7 @@ from coreai_recipes.primitives import experts, mlp, per_layer
 from coreai_recipes.primitives.attention import Attention, build_attention
 from coreai_recipes.primitives.cache import NoCache, mask
 from coreai_recipes.primitives.layer import Form
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.rotary import Rotary, build_rotary, fold_order
 from coreai_recipes.recipe.schema import LayerKind, ProportionalRotary, Recipe, RMSNorm
 from coreai_recipes.verification.figures import snr_min
@@ -171,7 +172,7 @@ def attend(attention: Attention, x: Tensor, start: int) -> Tensor:
     assert isinstance(rotary, Rotary)
     positions = torch.arange(start, start + x.shape[3])
     cos, sin = (half.transpose(1, 2).unsqueeze(2) for half in rotary.angles(positions[None]))
-    out: Tensor = attention(x, cos, sin, mask(positions, positions, None), NoCache())
+    out: Tensor = attention(x, LayerInputs(mask(positions, positions, None), cos, sin), NoCache())
     return out.squeeze(2).transpose(1, 2)
 
 

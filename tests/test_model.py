@@ -18,7 +18,8 @@ from coreai_recipes.decoder.front import front as front_module
 from coreai_recipes.decoder.model import Decoder, build_decoder, empty, fill
 from coreai_recipes.decoder.states import state_specs, states_of
 from coreai_recipes.primitives import cache as cache_module
-from coreai_recipes.primitives.cache import Placement
+from coreai_recipes.primitives.attention import FullAttention
+from coreai_recipes.primitives.cache import KeptRows, Placement
 from coreai_recipes.primitives.layer import PLAIN
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.weights.folding import stored_as
@@ -501,6 +502,18 @@ def test_states_have_the_rows_that_their_calls_need() -> None:
     assert list(states) == ["kv_near", "kv_wide", "kv_far"]
     assert all(state.shape == specs[name[3:]].shape and not state.any() for name, state in states.items())
     assert mixed().make_states(torch.float16)["kv_near"].dtype == torch.float16
+
+
+def test_a_kind_keeps_what_its_primitive_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which rows are kept was decided by the class of the schema, wherever somebody asked."""
+    recipe = llama().recipe
+    owner = recipe.model.layer_kinds[0]
+    assert state_specs(recipe)[owner].window is None
+    monkeypatch.setattr(FullAttention, "states", classmethod(lambda cls, kind: (KeptRows(3, 8, window=5),)))
+    (spec,) = state_specs(recipe).values()
+    assert (spec.num_kv_heads, spec.head_dim, spec.rows, spec.window) == (3, 8, 32, 5)
+    monkeypatch.setattr(FullAttention, "states", classmethod(lambda cls, kind: ()))
+    assert state_specs(recipe) == {}
 
 
 @pytest.mark.parametrize(("window", "score", "rows"), [(31, 2, 32), (32, 2, 64), (28, 5, 32), (1, 33, 64)])

@@ -18,6 +18,7 @@ from coreai_recipes.export.fragments import source_files
 from coreai_recipes.primitives import mlp, registry
 from coreai_recipes.primitives.attention import build_attention
 from coreai_recipes.primitives.cache import NoCache, mask
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.recipe import json_schema, kinds, plugins
 from coreai_recipes.recipe.plugins import load_plugin
 
@@ -160,7 +161,7 @@ def test_an_open_gate_is_no_gate_and_a_shut_one_is_no_attention(example: Path) -
     open_ended.load_state_dict({k: v for k, v in gated.state_dict().items() if not k.startswith("gate.")})
     x, positions = torch.randn(1, 96, 1, 5).abs(), torch.arange(5)
     cos, sin = (each.transpose(1, 2).unsqueeze(2) for each in gated.rotary.angles(positions[None]))
-    given = (x, cos, sin, mask(positions, positions, None), NoCache())
+    given = (x, LayerInputs(mask(positions, positions, None), cos, sin), NoCache())
     gated.gate.weight.fill_(100.0)
     assert torch.equal(gated(*given), open_ended(*given))
     gated.gate.weight.fill_(-100.0)

@@ -18,7 +18,7 @@ from coreai_recipes.decoder.states import StateSpec, state_specs
 from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, draft_mask
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
-from coreai_recipes.primitives.layer_inputs import LayerInputs
+from coreai_recipes.primitives.layer_inputs import ROTATING, LayerInputs
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive
@@ -76,17 +76,15 @@ class Draft(StackModule):
         spec = self.owners[owner]
         return spec.at(spec.layers - 1)
 
-    def pairs(self, kind: str) -> int:
-        """How many pairs the angles of a kind hold; 0 when it has no rotary."""
-        return len(self._rotary(kind).inv_freq)
-
     def _rotary(self, kind: str) -> Rotary:
         return cast(Rotary, self.rotaries[kind])
 
-    def mask_shape(self, kind: str) -> tuple[int, int, int, int]:
-        """(1, rows, 1, 1), or (1, 1, 1, rows) where keys are the last axis of scores."""
-        rows = self.owners[self.owner(kind)].rows
-        return (1, 1, 1, rows) if self.recipe.export.keys_last else (1, rows, 1, 1)
+    def ports(self, kind: str) -> dict[str, tuple[int, ...]]:
+        """The inputs by name that layers of a kind are given (`LayerInputs`)."""
+        pairs, rows = len(self._rotary(kind).inv_freq), self.owners[self.owner(kind)].rows
+        found: dict[str, tuple[int, ...]] = dict.fromkeys(ROTATING, (1, pairs, 1, 1)) if pairs else {}
+        found["mask"] = (1, 1, 1, rows) if self.recipe.export.keys_last else (1, rows, 1, 1)
+        return found
 
     def inputs(self, kind: str, position: Tensor, seen: Mapping[str, Tensor]) -> LayerInputs:
         """cos, sin (1, R/2, 1, 1) and mask (1, rows, 1, 1), or (1, 1, 1, rows), of the layers of `kind`.
@@ -97,7 +95,7 @@ class Draft(StackModule):
         owner = self.owner(kind)
         state = self.owners[owner]
         mask = draft_mask(state.rows, state.window, seen[owner], self.recipe.export.keys_last)
-        return LayerInputs(cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2), mask)
+        return LayerInputs(mask, cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2))
 
     def start(self, embedded: Tensor, hidden: Tensor) -> Tensor:
         """x (1, C', 1, 1) of the last token's embedding (1, C, 1, 1) and the last hidden state (1, 1, C)."""

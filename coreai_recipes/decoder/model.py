@@ -89,7 +89,7 @@ class Decoder(StackModule):
 
     def call(self, function: str) -> CallShape:
         """A call of a function of the package."""
-        return self.front.call(self.recipe.export.functions.queries[function], self.front.sharing(function))
+        return self.front.call_of(function, self.recipe.export.functions.queries[function])
 
     def make_states(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Empty states by name, as the package declares them."""
@@ -119,7 +119,8 @@ class Decoder(StackModule):
         """As `forward`, what comes out of the last layer, (1, C, 1, S)."""
         at = torch.tensor([position], dtype=torch.int32)
         real = torch.tensor([input_ids.shape[1] if count is None else count], dtype=torch.int32)
-        x, inputs, per_layer = self.front(input_ids, at, real, self.per_layer_rows(input_ids), states is not None)
+        call = self.front.call(input_ids.shape[1], cached=states is not None)
+        x, inputs, per_layer = self.front(call, input_ids, at, real, self.per_layer_rows(input_ids))
         caches: dict[str, Cache] = {}  # the last one of each kind, which other layers may share
         for index, layer in enumerate(self.stack):
             given, owner = inputs[layer.kind], self.front.owners[layer.kind]

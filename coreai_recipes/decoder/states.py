@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from coreai_recipes.logits import ALIGNMENT
-from coreai_recipes.recipe.schema import Recipe, SlidingAttention
+from coreai_recipes.primitives.attention import states_of_kind
+from coreai_recipes.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,7 @@ def owner_of(recipe: Recipe, kind: str) -> str:
 
 
 def state_specs(recipe: Recipe, positions: int | None = None) -> dict[str, StateSpec]:
-    """The keys and values of each kind that owns a cache, by kind, in the order of first use.
+    """The keys and values that the primitive of each kind declares to keep, by kind, in the order of first use.
 
     A full cache has spare rows for the padding of a call at its very end; a ring has as many rows beyond its window as
     `score` may roll back, or more. They hold the recipe's context, or `positions` where fewer are needed.
@@ -80,18 +81,15 @@ def state_specs(recipe: Recipe, positions: int | None = None) -> dict[str, State
     kinds, functions = recipe.model.layer_kinds, recipe.export.functions
     specs: dict[str, StateSpec] = {}
     for name in dict.fromkeys(kinds):
-        if owner_of(recipe, name) != name:
-            continue
-        attention = recipe.model.kinds[name].attention
-        window = attention.window if isinstance(attention, SlidingAttention) else None
-        if window is None:
-            rows = held + max(functions.queries.values()) - 1  # the last call may start at context - 1
-        else:
-            rows = window + (functions.score - 1 if functions.score else 0)
-        rows, layers = -(-rows // ALIGNMENT) * ALIGNMENT, kinds.count(name)
-        specs[name] = StateSpec(
-            name, layers, attention.num_kv_heads, rows, attention.head_dim, window, f"k_{name}", f"v_{name}", 0, layers
-        )
+        for kept in states_of_kind(recipe.model.kinds[name]):
+            if kept.window is None:
+                rows = held + max(functions.queries.values()) - 1  # the last call may start at context - 1
+            else:
+                rows = kept.window + (functions.score - 1 if functions.score else 0)
+            rows, layers = -(-rows // ALIGNMENT) * ALIGNMENT, kinds.count(name)
+            specs[name] = StateSpec(
+                name, layers, kept.num_kv_heads, rows, kept.head_dim, kept.window, f"k_{name}", f"v_{name}", 0, layers
+            )
     return _packed(specs) if recipe.export.states == "packed" else specs
 
 

@@ -30,13 +30,14 @@ def started(
     if decoder.per_layer is not None:
         fill_from(decoder.per_layer, weights, "per_layer.")
         rows = weights[PER_LAYER_TABLE].read_rows(ids.tolist()).float()
+    call = decoder.front.call(places.shape[1], cached=False)
     position, count = (torch.tensor([n], dtype=torch.int32) for n in (0, places.shape[1]))
 
     def start(number: int) -> Start:
         of_sequence = places[number : number + 1]
         with torch.inference_mode():
             own = None if rows is None else rows[of_sequence]
-            found: Start = decoder.front(of_sequence, position, count, own, cached=False)
+            found: Start = decoder.front(call, of_sequence, position, count, own)
         return found
 
     try:

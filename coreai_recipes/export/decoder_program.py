@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder
 from coreai_recipes.export.fragments import (
     INTEGER,
@@ -22,30 +23,28 @@ class DecoderProgram(StackProgram):
     """`decode`, `prefill`, and `score` where the recipe has it."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self.decoder, self.recipe, self.queries = decoder, decoder.recipe, decoder.recipe.export.functions.queries
+        self.decoder, self.recipe = decoder, decoder.recipe
 
     @property
     def functions(self) -> Iterator[str]:
-        return iter(self.queries)
+        return iter(self.recipe.export.functions.queries)
 
     def fragments(self) -> Iterator[Fragment]:
         decoder = self.decoder
-        for name, queries in self.queries.items():
-            call = decoder.call(name)
+        for call in map(decoder.call, self.functions):
             yield front_fragment(decoder, call)
-            yield head_fragment(decoder, _head_queries(name, queries))
+            yield head_fragment(decoder, call)
             yield from (layer_fragment(decoder, kind, call) for kind in decoder.front.kinds)
-            yield from self.choices(_head_queries(name, queries), self.recipe.model.vocab_size)
-            if name == "prefill":
-                yield from _picks(decoder, queries).values()
+            yield from self.choices(call.answered, self.recipe.model.vocab_size)
+            yield from _picks(decoder, call).values()
 
     def link(self, function: str, models: Models, linker: Linker, numbers: Numbers) -> Signature:
-        decoder, queries = self.decoder, self.queries[function]
+        decoder = self.decoder
         front, model, call = decoder.front, self.recipe.model, decoder.call(function)
-        inputs = {"input_ids": Port(INTEGER, (1, queries)), "position": Port(INTEGER, (1,))}
-        if function != "decode":
+        inputs = {"input_ids": Port(INTEGER, (1, call.tokens)), "position": Port(INTEGER, (1,))}
+        if call.has_count:
             inputs["count"] = Port(INTEGER, (1,))
-        head, fragment = head_fragment(decoder, _head_queries(function, queries)), front_fragment(decoder, call)
+        head, fragment = head_fragment(decoder, call), front_fragment(decoder, call)
         if PER_LAYER_ROWS in fragment.inputs:
             inputs[PER_LAYER_ROWS] = fragment.inputs[PER_LAYER_ROWS]
         states = self.declare(inputs, linker)
@@ -53,7 +52,7 @@ class DecoderProgram(StackProgram):
         shared = {port_name: port_name for port_name in (*inputs, *fragment.outputs)}
         linker.append(models[fragment.name], "front_", {**shared, "x": "hidden_0"}, fragment.parameters)
         layers = {kind: layer_fragment(decoder, kind, call) for kind in front.kinds}
-        picks = _picks(decoder, queries) if function == "prefill" else {}
+        picks = _picks(decoder, call)
         per_layer, x = "per_layer_inputs", "hidden_0"
 
         def pick_last() -> tuple[str, str]:
@@ -66,7 +65,7 @@ class DecoderProgram(StackProgram):
             return "hidden_last", "per_layer_inputs_last"
 
         for index, kind in enumerate(model.layer_kinds):
-            if picks and call.tokens_of(kind) < queries:
+            if picks and call.tokens_of(kind) < call.tokens:
                 x, per_layer = pick_last()
             names = {
                 "x": x,
@@ -82,19 +81,16 @@ class DecoderProgram(StackProgram):
             x = names["y"]
         if picks:
             x, _ = pick_last()
-        choices = self.choices(_head_queries(function, queries), model.vocab_size)
+        choices = self.choices(call.answered, model.vocab_size)
         return Signature(inputs, give(link_head(head, {"x": x}, choices, models, linker), linker), states)
 
 
-def _picks(decoder: Decoder, queries: int) -> dict[str, Fragment]:
-    """What a prefill picks the last real token of: the hidden state, and what the layers behind it are given."""
-    picks = {"hidden": pick_fragment("pick", (1, decoder.recipe.model.hidden_size, 1, queries))}
+def _picks(decoder: Decoder, call: CallShape) -> dict[str, Fragment]:
+    """What a call picks the last real token of: the hidden state, and what the layers behind it are given."""
+    if not call.picks:
+        return {}
+    picks = {"hidden": pick_fragment("pick", (1, decoder.recipe.model.hidden_size, 1, call.tokens))}
     per_layer = decoder.front.per_layer
-    if per_layer is not None and decoder.front.sharing("prefill") == "last":
-        picks["per_layer_inputs"] = pick_fragment("pick_per_layer", (per_layer.layers, per_layer.size, 1, queries))
+    if per_layer is not None and call.sharing == "last":
+        picks["per_layer_inputs"] = pick_fragment("pick_per_layer", (per_layer.layers, per_layer.size, 1, call.tokens))
     return picks
-
-
-def _head_queries(function: str, queries: int) -> int:
-    """Only `score` gives the logits of every token."""
-    return queries if function == "score" else 1

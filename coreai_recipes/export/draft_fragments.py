@@ -16,11 +16,13 @@ from coreai_recipes.export.fragments import (
     Piece,
     Port,
     fragment_of_layer,
+    layer_port,
     parameters_as,
     ports_of,
     weights_of,
 )
 from coreai_recipes.logits import Pieces
+from coreai_recipes.primitives.layer_inputs import FLOAT32
 from coreai_recipes.primitives.registry import primitive
 from coreai_recipes.storage.parameters import stored_shape
 
@@ -28,14 +30,12 @@ from coreai_recipes.storage.parameters import stored_shape
 def draft_front_fragment(draft: Draft) -> Fragment:
     """A position and what is seen of each kind -> angles and masks: the same for all steps of a call."""
     inputs = {"position": Port(INTEGER, (1,)), **{f"seen_{owner}": Port(INTEGER, (1,)) for owner in draft.owners}}
-    outputs: dict[str, Port] = {}
+    outputs, turned = dict[str, Port](), list[str]()
     for kind in dict.fromkeys(draft.spec.layer_kinds):
-        pairs = draft.pairs(kind)
-        outputs |= {f"{half}_{kind}": Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
-        outputs[f"mask_{kind}"] = Port(FLOAT, draft.mask_shape(kind))
-    turned = tuple(name for name in outputs if name.startswith(("cos_", "sin_")))
+        outputs |= {f"{port}_{kind}": layer_port(port, shape) for port, shape in draft.ports(kind).items()}
+        turned += [f"{port}_{kind}" for port in draft.ports(kind) if port in FLOAT32]
     piece = _DraftFrontPiece(draft, list(inputs), list(outputs))
-    return Fragment("draft_front", piece, inputs, outputs, {}, float32_outputs=turned)
+    return Fragment("draft_front", piece, inputs, outputs, {}, float32_outputs=tuple(turned))
 
 
 def draft_start_fragment(draft: Draft, target: StackModule) -> Fragment:
@@ -57,10 +57,10 @@ def draft_start_fragment(draft: Draft, target: StackModule) -> Fragment:
 def draft_layer_fragment(draft: Draft, kind: str) -> Fragment:
     """A layer of the draft, which reads the target's states."""
     layer = next(layer for layer in draft.stack if layer.kind == kind)
-    state, pairs = draft.owners[draft.owner(kind)], draft.pairs(kind)
+    state = draft.owners[draft.owner(kind)]
     inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
-    inputs |= {half: Port(FLOAT, (1, pairs, 1, 1)) for half in ("cos", "sin") if pairs}
-    inputs |= {"mask": Port(FLOAT, draft.mask_shape(kind)), "slot": Port(INTEGER, (1,))}
+    inputs |= {port: layer_port(port, shape) for port, shape in draft.ports(kind).items()}
+    inputs["slot"] = Port(INTEGER, (1,))
     return fragment_of_layer(f"draft_layer_{kind}", layer, inputs, state, shares=True)
 
 

@@ -57,7 +57,7 @@ class DraftProgram(StackProgram):
                     "x": f"{at}hidden_{index}",
                     "y": f"{at}hidden_{index + 1}",
                     "slot": linker.add_integer(f"slot_{index}", draft.slot(owner)),
-                    **{port: f"{port}_{kind}" for port in ("cos", "sin", "mask")},
+                    **{port: f"{port}_{kind}" for port in draft.ports(kind)},
                     **state_names(draft.owners[owner]),
                 }
                 parameters = {

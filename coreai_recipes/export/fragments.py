@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.decoder.front import CallShape, Front, Sharing
+from coreai_recipes.decoder.front import CallShape, Front
 from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder
 from coreai_recipes.decoder.states import StateSpec
 from coreai_recipes.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, last_of
 from coreai_recipes.primitives.choice import choose
-from coreai_recipes.primitives.layer_inputs import LayerInputs
+from coreai_recipes.primitives.layer_inputs import ROTATING, WHOLE_NUMBERS, LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.storage.parameters import stored_shape
 
@@ -134,36 +134,30 @@ def front_fragment(decoder: Decoder, call: CallShape) -> Fragment:
         names = [f"per_layer.{name}" for name, _ in front.per_layer.named_parameters()]
         parameters |= {WEIGHT_PREFIX + name.replace(".", "_"): name for name in names}
     inputs |= {alias: Port(FLOAT, stored_shape(decoder, name)) for alias, name in parameters.items()}
-    given = {call.source(kind, port): (port, kind) for kind in front.kinds for port in call.ports(kind)}
-    for name in sorted(given, key=_order):
-        port, kind = given[name]
+    given = {call.source(kind, port): (kind, port) for kind in front.kinds for port in call.ports(kind)}
+    for name in sorted(given, key=lambda name: _order(given[name][1])):
+        kind, port = given[name]
         if name not in inputs:
             outputs[name] = layer_port(port, call.ports(kind)[port])
     return Fragment(
-        f"front_{tokens}" if call.sharing == "seen" else f"front_{tokens}_{call.sharing}",
-        _FrontPiece(front, list(inputs), list(outputs), parameters, call.sharing),
+        f"front_{call.name}",
+        _FrontPiece(front, list(inputs), list(outputs), parameters, call),
         inputs,
         outputs,
         parameters,
-        # slopes and angles times positions: float16 has 11 bits for both
-        float32_outputs=tuple(
-            name
-            for name in outputs
-            if name.startswith(("cos_", "sin_", "temperature_"))
-            or (name.startswith("mask_") and front.kinds[name.removeprefix("mask_")].attention.alibi)
-        ),
+        float32_outputs=tuple(name for name in outputs if name in given and call.is_float32(*given[name])),
         tables=(table,),
     )
 
 
-def _order(name: str) -> int:
+def _order(port: str) -> int:
     """Angles first, padding last."""
-    return 0 if name.startswith(("cos_", "sin_")) else 2 if name == "padding" else 1
+    return 0 if port in ROTATING else 2 if port == "padding" else 1
 
 
 def layer_port(name: str, shape: tuple[int, ...]) -> Port:
     """One of `LayerInputs`."""
-    return Port(INTEGER if name == "first" else FLOAT, shape)
+    return Port(INTEGER if name in WHOLE_NUMBERS else FLOAT, shape)
 
 
 def layer_fragment(decoder: Decoder, kind: str, call: CallShape) -> Fragment:
@@ -227,9 +221,9 @@ def pick_fragment(name: str, shape: tuple[int, int, int, int]) -> Fragment:
     )
 
 
-def head_fragment(decoder: Decoder, queries: int) -> Fragment:
+def head_fragment(decoder: Decoder, call: CallShape) -> Fragment:
     """x -> logits in pieces, and what a draft needs of them: the last hidden state behind its norm, `hidden`."""
-    model = decoder.recipe.model
+    model, queries = decoder.recipe.model, call.answered
     pieces = Pieces(model.vocab_size)
     own = [f"norm.{name}" for name, _ in decoder.norm.named_parameters()]
     own += [f"head.{name}" for name, _ in decoder.head.named_parameters() if name != "weight"]
@@ -286,10 +280,11 @@ def parameters_as(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[
 
 class _FrontPiece(Piece):
     def __init__(
-        self, front: Front, inputs: list[str], outputs: list[str], parameters: dict[str, str], sharing: Sharing
+        self, front: Front, inputs: list[str], outputs: list[str], parameters: dict[str, str], call: CallShape
     ) -> None:
         super().__init__(front)
-        self.inputs, self.outputs, self.parameter_names, self.sharing = inputs, outputs, parameters, sharing
+        self.inputs, self.outputs, self.parameter_names = inputs, outputs, parameters
+        self._call = call  # the fragment's name says what of it the program depends on
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.inputs, given, strict=True))
@@ -297,7 +292,7 @@ class _FrontPiece(Piece):
         count = named.get("count", torch.ones(1, dtype=torch.int32))
         with parameters_as(self.piece[0], weights):
             x, inputs, per_layer = self.piece[0](
-                named["input_ids"], named["position"], count, named.get(PER_LAYER_ROWS), sharing=self.sharing
+                self._call, named["input_ids"], named["position"], count, named.get(PER_LAYER_ROWS)
             )
         found = {"x": x, "per_layer_inputs": per_layer}
         for kind, of_kind in inputs.items():

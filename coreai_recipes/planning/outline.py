@@ -92,12 +92,11 @@ class _Outline:
             rows = call.seen_rows(layer.kind)
             keys_last = recipe.export.keys_last and asked == 1
             x = self._layer(f"layers.{index}", layer, x, asked, rows, keys_last)
-        tokens = query if self.function.name == "score" else 1
         table = "embedding.weight" if recipe.model.head.tied else "head.weight"
         rows = Pieces(recipe.model.vocab_size).rows
         head = self._weight(table, (rows, recipe.model.hidden_size, 1, 1))
-        logits = self._give("conv", "head", "float16", (1, rows, 1, tokens), x=x, weight=head)
-        return self._choose("chosen", logits, tokens) if gives_ids else logits
+        logits = self._give("conv", "head", "float16", (1, rows, 1, call.answered), x=x, weight=head)
+        return self._choose("chosen", logits, call.answered) if gives_ids else logits
 
     def _draw_draft(self, draft: Draft, gives_ids: bool) -> Value:
         ids, hidden = self._input("input_ids"), self._input("last_hidden")

@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.primitives.cache import Cache
+from coreai_recipes.primitives.cache import Cache, KeptRows
 from coreai_recipes.primitives.constants import clipped, scaled
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.primitives.rotary import build_rotary
 from coreai_recipes.recipe.schema import LatentAttention, LayerKind, LayerNorm, QKNorm, RMSNorm
+from coreai_recipes.recipe.schema import SlidingAttention as SlidingSpec
 
 
 class AttentionCore(nn.Module):
@@ -22,6 +24,15 @@ class AttentionCore(nn.Module):
         self.value_dim = spec.value_dim if isinstance(spec, LatentAttention) else spec.head_dim
         self.scale, self.softcap = kind.score_scale, spec.softcap
         self.sinks = nn.Parameter(torch.empty(spec.num_heads), requires_grad=False) if spec.sinks else None
+
+    @classmethod
+    def states(cls, kind: LayerKind) -> tuple[KeptRows, ...]:
+        """What a layer of `kind` keeps between calls: its keys and values, or nothing where it reads another kind's."""
+        spec = kind.attention
+        if spec.shares_kv_with is not None:
+            return ()
+        window = spec.window if isinstance(spec, SlidingSpec) else None
+        return (KeptRows(spec.num_kv_heads, spec.head_dim, window),)
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """q (H, D, 1, S), keys (1, G, K, D) and values (1, G, K, E) -> (1, H * E, 1, S), E being `value_dim` at most.
@@ -102,19 +113,16 @@ class Attention(AttentionCore):
             return build_norm(spec.norm or norm, heads * self.head_dim)
         return build_norm(spec.norm or norm, self.head_dim, heads if spec.over == "each_head" else None)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache, temperature: Tensor | None = None
-    ) -> Tensor:
-        """cos and sin (1, R/2, 1, S); mask as `attend` has it, 0 where a key is seen; `temperature` (1, 1, 1, S) is a
-        factor of queries, where the recipe has it."""
+    def forward(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
+        cos, sin = given.angles
         q = self._turned(self.q(x).view(self.num_heads, self.head_dim, 1, x.shape[3]), self.q_norm, cos, sin)
-        if temperature is not None:
-            q = q * temperature
+        if given.temperature is not None:
+            q = q * given.temperature
         q = self.rotated_query(q)
         keys, values = (
             cache.read() if self.k is None else cache.update(*self._keys_and_values(x, cos, sin))
         )  # (1, G, K, D)
-        out: Tensor = self.o(self.finish(self.attend(q, keys, values, mask), x))
+        out: Tensor = self.o(self.finish(self.attend(q, keys, values, given.mask), x))
         return out
 
     def finish(self, mixed: Tensor, x: Tensor) -> Tensor:
@@ -163,3 +171,10 @@ class SlidingAttention(Attention):
 def build_attention(kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> nn.Module:
     """The registered attention of `kind`; `folded` turns heads whose dimensions stand in the rotary's fold order."""
     return primitive("attention", kind.attention.kind)(kind, hidden_size, norm, folded)
+
+
+def states_of_kind(kind: LayerKind) -> tuple[KeptRows, ...]:
+    """What the registered primitive of `kind` declares; one of a plugin that says nothing keeps keys and values."""
+    declare = getattr(primitive("attention", kind.attention.kind), "states", AttentionCore.states)
+    found: tuple[KeptRows, ...] = declare(kind)
+    return found

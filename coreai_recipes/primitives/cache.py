@@ -16,6 +16,15 @@ from torch import Tensor
 HIDDEN = -1e4
 
 
+@dataclass(frozen=True)
+class KeptRows:
+    """What an attention declares to keep between calls: keys and values of all positions, or of the last `window`."""
+
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
 class Cache(Protocol):
     """What an attention asks of its cache."""
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from coreai_recipes.primitives.attention import AttentionCore
 from coreai_recipes.primitives.cache import Cache
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import register
@@ -45,16 +46,14 @@ class LatentAttention(AttentionCore):
         self.rotary = build_rotary(kind.rotary, spec.rope_dim, folded)
         self.rotated_query, self.rotated_key = nn.Identity(), nn.Identity()
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Cache, temperature: Tensor | None = None
-    ) -> Tensor:
-        """cos and sin (1, R/2, 1, S); mask as `attend` has it, 0 where a key is seen."""
+    def forward(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
         H, D, S = self.num_heads, self.head_dim, x.shape[3]
+        cos, sin = given.angles
         q = self._queries(x).view(H, D, 1, S)
         passing, turning = q.narrow(1, 0, self.nope_dim), q.narrow(1, self.nope_dim, self.rope_dim)
         q = self.rotated_query(torch.cat((passing, self._turned(turning, cos, sin)), 1))
         keys, values = cache.update(*self._keys_and_values(x, cos, sin))  # (1, H, K, D)
-        out: Tensor = self.o(self.attend(q, keys, values, mask))
+        out: Tensor = self.o(self.attend(q, keys, values, given.mask))
         return out
 
     def _queries(self, x: Tensor) -> Tensor:

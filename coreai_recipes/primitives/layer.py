@@ -83,7 +83,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, given: LayerInputs, cache: Cache, per_layer: Tensor | None = None) -> Tensor:
         n = self.attention_norm(x)
-        y = self.attention(n, given.cos, given.sin, given.mask, cache, given.temperature)
+        y = self.attention(n, given, cache)
         if self.placement.startswith("parallel"):
             x = x + scaled(y + self._of_mlp(n if self.placement == "parallel" else self.mlp_norm(x)), self.multiplier)
         else:

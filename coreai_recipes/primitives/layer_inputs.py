@@ -1,59 +1,63 @@
 """What a call computes once for all layers of a kind, and what it is called between fragments."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from coreai_recipes.primitives.cache import Cache, Placement, RingCache, RowCache
 
+WHOLE_NUMBERS = ("first",)
+ROTATING = ("cos", "sin")
+# computed in float32 up to the port itself: float16 has 11 bits for an angle, and for a position
+FLOAT32 = (*ROTATING, "temperature")
+
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """cos, sin, mask and where to write; and the queries' temperature (1, 1, 1, S), where the kind has one.
+    """Each field is a port of a layer's fragment, under its own name; None where a call or a kind has none.
 
-    Written are the rows from `first` (1,) on, or where `placement` says when several tokens come into a ring; `padding`
-    (1, 1, S, 1) is 1 for tokens behind the real ones, None with a single token. All three are None where layers only
-    read.
+    Attributes:
+        mask: 0 where a query sees a key, as `AttentionCore.attend` has it.
+        cos, sin: of each pair that turns, (1, R/2, 1, S).
+        temperature: a factor of queries, (1, 1, 1, S).
+        first: written are the rows of a state from this one on, (1,).
+        put, kept: or where `Placement` says, when several tokens come into a ring.
+        padding: 1 for tokens behind the real ones, (1, 1, S, 1).
     """
 
-    cos: Tensor
-    sin: Tensor
     mask: Tensor
-    first: Tensor | None = None
-    placement: Placement | None = None
-    padding: Tensor | None = None
+    cos: Tensor | None = None
+    sin: Tensor | None = None
     temperature: Tensor | None = None
+    first: Tensor | None = None
+    put: Tensor | None = None
+    kept: Tensor | None = None
+    padding: Tensor | None = None
 
     @classmethod
     def of_ports(cls, named: Mapping[str, Tensor]) -> "LayerInputs":
-        """What a layer was given by name: there is no cos where there is no rotary, no `put` where rows are written."""
-        none = torch.empty(0, device="cpu")
-        padding, put = named.get("padding"), named.get("put")
-        placement = None if put is None or padding is None else Placement(put, named["kept"], padding)
-        return cls(
-            named.get("cos", none),
-            named.get("sin", none),
-            named["mask"],
-            named.get("first", none),
-            placement,
-            padding,
-            named.get("temperature"),
-        )
+        """Those among what a fragment was given by name."""
+        return cls(**{field.name: named[field.name] for field in fields(cls) if field.name in named})
 
     def ports(self) -> dict[str, Tensor]:
         """The same by name."""
-        found = {"cos": self.cos, "sin": self.sin, "mask": self.mask, "temperature": self.temperature}
-        found |= {"first": self.first, "padding": self.padding}
-        if self.placement is not None:
-            found |= {"put": self.placement.put, "kept": self.placement.kept}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
+    @property
+    def angles(self) -> tuple[Tensor, Tensor]:
+        """cos and sin, empty where nothing turns."""
+        if self.cos is None or self.sin is None:
+            none = torch.empty(0, device="cpu")
+            return none, none
+        return self.cos, self.sin
+
     def cache(self, keys: Tensor, values: Tensor | None, slot: Tensor) -> Cache:
-        """The cache at `slot` of these states that the layer writes: a ring's where there is a `placement`."""
-        if self.placement is not None:
-            return RingCache(keys, values, slot, self.placement)
+        """The cache at `slot` of these states that the layer writes: a ring's where it is `put`."""
+        if self.put is not None and self.kept is not None and self.padding is not None:
+            return RingCache(keys, values, slot, Placement(self.put, self.kept, self.padding))
         if self.first is None:
             raise ValueError("these layers write no cache")
         return RowCache(keys, values, slot, self.first, self.padding)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe, SlidingAttention
+from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
 from coreai_recipes.verification.memory import fits
 from coreai_recipes.verification.tokens import Tokens, choose_tokens
 
@@ -182,8 +182,9 @@ class Subject:
 
     def windows(self) -> list[int]:
         """The windows of the kinds in use."""
-        kinds = [self.recipe.model.kinds[name].attention for name in dict.fromkeys(self.recipe.model.layer_kinds)]
-        return sorted({kind.window for kind in kinds if isinstance(kind, SlidingAttention)})
+        from coreai_recipes.decoder.states import state_specs
+
+        return sorted({state.window for state in state_specs(self.recipe).values() if state.window is not None})
 
     def _length(self) -> int:
         wrapping = [window + POSITIONS // 2 for window in self.windows() if window <= AFFORDABLE_WINDOW]

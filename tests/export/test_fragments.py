@@ -137,7 +137,7 @@ def test_no_conversion_sees_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
         front_fragment(decoder, CallShape(decoder.front, 1)),
         layer_fragment(decoder, "proportional", CallShape(decoder.front, 1)),
         layer_fragment(decoder, "none", CallShape(decoder.front, 12)),
-        head_fragment(decoder, 1),
+        head_fragment(decoder, CallShape(decoder.front, 1)),
     )
     for fragment in fragments:
         with pytest.raises(InterruptedError):

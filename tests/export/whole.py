@@ -33,13 +33,13 @@ class WholeFunction(nn.Module):
 
     def forward(self, input_ids: Tensor, position: Tensor, *given: Tensor) -> Tensor:
         """`given` are the count, except for decode, and the rows of the per-layer table where there is one."""
-        decoder, sharing, rest = self.decoder, self.decoder.front.sharing(self.function), list(given)
+        decoder, call, rest = self.decoder, self.decoder.call(self.function), list(given)
         count = torch.ones(1, dtype=torch.int32) if self.function == "decode" else rest.pop(0)
-        x, inputs, per_layer = decoder.front(input_ids, position, count, rest[0] if rest else None, sharing=sharing)
+        x, inputs, per_layer = decoder.front(call, input_ids, position, count, rest[0] if rest else None)
         alone = False  # whether only the last real token is left
         for index, layer in enumerate(decoder.stack):
             shares, spec = decoder.front.shares(layer.kind), decoder.front.state(layer.kind)
-            if shares and sharing == "last" and not alone:
+            if shares and call.sharing == "last" and not alone:
                 x, alone = last_of(x, count), True
                 per_layer = None if per_layer is None else last_of(per_layer, count)
             of_kind, slot = inputs[layer.kind], torch.tensor([decoder.slots[index]], dtype=torch.int32)

@@ -39,11 +39,11 @@ def our_attention(pair: Pair, entered: list[Tensor], recipe: Recipe | None = Non
     """Ours, of `pair` (or of another recipe with its weights), on the same hidden states."""
     decoder = pair.decoder(recipe)
     zero, all_real = torch.zeros(1, dtype=torch.int32), torch.full((1,), S, dtype=torch.int32)
-    _, inputs, _ = decoder.front(torch.zeros(1, S, dtype=torch.int32), zero, all_real, cached=False)
+    call = decoder.front.call(S, cached=False)
+    _, inputs, _ = decoder.front(call, torch.zeros(1, S, dtype=torch.int32), zero, all_real)
     left = []
     for layer, x in zip(decoder.layers, entered, strict=True):
-        given = inputs[layer.kind]
-        y = layer.attention(x.transpose(1, 2).unsqueeze(2), given.cos, given.sin, given.mask, NoCache())
+        y = layer.attention(x.transpose(1, 2).unsqueeze(2), inputs[layer.kind], NoCache())
         left.append(y.squeeze(2).transpose(1, 2))
     return left
 
@@ -150,14 +150,15 @@ def test_a_hook_sees_queries_and_keys_as_they_are_after_the_rotary() -> None:
     seen: dict[str, Tensor] = {}
     for name in ("rotated_query", "rotated_key"):
         getattr(attention, name).register_forward_hook(lambda _m, _i, y, name=name: seen.__setitem__(name, y))
-    decoder_inputs = pair.decoder().front(
+    front = pair.decoder().front
+    given = front(
+        front.call(S, cached=False),
         torch.zeros(1, S, dtype=torch.int32),
         torch.zeros(1, dtype=torch.int32),
         torch.ones(1, dtype=torch.int32),
-        cached=False,
     )[1]["full"]
     x = entered[1]
-    attention(x.transpose(1, 2).unsqueeze(2), decoder_inputs.cos, decoder_inputs.sin, decoder_inputs.mask, NoCache())
+    attention(x.transpose(1, 2).unsqueeze(2), given, NoCache())
     theirs = pair.model.model.layers[1].self_attn
     q = theirs.q_proj(x).view(1, S, 6, 20).transpose(1, 2)
     k = theirs.k_proj(x).view(1, S, 2, 20).transpose(1, 2)

@@ -11,6 +11,7 @@ from coreai_recipes.primitives.attention import build_attention
 from coreai_recipes.primitives.cache import NoCache, mask
 from coreai_recipes.primitives.latent import LatentAttention
 from coreai_recipes.primitives.layer import Form
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.recipe import schema
 from coreai_recipes.weights.folding import stored_as
 
@@ -91,7 +92,7 @@ def compared(block: Any, module: LatentAttention) -> tuple[Tensor, Tensor]:
     angles = DeepseekV3RotaryEmbedding(block.config)(x, positions[None])
     theirs, _ = block(x, angles, seen.permute(0, 2, 3, 1))
     cos, sin = (angle.transpose(1, 2).unsqueeze(2) for angle in module.rotary.angles(positions[None]))
-    y = module(x.transpose(1, 2).unsqueeze(2), cos, sin, seen, NoCache())
+    y = module(x.transpose(1, 2).unsqueeze(2), LayerInputs(seen, cos, sin), NoCache())
     return theirs, y.squeeze(2).transpose(1, 2)
 
 

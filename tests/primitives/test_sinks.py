@@ -9,6 +9,7 @@ from torch import Tensor
 
 from coreai_recipes.primitives.attention import Attention, build_attention
 from coreai_recipes.primitives.cache import NoCache, mask
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.recipe import schema
 
 HIDDEN, HEADS, KV_HEADS, D, S, WINDOW = 48, 6, 2, 20, 17, 5
@@ -49,8 +50,7 @@ def compared(block: Any, module: Attention, window: int | None) -> tuple[Tensor,
     seen = mask(positions, positions, window)  # (1, K, 1, S)
     still = torch.ones(1, S, D // 2), torch.zeros(1, S, D // 2)
     theirs, _ = block(x, still, seen.permute(0, 2, 3, 1))
-    nothing = torch.empty(1, 0, 1, S)
-    ours = module(x.transpose(1, 2).unsqueeze(2), nothing, nothing, seen, NoCache())
+    ours = module(x.transpose(1, 2).unsqueeze(2), LayerInputs(seen), NoCache())
     return theirs, ours.squeeze(2).transpose(1, 2)
 
 
@@ -70,7 +70,6 @@ def test_sinks_left_out_or_of_other_heads_are_seen() -> None:
 def test_a_sink_far_above_all_scores_leaves_the_bias_of_o_alone() -> None:
     _, module = pair(None)
     module.sinks.fill_(1e3)
-    nothing = torch.empty(1, 0, 1, S)
     positions = torch.arange(S)
-    y = module(torch.randn(1, HIDDEN, 1, S), nothing, nothing, mask(positions, positions, None), NoCache())
+    y = module(torch.randn(1, HIDDEN, 1, S), LayerInputs(mask(positions, positions, None)), NoCache())
     assert torch.allclose(y, module.o.bias.view(1, -1, 1, 1).expand(y.shape), atol=1e-6)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from coreai_recipes.primitives.layer_inputs import FLOAT32, ROTATING
+
 if TYPE_CHECKING:
     from coreai_recipes.decoder.front.front import Front
 
@@ -17,11 +19,33 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class CallShape:
-    """A call with so many `tokens`."""
+    """A call with so many `tokens`: of a `function` of the package, or of torch's own, which may have no states."""
 
     front: "Front"
     tokens: int
     sharing: Sharing = "seen"
+    function: str | None = None
+    cached: bool = True
+
+    @property
+    def has_count(self) -> bool:
+        """Whether a host says how many of the tokens are real."""
+        return self.function != "decode"
+
+    @property
+    def answered(self) -> int:
+        """How many tokens it gives logits of: all in `score`, else the last real one."""
+        return self.tokens if self.function == "score" else 1
+
+    @property
+    def picks(self) -> bool:
+        """Whether the last real token alone goes on to the head, or to the first layers that are run for it alone."""
+        return self.function == "prefill"
+
+    @property
+    def name(self) -> str:
+        """What tells the fragments of its front from those of others."""
+        return str(self.tokens) if self.sharing == "seen" else f"{self.tokens}_{self.sharing}"
 
     def tokens_of(self, kind: str) -> int:
         """How many tokens of the call the layers of a kind are run for."""
@@ -54,7 +78,7 @@ class CallShape:
         front, asked, state = self.front, self.tokens_of(kind), self.front.state(kind)
         found: dict[str, Shape] = {}
         if front.pairs(kind):
-            found |= dict.fromkeys(("cos", "sin"), (1, front.pairs(kind), 1, asked))
+            found |= dict.fromkeys(ROTATING, (1, front.pairs(kind), 1, asked))
         if front.kinds[kind].attention.temperature:
             found["temperature"] = (1, 1, 1, asked)
         found["mask"] = self.mask_shape(kind)
@@ -74,10 +98,14 @@ class CallShape:
             return port
         if port == "first" and self.front.state(kind).window is None:
             return "position"
-        if port in ("cos", "sin"):
+        if port in ROTATING:
             return f"{port}_{self.angle_group(kind)}"
         groups = {"mask": self.mask_group, "temperature": self.temperature_group}
         return f"{port}_{groups.get(port, self.place_group)(kind)}"
+
+    def is_float32(self, kind: str, port: str) -> bool:
+        """Whether a port is computed in float32 up to itself: slopes times positions are, as angles."""
+        return port in FLOAT32 or (port == "mask" and self.front.slopes(kind) is not None)
 
     def angle_group(self, kind: str) -> str:
         """The first kind with the same rotary at the same positions: kinds that turn alike share their cos and sin."""

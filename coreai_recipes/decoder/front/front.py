@@ -9,7 +9,6 @@ from coreai_recipes.decoder.front.call_shape import CallShape, Sharing
 from coreai_recipes.decoder.states import StateSpec, owner_of, state_specs
 from coreai_recipes.primitives import alibi
 from coreai_recipes.primitives.cache import (
-    Placement,
     full_key_positions,
     mask,
     padding_of,
@@ -70,9 +69,13 @@ class Front(nn.Module):
             return "seen"
         return "last" if function == "prefill" else "after"
 
-    def call(self, tokens: int, sharing: Sharing = "seen") -> CallShape:
-        """A call with so many tokens."""
-        return CallShape(self, tokens, sharing)
+    def call(self, tokens: int, cached: bool = True) -> CallShape:
+        """A call of torch's own with so many tokens."""
+        return CallShape(self, tokens, cached=cached)
+
+    def call_of(self, function: str, tokens: int) -> CallShape:
+        """A call of a function of the package."""
+        return CallShape(self, tokens, self.sharing(function), function)
 
     def slopes(self, name: str) -> tuple[object, ...] | None:
         """What the slopes of a kind's heads are made of."""
@@ -84,22 +87,15 @@ class Front(nn.Module):
         return self.keys_last and queries == 1 and keys > 1
 
     def forward(
-        self,
-        input_ids: Tensor,
-        position: Tensor,
-        count: Tensor,
-        rows: Tensor | None = None,
-        cached: bool = True,
-        sharing: Sharing = "seen",
+        self, call: CallShape, input_ids: Tensor, position: Tensor, count: Tensor, rows: Tensor | None = None
     ) -> tuple[Tensor, dict[str, LayerInputs], Tensor | None]:
-        """input_ids (1, S), `position` and `count` (1,) as the package's contract says, `rows` (1, S, L * P) of the
-        per-layer table -> x (1, C, 1, S), the inputs by kind, and the per-layer inputs (L, P, 1, S)."""
-        queries = input_ids.shape[1]
-        call = self.call(queries, sharing)
+        """Of a `call`: input_ids (1, S), `position` and `count` (1,) as the package's contract says, `rows`
+        (1, S, L * P) of the per-layer table -> x (1, C, 1, S), inputs by kind, the per-layer inputs (L, P, 1, S)."""
+        queries, cached = call.tokens, call.cached
         positions = position + torch.arange(queries, dtype=torch.int32, device=input_ids.device)  # (S,)
         angles: dict[str, tuple[Tensor, Tensor]] = {}
         masks: dict[str, Tensor] = {}
-        places: dict[str, tuple[Tensor, Placement | None]] = {}
+        places: dict[str, dict[str, Tensor]] = {}
         padding = padding_of(queries, count) if cached and queries > 1 else None
         temperatures: dict[str, Tensor | None] = {}
         for name in self.kinds:
@@ -118,14 +114,14 @@ class Front(nn.Module):
                 else:
                     masks[name] = self._mask(name, positions, position)
             if call.place_group(name) == name:
-                places[name] = self._place(name, position, count, padding) if cached else (position, None)
+                places[name] = self._place(name, position, count, padding) if cached else {}
         inputs = {}
         for name in self.kinds:
             cos, sin = angles[call.angle_group(name)]
             seen = masks[call.mask_group(name)]
-            first, placement = places[call.place_group(name)]
             temperature = temperatures[call.temperature_group(name)]
-            inputs[name] = LayerInputs(cos, sin, seen, first, placement, padding, temperature)
+            place = places[call.place_group(name)]
+            inputs[name] = LayerInputs(seen, cos, sin, temperature, padding=padding, **place)
         x = self.embedding(input_ids, positions)
         return x, inputs, None if self.per_layer is None else self.per_layer(x, rows)
 
@@ -139,16 +135,15 @@ class Front(nn.Module):
         held = torch.cat((ring_key_positions(state.rows, position), positions))  # (rows + S,)
         return self._see(name, held, positions, state.window)
 
-    def _place(
-        self, name: str, position: Tensor, count: Tensor, padding: Tensor | None
-    ) -> tuple[Tensor, Placement | None]:
-        """The first row that a call writes, and where its tokens go where several come into a ring."""
+    def _place(self, name: str, position: Tensor, count: Tensor, padding: Tensor | None) -> dict[str, Tensor]:
+        """The first row that a call writes, or where its tokens go where several come into a ring."""
         state = self.state(name)
         if state.window is None:
-            return position, None
+            return {"first": position}
         if padding is None:
-            return position % state.rows, None
-        return position, ring_placement(state.rows, position, count, padding)
+            return {"first": position % state.rows}
+        placement = ring_placement(state.rows, position, count, padding)
+        return {"put": placement.put, "kept": placement.kept}
 
     def _mask_after(self, name: str, asked: Tensor, next_position: Tensor) -> Tensor:
         """The mask of queries at `asked` over the states, in which all before `next_position` (1,) is written.

@@ -20,7 +20,7 @@ from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.states import state_specs, states_of
 from coreai_recipes.logits import best, choices
 from coreai_recipes.primitives.rotary import fold_order
-from coreai_recipes.recipe.schema import DRAFT, Recipe, SlidingAttention
+from coreai_recipes.recipe.schema import DRAFT, Recipe
 from coreai_recipes.running.program import SavedProgram
 from coreai_recipes.running.speculation import Round, Speculator, seen_positions
 from coreai_recipes.storage.reading import stored_weights
@@ -198,9 +198,7 @@ class OfTorch:
 
 def windows_of(recipe: Recipe, draft: Draft) -> dict[str, int | None]:
     """The window of each kind of the target that a draft reads, None for full ones."""
-    kinds = recipe.model.kinds
-    attentions = {owner: kinds[owner].attention for owner in draft.owners}
-    return {owner: a.window if isinstance(a, SlidingAttention) else None for owner, a in attentions.items()}
+    return {owner: state.window for owner, state in draft.owners.items()}
 
 
 def draft_windows(recipe: Recipe) -> dict[str, int | None]:
