@@ -53,9 +53,9 @@ def seal_again(bundle: Path) -> None:
 
 
 def opened(bundle: Path) -> tuple[str, ...]:
-    """What opening the bundle says."""
+    """What opening the bundle says, or asking it for its recipe."""
     with pytest.raises(UserError) as told:
-        Bundle.open(bundle)
+        _ = Bundle.open(bundle).recipe
     return told.value.problems
 
 
@@ -117,7 +117,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "a second program": (
         lambda m: m["packages"].append(package_of(m)),
-        "packages has 2 programs and must have one, for only a single one can be run here",
+        "packages: functions.decode: layers are [0, 4], [0, 4] and must follow one another from 0 to 4",
     ),
 }
 

@@ -246,6 +246,15 @@ def test_the_command_line_starts_without_heavy_imports(module: str) -> None:
     assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
 
 
+def test_a_bundle_opens_without_what_builds_one(tiny_bundle: Path) -> None:
+    """Opening once held the manifest against the recipe, and so took torch, the exporter's modules and the language."""
+    code = f"import sys; from coreai_recipes.bundle import Bundle; Bundle.open({str(tiny_bundle)!r})"
+    rooms = {f"coreai_recipes.{room}" for room in ("export", "recipe", "decoder", "primitives", "planning", "storage")}
+    code += f"; print(*sorted({HEAVY | rooms | {'yaml'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout == "\n"
+
+
 def test_a_decoder_on_the_meta_device_takes_no_compiler_of_torch() -> None:
     """nn.Embedding once drew its table at random, and brought 800 modules with it: 0.8 s of every Gemma 4 command."""
     build = "import sys, coreai_recipes as ours; ours.build_decoder(ours.load_recipe('gemma4'))"

@@ -12,11 +12,13 @@ from coreai_recipes.manifest.contents import foreign_entries
 from coreai_recipes.manifest.files import locate, read_regular
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, read_manifest, read_report, read_sealed, typed
 from coreai_recipes.manifest.schema import Manifest
-from coreai_recipes.recipe import Recipe
 from coreai_recipes.staging import recover
 
 if TYPE_CHECKING:
     from coreai_recipes.lint.findings import Lint
+    from coreai_recipes.recipe import Recipe
+
+RECIPE_BYTES = 1 << 20  # its reader takes no more
 
 
 def identity_of(folder: Path) -> str:
@@ -42,7 +44,9 @@ class Bundle:
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
         """The bundle at `path`. Raises BundleError when there is none, when its format is a later one, and when what
-        its files say cannot be, or contradicts what was built."""
+        its files say cannot be. What contradicts the recipe that was built is told where that is asked for: opening
+        takes nothing of what builds a bundle.
+        """
         path = Path(path)
         recover(path)
         try:
@@ -53,11 +57,9 @@ class Bundle:
             ) from None
         except OSError as error:
             raise BundleError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-        from coreai_recipes.planning.contract import hold_manifest
-
         bundle = cls(path, manifest, report)
         bundle._check_places()
-        hold_manifest(bundle.described, bundle.recipe, str(path))
+        bundle._check_recipe()
         return bundle
 
     @cached_property
@@ -66,22 +68,36 @@ class Bundle:
         return typed(Manifest, self.manifest, f"{self.path}: {MANIFEST}")
 
     @property
-    def recipe(self) -> Recipe:
-        """The resolved recipe that was built."""
+    def recipe(self) -> "Recipe":
+        """The resolved recipe that was built. Raises BundleError where the manifest contradicts it."""
         return self._recipe
 
     @cached_property
-    def _recipe(self) -> Recipe:
+    def _recipe(self) -> "Recipe":
+        from coreai_recipes.planning.contract import hold_manifest
         from coreai_recipes.recipe.loader import load_sealed
 
-        content = _read_recipe(self.path)
-        if hashlib.sha256(content).hexdigest() != self.described.recipe_sha256:
-            self.check_files()  # with all else that was modified
-        return load_sealed(self.path / RECIPE)
+        self._check_recipe()
+        recipe = load_sealed(self.path / RECIPE)
+        hold_manifest(self.described, recipe, str(self.path))
+        return recipe
 
     @property
     def package(self) -> Path:
-        return self.path / self.described.programs[0].file
+        """Its only package. Raises BundleError where there are several, for whoever looks inside."""
+        programs = self.described.programs
+        if len(programs) > 1:
+            names = ", ".join(program.file for program in programs)
+            raise BundleError(
+                f"{self.path}: has {len(programs)} packages ({names}), and what looks inside takes one: "
+                "`recipe run`, `chat` and `lint` take several"
+            )
+        return self.path / programs[0].file
+
+    def _check_recipe(self) -> None:
+        """Raise BundleError with all that was modified, where the recipe was."""
+        if hashlib.sha256(_read_recipe(self.path)).hexdigest() != self.described.recipe_sha256:
+            self.check_files()
 
     @property
     def bytes(self) -> int:
@@ -106,7 +122,7 @@ class Bundle:
         BundleError.collect(problems)
 
     def check_package(self) -> None:
-        """Raise UserError where the package is not what the manifest says of it. Digests are `check_files`'s."""
+        """Raise UserError where a package is not what the manifest says of it. Digests are `check_files`'s."""
         from coreai_recipes.planning.contract import hold_package
 
         places = tuple(package.file for package in self.described.packages)
@@ -121,7 +137,8 @@ class Bundle:
                 if size != sealed.bytes:
                     problems.append(f"{self.path}: modified since it was built: {name}")
         BundleError.collect(problems)
-        hold_package(self.package, self.described.programs[0], self.described.states)
+        for program in self.described.programs:
+            hold_package(self.path, program, self.described)
 
     def check_ends(self) -> None:
         """Raise BundleError where manifest.json, which no digest seals, ends an answer elsewhere than tokens.json."""
@@ -156,7 +173,7 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def recipe_of(folder: Path) -> Recipe:
+def recipe_of(folder: Path) -> "Recipe":
     """The recipe that lies in a bundle, of which nothing else is looked at."""
     from coreai_recipes.recipe.loader import load_sealed
 
@@ -165,9 +182,7 @@ def recipe_of(folder: Path) -> Recipe:
 
 
 def _read_recipe(folder: Path) -> bytes:
-    from coreai_recipes.recipe.yaml_reader import MAX_BYTES
-
     try:
-        return read_regular(folder / RECIPE, MAX_BYTES, folder)
+        return read_regular(folder / RECIPE, RECIPE_BYTES, folder)
     except FileNotFoundError:
         raise BundleError(f"{folder}: missing since it was built: {RECIPE}") from None

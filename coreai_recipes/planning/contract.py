@@ -30,16 +30,20 @@ def hold_manifest(manifest: Manifest, recipe: Recipe, place: str) -> None:
     BundleError.collect(problems[:MOST_NAMED])
 
 
-def hold_package(package: Path, program: Program, states: Mapping[str, State]) -> None:
-    """Raise UserError with everything in which the package's functions are not those that the manifest describes."""
+def hold_package(folder: Path, program: Program, manifest: Manifest) -> None:
+    """Raise UserError with everything in which a package's functions are not those that the manifest describes."""
     from coreai_recipes.evaluate.package import Package
 
+    package = folder / program.file
     opened = Package(package, checked=False)
     found = opened.signatures()
     described, there = program.functions.keys(), found.keys()
     problems = [f"has no function {name}, which the manifest describes" for name in described - there]
     problems += [f"has a function {name!r:.80}, of which the manifest says nothing" for name in there - described]
-    held = {name: (state.dtype, state.shape) for name, state in states.items()}
+    held = {name: (state.dtype, state.shape) for name, state in manifest.states.items()}
+    if len(manifest.programs) > 1:  # each has the states of its own layers
+        own_states = {name for _, _, own in found.values() for name in own}
+        held = {name: state for name, state in held.items() if name in own_states}
     for name in sorted(described & there):
         inputs, outputs, own = found[name]
         function = program.functions[name]
@@ -49,11 +53,11 @@ def hold_package(package: Path, program: Program, states: Mapping[str, State]) -
             ("state", own, held),
         ):
             problems += [f"function {name}: {problem}" for problem in _differences(what, ports, wanted)]
-    problems += _misdescriptions(opened.description, program, states)
+    problems += _misdescriptions(opened.description, program, held)
     BundleError.collect(f"{package}: {problem}" for problem in sorted(problems)[:MOST_NAMED])
 
 
-def _misdescriptions(description: Any, program: Program, states: Mapping[str, State]) -> Iterator[str]:
+def _misdescriptions(description: Any, program: Program, states: Iterable[str]) -> Iterator[str]:
     """What the package says to Core ML of its functions, where it is not what they are."""
     said = {function.name: function for function in description.functions}
     if said.keys() != program.functions.keys() or len(said) != len(description.functions):
@@ -63,7 +67,7 @@ def _misdescriptions(description: Any, program: Program, states: Mapping[str, St
         for what, features, wanted in (
             ("inputs", said[name].input, function.inputs.keys()),
             ("outputs", said[name].output, function.outputs.keys()),
-            ("states", said[name].state, states.keys()),
+            ("states", said[name].state, states),
         ):
             found = [feature.name for feature in features]
             if sorted(found) != sorted(wanted):
@@ -86,17 +90,12 @@ def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
     tables = [table.model_dump(mode="json", exclude_none=True) for table in manifest.tables]
     if tables != list(tables_of(recipe).values()):
         yield f"packages has the tables {_shown(tables)} and must have {_shown(tables_of(recipe).values())}"
-    if len(manifest.programs) != 1:
-        yield f"packages has {len(manifest.programs)} programs and must have one, for only a single one can be run here"
-        return
-    (program,), layers = manifest.programs, len(model.layer_kinds)
-    if (program.role, program.layers) != ("all", (0, layers)):
-        yield f"packages: layers is {list(program.layers)} of role {program.role} and must be [0, {layers}] of role all"
-    functions = functions_of(recipe)
-    if program.functions.keys() != functions.keys():
-        yield f"packages: functions are {', '.join(program.functions)} and must be {', '.join(functions)}"
+    yield from _layer_contradictions(manifest, len(model.layer_kinds))
+    functions, described = functions_of(recipe), manifest.functions
+    if described.keys() != functions.keys():
+        yield f"packages: functions are {', '.join(described)} and must be {', '.join(functions)}"
     for name, (query, inputs, outputs) in functions.items():
-        function = program.functions.get(name)
+        function = described.get(name)
         if function is not None:
             if function.query != query:
                 yield f"packages: functions.{name}: query is {function.query} and must be {query}"
@@ -109,6 +108,22 @@ def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
             )
             yield from (f"packages: functions.{name}: {difference}" for difference in differences)
     yield from _state_contradictions(manifest.states, recipe)
+
+
+def _layer_contradictions(manifest: Manifest, layers: int) -> Iterator[str]:
+    """A single program has all layers; of several, those of each function have them one after another."""
+    if len(manifest.programs) == 1:
+        (program,) = manifest.programs
+        if (program.role, program.layers) != ("all", (0, layers)):
+            found = f"{list(program.layers)} of role {program.role}"
+            yield f"packages: layers is {found} and must be [0, {layers}] of role all"
+        return
+    for name in manifest.functions:
+        parts = [program.layers for program in manifest.programs if name in program.functions]
+        ends = [0, *(end for _, end in parts)]
+        if [start for start, _ in parts] != ends[:-1] or ends[-1] != layers:
+            shown = ", ".join(str(list(part)) for part in parts)
+            yield f"packages: functions.{name}: layers are {shown} and must follow one another from 0 to {layers}"
 
 
 def _state_contradictions(states: Mapping[str, State], recipe: Recipe) -> Iterator[str]:

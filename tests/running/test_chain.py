@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from coreai_recipes.bundle.opened import digest_of
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.model_file import find_model_file
 from coreai_recipes.evaluate.package import Package
-from coreai_recipes.manifest.reading import read_manifest, typed
+from coreai_recipes.export.fragments import Port
+from coreai_recipes.export.package import Signature, describe_function
+from coreai_recipes.manifest.reading import MANIFEST, REPORT, read_manifest, typed
 from coreai_recipes.manifest.schema import Manifest
 from coreai_recipes.protobuf import MIL_pb2, Model_pb2
 from coreai_recipes.running.program import open_program
@@ -22,6 +25,7 @@ NAMES = ("first.mlpackage", "second.mlpackage")
 TOKENS = [(37 * index + 5) % 512 for index in range(40)]
 CUT = "layer_2_"  # of four layers
 BOOL = MIL_pb2.DataType.BOOL
+Run = Callable[..., tuple[int, str, str]]
 
 
 def copy(bundle: Path, folder: Path, name: str, change: Callable[[Any], None]) -> None:
@@ -144,3 +148,65 @@ def test_core_ml_is_not_asked_to_share_a_state_between_packages(
     monkeypatch.setattr("coreai_recipes.running.program.choose_runtime", lambda name: "coreml")
     with pytest.raises(BundleError, match="shares the state kv_full with first"):
         open_program(tmp_path, manifest, "auto")
+
+
+# --- a whole bundle of two packages -----------------------------------------------------------------------------------
+
+
+def describe(package: Path) -> None:
+    """Say to Core ML what the functions of a package are."""
+    file, model = find_model_file(package), Model_pb2.Model()
+    model.ParseFromString(file.read_bytes())
+    del model.description.functions[:]
+    for name, ports in Package(package, checked=False).signatures().items():
+        named = ({port: Port(*kind) for port, kind in found.items()} for found in ports)
+        describe_function(model, name, Signature(*named))
+    file.write_bytes(model.SerializeToString())
+
+
+def bundle_of_two(tiny_bundle: Path, folder: Path, form: str) -> Path:
+    shutil.copytree(tiny_bundle, folder, ignore=shutil.ignore_patterns("model.mlpackage"))
+    content = json.loads(two_packages(tiny_bundle, folder, *FORMS[form]).model_dump_json())
+    for package in content["packages"]:
+        describe(folder / package["file"])
+        if form == "functions apart":
+            package.update(role="all", layers=[0, 4])
+    sealed = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (MANIFEST, REPORT)]
+    content["files"] = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+        for path in [*sealed, *(path for name in NAMES for path in (folder / name).rglob("Manifest.json"))]
+    }
+    (folder / MANIFEST).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_bundle_of_two_packages_answers_as_one_does(tiny_bundle: Path, tmp_path: Path, run: Run, form: str) -> None:
+    """The commands refused what `running` opens: `must have one, for only a single one can be run here`."""
+    two = bundle_of_two(tiny_bundle, tmp_path / "two", form)
+    asked = ["In the beginning", "--raw", "--max-tokens", "4", "--runtime", "evaluator"]
+    status, said, _ = run("run", two, *asked)
+    assert (status, said) == run("run", tiny_bundle, *asked)[:2]
+    assert status == 0
+    assert run("lint", two)[0] == run("lint", tiny_bundle)[0]
+    names = ", ".join(NAMES)
+    for command in (["verify", two, "--stage", "package"], ["audit", two]):
+        assert run(*command)[::2] == (
+            2,
+            f"{two}: has 2 packages ({names}), and what looks inside takes one: "
+            "`recipe run`, `chat` and `lint` take several\n",
+        )
+
+
+def test_layers_that_no_package_has_are_a_contradiction(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
+    two = bundle_of_two(tiny_bundle, tmp_path / "two", "halves")
+    content = json.loads((two / MANIFEST).read_text())
+    content["packages"][1]["layers"] = [3, 4]
+    (two / MANIFEST).write_text(json.dumps(content))
+    status, _, err = run("run", two, "Hello")
+    assert status == 2
+    assert err.splitlines() == [
+        f"{two}: manifest.json: packages: functions.{name}: layers are [0, 2], [3, 4] and must follow one another "
+        "from 0 to 4, by its recipe.yaml"
+        for name in ("decode", "prefill")
+    ]
