@@ -227,7 +227,7 @@ class _Front:
         self._owner, self._each, self._found = owner, each, found
 
     def __enter__(self) -> tuple[Tensor, dict[str, LayerInputs], Tensor | None, Tensor]:
-        owner, decoder, weights = self._owner, self._owner.decoder, self._owner.weights
+        decoder, weights = self._owner.decoder, self._owner.weights
         ids, places = torch.unique(self._each.ids, return_inverse=True)
         rows = weights["embedding.weight"].read_rows(ids.tolist()).float()[places[0]]
         self._meta = decoder.embedding.weight
@@ -243,9 +243,8 @@ class _Front:
             table = weights[PER_LAYER_TABLE].read_rows(ids.tolist()).float()[places]
         start, count = (torch.tensor([n], dtype=torch.int32) for n in (0, places.shape[1]))
         with Watching(names, {} if self._found is None else self._found):
-            x, inputs, per_layer = owner.decoder.front(
-                torch.arange(places.shape[1])[None], start, count, table, cached=False
-            )
+            call = decoder.front.call(places.shape[1], cached=False)
+            x, inputs, per_layer = decoder.front(call, torch.arange(places.shape[1])[None], start, count, table)
         return x, inputs, per_layer, decoder.embedding.weight
 
     def __exit__(self, *_: object) -> None:

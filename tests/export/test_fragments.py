@@ -46,7 +46,8 @@ def converted(request: pytest.FixtureRequest, cache: FragmentCache, tmp_path_fac
     recipe, recording = RECIPES[request.param](), RecordingCache(cache)
     export(recipe, tmp_path_factory.mktemp("fragments") / "model.mlpackage", recording)
     names = fragments_of([build_decoder(recipe)])
-    return {name: Model_pb2.Model.FromString(data) for name, data in zip(names, recording.given, strict=True)}
+    given = recording.given[: len(names)]  # behind them the program that is linked of them
+    return {name: Model_pb2.Model.FromString(data) for name, data in zip(names, given, strict=True)}
 
 
 # --- float32 where the angles are, and nowhere else -------------------------------------------------------------------

@@ -14,12 +14,13 @@ from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.model_file import find_model_file
 from coreai_recipes.evaluate.package import Package
 from coreai_recipes.export.fragments import Port
-from coreai_recipes.export.package import Signature, describe_function
+from coreai_recipes.export.reporting import Signature
 from coreai_recipes.manifest.reading import MANIFEST, REPORT, read_manifest, typed
 from coreai_recipes.manifest.schema import Manifest
 from coreai_recipes.protobuf import MIL_pb2, Model_pb2
 from coreai_recipes.running.program import open_program
 from coreai_recipes.running.session import Session
+from coreai_recipes.targets.coreml.mlpackage import describe_function
 
 NAMES = ("first.mlpackage", "second.mlpackage")
 TOKENS = [(37 * index + 5) % 512 for index in range(40)]
