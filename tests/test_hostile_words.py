@@ -50,7 +50,7 @@ def test_a_standard_input_that_cannot_be_read_is_a_sentence(tiny_bundle: Path, r
     assert ended == (2, b"", b"standard input: cannot be read: is a directory\n")
     endless = "import os\nos.dup2(os.open('/dev/zero', os.O_RDONLY), 0)"
     ended = run_on_pipes("run", tiny_bundle, "-", before=endless)
-    assert ended == (2, b"", b"standard input: holds more than 16 MiB, too much for a prompt\n")
+    assert ended == (2, b"", b"standard input: more than 16 MiB, too much for a prompt\n")
 
 
 @pytest.mark.parametrize("opens", [open_checkpoint, open_headers, open_config])

@@ -183,7 +183,7 @@ def test_a_recipe_without_a_tie_still_needs_a_head(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as refused:
         build(recipe, TINY, tmp_path)
     assert refused.value.problems == (
-        f"checkpoint {TINY}: lm_head.weight is missing, the recipe needs it as (512, 96)",
+        f"checkpoint {TINY}: lm_head.weight is missing: the recipe needs it as (512, 96)",
     )
 
 

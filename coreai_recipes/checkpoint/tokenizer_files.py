@@ -93,7 +93,7 @@ def _problems(folder: Path, rows: int, place: str) -> Iterator[str]:
         try:
             compile_template(source)
         except TemplateFault as error:
-            yield f"its chat template{'' if name == DEFAULT else f' {name}'} is not a template: {error}"
+            yield f"its chat template{'' if name == DEFAULT else f' {name}'} is invalid: {error}"
 
 
 def _are_templates(value: Any) -> bool:

@@ -299,7 +299,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 172099
         ),
         ("chat_template.jinja", "{% if %}", "its chat template is invalid: line 1: "),
         ("chat_template.jinja", "{{ 1|odd }}", "its chat template is invalid: line 1: No filter named 'odd'."),
-        ("additional_chat_templates/rag.jinja", "{{", "its chat template rag is not a template: line 1: "),
+        ("additional_chat_templates/rag.jinja", "{{", "its chat template rag is invalid: line 1: "),
     ],
 )
 def test_files_that_are_no_tokenizer_are_refused(checkpoint: Path, name: str, content: str, problem: str) -> None:
@@ -432,7 +432,7 @@ def test_an_older_vocabulary_is_looked_at_before_anything_is_converted(
 @pytest.mark.parametrize(
     ("settings", "files", "why"),
     [
-        ({}, {"vocab_json": b'{"a": 0}', "merges_txt": b""}, "the type of vocab.json is unknown: name its  "),
+        ({}, {"vocab_json": b'{"a": 0}', "merges_txt": b""}, "the type of vocab.json is unknown: name its "),
         ({"tokenizer_class": "GPT2Tokenizer"}, {"vocab_json": b'{"a": 0}'}, "vocab.json is here and merges.txt, which"),
         (
             {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}},
