@@ -138,7 +138,7 @@ def test_without_verification_auto_is_one_and_that_is_said(tmp_path: Path) -> No
     recipe, checkpoint = saved(MODELS["llama"](), tmp_path / "checkpoint")
     bundle = build(asking(recipe, "auto"), checkpoint, tmp_path / "dist", verified=False)
     assert bundle.recipe.export.residual_scale == 1.0
-    assert "export.residual_scale: auto is 1: without verification nothing is measured" in bundle.notes
+    assert "export.residual_scale: auto is 1: without verification, nothing is measured" in bundle.notes
     assert "residual_scale" not in bundle.manifest
 
 

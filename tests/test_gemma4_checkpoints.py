@@ -113,4 +113,6 @@ def test_a_draft_of_another_hidden_size_is_refused_with_both_numbers(tmp_path: P
     )
     with pytest.raises(CheckpointError) as caught:
         bind_weights(Draft.build(changed_draft(recipe, hidden_size=40)), checkpoint)
-    assert f"checkpoint {tmp_path}: pre_projection.weight is (36, 96), but the recipe needs (40, 96)" in str(caught.value)
+    assert f"checkpoint {tmp_path}: pre_projection.weight is (36, 96), but the recipe needs (40, 96)" in str(
+        caught.value
+    )

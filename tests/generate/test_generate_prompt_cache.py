@@ -25,10 +25,10 @@ def test_a_later_run_goes_on_from_the_file_and_a_broken_one_is_a_sentence(
     )
     for content, said in (
         (b"", "is not a prompt cache; use another name"),
-        (whole[:-1], "is not whole: remove it"),
-        (whole[:-40] + b"x" + whole[-39:], "is not whole: remove it"),
-        (whole.replace(b'"written": ', b'"written": 9999', 1), "is not whole: remove it"),
-        (whole[:22] + b"[" * 100000 + b"\n", "is not whole: remove it"),
+        (whole[:-1], "is damaged; remove it"),
+        (whole[:-40] + b"x" + whole[-39:], "is damaged; remove it"),
+        (whole.replace(b'"written": ', b'"written": 9999', 1), "is damaged; remove it"),
+        (whole[:22] + b"[" * 100000 + b"\n", "is damaged; remove it"),
     ):
         file.write_bytes(content)
         status, _, err = run(*ask)

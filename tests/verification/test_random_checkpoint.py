@@ -84,7 +84,7 @@ def test_a_recipe_of_no_known_family_is_refused(tiny: Recipe) -> None:
     with pytest.raises(RecipeError) as caught:
         RandomCheckpoint(other)
     assert list(caught.value.problems) == [
-        "tiny-llama: reference.model_type: nothing is known of `lama`\n  did you mean `llama`?"
+        "tiny-llama: reference.model_type: there is no model `lama`\n  did you mean `llama`?"
     ]
     with pytest.raises(RecipeError) as caught:
         RandomCheckpoint(tiny.model_copy(update={"reference": None}))

@@ -114,7 +114,7 @@ def test_a_name_that_the_files_do_not_have_is_refused_and_not_followed(
     recipe, checkpoint = saved("llama")
     Path("none.yaml").write_text("extends: llama\ntensors: {norm.weight: nowhere.norm.weight}\n")
     wrong = Recipe.model_validate(recipe.model_dump() | {"weights": {"names": "none.yaml"}})
-    with pytest.raises(CheckpointError, match="is missing, the recipe needs it"):
+    with pytest.raises(CheckpointError, match="is missing: the recipe needs it"):
         run(wrong, checkpoint)
 
 
