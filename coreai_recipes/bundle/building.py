@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +17,10 @@ from coreai_recipes.errors import BundleError
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
+from coreai_recipes.manifest.staging import check_place, staged_folder
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
 from coreai_recipes.recipe.compress_rules import check_bits
 from coreai_recipes.recipe.schema import DRAFT, MODEL
-from coreai_recipes.staging import check_place, staged_folder, temporary_folder
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
@@ -107,7 +108,7 @@ def build(
     sources = {MODEL: source} if draft_source is None else {MODEL: source, DRAFT: draft_source}
     composed = compose(recipe, sources)
     source.check_tokenizer(recipe.model.vocab_size)
-    with staged_folder(target) as folder, temporary_folder() as scratch:
+    with staged_folder(target) as folder:
         cache = FragmentCache(default_root() if cached else None)
         write_tokenizer(source, folder, cache)
         tokens = read_tokens(folder)
@@ -123,7 +124,7 @@ def build(
         _check_space(folder, target.parent, stored.bytes + raw_tables(composed.stacks).bytes)
         fitted: dict[str, Fitted] = {}
         if stored_parameters(composed.stacks[:1]).calibrates:
-            fitted, said = _fit(recipe, source, folder, resolved, scratch, progress)
+            fitted, said = _fit(recipe, source, folder, resolved, progress)
             notes += said
 
         def write(recipe: Recipe) -> Written:
@@ -178,13 +179,13 @@ def _fit(
     source: "Checkpoint",
     tokenizer: Path,
     written: Resolved | None,
-    scratch: Path,
     progress: "Progress | None",
 ) -> "tuple[dict[str, Fitted], tuple[str, ...]]":
-    """The matrices of the recipe that are fitted to its text, in files of `scratch`; and what is to be said of that."""
+    """The matrices of the recipe that are fitted to its text, in temporary files; and what is to be said of that."""
     from coreai_recipes.calibration.calibrating import calibrate_on
     from coreai_recipes.calibration.text import folder_of
 
+    scratch = Path(tempfile.mkdtemp())  # among what the staged folder removes
     return calibrate_on(recipe, source, tokenizer, folder_of(written), scratch, progress)
 
 
