@@ -2,7 +2,7 @@
 
 import sys
 
-from coreai_recipes.signals import signals
+from coreai_recipes.terminal.signals import signals
 
 READER_GONE = 141  # 128 + SIGPIPE, as a shell reports of any tool whose reader left
 FAULT = 70  # <sysexits.h>, EX_SOFTWARE
@@ -22,7 +22,7 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     """The status of a command, with the standard streams guarded."""
-    from coreai_recipes.terminal import ReaderGone, StreamError, guarded_streams
+    from coreai_recipes.terminal.streams import ReaderGone, StreamError, guarded_streams
 
     try:
         with guarded_streams():
@@ -36,7 +36,7 @@ def _run(arguments: list[str]) -> int:
 def _end(arguments: list[str]) -> int:
     """A command's status, and a sentence for each way in which it may fail."""
     from coreai_recipes.errors import UserError
-    from coreai_recipes.terminal import ReaderGone
+    from coreai_recipes.terminal.streams import ReaderGone
 
     try:
         from coreai_recipes.commands import execute

@@ -18,8 +18,8 @@ from coreai_recipes.errors import BundleError, CheckpointError
 from coreai_recipes.evaluate import EvaluationError
 from coreai_recipes.evaluate.cost import function_costs
 from coreai_recipes.manifest.contents import is_bundle
+from coreai_recipes.manifest.staging import check_place
 from coreai_recipes.recipe import load_recipe
-from coreai_recipes.staging import check_place
 
 CHECKPOINT = Path(__file__).parent / "checkpoints/tiny-llama"
 NAME = "tiny-llama"

@@ -41,7 +41,9 @@ def build(out: Path) -> tuple[object, ...]:
     return "build", "tiny-llama", "--checkpoint", TINY, "--out", out, "--no-cache", "--no-verify"
 
 
-@pytest.mark.parametrize("module", ["coreai_recipes.terminal", "coreai_recipes.commands", "typer", "pydantic", "torch"])
+@pytest.mark.parametrize(
+    "module", ["coreai_recipes.terminal.streams", "coreai_recipes.commands", "typer", "pydantic", "torch"]
+)
 def test_ctrl_c_while_something_is_imported_is_one_word(module: str) -> None:
     ended = run_on_pipes("plan", "tiny-llama", before=when_importing(module, KILL.format("SIGINT")))
     assert ended == (130, b"", b"interrupted\n")

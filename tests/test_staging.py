@@ -15,9 +15,9 @@ import pytest
 from sealed_folders import seal
 
 import coreai_recipes
-from coreai_recipes import staging
 from coreai_recipes.errors import BundleError, UserError
-from coreai_recipes.staging import check_place, recover, staged_folder
+from coreai_recipes.manifest import staging
+from coreai_recipes.manifest.staging import check_place, recover, staged_folder
 
 PACKAGE_PARENT = str(Path(coreai_recipes.__file__).parents[1])
 TESTS = str(Path(__file__).parent)
@@ -25,7 +25,7 @@ TESTS = str(Path(__file__).parent)
 BUILD_IN_A_CHILD = """
 import errno, json, os, signal, sys
 from pathlib import Path
-from coreai_recipes import staging
+from coreai_recipes.manifest import staging
 from sealed_folders import seal
 
 target, old_or_new, fault, *arguments = sys.argv[1:]
@@ -61,7 +61,7 @@ exec(fault)
 READ_IN_A_CHILD = """
 import sys
 from pathlib import Path
-from coreai_recipes import staging
+from coreai_recipes.manifest import staging
 staging.time.sleep = lambda seconds: print("waiting", flush=True)
 target = Path(sys.argv[1])
 staging.recover(target)
@@ -405,7 +405,7 @@ def test_only_one_of_many_holds_the_lock_while_its_file_comes_and_goes(dist: Pat
 import sys
 from pathlib import Path
 from coreai_recipes.errors import BundleError, UserError
-from coreai_recipes.staging import _Place
+from coreai_recipes.manifest.staging import _Place
 place, counter, done = _Place(Path(sys.argv[1])), Path(sys.argv[2]), 0
 while done < 50:
     try:

@@ -7,7 +7,7 @@ import pytest
 from terminals import run_on_pipes, run_on_terminal
 
 from coreai_recipes.errors import UserError
-from coreai_recipes.terminal import check_text, escape
+from coreai_recipes.terminal.streams import check_text, escape
 
 TINY = Path(__file__).parent / "checkpoints/tiny-llama"
 ESC = b"\x1b"

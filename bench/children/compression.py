@@ -25,12 +25,12 @@ from coreai_recipes.calibration.text import read_windows
 from coreai_recipes.calibration.threads import threads
 from coreai_recipes.checkpoint.open import data_folder, open_checkpoint
 from coreai_recipes.decoder.filling import Weight, bind_weights
+from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.recipe import Recipe, load_recipe
 from coreai_recipes.recipe.schema import Calibration, Compress
 from coreai_recipes.search.choosing import Choice, Matrix, bits_of, kl_of, within_bits
 from coreai_recipes.search.forms import FORMS
 from coreai_recipes.search.predicting import Kept, predict
-from coreai_recipes.staging import temporary_folder
 from coreai_recipes.verification.loss import Loss, logits_of_decoder, measure_loss
 from coreai_recipes.weights.binding import Binding
 

@@ -20,10 +20,10 @@ from coreai_recipes.evaluate.package import Package
 from coreai_recipes.evaluate.precision import Precision
 from coreai_recipes.evaluate.registry import Node
 from coreai_recipes.manifest.audit import Audit
+from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.export_rules import scale_problems
 from coreai_recipes.recipe.schema import Export
-from coreai_recipes.staging import temporary_folder
 from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 from coreai_recipes.verification.calls import LAYER, Note, plan_calls, run_call
 from coreai_recipes.verification.report import number

@@ -11,8 +11,8 @@ from coreai_recipes.bundle import Bundle
 from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate.habits import habits_without
 from coreai_recipes.manifest.reading import MANIFEST
+from coreai_recipes.manifest.staging import recover
 from coreai_recipes.recipe import load_recipe
-from coreai_recipes.staging import recover
 
 
 def run_audits(

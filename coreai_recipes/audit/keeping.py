@@ -12,8 +12,8 @@ from coreai_recipes.bundle import Bundle
 from coreai_recipes.errors import UserError
 from coreai_recipes.manifest.audit import AUDIT, audit_text
 from coreai_recipes.manifest.reading import MANIFEST
+from coreai_recipes.manifest.staging import staged_folder
 from coreai_recipes.recipe.importing.writing import write_recipe
-from coreai_recipes.staging import staged_folder
 
 
 def save(bundle: Bundle, audited: Audited) -> None:

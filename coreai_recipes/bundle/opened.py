@@ -12,7 +12,7 @@ from coreai_recipes.manifest.contents import foreign_entries
 from coreai_recipes.manifest.files import locate, read_regular
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, read_manifest, read_report, read_sealed, typed
 from coreai_recipes.manifest.schema import Manifest
-from coreai_recipes.staging import recover
+from coreai_recipes.manifest.staging import recover
 
 if TYPE_CHECKING:
     from coreai_recipes.lint.findings import Lint

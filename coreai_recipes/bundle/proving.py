@@ -10,8 +10,8 @@ from coreai_recipes.bundle.origin import Held, hold_origin
 from coreai_recipes.bundle.sources import find_checkpoint, find_draft
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.manifest.reading import MANIFEST
+from coreai_recipes.manifest.staging import recover
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.staging import recover
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint

@@ -21,7 +21,7 @@ from coreai_recipes.checkpoint.safetensors import PICKLE_REASON, PICKLE_SUFFIXES
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, HeaderTensor, check_length, parse_header
 from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_settings
 from coreai_recipes.errors import CheckpointError, describe
-from coreai_recipes.terminal import drawing, escape
+from coreai_recipes.terminal.streams import drawing, escape
 from coreai_recipes.tokenizer.tokens import TEMPLATE_FOLDER
 
 SETTINGS_PATTERNS = ["config.json", "generation_config.json", "model.safetensors.index.json"]

@@ -22,8 +22,8 @@ from coreai_recipes.commands.options import (
     read_template,
 )
 from coreai_recipes.errors import UserError
-from coreai_recipes.signals import signals
-from coreai_recipes.terminal import StreamError, check_text, read_line
+from coreai_recipes.terminal.signals import signals
+from coreai_recipes.terminal.streams import StreamError, check_text, read_line
 
 if TYPE_CHECKING:
     from coreai_recipes.generate import Chat

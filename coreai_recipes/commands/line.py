@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from coreai_recipes.errors import UserError
-from coreai_recipes.terminal import drawing
+from coreai_recipes.terminal.streams import drawing
 
 # typer carries click with it since 0.20, so that click's own class is not what is raised
 ClickException: type[Exception] = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")

@@ -8,7 +8,7 @@ import typer
 
 from coreai_recipes.commands.options import JsonOption, OverridesOption
 from coreai_recipes.errors import UserError
-from coreai_recipes.terminal import check_text
+from coreai_recipes.terminal.streams import check_text
 
 
 def lint_(

@@ -5,7 +5,7 @@ from typing import Any
 
 from coreai_recipes.errors import UserError
 from coreai_recipes.json_reader import load_json
-from coreai_recipes.terminal import MAX_INPUT_BYTES
+from coreai_recipes.terminal.streams import MAX_INPUT_BYTES
 
 
 def read_messages(path: Path) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from coreai_recipes.errors import UserError
-from coreai_recipes.terminal import check_text
+from coreai_recipes.terminal.streams import check_text
 
 
 def out_option(metavar: str, help: str) -> Any:

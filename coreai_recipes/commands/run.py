@@ -24,7 +24,7 @@ from coreai_recipes.commands.options import (
     read_template,
 )
 from coreai_recipes.errors import UserError
-from coreai_recipes.terminal import check_text, read_input
+from coreai_recipes.terminal.streams import check_text, read_input
 
 
 def run(

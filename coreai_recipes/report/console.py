@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.terminal import drawing, escape
+from coreai_recipes.terminal.streams import drawing, escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.manifest.files import read_regular
-from coreai_recipes.terminal import read_input
+from coreai_recipes.terminal.streams import read_input
 from coreai_recipes.tokenizer.bundle_tokenizer import LARGEST_TEXT, BundleTokenizer
 
 STDIN = "-"

@@ -11,11 +11,11 @@ from coreai_recipes.bundle.sources import find_checkpoint
 from coreai_recipes.calibration.text import folder_of, read_windows
 from coreai_recipes.decoder.filling import settle_head
 from coreai_recipes.errors import UserError
+from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.recipe import load_resolved
 from coreai_recipes.recipe.importing.writing import write_recipe
 from coreai_recipes.recipe.schema import Calibration, Compress, Recipe
 from coreai_recipes.search.searching import Budget, Progress, Searched, check_bits, search
-from coreai_recipes.staging import temporary_folder
 
 MOST_WINDOWS = 12  # of the calibration text: more make no better prediction, and take as much longer
 WIDTH = 110

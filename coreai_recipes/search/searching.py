@@ -12,6 +12,7 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.errors import UserError
+from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.recipe.schema import Compress, Recipe
 from coreai_recipes.search.choosing import (
     Choice,
@@ -25,7 +26,6 @@ from coreai_recipes.search.choosing import (
 )
 from coreai_recipes.search.forms import FORMS, rule_of
 from coreai_recipes.search.predicting import Kept, predict
-from coreai_recipes.staging import temporary_folder
 from coreai_recipes.storage.base import Storage
 from coreai_recipes.storage.compression import FLOAT16, Parameters, is_compressible, shown_name
 from coreai_recipes.storage.parameters import stored_parameters

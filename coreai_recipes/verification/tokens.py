@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.staging import temporary_folder
+from coreai_recipes.manifest.staging import temporary_folder
 
 SEED = 20240229
 MAX_PROMPT_TOKENS = 16

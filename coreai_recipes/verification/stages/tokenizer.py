@@ -7,7 +7,7 @@ from typing import Any
 from coreai_recipes.checkpoint.auto_tokenizer import NotLoaded, quiet_transformers
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import UserError
-from coreai_recipes.staging import temporary_folder
+from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 from coreai_recipes.tokenizer.template import TemplateLimitError
 from coreai_recipes.tokenizer.tokens import DEFAULT
