@@ -16,6 +16,7 @@ CAP = 4.0  # medians of a token's squared size
 SHRINKAGE = 0.2  # towards the diagonal: a text of some thousand tokens says little of 1e6 products
 LEAST_SHARE = 1e-4  # of the mean diagonal, of an input that the text leaves at zero
 STRIPE = 256
+WIDEST_IN_FLOAT64 = 8192  # inputs: of more, factors in float64 would be several GB
 
 # runs functions, in threads or one after the other
 Runner = Callable[[Iterable[Callable[[], None]]], None]
@@ -48,9 +49,13 @@ class Moments:
     def hessian(self) -> Tensor:
         """The mean (I, I), float64; the sum is used up."""
         found, self.sum = self.sum, torch.empty(0)
-        lower = found.tril(-1)
-        found.tril_().add_(lower.t())
-        return found.div_(max(self.tokens, 1))
+        for first in range(0, len(found), STRIPE):  # a copy of all would be another GB in a layer of 12,288 inputs
+            end = min(first + STRIPE, len(found))
+            found[first:end, end:] = found[end:, first:end].t()
+            square = found[first:end, first:end]
+            square.copy_(square.tril() + square.tril(-1).t())
+        found.div_(max(self.tokens, 1))
+        return found if len(found) <= WIDEST_IN_FLOAT64 else found.float()
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,13 @@ class Statistics:
     @cached_property
     def shrunk(self) -> Tensor:
         """The Hessian, float32, its products shrunk, and something on the diagonal where an input is always zero."""
-        return self._shrink().float()
+        return self._shrink(self.hessian.float() if self.hessian.dtype == torch.float64 else self.hessian.clone())
 
-    def _shrink(self) -> Tensor:
-        diagonal = self.hessian.diagonal()
+    def _shrink(self, found: Tensor) -> Tensor:
+        """In place."""
+        diagonal = found.diagonal().clone()
         mean = float(diagonal.mean())
-        found = self.hessian * (1 - SHRINKAGE)
+        found.mul_(1 - SHRINKAGE)
         found.diagonal().copy_(diagonal + (LEAST_SHARE * mean if mean > 0 else 1.0))
         return found
 
@@ -94,9 +100,13 @@ class Statistics:
         V_ik / V_kk (Chee et al., QuIP, 2023, who show that it is GPTQ's).
         """
         last_first = self.order.flip(0)
-        lower = torch.linalg.cholesky(self._shrink()[last_first][:, last_first])
-        upper = lower.flip(0, 1)
-        found: Tensor = (upper / upper.diagonal()).float().contiguous()
+        ordered = torch.empty_like(self.hessian)
+        for first in range(0, len(ordered), STRIPE):
+            ordered[first : first + STRIPE] = self.hessian[last_first[first : first + STRIPE]][:, last_first]
+        lower = torch.linalg.cholesky(self._shrink(ordered))
+        del ordered
+        diagonal = lower.diagonal().clone()
+        found: Tensor = lower.div_(diagonal).float().flip(0, 1)
         return found
 
     def with_lookups(self) -> "Statistics":
