@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-PASSES = 4  # of the descent that follows
+PASSES = 8  # of the descent that follows
 
 # Chooses a block of columns from a first one on: weights and targets (rows, n), feedback within it (n, n); gives errors
 ChooseBlock = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
