@@ -16,7 +16,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from coreai_recipes.bundle import find_checkpoint, find_draft
+from coreai_recipes.bundle import find_sources
 from coreai_recipes.primitives.rotary import Rotary
 from coreai_recipes.recipe import load_recipe
 from coreai_recipes.recipe.schema import FullRotary, ProportionalRotary
@@ -230,13 +230,12 @@ def main(
     """Measure the four layouts and write docs/rotary-layouts.md."""
     torch.set_num_threads(1)
     loaded = load_recipe(recipe)
-    source = find_checkpoint(loaded, None)
-    loaded, draft = find_draft(loaded, None)
-    assert draft is not None
+    _, sources = find_sources(loaded, {})
+    source = sources["model"]
     texts = json.loads(prompts.read_text())
     found: dict[str, Measured] = {}
     with torch.inference_mode():
-        models = OfTorch.fill(loaded, source, draft)
+        models = OfTorch.fill(loaded, source, sources["draft"])
         for layout in MEANING:
             found[layout] = measure(models, layout, texts["held_out"], texts["prompts"], found.get(RIGHT))
             found[layout].sample = sample(models, source.path, texts["prompts"][0])

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from coreai_recipes.bundle.opened import Bundle
     from coreai_recipes.bundle.proving import verify
     from coreai_recipes.bundle.ruling import RuleError
-    from coreai_recipes.bundle.sources import find_checkpoint, find_draft
+    from coreai_recipes.bundle.sources import find_checkpoint, find_sources
 
 _HOMES = {
     "Bundle": "opened",
@@ -20,11 +20,20 @@ _HOMES = {
     "VerificationError": "building",
     "build": "building",
     "find_checkpoint": "sources",
-    "find_draft": "sources",
+    "find_sources": "sources",
     "verify": "proving",
 }
 
-__all__ = ["Bundle", "OverBudget", "RuleError", "VerificationError", "build", "find_checkpoint", "find_draft", "verify"]
+__all__ = [
+    "Bundle",
+    "OverBudget",
+    "RuleError",
+    "VerificationError",
+    "build",
+    "find_checkpoint",
+    "find_sources",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

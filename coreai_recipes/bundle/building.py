@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from coreai_recipes.bundle.opened import Bundle, digest_of
 from coreai_recipes.bundle.packaging import Written, compose, write_package
 from coreai_recipes.bundle.ruling import hold_rules
 from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale, write_first
-from coreai_recipes.bundle.sources import find_checkpoint, find_draft
+from coreai_recipes.bundle.sources import find_sources
 from coreai_recipes.errors import BundleError
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
@@ -81,10 +81,10 @@ def build(
         _hold_storage_rules(recipe, resolved)  # before anything is downloaded
     target = Path(out) / recipe.name
     check_place(target)  # what is there may be kept: said before anything is downloaded, let alone converted
-    source = find_checkpoint(recipe, checkpoint)
-    recipe, draft_source = find_draft(recipe, draft)
-    digests = source.start_digests()  # on a thread of its own, while torch is being imported
-    draft_digests = None if draft_source is None else draft_source.start_digests()
+    recipe, sources = find_sources(recipe, {MODEL: checkpoint, DRAFT: draft})
+    source = sources[MODEL]
+    # on threads of their own, while torch is being imported
+    digests = {key: each.start_digests() for key, each in sources.items()}
     from coreai_recipes.checkpoint.kept_tokenizer import write_tokenizer
     from coreai_recipes.checkpoint.tokenizer_files import check_ids
     from coreai_recipes.decoder.filling import left_out, settle_head
@@ -105,7 +105,6 @@ def build(
         _hold_storage_rules(recipe, resolved)  # they may name the draft's matrices, which its config describes
     recipe, measures, why_one = start_scale(recipe, verified)
     notes = tuple(each for each in (note, small, why_one) if each)
-    sources = {MODEL: source} if draft_source is None else {MODEL: source, DRAFT: draft_source}
     composed = compose(recipe, sources)
     source.check_tokenizer(recipe.model.vocab_size)
     with staged_folder(target) as folder:
@@ -133,9 +132,8 @@ def build(
 
         written = write_first(composed, write, measures)
         recipe = written.composed.recipe
-        facts = _origin_of(source, digests.result())
-        if draft_source is not None and draft_digests is not None:
-            facts["draft"] = _origin_of(draft_source, draft_digests.result())
+        origins = {key: _origin_of(each, digests[key].result()) for key, each in sources.items()}
+        facts = {**origins.pop(MODEL), **origins}
 
         def describe() -> dict[str, Any]:
             (folder / RECIPE).write_text(recipe_text(written.composed.recipe))
@@ -152,7 +150,7 @@ def build(
         held = hold_rules(recipe, written.opened, folder, manifest, notes)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
-            subject = _subject(recipe, source, folder / PACKAGE, draft_source, progress)
+            subject = _subject(recipe, sources, folder / PACKAGE, progress)
             found, figures = _prove(subject, rewrite if measures else None)
             if not found.passed:
                 raise VerificationError(found, notes)
@@ -190,11 +188,11 @@ def _fit(
 
 
 def _subject(
-    recipe: Recipe, source: "Checkpoint", package: Path, draft: "Checkpoint | None", progress: "Progress | None"
+    recipe: Recipe, sources: "Mapping[str, Checkpoint]", package: Path, progress: "Progress | None"
 ) -> "Subject":
     from coreai_recipes.verification.subject import Subject
 
-    return Subject(recipe, source, package, draft, on_progress=progress)
+    return Subject(recipe, sources[MODEL], package, sources.get(DRAFT), on_progress=progress)
 
 
 def _prove(subject: "Subject", rewrite: "Callable[[Recipe], None] | None") -> "tuple[Report, dict[str, Any]]":

@@ -1,23 +1,26 @@
 """Proving a bundle, or a recipe before it is built, equal to transformers."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreai_recipes.bundle.opened import Bundle
 from coreai_recipes.bundle.origin import Held, hold_origin
-from coreai_recipes.bundle.sources import find_checkpoint, find_draft
+from coreai_recipes.bundle.sources import OPTIONS, find_sources
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.staging import recover
 from coreai_recipes.recipe import Recipe
+from coreai_recipes.recipe.schema import DRAFT, MODEL
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.export.reporting import Progress
     from coreai_recipes.verification.report import Report
     from coreai_recipes.verification.subject import Runtime
+
+    Given = Mapping[str, Checkpoint | str | Path | None]  # checkpoints by stack
 
 
 def verify(
@@ -44,80 +47,73 @@ def verify(
         target = Bundle.open(target) if os.path.exists(Path(target) / MANIFEST) else load_held(target)
     if random:
         return _verify_random(target, (checkpoint, draft), stages, require, progress)
-    wants_draft = stages is None or "draft" in (*stages, *require)
+    given = {MODEL: checkpoint, DRAFT: draft}
+    wanted = [key for key in given if key == MODEL or stages is None or key in (*stages, *require)]
     if isinstance(target, Bundle):
         package: Path | None = target.package
-        recipe, held, draft_held = _hold_bundle(target, checkpoint, draft, wants_draft)
+        recipe, held = _hold_bundle(target, given, wanted)
     else:
         package = None
-        recipe, held, draft_held = _hold_recipe(target, checkpoint, draft, wants_draft)
+        recipe, held = _hold_recipe(target, given, wanted)
 
     def check(step: str, done: int, total: int) -> None:
-        held.check()
-        draft_held.check()
+        for each in held.values():
+            each.check()
         if progress is not None:
             progress(step, done, total)
 
+    def finish() -> None:
+        for each in held.values():
+            each.finish()
+
+    of_model, of_draft = (held.get(key, Held()) for key in given)
     try:
         report = run_stages(
             recipe,
-            held.source,
+            of_model.source,
             package,
-            draft=draft_held.source,
+            draft=of_draft.source,
             stages=stages,
             require=require,
             runtime=runtime,
             on_progress=check,
-            missing=held.reason,
-            missing_draft=draft_held.reason,
+            missing=of_model.reason,
+            missing_draft=of_draft.reason,
         )
     except UserError:
-        held.finish()  # what is wrong with another checkpoint says nothing of this bundle
-        draft_held.finish()
+        finish()  # what is wrong with another checkpoint says nothing of this bundle
         raise
-    held.finish()
-    draft_held.finish()
+    finish()
     return report
 
 
-def _hold_bundle(
-    bundle: Bundle,
-    checkpoint: "Checkpoint | str | Path | None",
-    draft: "Checkpoint | str | Path | None",
-    wants_draft: bool,
-) -> tuple[Recipe, Held, Held]:
-    """The recipe of a bundle that is as it was built, and its checkpoints."""
+def _hold_bundle(bundle: Bundle, given: "Given", wanted: Sequence[str]) -> tuple[Recipe, dict[str, Held]]:
+    """The recipe of a bundle that is as it was built, and the checkpoints of those of its stacks that are wanted."""
     bundle.check_files()
     bundle.check_ends()
     bundle.check_package()
-    recipe, origin = bundle.recipe, bundle.described.checkpoint
-    if draft is not None and recipe.draft is None:
-        raise BundleError(f"{bundle.path}: was built without a draft: build it again with --draft {draft}")
-    name, reference = bundle.described.name, recipe.reference
-    named = None if reference is None else reference.checkpoint
-    held = hold_origin(origin, name, checkpoint, named, "--checkpoint SRC", bundle.path)
-    if recipe.draft is None or origin.draft is None or not wants_draft:
-        return recipe, held, Held()
-    of_draft = hold_origin(
-        origin.draft, f"the draft of {name}", draft, recipe.draft.reference.checkpoint, "--draft SRC"
-    )
-    return recipe, held, of_draft
+    recipe, origin, name = bundle.recipe, bundle.described.checkpoint, bundle.described.name
+    for key, source in given.items():
+        if source is not None and key not in recipe.stacks:
+            raise BundleError(f"{bundle.path}: was built without a {key}: build it again with --{key} {source}")
+    # the model's checkpoint has its tokenizer, which lies in the bundle
+    built = {MODEL: (origin, name, bundle.path), DRAFT: (origin.draft, f"the draft of {name}", None)}
+    held = {}
+    for key, stack in recipe.stacks.items():
+        was, called, folder = built[key]
+        if was is not None and key in wanted:
+            named = None if stack.reference is None else stack.reference.checkpoint
+            held[key] = hold_origin(was, called, given[key], named, OPTIONS[key], folder)
+    return recipe, held
 
 
-def _hold_recipe(
-    recipe: Recipe,
-    checkpoint: "Checkpoint | str | Path | None",
-    draft: "Checkpoint | str | Path | None",
-    wants_draft: bool,
-) -> tuple[Recipe, Held, Held]:
+def _hold_recipe(recipe: Recipe, given: "Given", wanted: Sequence[str]) -> tuple[Recipe, dict[str, Held]]:
     """A recipe before it is built, with the checkpoints that are given or that it names."""
-    names_one = recipe.reference is not None and recipe.reference.checkpoint is not None
-    source = find_checkpoint(recipe, checkpoint) if checkpoint is not None or names_one else None
-    names_draft = recipe.draft is not None and recipe.draft.reference.checkpoint is not None
-    draft_source = None
-    if wants_draft and (draft is not None or names_draft):
-        recipe, draft_source = find_draft(recipe, draft)
-    return recipe, Held(source), Held(draft_source)
+    references = {key: stack.reference for key, stack in recipe.stacks.items()}
+    named = [key for key, said in references.items() if said is not None and said.checkpoint is not None]
+    keys = [key for key in wanted if key in named or given[key] is not None]
+    recipe, sources = find_sources(recipe, given, keys)
+    return recipe, {key: Held(source) for key, source in sources.items()}
 
 
 def _verify_random(

@@ -66,8 +66,9 @@ def write_first(composed: "Composed", write: "Callable[[Recipe], Written]", meas
 
 def _parameters_of(composed: "Composed", tensor: str) -> list[str]:
     """The decoder's parameters that a tensor of the checkpoint fills."""
+    own = {name for name, _ in composed.stacks[0].named_parameters()}
     found = [name for name, binding in composed.bindings.items() if tensor in binding.tensors]
-    return [name for name in found if not name.startswith("draft.")]
+    return [name for name in found if name in own]
 
 
 def _is_of_stream(recipe: Recipe, names: Sequence[str]) -> bool:

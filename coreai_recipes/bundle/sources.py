@@ -1,42 +1,46 @@
-"""The checkpoints that a recipe, or the user, names: the target's and the draft's."""
+"""The checkpoints that a recipe, or the user, names: one for each of its stacks."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe import Recipe
+from coreai_recipes.recipe.schema import DRAFT, MODEL
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
 
+# by stack: what a sentence calls it, and the option that names its checkpoint
+CALLED = {MODEL: "the recipe", DRAFT: "the recipe's draft"}
+OPTIONS = {MODEL: "--checkpoint SRC", DRAFT: "--draft SRC"}
 
-def find_checkpoint(recipe: Recipe, checkpoint: "Checkpoint | str | Path | None") -> "Checkpoint":
-    """`checkpoint` opened, or the one that the recipe's reference names."""
+
+def find_checkpoint(recipe: Recipe, given: "Checkpoint | str | Path | None", key: str = MODEL) -> "Checkpoint":
+    """`given` opened, or the checkpoint that the reference of the recipe's stack `key` names."""
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.checkpoint.open import open_checkpoint
 
-    if isinstance(checkpoint, Checkpoint):
-        return checkpoint
-    if checkpoint is not None:
-        return open_checkpoint(checkpoint)
-    if recipe.reference is None or recipe.reference.checkpoint is None:
-        raise CheckpointError(f"{recipe.name}: the recipe names no checkpoint: pass one with --checkpoint SRC")
-    return open_checkpoint(recipe.reference.checkpoint)
+    if isinstance(given, Checkpoint):
+        return given
+    if given is not None:
+        return open_checkpoint(given)
+    reference = recipe.stacks[key].reference
+    if reference is None or reference.checkpoint is None:
+        raise CheckpointError(f"{recipe.name}: {CALLED[key]} names no checkpoint: pass one with {OPTIONS[key]}")
+    return open_checkpoint(reference.checkpoint)
 
 
-def find_draft(recipe: Recipe, draft: "Checkpoint | str | Path | None") -> tuple[Recipe, "Checkpoint | None"]:
-    """The recipe with the draft that is to be built, and its checkpoint; both None where there is none."""
-    if recipe.draft is None and draft is None:
-        return recipe, None
-    if draft is None and recipe.draft is not None and recipe.draft.reference.checkpoint is None:
-        raise CheckpointError(f"{recipe.name}: the recipe's draft names no checkpoint: pass one with --draft SRC")
-    from coreai_recipes.checkpoint.base import Checkpoint
-    from coreai_recipes.checkpoint.open import open_checkpoint
-
-    named = draft if draft is not None else recipe.draft.reference.checkpoint  # type: ignore[union-attr]
-    source = named if isinstance(named, Checkpoint) else open_checkpoint(str(named))
-    if recipe.draft is None:
+def find_sources(
+    recipe: Recipe, given: "Mapping[str, Checkpoint | str | Path | None]", keys: Collection[str] | None = None
+) -> "tuple[Recipe, dict[str, Checkpoint]]":
+    """The recipe, with the draft that was given where it has none, and by stack the checkpoints: of `keys`, or of all
+    its stacks and those that were given."""
+    if keys is None:
+        keys = dict.fromkeys([*recipe.stacks, *(key for key, source in given.items() if source is not None)])
+    sources = {key: find_checkpoint(recipe, given.get(key), key) for key in keys}
+    if DRAFT in sources and recipe.draft is None:
         from coreai_recipes.recipe.importing.assembling import with_draft
 
-        recipe = with_draft(recipe, source.config)
-    return recipe, source
+        recipe = with_draft(recipe, sources[DRAFT].config)
+    return recipe, sources
