@@ -156,7 +156,7 @@ def test_words_that_cannot_be_meant_are_refused_before_anything_is_run(bundle: B
         run(bundle.path, bundle.path, apply_to=tmp_path / "new.yaml")
     with pytest.raises(UserError, match=r"--set applies to recipes, and this is already built$"):
         run(bundle.path, overrides=["export.context=32"])
-    with pytest.raises(UserError, match="^--set export.contxt=32: export.contxt: unknown key"):
+    with pytest.raises(UserError, match=r"^--set export\.contxt=32: export\.contxt: unknown key"):
         run("tiny-llama", overrides=["export.contxt=32"])
     with pytest.raises(UserError, match=r"none\.txt: there is no such file"):
         run(bundle.path, prompts=tmp_path / "none.txt")
