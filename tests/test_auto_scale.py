@@ -168,7 +168,7 @@ def test_a_gemma_3_beyond_float16_builds_by_new_and_build_alone(tmp_path: Path) 
 
 
 def test_a_weight_beyond_float16_that_takes_up_the_scale_starts_below_it(tmp_path: Path) -> None:
-    """The package was to be written with a scale of 1 first: `holds 200001, and float16 ends at 65504`."""
+    """The package was to be written with a scale of 1 first: `holds 200001, and float16 ends at 65,504`."""
     pair = FAMILIES["gemma3"](functions={"prefill": 8}, context=32)
     with torch.no_grad():
         pair.model.model.layers[1].post_feedforward_layernorm.weight[5] = 200_000
@@ -179,6 +179,6 @@ def test_a_weight_beyond_float16_that_takes_up_the_scale_starts_below_it(tmp_pat
     with pytest.raises(UserError) as refused:
         build(asking(recipe, "auto"), checkpoint, tmp_path / "dist", verified=False)
     assert str(refused.value) == (
-        "model.layers.1.post_feedforward_layernorm.weight holds 200001, and float16 ends at 65504\n"
+        "model.layers.1.post_feedforward_layernorm.weight holds 200001, and float16 ends at 65,504\n"
         "  export.residual_scale: 0.25 would hold it"
     )

@@ -375,9 +375,9 @@ def huge_constants(model: Any) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Any], object], str]] = {
-    "an operand that nothing gives": (read_nothing, "reads 'nowhere', which nothing before it gives"),
+    "an operand that nothing gives": (read_nothing, "reads 'nowhere', which no operation before it gives"),
     "an opset that is not there": (forget_the_opset, "has nothing for its opset 'CoreML99'"),
-    "a value twice": (give_twice, "gives a value that is there already"),
+    "a value twice": (give_twice, "gives a value that already exists"),
     "a default that is not there": (default_to_nothing, "its default function 'x' is not there"),
     "weights elsewhere": (weights_elsewhere, "lie outside the package"),
     "an offset beyond the file": (offset_beyond, "but the program needs a weight at byte 9223372036854775808"),

@@ -64,7 +64,7 @@ def test_an_mlp_beyond_float16_fails_with_the_scale_by_which_it_passes(name: str
     (stage,) = [stage for stage in failed.value.report.stages if stage.name == "package_float16"]
     (remedy,) = stage.detail["remedies"]
     assert remedy["field"] == "export.mlp_scale"
-    assert remedy["text"].endswith(" is the largest value inside an MLP, and float16 ends at 65504)")
+    assert remedy["text"].endswith(" is the largest value inside an MLP, and float16 ends at 65,504)")
     bundle = build(changed(recipe, mlp_scale=remedy["value"]), checkpoint, tmp_path / "dist")
     assert bundle.report["passed"]
     plain = build(recipe, checkpoint, tmp_path / "plain", verified=False)
@@ -85,7 +85,7 @@ def test_a_norm_of_the_head_beyond_float16_is_refused_with_the_scale_that_holds_
     with pytest.raises(UserError) as refused:
         build(recipe, checkpoint, tmp_path / "dist")
     assert str(refused.value) == (
-        "model.norm.weight holds 100001, and float16 ends at 65504\n  export.head_scale: 0.5 would hold it"
+        "model.norm.weight holds 100001, and float16 ends at 65,504\n  export.head_scale: 0.5 would hold it"
     )
 
 

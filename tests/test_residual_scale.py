@@ -212,8 +212,8 @@ def test_an_overflow_inside_a_block_is_not_blamed_on_the_stream(exported: Export
     (remedy,) = find_remedies(result, subject)
     assert (remedy.field, str(remedy)) == (
         "",
-        "export.residual_scale is no remedy: the largest value of the residual stream is 12, and float16 ends at "
-        "65504; layer_1_scores (rounded) lies inside a block, where no scale of a recipe reaches",
+        "export.residual_scale does not help: the largest value of the residual stream is 12, and float16 ends at "
+        "65,504; layer_1_scores (rounded) lies inside a block, out of reach of any scale",
     )
 
 

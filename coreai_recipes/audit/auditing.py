@@ -195,7 +195,9 @@ class Audited:
         habits = f" without {', '.join(self.without)}" if self.without else ""
         noted = (("NaN", self.nans), ("infinity", self.infinities))
         words = ", ".join(f"{what} in {found[0]}" for what, found in noted if found)
-        unread = [f"left out, for the tokenizer cannot take them: {', '.join(self.left_out)}"] if self.left_out else []
+        unread = (
+            [f"left out, because the tokenizer cannot encode them: {', '.join(self.left_out)}"] if self.left_out else []
+        )
         return [*unread, *small, f"engine{habits}: {words or 'every value is finite'}", *self.decisions()]
 
     def decisions(self) -> list[str]:
@@ -289,7 +291,7 @@ def _audit(
     recipe = bundle.recipe
     texts, left_out = encode(prompts, _tokenizer_of(bundle), recipe.model.vocab_size, recipe.export.context)
     if not texts:
-        raise UserError(f"{place}: none of the prompts can be taken by its tokenizer: {', '.join(left_out)}")
+        raise UserError(f"{place}: its tokenizer cannot encode any of the prompts: {', '.join(left_out)}")
     package = Package(bundle.package, checked=False)
     queries = recipe.export.functions.queries
     drafts = [DRAFT] if DRAFT in package.functions else []

@@ -31,7 +31,7 @@ def run_audits(
     """
     habits_without(without)
     if apply_to is not None and len(targets) > 1:
-        raise UserError(f"--apply {apply_to}: one recipe is written of one audit, but {len(targets)} are asked for")
+        raise UserError(f"--apply {apply_to}: one audit writes one recipe, but {len(targets)} were requested")
     if apply_to is not None and os.path.lexists(apply_to):
         raise UserError(f"{apply_to}: already exists; choose another name with --apply")
     texts = BUILT_IN if prompts is None else read_prompts(prompts)

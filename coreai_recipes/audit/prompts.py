@@ -109,7 +109,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     if not isinstance(entries, list) or not 0 < len(entries) <= MOST_PROMPTS:
         raise UserError(f"{path}: must hold 1 to {MOST_PROMPTS} prompts: a line each, or in .json a list")
     UserError.collect(
-        f"{path}: prompt {number} is no text and no conversation: a conversation is a list of "
+        f"{path}: prompt {number} is neither a text nor a conversation, which is a list of "
         '{"role": ..., "content": ...}'
         for number, entry in enumerate(entries, 1)
         if not _is_prompt(entry)

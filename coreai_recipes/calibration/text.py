@@ -33,7 +33,9 @@ def hold_texts(recipe: Recipe, written: Resolved | None) -> None:
         return
     folder = folder_of(written)
     problems = [
-        Problem((*FIELD, number), "text-missing", f"`{name}`: no such file in {folder}", "it is seen from there")
+        Problem(
+            (*FIELD, number), "text-missing", f"`{name}`: no such file in {folder}", "paths are relative to the recipe"
+        )
         for number, name in enumerate(named)
         if not (folder / name).is_file()
     ]
@@ -63,20 +65,20 @@ def read_windows(
     if unknown_id is not None and found:
         unknown = sum(ids.count(unknown_id) for ids in encoded) / found
     if unknown > MOST_UNKNOWN:
-        raise UserError(f"{NAME}: {unknown:.0%} of its tokens are the tokenizer's unknown one\n  {TO_MEND}")
+        raise UserError(f"{NAME}: {unknown:.0%} of its tokens are the tokenizer's unknown token\n  {TO_MEND}")
     before = _before(backend)
     window = min(WINDOW, context)
     windows = [before + ids for ids in _cut(encoded, window - len(before))][: max(calibration.tokens // window, 1)]
     notes = []
     if (len(windows) * window < calibration.tokens - window + 1 and not is_default) or not windows:
         raise UserError(
-            f"{NAME}: {found:,} tokens, and {calibration.tokens:,} are asked for\n"
-            "  add text, or ask for fewer by `compress.calibration.tokens`"
+            f"{NAME}: {found:,} tokens, but {calibration.tokens:,} are asked for\n"
+            "  add text, or ask for fewer with `compress.calibration.tokens`"
         )
     size = sum(len(text.encode()) for text in texts)
     if found > MANY_TOKENS * size:
         notes.append(
-            f"{NAME}: {found / size:.2f} tokens a byte: the tokenizer was made for other text, and a model of it is "
+            f"{NAME}: {found / size:.2f} tokens per byte: the tokenizer was made for other text, and a model of it is "
             "fitted to this one"
         )
     return windows, tuple(notes)

@@ -12,7 +12,7 @@ from coreai_recipes.commands.options import CheckpointOption, JsonOption, Overri
 def compress(
     recipe: RecipeArgument,
     budget: Annotated[
-        str, typer.Option(metavar="BITS|kl=X", help="Bits a weight of the whole file, or nats of KL divergence.")
+        str, typer.Option(metavar="BITS|kl=X", help="Bits per weight of the whole file, or nats of KL divergence.")
     ],
     checkpoint: CheckpointOption = None,
     out: Annotated[Path | None, out_option("FILE", "Write the recipe to FILE instead of standard output.")] = None,

@@ -14,7 +14,7 @@ def evaluate(
     ],
     checkpoint: CheckpointOption = None,
     window: Annotated[
-        int | None, typer.Option(metavar="N", min=2, help="Tokens of a window; 512, or the context where it is less.")
+        int | None, typer.Option(metavar="N", min=2, help="Tokens per window; 512, or the context if that is less.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

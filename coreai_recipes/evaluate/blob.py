@@ -53,7 +53,7 @@ class BlobFile:
         if start + size > self.size:
             raise EvaluationError(
                 f"{self.path}: is {self.size} bytes, but the weight at byte {offset} ends at byte {start + size}: "
-                "the file is cut short"
+                "the file is truncated"
             )
         # Older writers leave the padding of types below a byte at zero.
         bits = count * ELEMENT_TYPES[element_type].bits

@@ -38,7 +38,7 @@ class Sizes:
         name = str(source)
         kind = self._graph.types[name] if name in self._graph.types else self._graph.states[name]
         if -1 in kind.shape:
-            raise EvaluationError(f"{node.type} {node.name}: a size that only the run decides cannot be counted")
+            raise EvaluationError(f"{node.type} {node.name}: a size that is only known at run time cannot be counted")
         return kind
 
     def operand(self, node: "Node", key: str) -> TensorType:

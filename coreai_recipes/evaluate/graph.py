@@ -85,7 +85,7 @@ def read_graph(package: Package, name: str) -> Graph:
         graph.types.update({result.name: TensorType(result.element_type, result.shape) for result in results})
     missing = [output for output in graph.outputs if output not in graph.types and output not in graph.constants]
     if missing:
-        problems["outputs"] = f"{place}: nothing gives its output {missing[0]!r:.80}"
+        problems["outputs"] = f"{place}: no operation gives its output {missing[0]!r:.80}"
     if problems:
         raise EvaluationError(*problems.values())
     return graph
@@ -110,10 +110,10 @@ def _check_names(node: Node, graph: Graph, place: str) -> None:
 
     unknown = [name for name in node.value_names() if not is_known(name)]
     if unknown:
-        raise EvaluationError(f"{at}: reads {unknown[0]!r:.80}, which nothing before it gives")
+        raise EvaluationError(f"{at}: reads {unknown[0]!r:.80}, which no operation before it gives")
     names = [result.name for result in node.results]
     if len(set(names)) < len(names) or any(map(is_known, names)):
-        raise EvaluationError(f"{at}: gives a value that is there already")
+        raise EvaluationError(f"{at}: gives a value that already exists")
 
 
 def _why_not(operation: Any, node: Node) -> str | None:

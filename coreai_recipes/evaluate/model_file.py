@@ -57,7 +57,7 @@ def parse_program(content: bytes, file: Path, package: Path, only: str) -> Any:
     try:
         model.ParseFromString(content)
     except DecodeError:
-        raise EvaluationError(f"{file}: is cut short or not a Core ML model") from None
+        raise EvaluationError(f"{file}: is truncated, or not a Core ML model") from None
     kind = model.WhichOneof("Type")
     if kind != "mlProgram":
         raise EvaluationError(f"{package}: is not an ML Program but {kind or 'empty'}: {only}")

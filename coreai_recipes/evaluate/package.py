@@ -72,7 +72,7 @@ class Package:
             raise EvaluationError(f"{self.path}: holds a constant of {element_type}, which cannot be evaluated")
         shape = shape_of(value.type.tensorType)
         if UNKNOWN in shape:
-            raise EvaluationError(f"{self.path}: holds a constant of the shape {shape}, which is none")
+            raise EvaluationError(f"{self.path}: holds a constant of the invalid shape {shape}")
         if value.WhichOneof("value") == "blobFileValue":
             blob = self._blob(value.blobFileValue.fileName)
             constant = BlobConstant(element_type, shape, blob, value.blobFileValue.offset)

@@ -104,7 +104,7 @@ def _hold(rule: Rule, context: Context, chip: Chip | None) -> Iterator[Finding]:
     for name, (item, _, chips, count) in unknown.items():
         named = f" on {', '.join(chips)}" if chips and chip is None else ""
         places = f"{count:,} places" if count > 1 else "1 place"
-        message = f"unknown: run audit: {rule.about}{named}: {places} whose ranges nobody knows"
+        message = f"unknown: run audit: {rule.about}{named}: {places} with unknown ranges"
         yield Finding(rule.id, "unknown", name, _printable(item.place), message, rule.source, "recipe audit BUNDLE")
 
 

@@ -53,7 +53,7 @@ def open_subject(path: Path) -> Subject:
     if MANIFEST in names:
         return _open_bundle(path)
     if path.suffix == ".mlmodelc":
-        raise EvaluationError(f"{path}: is compiled; rules are about the .mlpackage or .mlmodel that it was made of")
+        raise EvaluationError(f"{path}: is compiled; lint the .mlpackage or .mlmodel that it was compiled from")
     if path.suffix == ".mlmodel":
         size = len(content := _read_model(path, path.parent))
         return Subject(path.name, [_parse(content, path)], {path.name: size})
@@ -76,7 +76,7 @@ def _open_bundle(folder: Path) -> Subject:
     for program in described.programs:
         package = folder / program.file
         if not package.resolve().is_relative_to(folder.resolve()):
-            raise BundleError(f"{package}: is a link that leads out of the bundle")
+            raise BundleError(f"{package}: is a link to a place outside the bundle")
         opened = open_package(package)
         subject.programs += opened.programs
         subject.files |= {f"{program.file}/{name}": size for name, size in opened.files.items()}
@@ -96,7 +96,7 @@ def _read_model(file: Path, within: Path) -> bytes:
 
 
 def _parse(content: bytes, path: Path) -> Program:
-    model = parse_program(content, path, path, "the rules are about ML Programs")
+    model = parse_program(content, path, path, "only ML Programs can be linted")
     try:
         return read_program(model)
     except EvaluationError as error:

@@ -43,10 +43,10 @@ def _where(findings: Sequence[Document]) -> str:
 def _changes(crossings: Sequence[Document]) -> str:
     """Where the calls of a function change units."""
     if len(crossings) == 1:
-        return f"1 change of unit a call: to the {crossings[0]['to']} at {crossings[0]['place']}"
+        return f"1 change of unit per call: to the {crossings[0]['to']} at {crossings[0]['place']}"
     places = ", ".join(f"to the {each['to']} at {each['place']}" for each in crossings[:3])
     more = f" and {len(crossings) - 3} more" if len(crossings) > 3 else ""
-    return f"{len(crossings)} changes of unit a call: {places}{more}"
+    return f"{len(crossings)} changes of unit per call: {places}{more}"
 
 
 def summary(findings: Sequence[Document]) -> str:

@@ -21,7 +21,7 @@ def bits_over(recipe: Recipe, stored: Parameters) -> str | None:
     return (
         f"compress.budget.bits_per_weight: {stored.bits_per_weight:.4g} bits a weight, "
         f"and {budget.bits_per_weight:g} are allowed\n"
-        f"  {_largest(stored)}: fewer bits there by a rule of `compress`, or fewer for all\n"
+        f"  {_largest(stored)}: use fewer bits there, by a rule of `compress`, or fewer for all\n"
         f"  {_lowest(stored, budget.bits_per_weight)}"
     )
 
@@ -32,8 +32,8 @@ def kl_over(recipe: Recipe, nats: float) -> str | None:
     if budget is None or budget.kl is None or nats <= budget.kl:
         return None
     return (
-        f"compress.budget.kl: {nats:.4g} nats, and {budget.kl:g} are allowed\n"
-        "  more bits or smaller groups for all, or by a rule of `compress` for the matrices that lose most: "
+        f"compress.budget.kl: {nats:.4g} nats, but only {budget.kl:g} are allowed\n"
+        "  use more bits or smaller groups for all, or by a rule of `compress` for the matrices that lose most: "
         f"`recipe compress RECIPE --budget kl={budget.kl:g}` finds them"
     )
 
@@ -47,7 +47,7 @@ def lowest_bits(stored: Parameters) -> float:
 def _lowest(stored: Parameters, allowed: float) -> str:
     lowest = lowest_bits(stored)
     if allowed < lowest:
-        return f"no rules have so few: the lowest is {math.ceil(1000 * lowest) / 1000:g}, palettes of 1 bit for all"
+        return f"no rules reach that: the lowest is {math.ceil(1000 * lowest) / 1000:g}, palettes of 1 bit for all"
     return "`recipe compress RECIPE --budget BITS` finds the rules that lose least; it goes down to 2 bits"
 
 

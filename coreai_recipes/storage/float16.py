@@ -25,7 +25,7 @@ class BeyondFloat16(CheckpointError):
     """A weight that float16 cannot hold: of `tensor`, the largest element of the block that was read."""
 
     def __init__(self, tensor: str, found: float, largest: float) -> None:
-        super().__init__(f"{tensor} holds {found:.7g}, and float16 ends at 65504")
+        super().__init__(f"{tensor} holds {found:.7g}, and float16 ends at 65,504")
         self.tensor, self.largest = tensor, largest
 
 

@@ -18,7 +18,7 @@ def fit_rows(said: Storage, shape: Shape) -> tuple[Storage, str | None]:
     if not isinstance(said, Integers):
         return Float16(), WORDS
     if shape[1] * said.bits % 8:
-        return Float16(), f"rows of {shape[1]} numbers of {said.bits} bits end within a byte"
+        return Float16(), f"rows of {shape[1]} numbers of {said.bits} bits do not end at a byte"
     fitted = replace(said, symmetric=True).fitted(shape)
     return fitted, said.misfit(shape) if said.symmetric else WORDS
 

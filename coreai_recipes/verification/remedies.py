@@ -26,8 +26,8 @@ MOST = 5
 FEWEST_STEPS = 4
 SCALE = "export.residual_scale"
 ENDS = {
-    "package_float16": "float16 ends at 65504",
-    "package_engine": "the engine's products end at 32768, its divisors at 16384",
+    "package_float16": "float16 ends at 65,504",
+    "package_engine": "the engine's products end at 32,768, its divisors at 16,384",
 }
 
 
@@ -67,9 +67,7 @@ def _scale_stream(result: StageResult, subject: Subject) -> Iterator[Remedy]:
         return
     if overflowed and fitting >= scale:
         inside = list(_scale_inside(result, subject))
-        none = (
-            f"{SCALE} is no remedy: {measured}; {overflowed[0]} lies inside a block, where no scale of a recipe reaches"
-        )
+        none = f"{SCALE} does not help: {measured}; {overflowed[0]} lies inside a block, out of reach of any scale"
         yield from inside or [Remedy("", None, none)]
     elif overflowed or fitting > scale:
         why = _why_not_scaled(subject.recipe, fitting)
@@ -95,7 +93,7 @@ def _scale_inside(result: StageResult, subject: Subject) -> Iterator[Remedy]:
                 largest[inside] = max(largest[inside], size)
                 excess[inside] = max(excess[inside], size / of[function][name])
 
-    # Core ML shows nothing inside
+    # Core ML shows no tensors inside the package
     program, tokens = open_program(replace(subject, runtime="evaluator"), "float32"), subject.tokens.sequence
     for call in plan_calls(queries, len(tokens), FEWEST_STEPS):
         run_call(program, tokens, call, set(), recipe, note)
@@ -121,7 +119,7 @@ def _as_the_checkpoint_has_it(result: StageResult, subject: Subject) -> Iterator
     if recipe.reference is None:
         return
     if recipe.model.head.tied and judge_head(checkpoint, recipe.weights.names)[0] == "own":
-        why = "the checkpoint's head is not its table; `recipe build` sets it by itself"
+        why = "the checkpoint's head is not its table; `recipe build` sets this itself"
         yield Remedy("model.head.tied", False, why)
     chosen = None if checkpoint.config.get("model_type") in family_names() else recipe.reference.model_type
     try:

@@ -142,7 +142,7 @@ def check_memory(subject: Subject) -> None:
 def check_names(names: Sequence[str]) -> None:
     """Raise UserError for stages that there are not."""
     UserError.collect(
-        f"there is no stage {name}: the stages are {', '.join(STAGES)}"
+        f"there is no stage {name}; the stages are {', '.join(STAGES)}"
         for name in dict.fromkeys(names)
         if name not in STAGES
     )
@@ -152,7 +152,7 @@ def check_tokens(tokens: Sequence[int], recipe: Recipe) -> tuple[int, ...]:
     """The tokens as the stages take them. Raises UserError when there are none, too many, or one that is unknown."""
     context, vocab_size = recipe.export.context, recipe.model.vocab_size
     if not 0 < len(tokens) <= context:
-        raise UserError(f"{len(tokens)} tokens were given; there must be 1 to {context}, the recipe's context")
+        raise UserError(f"{len(tokens)} tokens were given; 1 to {context} are required, the recipe's context")
     wrong = [token for token in tokens if not 0 <= token < vocab_size]
     if wrong:
         raise UserError(f"the token {wrong[0]} is not in the vocabulary of {vocab_size}")

@@ -152,7 +152,7 @@ def test_words_that_cannot_be_meant_are_refused_before_anything_is_run(bundle: B
     (tmp_path / "there.yaml").write_text("")
     with pytest.raises(UserError, match=r"there\.yaml: already exists; choose another name with --apply"):
         run(bundle.path, apply_to=tmp_path / "there.yaml")
-    with pytest.raises(UserError, match="one recipe is written of one audit, but 2 are asked for"):
+    with pytest.raises(UserError, match="one audit writes one recipe, but 2 were requested"):
         run(bundle.path, bundle.path, apply_to=tmp_path / "new.yaml")
     with pytest.raises(UserError, match=r"--set applies to recipes, and this is already built$"):
         run(bundle.path, overrides=["export.context=32"])

@@ -67,14 +67,14 @@ def test_a_text_that_is_too_short_or_unreadable_is_refused_in_a_sentence(tokeniz
     with pytest.raises(UserError) as short:
         read_windows(said("short.txt"), tokenizer, 4096, tokenizer)
     assert str(short.value) == (
-        "compress.calibration.text: 300 tokens, and 512 are asked for\n"
-        "  add text, or ask for fewer by `compress.calibration.tokens`"
+        "compress.calibration.text: 300 tokens, but 512 are asked for\n"
+        "  add text, or ask for fewer with `compress.calibration.tokens`"
     )
     (tokenizer / "other.txt").write_text("der die das und " * 1000)
     with pytest.raises(UserError) as other:
         read_windows(said("other.txt"), tokenizer, 4096, tokenizer)
     assert str(other.value) == (
-        "compress.calibration.text: 100% of its tokens are the tokenizer's unknown one\n"
+        "compress.calibration.text: 100% of its tokens are the tokenizer's unknown token\n"
         "  name files of text that the model reads, or `calibration: null` for none"
     )
     (tokenizer / "bytes.txt").write_bytes(b"\xff\xfe" * 4000)
@@ -99,7 +99,8 @@ def test_files_are_seen_from_the_recipe_that_names_them(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as error:
         hold_texts(resolved.recipe, resolved)
     assert list(error.value.problems) == [
-        f"{path}:4:23: compress.calibration.text.1: `gone.txt`: no such file in {tmp_path}\n  it is seen from there"
+        f"{path}:4:23: compress.calibration.text.1: `gone.txt`: no such file in {tmp_path}\n"
+        "  paths are relative to the recipe"
     ]
 
 

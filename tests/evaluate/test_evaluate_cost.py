@@ -296,4 +296,4 @@ def test_a_size_that_only_the_run_decides_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(EvaluationError) as error:
         function_costs(path)
-    assert str(error.value) == "relu open: a size that only the run decides cannot be counted"
+    assert str(error.value) == "relu open: a size that is only known at run time cannot be counted"

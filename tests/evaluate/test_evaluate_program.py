@@ -212,7 +212,7 @@ def test_a_model_that_is_cut_short_or_of_another_kind_is_a_sentence(package: Pat
     path = copy_of(package, tmp_path)
     whole = model_file(path).read_bytes()
     model_file(path).write_bytes(whole[: len(whole) // 2])
-    assert problem(lambda: Program(path)) == f"{model_file(path)}: is cut short or not a Core ML model"
+    assert problem(lambda: Program(path)) == f"{model_file(path)}: is truncated, or not a Core ML model"
     model = Model_pb2.Model()
     model.identity.SetInParent()
     model_file(path).write_bytes(model.SerializeToString())
@@ -224,7 +224,7 @@ def test_weights_that_are_missing_short_or_elsewhere_are_a_sentence(package: Pat
     weights = next(path.glob("Data/**/weight.bin"))
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
-    assert "the file is cut short" in problem(lambda: Program(path).function())
+    assert "the file is truncated" in problem(lambda: Program(path).function())
     weights.write_bytes(whole[:70])
     assert "is 70 bytes, but the program needs a weight at byte 64" in problem(lambda: Program(path).function())
     weights.write_bytes(b"\0" * len(whole))

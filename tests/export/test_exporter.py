@@ -101,7 +101,7 @@ def test_a_tied_table_is_stored_once(cache: FragmentCache, made: Any) -> None:
     [
         (float("nan"), "holds NaN"),
         (float("inf"), "holds an infinity"),
-        (-70000.0, "holds -70000, and float16 ends at 65504"),
+        (-70000.0, "holds -70000, and float16 ends at 65,504"),
     ],
 )
 def test_a_weight_that_float16_cannot_hold_is_refused_by_name(

@@ -54,7 +54,7 @@ def test_many_equal_findings_are_one_line_with_a_count(run: Run, tmp_path: Path)
     (line,) = [line for line in out.splitlines() if "no-path" in line]
     assert "main: mod_0 and 2 more" in line
     assert status == 1
-    assert "6 changes of unit a call" in out
+    assert "6 changes of unit per call" in out
 
 
 def test_nothing_but_warnings_is_no_failure(run: Run, tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_what_is_no_program_is_one_sentence(run: Run, tmp_path: Path, gathering:
     (tmp_path / "empty.mlpackage").mkdir()
     says(tmp_path / "empty.mlpackage", ": is not an .mlpackage: it has no Manifest.json")
     (tmp_path / "cut.mlmodel").write_bytes(b"\x08\x09\xff")
-    says(tmp_path / "cut.mlmodel", ": is cut short or not a Core ML model")
+    says(tmp_path / "cut.mlmodel", ": is truncated, or not a Core ML model")
     (tmp_path / "none.mlmodel").write_bytes(b"")
-    says(tmp_path / "none.mlmodel", ": is not an ML Program but empty: the rules are about ML Programs")
+    says(tmp_path / "none.mlmodel", ": is not an ML Program but empty: only ML Programs can be linted")
     says(tmp_path / "gone.mlmodel", ": is not there")
     outside = tmp_path / "outside.mlpackage"
     shutil.copytree(gathering, outside)

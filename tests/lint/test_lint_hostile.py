@@ -83,5 +83,5 @@ def test_a_program_that_reads_what_nothing_gives_is_one_sentence(contents: list[
     with pytest.raises(UserError) as caught:
         open_subject(file)
     assert caught.value.problems == (
-        f"{file}: function 'main': 'gather' reads 'nowhere\\n', which nothing before it gives",
+        f"{file}: function 'main': 'gather' reads 'nowhere\\n', which no operation before it gives",
     )

@@ -130,4 +130,4 @@ def test_palettes_are_not_for_a_host_and_a_pattern_for_all_leaves_it_alone() -> 
         "a host reads rows of float16, int8 or int4, without offsets\n  write `kind: int8` or `kind: int4`"
     )
     odd = Compression.of(with_rule("kind: int4")).choose(PER_LAYER_TABLE, (9, 7))
-    assert (str(odd.storage), odd.why) == ("float16", "rows of 7 numbers of 4 bits end within a byte")
+    assert (str(odd.storage), odd.why) == ("float16", "rows of 7 numbers of 4 bits do not end at a byte")

@@ -17,7 +17,7 @@ PALETTES = "compress.default={kind: palettize, bits: 4}"
 SAID = (
     "compress.budget.bits_per_weight: 4.466 bits a weight, and 4.4 are allowed\n"
     "  of the bytes take embedding 29% at 6.11 bits, layers.*.mlp.gate 18% at 4.03 bits, layers.*.mlp.up 18% at 4.03 "
-    "bits: fewer bits there by a rule of `compress`, or fewer for all\n"
+    "bits: use fewer bits there, by a rule of `compress`, or fewer for all\n"
     "  `recipe compress RECIPE --budget BITS` finds the rules that lose least; it goes down to 2 bits\n"
 )
 
@@ -57,7 +57,7 @@ def test_within_a_budget_nothing_is_said() -> None:
     recipe = load_recipe("tiny-llama", [PALETTES, "compress.budget={bits_per_weight: 8, kl: 0.1}"])
     assert bits_over(recipe, stored_parameters([build_decoder(recipe)])) is None
     assert kl_over(recipe, 0.1) is None
-    assert (kl_over(recipe, 0.11) or "").startswith("compress.budget.kl: 0.11 nats, and 0.1 are allowed\n")
+    assert (kl_over(recipe, 0.11) or "").startswith("compress.budget.kl: 0.11 nats, but only 0.1 are allowed\n")
     assert kl_over(recipe, float("nan")) is not None
     assert kl_over(load_recipe("tiny-llama", [PALETTES]), 5.0) is None
 

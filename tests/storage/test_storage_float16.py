@@ -63,4 +63,4 @@ def test_a_value_outside_float16_is_refused_by_tensor(dtype, value, said):
     block[500] = value
     with pytest.raises(CheckpointError) as caught:
         to_float16(block, "lm_head.weight")
-    assert str(caught.value) == f"lm_head.weight holds {said}, and float16 ends at 65504"
+    assert str(caught.value) == f"lm_head.weight holds {said}, and float16 ends at 65,504"

@@ -89,7 +89,7 @@ def test_a_stream_that_float16_holds_and_the_engine_does_not_fails_and_the_scale
     assert wrong == f"NaN in {engine.detail['nans'][0]}, infinity in {engine.detail['overflowed'][0]}"
     (remedy,) = engine.detail["remedies"]
     assert (remedy["field"], remedy["value"]) == ("export.residual_scale", 0.25)
-    assert remedy["text"].endswith("and the engine's products end at 32768, its divisors at 16384)")
+    assert remedy["text"].endswith("and the engine's products end at 32,768, its divisors at 16,384)")
     (mended,) = stages(*scaled(0.25), "package_engine")
     assert (mended.passed, mended.detail["nans"], mended.detail["overflowed"]) == (True, [], [])
     assert mended.detail["engine"]["top_1"] > 0.9

@@ -97,7 +97,7 @@ def test_the_first_below_is_the_first_in_order_not_the_worst() -> None:
 
 def test_without_a_checkpoint_nothing_is_verified(tiny_llama: Saved) -> None:
     report = run_stages(tiny_llama[0], None, None, require=["rotary"])
-    missing = "no checkpoint at hand: give --checkpoint SRC"
+    missing = "no checkpoint: pass one with --checkpoint SRC"
     skipped = [stage.skipped for stage in report.stages]
     assert skipped == [missing, missing, "no package", "no package", "no package", missing, missing, missing]
     assert report.stages[0].passed is False, "required, and skipped"
@@ -122,8 +122,8 @@ def test_unknown_stages_are_refused_with_those_there_are(tiny_llama: Saved) -> N
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([], "0 tokens were given; there must be 1 to 256, the recipe's context"),
-        ([0] * 257, "257 tokens were given; there must be 1 to 256, the recipe's context"),
+        ([], "0 tokens were given; 1 to 256 are required, the recipe's context"),
+        ([0] * 257, "257 tokens were given; 1 to 256 are required, the recipe's context"),
         ([5, 512], "the token 512 is not in the vocabulary of 512"),
     ],
 )

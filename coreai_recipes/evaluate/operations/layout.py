@@ -33,7 +33,7 @@ def prepare_reshape(call: Call) -> Kernel:
 def prepare_reshape_like(call: Call) -> Kernel:
     """Sizes of reference tensors `begins[i]:ends[i]`, one after the other."""
     if -1 in call.result_shape:
-        call.fail("a shape that only the run decides cannot be evaluated")
+        call.fail("a shape that is only known at run time cannot be evaluated")
     shape = call.result_shape
     return unary(call, lambda x: x.reshape(shape))
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from coreai_recipes.verification.report import StageResult
 from coreai_recipes.verification.subject import Subject
 
-NO_CHECKPOINT = "no checkpoint at hand: give --checkpoint SRC"
+NO_CHECKPOINT = "no checkpoint: pass one with --checkpoint SRC"
 NO_REFERENCE = "the recipe has no reference"
 NO_PACKAGE = "no package"
 

@@ -45,7 +45,7 @@ PACKAGE_PSNR_FLOOR, PACKAGE_SNR_MIN_FLOOR = 90.0, 70.0
 PLACES = 6
 LONGEST = 1500  # positions of random caches: beyond every window that is known
 NO_DRAFT = "no draft in this recipe"
-NO_DRAFT_CHECKPOINT = "no checkpoint of the draft at hand: give --draft SRC"
+NO_DRAFT_CHECKPOINT = "no checkpoint of the draft: pass one with --draft SRC"
 
 
 def run(subject: Subject) -> StageResult:

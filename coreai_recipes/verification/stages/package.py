@@ -21,7 +21,7 @@ from coreai_recipes.verification.ties import TIE, agreeing_with
 NAME = "package"
 PSNR_FLOOR, SNR_MIN_FLOOR = 90.0, 70.0
 DECODE_STEPS = 16
-NOTHING_INSIDE = "Core ML shows nothing inside; its logits are in package_float16"
+NOTHING_INSIDE = "Core ML shows no tensors inside the package; its logits are in package_float16"
 
 
 def run(subject: Subject) -> StageResult:

@@ -25,7 +25,7 @@ MOST_NAMED = 10
 
 def run(subject: Subject) -> StageResult:
     if subject.runtime == "coreml":
-        return skip(NAME, "Core ML has its own habits: package_float16 is on it")
+        return skip(NAME, "Core ML has its own habits; package_float16 runs on it")
     halves = in_float16(subject)
     theirs = subject.as_stored() if subject.compresses else subject.reference()
     judged = run_package(subject, "engine", first_calls(halves, affordable(subject, "engine")), STATED)

@@ -56,7 +56,7 @@ def run(subject: Subject) -> StageResult:
     stage `compressed` to say: transformers, in float32 and in float16, is then given these same weights.
     """
     if subject.runtime == "coreml" and subject.recipe.export.outputs == "ids":
-        return skip(NAME, "Core ML shows nothing inside, and the package gives ids")
+        return skip(NAME, "Core ML shows no tensors inside the package, and the package returns ids")
     ids, exchange = subject.tokens.sequence, subject.exchange() if subject.compresses else None
 
     def theirs(dtype: torch.dtype) -> Tensor:

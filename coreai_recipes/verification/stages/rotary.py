@@ -25,7 +25,7 @@ def run(subject: Subject) -> StageResult:
     notes: dict[str, str] = {}
     for name in dict.fromkeys(kinds):
         if isinstance(subject.recipe.model.kinds[name].rotary, NoRotary):
-            notes[name] = "does not turn; its q and k are compared in stage torch"
+            notes[name] = "does not rotate; stage torch compares its q and k"
             continue
         try:
             found = [_compare(reference, decoder, name, kinds.index(name), positions, dtype) for dtype in DTYPES]
