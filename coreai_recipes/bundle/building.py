@@ -104,7 +104,8 @@ def build(
     elif draft is not None:
         _hold_storage_rules(recipe, resolved)  # they may name the draft's matrices, which its config describes
     recipe, measures, why_one = start_scale(recipe, verified)
-    notes = tuple(each for each in (note, small, why_one) if each)
+    packing = None if source.packing is None else f"weights are dequantised from {source.packing}"
+    notes = tuple(each for each in (packing, note, small, why_one) if each)
     composed = compose(recipe, sources)
     source.check_tokenizer(recipe.model.vocab_size)
     with staged_folder(target) as folder:

@@ -108,6 +108,11 @@ class Checkpoint(ABC):
         return stated_flag(self.config) is False
 
     @property
+    def packing(self) -> str | None:
+        """What the weights are dequantised from while they are read, None where they are stored as they are."""
+        return None
+
+    @property
     def place(self) -> str:
         """How every error about this checkpoint begins."""
         return f"checkpoint {self.path}"

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from coreai_recipes.checkpoint.base import TensorInfo, Unread
 from coreai_recipes.checkpoint.older_vocabularies import MERGES, OLDER
-from coreai_recipes.checkpoint.packing import find_foreign, unpack
+from coreai_recipes.checkpoint.packing import describe_packing, find_foreign, unpack
 from coreai_recipes.checkpoint.safetensors import PICKLE_REASON, PICKLE_SUFFIXES, read_index, why_no_shard
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, HeaderTensor, check_length, parse_header
 from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_settings
@@ -87,8 +87,12 @@ class HubHeaders(Unread):
             if not isinstance(header, HeaderError)
             for name, entry in header.items()
         }
-        CheckpointError.collect(f"{self.place}: {why}" for why in (find_foreign(stored),) if why)
-        self.tensors, _ = unpack(stored, self.config)
+        self.tensors, self._packed = unpack(stored, self.config)
+        CheckpointError.collect(f"{self.place}: {why}" for why in (find_foreign(self.tensors),) if why)
+
+    @property
+    def packing(self) -> str | None:
+        return describe_packing(self._packed)
 
     @property
     def place(self) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
-from coreai_recipes.checkpoint.packing import FP8, SCALE, find_foreign, unpack
+from coreai_recipes.checkpoint.packing import FP8, SCALE, describe_packing, find_foreign, unpack
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, StoredFile, read_header
 from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object, read_settings
 from coreai_recipes.errors import CheckpointError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 2 << 20
 FLOAT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 INTEGER_DTYPES = {"I64": "int64", "I32": "int32"}  # no weights, but lists of tokens are stored so
-PART_DTYPES = {"U8": "uint8", "F8_E4M3": "uint8"}  # of which packing makes floats
+PART_DTYPES = {"U8": "uint8", "F8_E4M3": "uint8", "I8": "int8", "U32": "int32"}  # of which packing makes floats
 
 MOST_INDEXED = 1 << 18  # over all shards; Kimi K2, with 384 experts in 61 layers, has 140,000
 
@@ -56,9 +56,14 @@ class SafetensorsCheckpoint(Checkpoint):
         index = self._locate_files(problems)
         self._stored = self._list_tensors(index, problems)
         self.config = self._read_config(problems)
-        problems += [why] if (why := find_foreign(self._stored)) else []
-        self.tensors, self._packed = unpack(self._stored, self.config)
+        # what does not hold together yet is not read further
+        self.tensors, self._packed = unpack(self._stored, self.config, None if problems else self._read_stored)
+        problems += [why] if (why := find_foreign(self.tensors)) else []
         CheckpointError.collect(f"{self.place}: {problem}" for problem in problems)
+
+    @property
+    def packing(self) -> str | None:
+        return describe_packing(self._packed)
 
     @property
     def place(self) -> str:

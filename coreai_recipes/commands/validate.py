@@ -68,4 +68,5 @@ def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
     recipe, note = settle_head(recipe, source)
     bind_weights(build_decoder(recipe), source)
     source.check_tokenizer(recipe.model.vocab_size)
-    return [*left_out(source.config), *((note,) if note else ())]
+    packing = [] if source.packing is None else [f"weights are dequantised from {source.packing}"]
+    return [*left_out(source.config), *packing, *((note,) if note else ())]

@@ -25,7 +25,7 @@ OF_DRAFT = "its own config.json, without transformers 5.23's check that refuses 
 OF_TOKENIZER = {"tokenizer": "transformers' AutoTokenizer of the checkpoint's own files"}
 OUR_MODULE = {"config": "the recipe, as stage torch compares it", "tensors": "our own module's, as stored"}
 # what a quantised checkpoint says about itself: its tensors come to us as floats
-DROPPED = ("model_type", "quantization_config", "auto_map")
+DROPPED = ("model_type", "quantization_config", "quantization", "auto_map")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def describe_reference(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]
     """What the report says of the reference: `config` and `tensors`, and the exceptions."""
     if recipe.reference is None:
         return {"config": "none: the recipe says reference: null", "tensors": "our own module's, as stored"}
-    return make_config(recipe, checkpoint)[1].to_json()
+    packing = {} if checkpoint.packing is None else {"dequantised_from": checkpoint.packing}
+    return make_config(recipe, checkpoint)[1].to_json() | packing
 
 
 def make_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:

@@ -158,19 +158,14 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_interleaved": True}, "rope_interleaved: true: " + needs("an interleaved rotary in this family")),
     (
         "llama",
-        {"quantization_config": {"group_size": 64, "bits": 4}},
-        f"quantization_config: a mapping: weights that are packed so are not read{OTHER_WEIGHTS}",
-    ),
-    (
-        "llama",
-        {"quantization": {"group_size": 64, "bits": 4}},
-        f"quantization: a mapping: quantised by MLX, whose packed weights are not read{OTHER_WEIGHTS}",
+        {"quantization_config": "4 bits"},
+        f'quantization_config: "4 bits": weights that are packed so are not read{OTHER_WEIGHTS}',
     ),
     ("llama", {"compression_config": {"format": "pack-quantized"}}, f"compression_config: {NOT_UNDERSTOOD}"),
     (
         "llama",
-        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-        f'quantization_config.quant_method: "gptq": weights that are packed so are not read{OTHER_WEIGHTS}',
+        {"quantization_config": {"quant_method": "aqlm", "bits": 2}},
+        f'quantization_config.quant_method: "aqlm": weights that are packed so are not read{OTHER_WEIGHTS}',
     ),
     ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder: true: " + needs("an encoder")),
     (

@@ -160,8 +160,8 @@ def shown(value: Any) -> str:
 
 
 def _judge_irrelevant(name: str, value: Any, entry: Irrelevant) -> Iterator[str]:
-    if entry.key is not None and isinstance(value, Mapping) and entry.key in value:
-        name, value = f"{name}.{entry.key}", value[entry.key]
+    if entry.key is not None and isinstance(value, Mapping):
+        name, value = f"{name}.{entry.key}", value.get(entry.key)
     if entry.each is not None and isinstance(value, list):
         fits = all(one == entry.each for one in value)
     elif entry.each is not None:
