@@ -186,8 +186,8 @@ class Family(Rule):
 class Irrelevant(Rule):
     """A field that makes no difference to logits: why, and the values for which that holds when not for all; with `key`
     it may be a mapping, whose entry of that name is judged, null where it has none; with `each` a list whose entries
-    are all that. Of any other value `needs` says what a recipe lacks, or `otherwise` what is wrong. `seen` is a released
-    checkpoint whose config has it."""
+    are all that. Of any other value `needs` says what a recipe lacks, or `otherwise` what is wrong. `seen` is a
+    released checkpoint whose config has it."""
 
     why: str
     key: str | None = None
