@@ -239,7 +239,7 @@ class _Reading:
         if value is None:
             raise EvaluationError(
                 f"function {self.function.name!r:.80}: {operation.type!r:.80} reads {binding.name!r:.80}, which "
-                "nothing before it gives"
+                "no operation before it gives"
             )
         return value
 

@@ -54,7 +54,8 @@ def summary(findings: Sequence[Document]) -> str:
     worst: dict[str, str] = {}
     for finding in findings:
         worst.setdefault(finding["id"], finding["level"])
-    return ", ".join(f"{[*worst.values()].count(level)} {name}" for level, name in LEVELS.items())
+    counts = ((level, [*worst.values()].count(level), name) for level, name in LEVELS.items())
+    return ", ".join(f"{n} {level if n == 1 and name == level + 's' else name}" for level, n, name in counts)
 
 
 def print_rule(rule: Document) -> None:

@@ -51,7 +51,7 @@ class Origin:
 def describe_reference(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
     """What the report says of the reference: `config` and `tensors`, and the exceptions."""
     if recipe.reference is None:
-        return {"config": "none: the recipe says reference: null", "tensors": "our own module's, as stored"}
+        return {"config": "none (reference: null)", "tensors": "our own module's, as stored"}
     packing = {} if checkpoint.packing is None else {"dequantised_from": checkpoint.packing}
     return make_config(recipe, checkpoint)[1].to_json() | packing
 

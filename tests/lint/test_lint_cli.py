@@ -60,7 +60,7 @@ def test_many_equal_findings_are_one_line_with_a_count(run: Run, tmp_path: Path)
 def test_nothing_but_warnings_is_no_failure(run: Run, tmp_path: Path) -> None:
     status, out, _ = run("lint", saved(tmp_path, CASES["softplus"][0]))
     assert status == 0
-    assert "1 warnings" in out.splitlines()[-1]
+    assert "1 warning," in out.splitlines()[-1]
 
 
 def test_a_rule_for_some_chips_is_their_error_and_elsewhere_a_warning_that_names_them(run: Run, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_the_exceptions_are_named(tiny_llama: Saved, tiny_package: Path) -> None
     assert made_up.detail["reference"] == {"config": "of the recipe (not independent)", "tensors": "random"}
     alone = recipe.model_copy(update={"reference": None})
     (package,) = run_stages(alone, checkpoint, tiny_package, stages=["package"]).stages
-    assert package.detail["reference"]["config"] == "none: the recipe says reference: null"
+    assert package.detail["reference"]["config"] == "none (reference: null)"
 
 
 def test_a_failing_stage_says_what_the_checkpoint_has(
