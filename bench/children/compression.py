@@ -35,7 +35,7 @@ from coreai_recipes.verification.loss import Loss, logits_of_decoder, measure_lo
 from coreai_recipes.weights.binding import Binding
 
 NAME = "gemma4-tiny"
-WINDOW, WINDOWS, SEEN = 512, 6, 24
+WINDOW, WINDOWS, SEEN = 512, 6, 32
 BUDGETS = (3.06, 4.06, 4.5, 5.0, 6.25)
 GROUP = 16
 

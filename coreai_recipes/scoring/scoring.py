@@ -125,11 +125,11 @@ def evaluate(
     size = choose_window(recipe, window)
     cut = cut_texts(texts, BundleTokenizer(bundle.path), recipe.model.vocab_size, size)
     held = _reference(bundle, checkpoint)
+    from coreai_recipes.decoder.model import count_parameters
     from coreai_recipes.verification.loss import logits_of_decoder, logits_of_reference, measure_loss
     from coreai_recipes.verification.packaged import packaged_decoder
+    from coreai_recipes.verification.run import threads_for
 
-    ours = logits_of_decoder(recipe, packaged_decoder(recipe, bundle.package))
-    theirs = None if held.source is None else logits_of_reference(recipe, held.source)
     done, total = 0, sum(len(text.windows) for text in cut)
 
     def note() -> None:
@@ -139,7 +139,10 @@ def evaluate(
         if progress is not None:
             progress("windows", done, total)
 
-    scored = tuple(Scored(text, measure_loss(text.windows, ours, theirs, note)) for text in cut)
+    with threads_for(4 * count_parameters(recipe)):
+        ours = logits_of_decoder(recipe, packaged_decoder(recipe, bundle.package))
+        theirs = None if held.source is None else logits_of_reference(recipe, held.source)
+        scored = tuple(Scored(text, measure_loss(text.windows, ours, theirs, note)) for text in cut)
     held.finish()
     verified = bool(bundle.report.get("passed"))
     return Evaluated(str(bundle.path), size, recipe.export.context, _weights(recipe), scored, held.reason, verified)

@@ -51,7 +51,7 @@ def run_stages(
 def run_on(subject: Subject, wanted: Sequence[str], require: Sequence[str] = ()) -> Report:
     """Run the stages `wanted` on what may have been through others already."""
     results = []
-    with _threads_for(subject):
+    with threads_for(subject.float32_bytes):
         for name in wanted:
             result = run_stage(name, subject)
             if result.skipped and name in require:
@@ -61,7 +61,7 @@ def run_on(subject: Subject, wanted: Sequence[str], require: Sequence[str] = ())
 
 
 @contextmanager
-def _threads_for(subject: Subject) -> Iterator[None]:
+def threads_for(float32_bytes: int) -> Iterator[None]:
     """One thread for a small model: its operations are too short to be shared, and waiting threads spin.
 
     On two busy cores gemma4-tiny's stages took ten times the processor seconds with two threads.
@@ -69,7 +69,7 @@ def _threads_for(subject: Subject) -> Iterator[None]:
     import torch
 
     threads = torch.get_num_threads()
-    if subject.float32_bytes < SMALL_BYTES:
+    if float32_bytes < SMALL_BYTES:
         torch.set_num_threads(1)
     try:
         yield
