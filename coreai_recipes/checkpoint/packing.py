@@ -142,7 +142,7 @@ def unpack(
 
 def describe_packing(packed: Mapping[str, Packed]) -> str | None:
     """What the weights are dequantised from, None where they are stored as they are."""
-    forms = Counter(each.info.dtype if each.packer != each.info.dtype else each.packer for each in packed.values())
+    forms = Counter("FP8" if isinstance(each, PackedFP8) else each.info.dtype for each in packed.values())
     return " and ".join(f"{form} ({count})" for form, count in forms.most_common()) or None
 
 

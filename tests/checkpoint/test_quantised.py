@@ -91,6 +91,17 @@ def test_a_group_that_there_is_not_is_refused(tmp_path: Path) -> None:
         ours.read("m.weight")
 
 
+def test_fp8_of_the_model_optimizer_is_multiplied_by_its_one_scale(tmp_path: Path) -> None:
+    """Its unified checkpoints: weight in F8_E4M3, weight_scale and input_scale one float32 each."""
+    small = (torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) * 40).to(torch.float8_e4m3fn)
+    tensors = {"m.weight": small, "m.weight_scale": torch.tensor(0.0123), "m.input_scale": torch.tensor(0.5)}
+    config = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}}
+    ours = opened(tmp_path, tensors, config)
+    assert ours.tensors.keys() == {"m.weight"}
+    assert torch.equal(ours.read("m.weight"), small.float() * torch.tensor(0.0123))
+    assert ours.packing == "FP8 (1)"
+
+
 def in_mlx(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
     """By mlx.core.quantize's own description, in groups of 32: number * scale + bias."""
     groups = matrix.float().unflatten(1, (-1, 32))  # type: ignore[no-untyped-call]
