@@ -19,7 +19,7 @@ def compress(
     overrides: OverridesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the recipe with the rules of `compress` that lose least within a budget."""
+    """Find the rules of `compress` that lose least within a budget, and write the recipe."""
     from coreai_recipes.report import console
     from coreai_recipes.search.command import read_budget, run_search, write_recipe_file
 

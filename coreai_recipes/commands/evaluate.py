@@ -18,7 +18,7 @@ def evaluate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Perplexity of a bundle on text files; with its checkpoint, KL divergence from transformers in float32 too."""
+    """Measure a bundle's perplexity on text files and, with its checkpoint, its KL divergence from transformers."""
     from coreai_recipes.bundle import Bundle
     from coreai_recipes.commands.opening import find_bundle
     from coreai_recipes.report import console
