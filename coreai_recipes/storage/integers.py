@@ -97,8 +97,9 @@ class Integers(Storage):
     ) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.uint8]]:
         """Data (rows, width) as stored, two's complement where symmetric; scales and offsets (rows, scales of a row).
 
-        Of 4 bits the scale is that of several with the least squared error, a column's as important as `importance`
-        (width,) says.
+        What is whole numbers times a scale already, as a checkpoint's that was quantised in such blocks, is given back
+        exactly. Of 4 bits the scale is that of several with the least squared error, a column's as important as
+        `importance` (width,) says.
         """
         from coreai_recipes.storage.kernels import quantize_blocks
 
@@ -108,6 +109,7 @@ class Integers(Storage):
         scales, offsets = self.candidates(blocks, shares)
         counted = np.ones(rows.shape[1], np.float32) if importance is None else importance
         low, high = self.ends
+        scales, offsets = _with_grids(blocks, low, high, scales, offsets)
         data, chosen = np.empty(blocks.shape, np.uint8), np.empty(len(blocks), np.int64)
         quantize_blocks(blocks, counted.reshape(-1, size), scales, offsets, low, high, data, chosen)
         data &= np.uint8((1 << self.bits) - 1)
@@ -148,6 +150,20 @@ class Integers(Storage):
         if self.symmetric:
             values[values >= 1 << self.bits - 1] -= 1 << self.bits
         return values
+
+
+def _with_grids(
+    blocks: NDArray[np.float32], low: int, high: int, scales: NDArray[np.float32], offsets: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Candidates (blocks, tries) and one more, where some blocks are whole numbers of a scale."""
+    from coreai_recipes.storage.kernels import find_grids
+
+    grid, offset = np.empty(len(blocks), np.float32), np.empty(len(blocks), np.float32)
+    find_grids(blocks, low, high, grid, offset)
+    if not grid.any():
+        return scales, offsets
+    last_scale, last_offset = np.where(grid > 0, grid, scales[:, 0]), np.where(grid > 0, offset, offsets[:, 0])
+    return np.concatenate((scales, last_scale[:, None]), 1), np.concatenate((offsets, last_offset[:, None]), 1)
 
 
 def _checked(blocks: Iterable[Tensor], width: int, tensor: str) -> Iterator[NDArray[np.float32]]:

@@ -20,6 +20,8 @@ REACH = 32  # values on either side of an end that the second programme tries
 MOST_ROUNDS = 6
 MOST_STEPS = 100
 LARGEST = np.float32(65504)  # of float16
+UNITS = 2.0**24  # of float16's smallest number in 1: all of its numbers are whole ones
+MANTISSAS = 1 << 11
 
 
 def kernel(function: Any) -> Any:
@@ -248,6 +250,40 @@ def unpack_eights(packed, bits, numbers):  # type: ignore[no-untyped-def]
             word |= np.uint64(packed[bits * eight + i]) << np.uint64(8 * i)
         for i in range(8):
             numbers[8 * eight + i] = (word >> np.uint64(bits * i)) & np.uint64((1 << bits) - 1)
+
+
+@kernel
+def find_grids(blocks, low, high, scales, offsets):  # type: ignore[no-untyped-def]
+    """scales (blocks,) float32 with which each block of (blocks, n) is whole numbers low..high exactly, as of a
+    checkpoint that was quantised so, and offsets that make them so where low is 0; a scale is 0 where there is none."""
+    levels = high - low
+    for block in range(len(blocks)):
+        scales[block], offsets[block] = 0, 0
+        step, least, most, is_grid = np.int64(0), np.int64(0), np.int64(0), True
+        for i in range(blocks.shape[1]):
+            exact = np.float64(blocks[block, i]) * UNITS
+            units = np.int64(exact)
+            least, most = min(least, units), max(most, units)
+            rest = abs(units)
+            while rest:
+                step, rest = rest, step % rest
+            if np.float64(units) != exact or most - least > levels * step:
+                is_grid = False
+                break
+        if not is_grid or step == 0:
+            continue
+        for parts in range(1, levels + 1):  # of a step that float16 does not hold a part may be one that it does
+            scale = step // parts
+            mantissa = scale
+            while mantissa & 1 == 0:
+                mantissa >>= 1
+            lowest = least // scale if low else 0
+            if most // scale - (0 if low else least // scale) > high or lowest < low:
+                break
+            if scale * parts == step and mantissa < MANTISSAS:
+                scales[block] = scale / UNITS
+                offsets[block] = 0 if low else -(least // scale)
+                break
 
 
 @kernel

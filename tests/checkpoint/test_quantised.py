@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.storage.integers import Integers
 
 FILES = sorted((Path(__file__).parent / "quantised").glob("*.safetensors"))
 
@@ -47,6 +48,27 @@ def test_a_matrix_is_what_its_own_library_makes_of_it(file: Path, tmp_path: Path
     assert torch.equal(ours.read("m.weight", range(5, 31)), found[5:31])
     assert ours.packing is not None
     assert ours.packing.endswith(" (1)")
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("gptq-4", Integers(4, 16, symmetric=False)),
+        ("gptq-8", Integers(8, 16, symmetric=False)),
+        ("awq", Integers(4, 16, symmetric=False)),
+        ("compressed-tensors-w4a16", Integers(4, 16)),
+        ("compressed-tensors-w4a16-asym", Integers(4, 16, symmetric=False)),
+        ("compressed-tensors-w8-channel", Integers(8)),
+    ],
+)
+def test_a_matrix_in_blocks_of_the_same_form_is_carried_over_to_the_bit(
+    name: str, form: Integers, tmp_path: Path
+) -> None:
+    tensors, expected, config = parts_of(next(file for file in FILES if file.stem == name))
+    found = opened(tmp_path, tensors, config).read("m.weight")
+    stored = form.as_stored(found, "m.weight")
+    assert torch.equal(stored, found.half().float())
+    assert torch.equal(stored.to(expected.dtype), expected)
 
 
 def tampered(name: str, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
