@@ -73,7 +73,7 @@ def test_a_tensor_of_the_text_part_that_the_recipe_lacks_is_not_left_out(wrapped
     with pytest.raises(CheckpointError) as caught:
         bind_weights(build_decoder(recipe), open_checkpoint(folder))
     assert caught.value.problems == (
-        f"checkpoint {folder}: {stray} (3,) is extra: the weight names `gemma4` have no such parameter",
+        f"checkpoint {folder}: {stray} (3,) is extra: the weight names `gemma4` do not list it",
     )
 
 

@@ -242,7 +242,7 @@ def test_an_mlp_that_says_its_sizes_in_its_own_words_is_planned(example: Path, r
     (cost,) = [row["bytes"] for row in plan["costs"] if row["what"] == "weights of `full`"]
     assert 1 < cost / (2 * 4 * 2 * 70000 * 96) < 1.1
     (wide,) = {row["message"] for row in plan["findings"] if row["id"] == "chan-64k" and row["function"] == "decode"}
-    assert wide == "conv gives (1, 70000, 1, 1): 70,000 channels, and 65,536 is the most"
+    assert wide == "conv gives (1, 70000, 1, 1): 70,000 channels, and 65,536 is the maximum"
     assert run("list")[0] == 0
 
 

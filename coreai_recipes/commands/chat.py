@@ -9,6 +9,7 @@ import typer
 from coreai_recipes.commands.opening import open_bundle
 from coreai_recipes.commands.options import (
     BundleArgument,
+    GuessOption,
     MinPOption,
     PenaltyOption,
     RuntimeOption,
@@ -42,6 +43,7 @@ def chat(
     bundle: BundleArgument,
     system: SystemOption = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 512,
+    draft: GuessOption = False,
     template: TemplateOption = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -61,7 +63,14 @@ def chat(
     stop = [check_text(text, "--stop") for text in stop or ()]
     model = open_bundle(bundle, runtime)
     talk = Chat(
-        model, system=system, sampler=sampler, max_tokens=max_tokens, template=named, variables=variables, stop=stop
+        model,
+        system=system,
+        sampler=sampler,
+        max_tokens=max_tokens,
+        template=named,
+        variables=variables,
+        stop=stop,
+        draft=draft,
     )
     typed = sys.stdin is not None and sys.stdin.isatty()
     if typed:

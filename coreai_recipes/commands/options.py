@@ -53,6 +53,9 @@ TemplateOption = Annotated[
         help="The chat template's name, or a variable for it, as in enable_thinking=false. Repeatable.",
     ),
 ]
+GuessOption = Annotated[
+    bool, typer.Option("--draft", help="Speed up answers with the bundle's draft model; the text stays the same.")
+]
 SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system message.")]
 TemperatureOption = Annotated[
     float, typer.Option("--temperature", metavar="T", min=0.0, help="Sampling temperature; 0 is greedy.")

@@ -10,6 +10,7 @@ from coreai_recipes.commands.messages import read_messages
 from coreai_recipes.commands.opening import open_bundle
 from coreai_recipes.commands.options import (
     BundleArgument,
+    GuessOption,
     JsonOption,
     MinPOption,
     PenaltyOption,
@@ -40,10 +41,7 @@ def run(
     ] = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 256,
     system: SystemOption = None,
-    draft: Annotated[
-        bool,
-        typer.Option("--draft", help="Speed up the answer with the bundle's draft model; the text stays the same."),
-    ] = False,
+    draft: GuessOption = False,
     raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     template: TemplateOption = None,
     temperature: TemperatureOption = 0.0,

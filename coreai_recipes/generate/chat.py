@@ -11,7 +11,8 @@ from coreai_recipes.generate.sampling import Sampler
 class Chat:
     """`messages` is the history. A turn enters it when its answer ends; one that was interrupted, with what it had.
 
-    `template` names one of several chat templates. Raises UserError for `system` where the tokenizer has no chat
+    `template` names one of several chat templates; `draft` lets the bundle's draft guess ahead. Raises UserError for
+    a draft that is not there, for `system` where the tokenizer has no chat
     template, and for a template that must be named or is not there.
     """
 
@@ -24,12 +25,15 @@ class Chat:
         template: str | None = None,
         variables: Mapping[str, Any] | None = None,
         stop: Sequence[str] = (),
+        draft: bool = False,
     ) -> None:
         model.tokenizer.check_template(template, variables)
         check_system(model, system)
+        if draft:
+            model.check_draft()
         self.messages: list[dict[str, str]] = system_messages(system)
         self._model = model
-        self._template, self._variables, self._stop = template, variables, stop
+        self._template, self._variables, self._stop, self._draft = template, variables, stop, draft
         self._sampler = sampler or Sampler()
         self._max_tokens = max_tokens
         self._latest: Answer | None = None
@@ -64,6 +68,6 @@ class Chat:
 
         prompt_ids = self._model.tokenizer.encode_chat(asked, self._template, self._variables)
         self._latest = Answer(
-            self._model, prompt_ids, self._max_tokens, self._sampler, on_end=remember, stop=self._stop
+            self._model, prompt_ids, self._max_tokens, self._sampler, remember, self._draft, self._stop
         )
         return self._latest

@@ -130,7 +130,7 @@ class NameTable:
             match = re.fullmatch(pattern, tensor)
             if match:
                 return f"the recipe has no {parameter.replace('{i}', match[1] if match.groups() else '')}"
-        return f"the weight names `{self.name}` have no such parameter"
+        return f"the weight names `{self.name}` do not list it"
 
 
 def load_names(names: str) -> NameTable:

@@ -1,5 +1,6 @@
 """Real small packages, built from random transformers models, against transformers' own generate."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,3 +145,18 @@ def test_only_the_functions_that_are_needed_are_called(
     monkeypatch.setattr(SavedProgram, "call", count)
     list(answer(opened(bundle), "a" * 17, raw=True, max_tokens=3))
     assert calls == ["prefill", "prefill", "decode", "decode", "decode"]
+
+
+def test_a_draft_guesses_in_every_turn_of_a_chat(gemma4_tiny_bundle: Path) -> None:
+    """The second turn goes on from states that the first one's guesses were written into and taken back from."""
+    said, accepted = [], []
+    for draft in (False, True):
+        bundle = Bundle.open(gemma4_tiny_bundle)
+        chat = Chat(open_model(bundle.path, bundle.manifest, "evaluator"), max_tokens=12, draft=draft)
+        for line in ("In the beginning", "And the earth"):
+            turn = chat.reply(line)
+            said.append("".join(turn))
+            accepted.append(turn.accepted)
+    assert said[:2] == said[2:]
+    assert accepted[:2] == [0, 0]
+    assert accepted[3] > 0

@@ -97,7 +97,7 @@ def test_many_functions_are_many_programs_to_a_phone(tmp_path: Path) -> None:
     four, five = (edit(shutil.copytree(package, tmp_path / f"{count}.mlpackage"), multiply(count)) for count in (4, 5))
     assert broken(four, "fn-count") == ()
     (found,) = broken(five, "fn-count")
-    assert found.message.startswith("5 functions, each a program of its own when loaded")
+    assert found.message.startswith("5 functions, each a separate program when loaded")
 
 
 def one_relu(x: Any) -> Any:

@@ -33,7 +33,7 @@ def test_the_document_holds_findings_and_crossings_and_nothing_else(run: Run, ga
         "level": "error",
         "function": "main",
         "place": "gather_0",
-        "message": "gather picks (1, 32) of (1, 64) by indices that a call decides",
+        "message": "gather picks (1, 32) of (1, 64) by computed indices",
         "source": "W, C, H",
         "remedy": "multiply by a one-hot made before the first layer",
     }
