@@ -18,6 +18,7 @@ from coreai_recipes.recipe.schema import Calibration, Compress, Recipe
 from coreai_recipes.search.searching import Budget, Progress, Searched, check_bits, search
 
 MOST_WINDOWS = 12  # of the calibration text: more make no better prediction, and take as much longer
+FEWEST_WINDOWS = 2
 WIDTH = 110
 
 
@@ -47,6 +48,8 @@ def run_search(
     """
     if out is not None and os.path.lexists(out):
         raise UserError(f"{out}: exists already; give another name with --out")
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}: make it first")
     resolved = load_resolved(source, overrides)
     recipe = resolved.recipe
     found = find_checkpoint(recipe, checkpoint)
@@ -58,6 +61,11 @@ def run_search(
     with temporary_folder() as folder:
         found.write_tokenizer(folder)
         windows, notes = read_windows(said or Calibration(), folder, recipe.export.context, folder_of(resolved))
+    if len(windows) < FEWEST_WINDOWS:
+        raise UserError(
+            f"compress.calibration: {len(windows)} window of {len(windows[0])} tokens: one is searched on and another "
+            "held out; give more text, or more `tokens`"
+        )
     result = search(recipe, found, windows[:MOST_WINDOWS], budget, progress)
     if out is not None:
         result = replace(result, recipe=_texts_from(result.recipe, folder_of(resolved), out.parent))

@@ -52,15 +52,14 @@ def test_figures_are_those_of_transformers_on_the_same_windows(tiny_bundle: Path
 
 
 def test_weights_are_those_of_the_package(tmp_path: Path) -> None:
-    """Two bits lose what three hold, and the fold and the scale of the exported form are undone."""
-    lost = []
-    for bits in (2, 3):
-        overrides = [f"compress.default={{kind: palettize, bits: {bits}, group: 8}}", "export.residual_scale=0.25"]
-        bundle = build("tiny-llama", CHECKPOINT, tmp_path / str(bits), overrides=overrides, verified=False)
-        found = evaluate(bundle, [("moon", TEXT)], str(CHECKPOINT))
-        lost.append(found.whole.loss.kl or 0.0)
-        assert "not verified" in found.lines()[-1]
-    assert lost[0] > 1.5 * lost[1] > 0.1
+    """Three bits lose what float16 holds, and the fold and the scale of the exported form are undone."""
+    default = "compress={default: {kind: palettize, bits: 3, group: 8}, calibration: null}"
+    bundle = build(
+        "tiny-llama", CHECKPOINT, tmp_path, overrides=[default, "export.residual_scale=0.25"], verified=False
+    )
+    found = evaluate(bundle, [("moon", TEXT)], str(CHECKPOINT))
+    assert 0.1 < (found.whole.loss.kl or 0.0) < 0.7
+    assert "not verified" in found.lines()[-1]
 
 
 def test_without_its_checkpoint_perplexity_stands_alone_and_why_is_said(

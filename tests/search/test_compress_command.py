@@ -51,6 +51,8 @@ def test_a_budget_becomes_rules_that_keep_it_and_lose_least(run: Run, text: Path
     # what cannot be
     status, _, err = run(*arguments, "1.5")
     assert (status, err) == (2, "--budget 1.5: the lowest is 2.068 bits a weight\n")
+    status, _, err = run(*arguments, "4.3", "-o", tmp_path / "none/found.yaml")
+    assert (status, err) == (2, f"{tmp_path}/none/found.yaml: there is no folder {tmp_path}/none: make it first\n")
     status, _, err = run(*arguments, "4.3", "-o", tmp_path / "found.yaml")
     assert (status, err) == (2, f"{tmp_path}/found.yaml: exists already; give another name with --out\n")
 
