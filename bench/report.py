@@ -1,4 +1,4 @@
-"""What a benchmark found: a table, the targets of the issue beside what was measured, and both as JSON."""
+"""What a benchmark found: a table, the targets beside what was measured, and both as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
