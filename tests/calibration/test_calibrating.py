@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from coreai_recipes.bundle.building import build
 from coreai_recipes.calibration.calibrating import calibrate
 from coreai_recipes.calibration.passing import TextPass, folded_decoder
 from coreai_recipes.calibration.text import read_windows
@@ -15,6 +16,7 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.open import open_checkpoint
 from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import build_decoder, exported_form
+from coreai_recipes.errors import UserError
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.protobuf import Model_pb2
 from coreai_recipes.recipe import Recipe, load_recipe
@@ -193,3 +195,15 @@ def _found_in(recipe: Recipe, source: Checkpoint) -> set[str]:
 def _matrices_of(recipe: Recipe) -> set[str]:
     decoder = folded_decoder(recipe)
     return {n for n, p in decoder.named_parameters() if is_matrix(n, tuple(p.shape)) and n not in decoder.tables}
+
+
+def test_a_build_whose_text_is_too_short_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("A short text.")
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "extends: tiny-llama\nname: small\n"
+        "compress: {default: {kind: palettize, bits: 4}, calibration: {text: [short.txt]}}\n"
+    )
+    with pytest.raises(UserError, match=r"compress.calibration.text: 9 tokens, but 16,384 are asked for"):
+        build(path, CHECKPOINTS / "tiny-llama", tmp_path / "dist")
+    assert [entry for entry in (tmp_path / "dist").iterdir() if not entry.name.endswith(".lock")] == []
