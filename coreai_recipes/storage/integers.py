@@ -49,9 +49,9 @@ class Integers(Storage):
 
     @property
     def ends(self) -> tuple[int, int]:
-        """The least number and the largest; of few none is left out."""
+        """The least number and the largest."""
         high = (1 << self.bits - self.symmetric) - 1
-        return (-high - (self.bits < BITS_IN_A_BYTE) if self.symmetric else 0), high
+        return (-high - 1 if self.symmetric else 0), high
 
     def fitted(self, shape: Shape) -> Integers:
         """With the largest block that divides a row. Rows that only much smaller ones divide have a scale each: those

@@ -156,7 +156,7 @@ E2M1 = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     [
         (Integers(4, 32, symmetric=False), range(16), range(16)),  # of GPTQ and AWQ
         (Integers(4, 32), range(-8, 8), [0]),  # of Q4_0
-        (Integers(8, 32), range(-127, 128), [0]),  # of Q8_0
+        (Integers(8, 32), range(-128, 128), [0]),  # of Q8_0, compressed-tensors
         (Integers(8, 32, symmetric=False), range(256), range(256)),
         (Integers(8, 32), E2M1, [0]),  # of MXFP4, whose halves are whole numbers of half the scale
         (Integers(4, symmetric=False), range(16), range(16)),
