@@ -86,7 +86,7 @@ class Evaluated:
             f"by {HOW}, in {windows} window{'' if windows == 1 else 's'} of at most {self.window} tokens (context "
             f"{self.context}), each from an empty state"
         )
-        found += [f"perplexity alone: {self.why_alone}"] if self.why_alone else []
+        found += [f"perplexity only: {self.why_alone}"] if self.why_alone else []
         found += [] if self.verified else ["not verified: `recipe verify` holds the package to these weights"]
         return found
 
@@ -121,7 +121,7 @@ def evaluate(
     bundle.check_package()
     recipe = bundle.recipe
     if not (bundle.path / "tokenizer.json").is_file():
-        raise BundleError(f"{bundle.path}: has no tokenizer.json, so no text can be given to it")
+        raise BundleError(f"{bundle.path}: has no tokenizer.json, so it cannot read text")
     size = choose_window(recipe, window)
     cut = cut_texts(texts, BundleTokenizer(bundle.path), recipe.model.vocab_size, size)
     held = _reference(bundle, checkpoint)
@@ -152,7 +152,7 @@ def choose_window(recipe: Recipe, asked: int | None) -> int:
     """How many tokens a window has. Raises UserError for more than the context."""
     context = recipe.export.context
     if asked is not None and asked > context:
-        raise UserError(f"--window {asked}: the bundle's context is {context}: give at most so many")
+        raise UserError(f"--window {asked}: the bundle's context is {context}, so use at most that many")
     return asked or min(WINDOW, context, max(2, WIDEST_LOGITS // recipe.model.vocab_size))
 
 

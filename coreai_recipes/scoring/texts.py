@@ -39,11 +39,11 @@ def read_texts(sources: Sequence[str]) -> list[tuple[str, str]]:
             problems.append(f"{name}: is empty: there is nothing to evaluate")
         elif len(text.encode()) > LARGEST_TEXT:
             problems.append(
-                f"{name}: has {len(text.encode()):,} bytes, and {LARGEST_TEXT:,} are taken at most: give a part of it"
+                f"{name}: has {len(text.encode()):,} bytes, and {LARGEST_TEXT:,} are the limit: give a part of it"
             )
         found.append((name, text))
     if sources.count(STDIN) > 1:
-        problems.append("standard input is read once: give `-` once")
+        problems.append("standard input can only be read once: give `-` once")
     UserError.collect(problems)
     return found
 
@@ -94,15 +94,13 @@ def _before(whole: list[int], plain: list[int]) -> list[int]:
 
 def _problem(tokenizer: BundleTokenizer, plain: list[int], vocab_size: int) -> str | None:
     if len(plain) < 2:
-        return f"is {len(plain)} token{'' if len(plain) == 1 else 's'}, and perplexity takes two or more"
+        return f"is {len(plain)} token{'' if len(plain) == 1 else 's'}, and perplexity needs at least two"
     if max(plain) >= vocab_size:
-        return f"its tokenizer gives the token {max(plain)}, the model has {vocab_size}: it is another model's"
+        return f"its tokenizer gives the token {max(plain)}, the model has {vocab_size}: it belongs to another model"
     unknown = tokenizer.unknown_id
     share = 0.0 if unknown is None else plain.count(unknown) / len(plain)
     if share > MOST_UNKNOWN:
-        return (
-            f"{share:.0%} of its tokens are unknown to the tokenizer: it is of a script that the model was not made for"
-        )
+        return f"{share:.0%} of its tokens are unknown to the tokenizer: the model was not made for its script"
     return None
 
 

@@ -57,7 +57,7 @@ def within_bits(matrices: Sequence[Matrix], bits: float) -> Choice:
     Raises ValueError where no choice has so few.
     """
     if bits_of(lowest(matrices, lambda o: o.bits)) > bits:
-        raise ValueError("no choice has so few bits")
+        raise ValueError("no choice has that few bits")
     worth = RULE_SHARE * kl_of(_at(matrices, bits, 0.0))
     return _fill(matrices, _at(matrices, bits, worth), bits, worth)
 
@@ -65,7 +65,7 @@ def within_bits(matrices: Sequence[Matrix], bits: float) -> Choice:
 def within_kl(matrices: Sequence[Matrix], kl: float) -> Choice:
     """The fewest bits at no more than so many nats. Raises ValueError where every choice has more."""
     if kl_of(lowest(matrices, lambda o: o.kl)) > kl:
-        raise ValueError("every choice has more nats")
+        raise ValueError("every choice loses more nats")
     low, high = 0, max(bits_of({m.name: max(m.options, key=lambda o: o.bits) for m in matrices}), 1)
     low = bits_of(lowest(matrices, lambda o: o.bits))
     found = within_bits(matrices, high)

@@ -30,7 +30,7 @@ def read_budget(text: str) -> Budget:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise UserError(f"--budget {text}: neither bits a weight, as in 4.2, nor nats, as in kl=0.1")
+        raise UserError(f"--budget {text}: must be bits per weight, as in 4.2, or nats, as in kl=0.1")
     return Budget(kl=value) if is_kl else Budget(bits=value)
 
 
@@ -47,9 +47,9 @@ def run_search(
     Raises UserError where that cannot be, before a weight is read.
     """
     if out is not None and os.path.lexists(out):
-        raise UserError(f"{out}: exists already; give another name with --out")
+        raise UserError(f"{out}: already exists; choose another name with --out")
     if out is not None and not out.parent.is_dir():
-        raise UserError(f"{out}: there is no folder {out.parent}: make it first")
+        raise UserError(f"{out}: there is no folder {out.parent}: create it first")
     resolved = load_resolved(source, overrides)
     recipe = resolved.recipe
     found = find_checkpoint(recipe, checkpoint)
@@ -96,6 +96,6 @@ def write_recipe_file(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UserError(f"{path}: exists already; give another name with --out") from None
+        raise UserError(f"{path}: already exists; choose another name with --out") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from None

@@ -97,7 +97,7 @@ class Searched:
     def lines(self) -> list[str]:
         """What was tried, a line each, and which was taken."""
         lines = [
-            f"{each.words}: {each.bits_per_weight:.3f} bits a weight, KL predicted {each.predicted:.4g}, measured "
+            f"{each.words}: {each.bits_per_weight:.3f} bits per weight, KL predicted {each.predicted:.4g}, measured "
             f"{each.measured:.4g}{' (taken)' if each is self.taken else ''}"
             for each in self.tried
         ]
@@ -185,7 +185,7 @@ def check_bits(recipe: Recipe, budget: Budget) -> None:
     forms = ((narrowest.fitted(s) if is_compressible(n, s) else FLOAT16, s) for n, s in whole.shapes.items())
     fewest = sum(8 * storage.bytes(shape) for storage, shape in forms) / whole.weights
     if fewest > budget.bits:
-        raise UserError(f"--budget {budget.words}: the lowest is {_up(fewest)} bits a weight")
+        raise UserError(f"--budget {budget.words}: the lowest is {_up(fewest)} bits per weight")
 
 
 def _choose(matrices: Sequence[Matrix], budget: Budget, others: int, weights: int) -> Choice:

@@ -69,7 +69,7 @@ def test_without_its_checkpoint_perplexity_stands_alone_and_why_is_said(
     status, out, _ = run("evaluate", tiny_bundle, "-")
     assert status == 0
     assert "KL" not in out
-    assert "perplexity alone: tiny-llama was built from tiny-llama, which is not on the hub" in out
+    assert "perplexity only: tiny-llama was built from tiny-llama, which is not on the hub" in out
 
 
 def test_texts_that_cannot_be_evaluated_are_all_named(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
@@ -86,7 +86,7 @@ def test_texts_that_cannot_be_evaluated_are_all_named(tiny_bundle: Path, tmp_pat
         f"{tmp_path}: is a folder, not a file",
     ]
     status, _, err = run("evaluate", tiny_bundle, tmp_path / "one.txt")
-    assert (status, err) == (2, f"{tmp_path}/one.txt: is 1 token, and perplexity takes two or more\n")
+    assert (status, err) == (2, f"{tmp_path}/one.txt: is 1 token, and perplexity needs at least two\n")
     status, _, err = run("evaluate", "tiny-lama", tmp_path / "one.txt")
     assert status == 2
     assert err.startswith("tiny-lama: ")
@@ -102,6 +102,6 @@ def test_a_window_is_no_longer_than_the_context(tiny_bundle: Path, text: Path, r
     assert choose_window(recipe, None) == min(512, recipe.export.context)
     status, _, err = run("evaluate", tiny_bundle, text, "--window", recipe.export.context + 1)
     assert status == 2
-    assert err == f"--window {recipe.export.context + 1}: the bundle's context is {recipe.export.context}: " + (
-        "give at most so many\n"
+    assert err == f"--window {recipe.export.context + 1}: the bundle's context is {recipe.export.context}, " + (
+        "so use at most that many\n"
     )

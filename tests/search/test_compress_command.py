@@ -46,18 +46,18 @@ def test_a_budget_becomes_rules_that_keep_it_and_lose_least(run: Run, text: Path
     assert err.startswith("by predicted loss: 4.")
     # what cannot be
     status, _, err = run(*arguments, "1.5")
-    assert (status, err) == (2, "--budget 1.5: the lowest is 2.068 bits a weight\n")
+    assert (status, err) == (2, "--budget 1.5: the lowest is 2.068 bits per weight\n")
     status, _, err = run(*arguments, "4.3", "-o", tmp_path / "none/found.yaml")
-    assert (status, err) == (2, f"{tmp_path}/none/found.yaml: there is no folder {tmp_path}/none: make it first\n")
+    assert (status, err) == (2, f"{tmp_path}/none/found.yaml: there is no folder {tmp_path}/none: create it first\n")
     status, _, err = run(*arguments, "4.3", "-o", tmp_path / "found.yaml")
-    assert (status, err) == (2, f"{tmp_path}/found.yaml: exists already; give another name with --out\n")
+    assert (status, err) == (2, f"{tmp_path}/found.yaml: already exists; choose another name with --out\n")
 
 
 @pytest.mark.parametrize("budget", ["foo", "0", "-4", "kl=", "kl=nan", "inf"])
 def test_a_budget_that_is_none_is_said(run: Run, budget: str) -> None:
     status, _, err = run("compress", "tiny-llama", f"--budget={budget}")
     assert status == 2
-    assert err == f"--budget {budget}: neither bits a weight, as in 4.2, nor nats, as in kl=0.1\n"
+    assert err == f"--budget {budget}: must be bits per weight, as in 4.2, or nats, as in kl=0.1\n"
 
 
 def test_a_budget_is_bits_or_a_loss() -> None:
