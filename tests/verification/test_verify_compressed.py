@@ -84,7 +84,7 @@ def test_a_package_of_palettes_holds_just_the_weights_whose_loss_is_stated(
     assert compressed.detail["kl"]["mean"] > 0.1
     assert compressed.passed is False
     (over,) = compressed.detail["over_budget"]
-    assert over.startswith(f"compress.budget.kl: {compressed.detail['kl']['mean']:.4g} nats, and 0.1 are allowed")
+    assert over.startswith(f"compress.budget.kl: {compressed.detail['kl']['mean']:.4g} nats, but only 0.1 are allowed")
     assert 3.1 < compressed.detail["storage"]["bits_per_weight"] < 3.5
     rows = {row["name"]: row for row in compressed.detail["by_tensor"]}
     # of each its part of the whole's loss, those of 2 bits most
