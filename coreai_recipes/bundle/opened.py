@@ -122,9 +122,13 @@ class Bundle:
         BundleError.collect(problems)
 
     def check_package(self) -> None:
-        """Raise UserError where a package is not what the manifest says of it. Digests are `check_files`'s."""
+        """Raise UserError where the manifest contradicts the recipe, or a package is not what the manifest says of it.
+
+        Digests are `check_files`'s.
+        """
         from coreai_recipes.planning.contract import hold_package
 
+        _ = self.recipe  # whose reader holds the manifest against it
         places = tuple(package.file for package in self.described.packages)
         problems = []
         for name, sealed in sorted(self.described.files.items()):

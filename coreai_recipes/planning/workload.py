@@ -12,7 +12,7 @@ from functools import singledispatch
 from torch import nn
 
 from coreai_recipes.decoder.draft import Draft
-from coreai_recipes.decoder.front import Sharing
+from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.states import StateSpec
@@ -39,8 +39,9 @@ def count_workloads(stacks: Iterable[StackModule]) -> tuple[Workload, ...]:
 
 def saved_by_sharing(decoder: Decoder) -> int:
     """What `prefill` would multiply beside, if the layers that share a cache ran for every token."""
+    call = decoder.call("prefill")
     return sum(
-        layer_flops(decoder, layer, "prefill", "after") - layer_flops(decoder, layer, "prefill")
+        layer_flops(decoder, layer, replace(call, sharing="after")) - layer_flops(decoder, layer, call)
         for layer in decoder.stack
         if decoder.front.shares(layer.kind)
     )
@@ -58,7 +59,7 @@ def _(decoder: Decoder) -> Iterator[Workload]:
     queries, kinds = recipe.export.functions.queries, recipe.model.layer_kinds
     for kind in front.kinds:
         layers = [layer for layer in decoder.stack if layer.kind == kind]
-        flops = {name: sum(layer_flops(decoder, layer, name) for layer in layers) for name in queries}
+        flops = {name: sum(layer_flops(decoder, layer, decoder.call(name)) for layer in layers) for name in queries}
         weights = sum(p.weight.numel() for p in layers[0].modules() if isinstance(p, Projection))
         how = f"{kinds.count(kind)} layers of {weights / 1e6:.1f} M weights, {front.state(kind).rows} rows"
         for experts in (part for part in layers[0].modules() if isinstance(part, Mixture)):
@@ -81,11 +82,9 @@ def _(draft: Draft) -> Iterator[Workload]:
     yield Workload(name, {name: steps * draft_flops(draft)}, f"{len(draft.stack)} layers, for {tokens}")
 
 
-def layer_flops(decoder: Decoder, layer: Layer, function: str, sharing: Sharing | None = None) -> int:
-    """Of one layer in a call of `function`, whose own sharing is taken unless another is given."""
-    front, call = decoder.front, decoder.call(function)
-    if sharing is not None:
-        call = replace(call, sharing=sharing)
+def layer_flops(decoder: Decoder, layer: Layer, call: CallShape) -> int:
+    """Of one layer in a call."""
+    front = decoder.front
     queries = call.tokens_of(layer.kind)
     spec = decoder.recipe.model.kinds[layer.kind].attention
     flops = _layer_flops(layer, spec, queries, call.seen_rows(layer.kind))

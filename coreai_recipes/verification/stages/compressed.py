@@ -11,11 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from coreai_recipes.calibration.backward import Backward
-from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.filling import Weight, bind_weights
 from coreai_recipes.decoder.model import build_decoder
-from coreai_recipes.decoder.stacks import build_stacks
-from coreai_recipes.recipe.schema import DRAFT
+from coreai_recipes.decoder.stacks import MODULES, build_stacks
+from coreai_recipes.recipe.schema import MODEL
 from coreai_recipes.storage.accounting import MeasuredWeight, account, measured
 from coreai_recipes.storage.budget import bits_over, kl_over
 from coreai_recipes.storage.compression import FLOAT16, Parameters, shown_name
@@ -118,11 +117,13 @@ def _table(
 ) -> Iterator[dict[str, Any]]:
     """A row for each tensor of weight.bin, or of what lies beside it."""
     found = {shown_name(name): weight for name, weight in weights.items()}
-    if subject.draft is not None:
-        draft = stored_weights(subject.recipe, subject.draft, DRAFT, subject.weight_file)
-        plain = bind_weights(Draft.build(subject.recipe), subject.draft)
-        both = {name: weight for name, weight in draft.items() if isinstance(weight, StoredWeight)}
-        prefix = subject.recipe.stacks[DRAFT].prefix
+    for key, source in subject.sources.items():
+        if key == MODEL:
+            continue  # `weights` are its own
+        held = stored_weights(subject.recipe, source, key, subject.weight_file)
+        plain = bind_weights(MODULES[key].build(subject.recipe), source)
+        both = {name: weight for name, weight in held.items() if isinstance(weight, StoredWeight)}
+        prefix = subject.recipe.stacks[key].prefix
         found |= {shown_name(prefix + name): weight for name, weight in measured(both, plain).items()}
     for done, row in enumerate(account(stored), 1):
         subject.progress(NAME, done, len(stored.shapes))
