@@ -132,7 +132,7 @@ def test_the_tensors_are_held_against_the_recipe(checkpoint: Path) -> None:
         new_recipe(checkpoint)
     assert caught.value.problems[0] == (
         f"checkpoint {checkpoint}: model.layers.0.mlp.down_proj.weight is (96, 176), "
-        "the recipe's kind `full` needs (96, 160)"
+        "but the recipe's kind `full` needs (96, 160)"
     )
 
 

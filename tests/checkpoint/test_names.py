@@ -303,7 +303,7 @@ def test_a_missing_tensor_is_one_line_with_its_shape_and_the_kind(llama):
     assert problems(parameters, "llama", llama) == [
         "the weight names `llama` do not mention the recipe's layers.0.mlp.experts.weight",
         "the weight names `llama` do not mention the recipe's layers.2.attention.q_norm.weight",
-        "model.layers.0.self_attn.o_proj.bias is missing, but the recipe's kind `full` needs it as (48,)",
+        "model.layers.0.self_attn.o_proj.bias is missing: the recipe's kind `full` needs it as (48,)",
     ]
 
 
@@ -353,7 +353,7 @@ def test_another_model_is_called_another_model(tmp_path):
         "holds another model: none of the 29 tensors that the recipe needs is here "
         "(it has transformer.h.0.attn.c_attn.bias, and its model_type is gpt2)"
     )
-    line = "model.layers.0.mlp.up_proj.weight is missing, but the recipe's kind `full` needs it as (80, 48)"
+    line = "model.layers.0.mlp.up_proj.weight is missing: the recipe's kind `full` needs it as (80, 48)"
     assert f"{line} (and the same in 2 more layers)" in found
     assert len(found) < 40
 
