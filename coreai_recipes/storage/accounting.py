@@ -52,7 +52,7 @@ def by_kind(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     is said of last."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        is_plain = row["form"] == "float16" and "rule" not in row and "why" not in row
+        is_plain = row["form"] == "float16" and "rule" not in row
         key = (OTHERS, row["form"]) if is_plain else (any_layer(row["name"]), row["form"])
         groups.setdefault(key, []).append(row)
     found = []

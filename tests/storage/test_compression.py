@@ -164,7 +164,7 @@ def test_the_table_says_which_rule_holds_over_which_and_what_does_not_fit() -> N
             "groups of 20 do not divide 96 channels",
         ],
     }
-    assert whole[-1]["name"] == "norm"  # alone of what nothing is said of
+    assert whole[-1]["name"] == "all others"
     assert sum(row["bytes"] for row in whole) == stored.bytes
 
 
