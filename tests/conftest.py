@@ -14,6 +14,17 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(_number, _usual)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fragments(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Path]:
+    """Where the fragments of this session lie: each is converted once for all its tests and workers, and none comes
+    from what the user has built. A test of the cache itself takes a folder of its own."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECIPE_CACHE", str(folder))
+        yield folder / "fragments"
+
+
 @pytest.fixture
 def small_tensors() -> Iterator[None]:
     """Seeded, without gradients, on one thread: waiting for a second takes longer than work this small."""

@@ -63,15 +63,17 @@ MODELS: dict[str, Callable[[], Pair]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_said_to_grow_with_the_scale_does_and_no_other_product_or_divisor(name: str, tmp_path: Path) -> None:
+def test_what_is_said_to_grow_with_the_scale_does_and_no_other_product_or_divisor(
+    name: str, fragments: Path, tmp_path: Path
+) -> None:
     """By the graph; and by a package at another scale."""
-    pair, fragments, scale = MODELS[name](), FragmentCache(tmp_path / "fragments"), 0.25
+    pair, cache, scale = MODELS[name](), FragmentCache(fragments), 0.25
     recipe, checkpoint = saved(pair, tmp_path / "checkpoint")
     seen: dict[float, dict[str, tuple[str, Tensor]]] = {}
     for each in (1.0, scale):
         changed, package = asking(recipe, each), tmp_path / f"{each}.mlpackage"
         decoder = build_decoder(changed, exported_form(changed))
-        export_package([decoder], bind_weights(decoder, checkpoint), package, fragments)
+        export_package([decoder], bind_weights(decoder, checkpoint), package, cache)
         values = seen.setdefault(each, {})
 
         def watch(name: str, value: Tensor, operation: str, values: dict[str, Any] = values) -> None:

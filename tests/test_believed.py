@@ -4,7 +4,7 @@ takes memory for what a file only says of itself."""
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RECIPE_CACHE", str(tmp_path_factory.mktemp("fragments")))
-        yield build(NAME, CHECKPOINT, tmp_path_factory.mktemp("dist"), verified=False).path
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(NAME, CHECKPOINT, tmp_path_factory.mktemp("dist"), verified=False).path
 
 
 @pytest.fixture

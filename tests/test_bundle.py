@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -24,16 +23,6 @@ from coreai_recipes.recipe import load_recipe
 CHECKPOINT = Path(__file__).parent / "checkpoints/tiny-llama"
 NAME = "tiny-llama"
 CONTEXT, PREFILL, LAYERS, VOCAB = 256, 16, 4, 512
-
-
-@pytest.fixture(scope="session")
-def fragments(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Path]:
-    """One fragment cache for all builds of this file, shared between workers."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "bundle-fragments"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RECIPE_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="module")

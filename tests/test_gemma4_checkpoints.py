@@ -49,10 +49,7 @@ def wrapped(tmp_path: Path) -> tuple[Recipe, Path]:
     return pair.recipe, folder
 
 
-def test_the_text_part_of_a_multimodal_checkpoint_builds(
-    wrapped: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path / "fragments"))
+def test_the_text_part_of_a_multimodal_checkpoint_builds(wrapped: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe, folder = wrapped
     bundle = build(recipe, folder, tmp_path / "dist", verified=False)
     assert bundle.left_out == (

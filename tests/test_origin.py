@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,8 @@ NAME = "tiny-llama"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RECIPE_CACHE", str(tmp_path_factory.mktemp("fragments")))
-        yield build(NAME, CHECKPOINT, tmp_path_factory.mktemp("dist"), verified=False)
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return build(NAME, CHECKPOINT, tmp_path_factory.mktemp("dist"), verified=False)
 
 
 @pytest.fixture
@@ -111,7 +109,6 @@ def test_without_a_checkpoint_a_local_one_is_asked_for_and_no_hub_is_opened(
     tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     """The recipe names a hub id; the bundle came from a folder, and the hub's weights may be others."""
-    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path / "fragments"))
     built = build(NAME, CHECKPOINT, tmp_path, overrides=["reference.checkpoint=org/tiny-llama"], verified=False)
     monkeypatch.setattr("coreai_recipes.checkpoint.hub.fetch_snapshot", None)
     status, out, _ = run("verify", built.path, "--json")

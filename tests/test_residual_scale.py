@@ -115,10 +115,12 @@ def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> T
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], tuple[Recipe, Checkpoint, Path]]:
+def exported(
+    tmp_path_factory: pytest.TempPathFactory, fragments: Path
+) -> Callable[[float], tuple[Recipe, Checkpoint, Path]]:
     """The package of the overflowing Gemma 4, its stream scaled."""
     folder = tmp_path_factory.mktemp("overflowing")
-    pair, fragments = MODELS["gemma4"](), FragmentCache(folder / "fragments")
+    pair, cache = MODELS["gemma4"](), FragmentCache(fragments)
     pair.model.save_pretrained(folder / "checkpoint")
     checkpoint = open_checkpoint(folder / "checkpoint")
 
@@ -127,7 +129,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], tupl
         package = folder / f"{scale:g}" / "model.mlpackage"
         if not package.exists():
             decoder = build_decoder(recipe, exported_form(recipe))
-            export_package([decoder], bind_weights(decoder, checkpoint), package, fragments)
+            export_package([decoder], bind_weights(decoder, checkpoint), package, cache)
         return recipe, checkpoint, package
 
     return export

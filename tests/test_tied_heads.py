@@ -119,11 +119,10 @@ def greedy(bundle: Path, prompt: list[int], count: int) -> list[int]:
 
 @pytest.mark.parametrize("tied", [True, False], ids=["a recipe that ties", "a recipe that does not"])
 def test_a_head_that_is_not_the_table_is_built_and_answers_as_transformers(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
+    run: Run, tmp_path: Path, tied: bool
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path / "cache"))
     checkpoint = with_head(tmp_path / "m", doubled)
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"extends: tiny-llama\nname: mine\nmodel: {{head: {{tied: {json.dumps(tied)}}}}}\n")

@@ -66,8 +66,8 @@ def fitted(
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> FragmentCache:
-    return FragmentCache(tmp_path_factory.mktemp("fragments"))
+def cache(fragments: Path) -> FragmentCache:
+    return FragmentCache(fragments)
 
 
 def package_of(

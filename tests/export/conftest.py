@@ -22,9 +22,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cache(shared: Path) -> FragmentCache:
+def cache(fragments: Path) -> FragmentCache:
     """The fragments of this session: a test that converts anew takes a cache of its own."""
-    return FragmentCache(shared / "fragments")
+    return FragmentCache(fragments)
 
 
 @pytest.fixture(scope="session")

@@ -48,9 +48,9 @@ def tiny_llama() -> Saved:
 
 
 @pytest.fixture(scope="session")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+def export(tmp_path_factory: pytest.TempPathFactory, fragments: Path) -> Export:
     """`export(recipe, checkpoint)`: the package's path. Fragments that two packages share are converted once."""
-    cache = FragmentCache(tmp_path_factory.mktemp("fragments"))
+    cache = FragmentCache(fragments)
 
     def make(recipe: Recipe, checkpoint: Checkpoint) -> Path:
         decoder = build_decoder(recipe)
