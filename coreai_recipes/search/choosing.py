@@ -178,12 +178,8 @@ def patterns_of(layers: Sequence[int]) -> list[str]:
 
 
 def _digits(digits: Sequence[int]) -> str:
+    """A class of digits; a range stands alone in it, for `[0-29]` would be read as thirty layers."""
     if len(digits) == 1:
         return str(digits[0])
-    words, start = "", digits[0]
-    for digit, after in zip(digits, [*digits[1:], -1], strict=True):
-        if after != digit + 1:
-            run = digit - start
-            words += str(start) if run == 0 else f"{start}{digit}" if run == 1 else f"{start}-{digit}"
-            start = after
-    return f"[{words}]"
+    is_run = len(digits) > 2 and digits[-1] - digits[0] == len(digits) - 1
+    return f"[{digits[0]}-{digits[-1]}]" if is_run else f"[{''.join(map(str, digits))}]"

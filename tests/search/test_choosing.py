@@ -81,6 +81,7 @@ def test_a_loss_is_kept_with_the_fewest_bits() -> None:
         ([3, 7, 8], ["[378]"]),
         ([9, 10, 11, 12, 27], ["9", "1[0-2]", "27"]),
         ([104, 106], ["10[46]"]),
+        ([0, 1, 2, 9], ["[0129]"]),  # `[0-29]` is the same, and reads as thirty layers
     ],
 )
 def test_layers_as_patterns(layers: list[int], patterns: list[str]) -> None:
