@@ -67,9 +67,9 @@ def test_a_loss_is_kept_with_the_fewest_bits() -> None:
     found = within_kl(matrices, 0.3)
     assert kl_of(found) <= 0.3
     assert kl_of(within_bits(matrices, 0.97 * bits_of(found))) > 0.3
-    with pytest.raises(ValueError, match="every choice has more"):
+    with pytest.raises(ValueError, match="every choice loses more"):
         within_kl(matrices, 1e-9)
-    with pytest.raises(ValueError, match="no choice has so few"):
+    with pytest.raises(ValueError, match="no choice has that few"):
         within_bits(matrices, 1)
 
 
