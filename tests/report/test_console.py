@@ -65,7 +65,7 @@ def test_conversion_has_a_bar(tmp_path: Path) -> None:
     def note(step: str, done: int, total: int) -> None:
         steps[step] = (done, total)
 
-    tiny = Path(__file__).parent / "checkpoints/tiny-llama"
+    tiny = Path(__file__).parents[1] / "checkpoints/tiny-llama"
     build("tiny-llama", tiny, tmp_path, verified=False, progress=note)
     assert steps.keys() == {"conversion", "weights"}
     assert all(done == total for done, total in steps.values())
