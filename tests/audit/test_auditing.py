@@ -171,7 +171,7 @@ def test_words_that_cannot_be_meant_are_refused_before_anything_is_run(bundle: B
         (
             "p.json",
             '["a", "", [{"role": "user"}], 3]',
-            [f"prompt {number} is no text and no conversation: " for number in (2, 3, 4)],
+            [f"prompt {number} is neither a text nor a conversation, " for number in (2, 3, 4)],
         ),
     ],
 )
