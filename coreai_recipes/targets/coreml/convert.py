@@ -7,6 +7,7 @@ import importlib
 import io
 import logging
 import sys
+import types
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -56,16 +57,23 @@ def convert_fragment(fragment: Fragment) -> bytes:
     return _inline_constants(model, fragment)
 
 
+SPARED = ("transformers", "sklearn")  # it imports them only to note that they are there
+TRAINING = "coremltools.optimize.torch"  # half of its own import
+
+
 def _import_coremltools() -> Any:
-    """coremltools, which imports transformers only to note that it is there: a fifth of its own import, spared."""
-    is_loaded = "transformers" in sys.modules
-    if not is_loaded:
-        sys.modules["transformers"] = None  # type: ignore[assignment]  # any import of it says that it is missing
-    try:
-        ct = importlib.import_module("coremltools")
-    finally:
-        if not is_loaded:
-            del sys.modules["transformers"]
+    """coremltools without what no conversion needs: two thirds of its import where all of that is installed."""
+    if "coremltools" not in sys.modules:
+        absent: dict[str, Any] = {name: None for name in SPARED if name not in sys.modules}  # "it is missing"
+        absent[TRAINING] = types.ModuleType(TRAINING)
+        sys.modules.update(absent)
+        try:
+            importlib.import_module("coremltools")
+        finally:
+            for name in absent:
+                sys.modules.pop(name, None)
+        del sys.modules["coremltools.optimize"].torch  # whoever imports it gets the real
+    ct = importlib.import_module("coremltools")
     _register_operations()
     return ct
 
