@@ -103,9 +103,12 @@ def build(
         small = why_nothing(recipe)
     elif draft is not None:
         _hold_storage_rules(recipe, resolved)  # they may name the draft's matrices, which its config describes
+    from coreai_recipes.storage.source import with_source
+
+    recipe, as_source = with_source(recipe, sources)
     recipe, measures, why_one = start_scale(recipe, verified)
     packing = None if source.packing is None else f"weights are dequantised from {source.packing}"
-    notes = tuple(each for each in (packing, note, small, why_one) if each)
+    notes = tuple(each for each in (packing, note, small, *as_source, why_one) if each)
     composed = compose(recipe, sources)
     source.check_tokenizer(recipe.model.vocab_size)
     with staged_folder(target) as folder:

@@ -112,7 +112,10 @@ def _hold_recipe(recipe: Recipe, given: "Given", wanted: Sequence[str]) -> tuple
     references = {key: stack.reference for key, stack in recipe.stacks.items()}
     named = [key for key, said in references.items() if said is not None and said.checkpoint is not None]
     keys = [key for key in wanted if key in named or given[key] is not None]
+    from coreai_recipes.storage.source import with_source, without_source
+
     recipe, sources = find_sources(recipe, given, keys)
+    recipe = with_source(recipe, sources)[0] if MODEL in sources else without_source(recipe)
     return recipe, {key: Held(source) for key, source in sources.items()}
 
 
@@ -127,10 +130,11 @@ def _verify_random(
         raise UserError(f"--random needs a recipe, and {target.path} is a bundle, which has weights")
     if any(source is not None for source in given):
         raise UserError("--random creates the weights: leave out --checkpoint and --draft")
+    from coreai_recipes.storage.source import without_source
     from coreai_recipes.verification.random_checkpoint import RandomCheckpoint, make_affordable
     from coreai_recipes.verification.run import run_stages
 
-    recipe, layers = make_affordable(target)
+    recipe, layers = make_affordable(without_source(target))
     source = RandomCheckpoint(recipe)
     report = run_stages(recipe, source, None, stages=stages, require=require, on_progress=progress)
     return report.with_detail({"weights": source.source, "layers": layers})

@@ -32,6 +32,20 @@ class TensorInfo:
     file: str
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Whole numbers of `bits` times scales that float16 holds: how a tensor is stored, before it is made floats.
+
+    `block` numbers that follow one another share a scale, along the last axis, or along the one before it where the
+    tensor is presented `transposed`; without `symmetric` a scale has an offset of as many bits.
+    """
+
+    bits: int
+    block: int
+    symmetric: bool = True
+    transposed: bool = False
+
+
 class Checkpoint(ABC):
     """A source of weights under transformers' tensor names, its headers parsed once.
 
@@ -117,6 +131,10 @@ class Checkpoint(ABC):
         """How every error about this checkpoint begins."""
         return f"checkpoint {self.path}"
 
+    def grid(self, name: str) -> Grid | None:
+        """The grid that every number of a tensor lies on, None where there is none: only scales are read."""
+        return None
+
     def why_unreadable(self, name: str) -> str | None:
         """The end of a sentence that says why `blocks` cannot give `name` as floats, known from its header alone."""
         return None
@@ -193,6 +211,9 @@ class Unread(Checkpoint):
 
     def write_tokenizer(self, folder: Path) -> None:
         self._refuse("tokenizer")
+
+    def grid(self, name: str) -> Grid | None:
+        self._refuse("weights")
 
     def _refuse(self, what: str) -> NoReturn:
         raise CheckpointError(f"{self.place}: {self.held}, its {what} were not read")

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from coreai_recipes.checkpoint.base import TensorInfo
+from coreai_recipes.checkpoint.base import Grid, TensorInfo
 from coreai_recipes.checkpoint.quantised.bitsandbytes import find_bitsandbytes
 from coreai_recipes.checkpoint.quantised.compressed_tensors import find_compressed
 from coreai_recipes.checkpoint.quantised.gptq import find_gptq
@@ -36,6 +36,7 @@ FP8 = "F8_E4M3"
 FP8_BLOCK = [128, 128]  # quantization_config's default
 MX_BLOCK = 32  # values that share an exponent
 MX_BIAS = 127
+MX_SHIFTS = (-23, 13)  # half of the least is float16's smallest number, six times the largest not beyond its end
 # e2m1: a sign, two bits of exponent, one of fraction
 FP4_VALUES = tuple(sign * value for sign in (1.0, -1.0) for value in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
 
@@ -64,6 +65,14 @@ class PackedMX(Packed):
     parts: tuple[str, str]
 
     packer: ClassVar[str] = "MXFP4"
+
+    def grid(self, read: Read) -> Grid | None:
+        """All values are halves of whole numbers up to 12: int8, with a scale of half the block's."""
+        import torch
+
+        shift = torch.stack([read(self.parts[1], range(e, e + 1)) for e in range(self.info.shape[0])]).int() - MX_BIAS
+        held = MX_SHIFTS[0] <= int(shift.min()) and int(shift.max()) <= MX_SHIFTS[1]
+        return Grid(8, MX_BLOCK, transposed=True) if held else None
 
     def blocks(self, read: Read, rows: range) -> Iterator[Tensor]:
         import torch

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
+from coreai_recipes.checkpoint.base import Checkpoint, Grid, TensorInfo
 from coreai_recipes.checkpoint.packing import FP8, SCALE, describe_packing, find_foreign, unpack
 from coreai_recipes.checkpoint.safetensors_header import HeaderError, StoredFile, read_header
 from coreai_recipes.checkpoint.settings import read_eos_token_ids, read_json_object, read_settings
@@ -86,6 +86,10 @@ class SafetensorsCheckpoint(Checkpoint):
             raise ValueError(f"{name} is {shape}: {wanted} is not a range of its rows")
         packed = self._packed.get(name)
         return packed.blocks(self._read_stored, wanted) if packed else self._stream_rows(name, wanted)
+
+    def grid(self, name: str) -> Grid | None:
+        packed = self._packed.get(name)
+        return None if packed is None else packed.grid(self._read_stored)
 
     def why_unreadable(self, name: str) -> str | None:
         dtype = self.tensors[name].dtype

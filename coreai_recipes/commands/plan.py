@@ -4,16 +4,20 @@ import sys
 
 import typer
 
-from coreai_recipes.commands.options import BitsOption, JsonOption, OverridesOption, RecipeArgument
+from coreai_recipes.commands.options import BitsOption, CheckpointOption, JsonOption, OverridesOption, RecipeArgument
 
 
 def plan(
     recipe: RecipeArgument,
+    checkpoint: CheckpointOption = None,
     overrides: OverridesOption = None,
     bits: BitsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print sizes, memory, functions and the engine's rules, before any weight is read."""
+    """Print sizes, memory, functions and the engine's rules, before any weight is read.
+
+    A checkpoint is needed only to know the forms of `compress: {default: source}`.
+    """
     from coreai_recipes.planning.plan import make_plan
     from coreai_recipes.recipe.loader import compress_text
     from coreai_recipes.report import console
@@ -24,8 +28,20 @@ def plan(
     from coreai_recipes.storage.matching import load_held
 
     loaded = load_held(recipe, overrides or (), bits)
+    notes: tuple[str, ...] = ()
+    if checkpoint is not None:
+        from coreai_recipes.checkpoint.open import open_headers
+        from coreai_recipes.decoder.filling import settle_head
+        from coreai_recipes.recipe.schema import MODEL
+        from coreai_recipes.storage.source import with_source
+
+        source = open_headers(checkpoint)
+        loaded, note = settle_head(loaded, source)
+        loaded, as_source = with_source(loaded, {MODEL: source})
+        notes = (*((note,) if note else ()), *as_source)
     planned = make_plan(loaded)
     document = planned.to_json()
+    document["notes"] = [*notes, *document["notes"]]
     if as_json:
         console.print_json(document)
     else:
@@ -37,7 +53,7 @@ def plan(
             print_storage(planned.by_tensor)
         print_products(document)
         print_lint(planned.lint.to_json())
-        console.print_notes(planned.notes)
+        console.print_notes(document["notes"])
         if planned.over_budget is not None:
             print(planned.over_budget, file=sys.stderr)
     raise typer.Exit(0 if planned.over_budget is None else 1)

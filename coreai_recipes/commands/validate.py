@@ -59,14 +59,19 @@ def validate(
 
 def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
     """What `build` would decide against the recipe's word; UserError where a tensor does not fit."""
+    from coreai_recipes.checkpoint.base import Unread
     from coreai_recipes.checkpoint.open import open_headers
     from coreai_recipes.decoder.filling import bind_weights, settle_head
     from coreai_recipes.decoder.model import build_decoder
     from coreai_recipes.recipe.importing.assembling import left_out
+    from coreai_recipes.recipe.schema import MODEL
+    from coreai_recipes.storage.source import with_source
 
     source = open_headers(checkpoint)
     recipe, note = settle_head(recipe, source)
     bind_weights(build_decoder(recipe), source)
     source.check_tokenizer(recipe.model.vocab_size)
+    # of a checkpoint of the hub there are headers alone, and forms depend on scales
+    as_source = () if isinstance(source, Unread) else with_source(recipe, {MODEL: source})[1]
     packing = [] if source.packing is None else [f"weights are dequantised from {source.packing}"]
-    return [*left_out(source.config), *packing, *((note,) if note else ())]
+    return [*left_out(source.config), *packing, *((note,) if note else ()), *as_source]

@@ -10,7 +10,13 @@ from coreai_recipes.recipe.sizes import MAX_RULES
 
 BITS = (1, 2, 3, 4, 6, 8)  # what `--bits` takes
 # the fields of each kind beside `kind`
-FIELDS = {"float16": (), "int4": ("block", "symmetric"), "int8": ("block", "symmetric"), "palettize": ("bits", "group")}
+FIELDS: dict[str, tuple[str, ...]] = {
+    "float16": (),
+    "int4": ("block", "symmetric"),
+    "int8": ("block", "symmetric"),
+    "palettize": ("bits", "group"),
+    "source": (),
+}
 OF_RULES = ("bits", "group", "block", "symmetric")
 
 
@@ -27,6 +33,8 @@ def compress_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     default, rules = value_at(recipe, "compress", "default", "kind"), value_at(recipe, "compress", "rules")
     if value_at(recipe, "compress", "default") is None:
         default = "float16"
+    elif value_at(recipe, "compress", "default") == "source":
+        default = "source"
     if not isinstance(rules, Sequence) or isinstance(rules, str):
         return
     for index, rule in enumerate(islice(rules, MAX_RULES)):

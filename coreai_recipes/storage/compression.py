@@ -9,7 +9,8 @@ from math import prod
 from typing import Any
 
 from coreai_recipes.decoder.model import PER_LAYER_TABLE
-from coreai_recipes.recipe.schema import Recipe, Stored, StoredIntegers, StoredPalette
+from coreai_recipes.errors import RecipeError
+from coreai_recipes.recipe.schema import Recipe, Stored, StoredIntegers, StoredPalette, StoredSource
 from coreai_recipes.storage.base import RECORD_BYTES, Shape, Storage, align
 from coreai_recipes.storage.float16 import Float16
 from coreai_recipes.storage.integers import Integers
@@ -27,6 +28,11 @@ def storage_of(said: Stored) -> Storage:
             return Integers(8 if said.kind == "int8" else 4, said.block, said.symmetric is not False)
         case StoredPalette():
             return Palette(said.bits, said.group)
+        case StoredSource():
+            raise RecipeError(
+                "compress.default: source: the forms of the matrices are the checkpoint's, and it is not read here\n"
+                "  `recipe plan --checkpoint SRC` reads them, and so does `recipe build`"
+            )
         case _:
             return FLOAT16
 

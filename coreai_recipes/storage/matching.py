@@ -12,6 +12,7 @@ from coreai_recipes.storage.compression import Compression, any_layer, is_for_ho
 from coreai_recipes.storage.parameters import own_parameters
 from coreai_recipes.storage.rows import WORDS, fit_rows
 from coreai_recipes.storage.shorthand import with_bits
+from coreai_recipes.storage.source import without_source
 
 
 def hold_storage_rules(recipe: Recipe, written: Resolved | None = None) -> None:
@@ -34,6 +35,7 @@ def load_held(source: str | Path, overrides: Sequence[str] = (), bits: int | Non
 
 
 def _find_problems(recipe: Recipe) -> Iterator[Problem]:
+    recipe = without_source(recipe)  # names and shapes are the recipe's own
     rules = Compression.of(recipe).rules
     if not rules:
         return

@@ -9,11 +9,15 @@ import torch
 from checkpoint_files import save_model
 from safetensors.torch import load_file, save_file
 
+from coreai_recipes.checkpoint.base import Grid
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
 from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.recipe.schema import Compress
+from coreai_recipes.storage.reading import stored_weights
+from coreai_recipes.storage.source import with_source
 from coreai_recipes.verification import run_stages
 
 
@@ -87,6 +91,29 @@ def test_a_recipe_of_a_released_gpt_oss_is_transformers_model(gpt_oss):
     recipe = recipe_from_config(gpt_oss.config, "small").recipe
     report = run_stages(recipe, gpt_oss, None, stages=["rotary", "torch"])
     assert report.passed, report.to_json()
+
+
+def test_mxfp4_as_the_checkpoint_has_it_is_int8_of_twice_the_value_to_the_bit(gpt_oss):
+    recipe = recipe_from_config(gpt_oss.config, "small").recipe
+    recipe = recipe.model_copy(update={"compress": Compress.model_validate({"default": "source"})})
+    recipe, _ = with_source(recipe, {"model": gpt_oss})
+    assert [rule.model_dump(exclude_none=True) for rule in recipe.compress.rules] == [
+        {"match": f"layers.*.mlp.{part}", "kind": "int8", "block": 32} for part in ("gate_up", "down")
+    ]
+    plain, stored = bind_weights(build_decoder(recipe), gpt_oss), stored_weights(recipe, gpt_oss)
+    experts = [name for name in plain if plain[name].read().dim() == 3]
+    assert len(experts) == 6
+    for name in experts:
+        assert torch.equal(stored[name].read(), plain[name].read().half().float()), name
+
+
+@pytest.mark.parametrize(("exponent", "held"), [(127 - 23, True), (127 - 24, False), (127 + 13, True), (141, False)])
+def test_exponents_of_mxfp4_beyond_float16_make_no_grid(gpt_oss, exponent, held):
+    def change(name: str, stored: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+        return [(name, torch.full_like(stored, exponent) if name.endswith("down_proj_scales") else stored)]
+
+    grid = repack(gpt_oss.path, change).grid("model.layers.0.mlp.experts.down_proj")
+    assert grid == (Grid(8, 32, transposed=True) if held else None)
 
 
 # 48 rows are one and a half blocks of 32, as DeepSeek's 576 are four and a half of 128

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from coreai_recipes.checkpoint.base import Grid
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.storage.integers import Integers
@@ -69,6 +70,48 @@ def test_a_matrix_in_blocks_of_the_same_form_is_carried_over_to_the_bit(
     stored = form.as_stored(found, "m.weight")
     assert torch.equal(stored, found.half().float())
     assert expected.dtype == torch.bfloat16 or torch.equal(stored.half(), expected)
+
+
+HELD = {
+    "gptq-4": Grid(4, 16, symmetric=False),
+    "gptq-8": Grid(8, 16, symmetric=False),
+    "awq": Grid(4, 16, symmetric=False),
+    "compressed-tensors-w4a16": Grid(4, 16),
+    "compressed-tensors-w4a16-asym": Grid(4, 16, symmetric=False),
+    "compressed-tensors-w8-channel": Grid(8, 96),
+    "compressed-tensors-w8-packed": Grid(8, 96),
+}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_form_that_says_its_grid_lies_on_it_to_the_bit(file: Path, tmp_path: Path) -> None:
+    """Groups in another order than the columns', biases that are no whole numbers, scales of float32 say none."""
+    tensors, _, config = parts_of(file)
+    ours = opened(tmp_path, tensors, config)
+    grid = ours.grid("m.weight")
+    assert grid == HELD.get(file.stem)
+    if grid is not None:
+        found = ours.read("m.weight")
+        form = Integers(grid.bits, None if grid.block == 96 else grid.block, grid.symmetric)
+        assert torch.equal(form.as_stored(found, "m.weight"), found.half().float())
+
+
+def test_scales_that_float16_does_not_hold_make_no_grid(tmp_path: Path) -> None:
+    tensors, _, config = parts_of(next(file for file in FILES if file.stem == "compressed-tensors-w4a16"))
+    scales = tensors["m.weight_scale"].float()
+    scales[7, 2] = 0.1
+    assert opened(tmp_path, tensors | {"m.weight_scale": scales}, config).grid("m.weight") is None
+
+
+def test_groups_in_the_order_of_the_columns_are_blocks_and_offsets_of_a_half_are_none(tmp_path: Path) -> None:
+    """What GPTQ writes without act-order of symmetric numbers."""
+    tensors, _, config = parts_of(next(file for file in FILES if file.stem == "gptq-4"))
+    tensors["m.g_idx"] = (torch.arange(96) // 16).int()
+    tensors["m.qzeros"] = torch.full_like(tensors["m.qzeros"], 0x77777777)
+    ours = opened(tmp_path, tensors, config)
+    assert ours.grid("m.weight") == Grid(4, 16)
+    found = ours.read("m.weight")
+    assert torch.equal(Integers(4, 16).as_stored(found, "m.weight"), found.half().float())
 
 
 def tampered(name: str, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:

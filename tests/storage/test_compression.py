@@ -94,7 +94,7 @@ def test_a_kind_that_there_is_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as refused:
         load_recipe(path)
     assert str(refused.value) == (
-        f"{path}:3:28: compress.default.kind: `int9` is not one of `float16`, `int4`, `int8`, `palettize`\n"
+        f"{path}:3:28: compress.default.kind: `int9` is not one of `float16`, `int4`, `int8`, `palettize`, `source`\n"
         "  did you mean `int8`?"
     )
 

@@ -2,25 +2,28 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from coreai_recipes.checkpoint.base import Checkpoint, TensorInfo
+from coreai_recipes.checkpoint.base import Checkpoint, Grid, TensorInfo
 from coreai_recipes.checkpoint.gguf.architecture import Architecture, find_architecture
 from coreai_recipes.checkpoint.gguf.config import rebuild_config
 from coreai_recipes.checkpoint.gguf.header import MOST_TENSORS, Header, StoredTensor, read_header
 from coreai_recipes.checkpoint.gguf.metadata import Metadata
 from coreai_recipes.checkpoint.gguf.rope import ROPE_TENSORS
 from coreai_recipes.checkpoint.gguf.rows import is_readable
-from coreai_recipes.checkpoint.gguf.sources import find_sources
+from coreai_recipes.checkpoint.gguf.sources import JoinedSource, find_sources
 from coreai_recipes.checkpoint.gguf.special_tokens import end_token_ids
 from coreai_recipes.checkpoint.gguf.their_tokenizer import is_comparable, load_their_tokenizer
 from coreai_recipes.checkpoint.gguf.tokenizer import check_tokenizer, write_tokenizer
 from coreai_recipes.errors import CheckpointError
 
 MOST_PARTS = 1000
+# Scales are float16; those of Q4_0 may be below zero, where its numbers are -7..8 times one above.
+GRIDS = {"Q4_0": Grid(4, 32, symmetric=False), "Q8_0": Grid(8, 32)}
 PART = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 
 
@@ -66,6 +69,14 @@ class GGUFCheckpoint(Checkpoint):
         if wanted.step != 1 or wanted.start < 0 or wanted.stop > count:
             raise ValueError(f"{name} has rows 0 to {count - 1}; {wanted} is not a range of them")
         yield from source.blocks(wanted)
+
+    def grid(self, name: str) -> Grid | None:
+        source = self._sources[name]
+        parts = source.parts if isinstance(source, JoinedSource) else (source.stored,)
+        found = {GRIDS.get(part.type.name) for part in parts}
+        grid = found.pop() if len(found) == 1 else None
+        is_turned = isinstance(source, JoinedSource) and bool(source.how.transpose)
+        return None if grid is None else replace(grid, transposed=is_turned)
 
     def weight_files(self) -> dict[str, Path]:
         return {path.name: path for path in self._files}

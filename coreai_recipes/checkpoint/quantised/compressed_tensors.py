@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from coreai_recipes.checkpoint.base import TensorInfo
+from coreai_recipes.checkpoint.base import Grid, TensorInfo
 from coreai_recipes.checkpoint.quantised.packed import (
     WORD_BITS,
     Packed,
     PackedMatrix,
     Read,
     Stored,
+    are_float16,
     numbers_in,
     said_in,
 )
@@ -41,6 +42,17 @@ class IntegerMatrix(PackedMatrix):
     groups: str | None
 
     packer: ClassVar[str] = "compressed-tensors"
+
+    def grid(self, read: Read) -> Grid | None:
+        scales = self.whole(read, self.stored, self.parts[1]).view(self.info.shape[0], -1)
+        count, bits = scales.shape[1], max(4, self.bits or 8)
+        if not are_float16(scales) or not self.is_in_runs(read, self.stored, self.groups, count):
+            return None
+        if self.offsets is not None:
+            offsets, half = self._offsets(read, self.offsets), 1 << bits - 1
+            if int(offsets.min()) < -half or int(offsets.max()) >= half:
+                return None
+        return Grid(bits, self.info.shape[1] // count, self.offsets is None)
 
     def prepare(self, read: Read) -> Callable[[range], Tensor]:
         import torch

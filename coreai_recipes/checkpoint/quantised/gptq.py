@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from coreai_recipes.checkpoint.base import TensorInfo
+from coreai_recipes.checkpoint.base import Grid, TensorInfo
 from coreai_recipes.checkpoint.quantised.packed import (
     WORD_BITS,
     Packed,
     PackedMatrix,
     Read,
     Stored,
+    are_float16,
     numbers_in,
     said_in,
 )
@@ -43,6 +44,15 @@ class GPTQMatrix(PackedMatrix):
 
     packer: ClassVar[str] = "GPTQ"
 
+    def grid(self, read: Read) -> Grid | None:
+        zeros, scales = (self.whole(read, self.stored, part) for part in self.parts[1:3])
+        groups = dict(enumerate(self.parts)).get(3)
+        if not are_float16(scales) or not self.is_in_runs(read, self.stored, groups, len(scales)):
+            return None
+        offsets = (numbers_in(zeros, self.bits) + self.first) & ((1 << self.bits) - 1)
+        is_centred = bool((offsets == 1 << self.bits - 1).all())
+        return Grid(max(4, self.bits), self.info.shape[1] // len(scales), is_centred)
+
     def prepare(self, read: Read) -> Callable[[range], Tensor]:
         words, zeros, scales = (self.whole(read, self.stored, part) for part in self.parts[:3])
         offsets = (numbers_in(zeros, self.bits) + self.first) & ((1 << self.bits) - 1)
@@ -62,6 +72,10 @@ class AWQMatrix(PackedMatrix):
     stored: Stored
 
     packer: ClassVar[str] = "AWQ"
+
+    def grid(self, read: Read) -> Grid | None:
+        scales = self.whole(read, self.stored, self.parts[2])
+        return Grid(AWQ_BITS, self.info.shape[1] // len(scales), False) if are_float16(scales) else None
 
     def prepare(self, read: Read) -> Callable[[range], Tensor]:
         import torch

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from coreai_recipes.checkpoint.base import TensorInfo
+from coreai_recipes.checkpoint.base import Grid, TensorInfo
 from coreai_recipes.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class Packed(ABC):
     info: TensorInfo
     parts: tuple[str, ...]
     packer: ClassVar[str]
+
+    def grid(self, read: Read) -> Grid | None:
+        """As `Checkpoint.grid`."""
+        return None
 
     @abstractmethod
     def blocks(self, read: Read, rows: range) -> Iterator[Tensor]:
@@ -67,8 +71,24 @@ class PackedMatrix(Packed):
             raise CheckpointError(f"{name} names a group beyond the {groups} that there are")
         return found
 
+    def is_in_runs(self, read: Read, stored: Stored, name: str | None, groups: int) -> bool:
+        """Whether the groups are runs of equal length."""
+        import torch
+
+        if self.info.shape[1] % groups:
+            return False
+        return torch.equal(self.group_of(read, stored, name, groups), self.group_of(read, stored, None, groups))
+
     def whole(self, read: Read, stored: Stored, name: str) -> Tensor:
         return read(name, range(stored[name].shape[0] if stored[name].shape else 1))
+
+
+def are_float16(scales: Tensor) -> bool:
+    """Whether float16 holds every scale, none of them below zero."""
+    import torch
+
+    exact = scales.float()
+    return bool((exact >= 0).all()) and torch.equal(exact.half().float(), exact) and bool(exact.isfinite().all())
 
 
 def numbers_in(words: Tensor, bits: int) -> Tensor:

@@ -95,6 +95,7 @@ from coreai_recipes.recipe.schema.whole import (
     StoredFloat16,
     StoredIntegers,
     StoredPalette,
+    StoredSource,
     Weights,
 )
 
@@ -173,6 +174,7 @@ __all__ = [
     "StoredFloat16",
     "StoredIntegers",
     "StoredPalette",
+    "StoredSource",
     "Temperature",
     "Tokens",
     "TurningRotary",

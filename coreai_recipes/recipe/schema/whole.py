@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from coreai_recipes.recipe import rules, sizes
@@ -75,7 +75,23 @@ class StoredPalette(Spec):
     )
 
 
-Stored = StoredFloat16 | StoredIntegers | StoredPalette
+class StoredSource(Spec):
+    """Each matrix as the checkpoint has it, where a package holds that to the bit: integers with a scale for each block
+    or channel; else float16. It is said as one word, `source`."""
+
+    kind: Literal["source"]
+
+
+Stored = StoredFloat16 | StoredIntegers | StoredPalette | StoredSource
+
+
+def _as_mapping(said: Any) -> Any:
+    return {"kind": "source"} if said == "source" else said
+
+
+def _word_too(schema: dict[str, Any]) -> None:
+    mapping = {key: schema.pop(key) for key in ("discriminator", "oneOf") if key in schema}
+    schema["anyOf"] = [{"const": "source", "type": "string"}, mapping]
 
 
 class StorageRule(Spec):
@@ -99,6 +115,8 @@ class StorageRule(Spec):
         is_alike = isinstance(default, StoredPalette) is (kind == "palettize") and default.kind != "float16"
         below = default.model_dump() if is_alike else {}
         match kind:
+            case "source":
+                return StoredSource(kind="source")
             case "float16":
                 return StoredFloat16(kind="float16")
             case "palettize":
@@ -136,9 +154,11 @@ class Compress(Spec):
     """How weights are stored. Norms, biases and other vectors stay float16, and so do tables that a
     host reads, unless a rule names them."""
 
-    default: Annotated[Stored, Field(discriminator="kind")] = Field(
+    default: Annotated[Annotated[Stored, Field(discriminator="kind")], BeforeValidator(_as_mapping)] = Field(
         default=StoredFloat16(kind="float16"),
-        description="how every matrix is stored, the embedding table included; defaults to float16",
+        description="how every matrix is stored, the embedding table included; defaults to float16; `source`: as the "
+        "checkpoint has it",
+        json_schema_extra=_word_too,
     )
     rules: Annotated[list[StorageRule], Field(max_length=sizes.MAX_RULES)] | None = Field(
         default=None, description="matrices to store in another way; if several rules match, the last one applies"
