@@ -16,6 +16,7 @@ from coreai_recipes.recipe import load_resolved
 from coreai_recipes.recipe.importing.writing import write_recipe
 from coreai_recipes.recipe.schema import Calibration, Compress, Recipe
 from coreai_recipes.search.searching import Budget, Progress, Searched, check_bits, search
+from coreai_recipes.storage.source import without_source
 
 MOST_WINDOWS = 12  # of the calibration text: more make no better prediction, and take as much longer
 FEWEST_WINDOWS = 2
@@ -54,6 +55,7 @@ def run_search(
     recipe = resolved.recipe
     found = find_checkpoint(recipe, checkpoint)
     recipe, note = settle_head(recipe, found)
+    recipe = without_source(recipe)  # every matrix gets a form here, whatever the checkpoint has it in
     check_bits(recipe, budget)
     said = Calibration() if recipe.compress is None else recipe.compress.calibration
     before = Compress() if recipe.compress is None else recipe.compress

@@ -63,3 +63,10 @@ def test_a_budget_that_is_none_is_said(run: Run, budget: str) -> None:
 def test_a_budget_is_bits_or_a_loss() -> None:
     assert read_budget("4.25") == Budget(bits=4.25)
     assert read_budget("kl=0.1") == Budget(kl=0.1)
+
+
+def test_a_recipe_in_its_checkpoints_forms_is_searched_like_any_other(run: Run) -> None:
+    """It was refused for forms that the search does not use."""
+    tiny = Path(__file__).parents[1] / "checkpoints/tiny-llama"
+    chosen = ("compress", "tiny-llama", "--set", "compress.default=source", "--checkpoint", tiny, "--budget", "0.5")
+    assert run(*chosen) == (2, "", "--budget 0.5: the lowest is 2.068 bits per weight\n")
