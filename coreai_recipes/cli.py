@@ -1,7 +1,6 @@
 """The entry point of `recipe`: how every command ends. Ctrl-C is answered before anything slow is imported."""
 
 import sys
-from typing import NoReturn
 
 from coreai_recipes.terminal.signals import signals
 
@@ -21,7 +20,7 @@ def main() -> None:
     sys.exit(status)
 
 
-def script() -> NoReturn:
+def script() -> None:
     """`main` as a process of its own, which ends at once: taking torch's modules apart takes 0.4 s."""
     try:
         main()
@@ -35,7 +34,6 @@ def script() -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 0)
-    raise AssertionError("main exits")
 
 
 def _run(arguments: list[str]) -> int:

@@ -82,8 +82,8 @@ def describe(runs: Mapping[str, list[child.Finished]], imports: Mapping[str, flo
     ]
     smaller = peaks[BASELINE] / max(peaks[EMPTY], peaks[FULL])
     result.targets = [
-        Target("empty cache, faster than the usual way", seconds[BASELINE] / seconds[EMPTY], 18, at_least=True),
-        Target("full cache, faster than the usual way", seconds[BASELINE] / seconds[FULL], 35, at_least=True),
-        Target("less peak memory than the usual way", smaller, 12, at_least=True),
+        Target("empty cache, faster than the usual way", seconds[BASELINE] / seconds[EMPTY], 21, at_least=True),
+        Target("full cache, faster than the usual way", seconds[BASELINE] / seconds[FULL], 38, at_least=True),
+        Target("less peak memory than the usual way", smaller, 25, at_least=True),
     ]
     return result
