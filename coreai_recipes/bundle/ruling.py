@@ -26,14 +26,14 @@ def hold_rules(
 
     Raises RuleError for an error where the recipe names a device, unless it allows it.
     """
-    from coreai_recipes.lint.chips import find_chip
+    from coreai_recipes.lint.devices import find_device
     from coreai_recipes.lint.findings import lint
     from coreai_recipes.lint.reading import tokenizer_files, weight_files
 
     export = recipe.export
     opened.files = weight_files(folder / opened.name)
     opened.manifest, opened.tokenizer, opened.units = manifest, tokenizer_files(folder), export.compute_units
-    found = lint(opened, None if export.device is None else find_chip(export.device), allow=export.allowed)
+    found = lint(opened, None if export.device is None else find_device(export.device), allow=export.allowed)
     if export.device is not None and found.has_errors:
         raise RuleError(found, notes)
     return found

@@ -20,7 +20,11 @@ def lint_(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="CHIP", help="Check the rules of this chip only, such as M1 or A19."),
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="Check only the rules of this device or chip, such as iphone-17-pro or M1.",
+        ),
     ] = None,
     explain: Annotated[
         str | None,
@@ -30,13 +34,13 @@ def lint_(
     as_json: JsonOption = False,
 ) -> None:
     """Check a package, bundle or recipe against the Neural Engine's known rules. No weight is read."""
-    from coreai_recipes.lint.chips import find_chip
+    from coreai_recipes.lint.devices import find_device
     from coreai_recipes.lint.findings import lint
     from coreai_recipes.lint.rule import find_rule
     from coreai_recipes.report import console
     from coreai_recipes.report.rules import print_lint, print_rule
 
-    chip = None if device is None else find_chip(device)
+    named = None if device is None else find_device(device)
     rule = None if explain is None else find_rule(explain)
     if target is None:
         if rule is None:
@@ -47,9 +51,9 @@ def lint_(
             print_rule(rule.model_dump(mode="json"))
         return
     subject = _open_subject(target, overrides or ())
-    if chip is None and subject.device is not None:
-        chip = find_chip(subject.device)
-    found = lint(subject, chip, () if rule is None else (rule.id,), subject.allow)
+    if named is None and subject.device is not None:
+        named = find_device(subject.device)
+    found = lint(subject, named, () if rule is None else (rule.id,), subject.allow)
     if as_json:
         console.print_json(found.to_json())
     else:

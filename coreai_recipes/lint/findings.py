@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from coreai_recipes.lint.chips import Chip
 from coreai_recipes.lint.crossings import Crossing, crossings_of
+from coreai_recipes.lint.devices import Device
 from coreai_recipes.lint.items import items
 from coreai_recipes.lint.predicates import PREDICATES, UNKNOWN
 from coreai_recipes.lint.predicates.registry import Context, Details, Item
@@ -52,11 +52,12 @@ class Lint:
 
 
 def lint(
-    subject: Subject, chip: Chip | None = None, only: Sequence[str] = (), allow: Mapping[str, str] | None = None
+    subject: Subject, device: Device | None = None, only: Sequence[str] = (), allow: Mapping[str, str] | None = None
 ) -> Lint:
-    """Every rule, or those of `only`, on a subject. With a chip the rules that hold for it; without one all of them, an
+    """Every rule, or those of `only`, on a subject. With a device the rules of its chip; without one all of them, an
     error for some chips being a warning that names them. `allow` has the reasons for which errors are let pass."""
     context = Context(subject)
+    chip = None if device is None else device.chip.id
     found = [
         _allowed(finding, (allow or {}).get(rule.id))
         for rule in rules().values()
@@ -80,8 +81,8 @@ def _allowed(finding: Finding, reason: str | None) -> Finding:
     return replace(finding, level="warning", message=f"{finding.message} (allowed: {_printable(reason)})")
 
 
-def _hold(rule: Rule, context: Context, chip: Chip | None) -> Iterator[Finding]:
-    cases = [(case, chips) for case, chips in rule.settled() if chip is None or chips is None or chip.id in chips]
+def _hold(rule: Rule, context: Context, chip: str | None) -> Iterator[Finding]:
+    cases = [(case, chips) for case, chips in rule.settled() if chip is None or chips is None or chip in chips]
     if not cases:
         return
     types = _types_of(case for case, _ in cases)

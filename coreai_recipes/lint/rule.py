@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from coreai_recipes.errors import UserError
-from coreai_recipes.lint.chips import Chip, chips, chips_named
+from coreai_recipes.lint.devices import Chip, chips, chips_named
 from coreai_recipes.lint.predicates import PREDICATES
 from coreai_recipes.recipe.yaml_reader import read_yaml
 

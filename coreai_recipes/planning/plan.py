@@ -7,7 +7,7 @@ from typing import Any
 from coreai_recipes.decoder.model import Decoder, exported_form
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
-from coreai_recipes.lint.chips import find_chip
+from coreai_recipes.lint.devices import find_device
 from coreai_recipes.lint.findings import Lint, lint
 from coreai_recipes.planning.costs import Cost, costs_of
 from coreai_recipes.planning.outline import outline_of
@@ -48,7 +48,7 @@ def make_plan(recipe: Recipe) -> Plan:
     """The plan of `recipe`. Raises RecipeError for what cannot be built."""
     stacks = build_stacks(recipe, exported_form(recipe))
     stored = stored_parameters(stacks)
-    chip = None if recipe.export.device is None else find_chip(recipe.export.device)
+    device = None if recipe.export.device is None else find_device(recipe.export.device)
     return Plan(
         recipe.name,
         tuple(cost for stack in stacks for cost in costs_of(stack)),
@@ -58,7 +58,7 @@ def make_plan(recipe: Recipe) -> Plan:
         count_workloads(stacks),
         _saved_in_prefill(stacks),
         recipe.export.functions.queries,
-        lint(outline_of(stacks), chip, allow=recipe.export.allowed),
+        lint(outline_of(stacks), device, allow=recipe.export.allowed),
         tuple(_rotaries(recipe)),
     )
 

@@ -1,12 +1,14 @@
-"""The words by which a recipe names the engine's chips and rules; a test holds them to those of `lint`. A leaf."""
+"""The words by which a recipe names devices and the engine's rules; a test holds them to those of `lint`. A leaf."""
 
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-Chip = Literal[
-    "A14", "A15", "A16", "A17", "A18", "A19", "M1", "M2", "M3", "M4", "M5",
+DeviceId = Literal[
+    "A14", "iphone-12", "iphone-12-pro", "A15", "iphone-13", "iphone-13-pro", "iphone-14", "A16", "iphone-14-pro",
+    "iphone-15", "A17", "iphone-15-pro", "A18", "iphone-16", "iphone-16-pro", "A19", "iphone-17", "iphone-17-pro",
+    "M1", "m1-max", "M2", "M3", "m3-max", "M4", "M5",
 ]  # fmt: skip
 
 RuleId = Literal[

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from coreai_recipes.lint.chips import chips
+from coreai_recipes.lint.devices import devices
 from coreai_recipes.lint.rule import rules
 
 PAGE = Path(__file__).parents[2] / "docs/lint.md"
@@ -19,11 +19,18 @@ def table() -> str:
         where = "all" if "all" in named else ", ".join(named)
         said = f"{rule.confidence}: {rule.disputed}" if rule.disputed else rule.confidence
         lines.append(f"| `{rule.id}` | {rule.about} | {where} | {levels} | {rule.source} | {said} |")
-    lines += ["", "| chip | is in | width | working set | weights GB/s | source |", "|---|---|---|---|---|---|"]
-    for chip in chips().values():
-        streamed = "-" if chip.streaming is None else " to ".join(f"{rate:g}" for rate in dict.fromkeys(chip.streaming))
+    lines += [
+        "",
+        "| `--device` | is | chip | width | working set | weights GB/s | memory GB | source |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for device in devices().values():
+        chip, rates = device.chip, device.streaming or ()
+        streamed = " to ".join(f"{rate:g}" for rate in dict.fromkeys(rates)) or "-"
         sizes = [f"{size:,}" if size else "-" for size in (chip.width, chip.working_set)]
-        lines.append(f"| {chip.id} | {chip.name} | {' | '.join(sizes)} | {streamed} | {chip.source} |")
+        memory = ", ".join(map(str, device.memory)) or "-"
+        cells = (device.id, device.name, chip.id, *sizes, streamed, memory, device.source)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -157,11 +157,11 @@ def audited(bundle: Path, largest: float) -> None:
     [(None, {"unknown"}), (16000.0, set()), (20000.0, {"warning"}), (40000.0, {"error"})],
 )
 def test_ranges_are_the_audits(bundle: Path, largest: float | None, levels: set[str]) -> None:
-    from coreai_recipes.lint.chips import find_chip
+    from coreai_recipes.lint.devices import find_device
 
     if largest is not None:
         audited(bundle, largest)
-    found = lint(open_subject(bundle), find_chip("M1"), only=["mac-32768"]).findings
+    found = lint(open_subject(bundle), find_device("M1"), only=["mac-32768"]).findings
     assert {finding.level for finding in found} == levels
     if largest is None:
         assert all(finding.message.startswith("unknown: run audit") for finding in found)
@@ -241,7 +241,7 @@ def test_a_build_without_a_device_says_what_it_found_and_goes_on(run: Run, tmp_p
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("export.device=M9", "export.device: `M9` is not one of `A14`, `A15`, "),
+        ("export.device=M9", "export.device: `M9` is not one of `A14`, `iphone-12`, "),
         ("export.allow.width-16=1 ms", "export.allow.width-16: unknown key\n  did you mean `width-16k`?"),
         (
             "export.allow={width-16: 1 ms}",

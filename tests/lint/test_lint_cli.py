@@ -93,15 +93,24 @@ def test_a_rule_explains_itself(run: Run) -> None:
     assert json.loads(run("lint", "--explain", "state-rows", "--json")[1])["id"] == "state-rows"
 
 
+NAMED = (
+    "A14, iphone-12, iphone-12-pro, A15, iphone-13, iphone-13-pro, iphone-14, A16, iphone-14-pro, iphone-15, A17, "
+    "iphone-15-pro, A18, iphone-16, iphone-16-pro, A19, iphone-17, iphone-17-pro, M1, m1-max, M2, M3, m3-max, M4, M5"
+)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ((), "recipe lint: give a package, a bundle or a recipe, or a rule with --explain"),
         (("--explain", "state-row"), "'state-row': no such rule: did you mean state-rows? docs/lint.md lists them"),
         (
+            ("smollm2-135m", "--device", "iphone17-pro"),
+            f"--device 'iphone17-pro': no such device: did you mean iphone-17-pro? the devices are {NAMED}",
+        ),
+        (
             ("smollm2-135m", "--device", "M9"),
-            "--device 'M9': no such chip: the chips are "
-            "A14, A15, A16, A17, A18, A19, M1, M2, M3, M4, M5",
+            f"--device 'M9': no such device: the devices are {NAMED}",
         ),
     ],
 )  # fmt: skip

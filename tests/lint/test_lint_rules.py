@@ -9,7 +9,7 @@ import pytest
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.proto import Model_pb2
 
-from coreai_recipes.lint.chips import chips, find_chip
+from coreai_recipes.lint.devices import devices, find_device
 from coreai_recipes.lint.findings import Finding, lint
 from coreai_recipes.lint.reading import open_subject
 from coreai_recipes.lint.rule import rules
@@ -31,7 +31,7 @@ def findings(case: Case, rule: str, folder: Path, device: str | None = None) -> 
     model = Model_pb2.Model.FromString(file.read_bytes())
     case.patch(model)
     file.write_bytes(model.SerializeToString())
-    return lint(open_subject(package), None if device is None else find_chip(device), only=[rule]).findings
+    return lint(open_subject(package), None if device is None else find_device(device), only=[rule]).findings
 
 
 @pytest.mark.parametrize("rule", CASES)
@@ -63,8 +63,8 @@ def test_the_page_has_the_rules_as_they_are() -> None:
     assert text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip() == table()
 
 
-def test_recipes_name_the_chips_and_rules_that_there_are() -> None:
-    assert get_args(engine_words.Chip) == tuple(chips())
+def test_recipes_name_the_devices_and_rules_that_there_are() -> None:
+    assert get_args(engine_words.DeviceId) == tuple(devices())
     assert get_args(engine_words.RuleId) == tuple(rules())
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from coreai_recipes.recipe import sizes
-from coreai_recipes.recipe.engine_words import Chip, Reason, RuleId
+from coreai_recipes.recipe.engine_words import DeviceId, Reason, RuleId
 from coreai_recipes.recipe.schema.fields import (
     Flag,
     One,
@@ -77,10 +77,10 @@ class Export(Spec):
         description="permute weights so that the dimensions of rotary pairs are contiguous: the model stays the same, "
         "and less of each head is rotated",
     )
-    device: Chip | None = Field(
+    device: DeviceId | None = Field(
         default=None,
-        description="the chip that the package is for: the build fails on an error by a rule of that chip (`recipe "
-        "lint --device`)",
+        description="the device or chip that the package is for: the build fails on an error by a rule of its chip "
+        "(`recipe lint --device`)",
     )
     allow: dict[RuleId, Reason] = Field(
         default={},
