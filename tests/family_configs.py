@@ -46,6 +46,11 @@ SIZES: dict[str, Any] = {
     "qk_nope_head_dim": 12,
     "v_head_dim": 14,
     "n_shared_experts": 2,
+    "num_shared_experts": 2,
+    "moe_num_experts": 5,
+    "moe_k": 3,
+    "moe_topk": 3,
+    "moe_num_shared_experts": 3,
 }
 TYPES = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
 # For fields whose value no rule can make up: small, and unlike any default.
@@ -86,10 +91,17 @@ UNUSUAL: dict[str, Any] = {
     "swiglu_limit": 1.5,
     "swiglu_alpha": 1.3,
     "original_max_position_embeddings": 64,
+    "mlp_layer_types": ["sparse", "sparse", "dense", "sparse", "dense"],
+    "router_scaling_factor": 1.7,
+    "moe_layer_start_index": 2,
+    "moe_layer_end_index": 3,
+    "moe_layer_interval": 2,
 }
 # What holds a family's values together.
 TOGETHER: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
+    "glm4_moe_lite": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
+    "exaone_moe": {"num_experts": 6},
     "youtu": {"num_key_value_heads": 6},  # each head has keys of its own
     "olmoe": {"head_dim": 8},  # its q and k norms are hidden_size wide
     "helium": {"head_dim": 8},  # its o_proj is hidden_size wide on both sides

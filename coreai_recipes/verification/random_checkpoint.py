@@ -100,8 +100,7 @@ class RandomCheckpoint(Checkpoint):
             if source.parts:
                 rows = sum(shapes[part][0] for part in source.parts if part in shapes)
                 shape = (rows, *shape[1:])
-            if source.transpose:
-                shape = (*shape[:-2], shape[-1], shape[-2])
+            shape = source.stored_shape(shape)
             found[source.tensor] = TensorInfo(source.tensor, shape, "F32", "random")
             self._spreads[source.tensor] = _choose_spread(name, shape, recipe.model)
         for name, value in table.constants_of(len(recipe.model.layer_kinds), table.prefixes[0]).items():

@@ -53,6 +53,7 @@ class Binding:
     runs: tuple[range, ...] = ()
     stack: tuple[tuple[str, ...], ...] = ()
     alternate: bool = False
+    is_squeezed: bool = False
 
     @property
     def tensors(self) -> set[str]:
@@ -82,6 +83,9 @@ class Binding:
             return
         if self.alternate or (len(self.shape) == 3 and self.transpose):
             yield from self._rearranged_experts()
+            return
+        if self.is_squeezed:
+            yield from (block.reshape(-1, *self.shape[1:]) for block in self.checkpoint.blocks(self.tensor))
             return
         if self.runs:
             # each holds whole heads, as a rewrite wants them
@@ -227,8 +231,7 @@ def bind_parameter(
             runs = find_runs(start, info.shape[0], total, info.kv_heads)
         else:
             rows = range(start, start + info.shape[0])
-    if source.transpose:
-        needed = (*needed[:-2], needed[-1], needed[-2])
+    needed = source.stored_shape(needed)
     binding = Binding(
         checkpoint,
         source.tensor,
@@ -238,6 +241,7 @@ def bind_parameter(
         info.rewrite,
         runs,
         alternate=source.alternate,
+        is_squeezed=source.squeeze is not None,
     )
     who = "the recipe" if info.kind is None else f"the recipe's kind `{info.kind}`"
     stored = checkpoint.tensors.get(source.tensor)

@@ -15,6 +15,7 @@ A table is names/FAMILY.yaml, or a user's own file given by its path, from the w
         stack: [model.layers.{i}.mlp.experts.{e}.gate_proj.weight, model.layers.{i}.mlp.experts.{e}.up_proj.weight]
 
 `transpose` exchanges the last two axes; with `alternate` the rows of gate and up alternate, and are brought apart.
+`squeeze: N` leaves out the tensor's axis N, which is of length one.
 
 With `take` in place of `rows` each KV head has its share of the parameters, side by side: [head][q.., k, v].
 """
@@ -53,11 +54,18 @@ class TensorSource:
     take: tuple[str, ...] = ()
     stack: tuple[str, ...] = ()
     alternate: bool = False
+    squeeze: int | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The parameters that the tensor holds, none when it is one alone."""
         return self.rows or self.take
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The tensor's shape where its rows, transposed or squeezed as it says, are of `shape`."""
+        if self.transpose:
+            shape = (*shape[:-2], shape[-1], shape[-2])
+        return shape if self.squeeze is None else (*shape[: self.squeeze], 1, *shape[self.squeeze :])
 
     def of_experts(self, count: int) -> tuple[tuple[str, ...], ...]:
         """The tensors of each of so many experts."""
@@ -229,6 +237,8 @@ def judge_entry(name: str, entry: object) -> Iterator[str]:
         parts = fields.get(key)
         if isinstance(parts, list) and name not in parts:
             yield f"{key}: {name} itself is missing"
+    if "squeeze" in fields and set(fields) - {"tensor", "squeeze"}:
+        yield "squeeze: cannot be combined with other operations"
     if fields.get("take") and (fields.get("rows") or fields.get("transpose")):
         yield "take: cannot be combined with rows or transpose"
 
@@ -265,7 +275,10 @@ def parse_source(entry: str | dict[str, Any] | None) -> TensorSource | None:
         return TensorSource(fields["stack"][0].replace("{e}", "0"), stack=tuple(fields["stack"]))
     rows, take = (tuple(fields.get(key, ())) for key in ("rows", "take"))
     alternate = fields.get("alternate", False)
-    return TensorSource(fields["tensor"], rows, fields.get("transpose", False), take, alternate=alternate)
+    squeeze = fields.get("squeeze")
+    return TensorSource(
+        fields["tensor"], rows, fields.get("transpose", False), take, alternate=alternate, squeeze=squeeze
+    )
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -294,6 +307,10 @@ def is_boolean(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def is_axis(value: object) -> bool:
+    return value in (0, 1) and not isinstance(value, bool)
+
+
 class Field(NamedTuple):
     """What a key may hold, as a check and in words."""
 
@@ -316,4 +333,5 @@ OPERATIONS = {
     "transpose": Field(is_boolean, "true or false"),
     "alternate": Field(is_boolean, "true or false"),
     "take": Field(is_list_of_names, "a list of parameters"),
+    "squeeze": Field(is_axis, "0 or 1"),
 }

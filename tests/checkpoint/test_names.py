@@ -130,6 +130,24 @@ def test_an_expert_that_is_missing_or_misshapen_is_named(tmp_path):
     ]
 
 
+def test_an_axis_of_length_one_is_left_out(tmp_path):
+    stored = {"h.0.bias": torch.randn(1, 4), "h.0.taps": torch.randn(6, 1, 3)}
+    checkpoint = experts_checkpoint(tmp_path, **stored)
+    table = write_table(
+        tmp_path,
+        """
+tensors:
+  layers.{i}.mlp.bias: {tensor: "h.{i}.bias", squeeze: 0}
+  layers.{i}.mlp.taps: {tensor: "h.{i}.taps", squeeze: 1}
+""",
+    )
+    found = bind(
+        {"layers.0.mlp.bias": ParameterInfo((4,)), "layers.0.mlp.taps": ParameterInfo((6, 3))}, table, checkpoint
+    )
+    assert torch.equal(found["layers.0.mlp.bias"].read(), stored["h.0.bias"][0])
+    assert torch.equal(found["layers.0.mlp.taps"].read(), stored["h.0.taps"][:, 0])
+
+
 def test_experts_in_one_tensor_are_transposed_and_rows_that_alternate_brought_apart(tmp_path):
     stored = {"h.0.gate_up": torch.randn(4, 5, 6), "h.0.bias": torch.randn(4, 6), "h.0.down": torch.randn(4, 3, 5)}
     checkpoint = experts_checkpoint(tmp_path, **stored)
@@ -438,6 +456,8 @@ tensors:
   layers.{i}.a.weight: model.layers.0.a
   layers.{i}.b.weight: {tensor: 'h.{i}.b', flip: true}
   layers.{i}.c.weight: {tensor: 'h.{i}.c', rows: ['layers.{i}.d.weight'], transpose: 1}
+  layers.{i}.d.weight: {tensor: 'h.{i}.d', squeeze: 2}
+  layers.{i}.e.weight: {tensor: 'h.{i}.e', squeeze: 1, transpose: true}
 """
     )
     assert [problem.removeprefix(f"{path}:") for problem in refusal(str(path))] == [
@@ -445,9 +465,12 @@ tensors:
         "3:1: ignore: 'lm_head.weight' is not a list of patterns",
         "5:3: norm.weight: is neither null, nor a tensor's name, nor a mapping with `tensor`",
         "6:3: layers.{i}.a.weight: {i}, the layer, must stand on both sides or on neither: model.layers.0.a",
-        "7:3: layers.{i}.b.weight: flip: unknown operation. There are tensor, rows, transpose, alternate, take",
+        "7:3: layers.{i}.b.weight: flip: unknown operation. There are tensor, rows, transpose, alternate, take, "
+        "squeeze",
         "8:3: layers.{i}.c.weight: transpose: 1 is not true or false",
         "8:3: layers.{i}.c.weight: rows: layers.{i}.c.weight itself is missing",
+        "9:3: layers.{i}.d.weight: squeeze: 2 is not 0 or 1",
+        "10:3: layers.{i}.e.weight: squeeze: cannot be combined with other operations",
     ]
 
 

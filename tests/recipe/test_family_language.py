@@ -64,6 +64,8 @@ layers:
         ("first_k: {default: 2, type: count}", "{first: first_k, is: sliding}", {}, [0, 1]),
         ("last_k: {default: 2, type: count}", "{last: last_k, is: sliding}", {"last_k": 1}, [5]),
         ("since: {default: 2, type: count}", "{from: since, is: sliding}", {"since": 4}, [4, 5]),
+        ("end: {default: -1, type: any}", "{after: end, is: sliding}", {"end": 2}, [3, 4, 5]),
+        ("end: {default: -1, type: any}", "{after: end, is: sliding}", {}, []),
         ("only_in: {default: null, type: list}", "{in: only_in, is: sliding}", {"only_in": [1, 4]}, [1, 4]),
         ("only_in: {default: null, type: list}", "{in: only_in, is: sliding}", {}, []),
         ("step: {default: 2}", "{every: step, is: sliding}", {"step": 3}, [2, 5]),

@@ -83,6 +83,9 @@ def decide(
         said = index % n == rule.at % n
     elif rule.since is not None:
         said = index >= number(rule.since)
+    elif rule.after is not None:
+        end = number(rule.after)
+        said = index > (end if end >= 0 else count + end)
     elif rule.last is not None:
         said = index >= count - number(rule.last)
     elif rule.first is not None:

@@ -227,6 +227,8 @@ class _Reverser:
             numbers = (rule.since, rule.last, rule.first)
             for name in (number for number in numbers if isinstance(number, str)):
                 offer(name, range(len(wanted) + 1))
+            if rule.after is not None:
+                offer(rule.after, range(-1, len(wanted)))
             if isinstance(rule.every, str):
                 offer(rule.every, range(1, len(wanted) + 2))
             for name, value in rule.when.items():

@@ -91,7 +91,8 @@ class LayerRule(Rule):
     Attributes:
         listed: a field that lists all layers, when it is not null; `values` are ours for its words.
         every: layers i with i % n == at % n, n a number or a field.
-        since: layers from that field's index on. last, first: so many. within: a field that lists indices. all: each.
+        since: layers from that field's index on. after: layers behind it, which -1 says of the last layer. last, first:
+            so many. within: a field that lists indices. all: each.
         value: what they are. when: other fields and what they must be for the rule to say anything.
     """
 
@@ -100,6 +101,7 @@ class LayerRule(Rule):
     every: int | str | None = None
     at: int = -1
     since: str | None = Field(default=None, alias="from")
+    after: str | None = None
     last: int | str | None = None
     first: int | str | None = None
     within: str | None = Field(default=None, alias="in")
@@ -110,7 +112,7 @@ class LayerRule(Rule):
     @property
     def fields(self) -> Iterator[str]:
         """The config's fields that the pattern reads."""
-        for name in (self.listed, self.every, self.since, self.last, self.first, self.within):
+        for name in (self.listed, self.every, self.since, self.after, self.last, self.first, self.within):
             if isinstance(name, str):
                 yield name
 
