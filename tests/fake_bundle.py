@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from coreai_recipes.generate import Model
+from coreai_recipes.generate import LanguageModel
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
@@ -197,7 +197,7 @@ def write_tokenizer(
 
 def scripted_model(
     folder: Path, script: str, *, context: int = 512, chunk: int = 16, eos: bool = True, chat_template: Any = CHATML
-) -> tuple[Model, FakeRuntime]:
+) -> tuple[LanguageModel, FakeRuntime]:
     """A model that says `script` (each token at most once) and then an end token, after any token that is not in it."""
     tokenizer = BundleTokenizer(write_tokenizer(folder, chat_template))
     backend = byte_level_tokenizer()
@@ -214,4 +214,4 @@ def scripted_model(
     caches = [(context + chunk, None)]
     runtime = FakeRuntime(caches, context, chunk, think)
     session = Session(runtime, fake_manifest(caches, context, chunk, vocab))
-    return Model(folder, tokenizer, session, frozenset(said[-1:] if eos else []), vocab), runtime
+    return LanguageModel(folder, tokenizer, session, frozenset(said[-1:] if eos else []), vocab), runtime

@@ -19,7 +19,7 @@ from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate import Program
 from coreai_recipes.evaluate.graph import read_graph
-from coreai_recipes.evaluate.package import Package
+from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.planning.authoring import new_recipe, write_new
 from coreai_recipes.recipe.schema import Recipe

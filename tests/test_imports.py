@@ -218,7 +218,7 @@ def test_no_two_modules_import_each_other_at_the_top() -> None:
         ("export.functions", "from coreai_recipes.targets.coreml import linker", "export must not import targets"),
         ("targets.coreml.linker", "from coreai_recipes.targets.coreml import mil", None),
         ("targets.coreml.linker", "import coreai_recipes.targets.coreai.asset", "targets.coreml and targets.coreai"),
-        ("evaluate.package", "from coreai_recipes.protobuf import MIL_pb2", None),
+        ("evaluate.package_reader", "from coreai_recipes.protobuf import MIL_pb2", None),
         ("decoder.model", "import transformers", "transformers is known to"),
         ("decoder.model", "import torch", None),
     ],

@@ -28,8 +28,8 @@ from coreai_recipes.decoder.filling import Weight, bind_weights
 from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.recipe import Recipe, load_recipe
 from coreai_recipes.recipe.schema import Calibration, Compress
+from coreai_recipes.search.candidates import CANDIDATES
 from coreai_recipes.search.choosing import Choice, Matrix, bits_of, kl_of, within_bits
-from coreai_recipes.search.forms import FORMS
 from coreai_recipes.search.predicting import Kept, predict
 from coreai_recipes.verification.loss import Loss, logits_of_decoder, measure_loss
 from coreai_recipes.weights.binding import Binding
@@ -110,7 +110,7 @@ def of_ours(
         found["seconds"] = time.process_time() - started
         # all are to be compressed, small ones too
         matrices = [
-            replace(each, options=tuple(o for o in each.options if FORMS[o.form].storage is not None))
+            replace(each, options=tuple(o for o in each.options if CANDIDATES[o.form].storage is not None))
             for each in everything
             if f"{each.name}.weight" in names
         ]
@@ -125,7 +125,7 @@ def of_ours(
 
         found["uniform"] = {
             form.words: measured(uniform(matrices, number))
-            for number, form in enumerate(FORMS)
+            for number, form in enumerate(CANDIDATES)
             if form.storage is not None
         }
         found["search"] = {f"{bits:g}": measured(within_bits(matrices, bits * weights)) for bits in BUDGETS}
@@ -159,7 +159,7 @@ def of_coremltools(
 
 def seconds_of(originals: Mapping[str, Binding], names: Sequence[str], repeats: int) -> float:
     """Processor seconds of palettes of 4 bits for all matrices, the median."""
-    form = next(form for form in FORMS if form.said.get("bits") == 4)
+    form = next(form for form in CANDIDATES if form.said.get("bits") == 4)
     taken = []
     for turn in range(repeats + 1):
         started = time.process_time()

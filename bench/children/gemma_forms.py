@@ -25,8 +25,8 @@ from coreai_recipes.evaluate import Program
 from coreai_recipes.evaluate.cost import function_costs
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
 from coreai_recipes.evaluate.graph import STATE_OPERATIONS, read_graph
-from coreai_recipes.evaluate.package import Package
-from coreai_recipes.evaluate.registry import OPERATIONS
+from coreai_recipes.evaluate.opset import OPERATIONS
+from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint

@@ -16,9 +16,9 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.habits import habits_without
-from coreai_recipes.evaluate.package import Package
+from coreai_recipes.evaluate.opset import Node
+from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.evaluate.precision import Precision
-from coreai_recipes.evaluate.registry import Node
 from coreai_recipes.manifest.audit import Audit
 from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.recipe import Recipe

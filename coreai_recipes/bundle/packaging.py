@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from coreai_recipes.decoder.stack import StackModule
     from coreai_recipes.export.cache import FragmentCache
     from coreai_recipes.export.reporting import Exported, Progress
-    from coreai_recipes.lint.reading import Subject
+    from coreai_recipes.lint.reading import LintInput
     from coreai_recipes.storage.fitted import Fitted
     from coreai_recipes.weights.binding import Binding
 
@@ -40,7 +40,7 @@ class Written:
     composed: Composed
     exported: "Exported"
     costs: Costs
-    opened: "Subject"
+    opened: "LintInput"
 
 
 def compose(recipe: Recipe, sources: "Mapping[str, Checkpoint]") -> Composed:
@@ -74,7 +74,7 @@ def write_package(
         for name in [name for stack in composed.stacks for name in stack.tables]:
             (package.parent / table_file(name)).unlink(missing_ok=True)
     costs: Costs = {}
-    opened: list[Subject] = []
+    opened: list[LintInput] = []
 
     def look(written: Path) -> None:  # beside the weights, which need no interpreter
         costs.update(_kept_costs(written, cache))

@@ -7,7 +7,7 @@ from coreai_recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from coreai_recipes.lint.findings import Lint
-    from coreai_recipes.lint.reading import Subject
+    from coreai_recipes.lint.reading import LintInput
 
 
 class RuleError(Exception):
@@ -20,7 +20,7 @@ class RuleError(Exception):
 
 
 def hold_rules(
-    recipe: Recipe, opened: "Subject", folder: Path, manifest: dict[str, Any], notes: tuple[str, ...] = ()
+    recipe: Recipe, opened: "LintInput", folder: Path, manifest: dict[str, Any], notes: tuple[str, ...] = ()
 ) -> "Lint":
     """What the package breaks, which was `opened` before its weights were all there.
 

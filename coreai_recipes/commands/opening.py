@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from coreai_recipes.errors import BundleError
 
 if TYPE_CHECKING:
-    from coreai_recipes.generate import Model
+    from coreai_recipes.generate import LanguageModel
 
 BUILT = Path("dist")  # where `recipe build` writes
 
@@ -35,7 +35,7 @@ def find_bundle(word: str) -> Path:
     raise BundleError(f"{word}: no such bundle, here or in dist/\n  {hint}")
 
 
-def open_bundle(word: str, runtime: str) -> "Model":
+def open_bundle(word: str, runtime: str) -> "LanguageModel":
     """The bundle, ready to answer. What is loaded is said on a terminal, and that nobody proved it everywhere."""
     from coreai_recipes.bundle import Bundle
     from coreai_recipes.running.program import choose_runtime

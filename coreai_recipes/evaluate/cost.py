@@ -7,8 +7,8 @@ from pathlib import Path
 from coreai_recipes.evaluate import operations as _catalogue  # noqa: F401  (fills the registry)
 from coreai_recipes.evaluate.counting import Sizes, padded_bytes, stored_bytes
 from coreai_recipes.evaluate.graph import STATE_OPERATIONS, Graph, read_graph
-from coreai_recipes.evaluate.package import Package
-from coreai_recipes.evaluate.registry import OPERATIONS, Node
+from coreai_recipes.evaluate.opset import OPERATIONS, Node
+from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.evaluate.traffic import Traffic
 
 

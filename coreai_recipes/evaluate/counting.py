@@ -10,7 +10,7 @@ from coreai_recipes.evaluate.errors import EvaluationError
 
 if TYPE_CHECKING:
     from coreai_recipes.evaluate.graph import Graph
-    from coreai_recipes.evaluate.registry import Node
+    from coreai_recipes.evaluate.opset import Node
 
 LANE_BYTES = 64
 SOFTMAX = 5  # for an element: largest, difference, exponential, sum, quotient

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from coreai_recipes.evaluate.manner import adapts
 from coreai_recipes.evaluate.operations.matrix import attend
+from coreai_recipes.evaluate.opset import Call, Kernel
 from coreai_recipes.evaluate.precision import Arithmetic
-from coreai_recipes.evaluate.registry import Call, Kernel
 
 # What rounds to 32,768, and the first float16 beyond 4,094.
 CEILING, UNSLICED = 32760.0, 4096.0

@@ -8,9 +8,9 @@ from coreai_recipes.evaluate.constants import Constant, DecompressedConstant
 from coreai_recipes.evaluate.decompress import DECOMPRESSIONS
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, TensorType, name_of_element_type
 from coreai_recipes.evaluate.errors import EvaluationError
-from coreai_recipes.evaluate.package import Package, shape_of
-from coreai_recipes.evaluate.package import signature_of as ports_of
-from coreai_recipes.evaluate.registry import OPERATIONS, Node, Result
+from coreai_recipes.evaluate.opset import OPERATIONS, Node, Result
+from coreai_recipes.evaluate.package_reader import Package, shape_of
+from coreai_recipes.evaluate.package_reader import signature_of as ports_of
 
 READ_STATE, WRITE_STATE, UPDATE_STATE = "read_state", "write_state", "coreml_update_state"
 STATE_OPERATIONS = (READ_STATE, WRITE_STATE, UPDATE_STATE)

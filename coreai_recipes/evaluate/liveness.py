@@ -7,7 +7,7 @@ made the memory. Whoever writes in place must be sure that no value of the same 
 from dataclasses import dataclass, field
 
 from coreai_recipes.evaluate.graph import READ_STATE, STATE_OPERATIONS, Graph, state_of, written_value
-from coreai_recipes.evaluate.registry import OPERATIONS, Node
+from coreai_recipes.evaluate.opset import OPERATIONS, Node
 
 Root = tuple[str, str | int]
 OUTSIDE = frozenset({("outside", "")})

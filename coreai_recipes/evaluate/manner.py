@@ -7,8 +7,8 @@ from torch import Tensor
 
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.habits import habits_without
+from coreai_recipes.evaluate.opset import Call, Kernel
 from coreai_recipes.evaluate.precision import Arithmetic, Float16Arithmetic, Precision, Rounding
-from coreai_recipes.evaluate.registry import Call, Kernel
 
 
 class Manner:

@@ -13,7 +13,7 @@ from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.function import Function
 from coreai_recipes.evaluate.graph import read_graph, signature_of
 from coreai_recipes.evaluate.manner import manner_of
-from coreai_recipes.evaluate.package import Package
+from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.evaluate.precision import PRECISIONS, Precision, Rounding
 
 

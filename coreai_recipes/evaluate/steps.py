@@ -11,8 +11,8 @@ from coreai_recipes.evaluate.errors import FAULTS, EvaluationError
 from coreai_recipes.evaluate.graph import READ_STATE, STATE_OPERATIONS, UPDATE_STATE, Graph, state_of, written_value
 from coreai_recipes.evaluate.liveness import Liveness, analyse
 from coreai_recipes.evaluate.manner import Manner
+from coreai_recipes.evaluate.opset import OPERATIONS, Call, Kernel, Node, Operand
 from coreai_recipes.evaluate.precision import Arithmetic, Rounding, has_nan, is_finite
-from coreai_recipes.evaluate.registry import OPERATIONS, Call, Kernel, Node, Operand
 
 # The dictionary of states travels through the program in the first slot.
 STATE_SLOT = 0

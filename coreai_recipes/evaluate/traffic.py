@@ -8,7 +8,7 @@ from coreai_recipes.evaluate.constants import BlobConstant, Constant, Decompress
 from coreai_recipes.evaluate.counting import Sizes, elements, stored_bytes
 from coreai_recipes.evaluate.element_types import TensorType
 from coreai_recipes.evaluate.graph import READ_STATE, STATE_OPERATIONS, Graph, state_of, written_value
-from coreai_recipes.evaluate.registry import OPERATIONS, Node
+from coreai_recipes.evaluate.opset import OPERATIONS, Node
 
 
 @dataclass

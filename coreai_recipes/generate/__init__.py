@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coreai_recipes.generate.answering import Answer, answer
     from coreai_recipes.generate.chat import Chat
-    from coreai_recipes.generate.model import Model, open_model
+    from coreai_recipes.generate.language_model import LanguageModel, open_model
     from coreai_recipes.generate.sampling import Sampler
 
 _HOMES = {
     "Answer": "answering",
     "Chat": "chat",
-    "Model": "model",
+    "LanguageModel": "language_model",
     "Sampler": "sampling",
     "answer": "answering",
-    "open_model": "model",
+    "open_model": "language_model",
 }
 
-__all__ = ["Answer", "Chat", "Model", "Sampler", "answer", "open_model"]
+__all__ = ["Answer", "Chat", "LanguageModel", "Sampler", "answer", "open_model"]
 
 
 def __getattr__(name: str) -> Any:

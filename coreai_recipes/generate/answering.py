@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal
 
 from coreai_recipes.errors import UserError
-from coreai_recipes.generate.model import Model
+from coreai_recipes.generate.language_model import LanguageModel
 from coreai_recipes.generate.sampling import Sampler
 from coreai_recipes.generate.stopping import Stops
 
@@ -23,7 +23,7 @@ class Answer:
 
     def __init__(
         self,
-        model: Model,
+        model: LanguageModel,
         prompt_ids: Sequence[int],
         max_tokens: int,
         sampler: Sampler,
@@ -89,7 +89,7 @@ class Answer:
 
     def _generate(
         self,
-        model: Model,
+        model: LanguageModel,
         prompt_ids: list[int],
         max_tokens: int,
         sampler: Sampler,
@@ -134,7 +134,7 @@ class Answer:
 
 
 def answer(
-    model: Model,
+    model: LanguageModel,
     text: str | Sequence[Mapping[str, str]],
     *,
     system: str | None = None,
@@ -173,7 +173,7 @@ def answer(
     return Answer(model, prompt_ids, max_tokens, sampler or Sampler(), speculates=draft, stop=stop)
 
 
-def check_system(model: Model, system: str | None, raw: bool = False) -> None:
+def check_system(model: LanguageModel, system: str | None, raw: bool = False) -> None:
     """Raise UserError when there is a system message and no chat template to hold it."""
     if system is None:
         return

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coreai_recipes.generate.answering import Answer, check_system, system_messages
-from coreai_recipes.generate.model import Model
+from coreai_recipes.generate.language_model import LanguageModel
 from coreai_recipes.generate.sampling import Sampler
 
 
@@ -18,7 +18,7 @@ class Chat:
 
     def __init__(
         self,
-        model: Model,
+        model: LanguageModel,
         system: str | None = None,
         sampler: Sampler | None = None,
         max_tokens: int = 512,

@@ -18,7 +18,7 @@ from coreai_recipes.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coreai_recipes.generate.model import Model
+    from coreai_recipes.generate.language_model import LanguageModel
 
 MAGIC = b"recipe prompt cache 1\n"
 MAX_HEADER = 16 << 20
@@ -28,7 +28,7 @@ DIGEST = 32
 class PromptCache:
     """The file at `path` for a model's session. Raises UserError where the runtime does not show its states."""
 
-    def __init__(self, path: Path, model: "Model") -> None:
+    def __init__(self, path: Path, model: "LanguageModel") -> None:
         self._path, self._session = path, model.session
         states = model.session.states
         if not isinstance(states, dict):

@@ -9,8 +9,8 @@ from coreai_recipes.lint.crossings import Crossing, crossings_of
 from coreai_recipes.lint.devices import Device
 from coreai_recipes.lint.items import items
 from coreai_recipes.lint.predicates import PREDICATES, UNKNOWN
-from coreai_recipes.lint.predicates.registry import Context, Details, Item
-from coreai_recipes.lint.reading import Subject
+from coreai_recipes.lint.predicates.predicate import Context, Details, Item
+from coreai_recipes.lint.reading import LintInput
 from coreai_recipes.lint.rule import LEVELS, Case, Level, Rule, rules
 
 MOST_FINDINGS = 10_000  # of one rule in one function
@@ -52,7 +52,7 @@ class Lint:
 
 
 def lint(
-    subject: Subject, device: Device | None = None, only: Sequence[str] = (), allow: Mapping[str, str] | None = None
+    subject: LintInput, device: Device | None = None, only: Sequence[str] = (), allow: Mapping[str, str] | None = None
 ) -> Lint:
     """Every rule, or those of `only`, on a subject. With a device the rules of its chip; without one all of them, an
     error for some chips being a warning that names them. `allow` has the reasons for which errors are let pass."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from coreai_recipes.lint.predicates.registry import Context, Item
+from coreai_recipes.lint.predicates.predicate import Context, Item
 from coreai_recipes.lint.program import Function, Program
 
 RESULTLESS = frozenset({"write_state", "cond", "while_loop"})  # any other gives something, or the program is damaged

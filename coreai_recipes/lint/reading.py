@@ -20,7 +20,7 @@ MOST_FILES = 10_000
 
 
 @dataclass
-class Subject:
+class LintInput:
     """What rules look at. `files` are sizes of weight files by their place; what is None is not there to be looked at.
 
     Attributes:
@@ -47,7 +47,7 @@ def is_saved(path: Path) -> bool:
     return path.suffix in (".mlpackage", ".mlmodel", ".mlmodelc") or bool({"Manifest.json", MANIFEST} & _names(path))
 
 
-def open_subject(path: Path) -> Subject:
+def open_subject(path: Path) -> LintInput:
     """What lies at `path`. Raises UserError with one sentence for what is none of them, or damaged."""
     names = _names(path)
     if MANIFEST in names:
@@ -56,23 +56,23 @@ def open_subject(path: Path) -> Subject:
         raise EvaluationError(f"{path}: is compiled; lint the .mlpackage or .mlmodel that it was compiled from")
     if path.suffix == ".mlmodel":
         size = len(content := _read_model(path, path.parent))
-        return Subject(path.name, [_parse(content, path)], {path.name: size})
+        return LintInput(path.name, [_parse(content, path)], {path.name: size})
     return open_package(path)
 
 
-def open_package(path: Path) -> Subject:
+def open_package(path: Path) -> LintInput:
     """The package at `path`."""
     file = find_model_file(path)
     program = _parse(_read_model(file, path), path)
     for function in program.functions:
         function.peek = peek_into(file, path)
-    return Subject(path.name, [program], weight_files(path))
+    return LintInput(path.name, [program], weight_files(path))
 
 
-def _open_bundle(folder: Path) -> Subject:
+def _open_bundle(folder: Path) -> LintInput:
     manifest = read_manifest(folder)
     described = typed(Manifest, manifest, f"{folder}: {MANIFEST}")
-    subject = Subject(folder.name, [], manifest=manifest, tokenizer=tokenizer_files(folder), audit=read_audit(folder))
+    subject = LintInput(folder.name, [], manifest=manifest, tokenizer=tokenizer_files(folder), audit=read_audit(folder))
     for program in described.programs:
         package = folder / program.file
         if not package.resolve().is_relative_to(folder.resolve()):

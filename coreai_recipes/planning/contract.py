@@ -32,7 +32,7 @@ def hold_manifest(manifest: Manifest, recipe: Recipe, place: str) -> None:
 
 def hold_package(folder: Path, program: Program, manifest: Manifest) -> None:
     """Raise UserError with everything in which a package's functions are not those that the manifest describes."""
-    from coreai_recipes.evaluate.package import Package
+    from coreai_recipes.evaluate.package_reader import Package
 
     package = folder / program.file
     opened = Package(package, checked=False)

@@ -14,7 +14,7 @@ from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.decoder.states import state_specs, states_of
 from coreai_recipes.lint.program import Function, Operation, Program, Shape, Value
-from coreai_recipes.lint.reading import Subject
+from coreai_recipes.lint.reading import LintInput
 from coreai_recipes.logits import Pieces
 from coreai_recipes.planning.contract import functions_of
 from coreai_recipes.primitives.embedding import index_dtype
@@ -29,12 +29,12 @@ STEP = re.compile(r"^step_\d+\.")
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu"}
 
 
-def outline(recipe: Recipe) -> Subject:
+def outline(recipe: Recipe) -> LintInput:
     """What rules look at, of a recipe. Raises RecipeError for what cannot be built."""
     return outline_of(build_stacks(recipe, exported_form(recipe)))
 
 
-def outline_of(stacks: Sequence[StackModule]) -> Subject:
+def outline_of(stacks: Sequence[StackModule]) -> LintInput:
     """As `outline`, of modules that are there already."""
     recipe = stacks[0].recipe
     states: dict[str, Shape] = {name: state.shape for name, state in states_of(state_specs(recipe)).items()}
@@ -47,7 +47,7 @@ def outline_of(stacks: Sequence[StackModule]) -> Subject:
             functions.append(drawn.function)
     files = {WEIGHTS: stored.bytes}
     export = recipe.export
-    return Subject(
+    return LintInput(
         recipe.name,
         [Program(functions, is_outline=True)],
         files,

@@ -9,7 +9,7 @@ from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.lint.devices import find_device
 from coreai_recipes.lint.findings import Lint, lint
-from coreai_recipes.planning.costs import Cost, costs_of
+from coreai_recipes.planning.footprint import Footprint, footprint_of
 from coreai_recipes.planning.outline import outline_of
 from coreai_recipes.planning.workload import Workload, count_workloads, saved_by_sharing
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
@@ -28,7 +28,7 @@ class Plan:
     and what its sizes say by the engine's rules."""
 
     name: str
-    costs: tuple[Cost, ...]
+    costs: tuple[Footprint, ...]
     weights: dict[str, Any]
     by_tensor: tuple[dict[str, Any], ...]
     over_budget: str | None
@@ -51,7 +51,7 @@ def make_plan(recipe: Recipe) -> Plan:
     device = None if recipe.export.device is None else find_device(recipe.export.device)
     return Plan(
         recipe.name,
-        tuple(cost for stack in stacks for cost in costs_of(stack)),
+        tuple(cost for stack in stacks for cost in footprint_of(stack)),
         stored.to_json(),
         tuple(account(stored)),
         bits_over(recipe, stored),

@@ -7,7 +7,7 @@ from typing import Any
 from annotated_types import Ge, Gt, Le
 from pydantic import ValidationError
 
-from coreai_recipes.recipe.fields import Form
+from coreai_recipes.recipe.fields import FieldType
 from coreai_recipes.recipe.inherit import RECIPE, kind_of, shown
 from coreai_recipes.recipe.nearest import did_you_mean, nearest
 from coreai_recipes.recipe.plain import Location, Problem
@@ -29,8 +29,8 @@ class _Found:
     context: Mapping[str, Any]
     location: Location
     node: Node
-    form: Form
-    holder: Form
+    form: FieldType
+    holder: FieldType
     """What may stand one level up."""
     holder_kind: str | None
     """The `kind` that the mapping one level up says."""
@@ -71,7 +71,7 @@ def _find(error_type: str, context: Mapping[str, Any], loc: Location, root: Node
             break
         holder, kind = whole, kind_of(node)
         location.append(step)
-        form, node = form.step(step, kind) or Form(), _below(node, step)
+        form, node = form.step(step, kind) or FieldType(), _below(node, step)
     return _Found(error_type, context, tuple(location), node, form, holder, kind)
 
 
@@ -130,7 +130,7 @@ def _wrong_value(found: _Found) -> str:
     return f"{value} is not {_expected(form)}"
 
 
-def _expected(form: Form) -> str:
+def _expected(form: FieldType) -> str:
     """What may stand at a place, as a noun."""
     words = [_SCALARS.get(scalar, scalar.__name__) for scalar in form.scalars]
     if form.choices:
@@ -144,7 +144,7 @@ def _expected(form: Form) -> str:
     return (" nor " if form.choices and form.scalars else " or ").join(words)
 
 
-def _outside(form: Form, value: Any) -> str:
+def _outside(form: FieldType, value: Any) -> str:
     """The interval when both its ends tell something, else the end that was passed."""
     above, least, most = form.bounds.get(Gt), form.bounds.get(Ge), form.bounds.get(Le)
     if above is None and least is not None and most is not None and most < _LARGE:

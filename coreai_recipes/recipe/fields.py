@@ -16,7 +16,7 @@ _BOUNDS = {Gt: "gt", Ge: "ge", Lt: "lt", Le: "le"}
 
 
 @dataclass(frozen=True)
-class Form:
+class FieldType:
     """What may stand at one place: any of these."""
 
     models: tuple[type[BaseModel], ...] = ()
@@ -48,48 +48,48 @@ class Form:
         models = (known,) if known else self.models
         return {name: info for model in models for name, info in model.model_fields.items()}
 
-    def step(self, key: str | int, kind: Any = None) -> "Form | None":
+    def step(self, key: str | int, kind: Any = None) -> "FieldType | None":
         """What may stand below `key`, None when nothing is known about it."""
         if self.models:
             info = self.fields(kind).get(str(key))
-            return form_of_field(info) if info else None
+            return type_of_field(info) if info else None
         annotation = self.items if isinstance(key, int) else self.values
-        return None if annotation is None else form_of(annotation)
+        return None if annotation is None else type_of(annotation)
 
-    def narrow(self, member: str | int) -> "Form":
+    def narrow(self, member: str | int) -> "FieldType":
         """The one member of a union that pydantic's location names: a model by its kind or its class, else no model."""
         named = {model.__name__: model for model in self.models} | self.kinds
         models = (named[str(member)],) if str(member) in named else ()
         return replace(self, models=models, scalars=() if models else self.scalars, members=1)
 
 
-def form_of_field(info: FieldInfo) -> Form:
+def type_of_field(info: FieldInfo) -> FieldType:
     """What may be the value of a model's field."""
-    return _describe(form_of(info.annotation), [info, *info.metadata])
+    return _describe(type_of(info.annotation), [info, *info.metadata])
 
 
-def form_of(annotation: Any) -> Form:
+def type_of(annotation: Any) -> FieldType:
     """What an annotation allows."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _describe(form_of(arguments[0]), arguments[1:])
+        return _describe(type_of(arguments[0]), arguments[1:])
     if origin in (Union, UnionType):
-        return _join([form_of(member) for member in arguments])
+        return _join([type_of(member) for member in arguments])
     if origin is Literal:
-        return Form(choices=arguments)
+        return FieldType(choices=arguments)
     if origin is list:
-        return Form(items=arguments[0])
+        return FieldType(items=arguments[0])
     if origin is dict:
-        return Form(values=arguments[1], keys=form_of(arguments[0]).choices)
+        return FieldType(values=arguments[1], keys=type_of(arguments[0]).choices)
     if annotation is NoneType:
-        return Form(nullable=True, members=0)
+        return FieldType(nullable=True, members=0)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return Form(models=(annotation,))
-    return Form(scalars=(annotation,))
+        return FieldType(models=(annotation,))
+    return FieldType(scalars=(annotation,))
 
 
-def _join(forms: Sequence[Form]) -> Form:
-    return Form(
+def _join(forms: Sequence[FieldType]) -> FieldType:
+    return FieldType(
         models=tuple(model for form in forms for model in form.models),
         scalars=tuple(scalar for form in forms for scalar in form.scalars),
         choices=tuple(choice for form in forms for choice in form.choices),
@@ -103,7 +103,7 @@ def _join(forms: Sequence[Form]) -> Form:
     )
 
 
-def _describe(form: Form, metadata: Sequence[Any]) -> Form:
+def _describe(form: FieldType, metadata: Sequence[Any]) -> FieldType:
     """`form` with what an annotation's metadata adds: bounds, the outermost description, and what plugins add."""
     bounds, description = dict(form.bounds), form.description
     for item in metadata:

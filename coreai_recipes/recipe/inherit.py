@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from coreai_recipes.recipe.fields import Form
+from coreai_recipes.recipe.fields import FieldType
 from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.plain import Location, Problem
 from coreai_recipes.recipe.schema import LayerKind, Recipe
@@ -12,7 +12,7 @@ from coreai_recipes.recipe.sizes import MAX_KINDS
 from coreai_recipes.recipe.yaml_reader import MAX_VALUES, Mark, Node, shorten
 
 MAX_CHAIN = 16
-RECIPE = Form(models=(Recipe,))
+RECIPE = FieldType(models=(Recipe,))
 
 
 @dataclass
@@ -32,7 +32,7 @@ def merge(base: Node, over: Node, merging: Merging) -> Node:
     return _merge(base, over, RECIPE, (), merging, keep_null=False)
 
 
-def _merge(base: Node, over: Node, form: Form | None, at: Location, merging: Merging, keep_null: bool) -> Node:
+def _merge(base: Node, over: Node, form: FieldType | None, at: Location, merging: Merging, keep_null: bool) -> Node:
     """Mappings key by key, lists and scalars whole; `null` removes a key, or stays for a later merge (`keep_null`)."""
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
@@ -52,7 +52,7 @@ def _merge(base: Node, over: Node, form: Form | None, at: Location, merging: Mer
 
 
 def _without_foreign_keys(
-    base: Node, kind: object, form: Form | None, at: Location, merging: Merging
+    base: Node, kind: object, form: FieldType | None, at: Location, merging: Merging
 ) -> dict[str, Node]:
     """The entries of `base`, less those that a new `kind` does not have and the old one has."""
     entries = dict(base.value) if isinstance(base.value, dict) else {}
@@ -65,7 +65,7 @@ def _without_foreign_keys(
     return entries
 
 
-def _null_is_a_value(form: Form | None, key: str) -> bool:
+def _null_is_a_value(form: FieldType | None, key: str) -> bool:
     """Whether null says something that absence does not: where a field must be said, as `reference`, or has a value
     when it is not, as `compress.calibration`."""
     info = form.fields().get(key) if form else None
@@ -91,7 +91,7 @@ def _expand_stack(root: Node, stack: str, merging: Merging) -> Node | None:
     if holder is None or kinds is None or not isinstance(kinds.value, dict) or len(kinds.value) > MAX_KINDS:
         return root
     written, at = kinds.value, (stack, "kinds")
-    form = Form(models=(LayerKind,))
+    form = FieldType(models=(LayerKind,))
     expanded: dict[str, Node] = {}
     size = 0
     for name in written:
@@ -154,7 +154,7 @@ def apply_override(root: Node, key: str, value: Node, merging: Merging) -> Node:
 
 def _set(
     node: Node | None,
-    form: Form | None,
+    form: FieldType | None,
     at: Location,
     path: Sequence[str],
     value: Node,
@@ -193,7 +193,13 @@ def _set(
 
 
 def _set_entry(
-    node: Node, form: Form | None, at: Location, path: Sequence[str], value: Node, merging: Merging, keep_null: bool
+    node: Node,
+    form: FieldType | None,
+    at: Location,
+    path: Sequence[str],
+    value: Node,
+    merging: Merging,
+    keep_null: bool,
 ) -> Node:
     entries = node.value if isinstance(node.value, list) else []
     if not path[0].isdecimal() or len(path[0]) > 9 or int(path[0]) >= len(entries):

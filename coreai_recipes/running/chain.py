@@ -81,7 +81,7 @@ class ChainedFunction:
 
 def check_shared(packages: Sequence[Path]) -> None:
     """Raise BundleError where packages share a state, which Core ML keeps inside one package."""
-    from coreai_recipes.evaluate.package import Package
+    from coreai_recipes.evaluate.package_reader import Package
 
     seen: dict[str, Path] = {}
     for package in packages:

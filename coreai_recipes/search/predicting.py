@@ -20,8 +20,8 @@ from coreai_recipes.calibration.threads import Threads
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.search.candidates import candidates_for
 from coreai_recipes.search.choosing import Matrix, Option
-from coreai_recipes.search.forms import forms_for
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.compression import is_compressible, shown_name
 from coreai_recipes.storage.parameters import stored_parameters
@@ -105,7 +105,7 @@ def _matrix(name: str, shape: Shape, backward: Backward, curvature: Curvature | 
     if curvature is not None and encode.calibrated:
         statistics = curvature.statistics(looked_up=name == EMBEDDING)
     options = []
-    for number, form in forms_for(shape):
+    for number, form in candidates_for(shape):
         if form.storage is None:
             options.append(Option(number, 0.0, 16 * prod(shape)))
             continue

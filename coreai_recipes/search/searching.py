@@ -14,6 +14,7 @@ from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.errors import UserError
 from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.recipe.schema import Compress, Recipe
+from coreai_recipes.search.candidates import CANDIDATES, rule_of
 from coreai_recipes.search.choosing import (
     Choice,
     Matrix,
@@ -24,7 +25,6 @@ from coreai_recipes.search.choosing import (
     within_bits,
     within_kl,
 )
-from coreai_recipes.search.forms import FORMS, rule_of
 from coreai_recipes.search.predicting import Kept, predict
 from coreai_recipes.storage.base import Storage
 from coreai_recipes.storage.compression import FLOAT16, Parameters, is_compressible, shown_name
@@ -86,13 +86,13 @@ class Searched:
         found = []
         for each in self.matrices:
             option = self.taken.choice[each.name]
-            others = [f"{o.kl:.2g}" if (o := each.option(n)) is not None else "-" for n in range(len(FORMS) - 1)]
+            others = [f"{o.kl:.2g}" if (o := each.option(n)) is not None else "-" for n in range(len(CANDIDATES) - 1)]
             bits = option.bits / each.weights
-            found.append((each.name, FORMS[option.form].words, f"{bits:.2f}", f"{option.kl:.2g}", *others))
+            found.append((each.name, CANDIDATES[option.form].words, f"{bits:.2f}", f"{option.kl:.2g}", *others))
         return found
 
     def columns(self) -> tuple[str, ...]:
-        return ("matrix", "form", ">bits", ">predicted KL", *(f">at {form.words}" for form in FORMS[:-1]))
+        return ("matrix", "form", ">bits", ">predicted KL", *(f">at {form.words}" for form in CANDIDATES[:-1]))
 
     def lines(self) -> list[str]:
         """What was tried, a line each, and which was taken."""
@@ -117,10 +117,10 @@ class Searched:
             "matrices": [
                 {
                     "name": each.name,
-                    "form": FORMS[self.taken.choice[each.name].form].words,
+                    "form": CANDIDATES[self.taken.choice[each.name].form].words,
                     "bits_per_weight": round(self.taken.choice[each.name].bits / each.weights, 4),
                     "predicted_kl": _digits(self.taken.choice[each.name].kl),
-                    "options": {FORMS[o.form].words: _digits(o.kl) for o in each.options},
+                    "options": {CANDIDATES[o.form].words: _digits(o.kl) for o in each.options},
                 }
                 for each in self.matrices
             ],
@@ -155,7 +155,7 @@ def search(
             numbers = {
                 name: option.form
                 for name, option in _parameters(originals, choice).items()
-                if FORMS[option.form].storage is not None
+                if CANDIDATES[option.form].storage is not None
             }
             ours = logits_of_decoder(recipe, kept.weights(originals, numbers), decoder.form)
             given = iter(references)
@@ -181,7 +181,7 @@ def check_bits(recipe: Recipe, budget: Budget) -> None:
     if budget.bits is None:
         return
     whole = stored_parameters(build_stacks(recipe))
-    narrowest = FORMS[0].storage or FLOAT16
+    narrowest = CANDIDATES[0].storage or FLOAT16
     forms = ((narrowest.fitted(s) if is_compressible(n, s) else FLOAT16, s) for n, s in whole.shapes.items())
     fewest = sum(8 * storage.bytes(shape) for storage, shape in forms) / whole.weights
     if fewest > budget.bits:
@@ -200,8 +200,8 @@ def _choose(matrices: Sequence[Matrix], budget: Budget, others: int, weights: in
 def _uniform(matrices: Sequence[Matrix], bits: int) -> dict[str, Choice]:
     """What is said in a line and takes no more bits: a form for all, the table's own or a wider one, small matrices as
     they are or not. Of several the one that is predicted to lose least; none where the narrowest takes more."""
-    asked = [number for number, form in enumerate(FORMS) if form.storage is not None]
-    float16 = len(FORMS) - 1
+    asked = [number for number, form in enumerate(CANDIDATES) if form.storage is not None]
+    float16 = len(CANDIDATES) - 1
     found: dict[str, Choice] = {}
     for number, of_table, keeps_small in product(asked, asked, (True, False)):
         choice: Choice = {}
@@ -213,8 +213,8 @@ def _uniform(matrices: Sequence[Matrix], bits: int) -> dict[str, Choice]:
             choice[each.name] = option
         best = min((kl_of(other) for other in found.values()), default=math.inf)
         if len(choice) == len(matrices) and bits_of(choice) <= bits and kl_of(choice) < best:
-            table = "" if of_table == number else f", the table {FORMS[of_table].words}"
-            found = {f"{FORMS[number].words} for all{table}": choice}
+            table = "" if of_table == number else f", the table {CANDIDATES[of_table].words}"
+            found = {f"{CANDIDATES[number].words} for all{table}": choice}
     return found
 
 
@@ -227,8 +227,8 @@ def _with_rules(recipe: Recipe, matrices: Sequence[Matrix], choice: Choice, draf
     default, rules = in_rules(matrices, choice)
     rules += [] if draft in (None, default) else [(f"{DRAFT}*", draft)]
     said = {
-        "default": FORMS[default].said,
-        "rules": [rule_of(match, FORMS[form], FORMS[default]) for match, form in rules] or None,
+        "default": CANDIDATES[default].said,
+        "rules": [rule_of(match, CANDIDATES[form], CANDIDATES[default]) for match, form in rules] or None,
     }
     checked = Compress.model_validate(said)
     before = recipe.compress
@@ -239,7 +239,9 @@ def _with_rules(recipe: Recipe, matrices: Sequence[Matrix], choice: Choice, draf
 def _draft_form(budget: Budget) -> int:
     """A draft's matrices are in palettes of 4 bits, or fewer where the budget has: what they lose is tokens that are
     drafted in vain, never one that is given."""
-    return max((n for n, form in enumerate(FORMS) if form.said.get("bits", 99) <= min(budget.bits or 4, 4)), default=0)
+    return max(
+        (n for n, form in enumerate(CANDIDATES) if form.said.get("bits", 99) <= min(budget.bits or 4, 4)), default=0
+    )
 
 
 def _others(whole: Parameters, searched: set[str], draft: int | None) -> int:
@@ -248,7 +250,7 @@ def _others(whole: Parameters, searched: set[str], draft: int | None) -> int:
     for name, shape in whole.shapes.items():
         if shown_name(name) not in searched:
             storage: Storage = FLOAT16
-            form = None if draft is None or not name.startswith(DRAFT) else FORMS[draft].storage
+            form = None if draft is None or not name.startswith(DRAFT) else CANDIDATES[draft].storage
             if form is not None and is_compressible(name, shape):
                 storage = form.fitted(shape)
             found += 8 * storage.bytes(shape)

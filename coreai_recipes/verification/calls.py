@@ -17,7 +17,7 @@ LAYER = re.compile(r"layer_(\d+)_")  # how the linker begins the names of a laye
 
 
 @dataclass(frozen=True)
-class Call:
+class FunctionCall:
     """`function` on the `count` tokens from `position` on; what is beyond them up to `queries` is padding."""
 
     function: str
@@ -27,7 +27,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CallResult:
     """What a call gave: logits (rows, V), the first of them that of position `first_row`, and watched values by name.
 
     `ids` (rows, 1) are the tokens that the package chose itself, where it does.
@@ -36,7 +36,7 @@ class Answer:
     `experts` are the numbers of those that each mixture's layer took, (rows, top), by layer.
     """
 
-    call: Call
+    call: FunctionCall
     first_row: int
     logits: Tensor
     watched: dict[str, Tensor]
@@ -49,7 +49,7 @@ class Answer:
         return 0 if self.ids is None else int((self.ids[:, 0] != _lowest_best(self.logits)).sum())
 
 
-def plan_calls(queries: Mapping[str, int], length: int, decode_steps: int) -> list[Call]:
+def plan_calls(queries: Mapping[str, int], length: int, decode_steps: int) -> list[FunctionCall]:
     """Whole chunks of prefill, one with padding, then decode up to `length`, and a score that steps back.
 
     There are at least `decode_steps` decode steps, or a quarter of a short sequence.
@@ -60,18 +60,18 @@ def plan_calls(queries: Mapping[str, int], length: int, decode_steps: int) -> li
     whole = (length - steps - padded) // size
     # what the whole chunks leave over is padded; a remainder as long as a chunk goes to decode
     padded = min(length - steps - whole * size, size - 1)
-    calls = [Call("prefill", index * size, size, size) for index in range(whole)]
+    calls = [FunctionCall("prefill", index * size, size, size) for index in range(whole)]
     if padded:
-        calls.append(Call("prefill", whole * size, padded, size))
-    calls += [Call("decode", position, 1, 1) for position in range(whole * size + padded, length)]
+        calls.append(FunctionCall("prefill", whole * size, padded, size))
+    calls += [FunctionCall("decode", position, 1, 1) for position in range(whole * size + padded, length)]
     if "score" in queries:
         # N - 1 positions back is as far as its contract goes
         count = min(queries["score"] - 1, length)
-        calls.append(Call("score", length - count, count, queries["score"]))
+        calls.append(FunctionCall("score", length - count, count, queries["score"]))
     return calls
 
 
-def describe_calls(calls: Sequence[Call]) -> str:
+def describe_calls(calls: Sequence[FunctionCall]) -> str:
     """`prefill 64, prefill 37 of 64, 99 x decode, score 4 of 5 from position 196`."""
     words = [
         f"{c.function} {c.count}{f' of {c.queries}' if c.count < c.queries else ''}"
@@ -87,11 +87,11 @@ def describe_calls(calls: Sequence[Call]) -> str:
 def run_call(
     program: SavedProgram,
     tokens: Sequence[int],
-    call: Call,
+    call: FunctionCall,
     watch_names: set[str],
     recipe: Recipe,
     note: Note | None = None,
-) -> Answer:
+) -> CallResult:
     """One call on `tokens`, the whole sequence. Padding is other tokens, never zeros: it must leave no trace.
 
     `note` is told each float value by the function's and its own name, without the padding where it lies on the last
@@ -125,8 +125,8 @@ def run_call(
     logits = choices({"logits": outputs["logits"]}, recipe.model.vocab_size).float()  # (1 or N, V)
     if call.function == "score":
         ids = None if ids is None else ids[: call.count]
-        return Answer(call, call.position, logits[: call.count], watched, experts, ids)
-    return Answer(call, call.position + call.count - 1, logits, watched, experts, ids)
+        return CallResult(call, call.position, logits[: call.count], watched, experts, ids)
+    return CallResult(call, call.position + call.count - 1, logits, watched, experts, ids)
 
 
 def run_and_show_logits(

@@ -14,7 +14,7 @@ from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder, build_decoder,
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.constants import Constant
 from coreai_recipes.evaluate.graph import read_graph
-from coreai_recipes.evaluate.package import Package
+from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.tables import Table
 from coreai_recipes.verification.runtime import tables_beside

@@ -21,7 +21,7 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.reference_config import make_config
 from coreai_recipes.verification.reference_weights import Weights
-from coreai_recipes.verification.ties import Choice, TopK
+from coreai_recipes.verification.ties import ExpertChoice, TopK
 
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
@@ -47,7 +47,7 @@ class LayerRecord:
     key: Tensor | None
     attention: Tensor
     output: Tensor
-    choice: Choice | None = None  # of experts
+    choice: ExpertChoice | None = None  # of experts
 
     def compared(self) -> dict[str, Tensor]:
         """What is compared, in the order of computation."""

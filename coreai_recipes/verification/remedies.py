@@ -9,7 +9,7 @@ from torch import Tensor
 
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.evaluate.graph import read_graph
-from coreai_recipes.evaluate.package import Package
+from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import family_names

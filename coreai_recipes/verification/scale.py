@@ -14,8 +14,8 @@ from torch import Tensor
 
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.evaluate.graph import STATE_OPERATIONS, Graph, read_graph
-from coreai_recipes.evaluate.package import Package
-from coreai_recipes.evaluate.registry import Node
+from coreai_recipes.evaluate.opset import Node
+from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.primitives.layer import Form
 from coreai_recipes.recipe.export_rules import head_scale_problems, mlp_scale_problems
 from coreai_recipes.recipe.plain import Problem

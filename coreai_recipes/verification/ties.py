@@ -26,7 +26,7 @@ TIE_IN_FLOAT16 = 1e-3
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExpertChoice:
     """What a layer of transformers chose its experts by: the scores of all of them (S, E) and the numbers of those that
     it took (S, top). Where it chose among groups first: their scores (S, G), and those that it took."""
 
@@ -35,11 +35,11 @@ class Choice:
     group_scores: Tensor | None = None
     groups_taken: Tensor | None = None
 
-    def at(self, rows: Tensor) -> "Choice":
+    def at(self, rows: Tensor) -> "ExpertChoice":
         """The choice at some positions, in that order."""
         groups = None if self.group_scores is None else self.group_scores[rows]
         taken = None if self.groups_taken is None else self.groups_taken[rows]
-        return Choice(self.scores[rows], self.taken[rows], groups, taken)
+        return ExpertChoice(self.scores[rows], self.taken[rows], groups, taken)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TopK(TorchFunctionMode):
             self.noted.append((scores.detach(), result.indices.detach()))
         return result
 
-    def choice(self) -> Choice | None:
+    def choice(self) -> ExpertChoice | None:
         """The choice of experts among what was noted: the last top-k of single scores, and that of groups before it."""
         flat = [(s.reshape(-1, s.shape[-1]), i.reshape(-1, i.shape[-1])) for s, i in self.noted if s.dim() < 3]
         if not flat:
@@ -82,13 +82,13 @@ class TopK(TorchFunctionMode):
         scores, taken = flat[-1]
         inside = [s for s, _ in self.noted if s.dim() == 3 and s.shape[1] * s.shape[2] == scores.shape[1]]
         if not inside:
-            return Choice(scores, taken)
+            return ExpertChoice(scores, taken)
         # of a group that is not taken, transformers covers the scores: here are all
         groups = next((g for g in flat[:-1] if g[0].shape[1] == inside[-1].shape[1]), (None, None))
-        return Choice(inside[-1].flatten(1), taken, *groups)
+        return ExpertChoice(inside[-1].flatten(1), taken, *groups)
 
 
-def settle(choice: Choice, other: Tensor, start: int = 0, within: float = TIE) -> list[Tie]:
+def settle(choice: ExpertChoice, other: Tensor, start: int = 0, within: float = TIE) -> list[Tie]:
     """The ties among the places where `other` (S, top), the experts that another took at positions from `start` on,
     differ from the choice's."""
     taken = choice.taken[start : start + len(other)]
@@ -103,7 +103,7 @@ def settle(choice: Choice, other: Tensor, start: int = 0, within: float = TIE) -
     return found
 
 
-def _gap(choice: Choice, position: int, ones: set[int], others: set[int], within: float) -> float | None:
+def _gap(choice: ExpertChoice, position: int, ones: set[int], others: set[int], within: float) -> float | None:
     """How far apart the scores are of what one took and the other did not; None beyond `within`."""
     scores = choice.scores[position]
     if choice.group_scores is not None and choice.groups_taken is not None:
@@ -126,17 +126,17 @@ def _within(scores: Tensor, some: Tensor, within: float) -> float | None:
 
 
 @contextmanager
-def noting(layers: nn.ModuleList) -> Iterator[Callable[[], list[Choice | None]]]:
+def noting(layers: nn.ModuleList) -> Iterator[Callable[[], list[ExpertChoice | None]]]:
     """While transformers runs: gives, when asked, what each of its layers chose in all calls, row below row."""
-    noted: list[list[Choice]] = [[] for _ in layers]
+    noted: list[list[ExpertChoice]] = [[] for _ in layers]
     top_k = TopK()
 
-    def note(choices: list[Choice]) -> None:
+    def note(choices: list[ExpertChoice]) -> None:
         choice = top_k.choice()
         if choice is not None:
             choices.append(choice)
 
-    def hook(choices: list[Choice]) -> Callable[..., None]:
+    def hook(choices: list[ExpertChoice]) -> Callable[..., None]:
         return lambda *_: note(choices)
 
     handles = [layer.register_forward_pre_hook(lambda *_: top_k.noted.clear()) for layer in layers]
@@ -149,7 +149,7 @@ def noting(layers: nn.ModuleList) -> Iterator[Callable[[], list[Choice | None]]]
             handle.remove()
 
 
-def _join(choices: list[Choice]) -> Choice | None:
+def _join(choices: list[ExpertChoice]) -> ExpertChoice | None:
     if not choices:
         return None
     groups = [(c.group_scores, c.groups_taken) for c in choices]
@@ -158,11 +158,11 @@ def _join(choices: list[Choice]) -> Choice | None:
         for parts in zip(*groups, strict=True)
         if parts[0] is not None
     ]
-    return Choice(torch.cat([c.scores for c in choices]), torch.cat([c.taken for c in choices]), *joined)
+    return ExpertChoice(torch.cat([c.scores for c in choices]), torch.cat([c.taken for c in choices]), *joined)
 
 
 @contextmanager
-def following(layer: nn.Module, choice: Choice | None, on_tie: Callable[[Tie], object]) -> Iterator[None]:
+def following(layer: nn.Module, choice: ExpertChoice | None, on_tie: Callable[[Tie], object]) -> Iterator[None]:
     """Our layer with transformers' `choice` where it is a tie, which `on_tie` is told of. Calls go from row to row."""
     row = 0
 
@@ -201,14 +201,14 @@ def agreeing_with(
         yield
 
 
-def _judged(router: Any, x: Tensor, chosen: Tensor) -> Choice:
+def _judged(router: Any, x: Tensor, chosen: Tensor) -> ExpertChoice:
     """What our router chose, with all of its scores."""
     scores = router.values(router.logits(x))[0, :, 0].T  # (S, E)
     groups = router.spec.groups if isinstance(router, ScoreRouter) else 1
     if groups == 1 or router.spec.top_groups == groups:
-        return Choice(scores, chosen)
+        return ExpertChoice(scores, chosen)
     sums = scores.unflatten(1, (groups, -1)).topk(2, 2)[0].sum(2)
-    return Choice(scores, chosen, sums, sums.topk(router.spec.top_groups, 1)[1])
+    return ExpertChoice(scores, chosen, sums, sums.topk(router.spec.top_groups, 1)[1])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from operation_cases import CASES
 from coreai_recipes.evaluate import EvaluationError
 from coreai_recipes.evaluate.cost import Cost, function_costs
 from coreai_recipes.evaluate.counting import each_result, nothing
-from coreai_recipes.evaluate.registry import OPERATIONS
+from coreai_recipes.evaluate.opset import OPERATIONS
 
 generator = np.random.default_rng(0)
 

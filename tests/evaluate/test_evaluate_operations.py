@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coreai_recipes.evaluate import Function, Program
 from coreai_recipes.evaluate.operations import unary as _filled  # noqa: F401
-from coreai_recipes.evaluate.registry import OPERATIONS
+from coreai_recipes.evaluate.opset import OPERATIONS
 
 KINDS = {torch.float32: "float32", torch.int32: "int32", torch.bool: "bool"}
 IDS = [case.name.replace(" ", "-") for case in CASES]

@@ -14,7 +14,7 @@ from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.evaluate.cost import count_flops
 from coreai_recipes.evaluate.counting import Sizes
 from coreai_recipes.evaluate.graph import read_graph
-from coreai_recipes.evaluate.package import Package
+from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.planning.workload import count_workloads, saved_by_sharing
 from coreai_recipes.recipe.schema import Recipe

@@ -8,7 +8,7 @@ import pytest
 from fake_bundle import VOCAB, byte_level_tokenizer, fake_session, scripted_model, write_tokenizer
 
 from coreai_recipes.errors import BundleError, UserError
-from coreai_recipes.generate import Chat, Model, Sampler, answer
+from coreai_recipes.generate import Chat, LanguageModel, Sampler, answer
 from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
 SCRIPT = "Paris 🙂."
@@ -108,7 +108,7 @@ def test_what_cannot_be_answered_is_refused_before_any_call(
 
 def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
     session, _ = fake_session([(68, None)])
-    model = Model(tmp_path, BundleTokenizer(write_tokenizer(tmp_path)), session, frozenset(), VOCAB)
+    model = LanguageModel(tmp_path, BundleTokenizer(write_tokenizer(tmp_path)), session, frozenset(), VOCAB)
     with pytest.raises(UserError, match=f"its tokenizer produced token .*, but the model has {VOCAB} tokens"):
         answer(model, "hello")
 

@@ -9,7 +9,7 @@ from fake_bundle import byte_level_tokenizer, write_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from coreai_recipes import Bundle, Recipe, build, load_recipe
-from coreai_recipes.generate import Chat, Model, answer, open_model
+from coreai_recipes.generate import Chat, LanguageModel, answer, open_model
 from coreai_recipes.running.program import SavedProgram
 
 CONTEXT = 96
@@ -70,7 +70,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return build(recipe, folder / "checkpoint", folder / "dist", verified=False), model
 
 
-def opened(bundle: Bundle) -> Model:
+def opened(bundle: Bundle) -> LanguageModel:
     return open_model(bundle.path, bundle.manifest, "evaluator")
 
 

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from coreai_recipes.recipe.fields import Form, form_of, form_of_field
+from coreai_recipes.recipe.fields import FieldType, type_of, type_of_field
 from coreai_recipes.recipe.schema import Recipe
 
 PAGE = Path(__file__).parents[2] / "docs/recipes.md"
@@ -23,14 +23,14 @@ Models = tuple[type[BaseModel], ...]
 def fields() -> str:
     """A section for each mapping of a recipe, in the order in which a recipe says them."""
     places = _places()
-    top = _section("", Form(models=(Recipe,)), places)
-    return BEGIN + "\n" + "\n".join([*top, *_below("", Form(models=(Recipe,)), places)]) + END
+    top = _section("", FieldType(models=(Recipe,)), places)
+    return BEGIN + "\n" + "\n".join([*top, *_below("", FieldType(models=(Recipe,)), places)]) + END
 
 
 def _places() -> dict[Models, str]:
     """Where each mapping is described: at the first place that is reached, those nearest the top first."""
     places: dict[Models, str] = {}
-    ahead = [("", Form(models=(Recipe,)))]
+    ahead = [("", FieldType(models=(Recipe,)))]
     while ahead:
         path, form = ahead.pop(0)
         if _place(form, places) is None:
@@ -39,12 +39,12 @@ def _places() -> dict[Models, str]:
     return places
 
 
-def _place(form: Form, places: dict[Models, str]) -> str | None:
+def _place(form: FieldType, places: dict[Models, str]) -> str | None:
     """Where a mapping is described, one that has fewer kinds among those of the same place."""
     return next((path for models, path in places.items() if set(form.models) <= set(models)), None)
 
 
-def _below(path: str, form: Form, places: dict[Models, str]) -> Iterator[str]:
+def _below(path: str, form: FieldType, places: dict[Models, str]) -> Iterator[str]:
     """The sections of the mappings that a mapping's fields hold, where this is their place."""
     done = set()
     for name, info in _fields(form):
@@ -55,7 +55,7 @@ def _below(path: str, form: Form, places: dict[Models, str]) -> Iterator[str]:
                 yield from _below(below, found, places)
 
 
-def _section(path: str, form: Form, places: dict[Models, str]) -> Iterator[str]:
+def _section(path: str, form: FieldType, places: dict[Models, str]) -> Iterator[str]:
     yield f"### `{path}`\n" if path else "### The top level\n"
     if form.kinds:
         yield from (f"- `kind: {kind}`: {_sentence(model)}" for kind, model in form.kinds.items())
@@ -65,13 +65,13 @@ def _section(path: str, form: Form, places: dict[Models, str]) -> Iterator[str]:
     yield from _table(path, form, places)
 
 
-def _table(path: str, form: Form, places: dict[Models, str]) -> Iterator[str]:
+def _table(path: str, form: FieldType, places: dict[Models, str]) -> Iterator[str]:
     several = len(form.kinds) > 1
     rows: dict[tuple[str, ...], list[str]] = {}
     for kind, model in form.kinds.items() or [("", model) for model in form.models]:
         for name, info in model.model_fields.items():
             if name != "kind":
-                below = form_of_field(info)
+                below = type_of_field(info)
                 value, default = _value(_join(path, name), below, places), _default(info)
                 rows.setdefault((name, value, default, info.description or below.description or ""), []).append(kind)
     if not rows:
@@ -86,7 +86,7 @@ def _table(path: str, form: Form, places: dict[Models, str]) -> Iterator[str]:
     yield ""
 
 
-def _fields(form: Form) -> Iterator[tuple[str, FieldInfo]]:
+def _fields(form: FieldType) -> Iterator[tuple[str, FieldInfo]]:
     return ((name, info) for model in form.models for name, info in model.model_fields.items())
 
 
@@ -94,18 +94,18 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _mappings(path: str, info: FieldInfo | Form) -> Iterator[tuple[str, Form]]:
+def _mappings(path: str, info: FieldInfo | FieldType) -> Iterator[tuple[str, FieldType]]:
     """The mappings that may stand at a place: itself, under its free keys, or in its list."""
-    form = info if isinstance(info, Form) else form_of_field(info)
+    form = info if isinstance(info, FieldType) else type_of_field(info)
     if form.models:
         yield path, form
     if form.values is not None:
-        yield from _mappings(f"{path}.NAME", form_of(form.values))
+        yield from _mappings(f"{path}.NAME", type_of(form.values))
     if form.items is not None:
-        yield from _mappings(path, form_of(form.items))
+        yield from _mappings(path, type_of(form.items))
 
 
-def _value(path: str, form: Form, places: dict[Models, str]) -> str:
+def _value(path: str, form: FieldType, places: dict[Models, str]) -> str:
     """What may be written at a place."""
     choices = [f"`{json.dumps(choice) if isinstance(choice, int) else choice}`" for choice in form.choices]
     said = [", ".join(choices)] if choices else []
@@ -117,13 +117,13 @@ def _value(path: str, form: Form, places: dict[Models, str]) -> str:
     if form.keys:
         said.append("RULE: reason")
     elif form.values is not None:
-        said.append(f"NAME: {_value(f'{path}.NAME', form_of(form.values), places)}")
+        said.append(f"NAME: {_value(f'{path}.NAME', type_of(form.values), places)}")
     if form.items is not None:
-        said.append(f"list of {_value(path, form_of(form.items), places)}")
+        said.append(f"list of {_value(path, type_of(form.items), places)}")
     return " or ".join(said)
 
 
-def _bounds(kind: type, form: Form) -> str:
+def _bounds(kind: type, form: FieldType) -> str:
     """` above 0`, `, 1 to 4,096` or nothing."""
     bounds = {type_: bound for type_, bound in form.bounds.items() if kind is not str}
     high = bounds.get(Le)

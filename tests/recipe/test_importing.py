@@ -14,7 +14,7 @@ from coreai_recipes.recipe.importing import config_for, family_names, load_famil
 from coreai_recipes.recipe.importing.assembling import draft_from_config, recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import activations, own_code_models, refused_models
-from coreai_recipes.recipe.importing.folding import fold_layers
+from coreai_recipes.recipe.importing.layer_pattern import shortest_layers
 from coreai_recipes.recipe.importing.reading import plain_windows
 from coreai_recipes.recipe.schema import Draft, Recipe
 
@@ -526,7 +526,7 @@ def test_layers_are_named_after_their_role_and_folded() -> None:
     ],
 )
 def test_patterns_are_folded_into_the_shortest_list(kinds: list[str], folded: list[Any]) -> None:
-    assert fold_layers(kinds) == folded
+    assert shortest_layers(kinds) == folded
 
 
 def test_a_draft_reads_the_last_own_cache_of_each_sort() -> None:

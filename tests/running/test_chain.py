@@ -12,7 +12,7 @@ import torch
 from coreai_recipes.bundle.opened import digest_of
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.model_file import find_model_file
-from coreai_recipes.evaluate.package import Package
+from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.export.fragments import Port
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.manifest.reading import MANIFEST, REPORT, read_manifest, typed

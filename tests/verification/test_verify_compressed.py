@@ -10,7 +10,7 @@ import pytest
 import torch
 from verify_cases import Export, Saved
 
-from coreai_recipes.evaluate.package import Package
+from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.recipe import Recipe, load_recipe
 from coreai_recipes.report.verdict import print_report
 from coreai_recipes.storage.layout import FILE as WEIGHTS

@@ -12,7 +12,7 @@ from verify_cases import Export, Saved, change, save, with_kind, without_rotary
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.verification import StageResult, run_stages
-from coreai_recipes.verification.calls import Call, describe_calls, plan_calls
+from coreai_recipes.verification.calls import FunctionCall, describe_calls, plan_calls
 from coreai_recipes.verification.stages import package_float16 as float16
 
 
@@ -126,5 +126,10 @@ def test_the_calls_cover_the_sequence_once(length: int, size: int) -> None:
 
 
 def test_calls_are_told_in_words() -> None:
-    calls = [Call("prefill", 0, 8, 8), Call("prefill", 8, 3, 8), Call("decode", 11, 1, 1), Call("score", 8, 4, 5)]
+    calls = [
+        FunctionCall("prefill", 0, 8, 8),
+        FunctionCall("prefill", 8, 3, 8),
+        FunctionCall("decode", 11, 1, 1),
+        FunctionCall("score", 8, 4, 5),
+    ]
     assert describe_calls(calls) == "prefill 8, prefill 3 of 8, 1 x decode, score 4 of 5 from position 8"

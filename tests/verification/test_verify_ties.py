@@ -15,7 +15,7 @@ from coreai_recipes.primitives.experts import Router, ScoreRouter
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.schema import Compress, Recipe, StoredIntegers
 from coreai_recipes.verification import StageResult, run_stages
-from coreai_recipes.verification.ties import TIE, TIE_IN_FLOAT16, Choice, settle
+from coreai_recipes.verification.ties import TIE, TIE_IN_FLOAT16, ExpertChoice, settle
 
 CONFIGS = all_configs()
 MIXTURES = [
@@ -78,7 +78,7 @@ def test_equal_experts_are_named_and_fail_nothing(name: str, tmp_path: Path, ano
 def test_a_choice_that_float16_cannot_make_is_a_tie_where_one_computes_in_it() -> None:
     """An int8 gemma4-moe lost 20 dB in float16: at one position two experts were 0.0002 apart, and the package took the
     other one."""
-    choice = Choice(torch.tensor([[0.3, 0.2498, 0.25, 0.2002]]), torch.tensor([[0, 2]]))
+    choice = ExpertChoice(torch.tensor([[0.3, 0.2498, 0.25, 0.2002]]), torch.tensor([[0, 2]]))
     other = torch.tensor([[0, 1]])
     assert settle(choice, other) == []
     (tie,) = settle(choice, other, within=TIE_IN_FLOAT16)
@@ -156,8 +156,8 @@ def test_a_router_that_chooses_wrong_is_no_tie(tmp_path: Path, monkeypatch: pyte
     assert "tied_experts" not in result.detail
 
 
-def choose(scores: list[float], taken: list[int], **groups: Tensor) -> Choice:
-    return Choice(torch.tensor([scores]), torch.tensor([taken]), **groups)
+def choose(scores: list[float], taken: list[int], **groups: Tensor) -> ExpertChoice:
+    return ExpertChoice(torch.tensor([scores]), torch.tensor([taken]), **groups)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coreai_recipes.evaluate.registry import Call, Kernel, operation
+from coreai_recipes.evaluate.opset import Call, Kernel, operation
 
 
 def _floor_divide(x: Tensor, y: Any) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.evaluate.counting import nothing
-from coreai_recipes.evaluate.registry import Call, Kernel, operation, unary
+from coreai_recipes.evaluate.opset import Call, Kernel, operation, unary
 
 
 @operation("fill", moves=True, flops=nothing)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from coreai_recipes.evaluate.counting import nothing
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
-from coreai_recipes.evaluate.registry import Call, Kernel, operation, unary
+from coreai_recipes.evaluate.opset import Call, Kernel, operation, unary
 
 
 def _checked(call: Call, indices: Tensor, size: int) -> Tensor:

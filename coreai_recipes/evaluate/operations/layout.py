@@ -5,7 +5,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from coreai_recipes.evaluate.counting import nothing
-from coreai_recipes.evaluate.registry import Call, Kernel, operation, unary
+from coreai_recipes.evaluate.opset import Call, Kernel, operation, unary
 
 
 @operation("identity", moves=True, views=True, flops=nothing, reads="nothing")

@@ -8,8 +8,8 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from coreai_recipes.evaluate.counting import SOFTMAX, Sizes, elements
+from coreai_recipes.evaluate.opset import Call, Kernel, Node, Operand, operation
 from coreai_recipes.evaluate.precision import Arithmetic, Float16Arithmetic
-from coreai_recipes.evaluate.registry import Call, Kernel, Node, Operand, operation
 
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 # A streamed matrix of more than this, as float32, is multiplied some rows at a time: heads are larger than layers.

@@ -7,8 +7,8 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from coreai_recipes.evaluate.counting import SOFTMAX, Sizes, elements, passes
+from coreai_recipes.evaluate.opset import Call, Kernel, Node, Operand, operation
 from coreai_recipes.evaluate.precision import Arithmetic, Float16Arithmetic
-from coreai_recipes.evaluate.registry import Call, Kernel, Node, Operand, operation
 
 
 def _scale_and_shift(call: Call, place: Callable[[str], Operand]) -> tuple[list[Operand], Callable[..., Tensor]]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
-from coreai_recipes.evaluate.registry import Call, Kernel, Operand, operation
+from coreai_recipes.evaluate.opset import Call, Kernel, Operand, operation
 
 
 def _along_axis(call: Call, name: str) -> Operand:

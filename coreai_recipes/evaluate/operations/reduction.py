@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.evaluate.counting import passes
+from coreai_recipes.evaluate.opset import Call, Kernel, operation, unary
 from coreai_recipes.evaluate.precision import Arithmetic
-from coreai_recipes.evaluate.registry import Call, Kernel, operation, unary
 
 Reduction = Callable[[Arithmetic, Tensor, list[int], bool], Tensor]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.evaluate.counting import nothing
-from coreai_recipes.evaluate.registry import Call, Kernel, operation
+from coreai_recipes.evaluate.opset import Call, Kernel, operation
 
 
 class Part(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from coreai_recipes.evaluate.counting import nothing
 from coreai_recipes.evaluate.element_types import CAST_NAMES, ELEMENT_TYPES
-from coreai_recipes.evaluate.registry import Call, Kernel, operation, unary
+from coreai_recipes.evaluate.opset import Call, Kernel, operation, unary
 
 # The first group turns float16 into float16, the second does not.
 EXACT: dict[str, Callable[[Tensor], Tensor]] = {

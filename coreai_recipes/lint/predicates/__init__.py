@@ -5,7 +5,7 @@ holds, with None when it does not, and with UNKNOWN when that takes ranges that 
 """
 
 from coreai_recipes.lint.predicates import bundles, compression, operations, programs, states, values
-from coreai_recipes.lint.predicates.registry import PREDICATES, UNKNOWN, Answer, Item
+from coreai_recipes.lint.predicates.predicate import PREDICATES, UNKNOWN, Answer, Item
 
 __all__ = ["PREDICATES", "UNKNOWN", "Answer", "Item"]
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from coreai_recipes.lint.predicates.registry import Answer, Item, predicate, yes
+from coreai_recipes.lint.predicates.predicate import Answer, Item, predicate, yes
 
 # What swift-transformers makes a tokenizer of, its `Fast` taken off (Sources/Tokenizers/Tokenizer.swift).
 KNOWN_TOKENIZERS = frozenset({

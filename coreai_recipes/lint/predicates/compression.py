@@ -1,6 +1,6 @@
 """Predicates of compressed weights: palettes, integers for blocks and channels, quantised activations."""
 
-from coreai_recipes.lint.predicates.registry import Answer, Item, predicate, yes
+from coreai_recipes.lint.predicates.predicate import Answer, Item, predicate, yes
 from coreai_recipes.lint.program import Operation, Program
 
 PALETTE = "constexpr_lut_to_dense"

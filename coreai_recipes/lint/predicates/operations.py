@@ -3,7 +3,7 @@
 from math import isinf, isnan, prod
 
 from coreai_recipes.lint.flow import MOVES, PRODUCTS, source_of
-from coreai_recipes.lint.predicates.registry import UNKNOWN, Answer, Item, predicate, yes
+from coreai_recipes.lint.predicates.predicate import UNKNOWN, Answer, Item, predicate, yes
 from coreai_recipes.lint.program import Operation, Value
 
 ACTIVATIONS = frozenset({"gelu", "relu", "sigmoid", "silu", "tanh", "clip", "relu6", "softplus"})

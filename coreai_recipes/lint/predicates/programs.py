@@ -1,7 +1,7 @@
 """Predicates of a function, a program or a file as a whole."""
 
 from coreai_recipes.lint.crossings import crossings_of
-from coreai_recipes.lint.predicates.registry import Answer, Item, predicate, yes
+from coreai_recipes.lint.predicates.predicate import Answer, Item, predicate, yes
 
 
 @predicate

@@ -1,7 +1,7 @@
 """Predicates of what a program keeps between calls, and of how it is read and written."""
 
 from coreai_recipes.lint.flow import VIEWS, source_of
-from coreai_recipes.lint.predicates.registry import Answer, Item, predicate, yes
+from coreai_recipes.lint.predicates.predicate import Answer, Item, predicate, yes
 from coreai_recipes.lint.program import Shape, Value
 
 

@@ -1,7 +1,7 @@
 """Predicates of a value: its type, its rank and its sizes."""
 
 from coreai_recipes.lint.flow import VIEWS
-from coreai_recipes.lint.predicates.registry import Answer, Item, predicate, yes
+from coreai_recipes.lint.predicates.predicate import Answer, Item, predicate, yes
 from coreai_recipes.lint.program import UNKNOWN as ANY_SIZE
 
 

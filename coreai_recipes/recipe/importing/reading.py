@@ -14,7 +14,7 @@ from coreai_recipes.recipe.importing.checking import (
 )
 from coreai_recipes.recipe.importing.conditions import Unreadable, evaluate, holds, layers_of, value_in
 from coreai_recipes.recipe.importing.family import Family, key_of, spread
-from coreai_recipes.recipe.importing.folding import fold_layers
+from coreai_recipes.recipe.importing.layer_pattern import shortest_layers
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.importing.rope import find_foreign_keys, find_rope_notes, put_rotary, read_rope
 from coreai_recipes.recipe.importing.rules import FieldRule
@@ -84,7 +84,7 @@ class _Reader:
         if embedding.get("width") == self.model.get("hidden_size"):
             embedding.pop("width", None)  # what is unsaid is the same
         self.model["kinds"] = kinds
-        self.model["layers"] = fold_layers(names)
+        self.model["layers"] = shortest_layers(names)
         notes = (*find_notes(self.config, self.family), *find_rope_notes(self.config, self.family))
         return ModelRead(self.model, self.origins, self.weights, (*notes, *self.notes))
 

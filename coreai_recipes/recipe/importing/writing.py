@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from coreai_recipes.recipe.fields import Form
+from coreai_recipes.recipe.fields import FieldType
 from coreai_recipes.recipe.schema import LayerKind, Recipe
 from coreai_recipes.recipe.yaml_writer import write_yaml
 
@@ -53,13 +53,13 @@ def liken(kinds: Mapping[str, Any]) -> dict[str, Any]:
     for name, kind in kinds.items():
         choices = [kind]
         for other in written:
-            difference = _difference(kinds[other], kind, Form(models=(LayerKind,)))
+            difference = _difference(kinds[other], kind, FieldType(models=(LayerKind,)))
             choices.append({"like": other, **difference})
         written[name] = min(choices, key=lambda choice: len(write_yaml(_ordered({"kinds": {name: choice}}))))
     return written
 
 
-def _difference(base: Mapping[str, Any], over: Mapping[str, Any], form: Form | None) -> dict[str, Any]:
+def _difference(base: Mapping[str, Any], over: Mapping[str, Any], form: FieldType | None) -> dict[str, Any]:
     """What must be said over `base` to give `over`: a key that is gone is null, unless a new kind drops it anyway."""
     found: dict[str, Any] = {}
     kind = over.get("kind")

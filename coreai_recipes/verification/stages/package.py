@@ -10,7 +10,7 @@ from torch import Tensor
 from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.storage.compression import shown_name
 from coreai_recipes.storage.reading import PackedWeight
-from coreai_recipes.verification.calls import Answer, describe_calls, plan_calls, run_call
+from coreai_recipes.verification.calls import CallResult, describe_calls, plan_calls, run_call
 from coreai_recipes.verification.figures import compare
 from coreai_recipes.verification.report import Figures, StageResult, judge, number, skip
 from coreai_recipes.verification.runtime import open_program
@@ -33,7 +33,7 @@ def run(subject: Subject) -> StageResult:
     program = open_program(subject, "float32")
     watched = {f"hidden_{index}" for index in range(len(subject.recipe.model.layer_kinds) + 1)}
     note = None if subject.peaks is None else subject.peaks.note
-    answers: list[Answer] = []
+    answers: list[CallResult] = []
     for done, call in enumerate(calls, 1):
         answers.append(run_call(program, ids, call, watched, subject.recipe, note))
         subject.progress(NAME, done, len(calls))
@@ -66,7 +66,7 @@ class Expected:
     logits: Tensor
 
 
-def compare_answers(answers: list[Answer], expected: list[Expected]) -> list[Figures]:
+def compare_answers(answers: list[CallResult], expected: list[Expected]) -> list[Figures]:
     """The figures over all calls: what went into the first layer, each layer's output, the logits.
 
     Each call's own rows are compared with what is `expected` of it, so a position that was computed twice (by score)
@@ -89,7 +89,7 @@ def compare_answers(answers: list[Answer], expected: list[Expected]) -> list[Fig
     return figures
 
 
-def _references(subject: Subject, answers: list[Answer], ties: list[str]) -> list[Expected]:
+def _references(subject: Subject, answers: list[CallResult], ties: list[str]) -> list[Expected]:
     """What is expected of each call. Among equal experts ours takes those that the package took; where it took others
     when it computed the last positions again, in `score`, ours is run again too."""
     taken = experts_taken(subject, [a for a in answers if a.call.function != "score"])
@@ -102,7 +102,7 @@ def _references(subject: Subject, answers: list[Answer], ties: list[str]) -> lis
     return [scored if answer.call.function == "score" else usual for answer in answers]
 
 
-def experts_taken(subject: Subject, answers: Sequence[Answer]) -> dict[int, Tensor]:
+def experts_taken(subject: Subject, answers: Sequence[CallResult]) -> dict[int, Tensor]:
     """By layer, the numbers of the experts that the last call of each position took, (S, top); -1 where none did."""
     found: dict[int, Tensor] = {}
     for answer in answers:

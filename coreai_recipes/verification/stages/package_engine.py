@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from coreai_recipes.evaluate.habits import HABITS
-from coreai_recipes.verification.calls import Call, describe_calls
+from coreai_recipes.verification.calls import FunctionCall, describe_calls
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.report import StageResult, number, skip
 from coreai_recipes.verification.stages.package_float16 import FEWEST_STEPS, Run, affordable, in_float16, run_package
@@ -57,7 +57,7 @@ def run(subject: Subject) -> StageResult:
     return StageResult(NAME, not wrong, *same, None, detail)
 
 
-def first_calls(halves: Run, steps: int) -> list[Call]:
+def first_calls(halves: Run, steps: int) -> list[FunctionCall]:
     """The prefill calls of a run in float16, and so many of its decode steps: what is run again gives the same rows."""
     prefill = [call for call in halves.calls if call.function != "decode"]
     return prefill + [call for call in halves.calls if call.function == "decode"][:steps]

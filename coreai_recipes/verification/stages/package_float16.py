@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.evaluate.precision import Precision
-from coreai_recipes.verification.calls import Answer, Call, describe_calls, plan_calls, run_call
+from coreai_recipes.verification.calls import CallResult, FunctionCall, describe_calls, plan_calls, run_call
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.report import StageResult, number, skip
@@ -41,7 +41,7 @@ class Run:
     mode: Mode
     rows: Tensor
     logits: Tensor
-    calls: list[Call]
+    calls: list[FunctionCall]
     overflowed: list[str]
     nans: list[str]
     experts: dict[int, Tensor] = field(default_factory=dict)
@@ -137,7 +137,7 @@ def affordable(subject: Subject, mode: Mode) -> int:
     return min(max(int(PRODUCTS[mode] / (subject.float32_bytes / 4)), FEWEST_STEPS), MOST_STEPS)
 
 
-def plan(subject: Subject, steps: int) -> list[Call]:
+def plan(subject: Subject, steps: int) -> list[FunctionCall]:
     """Calls over the whole text with so many decode steps. The evaluator's stage `package` has `score`, Core ML has it
     here."""
     queries = subject.recipe.export.functions.queries
@@ -146,14 +146,14 @@ def plan(subject: Subject, steps: int) -> list[Call]:
     return plan_calls(queries, len(subject.tokens.sequence), steps)
 
 
-def run_package(subject: Subject, mode: Mode, calls: Sequence[Call], without: Sequence[str] = ()) -> Run:
+def run_package(subject: Subject, mode: Mode, calls: Sequence[FunctionCall], without: Sequence[str] = ()) -> Run:
     """The package's answers to `calls`, from empty states. `without` names the engine's habits to be left out."""
     ids = subject.tokens.sequence
     program = open_program(subject, "rounded" if mode == "coreml" else mode, without)
     # what is inside is watched only where it is needed, and Core ML shows nothing
     watched = {FIRST} if subject.compresses and subject.chooses_experts and mode != "coreml" else set()
     rows: list[int] = []
-    answers: list[Answer] = []
+    answers: list[CallResult] = []
     overflowed: dict[str, None] = {}
     nans: dict[str, None] = {}
     for done, call in enumerate(calls, 1):

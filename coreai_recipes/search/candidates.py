@@ -13,7 +13,7 @@ from coreai_recipes.storage.shorthand import FEW_WEIGHTS, GROUP
 
 
 @dataclass(frozen=True)
-class Form:
+class Candidate:
     """`said` is what a recipe says of it; `storage` is None for float16."""
 
     said: dict[str, Any]
@@ -24,26 +24,26 @@ class Form:
         return f"{self.said['bits']} bits" if "bits" in self.said else str(self.said["kind"])
 
 
-def _palette(bits: int) -> Form:
+def _palette(bits: int) -> Candidate:
     said = StoredPalette(kind="palettize", bits=bits, group=GROUP)  # type: ignore[arg-type]
-    return Form(said.model_dump(), Palette(said.bits, said.group))
+    return Candidate(said.model_dump(), Palette(said.bits, said.group))
 
 
-FORMS = (
+CANDIDATES = (
     *(_palette(bits) for bits in (2, 3, 4, 6)),
-    Form({"kind": "int8"}, Integers(8, None, True)),
-    Form({"kind": "float16"}, None),
+    Candidate({"kind": "int8"}, Integers(8, None, True)),
+    Candidate({"kind": "float16"}, None),
 )
 
 
-def forms_for(shape: Shape) -> Iterator[tuple[int, Form]]:
+def candidates_for(shape: Shape) -> Iterator[tuple[int, Candidate]]:
     """Those of a matrix with their numbers: a small one may stay as it is, which costs next to nothing."""
-    for number, form in enumerate(FORMS):
+    for number, form in enumerate(CANDIDATES):
         if form.storage is not None or prod(shape) < FEW_WEIGHTS:
             yield number, form
 
 
-def rule_of(match: str, form: Form, default: Form) -> StorageRule:
+def rule_of(match: str, form: Candidate, default: Candidate) -> StorageRule:
     """A rule that says no more than differs from the default."""
     said = {key: value for key, value in form.said.items() if default.said.get(key) != value}
     if not said:  # what another rule changed, changed back

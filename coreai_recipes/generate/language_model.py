@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Model:
+class LanguageModel:
     """`path` is the bundle's; answers share the session, and with it the prefix that they have in common."""
 
     path: Path
@@ -83,7 +83,7 @@ class Model:
             )
 
 
-def open_model(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = "auto") -> Model:
+def open_model(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = "auto") -> LanguageModel:
     """The bundle's tokenizer and a session on its package. `runtime` is auto, evaluator or coreml.
 
     Raises UserError when the runtime is not there, or a file of the bundle cannot be read.
@@ -99,4 +99,4 @@ def open_model(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = "a
     described = bundle.described
     program = open_program(bundle_path, described, runtime, bundle.recipe.export.compute_units)
     session = Session(program, described)
-    return Model(bundle_path, tokenizer, session, frozenset(described.eos_token_ids), described.vocab_size)
+    return LanguageModel(bundle_path, tokenizer, session, frozenset(described.eos_token_ids), described.vocab_size)

@@ -6,7 +6,7 @@ from typing import Any
 LONGEST_PATTERN = 64
 
 
-def fold_layers(kinds: Sequence[str]) -> list[Any]:
+def shortest_layers(kinds: Sequence[str]) -> list[Any]:
     """The shortest list of names and `{repeat, of}` that stands for `kinds`; of equals the one with fewest entries."""
     count = len(kinds)
     # from each layer on: what it costs to write the rest, and how the first entry of that is written

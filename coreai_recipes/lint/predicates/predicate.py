@@ -7,7 +7,7 @@ from typing import Any
 from coreai_recipes.lint.flow import Flow
 from coreai_recipes.lint.program import Function, Operation, Program, Value
 from coreai_recipes.lint.ranges import Ranges
-from coreai_recipes.lint.reading import Subject
+from coreai_recipes.lint.reading import LintInput
 
 
 class Unknown:
@@ -22,7 +22,7 @@ Answer = Details | Unknown | None
 class Context:
     """What has been worked out of a subject's functions, once for all rules."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: LintInput) -> None:
         self.subject = subject
         self._flows: dict[Function, Flow] = {}
         self._ranges: dict[Function, Ranges] = {}

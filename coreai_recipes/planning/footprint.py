@@ -15,7 +15,7 @@ EXPERT_STACKS = ("gate_up", "down")
 
 
 @dataclass(frozen=True)
-class Cost:
+class Footprint:
     """Bytes of one thing, and how they come about."""
 
     what: str
@@ -24,41 +24,41 @@ class Cost:
 
 
 @singledispatch
-def costs_of(stack: StackModule) -> Iterator[Cost]:
+def footprint_of(stack: StackModule) -> Iterator[Footprint]:
     """What a stack takes."""
     raise TypeError(f"nothing is known of what {type(stack).__name__} takes")
 
 
-@costs_of.register
-def _(decoder: Decoder) -> Iterator[Cost]:
+@footprint_of.register
+def _(decoder: Decoder) -> Iterator[Footprint]:
     recipe, own = decoder.recipe, own_parameters([decoder])
     layers = own.below("layers.")
     for name in decoder.front.kinds:
         of_kind = [index for index, layer in enumerate(decoder.stack) if layer.kind == name]
         experts = own.below(*(f"layers.{i}.experts.{leaf}" for i in of_kind for leaf in EXPERT_STACKS))
         others = own.below(*(f"layers.{i}." for i in of_kind)).without(experts)
-        yield Cost(f"weights of `{name}`", others.bytes, f"{len(of_kind)} layers, {_forms(others)}")
+        yield Footprint(f"weights of `{name}`", others.bytes, f"{len(of_kind)} layers, {_forms(others)}")
         found = decoder.stack[of_kind[0]].experts
         if isinstance(found, Experts):
-            yield Cost(f"experts of `{name}`", experts.bytes, _describe_experts(found, len(of_kind), experts))
+            yield Footprint(f"experts of `{name}`", experts.bytes, _describe_experts(found, len(of_kind), experts))
     table, raw, front = own.below("embedding.weight"), own.below(PER_LAYER_TABLE), own.below("per_layer.")
     head = own.below("head.weight")
     shape = f"{' x '.join(map(str, table.shapes['embedding.weight']))}, {_forms(table)}"
     if recipe.model.head.tied:
-        yield Cost("table, tied to the head", table.bytes, f"{shape}, stored once")
+        yield Footprint("table, tied to the head", table.bytes, f"{shape}, stored once")
     else:
-        yield Cost("table and head", table.bytes + head.bytes, f"twice {shape}")
+        yield Footprint("table and head", table.bytes + head.bytes, f"twice {shape}")
     around = own.without(layers, table, head, front, raw)
-    yield Cost("around the layers", around.bytes, "the last norm, and what else stands before and behind them")
+    yield Footprint("around the layers", around.bytes, "the last norm, and what else stands before and behind them")
     if front.shapes:
-        yield Cost("per-layer inputs", front.bytes, f"their projection and norm, {_forms(front)}")
+        yield Footprint("per-layer inputs", front.bytes, f"their projection and norm, {_forms(front)}")
     for rows, width in raw.shapes.values():
         read = f"read by the host, {raw.bytes // rows:,} bytes a token, never sent to the engine"
-        yield Cost("per-layer table", raw.bytes, f"{rows} x {width}, {raw.forms}, {read}")
+        yield Footprint("per-layer table", raw.bytes, f"{rows} x {width}, {raw.forms}, {read}")
     for name, spec in decoder.front.states.items():
         values = spec.layers * spec.num_kv_heads * spec.rows * spec.head_dim
         kept = f"a ring of {spec.rows} rows" if spec.window else f"{spec.rows} rows"
-        yield Cost(f"states of `{name}`", 4 * values, f"K and V, {spec.layers} layers, {kept}, a session's own")
+        yield Footprint(f"states of `{name}`", 4 * values, f"K and V, {spec.layers} layers, {kept}, a session's own")
 
 
 def _forms(parameters: Parameters) -> str:
@@ -75,11 +75,11 @@ def _describe_experts(one: Experts, layers: int, stacks: Parameters) -> str:
     return f"{in_all}, and so does decode"
 
 
-@costs_of.register
-def _(draft: Draft) -> Iterator[Cost]:
+@footprint_of.register
+def _(draft: Draft) -> Iterator[Footprint]:
     own = own_parameters([draft])
     head = own.below(f"{draft.of.prefix}head.weight")
     size = f"{draft.spec.vocab_size} x {draft.spec.hidden_size}, {_forms(head)}"
     how = f"{len(draft.stack)} layers, which read the target's states; {_forms(own.without(head))}"
-    yield Cost("weights of the draft", own.without(head).bytes, how)
-    yield Cost("head of the draft", head.bytes, size)
+    yield Footprint("weights of the draft", own.without(head).bytes, how)
+    yield Footprint("head of the draft", head.bytes, size)

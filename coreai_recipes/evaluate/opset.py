@@ -1,4 +1,4 @@
-"""The registry of operations, and the form in which a program's operation is handed to the code that prepares it.
+"""The operations that can be evaluated, and how one of a program is handed to the code that prepares it.
 
 An operation is prepared once: `prepare(call)` reads its constant parameters and returns a `Kernel`, a function of
 tensors and the operands that it is called with at each run.
