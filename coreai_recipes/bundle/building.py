@@ -54,6 +54,7 @@ def build(
     draft: "Checkpoint | str | Path | None" = None,
     overrides: Sequence[str] = (),
     bits: int | None = None,
+    device: str | None = None,
     verified: bool = True,
     cached: bool = True,
     progress: "Progress | None" = None,
@@ -62,7 +63,8 @@ def build(
 
     The weights of a recipe's draft come from `draft`, or its reference's checkpoint; a recipe without one gets the
     draft that the config of `draft` describes. With `bits` its matrices are compressed to about as many
-    (`storage.shorthand`), whatever it says of them itself.
+    (`storage.shorthand`), whatever it says of them itself. With `device` its fields are those that the rules choose for
+    it (`planning.choosing`), except those that `overrides` name; what was chosen is among the bundle's notes.
     Raises UserError for what the user can mend, VerificationError when the package is not equal to transformers, and
     RuleError when it breaks a rule of the engine that holds for the recipe's device and that it does not allow,
     OverBudget when its weights take more bits than it allows; then, and when interrupted or killed, the bundle that
@@ -70,6 +72,11 @@ def build(
     """
     if bits is not None:
         check_bits(bits)
+    on = None
+    if device is not None:
+        from coreai_recipes.lint.devices import find_device
+
+        on = find_device(device)
     resolved: Resolved | None = None
     if not isinstance(recipe, Recipe):
         resolved = load_resolved(recipe, overrides)
@@ -106,9 +113,15 @@ def build(
     from coreai_recipes.storage.source import with_source
 
     recipe, as_source = with_source(recipe, sources)
+    chosen: tuple[str, ...] = ()
+    if on is not None:
+        from coreai_recipes.planning.choosing import choose
+
+        recipe, choices = choose(recipe, on, overrides)
+        chosen = tuple(f"for {on.words}: {choice.words}" for choice in choices)
     recipe, measures, why_one = start_scale(recipe, verified)
     packing = None if source.packing is None else f"weights are dequantised from {source.packing}"
-    notes = tuple(each for each in (packing, note, small, *as_source, why_one) if each)
+    notes = tuple(each for each in (packing, note, small, *as_source, *chosen, why_one) if each)
     composed = compose(recipe, sources)
     source.check_tokenizer(recipe.model.vocab_size)
     with staged_folder(target) as folder:

@@ -9,6 +9,7 @@ import typer
 from coreai_recipes.commands.options import (
     BitsOption,
     CheckpointOption,
+    DeviceOption,
     DraftOption,
     JsonOption,
     OverridesOption,
@@ -24,13 +25,18 @@ def build(
     out: Annotated[Path, out_option("DIR", "Write the bundle to DIR/NAME.")] = Path("dist"),
     overrides: OverridesOption = None,
     bits: BitsOption = None,
+    device: DeviceOption = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip verification.")] = False,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Convert every fragment again instead of using the cache.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a bundle and verify it."""
+    """Build a bundle and verify it.
+
+    With a device, the form of the weights, the layouts and the tokens of a prefill are those that its rules choose,
+    except for what --bits and --set say; what was chosen is printed, with the reason.
+    """
     from coreai_recipes import bundle
     from coreai_recipes.report import console
     from coreai_recipes.report.rules import print_lint
@@ -45,6 +51,7 @@ def build(
                 draft=draft,
                 overrides=overrides or (),
                 bits=bits,
+                device=device,
                 verified=not no_verify,
                 cached=not no_cache,
                 progress=progress,

@@ -42,6 +42,12 @@ BitsOption = Annotated[
         "--bits", metavar="N", help="Compress the weights to N bits: palettes of 1, 2, 3, 4 or 6, or int8 for 8."
     ),
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="DEVICE", help="A device or a chip, such as iphone-17-pro or M1; docs/lint.md lists them."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or its name in dist/.")]

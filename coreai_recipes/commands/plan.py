@@ -4,7 +4,14 @@ import sys
 
 import typer
 
-from coreai_recipes.commands.options import BitsOption, CheckpointOption, JsonOption, OverridesOption, RecipeArgument
+from coreai_recipes.commands.options import (
+    BitsOption,
+    CheckpointOption,
+    DeviceOption,
+    JsonOption,
+    OverridesOption,
+    RecipeArgument,
+)
 
 
 def plan(
@@ -12,21 +19,25 @@ def plan(
     checkpoint: CheckpointOption = None,
     overrides: OverridesOption = None,
     bits: BitsOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print sizes, memory, functions and the engine's rules, before any weight is read.
 
-    A checkpoint is needed only to know the forms of `compress: {default: source}`.
+    A checkpoint is needed only to know the forms of `compress: {default: source}`. With a device: the bounds on its
+    time, what must fit, the setting that mends each broken rule, and what a build for it chooses.
     """
+    from coreai_recipes.lint.devices import find_device
     from coreai_recipes.planning.plan import make_plan
     from coreai_recipes.recipe.loader import compress_text
     from coreai_recipes.report import console
-    from coreai_recipes.report.plan import print_costs, print_products
+    from coreai_recipes.report.plan import print_costs, print_fit, print_products
     from coreai_recipes.report.rules import print_lint
     from coreai_recipes.report.weights import print_storage
     from coreai_recipes.report.words import weights_in_words
     from coreai_recipes.storage.matching import load_held
 
+    named = None if device is None else find_device(device)
     loaded = load_held(recipe, overrides or (), bits)
     notes: tuple[str, ...] = ()
     if checkpoint is not None:
@@ -39,7 +50,7 @@ def plan(
         loaded, note = settle_head(loaded, source)
         loaded, as_source = with_source(loaded, {MODEL: source})
         notes = (*((note,) if note else ()), *as_source)
-    planned = make_plan(loaded)
+    planned = make_plan(loaded, named, overrides or ())
     document = planned.to_json()
     document["notes"] = [*notes, *document["notes"]]
     if as_json:
@@ -53,6 +64,7 @@ def plan(
             print_storage(planned.by_tensor)
         print_products(document)
         print_lint(planned.lint.to_json())
+        print_fit(document)
         console.print_notes(document["notes"])
         if planned.over_budget is not None:
             print(planned.over_budget, file=sys.stderr)

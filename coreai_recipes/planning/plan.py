@@ -7,9 +7,12 @@ from typing import Any
 from coreai_recipes.decoder.model import Decoder, exported_form
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
-from coreai_recipes.lint.devices import find_device
+from coreai_recipes.lint.devices import Device, find_device
 from coreai_recipes.lint.findings import Lint, lint
+from coreai_recipes.planning.bounds import Fit, fit
+from coreai_recipes.planning.choosing import Choice, choose
 from coreai_recipes.planning.footprint import Footprint, footprint_of
+from coreai_recipes.planning.mending import mends
 from coreai_recipes.planning.outline import outline_of
 from coreai_recipes.planning.workload import Workload, count_workloads, saved_by_sharing
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
@@ -25,7 +28,8 @@ SAMPLED = 8192
 @dataclass(frozen=True)
 class Plan:
     """The costs and functions of a recipe, what its weights take in all and each, whether that is more than it allows,
-    and what its sizes say by the engine's rules."""
+    and what its sizes say by the engine's rules. For a device: how it fits there, what mends each rule that it breaks,
+    and what a build for it chooses."""
 
     name: str
     costs: tuple[Footprint, ...]
@@ -37,29 +41,38 @@ class Plan:
     functions: dict[str, int]
     lint: Lint
     notes: tuple[str, ...]
+    fit: Fit | None = None
+    mends: dict[str, str | None] | None = None
+    choices: tuple[Choice, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         found = asdict(self)
         del found["lint"]
-        return {**found, "findings": [finding.to_json() for finding in self.lint.findings]}
+        return {**found, **self.lint.to_json()}
 
 
-def make_plan(recipe: Recipe) -> Plan:
-    """The plan of `recipe`. Raises RecipeError for what cannot be built."""
+def make_plan(recipe: Recipe, device: Device | None = None, overrides: Sequence[str] = ()) -> Plan:
+    """The plan of `recipe`, on `device` or the one that it is for. `overrides`: of `--set`, whose fields a build for
+    `device` does not choose. Raises RecipeError for what cannot be built."""
     stacks = build_stacks(recipe, exported_form(recipe))
     stored = stored_parameters(stacks)
-    device = None if recipe.export.device is None else find_device(recipe.export.device)
+    on = find_device(recipe.export.device) if device is None and recipe.export.device is not None else device
+    workloads, drawn = count_workloads(stacks), outline_of(stacks)
+    found = lint(drawn, on, allow=recipe.export.allowed)
     return Plan(
         recipe.name,
         tuple(cost for stack in stacks for cost in footprint_of(stack)),
         stored.to_json(),
         tuple(account(stored)),
         bits_over(recipe, stored),
-        count_workloads(stacks),
+        workloads,
         _saved_in_prefill(stacks),
         recipe.export.functions.queries,
-        lint(outline_of(stacks), device, allow=recipe.export.allowed),
+        found,
         tuple(_rotaries(recipe)),
+        None if on is None else fit(stacks, workloads, drawn, on),
+        None if on is None else mends(recipe, on, found),
+        None if device is None else choose(recipe, device, overrides)[1],
     )
 
 

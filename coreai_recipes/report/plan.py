@@ -1,9 +1,9 @@
 """What a recipe costs: bytes, and what a call multiplies."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from coreai_recipes.report.console import print_table
+from coreai_recipes.report.console import folded, print_table
 
 Document = Mapping[str, Any]
 
@@ -32,3 +32,47 @@ def products_table(plan: Document) -> tuple[tuple[str, ...], list[tuple[str, ...
         for row in rows
     ]
     return ("products", *named, "how"), cells
+
+
+def print_fit(plan: Document) -> None:
+    """A recipe on a device: what must fit, the bounds on its time, what mends each rule and what a build chooses."""
+    if plan["fit"] is None:
+        return
+    print_table(("on the device", ">figure", "how"), fit_table(plan["fit"]), title=plan["fit"]["name"])
+    for rule, words in plan["mends"].items():
+        print(f"{rule}: {'no setting mends it alone' if words is None else f'mended by {words}'}")
+    for choice in plan["choices"] or ():
+        print(f"build --device chooses {choice['field']}: {choice['value']}")
+        for line in folded(choice["why"]):
+            print(line)
+    print(
+        f"not measured of {plan['fit']['name']}: {'; '.join(plan['fit']['unmeasured']) or 'nothing that bounds need'}"
+    )
+
+
+def fit_table(fit: Document) -> list[tuple[str, str, str]]:
+    """Rows of a recipe on a device: what, the figure, how it comes about."""
+    largest, memory = fit["largest"], fit["memory"]
+    near = "working set not measured" if fit["working_set"] is None else f"{fit['working_set']:,} stay near"
+    rows = [
+        ("weights read a token", f"{fit['token_weights']:,}", "bytes of a call of decode"),
+        ("states read a token", f"{fit['token_states']:,}", "bytes, all rows"),
+        ("products a token", f"{fit['token_flops']:,}", "a multiply-add is two"),
+        ("largest operand", f"{largest['bytes']:,}", f"{largest['place']} of {largest['function']}, padded; {near}"),
+        ("states", f"{fit['states']['count']}", f"{fit['states']['bytes']:,} bytes a session"),
+    ]
+    limit = "no limit is known" if fit["file_limit"] is None else f"{fit['file_limit']:,} at most (pkg-size)"
+    rows += [(f"file {name}", f"{size:,}", limit) for name, size in fit["packages"].items()]
+    sold = f"sold with {', '.join(map(str, memory))} GB" if memory else "memory not known"
+    rows.append(("weights, tables, states", f"{fit['resident']:,}", sold))
+    if fit["most_tokens_per_second"] is not None:
+        how = f"bound: {_rates(fit['streaming'])} GB/s of weights were measured"
+        rows.append(("tokens/s", f"<= {fit['most_tokens_per_second']:.1f}", how))
+    for bound in fit["first_token"]:
+        what = f"first token of {bound['prompt']:,}"
+        rows.append((what, f">= {1000 * bound['seconds']:.0f} ms", f"bound: {bound['by']}"))
+    return rows
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return " to ".join(f"{rate:g}" for rate in dict.fromkeys(rates))

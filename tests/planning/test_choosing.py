@@ -1,0 +1,101 @@
+"""What a build for a device chooses, and the setting that mends a rule."""
+
+import pytest
+
+from coreai_recipes.lint.devices import find_device
+from coreai_recipes.planning.choosing import Choice, choose
+from coreai_recipes.planning.mending import mends
+from coreai_recipes.planning.settings import rules_of, with_setting
+from coreai_recipes.recipe import Recipe, load_recipe
+from coreai_recipes.storage.shorthand import with_bits
+
+# every built-in recipe at a device that holds it, and the form that it takes there
+HOMES = {
+    "gemma2-2b": ("M5", None), "gemma3-1b": ("iphone-17-pro", 6), "gemma3-270m": ("iphone-15", None),
+    "gemma3-4b": ("M5", None), "gemma4-26b-a4b": ("m3-max", 4), "gemma4-31b": ("m3-max", 4), "gemma4-e4b": ("M5", None),
+    "gemma4-tiny": ("iphone-17-pro", None), "gemma4": ("iphone-17-pro", 4), "llama-3.2-1b": ("iphone-17-pro", 6),
+    "mistral-7b": ("M5", 8), "qwen2.5-0.5b": ("iphone-15-pro", 8), "qwen3-0.6b": ("iphone-17-pro", 8),
+    "qwen3-1.7b": ("iphone-17-pro", 4), "qwen3-4b": ("M5", None), "smollm2-1.7b": ("iphone-17-pro", 4),
+    "smollm2-135m": ("iphone-13", None), "smollm2-360m": ("iphone-13", None), "tiny-llama": ("M1", None),
+}  # fmt: skip
+
+
+def chosen(choices: tuple[Choice, ...]) -> dict[str, str]:
+    return {choice.field: choice.value for choice in choices}
+
+
+def test_every_built_in_recipe_has_a_home() -> None:
+    from coreai_recipes.recipe import built_in_recipes
+
+    assert HOMES.keys() == set(built_in_recipes())
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_a_built_in_recipe_breaks_no_rule_where_it_is_at_home(name: str) -> None:
+    device, bits = HOMES[name]
+    recipe = load_recipe(name) if bits is None else with_bits(load_recipe(name), bits)
+    errors = [finding for finding in rules_of(recipe, find_device(device)).findings if finding.level == "error"]
+    assert not errors, errors[0]
+
+
+def test_weights_take_the_least_lossy_form_that_fits() -> None:
+    recipe, choices = choose(load_recipe("qwen3-0.6b"), find_device("iphone-17-pro"))
+    said = {choice.field: choice for choice in choices}
+    assert said["compress"].value == "--bits 8"
+    assert said["compress"].why == (
+        "0.60 GB of weights fit; float16 would take 1.19 GB, above the 0.95 GB that a file may have (pkg-size)"
+    )
+    assert recipe.compress is not None
+    assert recipe.export.device == "iphone-17-pro"
+    assert said["export.functions.prefill"].why == (
+        "a call costs its real tokens, so the widest is best; 128 would break state-rows"
+    )
+    smaller = chosen(choose(load_recipe("smollm2-135m"), find_device("iphone-13"))[1])
+    assert smaller["compress"] == "float16"
+
+
+def test_what_set_and_the_recipe_say_of_forms_is_kept() -> None:
+    compressed = with_bits(load_recipe("smollm2-135m"), 6)
+    recipe, choices = choose(compressed, find_device("M1"), ["export.functions.prefill=16", "export.mlp_layout=row"])
+    assert recipe.compress == compressed.compress
+    assert recipe.export.functions.prefill == 64  # as it was: the overrides are in the recipe already
+    assert recipe.export.mlp_layout == "row"
+    assert chosen(choices)["export.functions.prefill"] == "64"
+
+
+def test_a_layout_is_chosen_for_the_rule_that_it_no_longer_breaks() -> None:
+    wide = load_recipe("tiny-llama", ["export.functions.prefill=64"])
+    recipe, choices = choose(wide, find_device("M1"), ["export.functions.prefill=64"])
+    assert recipe.export.mlp_layout == "8x8"
+    assert next(choice for choice in choices if choice.field == "export.mlp_layout").why == "no longer conv-8x8"
+    newer, _ = choose(wide, find_device("M5"))
+    assert newer.export.mlp_layout == "row"
+
+
+def test_a_padded_prefill_is_as_wide_as_answers_soonest() -> None:
+    choices = choose(load_recipe("tiny-llama"), find_device("M1"))[1]
+    why = next(choice.why for choice in choices if choice.field == "export.functions.prefill")
+    assert why.startswith("a call costs its padded length, and prompts of 16, 64, 256, 1024 tokens take least: ")
+    unknown = choose(load_recipe("smollm2-135m"), find_device("M2"))[1]
+    assert (
+        "no rate of Mac or iPad with M2 was measured" in {c.field: c.why for c in unknown}["export.functions.prefill"]
+    )
+
+
+def test_a_setting_mends_what_its_rule_names_and_breaks_nothing_else() -> None:
+    device = find_device("M1")
+    long = load_recipe("tiny-llama", ["export.context=20000", "export.attention_layout=last"])
+    found = mends(long, device, rules_of(long, device))
+    assert found["width-16k"] == "--set export.context=16320"
+    wide = load_recipe("tiny-llama", ["export.functions.prefill=128", "export.context=512"])
+    assert mends(wide, device, rules_of(wide, device))["state-rows"] == "--set export.functions.prefill=64"
+    mended = with_setting(wide, ("functions.prefill", 64))
+    assert "state-rows" not in {finding.id for finding in rules_of(mended, device).findings}
+
+
+def test_what_no_setting_mends_is_said_so() -> None:
+    device = find_device("iphone-17-pro")
+    recipe: Recipe = load_recipe("qwen3-0.6b")
+    found = mends(recipe, device, rules_of(recipe, device))
+    assert found["pkg-size"] == "--bits 8"
+    assert found["last-1"] is None
