@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import ValidationError
-
 from coreai_recipes.lint.devices import Device
 from coreai_recipes.lint.findings import Lint
 from coreai_recipes.planning.choosing import BITS
@@ -41,7 +39,7 @@ def _candidates(recipe: Recipe, remedy: str, id_: str) -> Iterator[tuple[str, Re
         for value in _values(path, word):
             try:
                 yield f"--set export.{path}={value}", with_setting(recipe, (path, value))
-            except (ValidationError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError):
                 continue
     if id_ == "pkg-size" and recipe.compress is None:
         yield from ((f"--bits {bits}", with_bits(recipe, bits)) for bits in BITS if bits is not None)

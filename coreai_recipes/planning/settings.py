@@ -12,7 +12,7 @@ Setting = tuple[str, Any]  # a dotted path below `export`, and its value
 
 
 def with_setting(recipe: Recipe, setting: Setting) -> Recipe:
-    """The recipe with one field of `export` changed. Raises pydantic's ValidationError for a value that cannot be."""
+    """The recipe with one field of `export` changed. Raises ValueError for a value that cannot be."""
     path, value = setting
     said = recipe.export.model_dump()
     *parents, last = path.split(".")
