@@ -7,6 +7,7 @@ from coreai_recipes.commands.audit import audit
 from coreai_recipes.commands.build import build
 from coreai_recipes.commands.chat import chat
 from coreai_recipes.commands.compress import compress
+from coreai_recipes.commands.device_report import device_report
 from coreai_recipes.commands.diff import diff
 from coreai_recipes.commands.evaluate import evaluate
 from coreai_recipes.commands.families import families
@@ -38,12 +39,13 @@ for command in (
         verify,
         evaluate,
         audit,
+        device_report,
         run,
         chat,
         schema,
     ),
 ):  # in the order of the help
-    app.command(command.__name__.rstrip("_"), cls=Command)(command)
+    app.command(command.__name__.rstrip("_").replace("_", "-"), cls=Command)(command)
 
 caches = typer.Typer(cls=Group, help="List or remove what builds keep on this disk.", no_args_is_help=True)
 for command in (cache.list_, cache.clean):

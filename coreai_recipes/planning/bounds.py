@@ -5,14 +5,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coreai_recipes.decoder.model import Decoder
+from coreai_recipes.decoder.model import Decoder, exported_form
 from coreai_recipes.decoder.stack import StackModule
+from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.lint.devices import Device
 from coreai_recipes.lint.program import Program
 from coreai_recipes.lint.reading import LintInput
 from coreai_recipes.lint.rule import rules
-from coreai_recipes.planning.workload import Workload
+from coreai_recipes.planning.outline import outline_of
+from coreai_recipes.planning.workload import Workload, count_workloads
 from coreai_recipes.primitives.experts import Mixture
+from coreai_recipes.recipe import Recipe
 from coreai_recipes.storage.parameters import raw_tables, stored_parameters
 
 PROMPTS = (16, 64, 256, 1024)  # tokens of the prompts whose first answer is bounded
@@ -101,6 +104,12 @@ def fit(stacks: Sequence[StackModule], workloads: Sequence[Workload], outline: L
         first_token=tuple(_first_tokens(decoder, device, flops["prefill"])),
         unmeasured=tuple(_unmeasured(device)),
     )
+
+
+def fit_of(recipe: Recipe, device: Device) -> Fit:
+    """As `fit`, of a recipe. Raises RecipeError for what cannot be built."""
+    stacks = build_stacks(recipe, exported_form(recipe))
+    return fit(stacks, count_workloads(stacks), outline_of(stacks), device)
 
 
 def file_limit(device: Device) -> int | None:

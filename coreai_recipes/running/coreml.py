@@ -32,6 +32,11 @@ class CoreMLFunction:
     def __init__(self, model: Any) -> None:
         self._model = model
 
+    @property
+    def compiled(self) -> str:
+        """The folder of the compiled model."""
+        return str(self._model.get_compiled_model_path())
+
     def __call__(self, inputs: Mapping[str, Any], state: States, watch: Any = None) -> dict[str, "Tensor"]:
         """The outputs by name; `state` goes on."""
         import torch
@@ -49,7 +54,7 @@ class CoreMLProgram:
 
     def __init__(self, package: Path, compute_units: str) -> None:
         self._package = package
-        self._compute_units = compute_units
+        self.compute_units = compute_units
         self._functions: dict[str, CoreMLFunction] = {}
 
     def function(self, name: str) -> CoreMLFunction:
@@ -66,7 +71,7 @@ class CoreMLProgram:
         from coremltools import ComputeUnit
         from coremltools.models import MLModel
 
-        units = ComputeUnit[self._compute_units.upper()]
+        units = ComputeUnit[self.compute_units.upper()]
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             model = MLModel(str(self._package), function_name=function, compute_units=units)

@@ -9,9 +9,7 @@ from coreai_recipes.decoder.model import Decoder, exported_form
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.lint.devices import devices, find_device
 from coreai_recipes.manifest.reading import read_manifest
-from coreai_recipes.planning.bounds import Fit, decode_weights, file_limit, fit
-from coreai_recipes.planning.outline import outline_of
-from coreai_recipes.planning.workload import count_workloads
+from coreai_recipes.planning.bounds import Fit, decode_weights, file_limit, fit_of
 from coreai_recipes.recipe import Recipe, load_recipe
 
 
@@ -20,8 +18,7 @@ def decoder_of(recipe: Recipe) -> Decoder:
 
 
 def fitted(recipe: Recipe, device: str) -> Fit:
-    stacks = build_stacks(recipe, exported_form(recipe))
-    return fit(stacks, count_workloads(stacks), outline_of(stacks), find_device(device))
+    return fit_of(recipe, find_device(device))
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "gemma4-tiny"])
