@@ -11,6 +11,7 @@ import typer
 
 from bench.child import ChildError
 from bench.options import SMOLLM2, Options, default_folder, default_smollm2
+from bench.texts import CHAPTERS
 
 BENCHMARKS = (
     "startup",
@@ -19,13 +20,18 @@ BENCHMARKS = (
     "calls",
     "decode",
     "fidelity",
-    "compression",
+    "palettes",
+    "gemma4_tiny_bits",
+    "smollm2_bits",
     "forms",
     "experts",
     "plain",
     "e2b",
+    "e2b_bits",
 )
-GROUPS = {"gemma": ("forms", "experts", "e2b")}
+COMPRESSION = ("palettes", "gemma4_tiny_bits", "smollm2_bits", "e2b_bits")
+GROUPS = {"gemma": ("forms", "experts", "e2b"), "compression": COMPRESSION}
+LARGE = ("e2b", "e2b_bits")
 NAMES = (*BENCHMARKS, *GROUPS)
 
 
@@ -40,20 +46,24 @@ def main(
     anemll: Annotated[
         Path | None, typer.Option(help="A checkout of ANEMLL, whose converter `calls` measures beside ours.")
     ] = None,
+    licence: Annotated[Path | None, typer.Option(help="The GNU GPL version 3, else where Debian has it.")] = None,
+    genesis: Annotated[Path | None, typer.Option(help=f"What `bible -f {CHAPTERS}` prints, else that.")] = None,
     skip_e2b: Annotated[bool, typer.Option("--skip-e2b", help="Without the full-size E2B: 30 GB, minutes.")] = False,
     out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there too.")] = None,
 ) -> None:
-    """Measure the figures of docs/performance.md, side by side in one run."""
+    """Measure the figures of docs/performance.md and docs/compression.md, side by side in one run."""
     unknown = [name for name in names or () if name not in NAMES]
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: the benchmarks are {', '.join(NAMES)}")
     chosen = [name for asked in names or BENCHMARKS for name in GROUPS.get(asked, (asked,))]
     if anemll is not None and not (anemll / "anemll").is_dir():
         raise typer.BadParameter(f"{anemll}: is no checkout of ANEMLL: it has no folder `anemll`")
-    options = Options(repeats, baseline_repeats, smollm2 or default_smollm2(), folder or default_folder(), anemll)
+    options = Options(
+        repeats, baseline_repeats, smollm2 or default_smollm2(), folder or default_folder(), anemll, licence, genesis
+    )
     found, failed = {}, False
     for name in dict.fromkeys(chosen):
-        if name == "e2b" and skip_e2b:
+        if name in LARGE and skip_e2b:
             continue
         before = os.getloadavg()[0]
         try:
