@@ -49,7 +49,10 @@ def main(
     licence: Annotated[Path | None, typer.Option(help="The GNU GPL version 3, else where Debian has it.")] = None,
     genesis: Annotated[Path | None, typer.Option(help=f"What `bible -f {CHAPTERS}` prints, else that.")] = None,
     skip_e2b: Annotated[bool, typer.Option("--skip-e2b", help="Without the full-size E2B: 30 GB, minutes.")] = False,
-    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there too.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the figures there too; others in it stay."),
+    ] = None,
 ) -> None:
     """Measure the figures of docs/performance.md and docs/compression.md, side by side in one run."""
     unknown = [name for name in names or () if name not in NAMES]
@@ -77,7 +80,8 @@ def main(
         result.print()
         found[name] = result.to_json()
     if out:
-        out.write_text(json.dumps(found, indent=2) + "\n")
+        others = json.loads(out.read_text()) if out.exists() else {}
+        out.write_text(json.dumps(others | found, indent=2) + "\n")
     raise typer.Exit(1 if failed else 0)
 
 
