@@ -11,7 +11,7 @@ import typer
 
 from bench.child import ChildError
 from bench.options import SMOLLM2, Options, default_folder, default_smollm2
-from bench.texts import CHAPTERS
+from bench.texts import COMMAND
 
 BENCHMARKS = (
     "startup",
@@ -47,7 +47,7 @@ def main(
         Path | None, typer.Option(help="A checkout of ANEMLL, whose converter `calls` measures beside ours.")
     ] = None,
     licence: Annotated[Path | None, typer.Option(help="The GNU GPL version 3, else where Debian has it.")] = None,
-    genesis: Annotated[Path | None, typer.Option(help=f"What `bible -f {CHAPTERS}` prints, else that.")] = None,
+    genesis: Annotated[Path | None, typer.Option(help=f"What `{COMMAND}` prints, else that.")] = None,
     skip_e2b: Annotated[bool, typer.Option("--skip-e2b", help="Without the full-size E2B: 30 GB, minutes.")] = False,
     out: Annotated[
         Path | None,

@@ -78,8 +78,8 @@ def read_windows(
     size = sum(len(text.encode()) for text in texts)
     if found > MANY_TOKENS * size:
         notes.append(
-            f"{NAME}: {found / size:.2f} tokens per byte: the tokenizer was made for other text, and a model of it is "
-            "fitted to this one"
+            f"{NAME}: {found / size:.2f} tokens per byte: the tokenizer spells this text out, so the model is fitted "
+            "to text that it hardly reads"
         )
     return windows, tuple(notes)
 

@@ -1,6 +1,6 @@
 """`compress.default: source`: written out as rules, once the checkpoint that has the forms is known."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import frexp, prod
 
 from coreai_recipes.checkpoint.base import Checkpoint, Grid
@@ -17,6 +17,7 @@ from coreai_recipes.storage.parameters import stored_parameters
 from coreai_recipes.weights.binding import Binding
 
 WORDS = "compress.default: source"
+FLOATS = {"F64", "F32", "F16", "BF16"}
 NOT_PACKED = "none of its weights are in a form that a package holds"
 
 
@@ -54,7 +55,13 @@ def with_source(recipe: Recipe, sources: Mapping[str, Checkpoint]) -> tuple[Reci
         )
     rules = [*_rules(forms), *(recipe.compress.rules or ())]
     update = {"default": StoredFloat16(kind="float16"), "rules": rules, "calibration": None}
-    notes = [_in_words(held, matrices)]
+    unheld = {
+        bindings[name].checkpoint.tensors[tensor].dtype
+        for name, form in forms.items()
+        if form is None
+        for tensor in bindings[name].tensors
+    }
+    notes = [_in_words(held, matrices, sorted(unheld - FLOATS))]
     if _is_for_engine(recipe) and any(form.block is not None for form in held.values()):
         notes.append(
             f"{WORDS}: integers for blocks were seen wrong on the Neural Engine, or run on the GPU: "
@@ -94,11 +101,13 @@ def _rules(forms: Mapping[str, Integers | None]) -> Iterator[StorageRule]:
         )
 
 
-def _in_words(held: Mapping[str, Integers], matrices: Mapping[str, Shape]) -> str:
+def _in_words(held: Mapping[str, Integers], matrices: Mapping[str, Shape], unheld: Sequence[str]) -> str:
+    """`unheld` are the checkpoint's names of forms that are not held."""
     kinds = " and ".join(sorted({str(form) for form in held.values()}))
     rest = len(matrices) - len(held)
     share = sum(prod(matrices[name]) for name in held) / sum(map(prod, matrices.values()))
-    others = f"; the other{'s are' if rest > 1 else ' is'} float16" if rest else ""
+    why = f": a package cannot hold {' or '.join(unheld)} to the bit" if unheld else ""
+    others = f"; the other{'s are' if rest > 1 else ' is'} float16{why}" if rest else ""
     count = f"{len(held)} of {len(matrices)} matrices ({share:.0%} of weights)"
     return f"{WORDS}: {count} as the checkpoint has them, in {kinds}{others}"
 

@@ -88,7 +88,7 @@ def test_a_text_of_another_language_than_the_tokenizers_is_said(tmp_path: Path) 
     open_checkpoint(TINY).write_tokenizer(tmp_path)
     (tmp_path / "a.txt").write_text("Быть или не быть, вот в чём вопрос. " * 200)
     _, (note,) = read_windows(said("a.txt"), tmp_path, 512, tmp_path)
-    assert note.endswith("the tokenizer was made for other text, and a model of it is fitted to this one")
+    assert note.endswith("so the model is fitted to text that it hardly reads")
 
 
 def test_files_are_seen_from_the_recipe_that_names_them(tmp_path: Path) -> None:

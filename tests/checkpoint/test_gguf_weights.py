@@ -12,11 +12,14 @@ from gguf import GGMLQuantizationType
 from gguf_configs import CONFIGS
 from gguf_files import as_stored, float16, random_model, write_gguf
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
 from coreai_recipes.checkpoint.gguf.architecture import architectures
 from coreai_recipes.checkpoint.gguf.rows import is_readable
 from coreai_recipes.errors import CheckpointError
+from coreai_recipes.recipe import load_recipe
+from coreai_recipes.storage.source import with_source
 
 KINDS = sorted((kind for kind in GGMLQuantizationType if is_readable(kind)), key=lambda kind: kind.name)
 LLAMA = CONFIGS["llama"][1]
@@ -29,7 +32,7 @@ def test_every_architecture_of_the_table_has_a_case():
 @pytest.mark.parametrize("case", CONFIGS)
 def test_the_model_is_the_one_that_was_converted(case: str, tmp_path: Path):
     """Tensor by tensor as transformers saves them, experts apart where the hub has them so; then by its logits."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     architecture, config = CONFIGS[case]
     model = random_model(config)
@@ -287,6 +290,21 @@ def test_a_quantised_vector_can_be_read_in_parts(kind: GGMLQuantizationType, tmp
     whole = values_of(raw[None], kind)[0]
     np.testing.assert_array_equal(GGUFCheckpoint(path).read(name).numpy(), whole)
     np.testing.assert_array_equal(GGUFCheckpoint(path).read(name, range(33, 97)).numpy(), whole[33:97])
+
+
+def test_a_type_that_no_package_holds_to_the_bit_is_named(tmp_path: Path):
+    """Q4_1, of many files, has an offset that is no integer: `compress.default: source` says so."""
+    tiny = Path(__file__).parents[1] / "checkpoints/tiny-llama"
+
+    def type_of(name: str, tensor: torch.Tensor) -> GGMLQuantizationType:
+        if tensor.ndim == 1 or tensor.shape[1] % 32:
+            return GGMLQuantizationType.F32
+        return GGMLQuantizationType.Q4_1 if ".k_proj." in name else GGMLQuantizationType.Q8_0
+
+    config, state = AutoConfig.from_pretrained(tiny), load_file(tiny / "model.safetensors")
+    checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "model.gguf", "llama", config, state, type_of))
+    _, notes = with_source(load_recipe("tiny-llama", ["compress.default=source"]), {"model": checkpoint})
+    assert notes[0].endswith("; the others are float16: a package cannot hold Q4_1 to the bit")
 
 
 def test_a_block_of_one_tensor_survives_a_block_of_another(tmp_path: Path):
