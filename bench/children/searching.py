@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from bench.children.judging import Judge
+from coreai_recipes.search.candidates import CANDIDATES
 from coreai_recipes.search.choosing import Choice, Matrix, bits_of, kl_of, within_bits
-from coreai_recipes.search.forms import FORMS
 from coreai_recipes.search.predicting import Kept
 
 TABLE = "embedding"
@@ -15,7 +15,7 @@ TABLE = "embedding"
 def of_layers(matrices: Sequence[Matrix], table: bool = False) -> list[Matrix]:
     """Those of the layers, and with `table` that one, to be compressed, small ones too."""
     return [
-        replace(each, options=tuple(o for o in each.options if FORMS[o.form].storage is not None))
+        replace(each, options=tuple(o for o in each.options if CANDIDATES[o.form].storage is not None))
         for each in matrices
         if each.name.startswith("layers.") or (table and each.name == TABLE)
     ]
@@ -25,7 +25,7 @@ def of_uniform(matrices: Sequence[Matrix], kept: Kept, judge: Judge) -> dict[str
     """By form: what it takes and loses for all."""
     return {
         form.words: measured(uniform(matrices, number), matrices, kept, judge)
-        for number, form in enumerate(FORMS)
+        for number, form in enumerate(CANDIDATES)
         if form.storage is not None
     }
 

@@ -44,8 +44,8 @@ from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.recipe import Recipe, load_recipe
 from coreai_recipes.recipe.schema import Calibration
+from coreai_recipes.search.candidates import CANDIDATES
 from coreai_recipes.search.choosing import within_bits
-from coreai_recipes.search.forms import FORMS
 from coreai_recipes.search.predicting import Kept, predict
 from coreai_recipes.storage.base import Storage
 from coreai_recipes.storage.integers import Integers
@@ -58,7 +58,7 @@ BUDGETS = (3.02, 4.02, 4.5, 5.0, 6.1)
 WHOLE = (4.5, 4.85)
 BITS = 4
 TABLE_NAME = f"{TABLE}.weight"
-FOUR, SIX = (next(n for n, form in enumerate(FORMS) if form.said.get("bits") == bits) for bits in (4, 6))
+FOUR, SIX = (next(n for n, form in enumerate(CANDIDATES) if form.said.get("bits") == bits) for bits in (4, 6))
 PLAIN: dict[str, Storage] = {
     "3 bits": Palette(3, 16),
     "4 bits": Palette(4, 16),
