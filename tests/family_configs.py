@@ -93,6 +93,13 @@ UNUSUAL: dict[str, Any] = {
     "original_max_position_embeddings": 64,
     "mlp_layer_types": ["sparse", "sparse", "dense", "sparse", "dense"],
     "router_scaling_factor": 1.7,
+    "num_dense_layers": 2,
+    "global_attn_every_n_layers": 3,
+    "route_scale": 1.7,
+    "scale_emb": 3.0,
+    "scale_depth": 0.9,
+    "dim_model_base": 18,
+    "position_embedding_type": "rope",
     "moe_layer_start_index": 2,
     "moe_layer_end_index": 3,
     "moe_layer_interval": 2,
@@ -102,6 +109,12 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
     "glm4_moe_lite": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
     "exaone_moe": {"num_experts": 6},
+    "afmoe": {"num_shared_experts": 3},
+    "nanochat": {"num_attention_heads": 9},
+    "bitnet": {"head_dim": 8},  # its norm of what the heads give is hidden_size wide
+    "minicpm3": {"num_key_value_heads": 6},
+    # transformers wants its Mamba heads to fit, though no layer has one
+    "granitemoehybrid": {"num_local_experts": 0, "layer_types": ["full_attention"] * LAYERS, "hidden_size": 64},
     "youtu": {"num_key_value_heads": 6},  # each head has keys of its own
     "olmoe": {"head_dim": 8},  # its q and k norms are hidden_size wide
     "helium": {"head_dim": 8},  # its o_proj is hidden_size wide on both sides
@@ -137,6 +150,8 @@ LONGROPE = {
 # Further configs of a family, for what one config cannot be at once.
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3-yarn": ("deepseek_v3", {"rope_parameters": YARN, "attention_bias": True, "q_lora_rank": None}),
+    "granitemoehybrid-rotary": ("granitemoehybrid", {"position_embedding_type": "rope"}),
+    "minicpm3-no-factors": ("minicpm3", {"scale_depth": None, "dim_model_base": None, "v_head_dim": 14}),
     "youtu-halves": ("youtu", {"rope_interleave": False, "rope_parameters": YARN}),
     "mistral-full": ("mistral", {"sliding_window": None}),
     "qwen2-from-a-layer-on": ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}),

@@ -93,6 +93,9 @@ def test_where_no_scale_can_be_that_is_said() -> None:
     kinds = {"full": {"mlp": {"kind": "plain"}}}
     (problem,) = mlp_scale_problems({"model": {"kinds": kinds, "layers": [{"repeat": 1, "of": ["full"]}]}})
     assert problem.message == "the MLP of `full` is plain: only a gated MLP is linear in `up`"
+    kinds = {"full": {"mlp": {"kind": "gated", "inner_norm": {"kind": "rms"}}}}
+    (problem,) = mlp_scale_problems({"model": {"kinds": kinds, "layers": [{"repeat": 1, "of": ["full"]}]}})
+    assert problem.message == "the norm inside the MLP of `full` would undo it before `down` does"
     with pytest.raises(ValueError, match=r"mlp_scale: 0\.3 is not a power of two"):
         changed(FAMILIES["llama"](**SMALL).recipe, mlp_scale=0.3)
     data = FAMILIES["llama"](**SMALL).recipe.model_dump()

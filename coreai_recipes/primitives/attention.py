@@ -103,6 +103,9 @@ class Attention(AttentionCore):
         self.k_norm = self._build_norm(spec.qk_norm, spec.num_kv_heads, norm) if owns and spec.qk_norm else None
         self.v = Projection(hidden_size, keys, has_bias) if owns and not spec.k_eq_v else None
         self.v_norm = build_norm(v_norm, spec.head_dim) if owns and spec.v_norm else None
+        gates = None if spec.output_gate is None else spec.num_heads if spec.output_gate.of == "head" else queries
+        self.output_gate = Projection(hidden_size, gates) if gates else None
+        self.out_norm = build_norm(spec.out_norm, queries) if spec.out_norm else None
         self.o = Projection(queries, hidden_size, spec.bias == "qkvo")
         self.rotary = build_rotary(kind.rotary, spec.head_dim, folded)
         self.rotated_query, self.rotated_key = nn.Identity(), nn.Identity()
@@ -122,8 +125,19 @@ class Attention(AttentionCore):
         keys, values = (
             cache.read() if self.k is None else cache.update(*self._keys_and_values(x, cos, sin))
         )  # (1, G, K, D)
-        out: Tensor = self.o(self.finish(self.attend(q, keys, values, given.mask), x))
+        mixed = self._gated(self.attend(q, keys, values, given.mask), x)
+        out: Tensor = self.o(self.finish(mixed if self.out_norm is None else self.out_norm(mixed), x))
         return out
+
+    def _gated(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """What the heads give, (1, H * D, 1, S), times their gates of x (1, C, 1, S)."""
+        if self.output_gate is None:
+            return mixed
+        gate = torch.sigmoid(self.output_gate(x))  # (1, H, 1, S) or (1, H * D, 1, S)
+        if gate.shape[1] == mixed.shape[1]:
+            return mixed * gate
+        H, D, S = self.num_heads, self.head_dim, x.shape[3]
+        return (mixed.view(H, D, 1, S) * gate.view(H, 1, 1, S)).view(1, H * D, 1, S)
 
     def finish(self, mixed: Tensor, x: Tensor) -> Tensor:
         """What the heads give, (1, H * D, 1, S), on its way to the last projection: where a plugin's attention gates it

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.recipe.schema import GatedMLP as GatedMLPSpec
@@ -52,17 +53,19 @@ class XIELU(nn.Module):
 
 @register("mlp", "gated")
 class GatedMLP(nn.Module):
-    """down(activation(gate(x)) * up(x))."""
+    """down(norm(activation(gate(x)) * up(x))), the norm where there is one."""
 
     def __init__(self, spec: GatedMLPSpec, hidden_size: int) -> None:
         super().__init__()
         self.gate = Projection(hidden_size, spec.intermediate_size, spec.bias)
         self.up = Projection(hidden_size, spec.intermediate_size, spec.bias)
+        self.inner_norm = build_norm(spec.inner_norm, spec.intermediate_size) if spec.inner_norm else None
         self.down = Projection(spec.intermediate_size, hidden_size, spec.bias)
         self.activation = ACTIVATIONS[spec.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
+        hidden = self.activation(self.gate(x)) * self.up(x)
+        out: Tensor = self.down(hidden if self.inner_norm is None else self.inner_norm(hidden))
         return out
 
 

@@ -212,12 +212,18 @@ class Rotary(nn.Module):
         pairs, width = len(self.inv_freq), x.shape[axis]
         rest = [x.narrow(axis, 2 * pairs, width - 2 * pairs)] if 2 * pairs < width else []
         if self.pairing == "half":
-            first, second = x.narrow(axis, 0, pairs), x.narrow(axis, pairs, pairs)
-            return torch.cat((first * cos - second * sin, second * cos + first * sin, *rest), axis)
+            pair = x.narrow(axis, 0, pairs), x.narrow(axis, pairs, pairs)
+            return torch.cat((*self._turn_pair(*pair, cos, sin), *rest), axis)
         of_pairs = x.narrow(axis, 0, 2 * pairs).unflatten(axis, (pairs, 2))  # type: ignore[no-untyped-call]
         first, second = of_pairs.select(axis + 1, 0), of_pairs.select(axis + 1, 1)
-        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), axis + 1)
+        turned = torch.stack(self._turn_pair(first, second, cos, sin), axis + 1)
         return torch.cat((turned.flatten(axis, axis + 1), *rest), axis)
+
+    def _turn_pair(self, first: Tensor, second: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """By the angle, or by minus it."""
+        if self.spec.backwards:
+            return first * cos + second * sin, second * cos - first * sin
+        return first * cos - second * sin, second * cos + first * sin
 
 
 def build_rotary(spec: RotarySpec, head_dim: int, folded: bool = False, context: int | None = None) -> Rotary:

@@ -98,6 +98,12 @@ def mlp_scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
                 "mlp-scale-impossible",
                 f"the MLP of `{name}` is {kind}: only a gated MLP is linear in `up`",
             )
+        if value_at(kinds, name, "mlp", "inner_norm") is not None:
+            yield Problem(
+                ("export", "mlp_scale"),
+                "mlp-scale-impossible",
+                f"the norm inside the MLP of `{name}` would undo it before `down` does",
+            )
 
 
 def head_scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:

@@ -120,7 +120,7 @@ def config_of(model_type: str, settings: Mapping[str, Any], checkpoint: Checkpoi
     """transformers' config of that model_type with the settings of a config.json."""
     from transformers import AutoConfig
 
-    said = {key: value for key, value in settings.items() if key not in DROPPED}
+    said = {key: _as_number(value) for key, value in settings.items() if key not in DROPPED}
     try:
         return AutoConfig.for_model(model_type, **said)
     except Exception as error:  # a config class has errors of its own, and its properties raise whatever comes
@@ -128,6 +128,15 @@ def config_of(model_type: str, settings: Mapping[str, Any], checkpoint: Checkpoi
         raise CheckpointError(
             f"{checkpoint.place}: config.json: transformers' {model_type} refuses it: {why}"
         ) from error
+
+
+def _as_number(value: Any) -> Any:
+    """A value of config.json, in which transformers writes numbers that JSON has not: {"__float__": "Infinity"}."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return {key: _as_number(inner) for key, inner in value.items()}
+    return [_as_number(inner) for inner in value] if isinstance(value, list) else value
 
 
 def is_read_as(recipe: Recipe, settings: Mapping[str, Any]) -> bool:

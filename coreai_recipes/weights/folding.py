@@ -6,7 +6,7 @@ power of two it is multiplied, and in which order the dimensions of each head st
 
 from coreai_recipes.primitives.layer import NORMED_BEHIND, Form
 from coreai_recipes.primitives.rotary import fold_order
-from coreai_recipes.recipe.schema import MODEL, LatentAttention, LayerKind, LayerNorm, Recipe, RMSNorm, Stack
+from coreai_recipes.recipe.schema import MODEL, GatedMLP, LatentAttention, LayerKind, LayerNorm, Recipe, RMSNorm, Stack
 from coreai_recipes.weights.rewrite import Rewrite
 
 
@@ -52,6 +52,11 @@ def _norm_at(stack: Stack, kind: str, parts: list[str]) -> RMSNorm | LayerNorm |
     attention = stack.kinds[kind].attention
     if parts[-2] in ("q_a_norm", "kv_a_norm") and isinstance(attention, LatentAttention):
         return attention.latent_norm
+    if parts[-2] == "out_norm":
+        return attention.out_norm
+    if parts[-2] == "inner_norm":
+        mlp = stack.kinds[kind].mlp
+        return mlp.inner_norm if isinstance(mlp, GatedMLP) else None
     qk_norm = stack.kinds[kind].attention.qk_norm
     if parts[-2] in ("q_norm", "k_norm") and qk_norm is not None and qk_norm.norm is not None:
         return qk_norm.norm
@@ -100,7 +105,7 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
         return scale
     readers = [("per_layer", "gate")]
     if placement == "post":
-        readers += [("attention", part) for part in "qkv"] + [("mlp", "gate"), ("mlp", "up")]
+        readers += [("attention", part) for part in ("q", "k", "v", "output_gate")] + [("mlp", "gate"), ("mlp", "up")]
     return 1 / scale if owner in readers and parts[-1] == "weight" else 1.0
 
 

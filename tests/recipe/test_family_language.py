@@ -100,6 +100,36 @@ fields:
         read(attn_config={"alibi": True})
 
 
+def test_a_field_is_divided_by_another_or_by_its_root(write: Write) -> None:
+    write(
+        """
+extends: llama
+fields:
+  depth: {default: 1.4, off: null, type: number, sets: model.residual_multiplier, over: sqrt num_hidden_layers}
+  base: {default: 8, type: number, sets: model.head.scale, over: hidden_size}
+"""
+    )
+    recipe = read(depth=1.3, base=24)
+    assert (recipe.model.residual_multiplier, recipe.model.head.scale) == (1.3 / 6**0.5, 24 / 32)
+    written = round_trip(recipe)
+    assert (written["depth"], written["base"]) == (1.3, 24)
+    assert read(depth=None).model.residual_multiplier == 1.0
+
+
+def test_what_a_listed_layer_needs_is_named_and_so_is_what_an_absent_field_means(write: Write) -> None:
+    rule = "{list: types, values: {slow: sliding, fast: full}, needs: {odd: magic, 'null': magic}}"
+    write(LAYERS % ("types: {default: null, type: list}\n  old: {default: 3, only: [0], needs: age}", rule))
+    round_trip(read(types=["slow", "fast"] * 3, old=0))
+    for said, message in (
+        ({"types": ["slow", "odd"] * 3, "old": 0}, 'types.1: "odd": this model needs magic, which recipes do not have'),
+        ({"old": 0}, "types: null: this model needs magic, which recipes do not have"),
+        ({"types": ["slow"] * 6}, "old: 3: this model needs age, which recipes do not have"),
+    ):
+        with pytest.raises(CheckpointError) as refused:
+            read(**said)
+        assert str(refused.value) == f"config.json: {message}"
+
+
 def test_fields_together_choose_the_weight_names(write: Write) -> None:
     write(
         """

@@ -42,6 +42,9 @@ def find_config_problems(config: Mapping[str, Any], family: Family) -> Iterator[
             yield from _judge_irrelevant(name, value, irrelevant[_inner(name, family)])
         elif is_strange(name, family) and why_left_out(name, value, config, family) is None:
             yield f"{shorten(name)}: {NOT_UNDERSTOOD}"
+    for name, rule in family.fields.items():
+        if name not in config and not rule.allows_absence:
+            yield from judge_value(name, rule.default, rule)
     yield from _find_odd_lengths(config, family)
 
 

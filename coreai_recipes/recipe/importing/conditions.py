@@ -1,10 +1,11 @@
 """What a config says by a family's rules: values with their defaults, conditions, and what each layer is."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from coreai_recipes.recipe.importing.family import Family, key_of
-from coreai_recipes.recipe.importing.rules import LayerRule
+from coreai_recipes.recipe.importing.rules import FieldRule, LayerRule
 
 
 class Unreadable(Exception):
@@ -43,6 +44,14 @@ def holds(when: Mapping[str, Any], config: Mapping[str, Any], family: Family, tr
         if not fits:
             return False
     return True
+
+
+def divisor_of(rule: FieldRule, config: Mapping[str, Any], family: Family) -> float:
+    """What the recipe divides a field by; 1 where it does not."""
+    if rule.over is None:
+        return 1
+    value = value_in(config, rule.over.removeprefix("sqrt "), family)
+    return float(math.sqrt(value) if rule.over.startswith("sqrt ") else value)
 
 
 def layers_of(
@@ -96,12 +105,17 @@ def decide(
 
 
 def _listed(name: str, rule: LayerRule, index: int, config: Mapping[str, Any], family: Family) -> str | None:
+    from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, shown
+
     entries = value_in(config, name, family)
     if entries is None:
+        if "null" in rule.needs:
+            raise Unreadable(f"{name}: null: this model needs {rule.needs['null']}, which recipes do not have")
         return None
     key = key_of(entries[index])
+    if key in rule.needs:
+        said = shown(entries[index])
+        raise Unreadable(f"{name}.{index}: {said}: this model needs {rule.needs[key]}, which recipes do not have")
     if key not in rule.values:
-        from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, shown
-
         raise Unreadable(f"{name}.{index}: {shown(entries[index])}: {NOT_UNDERSTOOD}")
     return rule.values[key]

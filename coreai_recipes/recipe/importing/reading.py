@@ -12,7 +12,7 @@ from coreai_recipes.recipe.importing.checking import (
     judge_value,
     shown,
 )
-from coreai_recipes.recipe.importing.conditions import Unreadable, evaluate, holds, layers_of, value_in
+from coreai_recipes.recipe.importing.conditions import Unreadable, divisor_of, evaluate, holds, layers_of, value_in
 from coreai_recipes.recipe.importing.family import Family, key_of, spread
 from coreai_recipes.recipe.importing.layer_pattern import shortest_layers
 from coreai_recipes.recipe.importing.paths import get_path, set_path
@@ -199,9 +199,10 @@ class _Reader:
         if value is None:
             self.problems.append(f"{field_name}: null, and layers of kind {name} need it")
             return
+        divisor = divisor_of(rule, config, self.family)
         for path in rule.sets:
             if not path.endswith("?"):
-                self.put(kind, name, path, to_recipe(rule, value), field_name)
+                self.put(kind, name, path, to_recipe(rule, value, divisor), field_name)
 
     def set_late(
         self, kind: dict[str, Any], name: str, field_name: str, rule: FieldRule, config: Mapping[str, Any]
@@ -210,12 +211,13 @@ class _Reader:
         value = value_in(config, field_name, self.family)
         if rule.doubles and value is True:
             self.put(kind, name, rule.doubles, 2 * get_path(kind, rule.doubles), field_name)
+        divisor = divisor_of(rule, config, self.family)
         for path in rule.sets:
             bare = path.removesuffix("?")
             holder = bare.rpartition(".")[0]
             there = get_path({**kind, "model": self.model}, holder)
             if path.endswith("?") and there and not is_off(rule, value):
-                self.put(kind, name, bare, to_recipe(rule, value), field_name)
+                self.put(kind, name, bare, to_recipe(rule, value, divisor), field_name)
 
     def put(self, kind: dict[str, Any], name: str, path: str, value: Any, origin: str | None = None) -> None:
         if path == "weights":
@@ -278,8 +280,10 @@ def is_off(rule: FieldRule, value: Any) -> bool:
     return rule.off is not None and value == rule.off
 
 
-def to_recipe(rule: FieldRule, value: Any) -> Any:
+def to_recipe(rule: FieldRule, value: Any, divisor: float = 1) -> Any:
     """The recipe's word for the config's."""
+    if rule.over is not None:
+        return value / divisor
     if rule.via is not None:
         return value**-0.5 if rule.via == "inverse_sqrt" else 1 / value
     return value if rule.values is None else rule.values[key_of(value)]

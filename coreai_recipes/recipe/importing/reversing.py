@@ -11,7 +11,7 @@ from typing import Any
 
 from coreai_recipes.errors import CheckpointError, Line, RecipeError
 from coreai_recipes.recipe.importing.comparing import Difference, compare_models, describe_indices
-from coreai_recipes.recipe.importing.conditions import Unreadable, holds, layers_of
+from coreai_recipes.recipe.importing.conditions import Unreadable, divisor_of, holds, layers_of
 from coreai_recipes.recipe.importing.family import (
     Family,
     family_names,
@@ -145,6 +145,9 @@ class _Reverser:
 
     def write(self) -> dict[str, Any]:
         self.config[self.family.layer_count] = len(self.names)
+        for name, rule in self.family.fields.items():
+            if rule.only and not rule.allows_absence:
+                self.config[name] = rule.only[0]
         traits = {name: self.recognise(name, kind) for name, kind in self.kinds.items()}
         for trait in trait_order(self.family):
             self.solve(trait, traits)
@@ -251,7 +254,7 @@ class _Reverser:
                 shown = ", ".join(map(_shown, dict.fromkeys(values)))
                 raise self.impossible(path, f"{shown}: transformers' {self.family.name} has one {name} for all layers")
             try:
-                self.config[name] = from_recipe(rule, values[0])
+                self.config[name] = from_recipe(rule, values[0], divisor_of(rule, self.config, self.family))
             except KeyError:
                 said = f"{_shown(values[0])}: transformers' {self.family.name} has no {name} like it"
                 raise self.impossible(path, said) from None
@@ -327,10 +330,14 @@ class _Reverser:
         return Impossible(Problem(location, "reference-differs", message, hint))
 
 
-def from_recipe(rule: FieldRule, value: Any) -> Any:
+def from_recipe(rule: FieldRule, value: Any, divisor: float = 1) -> Any:
     """The config's word for the recipe's; KeyError when it has none."""
     if value is None:
         return rule.off
+    if rule.over is not None:  # the shortest number of which it is the quotient
+        near = (float(f"{value * divisor:.{digits}g}") for digits in range(1, 18))
+        exact = next((number for number in near if number / divisor == value), value * divisor)
+        return int(exact) if exact.is_integer() else exact
     if rule.via is not None:
         exact = value**-2 if rule.via == "inverse_sqrt" else 1 / value
         whole = round(exact)

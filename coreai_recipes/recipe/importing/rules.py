@@ -26,6 +26,7 @@ class FieldRule(Rule):
         off: the value with which the field sets nothing (null, unless said).
         absent: what null stands for: another field, `one // other` or `one * other`, each a field or a number.
         via: the recipe has the field to the power -1/2, or one over it.
+        over: the recipe has the field divided by this one, or by its root: `sqrt num_hidden_layers`.
         doubles: a path whose value is doubled when the field is true.
         when: other fields and what they must be, for this one to mean anything; `on` and `off` are words for it.
         of: the layers that it is for, by what they differ in.
@@ -39,6 +40,7 @@ class FieldRule(Rule):
     off: Any = None
     absent: str | None = None
     via: Literal["inverse_sqrt", "inverse"] | None = None
+    over: str | None = None
     doubles: str | None = None
     when: Settings = {}
     of: dict[str, str] = {}
@@ -53,6 +55,11 @@ class FieldRule(Rule):
         if isinstance(data, dict) and isinstance(data.get("sets"), str):
             return {**data, "sets": (data["sets"],)}
         return data
+
+    @property
+    def allows_absence(self) -> bool:
+        """Whether what transformers takes for an absent field is one of the values that need nothing."""
+        return self.only is None or self.default in self.only
 
     @property
     def is_off_said(self) -> bool:
@@ -89,7 +96,8 @@ class LayerRule(Rule):
     """What some layers are; the pattern is the one key that is said.
 
     Attributes:
-        listed: a field that lists all layers, when it is not null; `values` are ours for its words.
+        listed: a field that lists all layers, when it is not null; `values` are ours for its words, `needs` what a
+            recipe lacks for others, and for null.
         every: layers i with i % n == at % n, n a number or a field.
         since: layers from that field's index on. after: layers behind it, which -1 says of the last layer. last, first:
             so many. within: a field that lists indices. all: each.
@@ -98,6 +106,7 @@ class LayerRule(Rule):
 
     listed: str | None = Field(default=None, alias="list")
     values: dict[str, str] = {}
+    needs: dict[str, str] = {}
     every: int | str | None = None
     at: int = -1
     since: str | None = Field(default=None, alias="from")

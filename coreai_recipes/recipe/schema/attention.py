@@ -58,6 +58,14 @@ class Temperature(Spec):
     original_context: Positive = Field(description="positions that are not scaled")
 
 
+class OutputGate(Spec):
+    """What the heads give, times sigmoid(output_gate(x)), x being what the layer's attention reads."""
+
+    of: Literal["head", "width"] = Field(
+        description="what has a gate of its own: `head`, each head; `width`, each dimension of each head (AFMoE)"
+    )
+
+
 class Alibi(Spec):
     """Scores decrease with the distance of key and query, by one slope per head; it replaces a rotary.
 
@@ -97,6 +105,12 @@ class Attention(Spec):
     alibi: Alibi | None = Field(default=None, description="scores that decrease with distance (BLOOM, MPT)")
     sinks: Flag = Field(
         default=False, description="add a learned logit per head to the softmax, and drop its weight (gpt-oss)"
+    )
+    output_gate: OutputGate | None = Field(
+        default=None, description="gate what the heads give before the last projection (AFMoE)"
+    )
+    out_norm: Norm | None = Field(
+        default=None, description="norm of what all heads give, before the last projection (BitNet)"
     )
     shares_kv_with: KindName | None = Field(
         default=None,
@@ -164,6 +178,8 @@ class LatentAttention(Spec):
     clip: ClassVar[float | None] = None
     temperature: ClassVar[Temperature | None] = None
     alibi: ClassVar[Alibi | None] = None
+    output_gate: ClassVar[OutputGate | None] = None
+    out_norm: ClassVar[Norm | None] = None
     shares_kv_with: ClassVar[str | None] = None
 
     @property

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from coreai_recipes.recipe.kinds import Open
+from coreai_recipes.recipe.schema.attention import Norm
 from coreai_recipes.recipe.schema.fields import (
     ExpertCount,
     Flag,
@@ -25,6 +26,7 @@ class GatedMLP(Spec):
     )
     intermediate_size: IntermediateSize = Field(description="width between the projections")
     bias: Flag = Field(default=False, description="add biases to the projections")
+    inner_norm: Norm | None = Field(default=None, description="norm of what `down` reads (BitNet)")
 
 
 class PlainMLP(Spec):

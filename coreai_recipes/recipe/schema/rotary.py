@@ -137,6 +137,7 @@ class TurningRotary(Spec):
     pairing: Literal["half", "interleaved"] = Field(
         default="half", description="`half` pairs (i, i + R/2), `interleaved` pairs (2i, 2i + 1)"
     )
+    backwards: Flag = Field(default=False, description="turn by minus the angle (nanochat)")
     scaling: Scaling | None = Field(default=None, description="how frequencies change beyond the trained context")
     precision: Precision = Field(default="float32", description="precision of angles, cos and sin")
     lossy: Flag = Field(default=False, description="must be true to allow a precision below float32")
