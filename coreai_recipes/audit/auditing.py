@@ -293,7 +293,7 @@ def _audit(
     if not texts:
         raise UserError(f"{place}: its tokenizer cannot encode any of the prompts: {', '.join(left_out)}")
     package = Package(bundle.package, checked=False)
-    queries = recipe.export.functions.queries
+    queries = map(recipe.export.name_of, recipe.export.functions.queries)
     drafts = [DRAFT] if DRAFT in package.functions else []
     ranges = Ranges({name: read_graph(package, name) for name in (*queries, *drafts)})
     peaks = peaks_of(recipe, bundle.package)
@@ -326,6 +326,7 @@ def _run(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Run every text from empty states; where NaN began and where infinity did, in precision `engine`."""
     program, recipe = open_program(subject, precision, without), subject.recipe
+    export = recipe.export
     nans: dict[str, None] = {}
     infinities: dict[str, None] = {}
     windows = draft_windows(recipe) if recipe.export.outputs != "ids" else {}
@@ -339,7 +340,7 @@ def _run(
 
     for done, text in enumerate(texts, 1):
         program.reset()
-        for call in plan_calls(recipe.export.functions.queries, len(text.token_ids), DECODE_STEPS):
+        for call in plan_calls(export.functions.queries, len(text.token_ids), DECODE_STEPS, export.padded):
             run_call(program, text.token_ids, call, set(), recipe, look if windows else note)
             called = [call.function]
             if windows and call.function != "score":

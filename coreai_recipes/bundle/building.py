@@ -14,12 +14,14 @@ from coreai_recipes.bundle.ruling import hold_rules
 from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale, write_first
 from coreai_recipes.bundle.sources import find_sources
 from coreai_recipes.errors import BundleError
+from coreai_recipes.hosts import anemll
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.manifest.staging import check_place, staged_folder
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
 from coreai_recipes.recipe.compress_rules import check_bits
+from coreai_recipes.recipe.host_form import anemll_form
 from coreai_recipes.recipe.schema import DRAFT, MODEL
 
 if TYPE_CHECKING:
@@ -154,6 +156,9 @@ def build(
 
         def describe() -> dict[str, Any]:
             (folder / RECIPE).write_text(recipe_text(written.composed.recipe))
+            if recipe.export.host == "anemll":
+                for name, text in anemll.files_of(anemll_form(recipe), PACKAGE, list(tokens.end_tokens)).items():
+                    (folder / name).write_text(text)
             manifest = _manifest(written, facts, list(tokens.end_tokens), folder)
             # nothing is installed that could not be opened
             hold_manifest(typed(Manifest, manifest, f"{target}: {MANIFEST}"), written.composed.recipe, str(target))
@@ -239,14 +244,15 @@ def _origin_of(source: "Checkpoint", digests: dict[str, str]) -> dict[str, Any]:
 def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[int], folder: Path) -> dict[str, Any]:
     """What a host needs. Nothing in it depends on when or where it was built."""
     recipe, exported, costs = written.composed.recipe, written.exported, written.costs
-    queries, pieces = recipe.export.functions.queries, Pieces(recipe.model.vocab_size)
+    pieces = Pieces(recipe.model.vocab_size)
     from coreai_recipes.decoder.states import state_specs, states_of
-    from coreai_recipes.planning.contract import steps_of, tables_of
+    from coreai_recipes.planning.contract import functions_of, steps_of, tables_of
     from coreai_recipes.tokenizer.tokens import TOKENS
 
+    queries = {name: query for name, (query, _, _) in functions_of(recipe).items()}
     functions = {
         name: {
-            "query": queries.get(name, 1),
+            "query": queries[name],
             "steps": steps_of(recipe, name),
             "inputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.inputs.items()},
             "outputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.outputs.items()},
@@ -276,6 +282,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
         "versions": {name: version(name) for name in PINNED},
         "context": recipe.export.context,
         "vocab_size": recipe.model.vocab_size,
+        **({"host": recipe.export.host} if recipe.export.host else {}),
         "logits": {"pieces": pieces.count, "columns": pieces.columns},
         **({"rotary": recipe.rotary_choices} if recipe.rotary_choices else {}),
         "packages": [

@@ -83,7 +83,7 @@ def state_specs(recipe: Recipe, positions: int | None = None) -> dict[str, State
     for name in dict.fromkeys(kinds):
         for kept in states_of_kind(recipe.model.kinds[name]):
             if kept.window is None:
-                rows = held + max(functions.queries.values()) - 1  # the last call may start at context - 1
+                rows = held + recipe.export.most_padding  # the last call may start at context - 1
             else:
                 rows = kept.window + (functions.score - 1 if functions.score else 0)
             rows, layers = -(-rows // ALIGNMENT) * ALIGNMENT, kinds.count(name)

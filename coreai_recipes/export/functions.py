@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.stack import StackModule
+from coreai_recipes.export.anemll_program import AnemllProgram
 from coreai_recipes.export.decoder_program import DecoderProgram
 from coreai_recipes.export.draft_program import DraftProgram
 from coreai_recipes.export.fragments import Fragment
@@ -18,7 +19,7 @@ def programs_of(stacks: Sequence[StackModule]) -> Iterator[StackProgram]:
     for stack in stacks:
         match stack:
             case Decoder():
-                yield DecoderProgram(stack)
+                yield AnemllProgram(stack) if stack.recipe.export.host == "anemll" else DecoderProgram(stack)
             case Draft():
                 yield DraftProgram(stack, stacks[0])
             case _:

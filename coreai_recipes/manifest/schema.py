@@ -210,6 +210,7 @@ class Manifest(Sealed):
     versions: dict[str, str]
     context: Count
     vocab_size: Count
+    host: Literal["anemll"] | None = None  # of another project, whose functions these are
     logits: Logits
     rotary: dict[str, str] | None = None  # what a rotary was fixed to at build time, by kind
     packages: Annotated[tuple[Annotated[Program | Table, Field(discriminator="role")], ...], Field(max_length=1000)]

@@ -11,9 +11,11 @@ from typing import Any
 from coreai_recipes.decoder.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
 from coreai_recipes.decoder.states import StateSpec, state_specs, states_of
 from coreai_recipes.errors import BundleError
+from coreai_recipes.hosts.anemll import functions_of as functions_of_anemll
 from coreai_recipes.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
+from coreai_recipes.recipe.host_form import anemll_form
 from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.rows import describe_rows
@@ -80,6 +82,7 @@ def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
         ("name", manifest.name, recipe.name),
         ("context", manifest.context, export.context),
         ("vocab_size", manifest.vocab_size, model.vocab_size),
+        ("host", manifest.host, export.host),
         ("logits.pieces", manifest.logits.pieces, pieces.count),
         ("logits.columns", manifest.logits.columns, pieces.columns),
     ):
@@ -158,7 +161,7 @@ def rows_needed(spec: StateSpec, recipe: Recipe) -> int:
     """The rows that a state must have: every position of the context and of the padding behind it, or a window."""
     if spec.window is not None:
         return spec.window
-    return recipe.export.context + max(recipe.export.functions.queries.values()) - 1
+    return recipe.export.context + recipe.export.most_padding
 
 
 def tables_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -181,6 +184,9 @@ def functions_of(recipe: Recipe, key: str | None = None) -> dict[str, Called]:
 
 def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
     model = recipe.model
+    if recipe.export.host == "anemll":
+        yield from functions_of_anemll(anemll_form(recipe)).items()
+        return
     for name, query in recipe.export.functions.queries.items():
         inputs: dict[str, tuple[str, tuple[int, ...]]] = {
             "input_ids": ("int32", (1, query)),

@@ -74,14 +74,16 @@ class _Outline:
         self._declare(inputs)
         match stack:
             case Decoder():
-                self._finish(outputs, self._draw_decoder(stack, query, "ids" in outputs))
+                gives_ids = stack.recipe.export.outputs == "ids"
+                self._finish(outputs, self._draw_decoder(stack, query, gives_ids))
             case Draft():
                 self._finish(outputs, self._draw_draft(stack, "ids" in outputs))
 
     def _draw_decoder(self, decoder: Decoder, query: int, gives_ids: bool) -> Value:
         recipe, front = decoder.recipe, decoder.front
         x = self._embed(query, self._input("input_ids"))
-        call = decoder.call(self.function.name)
+        functions = recipe.export.functions.queries
+        call = decoder.call(next(name for name in functions if recipe.export.name_of(name) == self.function.name))
         for index, layer in enumerate(decoder.stack):
             asked = call.tokens_of(layer.kind)
             owner = None if front.shares(layer.kind) else front.state(layer.kind)

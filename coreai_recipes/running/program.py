@@ -82,7 +82,17 @@ def open_program(
     if runtime == "coreml":
         check_shared(packages)
     engines = [open_engine(package, runtime, compute_units) for package in packages]
-    return SavedProgram(chained(engines, manifest), Tables.of_manifest(folder, manifest))
+    engine = as_ours(chained(engines, manifest), manifest.host, manifest.context, manifest.vocab_size)
+    return SavedProgram(engine, Tables.of_manifest(folder, manifest))
+
+
+def as_ours(engine: Engine, host: str | None, context: int, vocab_size: int) -> Engine:
+    """An engine of a package for another project's `host`, with the functions of docs/bundle.md."""
+    if host is None:
+        return engine
+    from coreai_recipes.running.anemll import OwnCalls
+
+    return OwnCalls(engine, context, vocab_size)
 
 
 def open_engine(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.logits import choices
+from coreai_recipes.running.anemll import own_functions
 from coreai_recipes.running.speculation import Round, Speculator
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Session:
     def __init__(self, program: "SavedProgram", manifest: "Manifest") -> None:
         self._program = program
         self.context = manifest.context
-        self._functions = manifest.functions
+        self._functions = manifest.functions if manifest.host is None else own_functions(manifest)
         self._chunk = self._functions["prefill"].query if "prefill" in self._functions else 1
         self._vocab_size = manifest.vocab_size
         # a kind's keys and values may lie in two states, which say the same of it

@@ -49,21 +49,22 @@ class CallResult:
         return 0 if self.ids is None else int((self.ids[:, 0] != _lowest_best(self.logits)).sum())
 
 
-def plan_calls(queries: Mapping[str, int], length: int, decode_steps: int) -> list[FunctionCall]:
-    """Whole chunks of prefill, one with padding, then decode up to `length`, and a score that steps back.
+def plan_calls(queries: Mapping[str, int], length: int, decode_steps: int, padded: bool = True) -> list[FunctionCall]:
+    """Whole chunks of prefill, one with padding where there may be, then decode up to `length`, and a score that steps
+    back.
 
     There are at least `decode_steps` decode steps, or a quarter of a short sequence.
     """
     size = queries["prefill"]
     steps = min(decode_steps, max(1, length // 4))
-    padded = min(size // 2 + 1, length - steps)
-    whole = (length - steps - padded) // size
+    rest = min(size // 2 + 1, length - steps) if padded else 0
+    whole = (length - steps - rest) // size
     # what the whole chunks leave over is padded; a remainder as long as a chunk goes to decode
-    padded = min(length - steps - whole * size, size - 1)
+    rest = min(length - steps - whole * size, size - 1) if padded else 0
     calls = [FunctionCall("prefill", index * size, size, size) for index in range(whole)]
-    if padded:
-        calls.append(FunctionCall("prefill", whole * size, padded, size))
-    calls += [FunctionCall("decode", position, 1, 1) for position in range(whole * size + padded, length)]
+    if rest:
+        calls.append(FunctionCall("prefill", whole * size, rest, size))
+    calls += [FunctionCall("decode", position, 1, 1) for position in range(whole * size + rest, length)]
     if "score" in queries:
         # N - 1 positions back is as far as its contract goes
         count = min(queries["score"] - 1, length)
@@ -94,8 +95,8 @@ def run_call(
 ) -> CallResult:
     """One call on `tokens`, the whole sequence. Padding is other tokens, never zeros: it must leave no trace.
 
-    `note` is told each float value by the function's and its own name, without the padding where it lies on the last
-    axis.
+    `note` is told each float value by the name that the function has in the package and its own, without the padding
+    where it lies on the last axis.
     """
     generator = torch.Generator().manual_seed(PADDING_SEED + call.position)
     real = torch.tensor([tokens[call.position : call.position + call.count]], dtype=torch.int32)
@@ -109,10 +110,11 @@ def run_call(
         inputs["count"] = torch.tensor([call.count], dtype=torch.int32)
     watched: dict[str, Tensor] = {}
     experts: dict[int, Tensor] = {}
+    called = recipe.export.name_of(call.function)
 
     def watch(name: str, value: Tensor, operation: str) -> None:
         if note is not None and value.is_floating_point():
-            note(call.function, name, value[..., : call.count] if value.shape[-1:] == (call.queries,) else value)
+            note(called, name, value[..., : call.count] if value.shape[-1:] == (call.queries,) else value)
         layer = LAYER.match(name) if operation == "topk" else None
         if layer and value.dim() == 4 and not value.is_floating_point():
             experts[int(layer[1])] = _by_position(value)[: call.count].long()

@@ -81,7 +81,7 @@ def _scale_inside(result: StageResult, subject: Subject) -> Iterator[Remedy]:
     if package is None:
         return
     opened, queries = Package(package, checked=False), recipe.export.functions.queries
-    graphs = {name: read_graph(opened, name) for name in queries}
+    graphs = {name: read_graph(opened, name) for name in map(recipe.export.name_of, queries)}
     room = {inside: {name: inside.values(recipe, graph) for name, graph in graphs.items()} for inside in INSIDE}
     excess = dict.fromkeys(INSIDE, 0.0)
     largest = dict.fromkeys(INSIDE, 0.0)
@@ -95,7 +95,7 @@ def _scale_inside(result: StageResult, subject: Subject) -> Iterator[Remedy]:
 
     # Core ML shows no tensors inside the package
     program, tokens = open_program(replace(subject, runtime="evaluator"), "float32"), subject.tokens.sequence
-    for call in plan_calls(queries, len(tokens), FEWEST_STEPS):
+    for call in plan_calls(queries, len(tokens), FEWEST_STEPS, recipe.export.padded):
         run_call(program, tokens, call, set(), recipe, note)
     for inside in INSIDE:
         fitting = inside.choose(recipe, excess[inside])

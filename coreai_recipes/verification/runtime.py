@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from coreai_recipes.decoder.model import PER_LAYER_ROWS, build_decoder, table_file
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.running.program import SavedProgram, open_engine
+from coreai_recipes.running.program import SavedProgram, as_ours, open_engine
 from coreai_recipes.running.tables import Table, Tables
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import raw_tables
@@ -33,6 +33,8 @@ def open_program(subject: Subject, precision: "Precision", without: Sequence[str
         stream_weights=not subject.fits_in_memory,
         without=without,
     )
+    model, export = subject.recipe.model, subject.recipe.export
+    engine = as_ours(engine, export.host, export.context, model.vocab_size)
     return SavedProgram(engine, Tables(tables_beside(subject.recipe, subject.package)))
 
 

@@ -19,18 +19,22 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class CallShape:
-    """A call with so many `tokens`: of a `function` of the package, or of torch's own, which may have no states."""
+    """A call with so many `tokens`: of a `function` of the package, or of torch's own, which may have no states.
+
+    `padded` is whether a host may fill it up with tokens that are none.
+    """
 
     front: "Front"
     tokens: int
     sharing: Sharing = "seen"
     function: str | None = None
     cached: bool = True
+    padded: bool = True
 
     @property
     def has_count(self) -> bool:
         """Whether a host says how many of the tokens are real."""
-        return self.function != "decode"
+        return self.function != "decode" and self.padded
 
     @property
     def answered(self) -> int:
@@ -88,7 +92,7 @@ class CallShape:
             found["first"] = (1,)
         else:  # several tokens come into a ring
             found |= {"put": (1, 1, state.rows, self.tokens), "kept": (1, 1, state.rows, 1)}
-        if self.tokens > 1:
+        if self.tokens > 1 and self.padded:
             found["padding"] = (1, 1, self.tokens, 1)
         return found
 

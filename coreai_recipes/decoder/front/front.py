@@ -37,7 +37,7 @@ class Front(nn.Module):
         self.kinds = {name: recipe.model.kinds[name] for name in dict.fromkeys(recipe.model.layer_kinds)}
         self.owners = {name: owner_of(recipe, name) for name in self.kinds}
         self.states = state_specs(recipe, positions)
-        self.keys_last = recipe.export.keys_last
+        self.keys_last, self.padded = recipe.export.keys_last, recipe.export.padded
         self.rotaries = nn.ModuleDict(
             {
                 name: build_rotary(kind.rotary, kind.attention.rotary_dim, folded, recipe.export.context)
@@ -75,7 +75,7 @@ class Front(nn.Module):
 
     def call_of(self, function: str, tokens: int) -> CallShape:
         """A call of a function of the package."""
-        return CallShape(self, tokens, self.sharing(function), function)
+        return CallShape(self, tokens, self.sharing(function), function, padded=self.padded)
 
     def slopes(self, name: str) -> tuple[object, ...] | None:
         """What the slopes of a kind's heads are made of."""
@@ -124,6 +124,18 @@ class Front(nn.Module):
             inputs[name] = LayerInputs(seen, cos, sin, temperature, padding=padding, **place)
         x = self.embedding(input_ids, positions)
         return x, inputs, None if self.per_layer is None else self.per_layer(x, rows)
+
+    def placed(self, input_ids: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, LayerInputs]]:
+        """Where a host of another project makes the masks: input_ids (1, S) at `positions` (S,) -> x (1, C, 1, S), and
+        the angles and temperature of each kind, its mask empty."""
+        inputs = {}
+        for name in self.kinds:
+            cos, sin = self.rotary(name).angles(positions.unsqueeze(0))
+            spec = self.kinds[name].attention.temperature
+            temperature = None if spec is None else _temperature(spec, positions)
+            turns = cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2)  # (1, R/2, 1, S)
+            inputs[name] = LayerInputs(torch.empty(0), *turns, temperature)
+        return self.embedding(input_ids, positions), inputs
 
     def _mask(self, name: str, positions: Tensor, position: Tensor) -> Tensor:
         """The mask of the call's own queries over what their cache gives them."""

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from coreai_recipes.hosts import anemll
 from coreai_recipes.recipe import sizes
 from coreai_recipes.recipe.engine_words import DeviceId, Reason, RuleId
 from coreai_recipes.recipe.schema.fields import (
@@ -61,6 +62,11 @@ class Export(Spec):
         description="what a call returns for the next token: `logits`, or `ids`, the best token and its logit, for "
         "hosts that never sample",
     )
+    host: Literal["anemll"] | None = Field(
+        default=None,
+        description="the host of another project that the package is for: `anemll`, the monolithic form that ANEMLL's "
+        "Swift host loads; null for the functions of docs/bundle.md",
+    )
     mlp_layout: Literal["row", "8x8"] = Field(
         default="row",
         description="the layout of the 64 tokens of a prefill in an MLP: a row, or 8 x 8, which is faster on M1 and "
@@ -102,6 +108,21 @@ class Export(Spec):
         description="a power of two that scales down the output of the norm before the head, where float16 or the "
         "engine could not hold it; the logits undo the scale",
     )
+
+    @property
+    def padded(self) -> bool:
+        """Whether a call may be filled up with tokens that are none: the host of another project does not."""
+        return self.host is None
+
+    @property
+    def most_padding(self) -> int:
+        """The most tokens of a call that are none."""
+        return max(self.functions.queries.values()) - 1 if self.padded else 0
+
+    def name_of(self, function: str) -> str:
+        """What a function is called in the package."""
+        theirs = {} if self.host is None else {ours: theirs for theirs, ours in anemll.OURS.items()}
+        return theirs.get(function, function)
 
     @property
     def allowed(self) -> dict[str, str]:

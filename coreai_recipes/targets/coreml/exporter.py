@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coreai_recipes import export
+from coreai_recipes import export, hosts
 from coreai_recipes.decoder.model import table_file
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.export.cache import FragmentCache, fingerprint
@@ -30,7 +30,8 @@ from coreai_recipes.storage.parameters import raw_tables, stored_parameters
 from coreai_recipes.targets.coreml.weight_file import write_weights
 from coreai_recipes.weights.binding import Binding
 
-HERE, ASSEMBLY = Path(__file__).parent, Path(export.__file__).parent
+HERE = Path(__file__).parent
+ASSEMBLY = [Path(str(room.__file__)).parent for room in (export, hosts)]
 CONVERTER = ("convert", "indices", "mil", "version")  # the modules that a conversion depends on
 
 
@@ -131,7 +132,7 @@ def _export_program(
 
         said = [f"{name} {values.tolist()}" for name, values in numbers.items()]
         linker, recipe = (
-            code_digest(sorted({*HERE.glob("*.py"), *ASSEMBLY.glob("*.py")})),
+            code_digest(sorted({*HERE.glob("*.py"), *(file for folder in ASSEMBLY for file in folder.glob("*.py"))})),
             recipe_text(stacks[0].recipe),
         )
         key = fingerprint("program", linker, recipe, repr(layout), repr(keys), *said)

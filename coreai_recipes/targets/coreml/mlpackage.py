@@ -14,11 +14,10 @@ from coreai_recipes.targets.coreml.version import SPECIFICATION_VERSION
 MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
 
 
-def new_model(default: str) -> Any:
+def new_model() -> Any:
     """The message of a program without functions yet, in the form of coremltools' own save_multifunction."""
     model = Model_pb2.Model(specificationVersion=SPECIFICATION_VERSION)
     model.mlProgram.version = 1
-    model.description.defaultFunctionName = default
     return model
 
 

@@ -46,9 +46,10 @@ def link_program(
 ) -> LinkedProgram:
     """Each function, linked from `converted` fragments; the weights get their places in `layout`."""
     models = {name: Model_pb2.Model.FromString(data) for name, data in converted.items()}
-    model = new_model("decode")
+    model = new_model()
     functions = model.mlProgram.functions
     signatures = link_functions(stacks, models, lambda name: FunctionLinker(layout, functions[name]), numbers)
+    model.description.defaultFunctionName = next(iter(signatures))
     for name, signature in signatures.items():
         describe_function(model, name, signature)
     return LinkedProgram(model.SerializeToString(deterministic=True), signatures)

@@ -28,8 +28,8 @@ def run(subject: Subject) -> StageResult:
     """Prefill whole and padded, decode, score where there is one; each hidden state and the logits are compared."""
     if subject.runtime == "coreml":
         return skip(NAME, NOTHING_INSIDE)
-    ids = subject.tokens.sequence
-    calls = plan_calls(subject.recipe.export.functions.queries, len(ids), DECODE_STEPS)
+    ids, export = subject.tokens.sequence, subject.recipe.export
+    calls = plan_calls(export.functions.queries, len(ids), DECODE_STEPS, export.padded)
     program = open_program(subject, "float32")
     watched = {f"hidden_{index}" for index in range(len(subject.recipe.model.layer_kinds) + 1)}
     note = None if subject.peaks is None else subject.peaks.note

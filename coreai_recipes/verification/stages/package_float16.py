@@ -143,7 +143,7 @@ def plan(subject: Subject, steps: int) -> list[FunctionCall]:
     queries = subject.recipe.export.functions.queries
     if subject.runtime != "coreml":
         queries = {name: size for name, size in queries.items() if name != "score"}
-    return plan_calls(queries, len(subject.tokens.sequence), steps)
+    return plan_calls(queries, len(subject.tokens.sequence), steps, subject.recipe.export.padded)
 
 
 def run_package(subject: Subject, mode: Mode, calls: Sequence[FunctionCall], without: Sequence[str] = ()) -> Run:

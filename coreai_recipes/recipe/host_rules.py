@@ -1,0 +1,56 @@
+"""What another project's host cannot load, by plain data alone."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from coreai_recipes.recipe.layer_order import layer_order
+from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_at, value_at
+
+AT: Location = ("export", "host")
+LANES = 32  # a state's rows come in as many, and the host's mask has a column for each row
+
+
+def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    """Why a recipe cannot be written for the host that it names; nothing where it can."""
+    host = value_at(recipe, "export", "host")
+    if host != "anemll":
+        return
+    mend = "leave out export.host"
+    kinds, order = mapping_at(recipe, "model", "kinds"), dict.fromkeys(layer_order(recipe, "model"))
+    shapes: dict[tuple[Any, ...], str] = {}
+    for name in (name for name in order if name in kinds):
+        attention = mapping_at(kinds, name, "attention")
+        kind = attention.get("kind", "full")
+        for wrong, what in (
+            (kind != "full", f"is {kind}"),
+            (attention.get("shares_kv_with") is not None, "reads the cache of another kind"),
+            (attention.get("alibi") is not None, "has ALiBi, which its mask does not hold"),
+        ):
+            if wrong:
+                yield Problem(AT, "host-layers", f"{host} has a full cache for each layer, and `{name}` {what}", mend)
+                break
+        else:
+            shapes.setdefault(tuple(attention.get(key) for key in ("num_kv_heads", "head_dim")), name)
+    if len(shapes) > 1:
+        said = ", ".join(f"{heads} KV heads of {size} in `{name}`" for (heads, size), name in shapes.items())
+        yield Problem(AT, "host-geometry", f"{host} has one state, for caches of one shape: {said}", mend)
+    if value_at(recipe, "model", "embedding", "per_layer") is not None:
+        yield Problem(AT, "host-table", f"{host} hands in no rows of a per-layer table", mend)
+    if recipe.get("draft") is not None:
+        yield Problem(AT, "host-draft", f"{host} has no drafts", "leave out export.host, or build without a draft")
+    if integer_at(recipe, "export", "functions", "score"):
+        yield Problem(
+            AT, "host-score", f"{host} calls infer and prefill alone", "leave out export.functions.score or export.host"
+        )
+    context = integer_at(recipe, "export", "context")
+    if context and context % LANES:
+        near = -(-context // LANES) * LANES
+        yield Problem(
+            ("export", "context"),
+            "host-context",
+            f"{context} is no multiple of {LANES}: {host} has as many columns in its mask as rows in its state",
+            f"the next is {near}",
+        )
+    prefill = integer_at(recipe, "export", "functions", "prefill")
+    if prefill == 1:
+        yield Problem(("export", "functions", "prefill"), "host-prefill", f"{host} needs a prefill of 2 or more")
