@@ -4,15 +4,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.logits import choices
-from coreai_recipes.running.anemll import own_functions
 from coreai_recipes.running.speculation import Round, Speculator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coreai_recipes.manifest.schema import Manifest
+    from coreai_recipes.manifest.schema import Function, Manifest
     from coreai_recipes.running.program import SavedProgram
     from coreai_recipes.running.speculation import Pick
+
+
+def _functions_of(manifest: "Manifest") -> "Mapping[str, Function]":
+    """Those that a session calls, by this project's names."""
+    if manifest.host is None:
+        return manifest.functions
+    from coreai_recipes.running.anemll import own_functions
+
+    return own_functions(manifest)
 
 
 class Session:
@@ -24,7 +32,7 @@ class Session:
     def __init__(self, program: "SavedProgram", manifest: "Manifest") -> None:
         self._program = program
         self.context = manifest.context
-        self._functions = manifest.functions if manifest.host is None else own_functions(manifest)
+        self._functions = _functions_of(manifest)
         self._chunk = self._functions["prefill"].query if "prefill" in self._functions else 1
         self._vocab_size = manifest.vocab_size
         # a kind's keys and values may lie in two states, which say the same of it

@@ -1,0 +1,67 @@
+/// A package as a host calls it. Core ML is one (`CoreMLPackage`); tests have others.
+///
+/// Calls of one state must not overlap: a `Session` makes one at a time.
+public protocol Package: AnyObject {
+    /// A state of zeros, that all functions of the package take.
+    func makeState() throws -> AnyObject
+
+    /// The outputs of a function by name; `state` goes on.
+    func call(_ function: String, _ inputs: [String: Tensor], state: AnyObject) throws -> [String: Tensor]
+}
+
+/// A bundle's packages and tables as one: a function runs in each package that has it, in running order.
+public final class Chain {
+    public let manifest: Manifest
+    private let packages: [any Package]
+    private let tables: [String: Table]
+    private var states: [AnyObject]?
+
+    /// `packages` are those of `manifest.programs`, in their order; `tables` are by the input that takes their rows.
+    public init(manifest: Manifest, packages: [any Package], tables: [String: Table] = [:]) throws {
+        guard packages.count == manifest.programs.count else {
+            throw HostError("\(manifest.name) has \(manifest.programs.count) packages, not \(packages.count)")
+        }
+        (self.manifest, self.packages, self.tables) = (manifest, packages, tables)
+    }
+
+    /// The first package's function of that name: all of a chain take the same tokens.
+    public func described(_ function: String) -> Manifest.Function? {
+        manifest.programs.lazy.compactMap { $0.functions[function] }.first
+    }
+
+    /// Everything that the packages of a function take, by name.
+    public func inputs(_ function: String) -> Set<String> {
+        Set(manifest.programs.flatMap { $0.functions[function]?.inputs.keys.map { $0 } ?? [] })
+    }
+
+    /// Starts anew, with states of zeros.
+    public func reset() {
+        states = nil
+    }
+
+    /// Calls a function; the rows of the tokens are looked up here, and what one package gives is handed on.
+    public func call(_ function: String, tokens: [Int], _ inputs: [String: Tensor]) throws -> [String: Tensor] {
+        let states = try self.states ?? packages.map { try $0.makeState() }
+        self.states = states
+        var known = inputs
+        for (input, table) in tables where self.inputs(function).contains(input) {
+            known[input] = try table.rows(tokens)
+        }
+        var found = false
+        for (index, program) in manifest.programs.enumerated() {
+            guard let described = program.functions[function] else { continue }
+            var given: [String: Tensor] = [:]
+            for (name, port) in described.inputs {
+                guard let tensor = known[name] else { throw HostError("\(program.file): nothing gives \(name) of \(function)") }
+                guard tensor.shape == port.shape else {
+                    throw HostError("\(program.file): \(name) of \(function) is \(tensor.shape) and must be \(port.shape)")
+                }
+                given[name] = tensor
+            }
+            known.merge(try packages[index].call(function, given, state: states[index])) { _, new in new }
+            found = true
+        }
+        guard found else { throw HostError("\(manifest.name) has no function \(function)") }
+        return known
+    }
+}
