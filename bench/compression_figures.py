@@ -2,7 +2,8 @@
 
 python -m bench.compression_figures FILE
 
-A table stands between two comments that name it; one whose figures are not in the file stays as it is.
+A table stands between two comments that name it; one whose figures are not in the file stays as it is, and so does a
+plot.
 """
 
 import json
@@ -24,9 +25,11 @@ def main(file: Path) -> None:
 
     use("Agg")
     found = {name: each["figures"] for name, each in json.loads(file.read_text()).items()}
-    if "smollm2_bits" in found:
-        draw_smollm2(found["smollm2_bits"], IMAGES / "compression-smollm2.png")
-        draw_tokens(found["smollm2_bits"]["tokens"], IMAGES / "compression-tokens.png")
+    of_smollm2 = found.get("smollm2_bits", {})
+    if "search" in of_smollm2:
+        draw_smollm2(of_smollm2, IMAGES / "compression-smollm2.png")
+    if "tokens" in of_smollm2:
+        draw_tokens(of_smollm2["tokens"], IMAGES / "compression-tokens.png")
     if "gemma4_tiny_bits" in found:
         draw_tiny(found["gemma4_tiny_bits"], IMAGES / "compression-gemma4-tiny.png")
     draw_prediction(found, IMAGES / "compression-predicted.png")
@@ -36,8 +39,8 @@ def main(file: Path) -> None:
 
 def filled(text: str, found: dict[str, Row]) -> str:
     """The page with each table whose benchmark is in `found`."""
-    for name, (benchmark, write) in TABLES.items():
-        if benchmark not in found:
+    for name, (benchmark, parts, write) in TABLES.items():
+        if benchmark not in found or any(part not in found[benchmark] for part in parts):
             continue
         begin, end = f"<!-- {name}: written by bench.compression_figures -->\n", f"<!-- end of {name} -->\n"
         before, rest = text.split(begin)
@@ -102,7 +105,7 @@ def predicted(found: dict[str, Row]) -> Iterator[tuple[str, list[Row], str, str]
         for how, words, colour in (("data-free", "without a text", PLAIN), ("fitted", "fitted", FITTED)):
             of = found["gemma4_tiny_bits"]["ours"][how]
             yield f"gemma4-tiny, {words}", [*of["uniform"].values(), *of["search"].values()], "o", colour
-    if "smollm2_bits" in found:
+    if "search" in found.get("smollm2_bits", {}):
         of = found["smollm2_bits"]["search"]
         rows = [row for part in ("uniform", "search", "whole") for row in of[part].values()]
         yield "SmolLM2, fitted", rows, "s", FITTED

@@ -29,11 +29,26 @@ def smollm2(found: Row) -> list[str]:
         ("3", "3 bits", search["uniform"]["3 bits"]),
     ):
         theirs, plain = found["coremltools"].get(words), found["plain"].get(words)
-        rows.append(
-            (bits, said(words), apart(theirs), apart(plain), apart(ours), perplexities(theirs), perplexities(ours))
-        )
-    columns = (">bits", "form", ">coremltools: KL", ">no text", ">fitted", ">coremltools: perplexity", ">fitted")
-    return table(columns, rows)
+        losses = apart(theirs), apart(plain), apart(ours)
+        rows.append((bits, said(words), *losses, perplexities(theirs), perplexities(ours)))
+    columns = (
+        ">bits",
+        "form",
+        ">KL, coremltools",
+        ">KL, no text",
+        ">KL, fitted",
+        ">perplexity, coremltools",
+        ">fitted",
+    )
+    unchanged = perplexities(found["plain"]["unchanged"])
+    return [
+        f"The matrices of the layers, the table in float16, KL and perplexity on {texts(found)} apart.",
+        f"Perplexity is {unchanged} as the model is.",
+        "",
+        *table(columns, rows),
+        "",
+        "![KL divergence over bits, SmolLM2](images/compression-smollm2.png)",
+    ]
 
 
 def whole(found: Row) -> list[str]:
@@ -41,75 +56,113 @@ def whole(found: Row) -> list[str]:
     rows = [
         ("coremltools' palettes of 4 bits", found["coremltools"]["4 bits, the table too"]),
         ("palettes of 4 bits, no text", found["plain"]["4 bits, the table too"]),
-        *found["search"]["whole"].items(),
+        *((f"fitted: {words}", row) for words, row in found["search"]["whole"].items()),
     ]
+    columns = ("with the tied table", ">bits in all", ">KL", ">mean", ">top-1", ">perplexity")
     return table(
-        ("what", ">bits in all", ">KL", ">top-1", ">perplexity"),
+        columns,
         [
-            (words, f"{row['bits']:.2f}", apart(row), f"{100 * row['top_1']:.1f} %", perplexities(row))
+            (words, f"{row['bits']:.2f}", apart(row), number(row["kl"]), percent(row["top_1"]), perplexities(row))
             for words, row in rows
         ],
     )
 
 
 def ingredients(found: Row) -> list[str]:
+    theirs = found.get("coremltools", {}).get("4 bits")
     rows = [
-        ("coremltools' clusters", found["coremltools"]["4 bits"]),
-        ("clusters at the optimum of their squared error", found["plain"]["4 bits"]),
+        *([("coremltools' clusters", theirs)] if theirs else []),
+        ("clusters at the optimum of their squared error, no text", found["plain"]["4 bits"]),
         *((words, row) for words, row in found["ingredients"].items() if not words.startswith("int4")),
+        ("int4 for blocks of 32, no text", found["plain"]["int4 for blocks of 32"]),
+        ("int4 for blocks of 32, all of the same", found["ingredients"]["int4 for blocks of 32"]),
     ]
-    return table(
-        ("palettes of 4 bits", ">KL", ">mean", ">top-1", ">processor s"),
-        [
-            (
-                words,
-                apart(row),
-                number(row["kl"]),
-                f"{100 * row['top_1']:.1f} %",
-                f"{row['seconds']:.0f}" if "seconds" in row else "",
-            )
-            for words, row in rows
-        ],
-    )
+    columns = ("palettes of 4 bits, step by step", ">KL", ">mean", ">top-1", ">processor s")
+    return [
+        f"What each step buys, fitted to 16,384 tokens, the table in float16; KL on {texts(found)}:",
+        "",
+        *table(
+            columns,
+            [
+                (
+                    words,
+                    apart(row),
+                    number(row["kl"]),
+                    percent(row["top_1"]),
+                    f"{row['seconds']:.0f}" if "seconds" in row else "",
+                )
+                for words, row in rows
+            ],
+        ),
+    ]
 
 
 def tokens(found: Row) -> list[str]:
     columns = (">tokens fitted to", ">KL", ">mean", ">on a window of its own")
     rows = found["tokens"].items()
-    return table(columns, [(f"{int(n):,}", apart(r), number(r["kl"]), number(r["own"])) for n, r in rows])
+    return [
+        *table(columns, [(f"{int(n):,}", apart(r), number(r["kl"]), number(r["own"])) for n, r in rows]),
+        "",
+        "![KL divergence over tokens that were fitted to](images/compression-tokens.png)",
+    ]
 
 
 def gemma4_tiny(found: Row) -> list[str]:
     plain, fitted, theirs = found["ours"]["data-free"], found["ours"]["fitted"], found["coremltools"]
     rows = [
-        (row["bits"], said(words), theirs.get(words), plain["uniform"][words], row)
+        (row["bits"], f"{said(words)} for all", theirs.get(words), plain["uniform"].get(words), row)
         for words, row in fitted["uniform"].items()
     ]
     rows += [(row["bits"], "**search**", None, plain["search"][bits], row) for bits, row in fitted["search"].items()]
-    columns = (">bits", "form", ">KL, coremltools", ">no text", ">fitted", ">top-1, fitted", ">perplexity, fitted")
-    return table(
-        columns,
-        [
-            (
-                f"{bits:.2f}",
-                form,
-                *(number(each["kl"]) if each else "" for each in (theirs_, plain_, row)),
-                f"{100 * row['top_1']:.1f} %",
-                f"{row['perplexity']:.2f}",
-            )
-            for bits, form, theirs_, plain_, row in sorted(rows, key=lambda each: (each[0], each[1]))
-        ],
+    columns = (">bits", "form", ">KL, coremltools", ">KL, no text", ">KL, fitted", ">top-1, fitted", ">perplexity")
+    unchanged = found["unchanged"]["perplexity"]
+    return [
+        *table(
+            columns,
+            [
+                (
+                    f"{bits:.2f}",
+                    form,
+                    *(number(each["kl"]) if each else "" for each in (theirs_, plain_, row)),
+                    percent(row["top_1"]),
+                    f"{row['perplexity']:.2f}",
+                )
+                for bits, form, theirs_, plain_, row in sorted(rows, key=lambda each: (each[0], each[1]))
+            ],
+        ),
+        "",
+        f"Perplexity is {unchanged:.2f} as the model is. coremltools' int4 for blocks of 32 loses "
+        f"{number(theirs['int4 for blocks of 32']['kl'])}.",
+        "",
+        "![KL divergence over bits, gemma4-tiny](images/compression-gemma4-tiny.png)",
+        "",
+        *parts(plain, fitted),
+    ]
+
+
+def parts(plain: Row, fitted: Row) -> list[str]:
+    """What the text and the search buy at 4.06 bits."""
+    first = plain["uniform"]["4 bits"]["kl"]
+    rows = (
+        ("palettes at the optimum of their squared error, no text", first),
+        ("the search, no text", plain["search"]["4.06"]["kl"]),
+        ("fitted to a text", fitted["uniform"]["4 bits"]["kl"]),
+        ("both", fitted["search"]["4.06"]["kl"]),
     )
+    listed = [(words, number(value), percent(value / first, 0)) for words, value in rows]
+    return table(("gemma4-tiny at 4.06 bits", ">KL", ">of the first"), listed)
 
 
 def palettes(found: Row) -> list[str]:
-    rows = []
-    for what, row in found.items():
-        if what != "coremltools":
-            rows.append((f"{what}, {row['weights'] / 1e6:.0f} M weights", row["more_seconds"], row))
+    rows = [
+        (f"{what}, {row['weights'] / 1e6:.0f} M weights", row["more_seconds"], row)
+        for what, row in found.items()
+        if what != "coremltools"
+    ]
     rows.insert(1, ("SmolLM2, coremltools' `palettize_weights`", found["coremltools"]["seconds"], found["coremltools"]))
+    columns = ("palettes of 4 bits, no text", ">ns a weight", ">processor s", ">peak, GB", ">bundle or package, MB")
     return table(
-        ("without a text", ">ns of processor a weight", ">processor s", ">peak, GB", ">package, MB"),
+        columns,
         [
             (
                 words,
@@ -125,6 +178,7 @@ def palettes(found: Row) -> list[str]:
 
 def e2b(found: Row) -> list[str]:
     built, fit = found["build"], found["fit"]
+    of_fit = " and ".join(f"{each:.0f}" for each in fit["fit_seconds"])
     return table(
         ("Gemma 4 E2B's shape", ">s", ">processor s", ">peak, GB"),
         [
@@ -137,11 +191,19 @@ def e2b(found: Row) -> list[str]:
             (
                 f"its two widest layers, fitted to {fit['tokens']:,} tokens",
                 "",
-                " and ".join(f"{each:.0f}" for each in fit["fit_seconds"]),
+                of_fit,
                 f"{fit['peak_bytes'] / 1e9:.2f}",
             ),
         ],
     )
+
+
+def texts(found: Row) -> str:
+    return f"the first 512 tokens of\n{' and of '.join(found['texts'].values())}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
 def size_of(row: Row) -> float:
@@ -167,13 +229,13 @@ def number(value: float) -> str:
     return f"{value:.3g}" if value >= 0.001 else f"{value:.5f}"
 
 
-# by its name on the page: the benchmark, and what writes it
-TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
-    "smollm2": ("smollm2_bits", smollm2),
-    "whole": ("smollm2_bits", whole),
-    "ingredients": ("smollm2_bits", ingredients),
-    "tokens": ("smollm2_bits", tokens),
-    "gemma4-tiny": ("gemma4_tiny_bits", gemma4_tiny),
-    "palettes": ("palettes", palettes),
-    "e2b": ("e2b_bits", e2b),
+# by its name on the page: the benchmark, the parts of its figures that are needed, and what writes it
+TABLES: dict[str, tuple[str, Sequence[str], Callable[[Row], list[str]]]] = {
+    "smollm2": ("smollm2_bits", ("search", "ingredients", "coremltools"), smollm2),
+    "whole": ("smollm2_bits", ("search", "coremltools"), whole),
+    "ingredients": ("smollm2_bits", ("ingredients", "plain"), ingredients),
+    "tokens": ("smollm2_bits", ("tokens",), tokens),
+    "gemma4-tiny": ("gemma4_tiny_bits", (), gemma4_tiny),
+    "palettes": ("palettes", (), palettes),
+    "e2b": ("e2b_bits", (), e2b),
 }

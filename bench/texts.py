@@ -14,6 +14,7 @@ LICENCE = Path("/usr/share/common-licenses/GPL-3")
 CHAPTERS = "gen1:1-gen9:29"
 COMMAND = f"echo {CHAPTERS} | bible -f"
 NAMES = ("GPL-3", "Genesis 1-9")
+SAID = ("the GPL-3", f"what `{COMMAND}` prints")
 
 
 def write_texts(folder: Path, licence: Path | None, genesis: Path | None) -> list[Path]:

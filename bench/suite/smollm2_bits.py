@@ -6,7 +6,7 @@ from typing import Any
 from bench import child
 from bench.options import Options
 from bench.report import Result, Target
-from bench.texts import NAMES, write_texts
+from bench.texts import NAMES, SAID, write_texts
 
 PARTS = ("plain", "coremltools", "ingredients", "tokens", "search")
 COLUMNS = ("how", ">bits", *(f">KL, {name}" for name in NAMES), ">KL, mean", ">predicted", ">top-1 %", ">perplexity")
@@ -17,7 +17,7 @@ ALONE = {"OMP_NUM_THREADS": "1"}
 
 
 def measure(options: Options) -> Result:
-    found: dict[str, Any] = {"seconds": {}, "peak_bytes": {}}
+    found: dict[str, Any] = {"seconds": {}, "peak_bytes": {}, "texts": dict(zip(NAMES, SAID, strict=True))}
     with options.scratch() as scratch:
         texts = write_texts(Path(scratch), options.licence, options.genesis)
         for part in PARTS:
