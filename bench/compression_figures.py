@@ -44,7 +44,8 @@ def filled(text: str, found: dict[str, Row]) -> str:
             continue
         begin, end = f"<!-- {name}: written by bench.compression_figures -->\n", f"<!-- end of {name} -->\n"
         before, rest = text.split(begin)
-        text = before + begin + "\n".join(write(found[benchmark])) + "\n" + end + rest.split(end)[1]
+        lines = ["", *write(found[benchmark]), "", ""]
+        text = before + begin + "\n".join(lines) + end + rest.split(end)[1]
     return text
 
 
