@@ -7,6 +7,7 @@ from coreai_recipes.calibration.fitting import fit
 from coreai_recipes.calibration.passing import Gathered, TextPass, Windows
 from coreai_recipes.calibration.text import read_windows
 from coreai_recipes.calibration.threads import threads
+from coreai_recipes.calibration.tuning import tune
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.base import Shape, Storage
@@ -31,14 +32,18 @@ def calibrate_on(
     if recipe.compress is None or recipe.compress.calibration is None:
         return {}, ()
     windows, notes = read_windows(recipe.compress.calibration, tokenizer, recipe.export.context, beside)
-    return calibrate(recipe, checkpoint, windows, folder, progress), notes
+    found = calibrate(recipe, checkpoint, windows, folder, progress)
+    if recipe.compress.tune is not None and not found:
+        notes += ("compress.tune: no matrix is fitted to a text, so nothing is tuned",)
+    return found, notes
 
 
 def calibrate(
     recipe: Recipe, checkpoint: Checkpoint, windows: Windows, folder: Path, progress: Progress | None = None
 ) -> dict[str, Fitted]:
     """The blobs of every matrix that is fitted, by parameter name, in files of `folder`; the same for any number of
-    threads. Others are encoded without a text: vectors, 8 bits and more, what no text reaches, a draft."""
+    threads. Others are encoded without a text: vectors, 8 bits and more, what no text reaches, a draft. With
+    `compress.tune`, norms are there too."""
     with threads() as own:
         of_text = TextPass(recipe, checkpoint, windows, own)
         wanted = stored_parameters([of_text.decoder])
@@ -51,6 +56,10 @@ def calibrate(
                 found[name] = Fitted.write(folder, weight.tensor, shape, storage, values)
             if progress is not None:
                 progress(STEP, done, total)
+        steps = None if recipe.compress is None else recipe.compress.tune
+        if steps is not None and found:
+            del of_text
+            found |= tune(recipe, checkpoint, windows, found, folder, steps, own, progress)
     return found
 
 

@@ -131,3 +131,14 @@ def descend_levels(gradients, hessian, scales, offsets, low, high, levels, passe
                         gradient[other] -= step * hessian[column, other]
             if not changed:
                 break
+
+
+@kernel
+def sum_gradients(gradient, indices, group, sums):  # type: ignore[no-untyped-def]
+    """Add the gradient (rows, n) of weights to that of the entries they are, `sums` (groups, K); indices may have more
+    rows."""
+    rows, columns = gradient.shape
+    for row in range(rows):
+        of_group, chosen, given = sums[row // group], indices[row], gradient[row]
+        for column in range(columns):
+            of_group[chosen[column]] += given[column]

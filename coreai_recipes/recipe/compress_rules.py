@@ -30,6 +30,7 @@ def compress_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     if value_at(recipe, "compress", "budget", "kl") is not None and value_at(recipe, "reference", "model_type") is None:
         at: Location = ("compress", "budget", "kl")
         yield Problem(at, "budget-reference", "without a reference, the loss cannot be measured", "leave it out")
+    yield from _tune_problems(value_at(recipe, "compress"))
     default, rules = value_at(recipe, "compress", "default", "kind"), value_at(recipe, "compress", "rules")
     if value_at(recipe, "compress", "default") is None:
         default = "float16"
@@ -40,6 +41,19 @@ def compress_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     for index, rule in enumerate(islice(rules, MAX_RULES)):
         if isinstance(rule, Mapping):
             yield from _rule_problems(("compress", "rules", index), rule, default)
+
+
+def _tune_problems(compress: Any) -> Iterator[Problem]:
+    if not isinstance(compress, Mapping) or compress.get("tune") is None:
+        return
+    default = compress.get("default")
+    why = None
+    if compress.get("calibration", "") is None:
+        why = "`calibration: null` leaves no text to tune on"
+    elif default == "source" or (isinstance(default, Mapping) and default.get("kind") == "source"):
+        why = "`default: source` keeps the checkpoint's own numbers"
+    if why is not None:
+        yield Problem(("compress", "tune"), "tune-nothing", why, "remove one of the two")
 
 
 def _rule_problems(at: Location, rule: Mapping[str, Any], default: Any) -> Iterator[Problem]:

@@ -55,6 +55,7 @@ class Compression:
     default: Storage = FLOAT16
     rules: tuple[Rule, ...] = ()
     calibrated: bool = False
+    tuned: bool = False  # norms too
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Compression":
@@ -62,7 +63,7 @@ class Compression:
         if said is None:
             return cls()
         rules = tuple(Rule(rule.match, storage_of(rule.over(said.default))) for rule in said.rules or ())
-        return cls(storage_of(said.default), rules, said.calibration is not None)
+        return cls(storage_of(said.default), rules, said.calibration is not None, said.tune is not None)
 
     @property
     def compresses(self) -> bool:
@@ -70,6 +71,8 @@ class Compression:
 
     def is_calibrated(self, name: str, shape: Shape) -> bool:
         """Whether a parameter may be fitted to a text: then its blobs do not follow from its numbers alone."""
+        if is_norm(name):
+            return self.tuned and self.calibrated
         return self.calibrated and not is_for_host(name) and self.storage(name, shape).is_coarse
 
     def storage(self, name: str, shape: Shape) -> Storage:
@@ -181,6 +184,12 @@ def is_for_host(name: str) -> bool:
     """Whether a host looks up a table's rows: it lies beside the package, and a rule that names it is needed to store
     it otherwise than in float16."""
     return name == PER_LAYER_TABLE
+
+
+def is_norm(name: str) -> bool:
+    """Whether a parameter is the weight of a norm."""
+    owner, _, leaf = name.rpartition(".")
+    return owner.endswith("norm") and leaf == "weight"
 
 
 def is_matrix(name: str, shape: Shape) -> bool:

@@ -42,17 +42,31 @@ class Fitted:
                 file.close()
         return cls(tensor, shape, storage, paths)
 
+    def read(self) -> list[NDArray[Any]]:
+        """The values of each part, flat; those of fewer than 8 bits packed."""
+        both = zip(self._parts, self.files, strict=True)
+        return [np.fromfile(path, NUMPY.get(part.dtype, np.uint8)) for part, path in both]
+
+    def replace(self, part: int, values: NDArray[Any]) -> Self:
+        """With other values of one part."""
+        values.tofile(self.files[part])
+        return self
+
     def encoded(self, factor: float) -> Iterator[tuple[int, NDArray[Any]]]:
         """As `Storage.encode` gives them, of the parameter times `factor`, which palettes and scales take up.
 
         Raises BeyondFloat16 where float16 cannot hold that.
         """
-        for number, (part, path) in enumerate(zip(self.storage.parts(self.shape), self.files, strict=True)):
+        for number, (part, path) in enumerate(zip(self._parts, self.files, strict=True)):
             dtype = NUMPY.get(part.dtype, np.uint8)
             with path.open("rb") as file:
                 while data := file.read(BLOCK_BYTES):
                     values = np.frombuffer(data, dtype)
                     yield number, self._scaled(values, part, factor)
+
+    @property
+    def _parts(self) -> tuple[Part, ...]:
+        return self.storage.parts(self.shape)
 
     def _scaled(self, values: NDArray[Any], part: Part, factor: float) -> NDArray[Any]:
         if factor == 1.0 or part.dtype != "float16":

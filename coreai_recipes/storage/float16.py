@@ -56,7 +56,7 @@ class Float16(Storage):
     def decode(self, parts: list[NDArray[Any]], shape: Shape) -> Tensor:
         import torch
 
-        return torch.from_numpy(parts[0].reshape(shape)).float()
+        return torch.from_numpy(parts[0].reshape(shape).astype(np.float32))  # a file's own bytes cannot be written to
 
     def as_stored(self, rows: Tensor, tensor: str) -> Tensor:
         return to_float16(rows, tensor).float()

@@ -134,14 +134,19 @@ class Integers(Storage):
     def decode(self, parts: list[NDArray[Any]], shape: Shape) -> Tensor:
         import torch
 
-        described = self.parts(shape)
-        data = self._numbers(parts[0], described[0].shape)
-        scale = parts[1].reshape(described[1].shape)
+        scale = parts[1].reshape(self.parts(shape)[1].shape).astype(np.float32)
         axis = axis_of_row(shape)
-        size = shape[axis] // scale.shape[axis]
-        if not self.symmetric:
-            data = data - self._numbers(parts[2], described[2].shape).repeat(size, axis)
-        return torch.from_numpy((data * scale.astype(np.float32).repeat(size, axis)).astype(np.float16)).float()
+        found = self.levels(parts, shape) * scale.repeat(shape[axis] // scale.shape[axis], axis)
+        return torch.from_numpy(found.astype(np.float16)).float()
+
+    def levels(self, parts: list[NDArray[Any]], shape: Shape) -> NDArray[np.float32]:
+        """What scales are multiplied by, of `shape`: data less offsets."""
+        described, axis = self.parts(shape), axis_of_row(shape)
+        data = self._numbers(parts[0], described[0].shape)
+        if self.symmetric:
+            return data
+        size = shape[axis] // described[2].shape[axis]
+        return data - self._numbers(parts[2], described[2].shape).repeat(size, axis)
 
     def _numbers(self, packed: NDArray[Any], shape: Shape) -> NDArray[np.float32]:
         values = (

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coreai_recipes.errors import BundleError
-from coreai_recipes.storage.base import BITS
+from coreai_recipes.storage.base import BITS, Shape
+from coreai_recipes.storage.float16 import Float16
 from coreai_recipes.storage.layout import DATA_TYPES, RECORD, SENTINEL, Blob, Placed
 
 BYTE = 8
@@ -23,24 +24,31 @@ class PackedParts:
     path: Path
     placed: Placed
 
+    @property
+    def shape(self) -> Shape:
+        """The parameter's, a norm's (1, C, 1, 1) without the axis before its numbers."""
+        first, *rest = self.placed.shape
+        is_vector = isinstance(self.placed.storage, Float16) and first == 1 and prod(rest) > 1
+        return tuple(rest) if is_vector else self.placed.shape
+
     def step(self, heads: int = 1) -> int:
         """Rows of the first axis come in multiples of as many: whole heads, whole groups and whole bytes."""
-        rows = self.placed.shape[0]
-        found = lcm(self.placed.storage.together(self.placed.shape), heads)
+        rows = self.shape[0]
+        found = lcm(self.placed.storage.together(self.shape), heads)
         if any(BITS[b.part.dtype] * prod(b.part.shape) * found % (rows * BYTE) for b in self.placed.blobs):
             found = lcm(found, BYTE)
         return found
 
     def rows(self, first: int, end: int) -> Tensor:
         """Rows first..end of the first axis, float32, (rows, ...)."""
-        step, shape = self.step(), self.placed.shape
+        step, shape = self.step(), self.shape
         start, stop = first // step * step, min(-(-end // step) * step, shape[0])
         parts = [self._read(blob, start, stop) for blob in self.placed.blobs]
         found = self.placed.storage.decode(parts, (stop - start, *shape[1:]))
         return found[first - start : end - start]
 
     def _read(self, blob: Blob, start: int, stop: int) -> NDArray[np.generic]:
-        part, rows = blob.part, self.placed.shape[0]
+        part, rows = blob.part, self.shape[0]
         bits = BITS[part.dtype] * prod(part.shape)
         begin, size = bits * start // rows // BYTE, -(-bits * (stop - start) // rows // BYTE)
         try:

@@ -78,8 +78,12 @@ class Palette(Storage):
 
         width = shape[axis_of_row(shape)]
         entries = parts[1].reshape(-1, 1 << self.bits)
-        numbers = unpack_bits(parts[0], self.bits, prod(shape)).reshape(len(entries), self.group * width)
+        numbers = self.numbers(parts[0], shape).reshape(len(entries), self.group * width)
         found = np.empty(numbers.shape, np.float16)
         for group, palette in enumerate(entries):
             np.take(palette, numbers[group], out=found[group], mode="clip")  # `raise` would make a copy
         return torch.from_numpy(found.reshape(shape)).float()
+
+    def numbers(self, packed: NDArray[Any], shape: Shape) -> NDArray[np.uint8]:
+        """Of the entry that each weight is, flat."""
+        return unpack_bits(packed, self.bits, prod(shape))

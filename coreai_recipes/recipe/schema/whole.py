@@ -168,6 +168,11 @@ class Compress(Spec):
         description="text to which matrices of six bits or fewer are fitted; absent: the default text; null: none, "
         "each matrix is encoded by itself",
     )
+    tune: Annotated[int, Field(ge=1, le=sizes.MOST_STEPS, strict=True)] | None = Field(
+        default=None,
+        description="steps by which palettes, scales and norms are then changed together so that the whole model's "
+        "predictions stay; takes the memory of two models in float32 and more",
+    )
     budget: Budget | None = Field(default=None, description="limits on size and loss; a build that exceeds one fails")
 
 
