@@ -139,7 +139,7 @@ class _Values(torch.autograd.Function):
         return tuned.values.view_as(tuned.values)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return context.tuned.gather(gradient), None
 
 
@@ -165,7 +165,7 @@ class Student:
         """Of the mean KL divergence from logits (1, S, V), by what is tuned."""
         for name, each in self.tuned.items():
             owner, leaf = _place(self.decoder, name)
-            setattr(owner, leaf, _Values.apply(each.leaf, each))
+            setattr(owner, leaf, _Values.apply(each.leaf, each))  # type: ignore[no-untyped-call]
         with torch.enable_grad():
             ours = self.decoder(torch.tensor([list(ids)])).log_softmax(-1)
             loss = (theirs.softmax(-1) * (theirs.log_softmax(-1) - ours)).sum() / len(ids)

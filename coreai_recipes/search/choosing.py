@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 LAYER = re.compile(r"(?<=\blayers\.)\d+")
 STEPS = 100
-RULE_SHARE = 0.002  # of all nats: what an exception must save to be worth a rule
+RULE_SHARE = 0.0005  # of all nats: what an exception must save to be worth a rule
 
 
 @dataclass(frozen=True)
