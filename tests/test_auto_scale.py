@@ -22,7 +22,7 @@ from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.planning.authoring import new_recipe, write_new
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification.scale import growing_values, weight_degrees
 from coreai_recipes.verification.subject import Subject
@@ -46,7 +46,7 @@ def grown_llama(folder: Path, peak: float) -> tuple[Recipe, Checkpoint]:
     with torch.no_grad():
         down.mul_(1e4)
         pair.model.save_pretrained(folder / "before")
-        down.mul_(peak / Subject(pair.recipe, open_checkpoint(folder / "before"), None).measure_stream())
+        down.mul_(peak / Subject(pair.recipe, {MODEL: open_checkpoint(folder / "before")}, None).measure_stream())
     return saved(pair, folder / "checkpoint")
 
 
@@ -160,7 +160,7 @@ def test_a_gemma_3_beyond_float16_builds_by_new_and_build_alone(tmp_path: Path) 
             if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
                 parameter.copy_((parameter + 1) * 3e4 - 1)
     _, checkpoint = saved(pair, tmp_path / "gemma")
-    assert Subject(pair.recipe, checkpoint, None).measure_stream() > 65_504
+    assert Subject(pair.recipe, {MODEL: checkpoint}, None).measure_stream() > 65_504
     made = new_recipe(tmp_path / "gemma")
     write_new(tmp_path / "made.yaml", made)
     assert "residual_scale: auto" in made.text

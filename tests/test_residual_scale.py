@@ -16,7 +16,7 @@ from coreai_recipes.decoder.model import build_decoder, exported_form, fill
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.primitives.layer import Form
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.running.tables import Table
 from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification import StageResult, run_stages
@@ -208,7 +208,7 @@ def test_the_scale_is_the_largest_power_of_two_that_leaves_room(peak: float, sca
 
 def test_an_overflow_inside_a_block_is_not_blamed_on_the_stream(exported: Exported) -> None:
     recipe, checkpoint, package = exported(SCALE)
-    subject = Subject(recipe, checkpoint, package)
+    subject = Subject(recipe, {MODEL: checkpoint}, package)
     result = StageResult("package_float16", False, detail={"overflowed": ["layer_1_scores (rounded)"]})
     subject.stream_peak = 12.0
     (remedy,) = find_remedies(result, subject)
@@ -223,7 +223,7 @@ def test_a_scale_that_the_recipe_cannot_have_is_not_proposed(exported: Exported)
     recipe, checkpoint, package = exported(1.0)
     data = recipe.model_dump()
     data["reference"], data["model"]["norm"]["weight"] = None, "none"
-    subject = Subject(Recipe.model_validate(data), checkpoint, package)
+    subject = Subject(Recipe.model_validate(data), {MODEL: checkpoint}, package)
     subject.stream_peak = 4e5
     result = StageResult("package_float16", False, detail={"overflowed": ["hidden_1 (rounded)"]})
     (remedy,) = find_remedies(result, subject)

@@ -297,7 +297,7 @@ def _audit(
     drafts = [DRAFT] if DRAFT in package.functions else []
     ranges = Ranges({name: read_graph(package, name) for name in (*queries, *drafts)})
     peaks = peaks_of(recipe, bundle.package)
-    subject = Subject(recipe, None, bundle.package)
+    subject = Subject(recipe, {}, bundle.package)
 
     def note(function: str, name: str, value: torch.Tensor) -> None:
         ranges.note(function, name, value)

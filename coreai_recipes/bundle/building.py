@@ -214,7 +214,7 @@ def _subject(
 ) -> "Subject":
     from coreai_recipes.verification.subject import Subject
 
-    return Subject(recipe, sources[MODEL], package, sources.get(DRAFT), on_progress=progress)
+    return Subject(recipe, sources, package, on_progress=progress)
 
 
 def _prove(subject: "Subject", rewrite: "Callable[[Recipe], None] | None") -> "tuple[Report, dict[str, Any]]":

@@ -66,19 +66,18 @@ def verify(
         for each in held.values():
             each.finish()
 
-    of_model, of_draft = (held.get(key, Held()) for key in given)
+    sources = {key: each.source for key, each in held.items() if each.source is not None}
+    missing = {key: each.reason for key, each in held.items() if each.reason is not None}
     try:
         report = run_stages(
             recipe,
-            of_model.source,
+            sources,
             package,
-            draft=of_draft.source,
             stages=stages,
             require=require,
             runtime=runtime,
             on_progress=check,
-            missing=of_model.reason,
-            missing_draft=of_draft.reason,
+            missing=missing,
         )
     except UserError:
         finish()  # what is wrong with another checkpoint says nothing of this bundle

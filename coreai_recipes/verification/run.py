@@ -1,6 +1,6 @@
 """The stages run in order, and how their verdicts become a report."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import UserError
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.running.coreml import check_coreml
 from coreai_recipes.verification.memory import GIGABYTE, free_bytes
 from coreai_recipes.verification.report import Report, StageResult, skip
@@ -20,23 +20,21 @@ SMALL_BYTES = 128 << 20
 
 def run_stages(
     recipe: Recipe,
-    checkpoint: Checkpoint | None,
+    sources: Mapping[str, Checkpoint] | Checkpoint | None,
     package: Path | None,
     *,
-    draft: Checkpoint | None = None,
     stages: Sequence[str] | None = None,
     require: Sequence[str] = (),
     tokens: Sequence[int] | None = None,
     runtime: Runtime = "evaluator",
     on_progress: Progress | None = None,
-    missing: str | None = None,
-    missing_draft: str | None = None,
+    missing: Mapping[str, str] | None = None,
 ) -> Report:
     """Run `stages` (all by default, and those in `require`) in their order; what cannot run is skipped and says why.
 
-    A stage in `require` that is skipped is a failure. `tokens` replaces the fixed English passage.
-    `on_progress(stage, done, total)` is called as a stage goes on; `missing` and `missing_draft` say why there is no
-    checkpoint, and none of the draft.
+    `sources` are the checkpoints by the stack that they fill, and `missing` says why a stack has none; a checkpoint
+    alone fills the model. A stage in `require` that is skipped is a failure. `tokens` replaces the fixed English
+    passage. `on_progress(stage, done, total)` is called as a stage goes on.
     Raises UserError for a stage that there is not, and for a runtime that is not on this machine.
     """
     check_names((*(stages or ()), *require))
@@ -44,7 +42,9 @@ def run_stages(
     if runtime == "coreml":
         check_coreml()
     given = None if tokens is None else check_tokens(tokens, recipe)
-    subject = Subject(recipe, checkpoint, package, draft, given, runtime, on_progress, missing, missing_draft)
+    if not isinstance(sources, Mapping):
+        sources = {} if sources is None else {MODEL: sources}
+    subject = Subject(recipe, sources, package, given, runtime, on_progress, missing or {})
     return run_on(subject, wanted, require)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
+from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.verification.memory import fits
 from coreai_recipes.verification.tokens import Tokens, choose_tokens
 
@@ -28,18 +28,16 @@ AFFORDABLE_WINDOW = 256
 
 @dataclass
 class Subject:
-    """A recipe, the checkpoints that fill it and its draft, and the package made of it, where they are at hand."""
+    """A recipe, the checkpoints at hand by the stack that they fill, and the package made of it, where there is one."""
 
     recipe: Recipe
-    checkpoint: Checkpoint | None
+    sources: Mapping[str, Checkpoint]
     package: Path | None
-    draft: Checkpoint | None = None
     given_tokens: tuple[int, ...] | None = None
     runtime: Runtime = "evaluator"
     on_progress: Progress | None = None
-    # why there is no checkpoint, and none of the draft
-    missing: str | None = None
-    missing_draft: str | None = None
+    # why a stack has no checkpoint
+    missing: Mapping[str, str] = field(default_factory=dict)
     # transformers' logits (S, V) in float32, left by the first stage that ran it
     reference_logits: "Tensor | None" = field(default=None, repr=False)
     # our Decoder's logits (S, V) with the weights that the package has, left by the first stage that ran it
@@ -53,10 +51,10 @@ class Subject:
 
     @property
     def weights(self) -> Checkpoint:
-        """The checkpoint; a stage that uses it has said that it needs it."""
-        if self.checkpoint is None:
+        """The model's checkpoint; a stage that uses it has said that it needs it."""
+        if MODEL not in self.sources:
             raise ValueError("this stage needs a checkpoint")
-        return self.checkpoint
+        return self.sources[MODEL]
 
     @cached_property
     def tokens(self) -> Tokens:
@@ -141,12 +139,6 @@ class Subject:
             decoder = StreamedDecoder(self.recipe, self.stored_weights)
             self.stored_logits = decoder.run(self.tokens.sequence, lambda index, hidden: None)
         return self.stored_logits
-
-    @property
-    def sources(self) -> dict[str, Checkpoint]:
-        """The checkpoints at hand, by the stack of the recipe that they fill."""
-        found = {MODEL: self.checkpoint, DRAFT: self.draft}
-        return {key: source for key, source in found.items() if source is not None}
 
     @property
     def compresses(self) -> bool:

@@ -23,6 +23,7 @@ from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.manifest.audit import read_audit
 from coreai_recipes.recipe import Recipe, load_recipe
+from coreai_recipes.recipe.schema import MODEL
 from coreai_recipes.verification.subject import Subject
 
 PEAK = 24_000
@@ -37,7 +38,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Checkpoint]
     with torch.no_grad():
         down.mul_(1e4)
         pair.model.save_pretrained(folder / "before")
-        down.mul_(PEAK / Subject(pair.recipe, open_checkpoint(folder / "before"), None).measure_stream())
+        down.mul_(PEAK / Subject(pair.recipe, {MODEL: open_checkpoint(folder / "before")}, None).measure_stream())
     pair.model.save_pretrained(folder / "after")
     save_tokenizer(folder / "after")
     return pair.recipe, open_checkpoint(folder / "after")

@@ -22,7 +22,7 @@ from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
 from coreai_recipes.running.tables import Table, Tables
 from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification import run_stages
@@ -264,7 +264,10 @@ def test_only_kinds_that_own_a_cache_have_states(built: Built) -> None:
 
 def test_its_package_and_its_draft_pass_their_stages(built: Built) -> None:
     report = run_stages(
-        built.recipe, built.target, built.package, draft=built.draft, stages=["rotary", "torch", "package", "draft"]
+        built.recipe,
+        {MODEL: built.target, DRAFT: built.draft},
+        built.package,
+        stages=["rotary", "torch", "package", "draft"],
     )
     assert report.passed, report.to_json()
     package, draft = report.stages[2:]

@@ -10,6 +10,7 @@ import pytest
 
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
 from coreai_recipes.planning.authoring import new_recipe
+from coreai_recipes.recipe.schema import MODEL
 from coreai_recipes.tokenizer.tokens import read_tokens
 from coreai_recipes.verification.report import StageResult
 from coreai_recipes.verification.run import run_stages
@@ -35,7 +36,7 @@ def edit(folder: Path, **changes: Any) -> None:
 def stage(folder: Path, bundle: Path | None = None) -> StageResult:
     recipe = new_recipe(str(TINY)).recipe
     package = None if bundle is None else bundle / "model.mlpackage"
-    return run(Subject(recipe, SafetensorsCheckpoint(folder), package))
+    return run(Subject(recipe, {MODEL: SafetensorsCheckpoint(folder)}, package))
 
 
 def bundle_of(folder: Path) -> Path:

@@ -12,6 +12,7 @@ from coreai_recipes import CheckpointError, load_recipe
 from coreai_recipes.checkpoint import open_checkpoint
 from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.filling import bind_weights
+from coreai_recipes.recipe.schema import DRAFT, MODEL
 from coreai_recipes.verification import StageResult, run_stages
 
 EXAMPLE = Path(__file__).parents[2] / "examples/gemma4-tiny"
@@ -26,7 +27,7 @@ def run(draft: Path, monkeypatch: pytest.MonkeyPatch) -> StageResult:
     """By steps on random caches alone, as for a model that is too large to be held."""
     monkeypatch.setattr("coreai_recipes.verification.memory.free_bytes", lambda: 0.0)
     target, of_draft = open_checkpoint(EXAMPLE), open_checkpoint(draft)
-    return run_stages(load_recipe("gemma4-tiny"), target, None, draft=of_draft, stages=["draft"]).stages[0]
+    return run_stages(load_recipe("gemma4-tiny"), {MODEL: target, DRAFT: of_draft}, None, stages=["draft"]).stages[0]
 
 
 def test_a_draft_whose_head_is_not_its_table_is_built_with_its_head(

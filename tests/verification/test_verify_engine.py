@@ -14,6 +14,7 @@ from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.recipe import Recipe
+from coreai_recipes.recipe.schema import MODEL
 from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification import StageResult, run_stages
 from coreai_recipes.verification.stages import package_engine as engine
@@ -38,7 +39,7 @@ def with_peak(wanted: float, folder: Path) -> Scaled:
         # the others write so much less that the stream is this one's
         recipe, checkpoint = save(pair, folder / "small")
         down.mul_(1e4)
-        peak = Subject(*save(pair, folder / "larger"), None).measure_stream()
+        peak = Subject(recipe, {MODEL: save(pair, folder / "larger")[1]}, None).measure_stream()
         down.mul_(wanted / peak)
     recipe, checkpoint = save(pair, folder / "large")
     fragments = FragmentCache(folder / "fragments")

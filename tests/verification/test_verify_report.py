@@ -14,6 +14,7 @@ import torch
 from verify_cases import Saved
 
 from coreai_recipes.errors import UserError
+from coreai_recipes.recipe.schema import DRAFT
 from coreai_recipes.verification import Figures, Report, StageResult, run_stages
 from coreai_recipes.verification.figures import compare, psnr, snr_min
 from coreai_recipes.verification.report import judge, skip
@@ -180,11 +181,11 @@ def test_a_stage_is_the_module_of_its_name(name: str) -> None:
     [
         ({}, "torch package package_float16 package_engine"),
         ({"reference": None}, "package"),
-        ({"reference": None, "draft": "given"}, "package draft"),
+        ({"reference": None, "sources": {DRAFT: "given"}}, "package draft"),
         ({"compresses": True}, "torch package package_float16 package_engine compressed"),
     ],
 )
 def test_a_build_is_proven_by_the_stages_that_can_run_on_it(changes: dict[str, Any], proofs: str) -> None:
-    asked = {"reference": "given", "draft": None, "compresses": False} | changes
+    asked = {"reference": "given", "sources": {}, "compresses": False} | changes
     subject: Any = SimpleNamespace(recipe=SimpleNamespace(reference=asked.pop("reference")), **asked)
     assert [name for name, stage in STAGES.items() if stage.proves(subject)] == proofs.split()

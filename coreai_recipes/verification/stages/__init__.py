@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
+from coreai_recipes.recipe.schema import DRAFT, MODEL
 from coreai_recipes.verification.report import StageResult
 from coreai_recipes.verification.subject import Subject
 
@@ -36,12 +37,12 @@ class Stage:
             return NO_PACKAGE
         if self.needs_reference and subject.recipe.reference is None:
             return NO_REFERENCE
-        return (subject.missing or NO_CHECKPOINT) if subject.checkpoint is None else None
+        return None if MODEL in subject.sources else subject.missing.get(MODEL, NO_CHECKPOINT)
 
     def proves(self, subject: Subject) -> bool:
         """Whether a build of `subject` is not proven without the stage."""
         if self.needs_draft:
-            return self.is_proof and subject.draft is not None
+            return self.is_proof and DRAFT in subject.sources
         has_reference = subject.recipe.reference is not None or not self.needs_reference
         return self.is_proof and has_reference and (subject.compresses or not self.needs_compression)
 

@@ -52,19 +52,20 @@ def run(subject: Subject) -> StageResult:
     recipe = subject.recipe
     if recipe.draft is None:
         return skip(NAME, NO_DRAFT)
-    if subject.draft is None:
-        return skip(NAME, subject.missing_draft or NO_DRAFT_CHECKPOINT)
+    checkpoint = subject.sources.get(DRAFT)
+    if checkpoint is None:
+        return skip(NAME, subject.missing.get(DRAFT, NO_DRAFT_CHECKPOINT))
     with torch.inference_mode():
-        theirs = load_draft(recipe, subject.draft)
+        theirs = load_draft(recipe, checkpoint)
         if not subject.fits_in_memory:
             drafter = Draft.build(recipe)
-            fill_from(drafter, bind_weights(drafter, subject.draft))
+            fill_from(drafter, bind_weights(drafter, checkpoint))
             figures = compare_steps(subject, theirs, drafter, _random_places(recipe, drafter))
             skipped = {"caches": "random", "rounds": f"skipped: {needs(subject.float32_bytes)}"}
             return _judge(subject, figures, skipped)
         target, ours = (
             Reference(recipe, subject.weights).fill_all(),
-            OfTorch.fill(recipe, subject.weights, subject.draft),
+            OfTorch.fill(recipe, subject.weights, checkpoint),
         )
         figures = compare_steps(subject, theirs, ours.draft, _places(subject, target, ours))
         rounds = _compare_rounds(subject, target, theirs, ours)
@@ -78,8 +79,8 @@ def _judge(subject: Subject, figures: list[Figures], rounds: dict[str, Any]) -> 
     """The verdict on our modules, and on the package's function `draft` where there is one to be run."""
     package: dict[str, Any] = {"skipped": "no package" if subject.package is None else "Core ML's states cannot be set"}
     wrong = None
-    if subject.package is not None and subject.draft is not None and subject.runtime == "evaluator":
-        found = compare_package(subject, subject.draft)
+    if subject.package is not None and DRAFT in subject.sources and subject.runtime == "evaluator":
+        found = compare_package(subject, subject.sources[DRAFT])
         lowest = min(found, key=lambda f: f.psnr_db)
         package = {"psnr_db": number(lowest.psnr_db), "snr_min_db": number(min(f.snr_min_db for f in found))}
         wrong = next((f for f in found if f.is_below(PACKAGE_PSNR_FLOOR, PACKAGE_SNR_MIN_FLOOR)), None)
@@ -310,8 +311,8 @@ def _compare_rounds(subject: Subject, target: nn.Module, theirs: nn.Module, ours
     """Rounds of four prompts: ours beside transformers', and the package's beside ours with the weights as stored."""
     recipe, functions = subject.recipe, subject.recipe.export.functions
     stored = package = None
-    if subject.package is not None and subject.draft is not None and subject.runtime == "evaluator":
-        stored = OfTorch.fill_as_stored(subject, subject.draft)
+    if subject.package is not None and DRAFT in subject.sources and subject.runtime == "evaluator":
+        stored = OfTorch.fill_as_stored(subject, subject.sources[DRAFT])
         package = open_program(subject, "float32")
     equal = {"torch": True} if package is None else {"torch": True, "package": True}
     accepted, calls, parted = 0, 0, []
