@@ -4,8 +4,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from coreai_recipes.export.cache import FragmentCache
 
 # A job in the background and nohup have these ignored, and every process below inherits that: the commands under test
 # would rightly ignore them too.
@@ -23,6 +27,25 @@ def fragments(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Itera
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RECIPE_CACHE", str(folder))
         yield folder / "fragments"
+
+
+@pytest.fixture(scope="session")
+def cache(fragments: Path) -> "FragmentCache":
+    """The fragments of this session: a test that converts anew takes a cache of its own."""
+    from coreai_recipes.export.cache import FragmentCache
+
+    return FragmentCache(fragments)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`made(name, make)`: the folder that `make(folder)` filled, once a session, for all its workers."""
+    from programs import once
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "export"
+    folder.mkdir(exist_ok=True)
+    return lambda name, make: once(folder / name, make)
 
 
 @pytest.fixture

@@ -175,6 +175,13 @@ def test_the_rooms_are_listed_top_to_bottom() -> None:
         assert not above, f"{room} is listed below {', '.join(above)}, which it may import"
 
 
+def test_contributing_has_a_row_for_each_room() -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text().split("## The rooms")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    listed = {word.strip().strip("`") for row in rows for word in row.split(",")}
+    assert listed == {f"{room}/" if (PACKAGE / room).is_dir() else room for room in ROOMS}
+
+
 @pytest.mark.parametrize(("module", "path"), [pytest.param(*each, id=each[0]) for each in modules()])
 def test_no_arrow_points_up(module: str, path: Path) -> None:
     if module.partition(".")[0] not in ROOMS:

@@ -117,7 +117,7 @@ def _convert_whole(decoder: Decoder, folder: Path) -> Path:
                 skip_model_load=True,
             )
             path = folder / f"{function}.mlpackage"
-            # in 16 bits, which coremltools leaves to tables of at most 32,767 rows (tests/export/test_indices.py)
+            # in 16 bits, which coremltools leaves to tables of at most 32,767 rows (test_indices.py)
             spec = model.get_spec()
             narrow_indices(spec.mlProgram.functions["main"], {})
             ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True).save(str(path))

@@ -6,8 +6,8 @@ import pytest
 
 from coreai_recipes.lint.findings import lint
 from coreai_recipes.lint.reading import open_subject
-from tests.export.programs import export
 from tests.families import FAMILIES
+from tests.programs import export
 
 RULES = (
     "rank-5", "dyn-shape", "f32-mid", "int-mid", "exp-raw", "square-256", "softplus", "nan-logic", "mask-inf", "trig",

@@ -1,3 +1,5 @@
+"""Every parameter is bound to the checkpoint's tensors, and what does not fit is said in a line."""
+
 import json
 from pathlib import Path
 
@@ -5,55 +7,12 @@ import pytest
 import torch
 from checkpoint_files import pack, save_model, write_folder
 from families import gemma4, gemma4_draft
-from family_configs import all_configs
+from named_parameters import FAMILIES, llama_parameters, problems, refusal
 
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
-from coreai_recipes.errors import CheckpointError
-from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.weights.binding import ParameterInfo, bind
-from coreai_recipes.weights.names import FOLDER, list_names, load_names
+from coreai_recipes.weights.names import load_names
 from coreai_recipes.weights.rewrite import AS_STORED, Rewrite
-
-# Switches of a family's config under which its random model has every tensor that the family can have.
-FAMILIES = {
-    "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
-    "mistral": {"tie_word_embeddings": False},
-    "qwen2": {},
-    "qwen3": {"attention_bias": True},
-    "gemma2": {},
-    "gemma3": {"model_type": "gemma3_text"},
-    "gemma4": {
-        "model_type": "gemma4_text",
-        "hidden_size_per_layer_input": 12,
-        "vocab_size_per_layer_input": 99,
-        "enable_moe_block": True,
-        "num_experts": 5,
-        "top_k_experts": 2,
-        "moe_intermediate_size": 28,
-    },
-    "gemma4_assistant": {},
-}
-
-
-def llama_parameters(layers: int = 3, kind: str = "full", **changes: tuple[int, ...]) -> dict[str, ParameterInfo]:
-    """What our decoder asks of the random Llama of `save_model`; `changes` are shapes by the end of a name."""
-    shapes = {
-        "attention_norm.weight": (48,), "attention.q.weight": (48, 48), "attention.k.weight": (16, 48),
-        "attention.v.weight": (16, 48), "attention.o.weight": (48, 48), "mlp_norm.weight": (48,),
-        "mlp.gate.weight": (80, 48), "mlp.up.weight": (80, 48), "mlp.down.weight": (48, 80),
-    }  # fmt: skip
-    parameters = {"embedding.weight": ParameterInfo((99, 48)), "norm.weight": ParameterInfo((48,))}
-    for layer in range(layers):
-        for name, shape in (shapes | changes).items():
-            parameters[f"layers.{layer}.{name}"] = ParameterInfo(shape, kind)
-    return parameters
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> SafetensorsCheckpoint:
-    folder = tmp_path_factory.mktemp("llama") / "model"
-    save_model(folder, num_hidden_layers=12)
-    return SafetensorsCheckpoint(folder)
 
 
 def save_family(family: str, folder: Path):
@@ -63,13 +22,6 @@ def save_family(family: str, folder: Path):
         model.save_pretrained(folder)
         return model
     return save_model(folder, **{"model_type": family, **FAMILIES[family]})
-
-
-def problems(parameters, names, checkpoint) -> list[str]:
-    with pytest.raises(CheckpointError) as caught:
-        bind(parameters, names, checkpoint)
-    assert all(problem.startswith(f"checkpoint {checkpoint.path}: ") for problem in caught.value.problems)
-    return [problem.removeprefix(f"checkpoint {checkpoint.path}: ") for problem in caught.value.problems]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -398,113 +350,3 @@ def test_a_weight_that_is_no_float_is_a_problem_before_anything_is_read(tmp_path
     assert problems({"norm.weight": ParameterInfo((48,))}, "llama", checkpoint) == [
         "model.norm.weight is stored as F8_E5M2, whose scales are not applied: use the release in BF16"
     ]
-
-
-# Tables
-
-
-def refusal(names: str) -> list[str]:
-    with pytest.raises(CheckpointError) as caught:
-        load_names(names)
-    return list(caught.value.problems)
-
-
-def test_the_shipped_tables_are_the_families_that_the_recipes_need():
-    assert {"llama", "mistral", "qwen2", "qwen3"} <= set(list_names())
-    assert all((FOLDER / f"{name}.yaml").is_file() for name in list_names())
-    used = {recipe_from_config(config, "small").recipe.weights.names for config in all_configs().values()}
-    bound = {*FAMILIES, "qwen3_vl_moe"}  # what test_families does not bind is bound here and in test_wrappers
-    assert set(list_names()) - used <= bound
-
-
-def test_an_unknown_family_is_refused_with_the_nearest_name():
-    (problem,) = refusal("qwen33")
-    assert problem.startswith("weight names `qwen33` are not known (did you mean qwen3?). Built in are ")
-    assert problem.endswith("; your own are given by a path that ends with .yaml")
-    (problem,) = refusal("/nowhere/mine.yaml")
-    assert problem.startswith("/nowhere/mine.yaml: no such file of weight names; the built-in ones are ")
-
-
-def test_extends_wins_key_by_key_replaces_lists_and_null_says_that_there_is_none(tmp_path):
-    (tmp_path / "base.yaml").write_text("extends: llama\nprefixes: [base.]\ntensors: {head.weight: null}")
-    (tmp_path / "top.yaml").write_text("extends: base.yaml\ntensors: {norm.weight: base.final.weight}")
-    table = load_names(str(tmp_path / "top.yaml"))
-    assert table.prefixes == ("base.",)
-    assert table.find("norm.weight", "").tensor == "final.weight"
-    assert table.find("layers.4.mlp.up.weight", "base.").tensor == "model.layers.4.mlp.up_proj.weight"
-    assert table.find("head.weight", "") is None
-    checkpoint = SafetensorsCheckpoint(write_folder(tmp_path, pack({}, b"")))
-    assert problems({"head.weight": ParameterInfo((9, 4))}, str(tmp_path / "top.yaml"), checkpoint) == [
-        f"the weight names `{tmp_path}/top.yaml` name no tensor for the recipe's head.weight"
-    ]
-
-
-def test_a_table_that_extends_itself_is_refused(tmp_path):
-    (tmp_path / "a.yaml").write_text("extends: b.yaml")
-    (tmp_path / "b.yaml").write_text("extends: a.yaml")
-    assert refusal(str(tmp_path / "a.yaml")) == [f"{tmp_path}/a.yaml: extends itself: a -> b -> a"]
-
-
-def test_every_mistake_of_a_table_is_reported_at_once(tmp_path):
-    path = tmp_path / "names.yaml"
-    path.write_text(
-        """
-prefix: [model.]
-ignore: lm_head.weight
-tensors:
-  norm.weight: 3
-  layers.{i}.a.weight: model.layers.0.a
-  layers.{i}.b.weight: {tensor: 'h.{i}.b', flip: true}
-  layers.{i}.c.weight: {tensor: 'h.{i}.c', rows: ['layers.{i}.d.weight'], transpose: 1}
-  layers.{i}.d.weight: {tensor: 'h.{i}.d', squeeze: 2}
-  layers.{i}.e.weight: {tensor: 'h.{i}.e', squeeze: 1, transpose: true}
-"""
-    )
-    assert [problem.removeprefix(f"{path}:") for problem in refusal(str(path))] == [
-        "2:1: prefix: unknown key (did you mean prefixes?). There are extends, prefixes, ignore, constants, tensors",
-        "3:1: ignore: 'lm_head.weight' is not a list of patterns",
-        "5:3: norm.weight: is neither null, nor a tensor's name, nor a mapping with `tensor`",
-        "6:3: layers.{i}.a.weight: {i}, the layer, must stand on both sides or on neither: model.layers.0.a",
-        "7:3: layers.{i}.b.weight: flip: unknown operation. There are tensor, rows, transpose, alternate, take, "
-        "squeeze",
-        "8:3: layers.{i}.c.weight: transpose: 1 is not true or false",
-        "8:3: layers.{i}.c.weight: rows: layers.{i}.c.weight itself is missing",
-        "9:3: layers.{i}.d.weight: squeeze: 2 is not 0 or 1",
-        "10:3: layers.{i}.e.weight: squeeze: cannot be combined with other operations",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("- a", "1:1: must be a mapping with the keys extends, prefixes, ignore, constants, tensors"),
-        ("a: ]", "1:4: not YAML: "),
-        ("ignore: []\nignore: []", "2:1: `ignore` is a duplicate key"),
-    ],
-)
-def test_a_table_that_is_no_mapping_is_refused(tmp_path, text, message):
-    path = tmp_path / "names.yaml"
-    path.write_text(text)
-    (problem,) = refusal(str(path))
-    assert problem.startswith(f"{path}:{message}")
-
-
-def test_a_family_with_other_norms_costs_five_lines(tmp_path):
-    (tmp_path / "gemma2.yaml").write_text(
-        """
-extends: llama
-tensors:
-  layers.{i}.attention_post_norm.weight: model.layers.{i}.post_attention_layernorm.weight
-  layers.{i}.mlp_norm.weight: model.layers.{i}.pre_feedforward_layernorm.weight
-  layers.{i}.mlp_post_norm.weight: model.layers.{i}.post_feedforward_layernorm.weight
-"""
-    )
-    save_model(tmp_path / "model", "gemma2")
-    norms = {f"layers.{i}.{name}_post_norm.weight": (48,) for i in range(3) for name in ("attention", "mlp")}
-    one_more = Rewrite(offset=1.0)
-    parameters = llama_parameters(3) | {name: ParameterInfo(shape, "full", one_more) for name, shape in norms.items()}
-    checkpoint = SafetensorsCheckpoint(tmp_path / "model")
-    bindings = bind(parameters, str(tmp_path / "gemma2.yaml"), checkpoint)
-    assert {binding.tensor for binding in bindings.values()} == set(checkpoint.tensors)
-    theirs = checkpoint.read("model.layers.1.post_attention_layernorm.weight") + 1.0
-    assert torch.equal(bindings["layers.1.attention_post_norm.weight"].read(), theirs)

@@ -2,44 +2,23 @@
 
 import json
 import re
-import shutil
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from built_bundles import CHECKPOINT, NAME, contents
 
-from coreai_recipes.bundle import Bundle, VerificationError, build
+from coreai_recipes.bundle import Bundle, build
 from coreai_recipes.decoder.model import count_parameters
-from coreai_recipes.errors import BundleError, CheckpointError
+from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate import EvaluationError
 from coreai_recipes.evaluate.cost import function_costs
 from coreai_recipes.manifest.contents import is_bundle
 from coreai_recipes.manifest.staging import check_place
 from coreai_recipes.recipe import load_recipe
 
-CHECKPOINT = Path(__file__).parent / "checkpoints/tiny-llama"
-NAME = "tiny-llama"
 CONTEXT, PREFILL, LAYERS, VOCAB = 256, 16, 4, 512
-
-
-@pytest.fixture(scope="module")
-def first(fragments: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle that no test changes."""
-    return build(NAME, CHECKPOINT, tmp_path_factory.mktemp("first"), verified=False)
-
-
-@pytest.fixture
-def bundle(first: Bundle, tmp_path: Path) -> Bundle:
-    """A copy that a test may change."""
-    shutil.copytree(first.path, tmp_path / NAME)
-    return Bundle.open(tmp_path / NAME)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def digest(path: Path) -> str:
@@ -224,7 +203,7 @@ def test_a_bundle_with_notes_in_it_is_kept_before_any_checkpoint_is_opened(bundl
 def test_safetensors_and_gguf_of_one_model_give_the_same_weights(
     first: Bundle, fragments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "checkpoint"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "checkpoint"))
     from gguf_files import float16, write_gguf
     from transformers import AutoConfig
 
@@ -314,118 +293,3 @@ def test_a_place_without_a_bundle_is_named(tmp_path: Path, place: str) -> None:
         path.mkdir()
     with pytest.raises(BundleError, match="not a bundle"):
         Bundle.open(path)
-
-
-# --- builds that fail -------------------------------------------------------------------------------------------------
-
-
-def assert_untouched(bundle: Bundle, first: Bundle) -> None:
-    assert contents(bundle.path) == contents(first.path)
-    assert [path.name for path in bundle.path.parent.iterdir()] == [NAME]
-
-
-def test_a_package_that_does_not_pass_is_not_installed(bundle: Bundle, first: Bundle, fragments: Path) -> None:
-    """Another theta than the checkpoint's config: text stays fluent, and only verification can tell."""
-    overrides = ["model.kinds.full.rotary.theta=20000.0", "export.context=64"]
-    with pytest.raises(VerificationError) as caught:
-        build(NAME, CHECKPOINT, bundle.path.parent, overrides=overrides)
-    assert not caught.value.report.passed
-    assert_untouched(bundle, first)
-
-
-def test_a_package_that_does_not_pass_leaves_no_bundle(
-    fragments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from coreai_recipes.verification.report import Report, StageResult
-
-    failed = Report((StageResult("package", False, 12.0, 3.0, 90.0),))
-    monkeypatch.setattr("coreai_recipes.verification.run.run_on", lambda *_, **__: failed)
-    with pytest.raises(VerificationError) as caught:
-        build(NAME, CHECKPOINT, tmp_path / "out")
-    assert caught.value.report is failed
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_a_package_that_passes_carries_its_report(
-    fragments: Path, first: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from coreai_recipes.verification.report import Report, StageResult
-
-    passed = Report((StageResult("package", True, 120.0, 99.0, 90.0),))
-    monkeypatch.setattr("coreai_recipes.verification.run.run_on", lambda *_, **__: passed)
-    built = build(NAME, CHECKPOINT, tmp_path)
-    assert built.report == Bundle.open(built.path).report == passed.to_json()
-    different = {name for name, data in contents(first.path).items() if contents(built.path)[name] != data}
-    assert different == {"report.json"}
-
-
-def interrupt(step: str, done: int, total: int) -> None:
-    if step == "weights" and done > total // 2:
-        raise KeyboardInterrupt
-
-
-def test_an_interrupted_build_leaves_the_previous_bundle(bundle: Bundle, first: Bundle, fragments: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        build(NAME, CHECKPOINT, bundle.path.parent, verified=False, progress=interrupt)
-    assert_untouched(bundle, first)
-
-
-def test_an_interrupted_first_build_leaves_no_litter(fragments: Path, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        build(NAME, CHECKPOINT, tmp_path / "out", verified=False, progress=interrupt)
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_an_interrupt_between_conversions_leaves_the_previous_bundle(
-    bundle: Bundle, first: Bundle, fragments: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("coreai_recipes.targets.coreml.mlpackage.write_model", stop)
-    with pytest.raises(KeyboardInterrupt):
-        build(NAME, CHECKPOINT, bundle.path.parent, verified=False)
-    assert_untouched(bundle, first)
-
-
-def test_no_space_is_said_before_anything_is_converted(
-    bundle: Bundle, first: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coreai_recipes.bundle.building.shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
-    monkeypatch.setattr("coreai_recipes.targets.coreml.exporter.export_package", None)
-    with pytest.raises(BundleError) as caught:
-        build(NAME, CHECKPOINT, bundle.path.parent, verified=False)
-    (problem,) = caught.value.problems
-    assert re.fullmatch(
-        rf"{re.escape(str(bundle.path.parent))}: \S+ \wB are needed, but only \S+ \wB are free.*", problem
-    )
-    monkeypatch.undo()
-    assert_untouched(bundle, first)
-
-
-@pytest.mark.parametrize(("value", "words"), [(float("nan"), "holds NaN"), (1e6, "holds 1000000, and float16 ends")])
-def test_a_weight_that_float16_cannot_hold_leaves_the_previous_bundle(
-    value: float, words: str, bundle: Bundle, first: Bundle, fragments: Path, tmp_path_factory: Any
-) -> None:
-    from safetensors.torch import load_file, save_file
-
-    broken = tmp_path_factory.mktemp("broken") / NAME
-    shutil.copytree(CHECKPOINT, broken)
-    tensors = {name: tensor.float() for name, tensor in load_file(broken / "model.safetensors").items()}
-    tensors["model.layers.2.mlp.up_proj.weight"][3, 3] = value
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=rf"model\.layers\.2\.mlp\.up_proj\.weight {words}"):
-        build(NAME, broken, bundle.path.parent, verified=False)
-    assert_untouched(bundle, first)
-
-
-def test_a_checkpoint_of_another_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError):
-        build(NAME, CHECKPOINT, tmp_path / "out", overrides=["model.hidden_size=128"], verified=False)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_recipe_without_a_checkpoint_asks_for_one(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        build(NAME, None, tmp_path / "out", verified=False)
-    assert caught.value.problems == ("tiny-llama: the recipe names no checkpoint: pass one with --checkpoint SRC",)

@@ -12,7 +12,7 @@ from coreai_recipes.checkpoint.open import open_checkpoint, open_config, open_he
 from coreai_recipes.generate import Sampler
 from coreai_recipes.recipe.plugins import load_plugin
 
-TINY = Path(__file__).parent / "checkpoints/tiny-llama"
+TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
 Run = Callable[..., tuple[int, str, str]]
 
 

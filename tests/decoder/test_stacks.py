@@ -15,7 +15,7 @@ from coreai_recipes.primitives.layer import Form
 from coreai_recipes.recipe import load_recipe
 from coreai_recipes.storage.parameters import own_parameters, raw_tables, stored_parameters
 
-GEMMA = Path(__file__).parents[1] / "examples/gemma4-tiny"
+GEMMA = Path(__file__).parents[2] / "examples/gemma4-tiny"
 
 
 def test_a_recipe_gives_its_stacks_in_running_order() -> None:

@@ -15,7 +15,7 @@ from coreai_recipes.bundle import Bundle, build
 from coreai_recipes.errors import UserError
 from coreai_recipes.protobuf import Model_pb2
 
-CHECKPOINT = Path(__file__).parent / "checkpoints/tiny-llama"
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints/tiny-llama"
 NAME = "tiny-llama"
 MODEL = "model.mlpackage/Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"

@@ -19,6 +19,8 @@ from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.planning.workload import count_workloads, saved_by_sharing
 from coreai_recipes.recipe.schema import Recipe
 
+pytestmark = pytest.mark.usefixtures("small_tensors")
+
 
 def with_experts_all() -> Recipe:
     data = gemma4().recipe.model_dump()

@@ -25,7 +25,7 @@ from coreai_recipes.planning.authoring import compare, new_recipe
 from coreai_recipes.recipe.importing import load_family
 from coreai_recipes.weights.tying import judge_head
 
-TINY = Path(__file__).parent / "checkpoints/tiny-llama"
+TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 UNTIED = (
     "model.head.tied: false, for lm_head.weight is there and is not the table: transformers does not tie them either"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHECKPOINTS = {"tiny-llama": ROOT / "tests/checkpoints/tiny-llama", "gemma4-tiny": ROOT / "examples/gemma4-tiny"}
 
 

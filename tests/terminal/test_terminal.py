@@ -9,7 +9,7 @@ from terminals import run_on_pipes, run_on_terminal
 from coreai_recipes.errors import UserError
 from coreai_recipes.terminal.streams import check_text, escape
 
-TINY = Path(__file__).parent / "checkpoints/tiny-llama"
+TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
 ESC = b"\x1b"
 TITLE = "\x1b]0;owned\x07"  # what a terminal takes for its window's title
 SPEAKS = f"""

@@ -12,7 +12,7 @@ from coreai_recipes.bundle import Bundle, build, verify
 from coreai_recipes.checkpoint.open import open_checkpoint
 from coreai_recipes.errors import BundleError, CheckpointError
 
-CHECKPOINT = Path(__file__).parent / "checkpoints/tiny-llama"
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints/tiny-llama"
 NAME = "tiny-llama"
 
 

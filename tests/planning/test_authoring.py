@@ -24,8 +24,8 @@ from coreai_recipes.recipe.importing.writing import liken, write_recipe
 from coreai_recipes.recipe.source import built_in_recipes
 from coreai_recipes.weights.names import load_names
 
-TINY = Path(__file__).parent / "checkpoints/tiny-llama"
-E2B = Path(__file__).parent / "recipe/gemma4-e2b.yaml"
+TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
+E2B = Path(__file__).parents[1] / "recipe/gemma4-e2b.yaml"
 
 
 @pytest.fixture
