@@ -18,7 +18,8 @@ from coreai_recipes.manifest.audit import AUDIT, Audit, audit_text
 from coreai_recipes.planning.outline import outline
 from coreai_recipes.recipe import load_recipe
 from tests.evaluate.mil_programs import write_package, write_two_functions
-from tests.lint.rule_cases import CASES, IMAGE, conv, one, palette
+from tests.lint.rule_cases import CASES
+from tests.lint.rule_programs import IMAGE, conv, one, palette
 
 Run = Callable[..., tuple[int, str, str]]
 

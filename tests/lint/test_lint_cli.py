@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.evaluate.mil_programs import write_package, write_two_functions
-from tests.lint.rule_cases import CASES, IMAGE, Case, conv, hops
+from tests.lint.rule_cases import CASES
+from tests.lint.rule_programs import IMAGE, Case, conv, hops
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -15,7 +15,8 @@ from coreai_recipes.lint.reading import open_subject
 from coreai_recipes.lint.rule import rules
 from coreai_recipes.recipe import engine_words, load_recipe
 from tests.evaluate.mil_programs import write_package
-from tests.lint.rule_cases import CASES, OTHERS, Case
+from tests.lint.rule_cases import CASES, OTHERS
+from tests.lint.rule_programs import Case
 from tests.lint.rule_table import BEGIN, END, PAGE, table
 
 # Rules about files, tokenizers, shapes that a call chooses and packages of several functions: in tests of their own.
