@@ -73,7 +73,10 @@ def test_the_examples_are_as_short_as_their_headings_say() -> None:
 def test_a_kind_is_unknown_without_its_plugin_and_valid_with_it(example: Path, run: Run) -> None:
     status, _, error = run("validate", "gated.yaml")
     assert status == 2
-    assert "`head_gated` is not one of `full`, `sliding`, `latent`" in error
+    assert error.endswith(
+        "`head_gated` is not one of `full`, `sliding`, `latent`\n"
+        "  if a plugin has this kind, name its file with --plugin\n"
+    )
     assert run("validate", "gated.yaml", "--plugin", "head_gated.py") == (0, "gated.yaml: valid\n", "")
 
 

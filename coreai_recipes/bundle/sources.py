@@ -28,7 +28,11 @@ def find_checkpoint(recipe: Recipe, given: "Checkpoint | str | Path | None", key
     reference = recipe.stacks[key].reference
     if reference is None or reference.checkpoint is None:
         raise CheckpointError(f"{recipe.name}: {CALLED[key]} names no checkpoint: pass one with {OPTIONS[key]}")
-    return open_checkpoint(reference.checkpoint)
+    try:
+        return open_checkpoint(reference.checkpoint)
+    except CheckpointError as error:
+        hint = f"{CALLED[key]} names it; pass a folder or a GGUF file of the same weights with {OPTIONS[key]}"
+        raise CheckpointError(f"{error}\n  {hint}") from None
 
 
 def find_sources(

@@ -19,6 +19,7 @@ _SCALARS = {int: "a whole number", float: "a number", bool: "`true` or `false`",
 _WRITTEN_ONLY = {LayerKind: "like", Recipe: "extends"}
 _LARGE = 1 << 30
 MAX_ERRORS = 1000
+OF_PLUGINS = ("attention", "mlp", "norm", "rotary")  # nouns whose kinds a plugin may add to
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ def _problem(found: _Found) -> Problem:
             tag = _below(found.node, "kind")
             near = nearest(str(tag.value), found.form.kinds)
             message = f"{shown(tag)} is not {_one_of(tuple(found.form.kinds))}"
-            return Problem(
-                (*found.location, "kind"), "kind-invalid", message, f"did you mean `{near}`?" if near else None
-            )
+            hint = f"did you mean `{near}`?" if near else None
+            if near is None and found.location[-1] in OF_PLUGINS and isinstance(tag.value, str):
+                hint = "if a plugin has this kind, name its file with --plugin"
+            return Problem((*found.location, "kind"), "kind-invalid", message, hint)
     return Problem(found.location, "value", _wrong_value(found), _hint_for_value(found))
 
 

@@ -37,6 +37,9 @@ def find_recipe(source: str | Path, beside: Path | None = None) -> Path:
         raise RecipeError(f"{path}: a folder, not a recipe{hint}")
     close = get_close_matches(name, known, n=1)
     hint = f"did you mean `{close[0]}`? " if close else ""
-    raise RecipeError(
-        f"{path}: no such file, and no built-in recipe of that name\n  {hint}`recipe list` names the built-in ones"
-    )
+    hint += "`recipe list` names the built-in ones"
+    if path.name in known and len(path.parts) > 1:  # dist/NAME, before it is built
+        hint = f"`{path.name}` is a built-in recipe: `recipe build {path.name}` writes its bundle to dist/{path.name}"
+    elif os.path.isfile(Path("dist", name, "manifest.json")):
+        hint = f"did you mean the bundle `dist/{name}`?"
+    raise RecipeError(f"{path}: no such file, and no built-in recipe of that name\n  {hint}")

@@ -118,7 +118,10 @@ MISTAKES = {
     (
         "kind: gated",
         "kind: dense",
-    ): "r.yaml:13:19: model.kinds.full.mlp.kind: `dense` is not one of `gated`, `plain`, `moe`",
+    ): (
+        "r.yaml:13:19: model.kinds.full.mlp.kind: `dense` is not one of `gated`, `plain`, `moe`\n"
+        "  if a plugin has this kind, name its file with --plugin"
+    ),
     ("{repeat: 3, of: [full]}", "{repeat: 0, of: [full]}"): (
         "r.yaml:14:27: model.layers.1.repeat: 0 is not in [1, 1024]\n  how often the pattern repeats"
     ),
@@ -188,6 +191,17 @@ def test_an_unknown_name_offers_the_nearest():
         "smollm2-135: no such file, and no built-in recipe of that name\n"
         "  did you mean `smollm2-135m`? `recipe list` names the built-in ones"
     )
+
+
+def test_a_bundle_that_is_not_built_yet_is_said_to_be_a_recipes(tmp_path, monkeypatch):
+    """`recipe lint dist/NAME` before `recipe build NAME` asked whether NAME was meant."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="built-in recipe: `recipe build gemma3-270m` writes"):
+        load_recipe("dist/gemma3-270m")
+    (tmp_path / "dist/mine").mkdir(parents=True)
+    (tmp_path / "dist/mine/manifest.json").touch()
+    with pytest.raises(RecipeError, match="did you mean the bundle `dist/mine`"):
+        load_recipe("mine")
 
 
 @pytest.mark.parametrize("source", ["a\0b", "x" * 5000, "../recipes/none.yaml", "~none", ""])
