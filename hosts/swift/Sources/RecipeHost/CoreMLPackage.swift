@@ -17,24 +17,31 @@ public final class CoreMLPackage: Package {
         self.models = models
     }
 
-    /// Any function's state serves all of them.
+    /// Any function's state serves all of them. A package without states, such as a head, has an empty one of its own.
     public func makeState() throws -> AnyObject {
-        guard let model = models.values.first else { throw HostError("a package without functions has no state") }
+        guard let model = models.values.first(where: \.hasStates) else { return NoState() }
         return model.makeState()
     }
 
     public func call(_ function: String, _ inputs: [String: Tensor], state: AnyObject) throws -> [String: Tensor] {
-        guard let model = models[function], let state = state as? MLState else {
-            throw HostError("the package has no function \(function)")
-        }
+        guard let model = models[function] else { throw HostError("the package has no function \(function)") }
         let given = try MLDictionaryFeatureProvider(dictionary: inputs.mapValues(\.array))
-        let found = try model.prediction(from: given, using: state)
+        let found =
+            if let state = state as? MLState { try model.prediction(from: given, using: state) } else {
+                try model.prediction(from: given)
+            }
         var outputs: [String: Tensor] = [:]
         for name in found.featureNames {
             outputs[name] = try found.featureValue(for: name)?.multiArrayValue.map { try Tensor($0, name) }
         }
         return outputs
     }
+}
+
+private final class NoState {}
+
+extension MLModel {
+    fileprivate var hasStates: Bool { !modelDescription.stateDescriptionsByName.isEmpty }
 }
 
 extension Tensor {
