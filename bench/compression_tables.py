@@ -75,6 +75,7 @@ def ingredients(found: Row) -> list[str]:
         *([("coremltools' clusters", theirs)] if theirs else []),
         ("clusters at the optimum of their squared error, no text", found["plain"]["4 bits"]),
         *((words, row) for words, row in found["ingredients"].items() if not words.startswith("int4")),
+        *((f"and tuned for {steps} steps, all in all", row) for steps, row in found.get("tuned", {}).items()),
         ("int4 for blocks of 32, no text", found["plain"]["int4 for blocks of 32"]),
         ("int4 for blocks of 32, all of the same", found["ingredients"]["int4 for blocks of 32"]),
     ]

@@ -3,8 +3,9 @@
 python -m bench.children.smollm2_bits PART CHECKPOINT LICENCE GENESIS
 
 Parts: `coremltools`, `plain` (ours without a text), `search` (ours fitted to the default text: a form for all, and
-choices), `ingredients` (what each step of a fit buys), `tokens` (fits to less text). KL divergence is the mean of the
-first 512 tokens of both texts; bits are of the matrices of the layers, or with the table where that is said.
+choices), `ingredients` (what each step of a fit buys), `tuned` (and `compress.tune`), `tokens` (fits to less text). KL
+divergence is the mean of the first 512 tokens of both texts; bits are of the matrices of the layers, or with the table
+where that is said.
 """
 
 import json
@@ -34,6 +35,7 @@ from bench.children.judging import (
 from bench.children.searching import TABLE, measured, of_layers, of_search, of_uniform, uniform
 from bench.texts import NAMES
 from coreai_recipes.calibration import palettes
+from coreai_recipes.calibration.calibrating import calibrate
 from coreai_recipes.calibration.fitting import fit
 from coreai_recipes.calibration.passing import TextPass
 from coreai_recipes.calibration.statistics import Statistics
@@ -43,7 +45,7 @@ from coreai_recipes.checkpoint.open import open_checkpoint
 from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.recipe import Recipe, load_recipe
-from coreai_recipes.recipe.schema import Calibration
+from coreai_recipes.recipe.schema import Calibration, Compress
 from coreai_recipes.search.candidates import CANDIDATES
 from coreai_recipes.search.choosing import within_bits
 from coreai_recipes.search.predicting import Kept, predict
@@ -54,6 +56,8 @@ from coreai_recipes.storage.palette import Palette
 WINDOWS = 1  # of each text
 SEEN = 32  # windows that are fitted to: 16,384 tokens
 FEWER = (2, 4, 9, 16)
+TUNED = (32, 60)  # steps: one reading of the text, and what the target is said of
+FOUR_BITS = {"kind": "palettize", "bits": 4, "group": 16}
 BUDGETS = (3.02, 4.02, 4.5, 5.0, 6.1)
 WHOLE = (4.5, 4.85)
 BITS = 4
@@ -195,6 +199,23 @@ def of_ingredients(model: Model) -> dict[str, Any]:
     return found
 
 
+def of_tuned(model: Model) -> dict[str, Any]:
+    """Palettes of 4 bits as a build fits and then tunes them."""
+    windows = default_windows(model.recipe, model.checkpoint, SEEN * WINDOW)
+    found: dict[str, Any] = {}
+    for steps_taken in TUNED:
+        said = {"default": FOUR_BITS, "rules": [{"match": TABLE, "kind": "float16"}], "tune": steps_taken}
+        recipe = model.recipe.model_copy(update={"compress": Compress.model_validate(said)})
+        started = time.process_time()
+        with temporary_folder() as folder:
+            made = calibrate(recipe, model.checkpoint, windows, folder)
+            seconds = time.process_time() - started
+            weights = {n: Given(n, each.storage.decode(each.read(), each.shape).half()) for n, each in made.items()}
+        found[str(steps_taken)] = {"bits": model.bits(Palette(BITS, 16), model.names), **model.judge(weights)}
+        found[str(steps_taken)]["seconds"] = seconds
+    return found
+
+
 def of_tokens(model: Model) -> dict[str, Any]:
     """Fitted to so many tokens: on the texts, and on the last of the windows that it was fitted to."""
     windows = default_windows(model.recipe, model.checkpoint, SEEN * WINDOW)
@@ -258,6 +279,7 @@ PARTS: dict[str, Callable[[Model], dict[str, Any]]] = {
     "plain": of_plain,
     "search": of_searched,
     "ingredients": of_ingredients,
+    "tuned": of_tuned,
     "tokens": of_tokens,
 }
 
