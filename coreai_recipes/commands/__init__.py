@@ -16,6 +16,7 @@ from coreai_recipes.commands.lint import lint_
 from coreai_recipes.commands.list import list_
 from coreai_recipes.commands.new import new
 from coreai_recipes.commands.plan import plan
+from coreai_recipes.commands.report import report_
 from coreai_recipes.commands.run import run
 from coreai_recipes.commands.schema import schema
 from coreai_recipes.commands.show import show
@@ -40,6 +41,7 @@ for command in (
         evaluate,
         audit,
         device_report,
+        report_,
         run,
         chat,
         schema,

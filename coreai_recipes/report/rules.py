@@ -11,7 +11,7 @@ LEVELS = {"error": "errors", "warning": "warnings", "unknown": "unknown without 
 
 def print_lint(lint: Document, levels: Sequence[str] = tuple(LEVELS)) -> None:
     """Findings of all levels or of some, those of one rule in a line, and where a call changes units."""
-    rows = list(_groups([finding for finding in lint["findings"] if finding["level"] in levels]))
+    rows = list(groups([finding for finding in lint["findings"] if finding["level"] in levels]))
     if rows:
         print_entries(("level", "rule", "where"), rows)
     functions: dict[str, list[Document]] = {}
@@ -22,7 +22,7 @@ def print_lint(lint: Document, levels: Sequence[str] = tuple(LEVELS)) -> None:
     print(f"rules: {summary(lint['findings'])}")
 
 
-def _groups(findings: Sequence[Document]) -> Iterator[tuple[tuple[str, str, str], str]]:
+def groups(findings: Sequence[Document]) -> Iterator[tuple[tuple[str, str, str], str]]:
     """A line for each rule and level, in the order of the findings, and what the first of them says."""
     found: dict[tuple[str, str], list[Document]] = {}
     for finding in findings:

@@ -94,6 +94,7 @@ def judge(
         "worst_psnr": worst_psnr.tensor,
         "worst_snr_min": worst_snr_min.tensor,
         **({"first_below": figures_json(first)} if first else {}),
+        "figures": [figures_json(each) for each in figures],  # in the order of computation, for the page
     }
     return StageResult(
         name, first is None, worst_psnr.psnr_db, worst_snr_min.snr_min_db, psnr_floor, {**found, **detail}
