@@ -1,5 +1,8 @@
 """What a build for a device chooses, and the setting that mends a rule."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from coreai_recipes.lint.devices import find_device
@@ -8,16 +11,7 @@ from coreai_recipes.planning.mending import mends
 from coreai_recipes.planning.settings import rules_of, with_setting
 from coreai_recipes.recipe import Recipe, load_recipe
 from coreai_recipes.storage.shorthand import with_bits
-
-# every built-in recipe at a device that holds it, and the form that it takes there
-HOMES = {
-    "gemma2-2b": ("M5", None), "gemma3-1b": ("iphone-17-pro", 6), "gemma3-270m": ("iphone-15", None),
-    "gemma3-4b": ("M5", None), "gemma4-26b-a4b": ("m3-max", 4), "gemma4-31b": ("m3-max", 4), "gemma4-e4b": ("M5", None),
-    "gemma4-tiny": ("iphone-17-pro", None), "gemma4": ("iphone-17-pro", 4), "llama-3.2-1b": ("iphone-17-pro", 6),
-    "mistral-7b": ("M5", 8), "qwen2.5-0.5b": ("iphone-15-pro", 8), "qwen3-0.6b": ("iphone-17-pro", 8),
-    "qwen3-1.7b": ("iphone-17-pro", 4), "qwen3-4b": ("M5", None), "smollm2-1.7b": ("iphone-17-pro", 4),
-    "smollm2-135m": ("iphone-13", None), "smollm2-360m": ("iphone-13", None), "tiny-llama": ("M1", None),
-}  # fmt: skip
+from tests.planning.home_table import BEGIN, END, HOMES, PAGE, reports, table
 
 
 def chosen(choices: tuple[Choice, ...]) -> dict[str, str]:
@@ -28,6 +22,22 @@ def test_every_built_in_recipe_has_a_home() -> None:
     from coreai_recipes.recipe import built_in_recipes
 
     assert HOMES.keys() == set(built_in_recipes())
+
+
+def test_the_page_has_the_homes_as_they_are(tmp_path: Path) -> None:
+    """`python -m tests.planning.home_table` writes it; a fixture's report is on no page, one with a source is."""
+    text = PAGE.read_text()
+    assert text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip() == table()
+    said = {
+        "manifest_sha256": "0" * 64, "chip": "M1", "os_build": "24A435", "date": "2026-11-28", "source": "a test",
+        "functions": {"decode": {"median_ms": 20.0}},
+    }  # fmt: skip
+    folder = tmp_path / "tiny-llama"
+    folder.mkdir()
+    for device in ("example", "M1"):
+        (folder / f"{device}.json").write_text(json.dumps({**said, "device": device}))
+    (found,) = reports(tmp_path)["tiny-llama"]
+    assert found.device == "M1"
 
 
 @pytest.mark.parametrize("name", HOMES)
