@@ -21,7 +21,7 @@ PACKAGE = Path(coreai_recipes.__file__).parent
 ROOMS: dict[str, set[str]] = {
     "cli": {"*"},
     "commands": {"*"},
-    "report": {"storage", "terminal"},
+    "report": {"storage", "terminal", "errors"},
     "generate": {"bundle", "tokenizer", "running", "errors"},
     "audit": {
         *("bundle", "verification", "evaluate", "checkpoint", "tokenizer", "recipe", "manifest"),
@@ -82,6 +82,7 @@ KNOWN_TO: dict[str, set[str]] = {
     "yaml": {"recipe", "checkpoint"},
     "typer": {"commands"},
     "rich": {"report"},
+    "vl_convert": {"report"},
     "prompt_toolkit": {"terminal"},
 }
 
