@@ -10,7 +10,7 @@ from typing import Any
 
 from coreai_recipes.decoder.model import PER_LAYER_TABLE
 from coreai_recipes.errors import RecipeError
-from coreai_recipes.recipe.schema import Recipe, Stored, StoredIntegers, StoredPalette, StoredSource
+from coreai_recipes.recipe.schema import DRAFT, Recipe, Stored, StoredIntegers, StoredPalette, StoredSource
 from coreai_recipes.storage.base import RECORD_BYTES, Shape, Storage, align
 from coreai_recipes.storage.float16 import Float16
 from coreai_recipes.storage.integers import Integers
@@ -18,6 +18,7 @@ from coreai_recipes.storage.palette import Palette
 from coreai_recipes.storage.rows import fit_rows
 
 FLOAT16 = Float16()
+NOT_FITTED = "not fitted to the text: what a draft loses is drafted tokens, never a right answer"
 LAYER = re.compile(r"(?<=\blayers\.)\d+")
 
 
@@ -71,9 +72,9 @@ class Compression:
 
     def is_calibrated(self, name: str, shape: Shape) -> bool:
         """Whether a parameter may be fitted to a text: then its blobs do not follow from its numbers alone."""
-        if is_norm(name):
-            return self.tuned and self.calibrated
-        return self.calibrated and not is_for_host(name) and self.storage(name, shape).is_coarse
+        if not self.calibrated or is_of_draft(name) or is_for_host(name):
+            return False
+        return self.tuned if is_norm(name) else self.storage(name, shape).is_coarse
 
     def storage(self, name: str, shape: Shape) -> Storage:
         """How the parameter `name` is stored: as the last rule says that matches it, else as the default."""
@@ -90,6 +91,8 @@ class Compression:
         said = default if rule is None else rule.storage
         others = tuple(other for other in matching[:-1] if other.storage != said)
         fitted, why = fit_rows(said, shape) if for_host else (said.fitted(shape), said.misfit(shape))
+        if why is None and self.calibrated and is_of_draft(name) and fitted.is_coarse:
+            why = NOT_FITTED
         return Choice(fitted, rule, others, why)
 
 
@@ -190,6 +193,10 @@ def is_norm(name: str) -> bool:
     """Whether a parameter is the weight of a norm."""
     owner, _, leaf = name.rpartition(".")
     return owner.endswith("norm") and leaf == "weight"
+
+
+def is_of_draft(name: str) -> bool:
+    return name.startswith(f"{DRAFT}.")
 
 
 def is_matrix(name: str, shape: Shape) -> bool:
