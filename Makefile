@@ -44,7 +44,7 @@ test-wheel: $(INSTALLED)  ## the wheel, installed elsewhere: list, validate and 
 fuzz: $(INSTALLED)  ## hostile inputs, EXAMPLES of each kind, not the same ones each time
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz -s
 
-bench: $(INSTALLED)  ## the figures of docs/performance.md, measured here
+bench: $(INSTALLED)  ## the figures of docs/performance.md and compression.md, measured here
 	$(BIN)/pip install $(PIP_FLAGS) -q -e '.[bench]'
 	$(BIN)/python -m bench
 
