@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 
 from coreai_recipes.generate import LanguageModel
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.manifest.reading import typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.running.program import SavedProgram

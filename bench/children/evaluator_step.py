@@ -13,7 +13,7 @@ import torch
 
 from coreai_recipes.bundle import Bundle
 from coreai_recipes.evaluate import Program
-from coreai_recipes.logits import best, choices
+from coreai_recipes.hosts.logits import best, choices
 
 WARM_UP = 5
 

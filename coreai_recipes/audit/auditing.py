@@ -3,8 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,7 +11,6 @@ from coreai_recipes.audit.inside import InsideFound
 from coreai_recipes.audit.prompts import BUILT_IN, Prompt, TokenSequence, encode
 from coreai_recipes.audit.ranges import Range, Ranges
 from coreai_recipes.bundle import Bundle, build
-from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.habits import habits_without
@@ -32,6 +30,9 @@ from coreai_recipes.verification.scale import DIVISIONS, INSIDE, PRODUCTS, Peaks
 from coreai_recipes.verification.stages.draft import NAME as DRAFT
 from coreai_recipes.verification.stages.draft import call_draft, draft_windows
 from coreai_recipes.verification.subject import Subject
+
+if TYPE_CHECKING:
+    from coreai_recipes.bundle.sources import Given
 
 DECODE_STEPS = 2  # of each prompt; the others are taken by prefill
 SHOWN = 5  # places of each kind
@@ -262,7 +263,7 @@ def audit_bundle(
 
 def audit_recipe(
     recipe: Recipe,
-    checkpoint: "Checkpoint | str | Path | None" = None,
+    checkpoint: "Given" = None,
     prompts: Sequence[Prompt] = BUILT_IN,
     without: Collection[str] = (),
     progress: Progress | None = None,

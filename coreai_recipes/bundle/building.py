@@ -15,7 +15,7 @@ from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, star
 from coreai_recipes.bundle.sources import find_sources
 from coreai_recipes.errors import BundleError
 from coreai_recipes.hosts import anemll
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.manifest.staging import check_place, staged_folder

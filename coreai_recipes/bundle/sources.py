@@ -11,12 +11,14 @@ from coreai_recipes.recipe.schema import DRAFT, MODEL
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
 
+    Given = Checkpoint | str | Path | None  # a checkpoint, where one is, or that of the recipe
+
 # by stack: what a sentence calls it, and the option that names its checkpoint
 CALLED = {MODEL: "the recipe", DRAFT: "the recipe's draft"}
 OPTIONS = {MODEL: "--checkpoint SRC", DRAFT: "--draft SRC"}
 
 
-def find_checkpoint(recipe: Recipe, given: "Checkpoint | str | Path | None", key: str = MODEL) -> "Checkpoint":
+def find_checkpoint(recipe: Recipe, given: "Given", key: str = MODEL) -> "Checkpoint":
     """`given` opened, or the checkpoint that the reference of the recipe's stack `key` names."""
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.checkpoint.open import open_checkpoint

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.states import StateSpec, state_specs
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, draft_mask
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.layer_inputs import ROTATING, LayerInputs

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from coreai_recipes.logits import ALIGNMENT
+from coreai_recipes.hosts.logits import ALIGNMENT
 from coreai_recipes.primitives.attention import states_of_kind
 from coreai_recipes.recipe.schema import Recipe
 

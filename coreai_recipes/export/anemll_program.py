@@ -23,7 +23,7 @@ from coreai_recipes.export.linking import Linker, Models, Numbers
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.export.stack_program import StackProgram, give, link_head
 from coreai_recipes.hosts import anemll
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.cache import HIDDEN
 
 

@@ -61,7 +61,7 @@ def _source_digest(fragments: Iterable[Fragment], converter: str) -> str:
         *(root / "decoder").rglob("*.py"),
         *(root / "primitives").glob("*.py"),
         *(root / "recipe/schema").glob("*.py"),
-        root / "logits.py",
+        root / "hosts/logits.py",
         root / "export/fragments.py",
         root / "export/draft_fragments.py",
         root / "storage/parameters.py",

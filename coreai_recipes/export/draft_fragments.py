@@ -21,7 +21,7 @@ from coreai_recipes.export.fragments import (
     ports_of,
     weights_of,
 )
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.layer_inputs import FLOAT32
 from coreai_recipes.primitives.registry import primitive
 from coreai_recipes.storage.parameters import stored_shape

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from coreai_recipes.decoder.front import CallShape, Front
 from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder
 from coreai_recipes.decoder.states import StateSpec
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, last_of
 from coreai_recipes.primitives.choice import choose
 from coreai_recipes.primitives.layer_inputs import ROTATING, WHOLE_NUMBERS, LayerInputs

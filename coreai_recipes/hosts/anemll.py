@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 
 META, CONFIG = "meta.yaml", "config.json"
 VERSION = "0.3.5"  # of the host whose form it is: 0.1.1 would be called otherwise

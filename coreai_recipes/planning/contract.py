@@ -12,7 +12,7 @@ from coreai_recipes.decoder.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_
 from coreai_recipes.decoder.states import StateSpec, state_specs, states_of
 from coreai_recipes.errors import BundleError
 from coreai_recipes.hosts.anemll import functions_of as functions_of_anemll
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
 from coreai_recipes.recipe.host_form import anemll_form

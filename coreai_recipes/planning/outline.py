@@ -13,9 +13,9 @@ from coreai_recipes.decoder.model import Decoder, exported_form
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.decoder.states import state_specs, states_of
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.lint.program import Function, Operation, Program, Shape, Value
 from coreai_recipes.lint.reading import LintInput
-from coreai_recipes.logits import Pieces
 from coreai_recipes.planning.contract import functions_of
 from coreai_recipes.primitives.embedding import index_dtype
 from coreai_recipes.primitives.layer import SQUARE, Layer

@@ -16,7 +16,7 @@ from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.states import StateSpec
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection

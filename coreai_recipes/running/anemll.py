@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.hosts.anemll import NEW_IDS, NEW_VALUES, OURS, Settings
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.manifest.schema import Function, Manifest, Port
 
 if TYPE_CHECKING:

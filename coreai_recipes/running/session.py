@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.logits import choices
+from coreai_recipes.hosts.logits import choices
 from coreai_recipes.running.speculation import Round, Speculator
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coreai_recipes.logits import best, choices
+from coreai_recipes.hosts.logits import best, choices
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,7 +25,6 @@ from coreai_recipes.search.choosing import Matrix, Option
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.compression import is_compressible, shown_name
 from coreai_recipes.storage.parameters import stored_parameters
-from coreai_recipes.weights.binding import Binding
 
 EMBEDDING = "embedding.weight"
 
@@ -39,7 +38,7 @@ class Kept:
     def write(self, name: str, form: int, values: Tensor) -> None:
         np.save(self._path(name, form), values.half().numpy())
 
-    def weights(self, originals: Mapping[str, Binding], choice: Mapping[str, int]) -> dict[str, Weight]:
+    def weights(self, originals: Mapping[str, Weight], choice: Mapping[str, int]) -> dict[str, Weight]:
         """All parameters, those of `choice` in their form."""
         found: dict[str, Weight] = dict(originals)
         return found | {name: Saved(name, self._path(name, form)) for name, form in choice.items()}
@@ -127,7 +126,7 @@ class _Encoder:
     threads: Threads
     calibrated: bool
 
-    def __call__(self, weight: Binding, shape: Shape, storage: Storage, statistics: Statistics | None) -> Tensor:
+    def __call__(self, weight: Weight, shape: Shape, storage: Storage, statistics: Statistics | None) -> Tensor:
         parts: list[list[NDArray[Any]]] = [[] for _ in storage.parts(shape)]
         if statistics is not None and storage.is_coarse:
             values = fit(weight.blocks(), shape, storage, statistics, weight.tensor, self.threads)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from coreai_recipes.decoder.stack import StackModule
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.storage.base import Shape
 from coreai_recipes.storage.compression import Compression, Parameters
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from coreai_recipes.logits import choices
+from coreai_recipes.hosts.logits import choices
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.program import SavedProgram
 

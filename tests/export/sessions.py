@@ -10,7 +10,7 @@ from programs import starts_and_counts
 from torch import Tensor
 
 from coreai_recipes.evaluate import Program
-from coreai_recipes.logits import choices
+from coreai_recipes.hosts.logits import choices
 from coreai_recipes.running.tables import Tables
 
 CONTEXT, PREFILL, SCORE, WINDOW = 64, 16, 5, 7

@@ -37,7 +37,7 @@ from whole import convert_whole
 from coreai_recipes.decoder.model import PER_LAYER_TABLE
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.logits import choices
+from coreai_recipes.hosts.logits import choices
 from coreai_recipes.primitives.registry import registered
 from coreai_recipes.recipe.schema import Recipe
 

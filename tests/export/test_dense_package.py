@@ -9,7 +9,7 @@ from programs import dense_recipe, export, filled, random_weights, read_model
 
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.logits import choices
+from coreai_recipes.hosts.logits import choices
 
 FLOOR = 90.0
 CALLS = (("prefill", 12), ("prefill", 9), ("decode", 1), ("score", 4), ("decode", 1), ("prefill", 12), ("decode", 1))

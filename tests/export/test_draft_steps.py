@@ -13,7 +13,7 @@ from coreai_recipes import build, load_recipe, verify
 from coreai_recipes.bundle.opened import Bundle
 from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate import Program
-from coreai_recipes.logits import best, choices
+from coreai_recipes.hosts.logits import best, choices
 from coreai_recipes.planning.contract import hold_manifest
 from coreai_recipes.planning.plan import make_plan
 from coreai_recipes.recipe.schema import Recipe

@@ -11,7 +11,7 @@ from programs import block_of, export, filled, layer_kind, random_weights, read_
 
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.logits import Pieces, choices
+from coreai_recipes.hosts.logits import Pieces, choices
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.program import SavedProgram
 from coreai_recipes.verification.calls import run_and_show_logits

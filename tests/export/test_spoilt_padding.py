@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.logits import choices
+from coreai_recipes.hosts.logits import choices
 from coreai_recipes.recipe.schema import Recipe
 
 LAST, CONTEXT, PREFILL, SCORE = 130, 64, 12, 4  # of the vocabulary, the token that is spoilt

@@ -14,7 +14,7 @@ from programs import zeros_behind
 from torch import Tensor, nn
 
 from coreai_recipes.decoder.model import Decoder
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.cache import Cache, SharedCache, last_of
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.storage.parameters import stored_shape

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from coreai_recipes.bundle import Bundle
-from coreai_recipes.logits import best
+from coreai_recipes.hosts.logits import best
 from coreai_recipes.running.program import SavedProgram, open_engine, open_program
 from coreai_recipes.running.session import Session
 

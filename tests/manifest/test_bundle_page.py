@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from coreai_recipes import Recipe, build, load_recipe
 from coreai_recipes.evaluate import Program
-from coreai_recipes.logits import choices
+from coreai_recipes.hosts.logits import choices
 from coreai_recipes.manifest.json_schema import json_schema, schema_text
 from coreai_recipes.manifest.reading import read_manifest, typed
 from coreai_recipes.manifest.schema import Manifest

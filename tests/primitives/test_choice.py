@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from coreai_recipes.logits import Pieces
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.choice import LONGEST, choose, strips
 
 

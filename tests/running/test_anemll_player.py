@@ -11,7 +11,7 @@ from coreai_recipes import build
 from coreai_recipes.bundle import Bundle
 from coreai_recipes.errors import BundleError
 from coreai_recipes.hosts.anemll import META, Settings
-from coreai_recipes.logits import best
+from coreai_recipes.hosts.logits import best
 from coreai_recipes.running.anemll import Player
 from coreai_recipes.running.program import open_engine, open_program
 from coreai_recipes.running.session import Session

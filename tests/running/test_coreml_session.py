@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from coreai_recipes.evaluate import Program
-from coreai_recipes.logits import best
+from coreai_recipes.hosts.logits import best
 from coreai_recipes.manifest.reading import read_manifest, typed
 from coreai_recipes.manifest.schema import Manifest
 from coreai_recipes.running.program import open_program

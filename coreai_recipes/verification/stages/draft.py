@@ -18,7 +18,7 @@ from coreai_recipes.decoder.draft import Draft, step_names
 from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.states import state_specs, states_of
-from coreai_recipes.logits import best, choices
+from coreai_recipes.hosts.logits import best, choices
 from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import DRAFT, Recipe
 from coreai_recipes.running.program import SavedProgram

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.fragments import FLOAT, Fragment, Port
-from coreai_recipes.logits import choices
+from coreai_recipes.hosts.logits import choices
 from coreai_recipes.primitives.embedding import index_dtype
 from coreai_recipes.protobuf import MIL_pb2, Model_pb2
 from coreai_recipes.targets.coreml.convert import convert_fragment

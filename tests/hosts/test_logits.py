@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from coreai_recipes.logits import Pieces, best, choices
+from coreai_recipes.hosts.logits import Pieces, best, choices
 
 
 @pytest.mark.parametrize(
