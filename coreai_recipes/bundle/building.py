@@ -13,7 +13,7 @@ from coreai_recipes.bundle.packaging import Written, compose, write_package
 from coreai_recipes.bundle.ruling import hold_rules
 from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale, write_first
 from coreai_recipes.bundle.sources import find_sources
-from coreai_recipes.errors import BundleError
+from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.hosts import anemll
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
@@ -204,7 +204,12 @@ def _fit(
     """The matrices of the recipe that are fitted to its text, in temporary files; and what is to be said of that."""
     from coreai_recipes.calibration.calibrating import calibrate_on
     from coreai_recipes.calibration.text import folder_of
+    from coreai_recipes.decoder.model import count_parameters
+    from coreai_recipes.verification.memory import fits, needs
 
+    whole = 4 * count_parameters(recipe)  # of which tuning holds two
+    if recipe.compress is not None and recipe.compress.tune is not None and not fits(whole):
+        raise UserError(f"compress.tune: {needs(whole)}\n  build without it, or on a machine that has as much")
     scratch = Path(tempfile.mkdtemp())  # among what the staged folder removes
     return calibrate_on(recipe, source, tokenizer, folder_of(written), scratch, progress)
 

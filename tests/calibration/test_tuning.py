@@ -17,7 +17,7 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.open import open_checkpoint
 from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import fill
-from coreai_recipes.errors import RecipeError
+from coreai_recipes.errors import RecipeError, UserError
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.recipe import Recipe, load_recipe
 from coreai_recipes.recipe.schema import Calibration
@@ -165,3 +165,12 @@ def test_a_build_with_nothing_to_tune_says_so(tmp_path: Path) -> None:
     recipe = load_recipe("tiny-llama", ["compress.default={kind: int8}", "compress.tune=5"])
     bundle = build(recipe, CHECKPOINTS / "tiny-llama", tmp_path, verified=False)
     assert "compress.tune: no matrix is fitted to a text, so nothing is tuned" in bundle.notes
+
+
+def test_a_model_that_is_too_large_to_be_tuned_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coreai_recipes.verification.memory.free_bytes", lambda: 1e6)
+    recipe = load_recipe("tiny-llama", [*SAID, "compress.tune=5"])
+    with pytest.raises(
+        UserError, match=r"^compress.tune: needs 0.0 GB of free memory, three times the float32 model's"
+    ):
+        build(recipe, CHECKPOINTS / "tiny-llama", tmp_path, verified=False)
