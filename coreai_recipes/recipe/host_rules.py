@@ -36,11 +36,6 @@ def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(AT, "host-geometry", f"{host} has one state, for caches of one shape: {said}", mend)
     if value_at(recipe, "model", "embedding", "per_layer") is not None:
         yield Problem(AT, "host-per-layer", f"{host} hands in no rows of a per-layer table", mend)
-    for key, one, what in (("chunks", 1, "one package"), ("table", "package", "no embedding table of its own")):
-        said = value_at(recipe, "export", key)
-        if said not in (None, one):
-            drop = f"leave out export.{key} or export.host"
-            yield Problem(("export", key), f"host-{key}", f"{host} has {what}", drop)
     if recipe.get("draft") is not None:
         yield Problem(AT, "host-draft", f"{host} has no drafts", "leave out export.host, or build without a draft")
     if integer_at(recipe, "export", "functions", "score"):
