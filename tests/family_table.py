@@ -59,7 +59,7 @@ def table() -> str:
 def models() -> str:
     """The names of the models that there are families for, between the same marks, as the README lists them."""
     said = [load_family(name).about.partition(":")[0] for name in family_names()]
-    alone = {re.sub(r" \(.*\)", "", name) for names in said for name in names.split(", ")}
+    alone = {name for names in said for name in re.sub(r" \([^)]*\)", "", names).split(", ")}
     drawn = sorted((name for name in alone if "assistant" not in name), key=str.casefold)
     return BEGIN + textwrap.fill(", ".join(drawn) + ".", WIDTH, break_on_hyphens=False) + "\n" + END
 

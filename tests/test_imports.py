@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
         *("recipe", "manifest.staging", "errors"),
     },
     "scoring": {
-        *("bundle", "verification", "storage", "decoder", "tokenizer", "recipe", "manifest", "terminal", "errors"),
+        *("bundle", "verification", "storage", "decoder", "tokenizer", "recipe", "errors"),
     },
     "bundle": {"*"},
     "planning": {

@@ -21,10 +21,10 @@ def evaluate(
     """Measure a bundle's perplexity on text files and, with its checkpoint, its KL divergence from transformers."""
     from coreai_recipes.bundle import Bundle
     from coreai_recipes.commands.opening import find_bundle
+    from coreai_recipes.commands.texts import read_texts
     from coreai_recipes.report import console
     from coreai_recipes.report.words import weights_in_words
     from coreai_recipes.scoring.scoring import evaluate as score
-    from coreai_recipes.scoring.texts import read_texts
 
     opened = Bundle.open(find_bundle(bundle))
     read = read_texts(texts)

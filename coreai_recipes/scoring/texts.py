@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from coreai_recipes.errors import BundleError, UserError
-from coreai_recipes.manifest.files import read_regular
-from coreai_recipes.terminal.streams import read_input
-from coreai_recipes.tokenizer.bundle_tokenizer import LARGEST_TEXT, BundleTokenizer
+from coreai_recipes.errors import UserError
+from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
-STDIN = "-"
 MOST_UNKNOWN = 0.1  # of a text's tokens
 SPELT_BYTES = 1.5  # a token, of a text that is spelt out byte by byte
 
@@ -22,43 +18,6 @@ class Text:
     tokens: int
     windows: tuple[tuple[int, ...], ...]
     note: str | None = None
-
-
-def read_texts(sources: Sequence[str]) -> list[tuple[str, str]]:
-    """Each source and its text; `-` is standard input. Raises UserError with every one that is none."""
-    found: list[tuple[str, str]] = []
-    problems: list[str] = []
-    for source in sources:
-        try:
-            text = read_input() if source == STDIN else _read_file(source)
-        except UserError as error:
-            problems += error.problems
-            continue
-        name = "standard input" if source == STDIN else source
-        if not text.strip():
-            problems.append(f"{name}: is empty: there is nothing to evaluate")
-        elif len(text.encode()) > LARGEST_TEXT:
-            problems.append(
-                f"{name}: has {len(text.encode()):,} bytes, and {LARGEST_TEXT:,} are the limit: give a part of it"
-            )
-        found.append((name, text))
-    if sources.count(STDIN) > 1:
-        problems.append("standard input can only be read once: give `-` once")
-    UserError.collect(problems)
-    return found
-
-
-def _read_file(source: str) -> str:
-    try:
-        return read_regular(Path(source), LARGEST_TEXT).decode("utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{source}: there is no such file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{source}: not text in UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}"
-        ) from None
-    except BundleError as error:
-        raise UserError(*error.problems) from None
 
 
 def cut_texts(texts: Sequence[tuple[str, str]], tokenizer: BundleTokenizer, vocab_size: int, window: int) -> list[Text]:
