@@ -59,8 +59,17 @@ def _kind(recipe: "Recipe", name: str) -> dict[str, Any]:
     """A kind in plain data, and which dimension of a head its rotary turns with which."""
     kind = recipe.model.kinds[name]
     described = kind.model_dump(mode="json", exclude_defaults=True)
-    parts = {key: described.get(key) for key in ("attention", "rotary", "mlp")}
+    parts = {key: dict(_flat(described.get(key) or {})) for key in ("attention", "rotary", "mlp")}
     return {**parts, "turns": turns_of(recipe, name)}
+
+
+def _flat(described: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields by their dotted names, the kind first."""
+    for key, value in sorted(described.items(), key=lambda item: item[0] != "kind"):
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def turns_of(recipe: "Recipe", name: str) -> list[dict[str, Any]]:

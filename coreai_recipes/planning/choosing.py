@@ -74,7 +74,9 @@ def _is_kept(field: str, kept: Collection[str]) -> bool:
 def _choose_form(recipe: Recipe, device: Device, kept: Collection[str]) -> tuple[Recipe, Choice]:
     """The least lossy form in which the weights fit: into the file that the device loads, and into its memory."""
     if recipe.compress is not None or _is_kept("compress", kept):
-        return recipe, Choice("compress", stored_parameters(build_stacks(recipe)).forms, "kept, as the recipe says")
+        return recipe, Choice(
+            "compress", stored_parameters(build_stacks(recipe)).forms, "kept, as the recipe or --bits says"
+        )
     limit, fitting = file_limit(device), recipe
     too_large: list[str] = []
     for bits in BITS:

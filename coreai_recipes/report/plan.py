@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coreai_recipes.report.console import folded, print_table
+from coreai_recipes.report.words import milliseconds
 
 Document = Mapping[str, Any]
 
@@ -70,7 +71,7 @@ def fit_table(fit: Document) -> list[tuple[str, str, str]]:
         rows.append(("tokens/s", f"<= {fit['most_tokens_per_second']:.1f}", how))
     for bound in fit["first_token"]:
         what = f"first token of {bound['prompt']:,}"
-        rows.append((what, f">= {1000 * bound['seconds']:.0f} ms", f"bound: {bound['by']}"))
+        rows.append((what, f">= {milliseconds(bound['seconds'])}", f"bound: {bound['by']}"))
     return rows
 
 

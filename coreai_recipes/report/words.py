@@ -27,3 +27,8 @@ def weights_in_words(found: Mapping[str, Any]) -> str:
     """`134,515,008 weights, 8.03 bits each, 135,012,096 bytes: int8 per channel and float16`."""
     bits = f"{found['bits_per_weight']:.2f} bits each"
     return f"{found['weights']:,} weights, {bits}, {found['bytes']:,} bytes: {found['forms']}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits of a short time."""
+    return f"{1000 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"

@@ -9,7 +9,7 @@ from coreai_recipes.report.page import charts
 from coreai_recipes.report.page.drawing import draw
 from coreai_recipes.report.plan import fit_table, products_table
 from coreai_recipes.report.rules import groups, summary
-from coreai_recipes.report.words import decibels
+from coreai_recipes.report.words import decibels, milliseconds, word
 
 FOLDER = Path(__file__).parent
 Facts = Mapping[str, Any]
@@ -27,7 +27,7 @@ def page_of(bundles: Sequence[Facts]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["db"] = decibels
+    environment.filters |= {"db": decibels, "word": word}
     drawn = [{**facts, **_drawn(facts, index)} for index, facts in enumerate(bundles)]
     style = Markup((FOLDER / "page.css").read_text())
     return environment.get_template("page.html").render(bundles=drawn, style=style)
@@ -92,7 +92,7 @@ def _bounded(facts: Facts) -> Iterator[str]:
     else:
         most = f"{fit['most_tokens_per_second']:.1f}, by the rate at which weights are read"
         yield f"tokens/s on {fit['name']}: at most {most}"
-        yield from (f"first token of {b['prompt']:,}: {1000 * b['seconds']:.0f} ms or more" for b in fit["first_token"])
+        yield from (f"first token of {b['prompt']:,}: {milliseconds(b['seconds'])} or more" for b in fit["first_token"])
 
 
 def _unknown(facts: Facts) -> Iterator[str]:
