@@ -5,8 +5,8 @@ from pathlib import Path
 
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.manifest.files import read_regular
+from coreai_recipes.scoring.texts import MOST_BYTES
 from coreai_recipes.terminal.streams import read_input
-from coreai_recipes.tokenizer.bundle_tokenizer import LARGEST_TEXT
 
 STDIN = "-"
 
@@ -24,9 +24,9 @@ def read_texts(sources: Sequence[str]) -> list[tuple[str, str]]:
         name = "standard input" if source == STDIN else source
         if not text.strip():
             problems.append(f"{name}: is empty: there is nothing to evaluate")
-        elif len(text.encode()) > LARGEST_TEXT:
+        elif len(text.encode()) > MOST_BYTES:
             problems.append(
-                f"{name}: has {len(text.encode()):,} bytes, and {LARGEST_TEXT:,} are the limit: give a part of it"
+                f"{name}: has {len(text.encode()):,} bytes, and {MOST_BYTES:,} are the limit: give a part of it"
             )
         found.append((name, text))
     if sources.count(STDIN) > 1:
@@ -37,7 +37,7 @@ def read_texts(sources: Sequence[str]) -> list[tuple[str, str]]:
 
 def _read_file(source: str) -> str:
     try:
-        return read_regular(Path(source), LARGEST_TEXT).decode("utf-8")
+        return read_regular(Path(source), MOST_BYTES).decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{source}: there is no such file") from None
     except UnicodeDecodeError as error:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coreai_recipes.errors import UserError
-from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
+from coreai_recipes.tokenizer.bundle_tokenizer import LARGEST_TEXT, BundleTokenizer
 
+MOST_BYTES = LARGEST_TEXT  # of a text
 MOST_UNKNOWN = 0.1  # of a text's tokens
 SPELT_BYTES = 1.5  # a token, of a text that is spelt out byte by byte
 
