@@ -19,6 +19,13 @@ from coreai_recipes.recipe.schema import Draft, Recipe
 
 # What says how layers follow one another only where no list of them is given.
 OVERRULED = {"sliding_window_pattern", "max_window_layers", "no_rope_layer_interval"}
+# What makes such a field count in other families: that list left out, or another number.
+COUNTING: dict[str, dict[str, Any]] = {
+    "afmoe": {"layer_types": None, "global_attn_every_n_layers": 2},
+    "exaone_moe": {"mlp_layer_types": None, "first_k_dense_replace": 2},
+    "ernie4_5_moe": {"moe_layer_end_index": 1, "moe_layer_start_index": 1, "moe_layer_interval": 1},
+    "flint": {"mlp_only_layers": [3]},
+}
 
 
 @pytest.mark.parametrize("name", decoders())
@@ -30,6 +37,7 @@ def test_no_field_is_dropped_in_silence(name: str) -> None:
     family = load_family(name)
     unusual = {"model_type": name, **unusual_config(family)}
     further = [config for key, config in all_configs().items() if key in FURTHER and config["model_type"] == name]
+    further += [{**unusual, **COUNTING[name]}] if name in COUNTING else []
     others = {family.longest, *OVERRULED, *TOGETHER.get(name, {})}
     for field in (family.fields.keys() & unusual.keys()) - others:
         if family.fields[field].only is None:
