@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from families import gemma4, gemma4_draft
+from families import gemma4
+from gemma4_drafts import gemma4_draft
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

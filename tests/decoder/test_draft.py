@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import gemma4, gemma4_draft
+from families import gemma4
+from gemma4_drafts import gemma4_draft
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

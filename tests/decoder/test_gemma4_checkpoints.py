@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import gemma4, gemma4_draft
+from families import gemma4
+from gemma4_drafts import gemma4_draft
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import gemma4, gemma4_draft
+from families import gemma4
 from family_configs import save_tokenizer
+from gemma4_drafts import gemma4_draft
 from torch import Tensor
 
 from coreai_recipes import build, load_recipe, verify

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import gemma4, gemma4_draft
+from families import gemma4
 from figures import psnr
+from gemma4_drafts import gemma4_draft
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from programs import block_of, read_model, type_words

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, gemma4, gemma4_draft
+from families import FAMILIES, gemma4
+from gemma4_drafts import gemma4_draft
 from programs import RECIPES, export, random_weights
 
 from coreai_recipes.decoder.draft import Draft

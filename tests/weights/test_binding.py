@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_files import pack, save_model, write_folder
-from families import gemma4, gemma4_draft
+from families import gemma4
+from gemma4_drafts import gemma4_draft
 from named_parameters import FAMILIES, llama_parameters, problems, refusal
 
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
