@@ -54,11 +54,11 @@ def choose(recipe: Recipe, device: Device, overrides: Sequence[str] = ()) -> tup
     choices = [Choice("export.device", device.id, f"the rules of {device.chip.id} hold, and an error fails the build")]
     recipe, form = _choose_form(recipe, device, kept)
     choices.append(form)
-    for field, values in LAYOUTS:
-        recipe, choice = _choose_layout(recipe, device, field, values, kept)
-        choices += choice
     recipe, width = _choose_width(recipe, device, kept)
     choices.append(width)
+    for field, values in LAYOUTS:  # of which some are for a width of prefill alone
+        recipe, choice = _choose_layout(recipe, device, field, values, kept)
+        choices += choice
     if recipe.export.residual_scale == 1.0 and not _is_kept("export.residual_scale", kept):
         recipe = with_setting(recipe, ("residual_scale", "auto"))
         choices.append(
@@ -82,7 +82,7 @@ def _choose_form(recipe: Recipe, device: Device, kept: Collection[str]) -> tuple
     for bits in BITS:
         fitting = recipe if bits is None else with_bits(recipe, bits)
         stored, why_not = _bytes_of(fitting), ""
-        taken = f"{stored[0] / 1e9:.2f} GB of weights"
+        taken = f"{_size(stored[0])} of weights"
         if limit is not None and stored[0] > limit:
             why_not = f"above the {limit / 1e9:.2f} GB that a file may have (pkg-size)"
         elif device.memory and sum(stored) > SHARE * device.memory[-1] * 1e9:
@@ -91,8 +91,12 @@ def _choose_form(recipe: Recipe, device: Device, kept: Collection[str]) -> tuple
         if not why_not:
             fits = f"{taken} fit" if limit or device.memory else f"{taken}; no limit of the device is known"
             return fitting, Choice("compress", name, "; ".join([fits, *too_large]))
-        too_large.append(f"{name} would take {stored[0] / 1e9:.2f} GB, {why_not}")
+        too_large.append(f"{name} would take {_size(stored[0])}, {why_not}")
     return fitting, Choice("compress", f"--bits {BITS[-1]}", f"the smallest form; {'; '.join(too_large)}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _bytes_of(recipe: Recipe) -> tuple[int, int, int]:
@@ -118,8 +122,8 @@ def _choose_layout(
     return with_setting(recipe, (field, best)), [Choice(f"export.{field}", str(best), why)]
 
 
-def _ids(found: Lint) -> set[str]:
-    return {finding.id for finding in found.findings}
+def _ids(found: Lint, without: str = "") -> set[str]:
+    return {finding.id for finding in found.findings if finding.level != without}
 
 
 def _choose_width(recipe: Recipe, device: Device, kept: Collection[str]) -> tuple[Recipe, Choice]:
@@ -130,12 +134,12 @@ def _choose_width(recipe: Recipe, device: Device, kept: Collection[str]) -> tupl
         return recipe, Choice(field, str(own), "kept, as --set says")
     widths = [width for width in WIDTHS if width <= recipe.export.context]
     found = {width: rules_of(with_setting(recipe, ("functions.prefill", width)), device) for width in widths}
-    least = min(map(broken, found.values()))
-    allowed = [width for width in widths if broken(found[width]) == least]
+    harm = {width: _harm(each) for width, each in found.items()}
+    allowed = [width for width in widths if harm[width] == min(harm.values())]
     beyond = next((width for width in widths if width > allowed[-1]), None)
     why = f"the widest that breaks no further rule, where {own} is the recipe's"
     if beyond is not None:
-        worse = sorted(_ids(found[beyond]) - _ids(found[allowed[-1]]))
+        worse = sorted(_ids(found[beyond], "note") - _ids(found[allowed[-1]], "note"))
         why = (
             f"{beyond} would break {', '.join(worse)}"
             if worse
@@ -155,6 +159,12 @@ def _choose_width(recipe: Recipe, device: Device, kept: Collection[str]) -> tupl
     if device.chip.prefill == "real":
         why = f"a call costs its real tokens, so the widest is best; {why}"
     return _at_width(recipe, allowed[-1]), Choice(field, str(allowed[-1]), why)
+
+
+def _harm(found: Lint) -> tuple[int, int, int]:
+    """What is broken, notes aside: a layout may mend these."""
+    errors, warnings, _, places = broken(found)
+    return errors, warnings, places
 
 
 def _at_width(recipe: Recipe, width: int) -> Recipe:
