@@ -100,7 +100,7 @@ class Scales(Described):
 
     dtype: Literal["float16"]
     block: Count
-    offset: Count
+    offset: Size
 
 
 BITS = {"float16": 16, "int8": 8, "int4": 4}

@@ -20,6 +20,7 @@ from coreai_recipes.running.tables import Table, Tables
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.matching import hold_storage_rules
 from coreai_recipes.storage.rows import describe_rows
+from coreai_recipes.storage.shorthand import with_bits
 from coreai_recipes.verification.packaged import packaged_decoder
 
 TABLE = "per_layer_table.bin"
@@ -109,6 +110,16 @@ def test_a_bundle_is_believed_and_compared_with_the_rows_beside_it(gemma4_tiny_b
         manifest["packages"][place] = {**wanted, **changed}
         with pytest.raises(BundleError, match=f"packages.{place}.{said}"):
             typed(Manifest, manifest, "here")
+
+
+def test_scales_may_lie_behind_more_rows_than_32_bits_count(gemma4_tiny_bundle: Path) -> None:
+    """Those of Gemma 4 E2B: 2.3 GB of int8 come before them."""
+    (wanted,) = tables_of(with_bits(load_recipe("gemma4"), 4)).values()
+    manifest = json.loads((gemma4_tiny_bundle / "manifest.json").read_text())
+    place = next(index for index, entry in enumerate(manifest["packages"]) if entry["role"] == "table")
+    manifest["packages"][place] = wanted
+    assert wanted["scales"]["offset"] == 262144 * 35 * 256 > 1 << 31
+    typed(Manifest, manifest, "here")
 
 
 def test_a_file_of_other_rows_is_refused(tmp_path: Path) -> None:
