@@ -34,8 +34,8 @@ def build(
 ) -> None:
     """Build a bundle and verify it.
 
-    With a device, the form of the weights, the layouts and the tokens of a prefill are those that its rules choose,
-    except for what --bits and --set say; what was chosen is printed, with the reason.
+    With --device, the device's rules choose what --bits and --set do not: the
+    form of the weights, the layouts, the tokens of a prefill. All are printed.
     """
     from coreai_recipes import bundle
     from coreai_recipes.report import console

@@ -23,10 +23,10 @@ def device_report(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a bundle on this Mac, or take in a report from a device, and hold it against the bounds.
+    """Measure a bundle on this Mac, or take in a report from a device, and compare it with the bounds.
 
-    Measured are the load and the calls of each function, where MLComputePlan has its operations run, and the memory.
-    The report is kept in the bundle.
+    A report has the time to load and to call each function, the placement of its
+    operations by MLComputePlan, and the memory. The bundle keeps it.
     """
     from coreai_recipes.bundle import Bundle
     from coreai_recipes.bundle.device_reports import keep, take_in

@@ -24,8 +24,9 @@ def plan(
 ) -> None:
     """Print sizes, memory, functions and the engine's rules, before any weight is read.
 
-    A checkpoint is needed only to know the forms of `compress: {default: source}`. With a device: the bounds on its
-    time, what must fit, the setting that mends each broken rule, and what a build for it chooses.
+    With --device, also print bounds on the time of a call, what must fit, the
+    setting that mends each broken rule, and what `build --device` would choose.
+    Only `compress: {default: source}` needs a checkpoint.
     """
     from coreai_recipes.lint.devices import find_device
     from coreai_recipes.planning.plan import make_plan

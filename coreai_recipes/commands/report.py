@@ -18,10 +18,10 @@ def report_(
     out: Annotated[Path, out_option("FILE", "Write the page to FILE.")] = Path("report.html"),
     as_json: JsonOption = False,
 ) -> None:
-    """Write all that is known of bundles on one page: no network, no script, several side by side.
+    """Write one page about a bundle, or about several side by side; it needs no network and no script.
 
-    The page has the recipe, the architecture, dB by layer, ranges, bits and loss by tensor, the engine's rules, the
-    plan and what device reports say.
+    The page shows the recipe, the architecture, dB by layer, ranges, bits and
+    loss by tensor, the engine's rules, the plan and device reports.
     """
     from coreai_recipes.bundle import Bundle
     from coreai_recipes.bundle.facts import facts_of
