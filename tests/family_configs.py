@@ -100,10 +100,15 @@ UNUSUAL: dict[str, Any] = {
     "scale_depth": 0.9,
     "dim_model_base": 18,
     "position_embedding_type": "rope",
+    "conv_L_cache": 5,
+    "block_ffn_dim_multiplier": 1.3,
+    "block_multiple_of": 8,
+    "full_attn_idxs": [1, 4],
     "moe_layer_start_index": 2,
     "moe_layer_end_index": 3,
     "moe_layer_interval": 2,
 }
+CONV = ["conv", "full_attention", "conv", "conv", "full_attention"]
 # What holds a family's values together.
 TOGETHER: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
@@ -111,6 +116,9 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "exaone_moe": {"num_experts": 6},
     "afmoe": {"num_shared_experts": 3},
     "nanochat": {"num_attention_heads": 9},
+    "lfm2": {"layer_types": CONV},
+    "lfm2_moe": {"layer_types": CONV, "num_dense_layers": 1},
+    "lfm3": {"layer_types": ["conv", "sliding_attention", "conv", "full_attention", "sliding_attention"]},
     "bitnet": {"head_dim": 8},  # its norm of what the heads give is hidden_size wide
     "minicpm3": {"num_key_value_heads": 6},
     # transformers wants its Mamba heads to fit, though no layer has one
@@ -152,6 +160,15 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3-yarn": ("deepseek_v3", {"rope_parameters": YARN, "attention_bias": True, "q_lora_rank": None}),
     "granitemoehybrid-rotary": ("granitemoehybrid", {"position_embedding_type": "rope"}),
     "minicpm3-no-factors": ("minicpm3", {"scale_depth": None, "dim_model_base": None, "v_head_dim": 14}),
+    "lfm2-adjusted": (
+        "lfm2",
+        {"block_ffn_dim_multiplier": 1.3, "block_multiple_of": 8, "full_attn_idxs": [1, 4], "layer_types": None},
+    ),
+    "afmoe-every-third": ("afmoe", {"global_attn_every_n_layers": 3}),
+    "ernie4_5_moe-in-the-middle": ("ernie4_5_moe", {"moe_layer_start_index": 2, "moe_layer_end_index": 3}),
+    "exaone_moe-two-dense": ("exaone_moe", {"first_k_dense_replace": 2}),
+    "flint-dense-ends": ("flint", {"mlp_only_layers": [0, 3]}),
+    "lfm3-no-sandwich": ("lfm3", {"use_sandwich_norm": False, "use_attention_gate": False, "attention_bias": True}),
     "youtu-halves": ("youtu", {"rope_interleave": False, "rope_parameters": YARN}),
     "mistral-full": ("mistral", {"sliding_window": None}),
     "qwen2-from-a-layer-on": ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}),

@@ -11,6 +11,7 @@ from coreai_recipes.decoder.model import fill
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.primitives.head import Head
 from coreai_recipes.primitives.projection import Projection
+from coreai_recipes.primitives.short_conv import Taps
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.weights.binding import Binding, ParameterInfo, bind
 from coreai_recipes.weights.folding import stored_as
@@ -101,6 +102,8 @@ def checkpoint_shapes(module: StackModule) -> dict[str, tuple[int, ...]]:
         is_matrix = isinstance(owner, Projection | Head) or getattr(owner, "rows", None) is not None
         if is_matrix and len(shape) == 4:
             shape = shape[:2]
+        elif isinstance(owner, Taps) and len(shape) == 4 and shape[2] > 1:
+            shape = (shape[1], 1, shape[2])
         elif name in module.whole_numbers or (len(shape) > 2 and parameter.numel() == max(shape)):
             shape = (parameter.numel(),)
         shapes[name] = shape

@@ -20,7 +20,7 @@ from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
-from coreai_recipes.recipe.schema import Attention, LatentAttention
+from coreai_recipes.recipe.schema import Attention, LatentAttention, ShortConvolution
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,13 @@ def draft_flops(draft: Draft) -> int:
     return layers + around + 2 * tokens * draft.spec.hidden_size
 
 
-def _layer_flops(layer: Layer, attention: Attention | LatentAttention, queries: int, rows: int) -> int:
-    scores_and_mixing = 4 * attention.num_heads * attention.head_dim * rows
+def _layer_flops(
+    layer: Layer, attention: Attention | LatentAttention | ShortConvolution, queries: int, rows: int
+) -> int:
+    if isinstance(attention, ShortConvolution):
+        scores_and_mixing = 2 * attention.taps * attention.channels * (rows + 1)
+    else:
+        scores_and_mixing = 4 * attention.num_heads * attention.head_dim * rows
     experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, Mixture))
     return int(queries * (_projection_flops(layer) + scores_and_mixing) + experts)
 

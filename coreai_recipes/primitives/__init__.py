@@ -1,6 +1,6 @@
 """The torch modules that recipes are composed of: one file a noun, one implementation each, registered by kind."""
 
-from coreai_recipes.primitives import attention, embedding, experts, head, latent, mlp, norm, rotary
+from coreai_recipes.primitives import attention, embedding, experts, head, latent, mlp, norm, rotary, short_conv
 from coreai_recipes.primitives.registry import primitive, register, registered
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "register",
     "registered",
     "rotary",
+    "short_conv",
 ]

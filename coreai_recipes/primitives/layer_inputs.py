@@ -19,7 +19,8 @@ class LayerInputs:
     """Each field is a port of a layer's fragment, under its own name; None where a call or a kind has none.
 
     Attributes:
-        mask: 0 where a query sees a key, as `AttentionCore.attend` has it.
+        mask: 0 where a query sees a key, as `AttentionCore.attend` has it; a short convolution's is 1 where a tap sees
+            an input, as `short_conv.shifts` has it.
         cos, sin: of each pair that turns, (1, R/2, 1, S).
         temperature: a factor of queries, (1, 1, 1, S).
         first: written are the rows of a state from this one on, (1,).

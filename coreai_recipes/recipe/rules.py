@@ -76,7 +76,31 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
             f"context {context} is shorter than the window {window}: the window would never slide",
             f"raise export.context to {window} or more, or use `kind: full`, which is the same within {context}",
         )
+    if value_at(kind, "attention", "kind") == "short_conv":
+        yield from _convolution_problems(recipe, kind_at, kind)
     yield from _sharing_problems(recipe, kind_at, kind)
+
+
+def _convolution_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    """A convolution is as wide as the hidden state, and turns nothing."""
+    channels, hidden_size = (
+        integer_at(kind, "attention", "channels"),
+        integer_at(recipe, str(kind_at[0]), "hidden_size"),
+    )
+    at: Location = (*kind_at, "attention", "channels")
+    if channels and hidden_size and channels != hidden_size:
+        yield Problem(at, "channels-differ", f"{channels}, and hidden_size is {hidden_size}", f"write {hidden_size}")
+    elif channels and channels % 2:
+        yield Problem(at, "channels-odd", f"{channels} is odd: its state holds them in two halves")
+    rotary = value_at(kind, "rotary", "kind")
+    if rotary is not None and rotary != "none":
+        yield Problem(
+            (*kind_at, "rotary", "kind"), "convolution-turns", f"{rotary}: a convolution turns nothing", "write `none`"
+        )
+    taps, context = integer_at(kind, "attention", "taps"), integer_at(recipe, "export", "context")
+    if taps and context and taps > context:
+        at = (*kind_at, "attention", "taps")
+        yield Problem(at, "taps-context", f"{taps} taps see more than the context {context}")
 
 
 def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:

@@ -200,6 +200,8 @@ def is_of_draft(name: str) -> bool:
 
 
 def is_matrix(name: str, shape: Shape) -> bool:
-    """Whether a parameter multiplies or is looked up: no norm, whatever it goes over, and no bias of experts."""
+    """Whether a parameter multiplies or is looked up: no norm, whatever it goes over, no bias of experts, and none of
+    the few taps of a convolution's channels."""
     owner, _, leaf = name.rpartition(".")
-    return sum(size > 1 for size in shape) > 1 and not owner.endswith("norm") and not leaf.endswith("bias")
+    multiplies = not owner.endswith(("norm", "attention.conv")) and not leaf.endswith("bias")
+    return multiplies and sum(size > 1 for size in shape) > 1

@@ -23,6 +23,7 @@ from coreai_recipes.verification.reference_config import make_config
 from coreai_recipes.verification.reference_weights import Weights
 from coreai_recipes.verification.ties import ExpertChoice, TopK
 
+MIXERS = ("Attention", "Attention2", "ShortConv")  # ends of the names of what mixes positions, in transformers
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
 # Where `_recording_attention` leaves what it is given: (attention module, query, key, the factor of the scores).
@@ -181,7 +182,7 @@ class Reference:
         records = _records.get()
         if records and records[-1][0] is module:
             self._attention = first(output)
-        elif not records and type(module).__name__.endswith(("Attention", "Attention2")):
+        elif not records and type(module).__name__.endswith(MIXERS):
             # BLOOM's attention adds the residual itself
             arguments = inspect.signature(module.forward).bind(*given, **named).arguments
             residual = arguments.get("residual")

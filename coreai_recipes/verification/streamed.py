@@ -61,13 +61,13 @@ class StreamedDecoder:
         layer = self.decoder.layers[index]
         found: dict[str, Tensor] = {}
         attention: nn.Module = layer.attention  # type: ignore[assignment]
-        watched = {"query": attention.rotated_query, "attention": attention}
+        watched = {"attention": attention, **_places(attention, "rotated_query")}
         owner = self.decoder.front.owners[layer.kind]  # type: ignore[index]
         if owner == layer.kind:
-            watched["key"] = attention.rotated_key
+            watched |= _places(attention, "rotated_key")
             self._caches[owner] = NoCache()
         of_layer = None if self._per_layer is None else slice_of(self._per_layer, torch.tensor([index]))
-        with self._filled(index), _watch(watched, found), agreeing(layer), torch.inference_mode():  # type: ignore[arg-type]
+        with self._filled(index), _watch(watched, found), agreeing(layer), torch.inference_mode():
             given = self._inputs[layer.kind]  # type: ignore[index]
             output = layer(x, given, self._caches[owner], of_layer)
             found["output"] = by_position(output)
@@ -119,6 +119,12 @@ class StreamedDecoder:
 
     def _read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
         return self.weights[name].read_rows(rows).float()
+
+
+def _places(attention: nn.Module, name: str) -> dict[str, nn.Module]:
+    """The place of that name where queries or keys can be looked at, by what they are; a convolution has none."""
+    found = dict(attention.named_children()).get(name)
+    return {} if found is None else {name.removeprefix("rotated_"): found}
 
 
 def by_position(x: Tensor) -> Tensor:

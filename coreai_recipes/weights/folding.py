@@ -9,6 +9,11 @@ from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import MODEL, GatedMLP, LatentAttention, LayerKind, LayerNorm, Recipe, RMSNorm, Stack
 from coreai_recipes.weights.rewrite import Rewrite
 
+# what reads the residual stream in each block, and what writes to it; `input` and `last` are a short convolution's
+FIRST_OF_ATTENTION = ("q", "k", "v", "output_gate", "input")
+LAST_OF_BLOCKS = (("attention", "o"), ("attention", "last"), ("mlp", "down"))
+LAST_NORMS = (("attention_post_norm",), ("mlp_post_norm",))
+
 
 def stored_as(recipe: Recipe, name: str, form: Form, key: str = MODEL) -> Rewrite:
     """How the parameter `name` of the recipe's stack `key`, in `form`, comes from the checkpoint's tensor."""
@@ -94,9 +99,7 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
         return 1.0
     placement, owner = stack.placement_of(kind), tuple(parts[:-1])
     normed_behind = placement in NORMED_BEHIND
-    last_of_blocks = (
-        (("attention_post_norm",), ("mlp_post_norm",)) if normed_behind else (("attention", "o"), ("mlp", "down"))
-    )
+    last_of_blocks = LAST_NORMS if normed_behind else LAST_OF_BLOCKS
     if not normed_behind and parts[0] == "mlp" and parts[-1].startswith("down"):
         return scale  # of experts
     if not normed_behind and parts[:3] == ["mlp", "shared", "down"]:
@@ -105,7 +108,7 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
         return scale
     readers = [("per_layer", "gate")]
     if placement == "post":
-        readers += [("attention", part) for part in ("q", "k", "v", "output_gate")] + [("mlp", "gate"), ("mlp", "up")]
+        readers += [("attention", part) for part in FIRST_OF_ATTENTION] + [("mlp", "gate"), ("mlp", "up")]
     return 1 / scale if owner in readers and parts[-1] == "weight" else 1.0
 
 

@@ -9,6 +9,7 @@ from families import FAMILIES, Pair, llama, mistral
 from figures import psnr
 from test_latent import CASES as LATENT
 from test_latent import case as latent_case
+from test_short_conv import both as both_convolutions
 from torch import Tensor
 
 from coreai_recipes.primitives.cache import NoCache
@@ -63,6 +64,11 @@ def of_kind(kind: str, make: Callable[[], Pair]) -> Callable[[], list[Compare]]:
 
 PARITY: dict[str, dict[str, Callable[[], list[Compare]]]] = {
     "latent": {name: lambda name=name: latent_case(name)() for name in LATENT},  # test_latent.py has more
+    "short_conv": {  # test_short_conv.py has more
+        "lfm2": lambda: [both_convolutions(3, False)],
+        "lfm2_biased": lambda: [both_convolutions(3, True)],
+        "seven_taps": lambda: [both_convolutions(7, False)],
+    },
     "full": {
         "llama": of_kind("full", FAMILIES["llama"]),
         "llama_biased_everywhere": of_kind("full", FAMILIES["llama_biased"]),

@@ -299,3 +299,33 @@ def test_latent_heads_that_do_not_turn_are_run(small, load):
     shapes = {name: parameter.shape for name, parameter in decoder.named_parameters()}
     fill(decoder, lambda name: torch.ones(shapes[name]))
     assert decoder(torch.tensor([[1, 2, 3]])).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("attention", "rotary", "message"),
+    [
+        (
+            {"channels": 64, "taps": 3},
+            "none",
+            "model.kinds.conv.attention.channels: 64, and hidden_size is 32\n  write 32",
+        ),
+        ({"channels": 32, "taps": 63}, "none", "model.kinds.conv.attention.taps: 63 taps see more than the context 62"),
+        (
+            {"channels": 32, "taps": 3},
+            "full",
+            "model.kinds.conv.rotary.kind: full: a convolution turns nothing\n  write `none`",
+        ),
+    ],
+)
+def test_a_convolution_fits_the_hidden_state_and_turns_nothing(attention, rotary, message):
+    kind = {"attention": {"kind": "short_conv", **attention}, "rotary": {"kind": rotary}}
+    recipe = {"model": {"hidden_size": 32, "kinds": {"conv": kind}, "layers": ["conv"]}, "export": {"context": 62}}
+    found = [problem for problem in find_problems(recipe) if problem.location[:3] == ("model", "kinds", "conv")]
+    said = [".".join(map(str, p.location)) + f": {p.message}" + (f"\n  {p.hint}" if p.hint else "") for p in found]
+    assert said == [message]
+
+
+def test_an_odd_number_of_channels_has_no_halves():
+    kind = {"attention": {"kind": "short_conv", "channels": 33, "taps": 3}, "rotary": {"kind": "none"}}
+    (problem,) = find_problems({"model": {"hidden_size": 33, "kinds": {"conv": kind}, "layers": ["conv"]}})
+    assert problem.message == "33 is odd: its state holds them in two halves"

@@ -70,9 +70,13 @@ class CallShape:
         return state.rows + self.tokens if joins_new else state.rows
 
     def mask_shape(self, kind: str) -> tuple[int, int, int, int]:
-        """(1, K, 1, S), or (G, K, H/G, S) where heads see differently; keys last: (1, 1, 1, K) or (1, G, H/G, K)."""
+        """(1, K, 1, S), or (G, K, H/G, S) where heads see differently; keys last: (1, 1, 1, K) or (1, G, H/G, K).
+
+        Of a short convolution, (1, 1, K, T * S)."""
         rows, attention = self.seen_rows(kind), self.front.kinds[kind].attention
         asked, G, shared = self.tokens_of(kind), 1, 1
+        if self.front.taps(kind):
+            return (1, 1, rows, self.front.taps(kind) * asked)
         if attention.alibi is not None:
             G, shared = attention.num_kv_heads, attention.num_heads // attention.num_kv_heads
         return (1, G, shared, rows) if self.front.puts_keys_last(rows, asked) else (G, rows, shared, asked)
@@ -121,12 +125,12 @@ class CallShape:
         return self._first(kind, likeness)
 
     def mask_group(self, kind: str) -> str:
-        """The first kind with the same rows, window and slopes: kinds that see alike share their mask."""
+        """The first kind with the same rows, window, slopes and taps: kinds that see alike share their mask."""
 
         def likeness(name: str) -> tuple[object, ...]:
             state = self.front.state(name)
             apart = self.reads_after(name) and (self.sharing == "last" or state.window is not None)
-            return state.rows, state.window, apart, self.front.slopes(name)
+            return state.rows, state.window, apart, self.front.slopes(name), self.front.taps(name)
 
         return self._first(kind, likeness)
 

@@ -18,7 +18,8 @@ from coreai_recipes.primitives.cache import (
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import PerLayerInput
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
-from coreai_recipes.recipe.schema import Recipe, Temperature
+from coreai_recipes.primitives.short_conv import shifts
+from coreai_recipes.recipe.schema import Recipe, ShortConvolution, Temperature
 
 
 class Front(nn.Module):
@@ -81,6 +82,11 @@ class Front(nn.Module):
         """What the slopes of a kind's heads are made of."""
         spec = self.kinds[name].attention
         return None if spec.alibi is None else (spec.alibi, spec.num_heads, spec.num_kv_heads, spec.score_scale)
+
+    def taps(self, name: str) -> int:
+        """How many taps the convolution of a kind has; 0 where it has none."""
+        spec = self.kinds[name].attention
+        return spec.taps if isinstance(spec, ShortConvolution) else 0
 
     def puts_keys_last(self, keys: int, queries: int) -> bool:
         """Whether scores have their keys on the last axis; one query's one score lies either way."""
@@ -171,6 +177,8 @@ class Front(nn.Module):
     def _see(self, name: str, keys: Tensor, queries: Tensor, window: int | None) -> Tensor:
         """The mask of the positions `queries` over the positions `keys`, and how scores fall with distance."""
         keys_last, spec = self.puts_keys_last(keys.shape[0], queries.shape[0]), self.kinds[name].attention
+        if isinstance(spec, ShortConvolution):
+            return shifts(keys, queries, spec.taps)
         hidden = mask(keys, queries, window, keys_last)
         if spec.alibi is None:
             return hidden

@@ -54,6 +54,14 @@ def divisor_of(rule: FieldRule, config: Mapping[str, Any], family: Family) -> fl
     return float(math.sqrt(value) if rule.over.startswith("sqrt ") else value)
 
 
+def adjust(rule: FieldRule, value: Any, config: Mapping[str, Any], family: Family) -> Any:
+    """A width as transformers' LFM2 makes it of the field, where the rule says so."""
+    if rule.adjusted is None or not value_in(config, rule.adjusted.when, family):
+        return value
+    factor, multiple = (value_in(config, name, family) for name in (rule.adjusted.times, rule.adjusted.multiple))
+    return multiple * -(-int(factor * int(2 * value / 3)) // multiple)
+
+
 def layers_of(
     trait: str, count: int, config: Mapping[str, Any], family: Family, known: list[dict[str, str]]
 ) -> list[str]:

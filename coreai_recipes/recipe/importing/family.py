@@ -168,6 +168,7 @@ class Family(Rule):
         for rule in self.fields.values():
             named |= {*rule.when, *(fields_in(rule.absent) if rule.absent else ())}
             named |= {rule.over.removeprefix("sqrt ")} if rule.over else set()
+            named |= {*rule.adjusted.model_dump().values()} if rule.adjusted else set()
         named |= {name for expression in self.derived.values() for name in fields_in(expression)}
         for row in (row for rows in self.switches.values() for row in rows):
             named |= set(row.given)

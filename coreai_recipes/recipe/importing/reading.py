@@ -12,7 +12,15 @@ from coreai_recipes.recipe.importing.checking import (
     judge_value,
     shown,
 )
-from coreai_recipes.recipe.importing.conditions import Unreadable, divisor_of, evaluate, holds, layers_of, value_in
+from coreai_recipes.recipe.importing.conditions import (
+    Unreadable,
+    adjust,
+    divisor_of,
+    evaluate,
+    holds,
+    layers_of,
+    value_in,
+)
 from coreai_recipes.recipe.importing.family import Family, key_of, spread
 from coreai_recipes.recipe.importing.layer_pattern import shortest_layers
 from coreai_recipes.recipe.importing.paths import get_path, set_path
@@ -180,8 +188,11 @@ class _Reader:
         for field_name, rule in active:
             self.set_late(kind, name, field_name, rule, config)
         for trait, value in traits.items():
-            for path, setting in self.family.layers[trait].values[value].set.items():
+            is_so = self.family.layers[trait].values[value]
+            for path, setting in is_so.set.items():
                 self.put(kind, name, path, setting)
+            for path, expression in is_so.derived.items():
+                self.put(kind, name, path, evaluate(expression, config, self.family))
         if get_path(kind, "rotary.kind") == "none":
             kind["rotary"] = {"kind": "none"}
         attention = kind.get("attention", {})
@@ -199,7 +210,7 @@ class _Reader:
         if value is None:
             self.problems.append(f"{field_name}: null, and layers of kind {name} need it")
             return
-        divisor = divisor_of(rule, config, self.family)
+        value, divisor = adjust(rule, value, config, self.family), divisor_of(rule, config, self.family)
         for path in rule.sets:
             if not path.endswith("?"):
                 self.put(kind, name, path, to_recipe(rule, value, divisor), field_name)
@@ -211,7 +222,7 @@ class _Reader:
         value = value_in(config, field_name, self.family)
         if rule.doubles and value is True:
             self.put(kind, name, rule.doubles, 2 * get_path(kind, rule.doubles), field_name)
-        divisor = divisor_of(rule, config, self.family)
+        value, divisor = adjust(rule, value, config, self.family), divisor_of(rule, config, self.family)
         for path in rule.sets:
             bare = path.removesuffix("?")
             holder = bare.rpartition(".")[0]

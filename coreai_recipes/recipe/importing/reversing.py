@@ -246,6 +246,8 @@ class _Reverser:
         if rule.doubles is not None:
             self.config[name] = self.is_doubled(rule, traits)
             return
+        if rule.adjusted is not None:
+            self.config[rule.adjusted.when] = False
         for path in rule.sets:
             values = self.values_at(path.removesuffix("?"), name, rule, traits)
             if not values:

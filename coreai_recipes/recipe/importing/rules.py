@@ -16,6 +16,15 @@ class Rule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
+class Adjusted(Rule):
+    """Two thirds of a width, times one field, rounded up to a multiple of another, where a third is true: how LFM2 says
+    the width of its MLP."""
+
+    when: str
+    times: str
+    multiple: str
+
+
 class FieldRule(Rule):
     """One field of config.json.
 
@@ -27,6 +36,7 @@ class FieldRule(Rule):
         absent: what null stands for: another field, `one // other` or `one * other`, each a field or a number.
         via: the recipe has the field to the power -1/2, or one over it.
         over: the recipe has the field divided by this one, or by its root: `sqrt num_hidden_layers`.
+        adjusted: how the recipe's width is made of it; written back as it is, with the flag false.
         doubles: a path whose value is doubled when the field is true.
         when: other fields and what they must be, for this one to mean anything; `on` and `off` are words for it.
         of: the layers that it is for, by what they differ in.
@@ -41,6 +51,7 @@ class FieldRule(Rule):
     absent: str | None = None
     via: Literal["inverse_sqrt", "inverse"] | None = None
     over: str | None = None
+    adjusted: Adjusted | None = None
     doubles: str | None = None
     when: Settings = {}
     of: dict[str, str] = {}
@@ -132,11 +143,13 @@ class TraitValue(Rule):
     Attributes:
         name: its part of the kind's name, when that is not the value itself; empty for none.
         set: the paths that make a layer this.
+        derived: the paths that then take what other fields make.
         shares: the layers read the cache of the kind that is this instead, and alike otherwise.
     """
 
     name: str | None = None
     set: Settings = {}
+    derived: dict[str, str] = {}
     shares: str | None = None
 
 

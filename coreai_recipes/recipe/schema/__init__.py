@@ -13,6 +13,7 @@ from coreai_recipes.recipe.schema.attention import (
     Norm,
     QKNorm,
     RMSNorm,
+    ShortConvolution,
     SlidingAttention,
     Temperature,
 )
@@ -166,6 +167,7 @@ __all__ = [
     "Scaling",
     "Share",
     "SharedExpert",
+    "ShortConvolution",
     "SlidingAttention",
     "Spec",
     "Stack",

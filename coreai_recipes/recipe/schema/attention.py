@@ -196,4 +196,44 @@ class LatentAttention(Spec):
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
 
-AttentionKind = Annotated[FullAttention | SlidingAttention | LatentAttention, Open("attention")]
+class ShortConvolution(Spec):
+    """No attention, but a causal convolution over a few positions: o(c * conv(b * x)), where b, c and x are thirds of a
+    projection of the hidden state and each channel has taps of its own (LFM2).
+
+    What it keeps between calls is b * x of the last positions, in rows by position, as a sliding attention keeps keys
+    and values: half of the channels as the one, half as the other.
+    """
+
+    kind: Literal["short_conv"]
+    channels: HiddenSize = Field(description="channels of the convolution: an even number, and hidden_size")
+    taps: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
+        description="positions that an output sees, including its own (conv_L_cache); LFM2 uses 3, LFM3 7"
+    )
+    bias: Flag = Field(default=False, description="add biases to the convolution and to both projections (conv_bias)")
+
+    # what this kind never has; one head whose keys and values are halves of the channels
+    num_heads: ClassVar[int] = 1
+    num_kv_heads: ClassVar[int] = 1
+    score_scale: ClassVar[float] = 1.0
+    qk_norm: ClassVar[QKNorm | None] = None
+    v_norm: ClassVar[bool] = False
+    k_eq_v: ClassVar[bool] = False
+    softcap: ClassVar[float | None] = None
+    sinks: ClassVar[bool] = False
+    clip: ClassVar[float | None] = None
+    temperature: ClassVar[Temperature | None] = None
+    alibi: ClassVar[Alibi | None] = None
+    output_gate: ClassVar[OutputGate | None] = None
+    out_norm: ClassVar[Norm | None] = None
+    shares_kv_with: ClassVar[str | None] = None
+
+    @property
+    def head_dim(self) -> int:
+        return self.channels // 2
+
+    @property
+    def rotary_dim(self) -> int:
+        return self.head_dim
+
+
+AttentionKind = Annotated[FullAttention | SlidingAttention | LatentAttention | ShortConvolution, Open("attention")]
