@@ -92,12 +92,16 @@ def build(
     check_place(target)  # what is there may be kept: said before anything is downloaded, let alone converted
     recipe, sources = find_sources(recipe, {MODEL: checkpoint, DRAFT: draft})
     source = sources[MODEL]
-    # on threads of their own, while torch is being imported
+    from coreai_recipes.checkpoint.kept_tokenizer import KeptTokenizer
+    from coreai_recipes.export.cache import FragmentCache, default_root
+
+    cache = FragmentCache(default_root() if cached else None)
+    tokenizer = KeptTokenizer(source, cache)
+    # beside the import of torch, in a process and on threads of their own
+    tokenizer.ask_ahead()
     digests = {key: each.start_digests() for key, each in sources.items()}
-    from coreai_recipes.checkpoint.kept_tokenizer import write_tokenizer
     from coreai_recipes.checkpoint.tokenizer_files import check_ids
     from coreai_recipes.decoder.filling import left_out, settle_head
-    from coreai_recipes.export.cache import FragmentCache, default_root
     from coreai_recipes.planning.contract import hold_manifest
     from coreai_recipes.storage.budget import bits_over
     from coreai_recipes.storage.parameters import raw_tables, stored_parameters
@@ -127,8 +131,7 @@ def build(
     composed = compose(recipe, sources)
     source.check_tokenizer(recipe.model.vocab_size)
     with staged_folder(target) as folder:
-        cache = FragmentCache(default_root() if cached else None)
-        write_tokenizer(source, folder, cache)
+        tokenizer.write(folder)
         tokens = read_tokens(folder)
         check_ids(tokens, folder, recipe.model.vocab_size, source.place)
         if not tokens.end_tokens:
@@ -140,6 +143,7 @@ def build(
         if over is not None:
             raise OverBudget(over)
         _check_space(folder, target.parent, stored.bytes + raw_tables(composed.stacks).bytes)
+        looked_at = _looked_at(recipe, list(tokens.end_tokens))
         fitted: dict[str, Fitted] = {}
         if stored_parameters(composed.stacks[:1]).calibrates:
             fitted, said = _fit(recipe, source, folder, resolved, progress)
@@ -147,7 +151,7 @@ def build(
 
         def write(recipe: Recipe) -> Written:
             modules = composed if recipe is composed.recipe else compose(recipe, sources)
-            return write_package(modules, folder / PACKAGE, cache, progress, fitted)
+            return write_package(modules, folder / PACKAGE, cache, progress, fitted, looked_at)
 
         written = write_first(composed, write, measures)
         recipe = written.composed.recipe
@@ -159,7 +163,7 @@ def build(
             if recipe.export.host == "anemll":
                 for name, text in anemll.files_of(anemll_form(recipe), PACKAGE, list(tokens.end_tokens)).items():
                     (folder / name).write_text(text)
-            manifest = _manifest(written, facts, list(tokens.end_tokens), folder)
+            manifest = _manifest(written, facts, looked_at, folder)
             # nothing is installed that could not be opened
             hold_manifest(typed(Manifest, manifest, f"{target}: {MANIFEST}"), written.composed.recipe, str(target))
             return manifest
@@ -169,7 +173,7 @@ def build(
             written = write(recipe)
 
         manifest = describe()
-        held = hold_rules(recipe, written.opened, folder, manifest, notes)
+        held = hold_rules(recipe, written.lint, notes)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
             subject = _subject(recipe, sources, folder / PACKAGE, progress)
@@ -180,7 +184,7 @@ def build(
             if figures:
                 notes += (f"{FIELD}: {figures['scale']:g}, {in_words(figures)}",)
                 manifest = describe() | {"residual_scale": figures}
-                held = hold_rules(written.composed.recipe, written.opened, folder, manifest, notes)
+                held = hold_rules(written.composed.recipe, written.lint, notes)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     unused = tuple(left_out(composed.bindings, source))
@@ -246,7 +250,13 @@ def _origin_of(source: "Checkpoint", digests: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[int], folder: Path) -> dict[str, Any]:
+def _looked_at(recipe: Recipe, eos_token_ids: list[int]) -> dict[str, Any]:
+    """What rules look at of the manifest: all of it is known before a weight is read."""
+    versions = {name: version(name) for name in PINNED}
+    return {"versions": versions, "vocab_size": recipe.model.vocab_size, "eos_token_ids": eos_token_ids}
+
+
+def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a host needs. Nothing in it depends on when or where it was built."""
     recipe, exported, costs = written.composed.recipe, written.exported, written.costs
     pieces = Pieces(recipe.model.vocab_size)
@@ -284,9 +294,9 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
         "name": recipe.name,
         "recipe_sha256": digest_of(folder / RECIPE),
         "checkpoint": checkpoint,
-        "versions": {name: version(name) for name in PINNED},
+        "versions": looked_at["versions"],
         "context": recipe.export.context,
-        "vocab_size": recipe.model.vocab_size,
+        "vocab_size": looked_at["vocab_size"],
         **({"host": recipe.export.host} if recipe.export.host else {}),
         "logits": {"pieces": pieces.count, "columns": pieces.columns},
         **({"rotary": recipe.rotary_choices} if recipe.rotary_choices else {}),
@@ -296,7 +306,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], eos_token_ids: list[
         ],
         "states": states,
         "carried": None,
-        "eos_token_ids": eos_token_ids,
+        "eos_token_ids": looked_at["eos_token_ids"],
         "tokens": TOKENS,
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": exported.digests.get(name) or digest_of(path)}

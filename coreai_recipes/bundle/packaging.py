@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.recipe import Recipe
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from coreai_recipes.decoder.stack import StackModule
     from coreai_recipes.export.cache import FragmentCache
     from coreai_recipes.export.reporting import Exported, Progress
-    from coreai_recipes.lint.reading import LintInput
+    from coreai_recipes.lint.findings import Lint
     from coreai_recipes.storage.fitted import Fitted
     from coreai_recipes.weights.binding import Binding
 
@@ -34,13 +34,13 @@ class Composed:
 
 @dataclass(frozen=True)
 class Written:
-    """A package as it was written: what made it, what the export says of it, what its calls cost, and its program as
-    rules see it."""
+    """A package as it was written: what made it, what the export says of it, what its calls cost, and which rules its
+    program breaks."""
 
     composed: Composed
     exported: "Exported"
     costs: Costs
-    opened: "LintInput"
+    lint: "Lint"
 
 
 def compose(recipe: Recipe, sources: "Mapping[str, Checkpoint]") -> Composed:
@@ -62,11 +62,16 @@ def write_package(
     cache: "FragmentCache",
     progress: "Progress | None",
     fitted: "Mapping[str, Fitted]",
+    facts: "Mapping[str, Any]",
 ) -> Written:
-    """Write the package, in place of what a composition before it has written there. Parameters of `fitted` were
-    encoded before."""
+    """Write the package, in place of what a composition before it has written there.
+
+    Parameters of `fitted` were encoded before; rules look at these `facts` of the manifest.
+    """
+    from coreai_recipes.bundle.ruling import find_broken
     from coreai_recipes.decoder.model import table_file
     from coreai_recipes.lint.reading import open_package
+    from coreai_recipes.storage.parameters import stored_parameters
     from coreai_recipes.targets.coreml.exporter import export_package
 
     if package.exists():
@@ -74,11 +79,12 @@ def write_package(
         for name in [name for stack in composed.stacks for name in stack.tables]:
             (package.parent / table_file(name)).unlink(missing_ok=True)
     costs: Costs = {}
-    opened: list[LintInput] = []
+    found: list[Lint] = []
 
     def look(written: Path) -> None:  # beside the weights, which need no interpreter
         costs.update(_kept_costs(written, cache))
-        opened.append(open_package(written))
+        sizes = stored_parameters(composed.stacks).file_bytes
+        found.append(find_broken(composed.recipe, open_package(written), written.parent, sizes, facts))
 
     exported = export_package(
         composed.stacks,
@@ -89,7 +95,7 @@ def write_package(
         on_program=look,
         fitted=fitted,
     )
-    return Written(composed, exported, costs, opened[0])
+    return Written(composed, exported, costs, found[0])
 
 
 def _kept_costs(package: Path, cache: "FragmentCache") -> Costs:

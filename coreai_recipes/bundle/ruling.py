@@ -1,5 +1,6 @@
 """The engine's rules in a build: what the package breaks is said, and for a device that the recipe names it fails."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +20,27 @@ class RuleError(Exception):
         self.lint, self.notes = lint, notes
 
 
-def hold_rules(
-    recipe: Recipe, opened: "LintInput", folder: Path, manifest: dict[str, Any], notes: tuple[str, ...] = ()
+def find_broken(
+    recipe: Recipe, opened: "LintInput", folder: Path, weight_bytes: int, facts: Mapping[str, Any]
 ) -> "Lint":
-    """What the package breaks, which was `opened` before its weights were all there.
+    """What a package breaks whose program is `opened`, while its weights are still to come.
 
-    Raises RuleError for an error where the recipe names a device, unless it allows it.
+    `facts` are those of the manifest that rules look at.
     """
     from coreai_recipes.lint.devices import find_device
     from coreai_recipes.lint.findings import lint
-    from coreai_recipes.lint.reading import tokenizer_files, weight_files
+    from coreai_recipes.lint.reading import tokenizer_files
+    from coreai_recipes.storage.layout import FILE
 
     export = recipe.export
-    opened.files = weight_files(folder / opened.name)
-    opened.manifest, opened.tokenizer, opened.units = manifest, tokenizer_files(folder), export.compute_units
-    found = lint(opened, None if export.device is None else find_device(export.device), allow=export.allowed)
-    if export.device is not None and found.has_errors:
+    opened.files = {FILE.as_posix(): weight_bytes}
+    opened.manifest, opened.tokenizer, opened.units = dict(facts), tokenizer_files(folder), export.compute_units
+    return lint(opened, None if export.device is None else find_device(export.device), allow=export.allowed)
+
+
+def hold_rules(recipe: Recipe, found: "Lint", notes: tuple[str, ...] = ()) -> "Lint":
+    """`found`, of a package that is written. Raises RuleError for an error where the recipe names a device, unless it
+    allows it."""
+    if recipe.export.device is not None and found.has_errors:
         raise RuleError(found, notes)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +93,13 @@ class Checkpoint(ABC):
     def write_tokenizer(self, folder: Path) -> None:
         """Put tokenizer.json, tokenizer_config.json, generation_config.json, the chat template and tokens.json, which
         holds what transformers knows beyond them, into `folder`."""
+
+    def asking_tokenizer(self) -> Sequence[str] | None:
+        """The command that asks transformers for the tokenizer and prints what `write_tokenizer` would write.
+
+        None where transformers is not asked, or has been imported here.
+        """
+        return None
 
     def check_tokenizer(self, rows: int) -> None:
         """Raise CheckpointError for a tokenizer of which nothing can be made, or whose ids are beyond the table's

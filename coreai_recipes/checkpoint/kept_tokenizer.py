@@ -2,7 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -27,28 +30,61 @@ class Cache(Protocol):
     def put(self, key: str, data: bytes) -> None: ...
 
 
-def write_tokenizer(source: Checkpoint, folder: Path, cache: Cache) -> None:
-    """`source.write_tokenizer` into the empty `folder`, or what it wrote from the same files with the same versions.
+class KeptTokenizer:
+    """What `source.write_tokenizer` writes, or what it wrote from the same files with the same versions.
 
     A failure is not kept. Verification asks transformers anew, and compares.
     """
-    beside = source.folder()
-    key = None if beside is None else _key(source, beside)
-    if beside is None or key is None:
-        source.write_tokenizer(folder)
-        return
-    data = cache.get(key)
-    if data is None:
-        source.write_tokenizer(folder)
-        cache.put(key, json.dumps(dict(_made(folder, beside))).encode())
-        return
-    for name, text in json.loads(data).items():
-        target = folder / name
-        target.parent.mkdir(exist_ok=True)
-        if text is None:
-            shutil.copyfile(beside / name, target)
-        else:
-            target.write_bytes(text.encode())
+
+    def __init__(self, source: Checkpoint, cache: Cache) -> None:
+        self.source, self.cache = source, cache
+        self._beside = source.folder()
+        self._key = None if self._beside is None else _key(source, self._beside)
+        self._data = None if self._key is None else cache.get(self._key)
+        self._asked: Future[bytes | None] | None = None
+
+    def ask_ahead(self) -> None:
+        """Let a process of its own ask transformers, where nothing is kept: the import of torch, which transformers is
+        spared there, takes as long. A process that fails has no say."""
+        asking = None if self._key is None or self._data is not None else self.source.asking_tokenizer()
+        if asking is not None:
+            self._asked = Future()
+            threading.Thread(target=_ask, args=(asking, self._asked), name="tokenizer", daemon=True).start()
+
+    def write(self, folder: Path) -> None:
+        """Into the empty `folder`."""
+        if self._beside is None or self._key is None:
+            self.source.write_tokenizer(folder)
+            return
+        if self._data is None and self._asked is not None:
+            self._data = self._asked.result()
+            if self._data is not None:
+                self.cache.put(self._key, self._data)
+        if self._data is None:
+            self.source.write_tokenizer(folder)
+            self.cache.put(self._key, pack(folder, self._beside))
+            return
+        for name, text in json.loads(self._data).items():
+            target = folder / name
+            target.parent.mkdir(exist_ok=True)
+            if text is None:
+                shutil.copyfile(self._beside / name, target)
+            else:
+                target.write_bytes(text.encode())
+
+
+def pack(folder: Path, beside: Path) -> bytes:
+    """The files of a folder as JSON; those that are copies of the checkpoint's own by their names alone."""
+    return json.dumps(dict(_made(folder, beside))).encode()
+
+
+def _ask(command: Sequence[str], answer: Future[bytes | None]) -> None:
+    """What the command prints, None where it fails."""
+    try:
+        run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        answer.set_result(run.stdout if run.returncode == 0 else None)
+    except OSError:
+        answer.set_result(None)
 
 
 def _key(source: Checkpoint, beside: Path) -> str | None:

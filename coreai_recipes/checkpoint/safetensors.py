@@ -10,6 +10,7 @@ import io
 import math
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -117,6 +118,12 @@ class SafetensorsCheckpoint(Checkpoint):
         from coreai_recipes.checkpoint.tokenizer_files import write_tokenizer
 
         write_tokenizer(self._folder, folder, self.place, self.eos_token_ids(), self.load_tokenizer())
+
+    def asking_tokenizer(self) -> list[str] | None:
+        from coreai_recipes.checkpoint.asking_tokenizer import command_for
+
+        is_imported = not {"torch", "transformers"}.isdisjoint(sys.modules)
+        return None if is_imported else command_for(self.path, self._hub_source)
 
     def check_tokenizer(self, rows: int) -> None:
         from coreai_recipes.checkpoint.tokenizer_files import check_tokenizer

@@ -1,13 +1,15 @@
 """The tokenizer of a bundle is asked of transformers once for the same files."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from fake_bundle import byte_level_tokenizer
 
 from coreai_recipes.checkpoint import kept_tokenizer
-from coreai_recipes.checkpoint.kept_tokenizer import write_tokenizer
+from coreai_recipes.checkpoint.asking_tokenizer import command_for
+from coreai_recipes.checkpoint.kept_tokenizer import KeptTokenizer
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
 from coreai_recipes.errors import CheckpointError
 
@@ -45,8 +47,12 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def written(checkpoint: Path, target: Path, cache: Kept) -> dict[str, bytes]:
     target.mkdir()
-    write_tokenizer(Counting(checkpoint), target, cache)
-    return {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    KeptTokenizer(Counting(checkpoint), cache).write(target)
+    return files(target)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_second_build_has_the_same_files_and_asks_nobody(checkpoint: Path, tmp_path: Path) -> None:
@@ -93,3 +99,43 @@ def test_too_many_bytes_beside_the_weights_are_not_hashed(
     monkeypatch.setattr(kept_tokenizer, "MOST_BYTES", 100)
     written(checkpoint, tmp_path / "first", cache)
     assert cache == {}
+
+
+class Elsewhere(Counting):
+    """Asks `command` as if nothing had been imported yet."""
+
+    command: list[str]
+
+    def asking_tokenizer(self) -> list[str]:
+        return self.command
+
+
+def test_a_process_of_its_own_without_torch_gives_the_same_files(checkpoint: Path, tmp_path: Path) -> None:
+    here = written(checkpoint, tmp_path / "here", Kept())
+    source, cache = Elsewhere(checkpoint), Kept()
+    source.command = command_for(checkpoint, None)
+    tokenizer = KeptTokenizer(source, cache)
+    tokenizer.ask_ahead()
+    (tmp_path / "there").mkdir()
+    tokenizer.write(tmp_path / "there")
+    assert Counting.asked == 1
+    assert files(tmp_path / "there") == here
+    assert written(checkpoint, tmp_path / "later", cache) == here
+    assert Counting.asked == 1
+
+
+@pytest.mark.parametrize("command", [["no-such-program"], [sys.executable, "-c", "raise SystemExit(3)"]])
+def test_a_process_that_fails_has_no_say(checkpoint: Path, tmp_path: Path, command: list[str]) -> None:
+    source = Elsewhere(checkpoint)
+    source.command = command
+    tokenizer = KeptTokenizer(source, Kept())
+    tokenizer.ask_ahead()
+    (tmp_path / "bundle").mkdir()
+    tokenizer.write(tmp_path / "bundle")
+    assert Counting.asked == 1
+
+
+def test_where_torch_is_imported_no_process_is_started(checkpoint: Path) -> None:
+    import torch  # noqa: F401
+
+    assert SafetensorsCheckpoint(checkpoint).asking_tokenizer() is None
