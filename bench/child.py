@@ -8,14 +8,17 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 PYTHON = sys.executable
 RECIPE = str(Path(sys.executable).with_name("recipe"))
+SAMPLED_SECONDS = 0.02
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 
 
@@ -25,7 +28,8 @@ class ChildError(Exception):
 
 @dataclass(frozen=True)
 class Finished:
-    """A child that ended well: wall seconds, processor seconds, peak resident bytes, and its JSON."""
+    """A child that ended well: wall and processor seconds and peak resident bytes, of it and of all that it started,
+    and its JSON."""
 
     seconds: float
     processor_seconds: float
@@ -48,8 +52,10 @@ def run(
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         started = time.perf_counter()
         child = subprocess.Popen(command, stdout=out, stderr=errors, env={**os.environ, **(env or {})}, cwd=cwd)
+        together = _Together(child.pid)
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - started
+        together.end()
         child.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it again
         out.seek(0), errors.seek(0)
         stdout, stderr = out.read().decode(), errors.read().decode(errors="replace")
@@ -59,10 +65,46 @@ def run(
     return Finished(
         seconds,
         usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss * MAXRSS_BYTES,
+        max(usage.ru_maxrss * MAXRSS_BYTES, together.peak),
         read_result(stdout) if result else None,
         stderr,
     )
+
+
+class _Together:
+    """The most that a process and its descendants were seen to take at once. The system keeps a peak of each process,
+    not of their sum; Linux alone is asked for that, and where a process has no descendants nothing is added."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak = 0
+        self._pid, self._ended = pid, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SAMPLED_SECONDS):
+            self.peak = max(self.peak, sum(map(_resident_bytes, _family(self._pid))))
+
+
+def _family(pid: int) -> list[int]:
+    """A process and its descendants."""
+    found = [pid]
+    for each in found:  # which grows meanwhile
+        with suppress(OSError):
+            for task in Path(f"/proc/{each}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def module(name: str, *arguments: object) -> list[str]:

@@ -207,7 +207,7 @@ def test_ctrl_c_while_building_leaves_the_previous_bundle(tmp_path: Path, tiny_b
     shutil.copytree(tiny_bundle, tmp_path / "tiny-llama")
     before = (tmp_path / "tiny-llama/manifest.json").read_bytes()
     command = "import os, signal, coreai_recipes.targets.coreml.convert as convert\n"
-    command += "convert.convert_fragment = lambda fragment: os.kill(os.getpid(), signal.SIGINT)\n"
+    command += "convert.convert_fragment = lambda fragment, traced: os.kill(os.getpid(), signal.SIGINT)\n"
     command += "from coreai_recipes.cli import main\nmain()"
     arguments = ["build", "tiny-llama", "--checkpoint", str(TINY), "--out", str(tmp_path), "--no-cache", "--no-verify"]
     ended = subprocess.run(

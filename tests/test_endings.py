@@ -31,7 +31,7 @@ sys.meta_path.insert(0, Finder())
 def while_converting(then: str) -> str:
     return f"""
 import os, shutil, signal, coreai_recipes.targets.coreml.convert as convert
-def stop(fragment):
+def stop(fragment, traced):
     {then}
 convert.convert_fragment = stop
 """

@@ -187,7 +187,9 @@ def test_a_change_of_a_plugin_converts_its_fragments_anew(
 
         original = convert.convert_fragment
         with monkeypatch.context() as patch:
-            patch.setattr(convert, "convert_fragment", lambda each: (made.append(each.name), original(each))[1])
+            patch.setattr(
+                convert, "convert_fragment", lambda each, traced: (made.append(each.name), original(each, traced))[1]
+            )
             build(recipe, gated_checkpoint, "dist", verified=False)
         return len(made)
 

@@ -2,40 +2,71 @@
 
 import json
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from torch.jit import ScriptModule
+
 import coreai_recipes
 from coreai_recipes.export.cache import FragmentCache, fingerprint
-from coreai_recipes.export.fragments import Fragment, source_files
+from coreai_recipes.export.fragments import INTEGER, Fragment, Port, source_files, untouched
 from coreai_recipes.export.reporting import Progress
 
 
 def convert_fragments(
     fragments: Mapping[str, Fragment],
     keys: Mapping[str, str],
-    convert: Callable[[Fragment], bytes],
+    convert: Callable[[Fragment, ScriptModule], bytes],
     cache: FragmentCache,
     progress: Progress | None = None,
 ) -> tuple[dict[str, bytes], int]:
-    """Every fragment converted, by name, and how many of them `convert` was asked for; `keys` are the cache's."""
-    made: list[str] = []
+    """Every fragment converted, by name, and how many of them `convert` was asked for; `keys` are the cache's.
 
-    def make(fragment: Fragment) -> bytes:
-        made.append(fragment.name)
-        return convert(fragment)
-
+    All of those are traced before the first is converted: to run a fragment takes more memory than to convert it, and
+    a converter that is not there yet takes none.
+    """
+    kept = {name: cache.get(keys[name]) for name in fragments}
+    traced = {name: trace(fragments[name]) for name, data in kept.items() if data is None}
+    count = len(traced)
     converted: dict[str, bytes] = {}
-    for name, fragment in fragments.items():
+    for name, data in kept.items():
         if progress:
             progress("conversion", len(converted), len(fragments))
-        converted[name] = cache.get_or_make(keys[name], partial(make, fragment))
+        if data is None:
+            data = convert(fragments[name], traced.pop(name))
+            cache.put(keys[name], data)
+        converted[name] = data
     if progress:
         progress("conversion", len(fragments), len(fragments))
-    return converted, len(made)
+    return converted, count
+
+
+def trace(fragment: Fragment) -> ScriptModule:
+    """The fragment run once, on zeros. Its states are as they were, and take no memory again."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of a trace, about this code and not about the user's model
+        traced = torch.jit.trace(fragment.module.eval(), _example(fragment), check_trace=False)
+    for name, port in fragment.states.items():
+        fragment.module.get_buffer(name).data = zeros = untouched(port)
+        setattr(traced, name, zeros)
+    return traced
+
+
+def _example(fragment: Fragment) -> tuple[Tensor, ...]:
+    """Inputs to trace with. A zero-stride view stands for each weight, so that none takes memory."""
+
+    def value(name: str, port: Port) -> Tensor:
+        shape = (fragment.traced_rows, *port.shape[1:]) if name in fragment.tables else port.shape
+        if port.dtype == INTEGER:
+            return torch.full(shape, 0 if name == "slot" else 1, dtype=torch.int32)
+        return torch.zeros(()).expand(shape)
+
+    return tuple(value(name, port) for name, port in fragment.inputs.items())
 
 
 def fragment_keys(fragments: Mapping[str, Fragment], converter: str) -> dict[str, str]:

@@ -301,6 +301,15 @@ class _FrontPiece(Piece):
         return tuple(found[name] for name in self.outputs)
 
 
+def untouched(state: Port) -> Tensor:
+    """Zeros that take no memory before they are written.
+
+    torch.zeros writes all of them, and in torch.empty there may be a NaN, which coremltools' own comparison of the
+    states then calls inconsistent.
+    """
+    return torch.from_numpy(np.zeros(state.shape, np.float32))
+
+
 class _LayerPiece(Piece):
     keys: Tensor
     values: Tensor | None
@@ -310,10 +319,8 @@ class _LayerPiece(Piece):
     ) -> None:
         super().__init__(layer)
         self.inputs, self.parameter_names, self.shares = inputs, parameters, shares
-        # numpy's zeros take no memory but for the layer that a trace writes: torch.zeros writes all of them, and in
-        # torch.empty there may be a NaN, which coremltools' own comparison of the states then calls inconsistent
         for name, port in states.items():
-            self.register_buffer(name, torch.from_numpy(np.zeros(port.shape, np.float32)))
+            self.register_buffer(name, untouched(port))
         if "values" not in states:
             self.register_buffer("values", None)
 

@@ -17,7 +17,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from coreai_recipes.export.fragments import INTEGER, Fragment, Port
+from coreai_recipes.export.converting import trace
+from coreai_recipes.export.fragments import Fragment
 from coreai_recipes.targets.coreml.indices import narrow_indices
 from coreai_recipes.targets.coreml.mil import inputs_of
 from coreai_recipes.targets.coreml.version import DEPLOYMENT_TARGET
@@ -29,15 +30,17 @@ LARGEST_INTEGERS = 1 << 20  # no weight, but the positions of a long context
 REMOVED_PASSES = {"common::add_int16_cast", "common::guard_negative_gather_indices"}
 
 
-def convert_fragment(fragment: Fragment) -> bytes:
-    """The converted fragment as a serialized Core ML model, the same bytes for the same fragment."""
+def convert_fragment(fragment: Fragment, traced: torch.jit.ScriptModule | None = None) -> bytes:
+    """The converted fragment as a serialized Core ML model, the same bytes for the same fragment; `traced` is what
+    `trace` made of it."""
+    traced = traced or trace(fragment)
     ct = _import_coremltools()
     numpy_type = {"int32": np.int32, "float16": np.float16}
     passes = ct.PassPipeline.DEFAULT
     passes.remove_passes(REMOVED_PASSES)
     with _quietly(), _sparing_the_collector(), _checking_less(), torch.no_grad():
         model = ct.convert(
-            torch.jit.trace(fragment.module.eval(), _example(fragment), check_trace=False),
+            traced,
             convert_to="mlprogram",
             inputs=[
                 ct.TensorType(name=name, shape=port.shape, dtype=numpy_type[port.dtype])
@@ -57,7 +60,7 @@ def convert_fragment(fragment: Fragment) -> bytes:
     return _inline_constants(model, fragment)
 
 
-SPARED = ("transformers", "sklearn")  # it imports them only to note that they are there
+SPARED = ("transformers", "sklearn", "scipy")  # it imports them only to note that they are there
 TRAINING = "coremltools.optimize.torch"  # half of its own import
 
 
@@ -143,18 +146,6 @@ def _sparing_the_collector() -> Iterator[None]:
         gc.unfreeze()
         if was_enabled:
             gc.enable()
-
-
-def _example(fragment: Fragment) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with. A zero-stride view stands for each weight, so that none takes memory."""
-
-    def value(name: str, port: Port) -> torch.Tensor:
-        shape = (fragment.traced_rows, *port.shape[1:]) if name in fragment.tables else port.shape
-        if port.dtype == INTEGER:
-            return torch.full(shape, 0 if name == "slot" else 1, dtype=torch.int32)
-        return torch.zeros(()).expand(shape)
-
-    return tuple(value(name, port) for name, port in fragment.inputs.items())
 
 
 def _precision(float32_outputs: tuple[str, ...]) -> Any:

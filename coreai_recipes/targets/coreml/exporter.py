@@ -111,12 +111,12 @@ def _export_program(
         from coreai_recipes.targets.coreml.program import LinkedProgram, link_program
     with stopwatch("conversion"):
 
-        def convert(fragment: Fragment) -> bytes:
+        def convert(fragment: Fragment, traced: torch.jit.ScriptModule) -> bytes:
             from coreai_recipes.targets.coreml.convert import convert_fragment
 
             if streaming.done():
                 streaming.result()  # a weight that float16 cannot hold ends the build here, not after all conversions
-            return convert_fragment(fragment)
+            return convert_fragment(fragment, traced)
 
         fragments = fragments_of(stacks)
         keys = fragment_keys(fragments, code_digest((HERE / f"{name}.py" for name in CONVERTER), "coremltools"))
