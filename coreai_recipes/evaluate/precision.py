@@ -37,7 +37,11 @@ class Rounding:
         self.saw_overflow = False
 
     def round(self, value: Tensor) -> Tensor:
-        value = value.half().float()
+        return self.widen(value.half())
+
+    def widen(self, halves: Tensor) -> Tensor:
+        """float16 values as the float32 values that they are."""
+        value = halves.float()
         # One float32 sum is cheaper than isfinite().all(), and finite float16 values cannot overflow it.
         if not math.isfinite(value.sum()):
             self.saw_overflow = True
@@ -89,12 +93,14 @@ class Float16Arithmetic(Arithmetic):
 
     def __init__(self, rounding: Rounding) -> None:
         self.round = rounding.round  # type: ignore[method-assign]
+        self._widen = rounding.widen
 
     def in_blocks(self, channels: int, partial: Callable[[int, int], Tensor]) -> Tensor:
-        total = self.round(partial(0, min(BLOCK, channels)))
+        # torch adds two halves in float32 and rounds once; what became infinite or NaN stays so, and is seen at the end
+        total = partial(0, min(BLOCK, channels)).half()
         for first in range(BLOCK, channels, BLOCK):
-            total = self.round(total + self.round(partial(first, min(first + BLOCK, channels))))
-        return total
+            total = total + partial(first, min(first + BLOCK, channels)).half()
+        return self._widen(total)
 
     def sum(self, x: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
         summed = {axis % x.dim() for axis in axes}

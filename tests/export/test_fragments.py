@@ -33,11 +33,14 @@ class RecordingCache(FragmentCache):
 
     def __init__(self, cache: FragmentCache) -> None:
         super().__init__(cache.root)
-        self.given: list[bytes] = []
+        self.given: dict[str, bytes | None] = {}
 
-    def get_or_make(self, key: str, make: Callable[[], bytes]) -> bytes:
-        self.given.append(super().get_or_make(key, make))
-        return self.given[-1]
+    def get(self, key: str) -> bytes | None:
+        return self.given.setdefault(key, super().get(key))
+
+    def put(self, key: str, data: bytes) -> None:
+        self.given[key] = data
+        super().put(key, data)
 
 
 @pytest.fixture(params=RECIPES, scope="module")
@@ -46,8 +49,8 @@ def converted(request: pytest.FixtureRequest, cache: FragmentCache, tmp_path_fac
     recipe, recording = RECIPES[request.param](), RecordingCache(cache)
     export(recipe, tmp_path_factory.mktemp("fragments") / "model.mlpackage", recording)
     names = fragments_of([build_decoder(recipe)])
-    given = recording.given[: len(names)]  # behind them the program that is linked of them
-    return {name: Model_pb2.Model.FromString(data) for name, data in zip(names, given, strict=True)}
+    given = list(recording.given.values())[: len(names)]  # behind them the program that is linked of them
+    return {name: Model_pb2.Model.FromString(data or b"") for name, data in zip(names, given, strict=True)}
 
 
 # --- float32 where the angles are, and nowhere else -------------------------------------------------------------------
