@@ -21,6 +21,20 @@ from coreai_recipes.recipe import load_recipe
 CONTEXT, PREFILL, LAYERS, VOCAB = 256, 16, 4, 512
 
 
+def test_a_build_finds_what_lint_finds_in_the_bundle(first: Bundle) -> None:
+    """It looks while the weights are still to come."""
+    from coreai_recipes.lint.findings import lint
+    from coreai_recipes.lint.reading import open_subject
+
+    opened = open_subject(first.path)
+    opened.units = first.recipe.export.compute_units
+    found = lint(opened)
+    assert first.lint is not None
+    assert first.lint.crossings == found.crossings
+    ours, theirs = ([(f.id, f.level, f.function, f.message) for f in each.findings] for each in (first.lint, found))
+    assert ours == theirs != []
+
+
 def digest(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 

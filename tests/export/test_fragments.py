@@ -19,7 +19,7 @@ from programs import RECIPES, block_of, export, layer_kind, small_recipe, tensor
 from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.export.converting import fragment_identity
+from coreai_recipes.export.converting import fragment_identity, trace
 from coreai_recipes.export.fragments import Fragment, front_fragment, head_fragment, layer_fragment
 from coreai_recipes.export.functions import fragments_of
 from coreai_recipes.protobuf import Model_pb2
@@ -42,6 +42,11 @@ class RecordingCache(FragmentCache):
         self.given[key] = data
         super().put(key, data)
 
+    @property
+    def data(self) -> list[bytes]:
+        """In the order in which it was asked for."""
+        return [data for data in self.given.values() if data is not None]
+
 
 @pytest.fixture(params=RECIPES, scope="module")
 def converted(request: pytest.FixtureRequest, cache: FragmentCache, tmp_path_factory: Any) -> dict[str, Any]:
@@ -49,8 +54,8 @@ def converted(request: pytest.FixtureRequest, cache: FragmentCache, tmp_path_fac
     recipe, recording = RECIPES[request.param](), RecordingCache(cache)
     export(recipe, tmp_path_factory.mktemp("fragments") / "model.mlpackage", recording)
     names = fragments_of([build_decoder(recipe)])
-    given = list(recording.given.values())[: len(names)]  # behind them the program that is linked of them
-    return {name: Model_pb2.Model.FromString(data or b"") for name, data in zip(names, given, strict=True)}
+    given = recording.data[: len(names)]  # behind them the program that is linked of them
+    return {name: Model_pb2.Model.FromString(data) for name, data in zip(names, given, strict=True)}
 
 
 # --- float32 where the angles are, and nowhere else -------------------------------------------------------------------
@@ -104,7 +109,7 @@ def test_a_front_casts_the_positions_the_mask_the_angles_and_the_ids_once(cache:
     export(recipe, tmp_path / "model.mlpackage", recording)
     names = list(fragments_of([build_decoder(recipe)]))
     for name, numbers in (("front_1", 1), ("front_12", 2)):  # the mask, and which tokens are padding
-        model = Model_pb2.Model.FromString(recording.given[names.index(name)])
+        model = Model_pb2.Model.FromString(recording.data[names.index(name)])
         casts = [op for op in block_of(model, "main").operations if op.type == "cast"]
         words = sorted(tensor_words(op.outputs[0].type.tensorType).partition("(")[0] for op in casts)
         assert words == [*["float16"] * (numbers + 2), "float32", "int16"], (
@@ -193,7 +198,7 @@ def test_names_and_order_are_those_of_the_program_alone(converted: dict[str, Any
 IDENTITIES = """
 import hashlib, json, sys
 from coreai_recipes.targets.coreml.convert import convert_fragment
-from coreai_recipes.export.converting import fragment_identity
+from coreai_recipes.export.converting import fragment_identity, trace
 from coreai_recipes.export.functions import fragments_of
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.recipe.schema import Recipe
@@ -209,7 +214,7 @@ def test_identity_and_bytes_are_the_same_in_every_process(cache: FragmentCache, 
     fragments = fragments_of([build_decoder(recipe)])
     recording = RecordingCache(cache)
     export(recipe, tmp_path / "model.mlpackage", recording)
-    digests = [sha256(recording.given[list(fragments).index(name)]).hexdigest() for name in ("front_12", "pick_12")]
+    digests = [sha256(recording.data[list(fragments).index(name)]).hexdigest() for name in ("front_12", "pick_12")]
     ours = [{name: fragment_identity(fragment) for name, fragment in fragments.items()}, digests]
     process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", IDENTITIES],
@@ -296,3 +301,16 @@ def test_another_seed_or_name_changes_no_identity() -> None:
     renamed = recipe.model_copy(update={"name": "another"})
     before, after = (fragments_of([build_decoder(recipe)]) for recipe in (recipe, renamed))
     assert {n: fragment_identity(f) for n, f in before.items()} == {n: fragment_identity(f) for n, f in after.items()}
+
+
+def test_a_trace_leaves_the_states_as_they_were() -> None:
+    """A layer writes them; kept, each traced layer would hold as much memory as it wrote until it is converted."""
+    decoder = build_decoder(RECIPES["full"]())
+    kind = next(iter(decoder.front.kinds))
+    fragment = layer_fragment(decoder, kind, CallShape(decoder.front, 1))
+    traced = trace(fragment)
+    assert fragment.states
+    for name in fragment.states:
+        before, within = fragment.module.get_buffer(name), traced.get_buffer(name)
+        assert not before.any()
+        assert within.data_ptr() == before.data_ptr()
