@@ -12,7 +12,7 @@ from coreai_recipes.audit.prompts import BUILT_IN, Prompt, TokenSequence, encode
 from coreai_recipes.audit.ranges import Range, Ranges
 from coreai_recipes.bundle import Bundle, build
 from coreai_recipes.errors import UserError
-from coreai_recipes.evaluate.graph import read_graph
+from coreai_recipes.evaluate.graph import read_whole_graph
 from coreai_recipes.evaluate.habits import habits_without
 from coreai_recipes.evaluate.opset import Node
 from coreai_recipes.evaluate.package_reader import Package
@@ -293,12 +293,12 @@ def _audit(
     texts, left_out = encode(prompts, _tokenizer_of(bundle), recipe.model.vocab_size, recipe.export.context)
     if not texts:
         raise UserError(f"{place}: its tokenizer cannot encode any of the prompts: {', '.join(left_out)}")
-    package = Package(bundle.package, checked=False)
-    queries = map(recipe.export.name_of, recipe.export.functions.queries)
-    drafts = [DRAFT] if DRAFT in package.functions else []
-    ranges = Ranges({name: read_graph(package, name) for name in (*queries, *drafts)})
-    peaks = peaks_of(recipe, bundle.package)
     subject = Subject(recipe, {}, bundle.package)
+    packages = [Package(each, checked=False) for each in subject.packages]
+    queries = map(recipe.export.name_of, recipe.export.functions.queries)
+    functions = (*queries, *([DRAFT] if recipe.draft is not None else []))
+    ranges = Ranges({name: read_whole_graph(packages, name) for name in functions})
+    peaks = peaks_of(recipe, bundle.package)
 
     def note(function: str, name: str, value: torch.Tensor) -> None:
         ranges.note(function, name, value)

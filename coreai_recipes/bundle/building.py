@@ -16,7 +16,7 @@ from coreai_recipes.bundle.sources import find_sources
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.hosts import anemll
 from coreai_recipes.hosts.logits import Pieces
-from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, typed
+from coreai_recipes.manifest.reading import MANIFEST, PACKAGE, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.manifest.staging import check_place, staged_folder
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from coreai_recipes.verification.report import Report
     from coreai_recipes.verification.subject import Subject
 
-PACKAGE = "model.mlpackage"
 PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
 
 
@@ -104,6 +103,7 @@ def build(
     from coreai_recipes.decoder.filling import left_out, settle_head
     from coreai_recipes.planning.contract import hold_manifest
     from coreai_recipes.storage.budget import bits_over
+    from coreai_recipes.storage.chunks import chunks_of
     from coreai_recipes.storage.parameters import raw_tables, stored_parameters
     from coreai_recipes.tokenizer.tokens import read_tokens
 
@@ -138,11 +138,12 @@ def build(
             notes += (
                 "no end token: the checkpoint names none, so an answer ends at --max-tokens or the context's end",
             )
-        stored = stored_parameters(composed.stacks)
+        stored, chunks = stored_parameters(composed.stacks), chunks_of(composed.stacks)
         over = bits_over(recipe, stored)
         if over is not None:
             raise OverBudget(over)
-        _check_space(folder, target.parent, stored.bytes + raw_tables(composed.stacks).bytes)
+        size = sum(chunk.parameters.bytes for chunk in chunks) + raw_tables(composed.stacks).bytes
+        _check_space(folder, target.parent, size)
         looked_at = _looked_at(recipe, list(tokens.end_tokens))
         fitted: dict[str, Fitted] = {}
         if stored_parameters(composed.stacks[:1]).calibrates:
@@ -260,21 +261,29 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
     """What a host needs. Nothing in it depends on when or where it was built."""
     recipe, exported, costs = written.composed.recipe, written.exported, written.costs
     pieces = Pieces(recipe.model.vocab_size)
-    from coreai_recipes.decoder.states import state_specs, states_of
+    from coreai_recipes.decoder.states import states_of
     from coreai_recipes.planning.contract import functions_of, steps_of, tables_of
     from coreai_recipes.tokenizer.tokens import TOKENS
 
     queries = {name: query for name, (query, _, _) in functions_of(recipe).items()}
-    functions = {
-        name: {
-            "query": queries[name],
-            "steps": steps_of(recipe, name),
-            "inputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.inputs.items()},
-            "outputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.outputs.items()},
-            "cost": costs.get(name),
+    programs = [
+        {
+            "file": package.path.name,
+            "role": package.chunk.role,
+            "layers": [package.chunk.first, package.chunk.end],
+            "functions": {
+                name: {
+                    "query": queries[name],
+                    "steps": steps_of(recipe, name),
+                    "inputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.inputs.items()},
+                    "outputs": {port: {"dtype": p.dtype, "shape": list(p.shape)} for port, p in found.outputs.items()},
+                    "cost": costs[package.path.name].get(name),
+                }
+                for name, found in package.signatures.items()
+            },
         }
-        for name, found in exported.signatures.items()
-    }
+        for package in exported.packages
+    ]
     states = {
         name: {
             "dtype": "float16",
@@ -285,7 +294,8 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
                 for spec in state.kinds
             },
         }
-        for name, state in states_of(state_specs(recipe)).items()
+        for package in exported.packages
+        for name, state in states_of(package.chunk.states).items()
     }
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
@@ -302,7 +312,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
         **({"rotary": recipe.rotary_choices} if recipe.rotary_choices else {}),
         "packages": [
             *tables_of(recipe).values(),
-            {"file": PACKAGE, "role": "all", "layers": [0, len(recipe.model.layer_kinds)], "functions": functions},
+            *programs,
         ],
         "states": states,
         "carried": None,

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from coreai_recipes.errors import BundleError
 from coreai_recipes.manifest.contents import foreign_entries
 from coreai_recipes.manifest.files import locate, read_regular
-from coreai_recipes.manifest.reading import MANIFEST, RECIPE, REPORT, read_manifest, read_report, read_sealed, typed
+from coreai_recipes.manifest.reading import (
+    MANIFEST,
+    PACKAGE,
+    RECIPE,
+    REPORT,
+    read_manifest,
+    read_report,
+    read_sealed,
+    typed,
+)
 from coreai_recipes.manifest.schema import Manifest
 from coreai_recipes.manifest.staging import recover
 
@@ -84,15 +93,18 @@ class Bundle:
 
     @property
     def package(self) -> Path:
-        """Its only package. Raises BundleError where there are several, for whoever looks inside."""
-        programs = self.described.programs
-        if len(programs) > 1:
-            names = ", ".join(program.file for program in programs)
+        """Its package, or what several beside one another are named after. Raises BundleError where they are not those
+        of its recipe, for whoever looks inside."""
+        from coreai_recipes.storage.chunks import packages_of
+
+        names = [program.file for program in self.described.programs]
+        wanted = [path.name for path in packages_of(self.recipe, self.path / PACKAGE)]
+        if names != wanted:
             raise BundleError(
-                f"{self.path}: has {len(programs)} packages ({names}), and what looks inside takes one: "
-                "`recipe run`, `chat` and `lint` take several"
+                f"{self.path}: has the packages {', '.join(names)}, and its recipe asks for {', '.join(wanted)}: "
+                "`recipe run`, `chat` and `lint` take them all the same"
             )
-        return self.path / programs[0].file
+        return self.path / PACKAGE
 
     def _check_recipe(self) -> None:
         """Raise BundleError with all that was modified, where the recipe was."""

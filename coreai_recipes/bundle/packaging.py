@@ -34,12 +34,12 @@ class Composed:
 
 @dataclass(frozen=True)
 class Written:
-    """A package as it was written: what made it, what the export says of it, what its calls cost, and which rules its
-    program breaks."""
+    """The packages as they were written: what made them, what the export says of them, what their calls cost by file,
+    and which rules their programs break."""
 
     composed: Composed
     exported: "Exported"
-    costs: Costs
+    costs: dict[str, Costs]
     lint: "Lint"
 
 
@@ -64,27 +64,36 @@ def write_package(
     fitted: "Mapping[str, Fitted]",
     facts: "Mapping[str, Any]",
 ) -> Written:
-    """Write the package, in place of what a composition before it has written there.
+    """Write the package, or the several beside it that the recipe asks for, in place of what a composition before it
+    has written there.
 
     Parameters of `fitted` were encoded before; rules look at these `facts` of the manifest.
     """
     from coreai_recipes.bundle.ruling import find_broken
     from coreai_recipes.decoder.model import table_file
-    from coreai_recipes.lint.reading import open_package
-    from coreai_recipes.storage.parameters import stored_parameters
+    from coreai_recipes.lint.reading import LintInput, open_package
+    from coreai_recipes.storage.chunks import chunks_of
+    from coreai_recipes.storage.layout import FILE
+    from coreai_recipes.storage.parameters import raw_tables
     from coreai_recipes.targets.coreml.exporter import export_package
 
-    if package.exists():
-        shutil.rmtree(package)
-        for name in [name for stack in composed.stacks for name in stack.tables]:
-            (package.parent / table_file(name)).unlink(missing_ok=True)
-    costs: Costs = {}
+    chunks = {chunk.file(package): chunk for chunk in chunks_of(composed.stacks)}
+    for path in chunks:
+        if path.exists():
+            shutil.rmtree(path)
+    for name in raw_tables(composed.stacks).shapes:
+        (package.parent / table_file(name)).unlink(missing_ok=True)
+    costs: dict[str, Costs] = {}
+    opened = LintInput(package.name, [])
     found: list[Lint] = []
 
     def look(written: Path) -> None:  # beside the weights, which need no interpreter
-        costs.update(_kept_costs(written, cache))
-        sizes = stored_parameters(composed.stacks).file_bytes
-        found.append(find_broken(composed.recipe, open_package(written), written.parent, sizes, facts))
+        costs[written.name] = _kept_costs(written, cache)
+        opened.programs += open_package(written).programs
+        place = FILE if len(chunks) == 1 else Path(written.name, FILE)
+        opened.files[place.as_posix()] = chunks[written].parameters.file_bytes
+        if len(costs) == len(chunks):
+            found.append(find_broken(composed.recipe, opened, package.parent, facts))
 
     exported = export_package(
         composed.stacks,

@@ -20,20 +20,16 @@ class RuleError(Exception):
         self.lint, self.notes = lint, notes
 
 
-def find_broken(
-    recipe: Recipe, opened: "LintInput", folder: Path, weight_bytes: int, facts: Mapping[str, Any]
-) -> "Lint":
-    """What a package breaks whose program is `opened`, while its weights are still to come.
+def find_broken(recipe: Recipe, opened: "LintInput", folder: Path, facts: Mapping[str, Any]) -> "Lint":
+    """What the packages break whose programs are `opened`, while their weights are still to come.
 
     `facts` are those of the manifest that rules look at.
     """
     from coreai_recipes.lint.devices import find_device
     from coreai_recipes.lint.findings import lint
     from coreai_recipes.lint.reading import tokenizer_files
-    from coreai_recipes.storage.layout import FILE
 
     export = recipe.export
-    opened.files = {FILE.as_posix(): weight_bytes}
     opened.manifest, opened.tokenizer, opened.units = dict(facts), tokenizer_files(folder), export.compute_units
     return lint(opened, None if export.device is None else find_device(export.device), allow=export.allowed)
 

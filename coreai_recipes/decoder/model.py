@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from coreai_recipes.decoder.front import CallShape, Front
 from coreai_recipes.decoder.stack import StackModule
-from coreai_recipes.decoder.states import states_of
+from coreai_recipes.decoder.states import slots_of, states_of
 from coreai_recipes.primitives.cache import Cache, NoCache
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.layer_inputs import LayerInputs
@@ -24,6 +24,7 @@ from coreai_recipes.recipe.schema import MODEL, Recipe
 
 ReadParameter = Callable[[str], Tensor]
 PER_LAYER_TABLE = "per_layer_table.weight"
+EMBEDDED = "embedding"  # the input of a package that takes rows of the embedding table, where the host looks them up
 PER_LAYER_ROWS = "per_layer"  # the input of a package that takes the table's rows, which the host looks up
 
 
@@ -67,14 +68,7 @@ class Decoder(StackModule):
         )
         # not a submodule: it holds no weights but those of modules that have their names already
         self._front = [Front(recipe, self.embedding, self.per_layer, form.folded, positions)]
-        # each layer's place in the states it attends to: its own, or that of the last layer that owns them
-        seen: dict[str, int] = {}
-        self.slots: list[int] = []
-        for name in model.layer_kinds:
-            owner = self.front.owners[name]
-            if owner == name:
-                seen[owner] = seen.get(owner, -1) + 1
-            self.slots.append(self.front.states[owner].at(seen[owner]))
+        self.slots = cast(list[int], slots_of(recipe, self.front.states))
 
     @property
     def front(self) -> Front:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Role = Literal["kv", "k", "v"]
+WHOLE = slice(None)
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,17 @@ def owner_of(recipe: Recipe, kind: str) -> str:
     return recipe.model.kinds[kind].attention.shares_kv_with or kind
 
 
-def state_specs(recipe: Recipe, positions: int | None = None) -> dict[str, StateSpec]:
+def state_specs(
+    recipe: Recipe, positions: int | None = None, part: slice = WHOLE, behind: str = ""
+) -> dict[str, StateSpec]:
     """The keys and values that the primitive of each kind declares to keep, by kind, in the order of first use.
 
     A full cache has spare rows for the padding of a call at its very end; a ring has as many rows beyond its window as
-    `score` may roll back, or more. They hold the recipe's context, or `positions` where fewer are needed.
+    `score` may roll back, or more. They hold the recipe's context, or `positions` where fewer are needed. They are of
+    all layers, or of the `part` that is in one of several packages, which ends its states' names with `behind`.
     """
     held = recipe.export.context if positions is None else positions
-    kinds, functions = recipe.model.layer_kinds, recipe.export.functions
+    kinds, functions = recipe.model.layer_kinds[part], recipe.export.functions
     specs: dict[str, StateSpec] = {}
     for name in dict.fromkeys(kinds):
         for kept in states_of_kind(recipe.model.kinds[name]):
@@ -87,20 +91,34 @@ def state_specs(recipe: Recipe, positions: int | None = None) -> dict[str, State
             else:
                 rows = kept.window + (functions.score - 1 if functions.score else 0)
             rows, layers = -(-rows // ALIGNMENT) * ALIGNMENT, kinds.count(name)
+            keys, values = f"k_{name}{behind}", f"v_{name}{behind}"
             specs[name] = StateSpec(
-                name, layers, kept.num_kv_heads, rows, kept.head_dim, kept.window, f"k_{name}", f"v_{name}", 0, layers
+                name, layers, kept.num_kv_heads, rows, kept.head_dim, kept.window, keys, values, 0, layers
             )
-    return _packed(specs) if recipe.export.states == "packed" else specs
+    return _packed(specs, behind) if recipe.export.states == "packed" else specs
 
 
-def _packed(specs: Mapping[str, StateSpec]) -> dict[str, StateSpec]:
+def slots_of(recipe: Recipe, specs: Mapping[str, StateSpec], part: slice = WHOLE) -> list[int | None]:
+    """Each layer's place in the states of `specs` that it attends to: its own, or that of the last layer that owns
+    them; None where they are in another package."""
+    seen: dict[str, int] = {}
+    found: list[int | None] = []
+    for name in recipe.model.layer_kinds[part]:
+        owner = owner_of(recipe, name)
+        if owner == name:
+            seen[owner] = seen.get(owner, -1) + 1
+        found.append(specs[owner].at(seen[owner]) if owner in seen else None)
+    return found
+
+
+def _packed(specs: Mapping[str, StateSpec], behind: str) -> dict[str, StateSpec]:
     """The same with all kinds of one geometry in one state, which is named by the first of them."""
     groups: dict[tuple[int, ...], list[StateSpec]] = {}
     for spec in specs.values():
         groups.setdefault(spec.shape[1:], []).append(spec)
     found: dict[str, StateSpec] = {}
     for group in groups.values():
-        state, depth, first = f"kv_{group[0].kind}", 2 * sum(spec.layers for spec in group), 0
+        state, depth, first = f"kv_{group[0].kind}{behind}", 2 * sum(spec.layers for spec in group), 0
         for spec in group:
             found[spec.kind] = replace(spec, keys=state, values=None, first=first, depth=depth)
             first += spec.layers

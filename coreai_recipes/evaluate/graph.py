@@ -1,6 +1,7 @@
 """A function of the program as nodes, constants and types: the protobuf read once, nothing computed."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coreai_recipes.evaluate import operations as _catalogue  # noqa: F401  (fills the registry)
@@ -89,6 +90,18 @@ def read_graph(package: Package, name: str) -> Graph:
     if problems:
         raise EvaluationError(*problems.values())
     return graph
+
+
+def read_whole_graph(packages: Sequence[Package], name: str) -> Graph:
+    """The graph of a function that goes on from package to package: what one is handed, an earlier one gives."""
+    graphs = [read_graph(package, name) for package in packages if name in package.functions]
+    first = graphs[0]
+    for later in graphs[1:]:
+        first.nodes.extend(later.nodes)
+        first.constants.update(later.constants)
+        first.states.update(later.states)
+        first.types.update(later.types)
+    return replace(first, outputs=graphs[-1].outputs)
 
 
 def _check_names(node: Node, graph: Graph, place: str) -> None:

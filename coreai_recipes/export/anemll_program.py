@@ -25,13 +25,14 @@ from coreai_recipes.export.stack_program import StackProgram, give, link_head
 from coreai_recipes.hosts import anemll
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.cache import HIDDEN
+from coreai_recipes.storage.chunks import Chunk
 
 
 class AnemllProgram(StackProgram):
     """`infer` and `prefill`. All tokens of a call are real, and its mask and positions are the host's."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder, self.recipe = decoder, decoder.recipe
+    def __init__(self, decoder: Decoder, chunk: Chunk) -> None:
+        self.decoder, self.recipe, self.chunk = decoder, decoder.recipe, chunk
 
     @property
     def functions(self) -> Iterator[str]:
@@ -40,9 +41,9 @@ class AnemllProgram(StackProgram):
     def fragments(self) -> Iterator[Fragment]:
         decoder, vocab_size = self.decoder, self.recipe.model.vocab_size
         for call in (decoder.call(ours) for ours in anemll.OURS.values()):
-            yield anemll_front(decoder, call)
+            yield anemll_front(decoder, call, self.chunk)
             yield head_fragment(decoder, call)
-            yield from (layer_fragment(decoder, kind, call) for kind in decoder.front.kinds)
+            yield from (layer_fragment(decoder, kind, call, self.chunk) for kind in decoder.front.kinds)
             if call.picks:
                 yield self._pick(call)
         yield from self.choices(1, vocab_size)
@@ -56,10 +57,10 @@ class AnemllProgram(StackProgram):
         call = decoder.call(anemll.OURS[function])
         inputs = {name: Port(*port) for name, port in anemll.inputs_of(call.tokens, self.recipe.export.context).items()}
         states = self.declare(inputs, linker)
-        fragment = anemll_front(decoder, call)
+        fragment = anemll_front(decoder, call, self.chunk)
         names = {port: port for port in (*fragment.inputs, *fragment.outputs)} | {"x": "hidden_0"}
         linker.append(models[fragment.name], "front_", names, fragment.parameters)
-        layers = {kind: layer_fragment(decoder, kind, call) for kind in decoder.front.kinds}
+        layers = {kind: layer_fragment(decoder, kind, call, self.chunk) for kind in decoder.front.kinds}
         for index, kind in enumerate(model.layer_kinds):
             names = {
                 "x": f"hidden_{index}",
@@ -83,9 +84,9 @@ class AnemllProgram(StackProgram):
         return Signature(inputs, give(end.outputs, linker), states)
 
 
-def anemll_front(decoder: Decoder, call: CallShape) -> Fragment:
+def anemll_front(decoder: Decoder, call: CallShape, chunk: Chunk) -> Fragment:
     """input_ids, position_ids, causal_mask -> x, and what each kind's layers are given."""
-    own, host = front_fragment(decoder, call), anemll.inputs_of(call.tokens, decoder.recipe.export.context)
+    own, host = front_fragment(decoder, call, chunk), anemll.inputs_of(call.tokens, decoder.recipe.export.context)
     weights = {name: port for name, port in own.inputs.items() if name.startswith(WEIGHT_PREFIX)}
     given = {name: Port(*port) for name, port in host.items() if name != "current_pos"}  # where rows are written
     inputs = given | weights

@@ -1,88 +1,180 @@
-"""The functions of a decoder: its front, its layers one after another, the pick of a token, its head."""
+"""The functions of a decoder: its front, its layers one after another, the pick of a token, its head.
 
-from collections.abc import Iterator
+Of several packages each has a function's part: it takes the stream as the one before it gave it, (1, S, C), and gives
+its own. Angles and masks are computed wherever layers need them, for they cost less than they would to hand on.
+"""
+
+from collections.abc import Iterator, Sequence
 
 from coreai_recipes.decoder.front import CallShape
-from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder
+from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.export.fragments import (
-    INTEGER,
+    FLOAT,
     Fragment,
     Port,
     front_fragment,
+    giving_fragment,
     head_fragment,
     layer_fragment,
     pick_fragment,
     state_names,
+    taking_fragment,
 )
 from coreai_recipes.export.linking import Linker, Models, Numbers
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.export.stack_program import StackProgram, give, link_head
+from coreai_recipes.storage.chunks import Chunk
+
+Four = tuple[int, int, int, int]
 
 
 class DecoderProgram(StackProgram):
-    """`decode`, `prefill`, and `score` where the recipe has it."""
+    """`decode`, `prefill`, and `score` where the recipe has it: the part of them that is in `chunk`."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, chunks: Sequence[Chunk], chunk: Chunk) -> None:
         self.decoder, self.recipe = decoder, decoder.recipe
+        self.chunks, self.chunk = chunks, chunk
 
     @property
     def functions(self) -> Iterator[str]:
         return iter(self.recipe.export.functions.queries)
 
     def fragments(self) -> Iterator[Fragment]:
-        decoder = self.decoder
+        decoder, chunk = self.decoder, self.chunk
         for call in map(decoder.call, self.functions):
-            yield front_fragment(decoder, call)
-            yield head_fragment(decoder, call)
-            yield from (layer_fragment(decoder, kind, call) for kind in decoder.front.kinds)
-            yield from self.choices(call.answered, self.recipe.model.vocab_size)
-            yield from _picks(decoder, call).values()
+            crossing = _Crossing(decoder, call, self.chunks)
+            if chunk.kinds:
+                yield front_fragment(decoder, call, chunk)
+                yield from (layer_fragment(decoder, kind, call, chunk) for kind in chunk.kinds)
+            if crossing.picks_in(chunk):
+                yield from _picks(decoder, call).values()
+            yield from map(taking_fragment, crossing.taken(chunk).values())
+            yield from map(giving_fragment, crossing.given(chunk).values())
+            if chunk.answers:
+                yield head_fragment(decoder, call)
+                yield from self.choices(call.answered, self.recipe.model.vocab_size)
 
     def link(self, function: str, models: Models, linker: Linker, numbers: Numbers) -> Signature:
-        decoder = self.decoder
-        front, model, call = decoder.front, self.recipe.model, decoder.call(function)
-        inputs = {"input_ids": Port(INTEGER, (1, call.tokens)), "position": Port(INTEGER, (1,))}
-        if call.has_count:
-            inputs["count"] = Port(INTEGER, (1,))
-        head, fragment = head_fragment(decoder, call), front_fragment(decoder, call)
-        if PER_LAYER_ROWS in fragment.inputs:
-            inputs[PER_LAYER_ROWS] = fragment.inputs[PER_LAYER_ROWS]
+        decoder, chunk = self.decoder, self.chunk
+        call = decoder.call(function)
+        crossing = _Crossing(decoder, call, self.chunks)
+        taken = crossing.taken(chunk)
+        inputs = {_port(name): _crossing_port(shape) for name, shape in taken.items()}
+        front = front_fragment(decoder, call, chunk) if chunk.kinds else None
+        if front is not None:
+            inputs |= {name: port for name, port in front.inputs.items() if name not in front.parameters}
         states = self.declare(inputs, linker)
 
-        shared = {port_name: port_name for port_name in (*inputs, *fragment.outputs)}
-        linker.append(models[fragment.name], "front_", {**shared, "x": "hidden_0"}, fragment.parameters)
-        layers = {kind: layer_fragment(decoder, kind, call) for kind in front.kinds}
-        picks = _picks(decoder, call)
-        per_layer, x = "per_layer_inputs", "hidden_0"
+        for name, shape in taken.items():
+            linker.append(models[taking_fragment(shape).name], f"take_{name}_", {"x": _port(name), "y": name}, {})
+        if front is not None:
+            names = {port: port for port in (*front.inputs, *front.outputs) if port not in front.parameters}
+            prefix = "front_" if chunk.embeds else f"front_{chunk.number}_"
+            linker.append(models[front.name], prefix, {**names, "x": "hidden_0"}, front.parameters)
+        x = self._link_layers(call, crossing, models, linker)
+        given = crossing.given(chunk)
+        for name, shape in given.items():
+            linker.append(models[giving_fragment(shape).name], f"give_{name}_", {"x": name, "y": _port(name)}, {})
+        outputs = {_port(name): _crossing_port(shape) for name, shape in given.items()}
+        if chunk.answers:
+            choices = self.choices(call.answered, self.recipe.model.vocab_size)
+            outputs |= link_head(head_fragment(decoder, call), {"x": x}, choices, models, linker)
+        return Signature(inputs, give(outputs, linker), states)
 
-        def pick_last() -> tuple[str, str]:
-            """From here on only the last real token is needed."""
-            for value, pick in picks.items():
-                source = x if value == "hidden" else per_layer
-                names = {"x": source, "y": f"{value}_last", "count": "count"}
-                linker.append(models[pick.name], f"pick_{value}_", names, {})
-            picks.clear()
-            return "hidden_last", "per_layer_inputs_last"
-
-        for index, kind in enumerate(model.layer_kinds):
-            if picks and call.tokens_of(kind) < call.tokens:
-                x, per_layer = pick_last()
+    def _link_layers(self, call: CallShape, crossing: "_Crossing", models: Models, linker: Linker) -> str:
+        """The layers of the package, and the pick of the last real token where they need no other from there on; the
+        name of what comes out of them."""
+        decoder, chunk, front = self.decoder, self.chunk, self.decoder.front
+        layers = {kind: layer_fragment(decoder, kind, call, chunk) for kind in chunk.kinds}
+        for index in range(chunk.first, chunk.end):
+            if index == crossing.picked_at:
+                self._link_picks(call, crossing, models, linker)
+            kind = decoder.recipe.model.layer_kinds[index]
             names = {
-                "x": x,
+                "x": crossing.stream(index),
                 "y": f"hidden_{index + 1}",
-                "slot": linker.add_integer(f"slot_{index}", decoder.slots[index]),
+                "slot": linker.add_integer(f"slot_{index}", chunk.slot(index)),
                 "index": linker.add_integer(f"index_{index}", index),
                 **{port: call.source(kind, port) for port in call.ports(kind)},
-                "per_layer_inputs": per_layer,
-                **state_names(front.state(kind)),
+                "per_layer_inputs": crossing.per_layer(index),
+                **state_names(chunk.states[front.owners[kind]]),
             }
             parameters = {alias: f"layers.{index}.{p}" for alias, p in layers[kind].parameters.items()}
             linker.append(models[layers[kind].name], f"layer_{index}_", names, parameters)
-            x = names["y"]
-        if picks:
-            x, _ = pick_last()
-        choices = self.choices(call.answered, model.vocab_size)
-        return Signature(inputs, give(link_head(head, {"x": x}, choices, models, linker), linker), states)
+        if crossing.picked_at == chunk.end and chunk.kinds:  # before it is handed on, or comes to the head
+            self._link_picks(call, crossing, models, linker)
+        return crossing.stream(chunk.end)
+
+    def _link_picks(self, call: CallShape, crossing: "_Crossing", models: Models, linker: Linker) -> None:
+        """From here on only the last real token is needed."""
+        sources = {"hidden": f"hidden_{crossing.picked_at}", "per_layer_inputs": "per_layer_inputs"}
+        for value, pick in _picks(self.decoder, call).items():
+            names = {"x": sources[value], "y": f"{value}_last", "count": "count"}
+            linker.append(models[pick.name], f"pick_{value}_", names, {})
+
+
+class _Crossing:
+    """What goes from package to package in a call, by the names that it has in both, and the shapes (N, C, 1, S).
+
+    `picked_at` is the layer from which on the last real token alone is needed, None where all are to the end.
+    """
+
+    def __init__(self, decoder: Decoder, call: CallShape, chunks: Sequence[Chunk]) -> None:
+        self.decoder, self.call, self.chunks = decoder, call, chunks
+        kinds = decoder.recipe.model.layer_kinds
+        alone = (index for index, kind in enumerate(kinds) if call.tokens_of(kind) < call.tokens)
+        self.picked_at = next(alone, len(kinds)) if call.picks else None
+        self.picks_per_layer = "per_layer_inputs" in _picks(decoder, call)
+
+    def picks_in(self, chunk: Chunk) -> bool:
+        return self.picked_at is not None and chunk.first < self.picked_at <= chunk.end
+
+    def stream(self, layers: int) -> str:
+        """The stream behind so many layers, as what comes next is given it."""
+        return "hidden_last" if layers == self.picked_at else f"hidden_{layers}"
+
+    def per_layer(self, index: int) -> str:
+        """The per-layer inputs, as layer `index` is given them."""
+        return "per_layer_inputs_last" if self._is_picked(index) and self.picks_per_layer else "per_layer_inputs"
+
+    def taken(self, chunk: Chunk) -> dict[str, Four]:
+        """What a package is given by those before it."""
+        if chunk.embeds:
+            return {}
+        model, front = self.decoder.recipe.model, self.decoder.front
+        found: dict[str, Four] = {
+            self.stream(chunk.first): (1, model.hidden_size, 1, self._tokens(chunk.first)),
+        }
+        if front.per_layer is not None and chunk.kinds:
+            shape = front.per_layer.layers, front.per_layer.size, 1, self._tokens(chunk.first)
+            found[self.per_layer(chunk.first)] = shape
+        return found
+
+    def given(self, chunk: Chunk) -> dict[str, Four]:
+        """What a package gives to those behind it, of what begins in it."""
+        needed = {name: shape for later in self.chunks[chunk.number :] for name, shape in self.taken(later).items()}
+        own = {self.stream(chunk.end)}
+        if chunk.embeds:
+            own.add("per_layer_inputs")
+        if self.picks_in(chunk):
+            own.add("per_layer_inputs_last")
+        return {name: shape for name, shape in needed.items() if name in own}
+
+    def _is_picked(self, layers: int) -> bool:
+        return self.picked_at is not None and layers >= self.picked_at
+
+    def _tokens(self, layers: int) -> int:
+        """Of how many tokens the stream is behind so many layers."""
+        return 1 if self._is_picked(layers) else self.call.tokens
+
+
+def _port(name: str) -> str:
+    """How what crosses is called between packages: inside it has its own name, and another form."""
+    return f"handed_{name}"
+
+
+def _crossing_port(shape: Four) -> Port:
+    return Port(FLOAT, (1, shape[3], shape[0] * shape[1]))
 
 
 def _picks(decoder: Decoder, call: CallShape) -> dict[str, Fragment]:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.decoder.draft import Draft
+from coreai_recipes.decoder.model import EMBEDDED
 from coreai_recipes.decoder.stack import StackModule
+from coreai_recipes.decoder.states import StateSpec
 from coreai_recipes.export.fragments import (
     FLOAT,
     INTEGER,
@@ -15,6 +17,7 @@ from coreai_recipes.export.fragments import (
     Fragment,
     Piece,
     Port,
+    embedding_ports,
     fragment_of_layer,
     layer_port,
     parameters_as,
@@ -24,7 +27,7 @@ from coreai_recipes.export.fragments import (
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.layer_inputs import FLOAT32
 from coreai_recipes.primitives.registry import primitive
-from coreai_recipes.storage.parameters import stored_shape
+from coreai_recipes.storage.parameters import EMBEDDING, stored_shape
 
 
 def draft_front_fragment(draft: Draft) -> Fragment:
@@ -40,24 +43,23 @@ def draft_front_fragment(draft: Draft) -> Fragment:
 
 def draft_start_fragment(draft: Draft, target: StackModule) -> Fragment:
     """The last token and the hidden state before it, the target's or the draft's own -> x."""
-    model = draft.recipe.model
-    inputs = {"input_ids": Port(INTEGER, (1, 1)), "last_hidden": Port(FLOAT, (1, 1, model.hidden_size))}
+    model, looked_up = draft.recipe.model, embedding_ports(draft.recipe, 1)
+    inputs = {**looked_up, "last_hidden": Port(FLOAT, (1, 1, model.hidden_size))}
     # not the target's own embedding: that of the exported form is scaled with the residual stream
     with torch.device("meta"):
         embedding = primitive("embedding", "table")(model.vocab_size, model.hidden_size, model.embedding_scale)
-    table = WEIGHT_PREFIX + "embedding"
+    tables = {WEIGHT_PREFIX + "embedding": EMBEDDING} if "input_ids" in looked_up else {}
     projection = {WEIGHT_PREFIX + "pre_projection": f"{draft.of.prefix}pre_projection.weight"}
-    inputs[table] = Port(FLOAT, stored_shape(target, "embedding.weight"))
+    inputs |= {table: Port(FLOAT, stored_shape(target, name)) for table, name in tables.items()}
     inputs |= ports_of(draft, projection, draft.of.prefix)
     outputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
     piece = _DraftStartPiece(draft, embedding, list(inputs))
-    return Fragment("draft_start", piece, inputs, outputs, {table: "embedding.weight", **projection}, tables=(table,))
+    return Fragment("draft_start", piece, inputs, outputs, {**tables, **projection}, tables=tuple(tables))
 
 
-def draft_layer_fragment(draft: Draft, kind: str) -> Fragment:
-    """A layer of the draft, which reads the target's states."""
+def draft_layer_fragment(draft: Draft, kind: str, state: StateSpec) -> Fragment:
+    """A layer of the draft, which reads the target's `state`."""
     layer = next(layer for layer in draft.stack if layer.kind == kind)
-    state = draft.owners[draft.owner(kind)]
     inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
     inputs |= {port: layer_port(port, shape) for port, shape in draft.ports(kind).items()}
     inputs["slot"] = Port(INTEGER, (1,))
@@ -118,8 +120,11 @@ class _DraftStartPiece(Piece):
         draft, embedding = cast(Draft, self.piece[0]), self.piece[1]
         named = dict(zip(self.inputs, given, strict=True))
         weights = {"pre_projection.weight": named[WEIGHT_PREFIX + "pre_projection"]}
-        with parameters_as(embedding, {"weight": named[WEIGHT_PREFIX + "embedding"]}), parameters_as(draft, weights):
-            return draft.start(embedding(named["input_ids"]), named["last_hidden"])
+        with parameters_as(draft, weights):
+            if EMBEDDED in named:
+                return draft.start(embedding.from_rows(named[EMBEDDED]), named["last_hidden"])  # type: ignore[operator]
+            with parameters_as(embedding, {"weight": named[WEIGHT_PREFIX + "embedding"]}):
+                return draft.start(embedding(named["input_ids"]), named["last_hidden"])
 
 
 class _JoiningPiece(Piece):

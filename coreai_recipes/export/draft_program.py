@@ -14,17 +14,18 @@ from coreai_recipes.export.draft_fragments import (
     draft_start_fragment,
     joining_fragment,
 )
-from coreai_recipes.export.fragments import Fragment, Port, choice_fragment, state_names
+from coreai_recipes.export.fragments import Fragment, Port, choice_fragment, embedding_ports, state_names
 from coreai_recipes.export.linking import Linker, Models, Numbers
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.export.stack_program import StackProgram, give, link_head
+from coreai_recipes.storage.chunks import Chunk
 
 
 class DraftProgram(StackProgram):
     """One function, which is given the table of the `target`."""
 
-    def __init__(self, draft: Draft, target: StackModule) -> None:
-        self.draft, self.target, self.recipe = draft, target, draft.recipe
+    def __init__(self, draft: Draft, target: StackModule, chunk: Chunk) -> None:
+        self.draft, self.target, self.recipe, self.chunk = draft, target, draft.recipe, chunk
 
     @property
     def functions(self) -> Iterator[str]:
@@ -33,7 +34,7 @@ class DraftProgram(StackProgram):
     def fragments(self) -> Iterator[Fragment]:
         draft = self.draft
         yield from (draft_front_fragment(draft), self._start(), draft_head_fragment(draft))
-        yield from (draft_layer_fragment(draft, kind) for kind in dict.fromkeys(draft.spec.layer_kinds))
+        yield from map(self._layer, dict.fromkeys(draft.spec.layer_kinds))
         yield from self._choices()
         if draft.spec.steps > 1:
             yield joining_fragment(draft.spec.steps)
@@ -47,18 +48,19 @@ class DraftProgram(StackProgram):
         linker.append(models[front.name], "front_", {name: name for name in (*front.inputs, *front.outputs)}, {})
         steps, choices = draft.spec.steps, self._choices()
         given = {leaf: linker.add_integers(leaf, found) for leaf, found in self._numbers(numbers)}
-        names, outputs = {"input_ids": "input_ids", "last_hidden": "last_hidden"}, dict[str, Port]()
+        looked_up = embedding_ports(self.recipe, 1)
+        names, outputs = {name: name for name in (*looked_up, "last_hidden")}, dict[str, Port]()
         for step, (logits, hidden) in enumerate(step_names(steps)):
             at = f"step_{step}_" if steps > 1 else ""
             linker.append(models[start.name], f"{at}start_", {**names, "x": f"{at}hidden_0"}, start.parameters)
             for index, kind in enumerate(draft.spec.layer_kinds):
-                fragment, owner = draft_layer_fragment(draft, kind), draft.owner(kind)
+                fragment, state = self._layer(kind), self.chunk.states[draft.owner(kind)]
                 names = {
                     "x": f"{at}hidden_{index}",
                     "y": f"{at}hidden_{index + 1}",
-                    "slot": linker.add_integer(f"slot_{index}", draft.slot(owner)),
+                    "slot": linker.add_integer(f"slot_{index}", state.at(state.layers - 1)),
                     **{port: f"{port}_{kind}" for port in draft.ports(kind)},
-                    **state_names(draft.owners[owner]),
+                    **state_names(state),
                 }
                 parameters = {
                     alias: f"{draft.of.prefix}layers.{index}.{name}" for alias, name in fragment.parameters.items()
@@ -79,6 +81,9 @@ class DraftProgram(StackProgram):
         """The draft's own, by the head's names for them."""
         for name in self.draft.whole_numbers:
             yield name.rpartition(".")[2], numbers[self.draft.of.prefix + name]
+
+    def _layer(self, kind: str) -> Fragment:
+        return draft_layer_fragment(self.draft, kind, self.chunk.states[self.draft.owner(kind)])
 
     def _start(self) -> Fragment:
         return draft_start_fragment(self.draft, self.target)

@@ -11,21 +11,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from coreai_recipes.decoder.front import CallShape, Front
-from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder
+from coreai_recipes.decoder.model import EMBEDDED, PER_LAYER_ROWS, Decoder
 from coreai_recipes.decoder.states import StateSpec
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, last_of
 from coreai_recipes.primitives.choice import choose
 from coreai_recipes.primitives.layer_inputs import ROTATING, WHOLE_NUMBERS, LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
-from coreai_recipes.storage.parameters import stored_shape
+from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.storage.chunks import Chunk
+from coreai_recipes.storage.parameters import EMBEDDING, stored_shape
 
 FLOAT, INTEGER = "float16", "int32"
 WEIGHT_PREFIX = "weight_"
@@ -118,36 +120,58 @@ def _files_of(module: str) -> set[Path]:
     return own.union(*(Path(folder).rglob("*.py") for folder in package or ()))
 
 
-def front_fragment(decoder: Decoder, call: CallShape) -> Fragment:
-    """input_ids, position (and count, and rows of the per-layer table) -> x, and what each kind's layers are given."""
+def front_fragment(decoder: Decoder, call: CallShape, chunk: Chunk) -> Fragment:
+    """What a package computes before its layers. input_ids or their rows of the table, position (and count, and rows
+    of the per-layer table) -> x, where it has the embedding, and what its kinds' layers are given."""
     front, model, tokens = decoder.front, decoder.recipe.model, call.tokens
-    inputs = {"input_ids": Port(INTEGER, (1, tokens)), "position": Port(INTEGER, (1,))}
+    inputs, outputs, parameters, tables = dict[str, Port](), dict[str, Port](), dict[str, str](), tuple[str, ...]()
+    looked_up = embedding_ports(decoder.recipe, tokens)
+    if chunk.embeds:
+        inputs |= looked_up
+    inputs["position"] = Port(INTEGER, (1,))
     if tokens > 1:
         inputs["count"] = Port(INTEGER, (1,))
-    outputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, tokens))}
-    table = WEIGHT_PREFIX + "embedding"
-    parameters = {table: "embedding.weight", **weights_of_children(decoder.embedding, "embedding.")}
-    if front.per_layer is not None:
+    if chunk.embeds:
+        outputs["x"] = Port(FLOAT, (1, model.hidden_size, 1, tokens))
+        if "input_ids" in looked_up:
+            tables = (WEIGHT_PREFIX + "embedding",)
+            parameters[tables[0]] = EMBEDDING
+        parameters |= weights_of_children(decoder.embedding, "embedding.")
+    if chunk.embeds and front.per_layer is not None:
         L, P = front.per_layer.layers, front.per_layer.size
         inputs[PER_LAYER_ROWS] = Port(FLOAT, (1, tokens, L * P))
         outputs["per_layer_inputs"] = Port(FLOAT, (L, P, 1, tokens))
         names = [f"per_layer.{name}" for name, _ in front.per_layer.named_parameters()]
         parameters |= {WEIGHT_PREFIX + name.replace(".", "_"): name for name in names}
     inputs |= {alias: Port(FLOAT, stored_shape(decoder, name)) for alias, name in parameters.items()}
-    given = {call.source(kind, port): (kind, port) for kind in front.kinds for port in call.ports(kind)}
+    given = {call.source(kind, port): (kind, port) for kind in chunk.kinds for port in call.ports(kind)}
     for name in sorted(given, key=lambda name: _order(given[name][1])):
         kind, port = given[name]
         if name not in inputs:
             outputs[name] = layer_port(port, call.ports(kind)[port])
     return Fragment(
-        f"front_{call.name}",
+        "_".join(("front", call.name, *_what_of(chunk, front))),
         _FrontPiece(front, list(inputs), list(outputs), parameters, call),
         inputs,
         outputs,
         parameters,
         float32_outputs=tuple(name for name in outputs if name in given and call.is_float32(*given[name])),
-        tables=(table,),
+        tables=tables,
     )
+
+
+def _what_of(chunk: Chunk, front: Front) -> list[str]:
+    """What tells a front from those of other packages: nothing where it is all of it."""
+    if chunk.embeds and chunk.kinds == tuple(front.kinds):
+        return []
+    return [*(["x"] if chunk.embeds else []), *chunk.kinds]
+
+
+def embedding_ports(recipe: Recipe, tokens: int) -> dict[str, Port]:
+    """The input that says which tokens a call has: their ids, or the rows of the table that the host has looked up."""
+    if recipe.export.table == "package":
+        return {"input_ids": Port(INTEGER, (1, tokens))}
+    return {EMBEDDED: Port(FLOAT, (1, tokens, recipe.model.embedding.width or recipe.model.hidden_size))}
 
 
 def _order(port: str) -> int:
@@ -160,7 +184,7 @@ def layer_port(name: str, shape: tuple[int, ...]) -> Port:
     return Port(INTEGER if name in WHOLE_NUMBERS else FLOAT, shape)
 
 
-def layer_fragment(decoder: Decoder, kind: str, call: CallShape) -> Fragment:
+def layer_fragment(decoder: Decoder, kind: str, call: CallShape, chunk: Chunk) -> Fragment:
     """x and what the front computed -> x of the next layer; reads and writes the states of the kind, or those that it
     shares, which it reads alone."""
     front, model = decoder.front, decoder.recipe.model
@@ -171,7 +195,9 @@ def layer_fragment(decoder: Decoder, kind: str, call: CallShape) -> Fragment:
     if front.per_layer is not None:
         inputs["per_layer_inputs"] = Port(FLOAT, (front.per_layer.layers, front.per_layer.size, 1, tokens))
         inputs["index"] = Port(INTEGER, (1,))
-    return fragment_of_layer(f"layer_{kind}_{tokens}", layer, inputs, front.state(kind), front.shares(kind))
+    state = chunk.states[front.owners[kind]]
+    name = f"layer_{kind}_{tokens}" + ("" if state.depth == front.state(kind).depth else f"_of_{state.depth}")
+    return fragment_of_layer(name, layer, inputs, state, front.shares(kind))
 
 
 def fragment_of_layer(name: str, layer: nn.Module, inputs: dict[str, Port], spec: StateSpec, shares: bool) -> Fragment:
@@ -208,6 +234,21 @@ def ports_of(module: nn.Module, parameters: Mapping[str, str], prefix: str = "")
     """The shapes of these inputs."""
     shapes = {alias: module.get_parameter(name.removeprefix(prefix)).shape for alias, name in parameters.items()}
     return {alias: Port(FLOAT, tuple(shape)) for alias, shape in shapes.items()}
+
+
+def giving_fragment(shape: tuple[int, int, int, int]) -> Fragment:
+    """x (N, C, 1, S) -> (1, S, N * C), as it leaves a package: with full lanes on the last axis."""
+    N, C, _, S = shape
+    return Fragment(
+        f"give_{N}x{C}x{S}", _GivingPiece(), {"x": Port(FLOAT, shape)}, {"y": Port(FLOAT, (1, S, N * C))}, {}
+    )
+
+
+def taking_fragment(shape: tuple[int, int, int, int]) -> Fragment:
+    """What a package before it gave, (1, S, N * C) -> x (N, C, 1, S)."""
+    N, C, _, S = shape
+    piece = _TakingPiece(shape)
+    return Fragment(f"take_{N}x{C}x{S}", piece, {"x": Port(FLOAT, (1, S, N * C))}, {"y": Port(FLOAT, shape)}, {})
 
 
 def pick_fragment(name: str, shape: tuple[int, int, int, int]) -> Fragment:
@@ -287,18 +328,21 @@ class _FrontPiece(Piece):
         self._call = call  # the fragment's name says what of it the program depends on
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        named = dict(zip(self.inputs, given, strict=True))
+        named, front, call = dict(zip(self.inputs, given, strict=True)), cast(Front, self.piece[0]), self._call
         weights = {name: named[alias] for alias, name in self.parameter_names.items()}
-        count = named.get("count", torch.ones(1, dtype=torch.int32))
-        with parameters_as(self.piece[0], weights):
-            x, inputs, per_layer = self.piece[0](
-                self._call, named["input_ids"], named["position"], count, named.get(PER_LAYER_ROWS)
-            )
-        found = {"x": x, "per_layer_inputs": per_layer}
-        for kind, of_kind in inputs.items():
+        found = dict[str, Tensor | None]()
+        for kind, of_kind in front.see(call, named["position"], named.get("count", _one())).items():
             found |= {f"{port}_{kind}": tensor for port, tensor in of_kind.ports().items()}
             found["padding"] = of_kind.padding
-        return tuple(found[name] for name in self.outputs)
+        if "x" in self.outputs:
+            with parameters_as(front, weights):
+                given_rows = named.get("input_ids"), named.get(EMBEDDED), named.get(PER_LAYER_ROWS)
+                found["x"], found["per_layer_inputs"] = front.embed(call, named["position"], *given_rows)
+        return tuple(cast(Tensor, found[name]) for name in self.outputs)
+
+
+def _one() -> Tensor:
+    return torch.ones(1, dtype=torch.int32)
 
 
 def untouched(state: Port) -> Tensor:
@@ -332,6 +376,20 @@ class _LayerPiece(Piece):
         of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
         with parameters_as(self.piece[0], weights):
             return self.piece[0](named["x"], given, cache, of_layer)  # type: ignore[no-any-return]
+
+
+class _GivingPiece(Piece):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(1, -1, x.shape[3]).transpose(1, 2)  # (1, S, N * C)
+
+
+class _TakingPiece(Piece):
+    def __init__(self, shape: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).reshape(self.shape)
 
 
 class _PickPiece(Piece):

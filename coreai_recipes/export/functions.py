@@ -1,4 +1,4 @@
-"""All functions of a package: those of a recipe's stacks."""
+"""All functions of a package: what of a recipe's stacks is in it."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,35 +12,50 @@ from coreai_recipes.export.fragments import Fragment
 from coreai_recipes.export.linking import Linker, Models, Numbers
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.export.stack_program import StackProgram
+from coreai_recipes.storage.chunks import Chunk, chunks_of
 
 
-def programs_of(stacks: Sequence[StackModule]) -> Iterator[StackProgram]:
-    """What each stack becomes."""
+def programs_of(stacks: Sequence[StackModule], chunks: Sequence[Chunk], chunk: Chunk) -> Iterator[StackProgram]:
+    """What each stack becomes in one of the packages."""
     for stack in stacks:
         match stack:
             case Decoder():
-                yield AnemllProgram(stack) if stack.recipe.export.host == "anemll" else DecoderProgram(stack)
+                is_anemll = stack.recipe.export.host == "anemll"
+                yield AnemllProgram(stack, chunk) if is_anemll else DecoderProgram(stack, chunks, chunk)
+            case Draft() if chunk.drafts:
+                yield DraftProgram(stack, stacks[0], chunk)
             case Draft():
-                yield DraftProgram(stack, stacks[0])
+                pass
             case _:
                 raise TypeError(f"nothing is known of how {type(stack).__name__} is exported")
 
 
 def fragments_of(stacks: Sequence[StackModule]) -> dict[str, Fragment]:
-    """Every fragment that the functions need, by name."""
-    return {fragment.name: fragment for program in programs_of(stacks) for fragment in program.fragments()}
+    """Every fragment that the functions of all packages need, by name."""
+    chunks = chunks_of(stacks)
+    return {
+        fragment.name: fragment
+        for chunk in chunks
+        for program in programs_of(stacks, chunks, chunk)
+        for fragment in program.fragments()
+    }
 
 
 def link_functions(
-    stacks: Sequence[StackModule], models: Models, new_linker: Callable[[str], Linker], numbers: Numbers
+    stacks: Sequence[StackModule],
+    chunks: Sequence[Chunk],
+    chunk: Chunk,
+    models: Models,
+    new_linker: Callable[[str], Linker],
+    numbers: Numbers,
 ) -> dict[str, Signature]:
-    """Link each function, by name, from the converted fragments `models`, with a linker of its own.
+    """Link each function of a package, by name, from the converted fragments `models`, with a linker of its own.
 
     `numbers` are the parameters that are no weights, by their names in a package: what of a checkpoint stands in the
     program itself.
     """
     return {
         name: program.link(name, models, new_linker(name), numbers)
-        for program in programs_of(stacks)
+        for program in programs_of(stacks, chunks, chunk)
         for name in program.functions
     }

@@ -3,8 +3,10 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from coreai_recipes.export.fragments import Port
+from coreai_recipes.storage.chunks import Chunk
 
 # called with what is being done, how much of it is done, and how much there is
 Progress = Callable[[str, int, int], None]
@@ -20,12 +22,21 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class ExportedPackage:
+    """A package as it was written: its folder, what is in it, and the signatures of its functions."""
+
+    path: Path
+    chunk: Chunk
+    signatures: dict[str, Signature]
+
+
+@dataclass(frozen=True)
 class Exported:
-    """What an export wrote: digests by path from the folder that holds the package, the functions' signatures, seconds
-    by step."""
+    """What an export wrote: digests by path from the folder that holds the packages, these in running order, seconds by
+    step."""
 
     digests: dict[str, str]
-    signatures: dict[str, Signature]
+    packages: tuple[ExportedPackage, ...]
     seconds: dict[str, float]
     converted: int
     cached: int

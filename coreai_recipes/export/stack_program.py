@@ -3,17 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from coreai_recipes.decoder.states import state_specs, states_of
+from coreai_recipes.decoder.states import states_of
 from coreai_recipes.export.fragments import FLOAT, Fragment, Port, choice_fragment
 from coreai_recipes.export.linking import Linker, Models, Numbers
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.storage.chunks import Chunk
 
 
 class StackProgram(ABC):
-    """What a stack of a recipe becomes in a program."""
+    """What a stack of a recipe becomes in the program of a package, `chunk`."""
 
     recipe: Recipe
+    chunk: Chunk
 
     @property
     @abstractmethod
@@ -34,8 +36,8 @@ class StackProgram(ABC):
         return [choice_fragment(tokens, vocab_size)] if self.recipe.export.outputs == "ids" else []
 
     def declare(self, inputs: dict[str, Port], linker: Linker) -> dict[str, Port]:
-        """Give a function its inputs, and the states, which are the same in all of them."""
-        states = {name: Port(FLOAT, s.shape) for name, s in states_of(state_specs(self.recipe)).items()}
+        """Give a function its inputs, and the package's states, which are the same in all of them."""
+        states = {name: Port(FLOAT, s.shape) for name, s in states_of(self.chunk.states).items()}
         for name, port in inputs.items():
             linker.add_input(name, port.dtype, port.shape)
         for name, port in states.items():

@@ -249,7 +249,7 @@ class Manifest(Sealed):
     @property
     def functions(self) -> dict[str, Function]:
         """As a host sees them: of a chain, the inputs that no earlier link gives, the outputs that no later takes."""
-        return {name: _whole(self.chain(name)) for program in self.programs for name in program.functions}
+        return {name: joined(self.chain(name)) for program in self.programs for name in program.functions}
 
     def _broken_links(self) -> Iterator[str]:
         """What the programs of a chain say of one port, where they do not say the same, and of the tokens of a call."""
@@ -268,7 +268,7 @@ class Manifest(Sealed):
         return tuple(package for package in self.packages if isinstance(package, Table))
 
 
-def _whole(chain: tuple[Function, ...]) -> Function:
+def joined(chain: tuple[Function, ...]) -> Function:
     """A chain as one function."""
     if len(chain) == 1:
         return chain[0]

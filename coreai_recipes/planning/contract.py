@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from coreai_recipes.decoder.model import PER_LAYER_ROWS, PER_LAYER_TABLE, table_file
+from coreai_recipes.decoder.model import EMBEDDED, PER_LAYER_TABLE, exported_form, table_file
+from coreai_recipes.decoder.stacks import build_stacks
+from coreai_recipes.decoder.states import State as KeptState
 from coreai_recipes.decoder.states import StateSpec, state_specs, states_of
 from coreai_recipes.errors import BundleError
 from coreai_recipes.hosts.anemll import functions_of as functions_of_anemll
@@ -17,7 +19,9 @@ from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
 from coreai_recipes.recipe.host_form import anemll_form
 from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
+from coreai_recipes.storage.chunks import chunks_of
 from coreai_recipes.storage.compression import Compression
+from coreai_recipes.storage.parameters import EMBEDDING, TABLE_INPUTS
 from coreai_recipes.storage.rows import describe_rows
 
 MOST_NAMED = 20
@@ -114,14 +118,15 @@ def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
 
 
 def _layer_contradictions(manifest: Manifest, layers: int) -> Iterator[str]:
-    """A single program has all layers; of several, those of each function have them one after another."""
+    """A single program has all layers; of several, those of each function have them one after another. A draft has its
+    own."""
     if len(manifest.programs) == 1:
         (program,) = manifest.programs
         if (program.role, program.layers) != ("all", (0, layers)):
             found = f"{list(program.layers)} of role {program.role}"
             yield f"packages: layers is {found} and must be [0, {layers}] of role all"
         return
-    for name in manifest.functions:
+    for name in [name for name in manifest.functions if name != DRAFT]:
         parts = [program.layers for program in manifest.programs if name in program.functions]
         ends = [0, *(end for _, end in parts)]
         if [start for start, _ in parts] != ends[:-1] or ends[-1] != layers:
@@ -131,7 +136,7 @@ def _layer_contradictions(manifest: Manifest, layers: int) -> Iterator[str]:
 
 def _state_contradictions(states: Mapping[str, State], recipe: Recipe) -> Iterator[str]:
     """Rows are a builder's choice, as long as they hold what the recipe asks for."""
-    expected = states_of(state_specs(recipe))
+    expected = states_of_packages(recipe)
     if states.keys() != expected.keys():
         yield f"states are {', '.join(states)} and must be {', '.join(expected)}"
     for name in (name for name in expected if name in states):
@@ -150,6 +155,14 @@ def _state_contradictions(states: Mapping[str, State], recipe: Recipe) -> Iterat
             yield f"states.{name} has {rows} rows and must have {needed} or more"
 
 
+def states_of_packages(recipe: Recipe) -> dict[str, KeptState]:
+    """The states by name of all packages that a recipe asks for."""
+    if recipe.export.chunks == 1:
+        return states_of(state_specs(recipe))
+    chunks = chunks_of(build_stacks(recipe, exported_form(recipe)))
+    return {name: state for chunk in chunks for name, state in states_of(chunk.states).items()}
+
+
 def _placed(kinds: Mapping[str, tuple[int, int, int | None]]) -> str:
     return ", ".join(
         f"{count} layers of {kind} from {first} on with window {window}"
@@ -166,13 +179,22 @@ def rows_needed(spec: StateSpec, recipe: Recipe) -> int:
 
 def tables_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """What a manifest says of each raw table, by the input that takes its rows."""
-    per_layer = recipe.model.embedding.per_layer
-    if per_layer is None:
-        return {}
-    width = len(recipe.model.layer_kinds) * per_layer.size
-    shape = per_layer.vocab_size, width
-    said = describe_rows(Compression.of(recipe).storage(PER_LAYER_TABLE, shape), shape)
-    return {PER_LAYER_ROWS: {"file": table_file(PER_LAYER_TABLE), "role": "table", **said, "input": PER_LAYER_ROWS}}
+    model, shapes = recipe.model, dict[str, tuple[int, int]]()
+    if model.embedding.per_layer is not None:
+        per_layer = model.embedding.per_layer
+        shapes[PER_LAYER_TABLE] = per_layer.vocab_size, len(model.layer_kinds) * per_layer.size
+    if recipe.export.table == "host":
+        shapes[EMBEDDING] = model.vocab_size, model.embedding.width or model.hidden_size
+    compression = Compression.of(recipe)
+    return {
+        TABLE_INPUTS[name]: {
+            "file": table_file(name),
+            "role": "table",
+            **describe_rows(compression.row_storage(name, shape), shape),
+            "input": TABLE_INPUTS[name],
+        }
+        for name, shape in shapes.items()
+    }
 
 
 def functions_of(recipe: Recipe, key: str | None = None) -> dict[str, Called]:
@@ -189,10 +211,10 @@ def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
         return
     for name, query in recipe.export.functions.queries.items():
         inputs: dict[str, tuple[str, tuple[int, ...]]] = {
-            "input_ids": ("int32", (1, query)),
+            **_said_of_ids(recipe, query),
             "position": ("int32", (1,)),
             **({} if name == "decode" else {"count": ("int32", (1,))}),
-            **{port: ("float16", (1, query, table["shape"][1])) for port, table in tables_of(recipe).items()},
+            **_rows_of_tables(recipe, query),
         }
         rows = query if name == "score" else 1
         outputs = _said_of_tokens(recipe, rows, model.vocab_size)
@@ -208,7 +230,7 @@ def _functions_of_draft(recipe: Recipe) -> Iterator[tuple[str, Called]]:
     hidden = ("float16", (1, 1, recipe.model.hidden_size))
     owners = dict.fromkeys(str(draft.kinds[kind].attention.shares_kv_with) for kind in draft.layer_kinds)
     inputs: dict[str, tuple[str, tuple[int, ...]]] = {
-        "input_ids": ("int32", (1, 1)),
+        **_said_of_ids(recipe, 1),
         "last_hidden": hidden,
         "position": ("int32", (1,)),
         **{f"seen_{owner}": ("int32", (1,)) for owner in owners},
@@ -216,6 +238,16 @@ def _functions_of_draft(recipe: Recipe) -> Iterator[tuple[str, Called]]:
     # several tokens a call are ids: each step takes the one that the step before it chose
     said = _tokens(draft.steps) if draft.steps > 1 else _said_of_tokens(recipe, 1, draft.vocab_size)
     yield DRAFT, (1, inputs, {**said, "hidden": hidden})
+
+
+def _said_of_ids(recipe: Recipe, tokens: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What says which tokens a call has: their ids, or their rows where the host has the embedding table."""
+    rows = {port: said for port, said in _rows_of_tables(recipe, tokens).items() if port == EMBEDDED}
+    return rows or {"input_ids": ("int32", (1, tokens))}
+
+
+def _rows_of_tables(recipe: Recipe, tokens: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {port: ("float16", (1, tokens, table["shape"][1])) for port, table in tables_of(recipe).items()}
 
 
 def steps_of(recipe: Recipe, function: str) -> int | None:

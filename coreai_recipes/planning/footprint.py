@@ -1,6 +1,6 @@
 """What a recipe's stacks take: the bytes of their weights by part, and of their states."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -8,8 +8,9 @@ from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.primitives.experts import Experts
+from coreai_recipes.storage.chunks import Chunk
 from coreai_recipes.storage.compression import Parameters
-from coreai_recipes.storage.parameters import own_parameters
+from coreai_recipes.storage.parameters import EMBEDDING, own_parameters
 
 EXPERT_STACKS = ("gate_up", "down")
 
@@ -41,11 +42,19 @@ def _(decoder: Decoder) -> Iterator[Footprint]:
         found = decoder.stack[of_kind[0]].experts
         if isinstance(found, Experts):
             yield Footprint(f"experts of `{name}`", experts.bytes, _describe_experts(found, len(of_kind), experts))
-    table, raw, front = own.below("embedding.weight"), own.below(PER_LAYER_TABLE), own.below("per_layer.")
+    table, raw, front = own.below(EMBEDDING), own.below(PER_LAYER_TABLE), own.below("per_layer.")
     head = own.below("head.weight")
-    shape = f"{' x '.join(map(str, table.shapes['embedding.weight']))}, {_forms(table)}"
-    if recipe.model.head.tied:
+    shape = f"{' x '.join(map(str, table.shapes[EMBEDDING]))}, {_forms(table)}"
+    if recipe.model.head.tied and recipe.export.table == "package":
         yield Footprint("table, tied to the head", table.bytes, f"{shape}, stored once")
+    elif recipe.export.table == "host":
+        rows, width = table.shapes[EMBEDDING]
+        rows_as = table.compression.row_storage(EMBEDDING, (rows, width))
+        size = rows_as.bytes((rows, width))
+        how = f"{rows} x {width}, {rows_as}, read by the host, {size // rows:,} bytes a token, never sent to the engine"
+        yield Footprint("table", size, how)
+        own_head = table if recipe.model.head.tied else head
+        yield Footprint("head", own_head.bytes, f"of {rows} tokens, {_forms(own_head)}")
     else:
         yield Footprint("table and head", table.bytes + head.bytes, f"twice {shape}")
     around = own.without(layers, table, head, front, raw)
@@ -73,6 +82,22 @@ def _describe_experts(one: Experts, layers: int, stacks: Parameters) -> str:
     if one.gathers(1):
         return f"{in_all}, decode the {one.router.top} of its token: {layers * one.router.top * each:,} bytes"
     return f"{in_all}, and so does decode"
+
+
+def packages_footprint(chunks: Sequence[Chunk]) -> Iterator[Footprint]:
+    """What each of several packages takes: their weights, with those that two of them hold."""
+    if len(chunks) == 1:
+        return
+    held: set[str] = set()
+    for chunk in chunks:
+        parameters = chunk.parameters
+        what = [f"layers {chunk.first} to {chunk.end - 1}"] if chunk.first < chunk.end else []
+        what += ["the head"] if chunk.answers else []
+        what += ["the draft"] if chunk.drafts else []
+        again = parameters.below(*(held & parameters.shapes.keys())) if held & parameters.shapes.keys() else None
+        more = f"; {again.bytes:,} bytes of them once more: `export.table: host` spares these" if again else ""
+        held |= parameters.shapes.keys() & {EMBEDDING}
+        yield Footprint(f"package {chunk.number} of {chunk.count}", parameters.bytes, f"{' and '.join(what)}{more}")
 
 
 @footprint_of.register

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coreai_recipes.decoder.draft import Draft
-from coreai_recipes.decoder.model import Decoder, exported_form
+from coreai_recipes.decoder.model import EMBEDDED, Decoder, exported_form
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.decoder.states import state_specs, states_of
@@ -21,6 +21,7 @@ from coreai_recipes.primitives.embedding import index_dtype
 from coreai_recipes.primitives.layer import SQUARE, Layer
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe import Recipe
+from coreai_recipes.storage.chunks import chunks_of
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import stored_parameters
 
@@ -45,7 +46,8 @@ def outline_of(stacks: Sequence[StackModule]) -> LintInput:
             drawn = _Outline(Function(name), states, stored.compression, stacks[0])
             drawn.draw(stack, query, inputs, outputs)
             functions.append(drawn.function)
-    files = {WEIGHTS: stored.bytes}
+    chunks = chunks_of(stacks)
+    files = {WEIGHTS if len(chunks) == 1 else f"{chunk.number}/{WEIGHTS}": chunk.parameters.bytes for chunk in chunks}
     export = recipe.export
     return LintInput(
         recipe.name,
@@ -81,7 +83,7 @@ class _Outline:
 
     def _draw_decoder(self, decoder: Decoder, query: int, gives_ids: bool) -> Value:
         recipe, front = decoder.recipe, decoder.front
-        x = self._embed(query, self._input("input_ids"))
+        x = self._embed(query, self._tokens())
         functions = recipe.export.functions.queries
         call = decoder.call(next(name for name in functions if recipe.export.name_of(name) == self.function.name))
         for index, layer in enumerate(decoder.stack):
@@ -101,7 +103,7 @@ class _Outline:
         return self._choose("chosen", logits, call.answered) if gives_ids else logits
 
     def _draw_draft(self, draft: Draft, gives_ids: bool) -> Value:
-        ids, hidden = self._input("input_ids"), self._input("last_hidden")
+        ids, hidden = self._tokens(), self._input("last_hidden")
         keys_last, said = draft.recipe.export.keys_last, dict[str, Value]()
         for step in range(draft.spec.steps):
             at = f"step_{step}." if draft.spec.steps > 1 else ""
@@ -152,16 +154,21 @@ class _Outline:
     def _input(self, name: str) -> Value:
         return next(value for value in self.function.inputs if value.name == name)
 
+    def _tokens(self) -> Value:
+        """The input that says which tokens a call has: ids, or rows of the host's table."""
+        return next(value for value in self.function.inputs if value.name in ("input_ids", EMBEDDED))
+
     def _embed(self, query: int, ids: Value, at: str = "") -> Value:
+        hidden = (1, self.target.of.layers.hidden_size, 1, query)
+        if ids.name == EMBEDDED:
+            return self._give("reshape", f"{at}hidden_0", "float16", hidden, x=ids)
         weight = self.target.get_parameter("embedding.weight")
         table = self._weight("embedding.weight", tuple(weight.shape))
         narrow = index_dtype(weight.shape[0])
         if narrow is not None:
             ids = self._give("cast", f"{at}embedding.ids", narrow, (1, query), x=ids)
         rows = self._give("gather", f"{at}embedding", "float16", (1, query, weight.shape[1]), x=table, indices=ids)
-        return self._give(
-            "reshape", f"{at}hidden_0", "float16", (1, self.target.of.layers.hidden_size, 1, query), x=rows
-        )
+        return self._give("reshape", f"{at}hidden_0", "float16", hidden, x=rows)
 
     def _conv(self, name: str, projection: Projection, x: Value) -> Value:
         weight = self._weight(f"{name}.weight", tuple(projection.weight.shape))

@@ -11,7 +11,7 @@ from coreai_recipes.lint.devices import Device, find_device
 from coreai_recipes.lint.findings import Lint, lint
 from coreai_recipes.planning.bounds import Fit, fit
 from coreai_recipes.planning.choosing import Choice, choose
-from coreai_recipes.planning.footprint import Footprint, footprint_of
+from coreai_recipes.planning.footprint import Footprint, footprint_of, packages_footprint
 from coreai_recipes.planning.mending import mends
 from coreai_recipes.planning.outline import outline_of
 from coreai_recipes.planning.workload import Workload, count_workloads, saved_by_sharing
@@ -20,6 +20,7 @@ from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.schema import NoRotary
 from coreai_recipes.storage.accounting import account
 from coreai_recipes.storage.budget import bits_over
+from coreai_recipes.storage.chunks import chunks_of
 from coreai_recipes.storage.parameters import stored_parameters
 
 SAMPLED = 8192
@@ -61,7 +62,7 @@ def make_plan(recipe: Recipe, device: Device | None = None, overrides: Sequence[
     found = lint(drawn, on, allow=recipe.export.allowed)
     return Plan(
         recipe.name,
-        tuple(cost for stack in stacks for cost in footprint_of(stack)),
+        (*(cost for stack in stacks for cost in footprint_of(stack)), *packages_footprint(chunks_of(stacks))),
         stored.to_json(),
         tuple(account(stored)),
         bits_over(recipe, stored),

@@ -46,7 +46,11 @@ class Embedding(nn.Module):
 
     def forward(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """`positions` (S,), integers, are needed where they are learned."""
-        x = F.embedding(input_ids, self.weight).transpose(1, 2).unsqueeze(2)
+        return self.from_rows(F.embedding(input_ids, self.weight), positions)
+
+    def from_rows(self, rows: Tensor, positions: Tensor | None = None) -> Tensor:
+        """What becomes of the rows (1, S, C) of its weight that a host has looked up."""
+        x = rows.transpose(1, 2).unsqueeze(2)
         if self.projection is not None:
             x = self.projection(x)
         x = scaled(x, self.scale)

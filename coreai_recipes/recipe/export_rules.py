@@ -26,6 +26,21 @@ def export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             f"8x8 needs a prefill of 64 tokens, and this one takes {prefill}",
             "set export.functions.prefill to 64, or remove mlp_layout",
         )
+    if value_at(recipe, "export", "chunks", "count") and value_at(recipe, "export", "chunks", "max_bytes"):
+        yield Problem(
+            ("export", "chunks", "max_bytes"),
+            "chunks-twice",
+            "packages are cut by their count or by max_bytes, and this recipe says both",
+            "remove one of them",
+        )
+    steps = integer_at(recipe, "draft", "steps")
+    if value_at(recipe, "export", "table") == "host" and steps and steps > 1:
+        yield Problem(
+            ("export", "table"),
+            "table-steps",
+            f"the draft looks up {steps} tokens in one call, which a host cannot hand in beforehand",
+            "set draft.steps to 1, or export.table to package",
+        )
     for name in ("residual_scale", "mlp_scale", "head_scale"):
         scale = value_at(recipe, "export", name)
         if isinstance(scale, int | float) and 0 < scale <= 1 and math.frexp(scale)[0] != 0.5:

@@ -42,6 +42,12 @@ def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             AT, "host-score", f"{host} calls infer and prefill alone", "leave out export.functions.score or export.host"
         )
+    chunks = value_at(recipe, "export", "chunks")
+    count = chunks.get("count") if isinstance(chunks, Mapping) else chunks
+    if chunks is not None and count != 1:
+        yield Problem(("export", "chunks"), "host-chunks", f"{host} loads one package", "set it to 1, or " + mend)
+    if value_at(recipe, "export", "table") == "host":
+        yield Problem(("export", "table"), "host-table", f"{host} hands in no rows of a table", mend)
     context = integer_at(recipe, "export", "context")
     if context and context % LANES:
         near = -(-context // LANES) * LANES

@@ -27,6 +27,8 @@ FEWEST_TOKENS, MOST_TOKENS = 512, 1 << 20  # of a text that weights are fitted t
 MOST_STEPS = 10_000  # of tuning
 MAX_RULES = 4096  # of `compress`: each is tried for every parameter
 MAX_TOKENS = 4096  # of a call
+MAX_CHUNKS = 64  # packages of a model; a process loads about 128 programs
+MAX_CHUNK_BYTES = 1 << 40
 
 MAX_LAST_AXIS = 1 << 14  # of what a program computes: the engine of M1 to M3 takes no more
 MAX_WIDTH = 1 << 18  # of all heads together; DeepSeek V3: 24,576

@@ -82,7 +82,8 @@ def open_program(
     if runtime == "coreml":
         check_shared(packages)
     engines = [open_engine(package, runtime, compute_units) for package in packages]
-    engine = as_ours(chained(engines, manifest), manifest.host, manifest.context, manifest.vocab_size)
+    programs = [program.functions for program in manifest.programs]
+    engine = as_ours(chained(engines, programs), manifest.host, manifest.context, manifest.vocab_size)
     return SavedProgram(engine, Tables.of_manifest(folder, manifest))
 
 

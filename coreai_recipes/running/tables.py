@@ -14,6 +14,7 @@ from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.manifest.files import locate
 from coreai_recipes.manifest.schema import Manifest
 
+EMBEDDED = "embedding"
 BITS = {"float16": 16, "int8": 8, "int4": 4}
 
 
@@ -60,7 +61,8 @@ class Table:
 
 
 class Tables:
-    """A bundle's tables by the name of the input that takes their rows. A draft takes none."""
+    """A bundle's tables by the name of the input that takes their rows. Of a draft that is `embedding` alone, whose
+    rows stand for the ids themselves."""
 
     def __init__(self, tables: Mapping[str, Table]) -> None:
         self._tables = tables
@@ -80,5 +82,7 @@ class Tables:
 
     def with_rows(self, function: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`inputs` of a function, and the rows of its tokens."""
-        taken = {} if function == "draft" else self._tables
-        return {**inputs, **{name: table.rows(inputs["input_ids"]) for name, table in taken.items()}}
+        taken = [name for name in self._tables if function != "draft" or name == EMBEDDED]
+        rows = {name: self._tables[name].rows(inputs["input_ids"]) for name in taken}
+        replaced = {"input_ids"} if EMBEDDED in rows else set()
+        return {**{name: value for name, value in inputs.items() if name not in replaced}, **rows}

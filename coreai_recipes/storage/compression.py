@@ -80,6 +80,12 @@ class Compression:
         """How the parameter `name` is stored: as the last rule says that matches it, else as the default."""
         return self.choose(name, shape).storage
 
+    def row_storage(self, name: str, shape: Shape) -> Storage:
+        """How a host has the rows of a table: as `storage` says where it can read that, else as float16."""
+        said = self.storage(name, shape)
+        is_read = fit_rows(said, shape)[0] == said and not self.is_calibrated(name, shape)
+        return said if is_read else FLOAT16
+
     def choose(self, name: str, shape: Shape) -> "Choice":
         """How the parameter `name` is stored, and why so."""
         matching = [rule for rule in self.rules if rule.matches(name)]

@@ -2,10 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from coreai_recipes.decoder.model import EMBEDDED, PER_LAYER_ROWS, PER_LAYER_TABLE
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.hosts.logits import Pieces
+from coreai_recipes.recipe.schema import MODEL
 from coreai_recipes.storage.base import Shape
 from coreai_recipes.storage.compression import Compression, Parameters
+
+EMBEDDING = "embedding.weight"
+# the input that takes the rows of a table which a host reads
+TABLE_INPUTS = {PER_LAYER_TABLE: PER_LAYER_ROWS, EMBEDDING: EMBEDDED}
 
 
 def stored_parameters(stacks: Sequence[StackModule]) -> Parameters:
@@ -17,8 +23,20 @@ def stored_parameters(stacks: Sequence[StackModule]) -> Parameters:
 
 
 def raw_tables(stacks: Sequence[StackModule]) -> Parameters:
-    """The tables that a host reads."""
-    return _parameters(stacks, ((stack, name, stored_shape(stack, name)) for stack in stacks for name in stack.tables))
+    """The tables that a host reads: those that are in no package, and the embedding where it is the host's."""
+    return _parameters(
+        stacks,
+        (
+            (stack, name, tuple(stack.get_parameter(name).shape))
+            for stack in stacks
+            for name in (*stack.tables, *host_tables(stack))
+        ),
+    )
+
+
+def host_tables(stack: StackModule) -> tuple[str, ...]:
+    """Parameters of which a host has the rows, though `compress` counts them with those of weight.bin."""
+    return (EMBEDDING,) if stack.of.key == MODEL and stack.recipe.export.table == "host" else ()
 
 
 def own_parameters(stacks: Sequence[StackModule]) -> Parameters:

@@ -11,13 +11,14 @@ from torch import Tensor
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight, bind_weights
 from coreai_recipes.decoder.model import exported_form
-from coreai_recipes.decoder.stacks import MODULES
+from coreai_recipes.decoder.stack import StackModule
+from coreai_recipes.decoder.stacks import MODULES, build_stacks
 from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.storage.base import Shape, Storage, join_rows
+from coreai_recipes.storage.chunks import packed_parts
 from coreai_recipes.storage.compression import Compression
-from coreai_recipes.storage.layout import WeightLayout
 from coreai_recipes.storage.packed import PackedParts
-from coreai_recipes.storage.parameters import stored_parameters, stored_shape
+from coreai_recipes.storage.parameters import stored_shape
 from coreai_recipes.weights.binding import Binding, join_blocks
 
 ROWS = 512  # of a block that is given back at once
@@ -109,21 +110,32 @@ class PackedWeight(StoredWeight):
 
 
 def stored_weights(
-    recipe: Recipe, checkpoint: Checkpoint, key: str = MODEL, packed: Path | None = None
+    recipe: Recipe, checkpoint: Checkpoint, key: str = MODEL, package: Path | None = None
 ) -> dict[str, Weight]:
     """The parameters of the recipe's stack `key`, in the reference's own form; those that were fitted to a text as they
-    lie in the weight.bin `packed`, where there is one."""
+    lie in the weight.bin of `package`, or of those beside it, where there is one."""
     compression, stack = Compression.of(recipe), MODULES[key].build(recipe, exported_form(recipe))
-    # what other stacks have lies behind the model's
-    placed = WeightLayout.of(stored_parameters([stack])).placed if packed is not None and key == MODEL else {}
+    stacks = build_stacks(recipe, exported_form(recipe))
+    parts = packed_parts(stacks, package) if package is not None and key == MODEL and compression.calibrated else {}
     found: dict[str, Weight] = {}
     for name, binding in bind_weights(stack, checkpoint).items():
         shape = stored_shape(stack, name)
         storage = compression.storage(stack.of.prefix + name, shape)
         if name in stack.whole_numbers:
             found[name] = binding
-        elif packed is not None and name in placed and compression.is_calibrated(name, shape):
-            found[name] = PackedWeight(binding, shape, storage, PackedParts(packed, placed[name]))
+        elif name in parts and compression.is_calibrated(name, shape):
+            found[name] = PackedWeight(binding, shape, storage, parts[name])
         else:
             found[name] = StoredWeight(binding, shape, storage)
     return found
+
+
+def given_back(stacks: Sequence[StackModule], name: str, binding: Binding, package: Path) -> StoredWeight:
+    """The parameter `name` of a model as its program has it, which is written at `package` when its blocks are asked
+    for."""
+    compression, shape = Compression.of(stacks[0].recipe), stored_shape(stacks[0], name)
+    storage = compression.storage(name, shape)
+    parts = packed_parts(stacks, package) if compression.is_calibrated(name, shape) else {}
+    if name in parts:
+        return PackedWeight(binding, shape, storage, parts[name])
+    return StoredWeight(binding, shape, storage)

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.decoder.filling import checkpoint_shapes
-from coreai_recipes.decoder.model import PER_LAYER_ROWS, Decoder, build_decoder, exported_form
+from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.constants import Constant
 from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.tables import Table
+from coreai_recipes.storage.chunks import packages_of
+from coreai_recipes.storage.parameters import TABLE_INPUTS
 from coreai_recipes.verification.runtime import tables_beside
 from coreai_recipes.weights.binding import join_blocks
 from coreai_recipes.weights.folding import stored_as
@@ -84,17 +86,17 @@ class RawTable:
 
 
 def packaged_decoder(recipe: Recipe, package: Path) -> Mapping[str, PackagedWeight | RawTable]:
-    """The parameters of the recipe's Decoder by name, as the package has them. Raises BundleError for one that is not
-    there."""
+    """The parameters of the recipe's Decoder by name, as the package has them, or those beside it that the recipe asks
+    for. Raises BundleError for one that is not there."""
     decoder = build_decoder(recipe, exported_form(recipe))
-    constants = _constants(package)
+    constants = {name: found for each in packages_of(recipe, package) for name, found in _constants(each).items()}
     found: dict[str, PackagedWeight | RawTable] = {}
     missing = []
     tables = tables_beside(recipe, package)
     for name, shape in checkpoint_shapes(decoder).items():
         constant = constants.get(name.replace(".", "_"))
-        if name in decoder.tables:
-            found[name] = RawTable(name, tables[PER_LAYER_ROWS], shape)
+        if name in decoder.tables or (constant is None and TABLE_INPUTS.get(name) in tables):
+            found[name] = RawTable(name, tables[TABLE_INPUTS[name]], shape)
         elif constant is None or prod(constant.shape) < prod(shape):
             missing.append(f"{package}: holds no {name} of {shape}, which its recipe has")
         else:

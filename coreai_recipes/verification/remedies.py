@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.evaluate.graph import read_graph
+from coreai_recipes.evaluate.graph import read_whole_graph
 from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
@@ -77,11 +77,11 @@ def _scale_stream(result: StageResult, subject: Subject) -> Iterator[Remedy]:
 
 def _scale_inside(result: StageResult, subject: Subject) -> Iterator[Remedy]:
     """The scales inside parts that the package's largest values in float32 ask for."""
-    recipe, package = subject.recipe, subject.package
-    if package is None:
+    recipe = subject.recipe
+    if subject.package is None:
         return
-    opened, queries = Package(package, checked=False), recipe.export.functions.queries
-    graphs = {name: read_graph(opened, name) for name in map(recipe.export.name_of, queries)}
+    opened, queries = [Package(each, checked=False) for each in subject.packages], recipe.export.functions.queries
+    graphs = {name: read_whole_graph(opened, name) for name in map(recipe.export.name_of, queries)}
     room = {inside: {name: inside.values(recipe, graph) for name, graph in graphs.items()} for inside in INSIDE}
     excess = dict.fromkeys(INSIDE, 0.0)
     largest = dict.fromkeys(INSIDE, 0.0)

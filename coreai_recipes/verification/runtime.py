@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coreai_recipes.decoder.model import PER_LAYER_ROWS, build_decoder, table_file
+from coreai_recipes.decoder.model import build_decoder, table_file
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.running.chain import chained, functions_of
 from coreai_recipes.running.program import SavedProgram, as_ours, open_engine
 from coreai_recipes.running.tables import Table, Tables
 from coreai_recipes.storage.compression import Compression
-from coreai_recipes.storage.parameters import raw_tables
+from coreai_recipes.storage.parameters import TABLE_INPUTS, raw_tables
 from coreai_recipes.storage.rows import describe_rows
 from coreai_recipes.verification.subject import Subject
 
@@ -25,14 +26,18 @@ def open_program(subject: Subject, precision: "Precision", without: Sequence[str
     """
     if subject.package is None:
         raise ValueError("this stage needs a package")
-    engine = open_engine(
-        subject.package,
-        subject.runtime,
-        subject.recipe.export.compute_units,
-        precision=precision,
-        stream_weights=not subject.fits_in_memory,
-        without=without,
-    )
+    engines = [
+        open_engine(
+            package,
+            subject.runtime,
+            subject.recipe.export.compute_units,
+            precision=precision,
+            stream_weights=not subject.fits_in_memory,
+            without=without,
+        )
+        for package in subject.packages
+    ]
+    engine = engines[0] if len(engines) == 1 else chained(engines, [functions_of(each) for each in subject.packages])
     model, export = subject.recipe.model, subject.recipe.export
     engine = as_ours(engine, export.host, export.context, model.vocab_size)
     return SavedProgram(engine, Tables(tables_beside(subject.recipe, subject.package)))
@@ -42,7 +47,7 @@ def tables_beside(recipe: Recipe, package: Path) -> dict[str, Table]:
     """The recipe's raw tables that lie beside its package, by the input that takes their rows."""
     found = {}
     for name, shape in raw_tables([build_decoder(recipe)]).shapes.items():
-        said = describe_rows(Compression.of(recipe).storage(name, shape), shape)
+        said = describe_rows(Compression.of(recipe).row_storage(name, shape), shape)
         block = said["scales"]["block"] if "scales" in said else None
-        found[PER_LAYER_ROWS] = Table(package.parent / table_file(name), shape[1], said["dtype"], block)
+        found[TABLE_INPUTS[name]] = Table(package.parent / table_file(name), shape[1], said["dtype"], block)
     return found

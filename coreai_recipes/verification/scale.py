@@ -13,13 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from coreai_recipes.decoder.model import build_decoder
-from coreai_recipes.evaluate.graph import STATE_OPERATIONS, Graph, read_graph
+from coreai_recipes.evaluate.graph import STATE_OPERATIONS, Graph, read_whole_graph
 from coreai_recipes.evaluate.opset import Node
 from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.primitives.layer import Form
 from coreai_recipes.recipe.export_rules import head_scale_problems, mlp_scale_problems
 from coreai_recipes.recipe.plain import Problem
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.storage.chunks import packages_of
 from coreai_recipes.weights.folding import stored_as
 
 # A quarter of what a product of the engine may not reach, half of what it can divide by: other texts go further than
@@ -122,9 +123,10 @@ class Peaks:
 
 def peaks_of(recipe: Recipe, package: Path) -> Peaks:
     """What is to be watched in the package of `recipe` to choose its scale."""
-    opened = Package(package, checked=False)
+    opened = [Package(each, checked=False) for each in packages_of(recipe, package)]
     degrees = weight_degrees(recipe)
-    values = {name: growing_values(read_graph(opened, name), degrees) for name in opened.functions if name != "draft"}
+    functions = dict.fromkeys(name for each in opened for name in each.functions if name != "draft")
+    values = {name: growing_values(read_whole_graph(opened, name), degrees) for name in functions}
     return Peaks(values, recipe.export.scale)
 
 

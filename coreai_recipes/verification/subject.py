@@ -92,12 +92,12 @@ class Subject:
             self.reference_logits = Reference(self.recipe, self.weights).run(self.tokens.sequence)
         return self.reference_logits
 
-    @property
-    def weight_file(self) -> Path | None:
-        """The package's weight.bin."""
-        from coreai_recipes.storage.layout import FILE
+    @cached_property
+    def packages(self) -> tuple[Path, ...]:
+        """The package, or the several beside it that the recipe asks for."""
+        from coreai_recipes.storage.chunks import packages_of
 
-        return None if self.package is None else self.package / FILE
+        return () if self.package is None else packages_of(self.recipe, self.package)
 
     @cached_property
     def stored_weights(self) -> "Mapping[str, Weight]":
@@ -105,7 +105,7 @@ class Subject:
         fitted to a text, which are read where the recipe's layout of weight.bin has them."""
         from coreai_recipes.storage.reading import stored_weights
 
-        return stored_weights(self.recipe, self.weights, packed=self.weight_file)
+        return stored_weights(self.recipe, self.weights, package=self.package)
 
     @cached_property
     def packaged_weights(self) -> "Mapping[str, Weight]":

@@ -24,6 +24,7 @@ from coreai_recipes.export.fragments import Fragment, front_fragment, head_fragm
 from coreai_recipes.export.functions import fragments_of
 from coreai_recipes.protobuf import Model_pb2
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.storage.chunks import chunks_of
 from coreai_recipes.targets.coreml import convert
 from coreai_recipes.targets.coreml.convert import LARGEST_CONSTANT, convert_fragment
 
@@ -143,9 +144,9 @@ def test_no_conversion_sees_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(coremltools, "convert", convert)
     fragments = (
-        front_fragment(decoder, CallShape(decoder.front, 1)),
-        layer_fragment(decoder, "proportional", CallShape(decoder.front, 1)),
-        layer_fragment(decoder, "none", CallShape(decoder.front, 12)),
+        front_fragment(decoder, CallShape(decoder.front, 1), chunks_of([decoder])[0]),
+        layer_fragment(decoder, "proportional", CallShape(decoder.front, 1), chunks_of([decoder])[0]),
+        layer_fragment(decoder, "none", CallShape(decoder.front, 12), chunks_of([decoder])[0]),
         head_fragment(decoder, CallShape(decoder.front, 1)),
     )
     for fragment in fragments:
@@ -170,7 +171,7 @@ def test_a_constant_that_could_be_a_weight_is_refused() -> None:
 def test_a_state_of_a_fragment_is_zeros() -> None:
     """In memory as it comes there may be NaN, which coremltools' comparison of the states calls inconsistent."""
     decoder = build_decoder(small_recipe())
-    fragment = layer_fragment(decoder, "full", CallShape(decoder.front, 1))
+    fragment = layer_fragment(decoder, "full", CallShape(decoder.front, 1), chunks_of([decoder])[0])
     assert all(not buffer.any() for buffer in fragment.module.buffers())
 
 
@@ -284,7 +285,7 @@ def test_angles_of_a_lower_precision_can_be_converted(precision: str) -> None:
     """`validate` and `plan` took bfloat16, of which coremltools has no type."""
     rotary = {"kind": "full", "precision": precision, "lossy": True}
     decoder = build_decoder(small_recipe(kinds(rotary=rotary)))
-    assert convert_fragment(front_fragment(decoder, CallShape(decoder.front, 1)))
+    assert convert_fragment(front_fragment(decoder, CallShape(decoder.front, 1), chunks_of([decoder])[0]))
 
 
 def test_what_a_conversion_is_spared_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:

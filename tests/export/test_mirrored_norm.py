@@ -17,6 +17,7 @@ from coreai_recipes.primitives.norm import build_norm, mirror_norms
 from coreai_recipes.protobuf import Model_pb2
 from coreai_recipes.recipe.rules import find_problems
 from coreai_recipes.recipe.schema import RMSNorm
+from coreai_recipes.storage.chunks import chunks_of
 from coreai_recipes.targets.coreml.convert import convert_fragment
 from coreai_recipes.targets.coreml.mlpackage import write_model
 
@@ -42,7 +43,9 @@ def decoder_of(norm: str, scale: float = 1.0) -> Decoder:
 
 
 def operations(decoder: Decoder, kind: str) -> Counter[str]:
-    model = Model_pb2.Model.FromString(convert_fragment(layer_fragment(decoder, kind, CallShape(decoder.front, 1))))
+    model = Model_pb2.Model.FromString(
+        convert_fragment(layer_fragment(decoder, kind, CallShape(decoder.front, 1), chunks_of([decoder])[0]))
+    )
     function = model.mlProgram.functions["main"]
     return Counter(op.type for op in function.block_specializations[function.opset].operations if op.type != "const")
 

@@ -13,6 +13,7 @@ from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form, 
 from coreai_recipes.export.fragments import layer_fragment
 from coreai_recipes.recipe.rules import find_problems
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.storage.chunks import chunks_of
 from coreai_recipes.targets.coreml.convert import convert_fragment
 
 KINDS = {
@@ -32,7 +33,7 @@ def decoder_of(layout: str) -> Decoder:
 def operations(decoder: Decoder, kind: str, queries: int) -> tuple[Counter[str], set[tuple[int, ...]]]:
     """How many of each type a layer has, and the shapes of its convolutions' results behind the channels."""
     model = Model_pb2.Model.FromString(
-        convert_fragment(layer_fragment(decoder, kind, CallShape(decoder.front, queries)))
+        convert_fragment(layer_fragment(decoder, kind, CallShape(decoder.front, queries), chunks_of([decoder])[0]))
     )
     function = model.mlProgram.functions["main"]
     found = [op for op in function.block_specializations[function.opset].operations if op.type != "const"]

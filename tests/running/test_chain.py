@@ -194,8 +194,8 @@ def test_a_bundle_of_two_packages_answers_as_one_does(tiny_bundle: Path, tmp_pat
     for command in (["verify", two, "--stage", "package"], ["audit", two]):
         assert run(*command)[::2] == (
             2,
-            f"{two}: has 2 packages ({names}), and what looks inside takes one: "
-            "`recipe run`, `chat` and `lint` take several\n",
+            f"{two}: has the packages {names}, and its recipe asks for model.mlpackage: "
+            "`recipe run`, `chat` and `lint` take them all the same\n",
         )
 
 

@@ -97,8 +97,35 @@ class Front(nn.Module):
     ) -> tuple[Tensor, dict[str, LayerInputs], Tensor | None]:
         """Of a `call`: input_ids (1, S), `position` and `count` (1,) as the package's contract says, `rows`
         (1, S, L * P) of the per-layer table -> x (1, C, 1, S), inputs by kind, the per-layer inputs (L, P, 1, S)."""
+        inputs = self.see(call, position, count)
+        x, per_layer = self.embed(call, position, input_ids, None, rows)
+        return x, inputs, per_layer
+
+    def embed(
+        self,
+        call: CallShape,
+        position: Tensor,
+        input_ids: Tensor | None,
+        embedded: Tensor | None,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x and the per-layer inputs of `input_ids`, or of their rows of the table, `embedded` (1, S, C), where the
+        host looks them up."""
+        positions = self._positions(call, position)
+        if embedded is not None:
+            x = self.embedding.from_rows(embedded, positions)  # type: ignore[operator]
+        else:
+            x = self.embedding(input_ids, positions)
+        return x, None if self.per_layer is None else self.per_layer(x, rows)
+
+    def _positions(self, call: CallShape, position: Tensor) -> Tensor:
+        """Of the call's tokens, (S,)."""
+        return position + torch.arange(call.tokens, dtype=torch.int32, device=position.device)
+
+    def see(self, call: CallShape, position: Tensor, count: Tensor) -> dict[str, LayerInputs]:
+        """What the layers of each kind are given, by kind."""
         queries, cached = call.tokens, call.cached
-        positions = position + torch.arange(queries, dtype=torch.int32, device=input_ids.device)  # (S,)
+        positions = self._positions(call, position)
         angles: dict[str, tuple[Tensor, Tensor]] = {}
         masks: dict[str, Tensor] = {}
         places: dict[str, dict[str, Tensor]] = {}
@@ -128,8 +155,7 @@ class Front(nn.Module):
             temperature = temperatures[call.temperature_group(name)]
             place = places[call.place_group(name)]
             inputs[name] = LayerInputs(seen, cos, sin, temperature, padding=padding, **place)
-        x = self.embedding(input_ids, positions)
-        return x, inputs, None if self.per_layer is None else self.per_layer(x, rows)
+        return inputs
 
     def placed(self, input_ids: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, LayerInputs]]:
         """Where a host of another project makes the masks: input_ids (1, S) at `positions` (S,) -> x (1, C, 1, S), and

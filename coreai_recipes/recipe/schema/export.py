@@ -31,6 +31,17 @@ class Functions(Spec):
         return sizes if self.score is None else {**sizes, "score": self.score}
 
 
+class ChunkSizes(Spec):
+    """How a model is cut into packages: by their number or by their size; `auto` where neither is said."""
+
+    count: Annotated[int, Field(ge=1, le=sizes.MAX_CHUNKS, strict=True)] | None = Field(
+        default=None, description="how many packages, the largest as small as it can be"
+    )
+    max_bytes: Annotated[int, Field(ge=1, le=sizes.MAX_CHUNK_BYTES, strict=True)] | None = Field(
+        default=None, description="bytes of weights that a package holds at most; as few packages as that takes"
+    )
+
+
 class Export(Spec):
     """How the package is written."""
 
@@ -47,6 +58,16 @@ class Export(Spec):
         description="positions that a session can hold"
     )
     functions: Functions = Field(default=Functions(), description="tokens per call of each function")
+    chunks: Annotated[int, Field(ge=1, le=sizes.MAX_CHUNKS, strict=True)] | Literal["auto"] | ChunkSizes = Field(
+        default=1,
+        description="how many packages hold the model, one after another in running order; `auto`: as few as keep each "
+        "below the 0.95 GB of weights that a phone loads",
+    )
+    table: Literal["package", "host"] = Field(
+        default="package",
+        description="where the embedding table is: in the `package`, or a raw file from which the `host` hands in the "
+        "rows of its tokens",
+    )
     states: Literal["packed", "per_kind"] = Field(
         default="packed",
         description="`packed`: kinds of one geometry share one state for their keys and values; `per_kind`: each kind "
@@ -123,6 +144,17 @@ class Export(Spec):
         """What a function is called in the package."""
         theirs = {} if self.host is None else {ours: theirs for theirs, ours in anemll.OURS.items()}
         return theirs.get(function, function)
+
+    @property
+    def cut(self) -> ChunkSizes:
+        """`chunks` in its longest form."""
+        match self.chunks:
+            case int():
+                return ChunkSizes(count=self.chunks)
+            case "auto":
+                return ChunkSizes()
+            case _:
+                return self.chunks
 
     @property
     def allowed(self) -> dict[str, str]:

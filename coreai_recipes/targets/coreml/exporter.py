@@ -1,10 +1,11 @@
-"""The export, in order: convert what the cache does not have, link, stream the weights, write the package."""
+"""The export, in order: convert what the cache does not have, link, stream the weights, write the packages."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +19,17 @@ from coreai_recipes.export.converting import code_digest, convert_fragments, fra
 from coreai_recipes.export.fragments import Fragment
 from coreai_recipes.export.functions import fragments_of
 from coreai_recipes.export.linking import Numbers
-from coreai_recipes.export.reporting import Exported, Progress, Signature, Stopwatch
+from coreai_recipes.export.reporting import Exported, ExportedPackage, Progress, Stopwatch
 from coreai_recipes.export.streaming import Encoded, FileStream, encode_parameter, run_streams, write_table
 from coreai_recipes.recipe import recipe_text
 from coreai_recipes.storage.base import Shape, Storage
+from coreai_recipes.storage.chunks import Chunk, chunks_of
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.fitted import Fitted
 from coreai_recipes.storage.layout import FILE as WEIGHTS
 from coreai_recipes.storage.layout import WeightLayout
-from coreai_recipes.storage.parameters import raw_tables, stored_parameters
+from coreai_recipes.storage.parameters import raw_tables
+from coreai_recipes.storage.reading import given_back
 from coreai_recipes.targets.coreml.weight_file import write_weights
 from coreai_recipes.weights.binding import Binding
 
@@ -44,26 +47,35 @@ def export_package(
     on_program: Callable[[Path], object] | None = None,
     fitted: Mapping[str, Fitted] | None = None,
 ) -> Exported:
-    """Write `stacks`, with the weights of `bindings`, as the .mlpackage folder `package`, which must not exist.
+    """Write `stacks`, with the weights of `bindings`, as the .mlpackage folder `package`, or as the several beside it
+    that their recipe asks for (`storage.chunks`). None of them must exist.
 
-    `on_program` is called with the package when its program is written, while most of the weights are still to come.
+    `on_program` is called with each package when its program is written, while most of the weights are still to come.
     Parameters of `fitted` were encoded before, all others are now.
 
     The weights stream on a second thread while the fragments are converted: neither needs the other. Peak memory does
     not grow with the number of layers. Raises CheckpointError for a weight that float16 cannot hold.
     """
-    cache, fitted = cache or FragmentCache(None), fitted or {}
-    compression, layout = Compression.of(stacks[0].recipe), WeightLayout.of(stored_parameters(stacks))
-    (package / WEIGHTS).parent.mkdir(parents=True)
+    cache, fitted, chunks = cache or FragmentCache(None), fitted or {}, chunks_of(stacks)
+    planned = [_Planned(chunk.file(package), chunk, WeightLayout.of(chunk.parameters)) for chunk in chunks]
 
     def encode(name: str, storage: Storage, shape: Shape) -> Iterator[Encoded]:
         return encode_parameter(bindings[name], storage, shape, fitted.get(name))
 
-    encoded = {name: encode(name, placed.storage, placed.shape) for name, placed in layout.placed.items()}
-    streams = [FileStream(package / WEIGHTS, layout.bytes, write_weights(package / WEIGHTS, layout, encoded))]
+    streams = []
+    for path, _, layout in planned:
+        (path / WEIGHTS).parent.mkdir(parents=True)
+        encoded = {name: encode(name, placed.storage, placed.shape) for name, placed in layout.placed.items()}
+        streams.append(FileStream(path / WEIGHTS, layout.bytes, write_weights(path / WEIGHTS, layout, encoded)))
+    compression = Compression.of(stacks[0].recipe)
     for name, shape in raw_tables(stacks).shapes.items():
-        storage, path = compression.storage(name, shape), package.parent / table_file(name)
-        values, size = encode(name, storage, shape), storage.bytes(shape)
+        storage, path = compression.row_storage(name, shape), package.parent / table_file(name)
+        if storage == compression.storage(name, shape):
+            values = encode(name, storage, shape)
+        else:  # rows of float16, as a program would have them
+            found = given_back(stacks, name, bindings[name], package)
+            values = storage.encode(found.blocks(), shape, bindings[name].tensor)
+        size = storage.bytes(shape)
         streams.append(FileStream(path, size, write_table(path, name, size, values)))
     stop = threading.Event()
     stopwatch = Stopwatch()
@@ -71,18 +83,25 @@ def export_package(
         streaming = pool.submit(run_streams, streams, stop, progress)
         try:
             numbers = _read_whole_numbers(stacks, bindings)
-            exported = _export_program(stacks, numbers, layout, package, cache, stopwatch, streaming, progress)
+            written, digests, hits = _export_programs(stacks, numbers, planned, cache, stopwatch, streaming, progress)
             if on_program is not None:
-                on_program(package)
+                for each in written:
+                    on_program(each.path)
             streamed, seconds = streaming.result()
         except BaseException:
             stop.set()
             raise
     stopwatch.seconds["weights (beside the others)"] = seconds
-    digests, signatures, hits = exported
-    found = {(package.relative_to(package.parent) / name).as_posix(): digest for name, digest in digests.items()}
-    found |= {path.relative_to(package.parent).as_posix(): digest for path, digest in streamed.items()}
-    return Exported(found, signatures, stopwatch.seconds, converted=hits[1], cached=hits[0])
+    digests |= {path.relative_to(package.parent).as_posix(): digest for path, digest in streamed.items()}
+    return Exported(digests, tuple(written), stopwatch.seconds, converted=hits[1], cached=hits[0])
+
+
+class _Planned(NamedTuple):
+    """A package that is to be written."""
+
+    path: Path
+    chunk: Chunk
+    layout: WeightLayout
 
 
 def _read_whole_numbers(stacks: Sequence[StackModule], bindings: Mapping[str, Binding]) -> dict[str, NDArray[np.int32]]:
@@ -95,20 +114,20 @@ def _read_whole_numbers(stacks: Sequence[StackModule], bindings: Mapping[str, Bi
     return found
 
 
-def _export_program(
+def _export_programs(
     stacks: Sequence[StackModule],
     numbers: Numbers,
-    layout: WeightLayout,
-    package: Path,
+    planned: Sequence[_Planned],
     cache: FragmentCache,
     stopwatch: Stopwatch,
     streaming: Future[tuple[dict[Path, str], float]],
     progress: Progress | None,
-) -> tuple[dict[str, str], dict[str, Signature], tuple[int, int]]:
-    """Convert, link, write; digests, signatures by function, how many fragments came from the cache and were made."""
+) -> tuple[list[ExportedPackage], dict[str, str], tuple[int, int]]:
+    """Convert, link, write; the packages, digests, how many fragments came from the cache and were made."""
     with stopwatch("imports"):
         from coreai_recipes.targets.coreml import mlpackage
         from coreai_recipes.targets.coreml.program import LinkedProgram, link_program
+    chunks = [each.chunk for each in planned]
     with stopwatch("conversion"):
 
         def convert(fragment: Fragment, traced: torch.jit.ScriptModule) -> bytes:
@@ -121,23 +140,26 @@ def _export_program(
         fragments = fragments_of(stacks)
         keys = fragment_keys(fragments, code_digest((HERE / f"{name}.py" for name in CONVERTER), "coremltools"))
         converted, made = convert_fragments(fragments, keys, convert, cache, progress)
-    with stopwatch("linking"):
+    said = [f"{name} {values.tolist()}" for name, values in numbers.items()]
+    code = code_digest(sorted({*HERE.glob("*.py"), *(file for folder in ASSEMBLY for file in folder.glob("*.py"))}))
+    written, digests = [], dict[str, str]()
+    for path, chunk, layout in planned:
+        with stopwatch("linking"):
 
-        def link() -> bytes:
-            end = layout.end
-            linked = link_program(stacks, converted, layout, numbers)
-            if layout.end != end:
-                raise RuntimeError("the program uses a weight that is no parameter of a stack")
-            return linked.to_bytes()
+            def link(chunk: Chunk = chunk, layout: WeightLayout = layout) -> bytes:
+                end = layout.end
+                linked = link_program(stacks, chunks, chunk, converted, layout, numbers)
+                if layout.end != end:
+                    raise RuntimeError("the program uses a weight that is not in its package")
+                return linked.to_bytes()
 
-        said = [f"{name} {values.tolist()}" for name, values in numbers.items()]
-        linker, recipe = (
-            code_digest(sorted({*HERE.glob("*.py"), *(file for folder in ASSEMBLY for file in folder.glob("*.py"))})),
-            recipe_text(stacks[0].recipe),
-        )
-        key = fingerprint("program", linker, recipe, repr(layout), repr(keys), *said)
-        linked = LinkedProgram.from_bytes(cache.get_or_make(key, link))
-        mlpackage.write_model(linked.model, package)
-    digests = {str(mlpackage.MODEL): sha256(linked.model).hexdigest()}
-    digests["Manifest.json"] = sha256((package / "Manifest.json").read_bytes()).hexdigest()
-    return digests, linked.signatures, (len(fragments) - made, made)
+            recipe = recipe_text(stacks[0].recipe)
+            place = f"{chunk.number} of {chunk.count}: {chunk.first} to {chunk.end}"
+            key = fingerprint("program", code, recipe, place, repr(layout), repr(keys), *said)
+            linked = LinkedProgram.from_bytes(cache.get_or_make(key, link))
+            mlpackage.write_model(linked.model, path)
+        own = {str(mlpackage.MODEL): sha256(linked.model).hexdigest()}
+        own["Manifest.json"] = sha256((path / "Manifest.json").read_bytes()).hexdigest()
+        digests |= {f"{path.name}/{name}": digest for name, digest in own.items()}
+        written.append(ExportedPackage(path, chunk, linked.signatures))
+    return written, digests, (len(fragments) - made, made)

@@ -1,4 +1,4 @@
-"""The model message: every function of a recipe, linked and described."""
+"""The model message: every function of a package, linked and described."""
 
 import json
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from coreai_recipes.export.functions import link_functions
 from coreai_recipes.export.linking import Numbers
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.protobuf import Model_pb2
+from coreai_recipes.storage.chunks import Chunk
 from coreai_recipes.storage.layout import WeightLayout
 from coreai_recipes.targets.coreml.linker import FunctionLinker
 from coreai_recipes.targets.coreml.mlpackage import describe_function, new_model
@@ -42,13 +43,20 @@ def _ports(said: dict[str, Any]) -> dict[str, Port]:
 
 
 def link_program(
-    stacks: Sequence[StackModule], converted: dict[str, bytes], layout: WeightLayout, numbers: Numbers
+    stacks: Sequence[StackModule],
+    chunks: Sequence[Chunk],
+    chunk: Chunk,
+    converted: dict[str, bytes],
+    layout: WeightLayout,
+    numbers: Numbers,
 ) -> LinkedProgram:
-    """Each function, linked from `converted` fragments; the weights get their places in `layout`."""
+    """Each function of a package, linked from `converted` fragments; the weights get their places in `layout`."""
     models = {name: Model_pb2.Model.FromString(data) for name, data in converted.items()}
     model = new_model()
     functions = model.mlProgram.functions
-    signatures = link_functions(stacks, models, lambda name: FunctionLinker(layout, functions[name]), numbers)
+    signatures = link_functions(
+        stacks, chunks, chunk, models, lambda name: FunctionLinker(layout, functions[name]), numbers
+    )
     model.description.defaultFunctionName = next(iter(signatures))
     for name, signature in signatures.items():
         describe_function(model, name, signature)

@@ -120,7 +120,7 @@ def _table(
     for key, source in subject.sources.items():
         if key == MODEL:
             continue  # `weights` are its own
-        held = stored_weights(subject.recipe, source, key, subject.weight_file)
+        held = stored_weights(subject.recipe, source, key, subject.package)
         plain = bind_weights(MODULES[key].build(subject.recipe), source)
         both = {name: weight for name, weight in held.items() if isinstance(weight, StoredWeight)}
         prefix = subject.recipe.stacks[key].prefix

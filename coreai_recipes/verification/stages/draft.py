@@ -23,6 +23,7 @@ from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import DRAFT, Recipe
 from coreai_recipes.running.program import SavedProgram
 from coreai_recipes.running.speculation import Round, Speculator, seen_positions
+from coreai_recipes.storage.chunks import drafting_states
 from coreai_recipes.storage.reading import stored_weights
 from coreai_recipes.verification.calls import Note
 from coreai_recipes.verification.draft_reference import assisted_rounds, load_draft
@@ -99,6 +100,7 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
     folded = {owner: fold_order(kind.rotary, kind.attention.rotary_dim) for owner, kind in recipe.model.kinds.items()}
     program, windows = open_program(subject, "float32"), windows_of(recipe, draft)
     embedding = StreamedDecoder(recipe, subject.stored_weights)
+    held = drafting_states(recipe)
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for place in _random_places(recipe, draft):
         seen = {owner: seen_positions(window, place.end, place.end + 1, place.end) for owner, window in windows.items()}
@@ -106,7 +108,8 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
         for owner, spec in draft.owners.items():
             order, last = folded[owner] if recipe.export.fold else None, spec.layers - 1
             turned = True, recipe.model.kinds[owner].attention.k_eq_v  # keys always, values where they are keys
-            pairs = zip(spec.of_layer(program.states, last), spec.of_layer(place.states, last), turned, strict=True)
+            saved = held[owner].of_layer(program.states, held[owner].layers - 1)
+            pairs = zip(saved, spec.of_layer(place.states, last), turned, strict=True)
             for state, values, is_turned in pairs:
                 state.copy_(values[..., list(order)] if order is not None and is_turned else values)
         inputs = {
