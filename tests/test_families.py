@@ -178,6 +178,8 @@ OTHER_VALUES: dict[str, Any] = {
     "pad_token_id": 3,
     "sep_token_id": 3,
     "attention_dropout": 0.5,
+    "attention_probs_dropout_prob": 0.5,
+    "hidden_dropout_prob": 0.5,
     "hidden_dropout": 0.5,
     "resid_pdrop": 0.5,
     "residual_dropout": 0.5,
