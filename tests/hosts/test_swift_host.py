@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from coreai_recipes import build
 from coreai_recipes.bundle import Bundle
 from coreai_recipes.hosts.logits import best
 from coreai_recipes.running.program import SavedProgram, open_engine, open_program
@@ -66,7 +67,9 @@ def play(command: list[str], bundle: Path, prompts: list[list[int]], max_tokens:
             inputs = {name: tensor_of(wire) for name, wire in said["inputs"].items()}
             with torch.inference_mode():
                 outputs = engines[number].function(said["function"])(inputs, state)
-            played.calls.append((said["function"], int(inputs["position"])) if "position" in inputs else ("", 0))
+            first = next(at for at, each in enumerate(described.programs) if said["function"] in each.functions)
+            if number == first:
+                played.calls.append((said["function"], int(inputs["position"])))
             process.stdin.write(json.dumps({name: wire_of(value) for name, value in outputs.items()}) + "\n")
         assert process.wait() == 0
     return played
@@ -140,6 +143,18 @@ def test_a_draft_guesses_and_the_text_stays_the_models_own(player: list[str], ge
     found = play(player, gemma4_tiny_bundle, prompts, 12, drafts=True)
     assert found == ours(gemma4_tiny_bundle, prompts, 12, drafts=True)
     assert found.answers == play(player, gemma4_tiny_bundle, prompts, 12).answers
+
+
+def test_three_packages_and_a_table_of_the_hosts_say_what_one_package_says(
+    player: list[str], gemma4_tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Each with a state of its own; a draft's rows are the host's too."""
+    overrides = ["export.chunks=3", "export.table=host"]
+    cut = build("gemma4-tiny", out=tmp_path, overrides=overrides, verified=False)
+    assert len(cut.described.programs) == 3
+    prompts = [TOKENS[:40], [*TOKENS[:38], 7]]
+    whole = [ours(gemma4_tiny_bundle, prompts, 6, drafts).answers for drafts in (False, True)]
+    assert [play(player, cut.path, prompts, 6, drafts).answers for drafts in (False, True)] == whole
 
 
 def test_a_bundle_for_another_host_is_refused(player: list[str], tiny_bundle: Path, tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def test_sliding_layers_shared_caches_tables_drafts_and_scores_are_named() -> No
     ]
 
 
+def test_several_packages_and_a_table_of_the_hosts_are_refused() -> None:
+    assert lines_of("tiny-llama", HOST, "export.chunks=2", "export.table=host") == [
+        f"--set export.chunks=2: export.chunks: anemll loads one package | set it to 1, or {LEAVE}",
+        f"--set export.table=host: export.table: anemll hands in no rows of a table | {LEAVE}",
+    ]
+
+
 def test_caches_of_two_shapes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "two-kinds.yaml"
     path.write_text(TWO_KINDS % 4)
