@@ -12,7 +12,7 @@ from coreai_recipes import build
 from coreai_recipes.bundle.opened import Bundle
 from coreai_recipes.errors import BundleError, RecipeError
 
-TINY = Path(__file__).parent / "checkpoints/tiny-llama"
+TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
 PRECISIONS = ("float32", "rounded", "strict")
 Run = Callable[..., tuple[int, str, str]]
 
