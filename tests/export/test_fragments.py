@@ -308,7 +308,7 @@ def test_a_trace_leaves_the_states_as_they_were() -> None:
     """A layer writes them; kept, each traced layer would hold as much memory as it wrote until it is converted."""
     decoder = build_decoder(RECIPES["full"]())
     kind = next(iter(decoder.front.kinds))
-    fragment = layer_fragment(decoder, kind, CallShape(decoder.front, 1))
+    fragment = layer_fragment(decoder, kind, CallShape(decoder.front, 1), chunks_of([decoder])[0])
     traced = trace(fragment)
     assert fragment.states
     for name in fragment.states:
