@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from coreai_recipes import UserError, build, build_decoder, load_recipe, verify
-from coreai_recipes.export.fragments import source_files
+from coreai_recipes.export.pieces import source_files
 from coreai_recipes.primitives import mlp, registry
 from coreai_recipes.primitives.attention import build_attention
 from coreai_recipes.primitives.cache import NoCache, mask

@@ -10,7 +10,6 @@ from coreai_recipes.export.fragments import (
     FLOAT,
     WEIGHT_PREFIX,
     Fragment,
-    Piece,
     Port,
     front_fragment,
     head_fragment,
@@ -20,6 +19,7 @@ from coreai_recipes.export.fragments import (
     state_names,
 )
 from coreai_recipes.export.linking import Linker, Models, Numbers
+from coreai_recipes.export.pieces import Piece
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.export.stack_program import StackProgram, give, link_head
 from coreai_recipes.hosts import anemll

@@ -14,7 +14,8 @@ from torch.jit import ScriptModule
 
 import coreai_recipes
 from coreai_recipes.export.cache import FragmentCache, fingerprint
-from coreai_recipes.export.fragments import INTEGER, Fragment, Port, source_files, untouched
+from coreai_recipes.export.fragments import INTEGER, Fragment, Port, untouched
+from coreai_recipes.export.pieces import source_files
 from coreai_recipes.export.reporting import Progress
 
 

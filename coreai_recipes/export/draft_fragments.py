@@ -15,7 +15,6 @@ from coreai_recipes.export.fragments import (
     INTEGER,
     WEIGHT_PREFIX,
     Fragment,
-    Piece,
     Port,
     embedding_ports,
     fragment_of_layer,
@@ -24,6 +23,7 @@ from coreai_recipes.export.fragments import (
     ports_of,
     weights_of,
 )
+from coreai_recipes.export.pieces import Piece
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.layer_inputs import FLOAT32
 from coreai_recipes.primitives.registry import primitive
