@@ -7,7 +7,7 @@ other directions would be lost in them. Sums are float64, and of blocks whose nu
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -23,11 +23,12 @@ Runner = Callable[[Iterable[Callable[[], None]]], None]
 
 
 class Moments:
-    """The sum of x x^T over inputs, (I, I) float64, of which the lower triangle is kept while summing."""
+    """The sum of x x^T over inputs, float64: the lower triangle, in stripes of rows."""
 
     def __init__(self, width: int) -> None:
-        self.sum = torch.zeros(width, width, dtype=torch.float64)
-        self.tokens = 0
+        self.width, self.tokens = width, 0
+        ends = [min(first + STRIPE, width) for first in range(0, width, STRIPE)]
+        self._stripes = [torch.zeros(end - index * STRIPE, end, dtype=torch.float64) for index, end in enumerate(ends)]
 
     def add(self, inputs: Tensor, run: Runner) -> None:
         """Inputs (I, tokens) float32; an input of zeros is none."""
@@ -40,22 +41,26 @@ class Moments:
         inputs = inputs * (CAP * sizes.median() / sizes).clamp(max=1).sqrt()
         self.tokens += len(sizes)
 
-        def add_stripe(first: int) -> None:
-            end = min(first + STRIPE, len(inputs))
-            self.sum[first:end, :end] += torch.mm(inputs[first:end], inputs[:end].t())
+        def add_to(stripe: Tensor) -> None:
+            first, end = stripe.shape[1] - stripe.shape[0], stripe.shape[1]
+            stripe += torch.mm(inputs[first:end], inputs[:end].t())
 
-        run([lambda first=first: add_stripe(first) for first in range(0, len(inputs), STRIPE)])  # type: ignore[misc]
+        run([partial(add_to, stripe) for stripe in self._stripes])
 
     def hessian(self) -> Tensor:
-        """The mean (I, I), float64; the sum is used up."""
-        found, self.sum = self.sum, torch.empty(0)
-        for first in range(0, len(found), STRIPE):  # a copy of all would be another GB in a layer of 12,288 inputs
-            end = min(first + STRIPE, len(found))
-            found[first:end, end:] = found[end:, first:end].t()
-            square = found[first:end, first:end]
+        """The mean (I, I), float64; the sum is used up, stripe by stripe: both at once would be another GB in a layer
+        of 12,288 inputs."""
+        dtype = torch.float64 if self.width <= WIDEST_IN_FLOAT64 else torch.float32
+        found = torch.empty(self.width, self.width, dtype=dtype)
+        self._stripes.reverse()
+        while self._stripes:
+            stripe = self._stripes.pop().div_(max(self.tokens, 1))
+            first, end = stripe.shape[1] - stripe.shape[0], stripe.shape[1]
+            square = stripe[:, first:]
             square.copy_(square.tril() + square.tril(-1).t())
-        found.div_(max(self.tokens, 1))
-        return found if len(found) <= WIDEST_IN_FLOAT64 else found.float()
+            found[first:end, :end] = stripe
+            found[:first, first:end] = stripe[:, :first].t()
+        return found
 
 
 @dataclass(frozen=True)
