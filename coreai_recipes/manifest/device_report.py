@@ -7,10 +7,11 @@ argmaxtools writes it beside WhisperKit's models (`{operation: {"dispatch": "ANE
 
 import json
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from coreai_recipes.errors import BundleError
 from coreai_recipes.manifest.files import read_regular
@@ -22,7 +23,15 @@ EXAMPLE = "example"  # the device of fixtures: of no table
 REQUIRED = ("manifest_sha256", "device", "chip", "os_build", "date")
 UNITS = {"ANE": "engine", "GPU": "gpu", "CPU": "cpu"}
 
-Seconds = Annotated[float, Field(strict=False, gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(strict=False, ge=1e-9, le=1e9, allow_inf_nan=False)]  # of ms too; a rate is finite
+
+
+def _of_calendar(text: str) -> str:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        raise ValueError("input should be a day of the calendar, as in 2026-11-28") from None
+    return text
 
 
 class Placed(Described):
@@ -53,7 +62,7 @@ class DeviceReport(Described):
     device: Text
     chip: Text
     os_build: Annotated[str, Field(pattern=r"^[0-9]{1,3}[A-Z][0-9]{1,6}[a-z]?$")]
-    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    date: Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), AfterValidator(_of_calendar)]
     source: Text | None = None
     compute_units: Literal["cpu_and_ne", "cpu_and_gpu", "cpu_only", "all"] | None = None
     functions: Annotated[dict[Name, Called], Field(min_length=1)]
@@ -98,8 +107,15 @@ def _is_dump(content: dict[str, Any]) -> bool:
 
 def _of_plan(plan: Any, functions: Any, path: Path) -> dict[str, Any]:
     """Functions with the operations of each counted by the unit that MLComputePlan prefers."""
-    if not isinstance(plan, dict) or not isinstance(functions, dict):
+    if not isinstance(plan, dict):
         raise BundleError(f"{path}: compute_plan: must be a mapping of functions")
+    if not isinstance(functions, dict):
+        raise BundleError(f"{path}: functions: must be a mapping")
+    BundleError.collect(
+        f"{path}: functions.{name!s:.80}: must be a mapping"
+        for name, called in functions.items()
+        if not isinstance(called, dict)
+    )
     found = dict(functions)
     for name, operations in plan.items():
         if not isinstance(operations, dict) or not _is_dump(operations):
@@ -113,5 +129,5 @@ def _of_plan(plan: Any, functions: Any, path: Path) -> dict[str, Any]:
                 f"{path}: compute_plan.{name!s:.80}: dispatch {unknown[0]!r:.80} is not {', '.join(UNITS)}"
             )
         placed = {UNITS[word]: count for word, count in words.items()}
-        found[name] = {**(functions.get(name) or {}), "placed": placed}
+        found[name] = {**functions.get(name, {}), "placed": placed}
     return found

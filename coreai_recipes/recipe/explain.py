@@ -115,6 +115,8 @@ def _problem(found: _Found) -> Problem:
 def _wrong_value(found: _Found) -> str:
     value, form = shown(found.node), found.form
     if form.choices and form.scalars:
+        if _is_outside(form, found.node.value):
+            return f"{value} {_outside(form, found.node.value)}"
         return f"{value} is neither {_expected(form)}"
     match found.type:
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
@@ -144,6 +146,14 @@ def _expected(form: FieldType) -> str:
     if Gt in form.bounds and form.bounds[Gt] == 0 and words and words[0].endswith("number"):
         words[0] += " above 0"
     return (" nor " if form.choices and form.scalars else " or ").join(words)
+
+
+def _is_outside(form: FieldType, value: Any) -> bool:
+    """Whether a number of a type that may stand there is beyond the bounds of its place."""
+    if type(value) not in form.scalars:
+        return False
+    least, most = form.bounds.get(Ge), form.bounds.get(Le)
+    return (least is not None and value < least) or (most is not None and value > most)
 
 
 def _outside(form: FieldType, value: Any) -> str:

@@ -88,6 +88,14 @@ def test_a_compute_plan_is_counted_by_unit(bundle: Path, tmp_path: Path, run: Ru
             "compute_plan.decode: dispatch 'TPU' is not ANE, GPU, CPU",
         ),
         ({"compute_plan": []}, "compute_plan: must be a mapping of functions"),
+        ({"compute_plan": {"decode": {}}, "functions": []}, "functions: must be a mapping"),
+        (
+            {"compute_plan": {"decode": {"conv_0": {"dispatch": "ANE"}}}, "functions": {"decode": [1]}},
+            "functions.decode: must be a mapping",
+        ),
+        # its rate would be infinite, which no JSON document can say
+        ({"functions": {"decode": {"median_ms": 1e-320}}}, "functions.decode.median_ms: "),
+        ({"date": "2026-02-30"}, "date: input should be a day of the calendar, as in 2026-11-28"),
     ],
 )
 def test_what_is_no_report_of_this_bundle_is_a_sentence(
