@@ -27,7 +27,7 @@ from coreai_recipes.storage.base import axis_of_row
 from coreai_recipes.storage.compression import FLOAT16, is_norm
 from coreai_recipes.storage.fitted import Fitted
 from coreai_recipes.storage.float16 import FLOAT16_MAX
-from coreai_recipes.storage.integers import Integers
+from coreai_recipes.storage.integers import Integers, largest_scale
 from coreai_recipes.storage.palette import Palette
 
 STEP = "tuning"
@@ -45,11 +45,12 @@ Progress = Callable[[str, int, int], None]
 class Tuned:
     """A parameter whose `numbers` are tuned: `values` are the parameter as the program will have it.
 
-    The numbers are those that were fitted and as many times their size as `change` says, rounded to float16.
+    The numbers are those that were fitted and as many times their size as `change` says, rounded to float16. `most` is
+    their largest magnitude.
     """
 
-    def __init__(self, numbers: NDArray[np.float16], sizes: Tensor) -> None:
-        self._start, self._sizes = torch.from_numpy(numbers.astype(np.float32)), sizes
+    def __init__(self, numbers: NDArray[np.float16], sizes: Tensor, most: Tensor) -> None:
+        self._start, self._sizes, self._most = torch.from_numpy(numbers.astype(np.float32)), sizes, most
         self.change = torch.zeros_like(self._start)
         self.leaf = torch.zeros_like(self._start, requires_grad=True)  # gradients are asked for by it
         self.values = torch.empty(0)
@@ -57,7 +58,7 @@ class Tuned:
     @property
     def numbers(self) -> Tensor:
         found = self._start + self._sizes * self.change
-        return found.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
+        return found.clamp(-self._most, self._most).half()
 
     def write(self) -> None:
         """Bring `values` up to date."""
@@ -74,7 +75,7 @@ class TunedPalette(Tuned):
         width = fitted.shape[axis_of_row(fitted.shape)]
         self._group, self._rows = storage.group, shape.numel() // width
         palettes = palettes.reshape(-1, 1 << storage.bits)
-        super().__init__(palettes, _mean_size(palettes))
+        super().__init__(palettes, _mean_size(palettes), torch.tensor(FLOAT16_MAX))
         self._indices = storage.numbers(indices, fitted.shape).reshape(-1, width)  # of padding too
         self._of_all = torch.empty(len(self._indices), width)
         self.values = self._of_all[: self._rows].view(shape)
@@ -98,9 +99,10 @@ class TunedScales(Tuned):
         parts = fitted.read()
         width = fitted.shape[axis_of_row(fitted.shape)]
         scales = parts[1].reshape(math.prod(fitted.shape) // width, -1)
-        super().__init__(scales, torch.from_numpy(np.abs(scales.astype(np.float32))))
         levels = storage.levels(parts, fitted.shape).reshape(*scales.shape, -1)  # (rows, scales of one, weights)
         self._levels = torch.from_numpy(levels)
+        most = largest_scale(np.abs(levels).max(-1).clip(1))
+        super().__init__(scales, torch.from_numpy(np.abs(scales.astype(np.float32))), torch.from_numpy(most))
         self._rows = shape.numel() // width
         self._of_all = torch.empty(self._levels.shape)
         self.values = self._of_all[: self._rows].view(shape)
@@ -119,7 +121,7 @@ class TunedScales(Tuned):
 class TunedNorm(Tuned):
     def __init__(self, weight: Tensor) -> None:
         numbers = weight.half()
-        super().__init__(numbers.numpy(), numbers.float().abs())
+        super().__init__(numbers.numpy(), numbers.float().abs(), torch.tensor(FLOAT16_MAX))
         self.values = torch.empty(weight.shape)
         self.write()
 

@@ -124,7 +124,7 @@ class Integers(Storage):
         if self.symmetric:
             levels = (1 << self.bits - 1) - 1
             peaks = np.abs(blocks).max(1)
-            scales = np.minimum(_scales(peaks[:, None] * shares, levels), np.float32(_largest_scale(levels)))
+            scales = np.minimum(_scales(peaks[:, None] * shares, levels), largest_scale(np.array([levels], np.float32)))
             return scales, np.zeros_like(scales)
         levels = (1 << self.bits) - 1
         lowest, highest = np.minimum(blocks.min(1), 0)[:, None], np.maximum(blocks.max(1), 0)[:, None]
@@ -187,7 +187,8 @@ def _scales(ranges: NDArray[np.float32], levels: int) -> NDArray[np.float32]:
     return np.where(ranges == 0, np.float32(1), scales)
 
 
-def _largest_scale(levels: int) -> np.float16:
-    """The largest of which so many are still a number of float16."""
-    nearest = np.float16(FLOAT16_MAX / levels)
-    return nearest if float(nearest) * levels <= FLOAT16_MAX else np.nextafter(nearest, np.float16(0))
+def largest_scale(levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The largest of float16 of which so many are still a number of float16."""
+    nearest = (np.float32(FLOAT16_MAX) / levels).astype(np.float16)
+    below = np.nextafter(nearest, np.float16(0))
+    return np.where(nearest.astype(np.float32) * levels <= FLOAT16_MAX, nearest, below).astype(np.float32)

@@ -102,6 +102,19 @@ def test_entries_gather_the_gradients_of_all_weights_that_they_are(tmp_path: Pat
             assert abs(float(slope - found.gather(gradient)[at])) < 2e-2 * float(slope.abs()) + 2e-3
 
 
+@pytest.mark.parametrize("storage", [Integers(8), Integers(4, 8, False), Palette(2, 16)], ids=str)
+def test_what_grows_with_an_outlier_stays_a_number_of_float16(storage: Integers | Palette, tmp_path: Path) -> None:
+    weights = torch.randn(16, 24, generator=torch.Generator().manual_seed(1))
+    weights[3, 5] = 60_000
+    fitted = Fitted.write(tmp_path, "w", (16, 24), storage, storage.encode([weights], (16, 24), "w"))
+    kind = TunedPalette if isinstance(storage, Palette) else TunedScales
+    found = kind(fitted, storage, torch.Size((16, 24)))  # type: ignore[arg-type]
+    found.change += 0.25
+    found.write()
+    assert 60_000 < found.values[3, 5] <= 65_504
+    assert found.values.isfinite().all()
+
+
 def test_tuned_parts_lose_less_on_the_text_and_norms_are_among_them(
     recipe: Recipe, checkpoint: Checkpoint, windows: list[list[int]], tuned: dict[str, Fitted], tmp_path: Path
 ) -> None:
