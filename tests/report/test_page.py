@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -160,6 +161,15 @@ def test_the_command_writes_a_page_or_its_facts(tiny_bundle: Path, tmp_path: Pat
         2,
         f"{tmp_path}/no/page.html: cannot be written: no such file or directory\n",
     )
+
+
+def test_a_package_that_was_changed_gets_no_page(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "cut"))
+    weights = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    os.truncate(bundle / weights, 1000)
+    status, _, error = run("report", bundle, "--out", tmp_path / "page.html")
+    assert (status, error) == (2, f"{bundle}: modified since it was built: {weights}\n")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_without_the_library_the_command_says_how_to_get_it(
