@@ -20,6 +20,7 @@ from coreai_recipes.storage.parameters import raw_tables, stored_parameters
 
 PROMPTS = (16, 64, 256, 1024)  # tokens of the prompts whose first answer is bounded
 SIZE_RULE, OVER = "pkg-size", "bytes_over"
+TABLE_RULE, TABLE_OVER = "embed-in", "table_over"
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,17 @@ def fit_of(recipe: Recipe, device: Device) -> Fit:
 
 def file_limit(device: Device) -> int | None:
     """The bytes that a file of weights may have by the rule about them, None where it does not hold."""
-    cases = [case for case, held in rules()[SIZE_RULE].settled() if held is None or device.chip.id in held]
-    return min((int(case.when[OVER]) for case in cases), default=None)
+    return _least(SIZE_RULE, OVER, device)
+
+
+def table_limit(device: Device) -> int | None:
+    """The bytes from which a host should keep an embedding table, None where no rule says so."""
+    return _least(TABLE_RULE, TABLE_OVER, device)
+
+
+def _least(rule: str, predicate: str, device: Device) -> int | None:
+    cases = [case for case, held in rules()[rule].settled() if held is None or device.chip.id in held]
+    return min((limit for case in cases if (limit := int(case.when[predicate])) > 0), default=None)
 
 
 def decode_weights(decoder: Decoder) -> int:

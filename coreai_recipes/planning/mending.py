@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from coreai_recipes.errors import RecipeError
 from coreai_recipes.lint.devices import Device
 from coreai_recipes.lint.findings import Lint
 from coreai_recipes.planning.choosing import BITS
@@ -25,7 +26,10 @@ def mends(recipe: Recipe, device: Device, found: Lint) -> dict[str, str | None]:
 
 def _mending(recipe: Recipe, device: Device, before: Lint, id_: str, remedy: str) -> Iterator[str]:
     for words, changed in _candidates(recipe, remedy, id_):
-        after = rules_of(changed, device)
+        try:
+            after = rules_of(changed, device)
+        except RecipeError:  # layers that share caches may be larger than a package
+            continue
         if _findings(after, id_) == 0 and broken(after) < broken(before):
             yield words
 

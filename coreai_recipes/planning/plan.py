@@ -10,10 +10,11 @@ from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.lint.devices import Device, find_device
 from coreai_recipes.lint.findings import Lint, lint
 from coreai_recipes.planning.bounds import Fit, fit
-from coreai_recipes.planning.choosing import Choice, choose
+from coreai_recipes.planning.choosing import choose
 from coreai_recipes.planning.footprint import Footprint, footprint_of, packages_footprint
 from coreai_recipes.planning.mending import mends
 from coreai_recipes.planning.outline import outline_of
+from coreai_recipes.planning.placing import Choice
 from coreai_recipes.planning.workload import Workload, count_workloads, saved_by_sharing
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe

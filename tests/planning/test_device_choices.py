@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from coreai_recipes.lint.devices import find_device
-from coreai_recipes.planning.choosing import Choice, choose
+from coreai_recipes.planning.choosing import choose
 from coreai_recipes.planning.mending import mends
+from coreai_recipes.planning.placing import Choice
 from coreai_recipes.planning.settings import rules_of, with_setting
 from coreai_recipes.recipe import Recipe, load_recipe
 from coreai_recipes.storage.shorthand import with_bits
@@ -49,7 +50,7 @@ def test_a_built_in_recipe_breaks_no_rule_where_it_is_at_home(name: str) -> None
 
 
 def test_weights_take_the_least_lossy_form_that_fits() -> None:
-    recipe, choices = choose(load_recipe("qwen3-0.6b"), find_device("iphone-17-pro"))
+    recipe, choices = choose(load_recipe("qwen3-0.6b"), find_device("iphone-17-pro"), ["export.chunks=1"])
     said = {choice.field: choice for choice in choices}
     assert said["compress"].value == "--bits 8"
     assert said["compress"].why == (
@@ -107,5 +108,13 @@ def test_what_no_setting_mends_is_said_so() -> None:
     device = find_device("iphone-17-pro")
     recipe: Recipe = load_recipe("qwen3-0.6b")
     found = mends(recipe, device, rules_of(recipe, device))
-    assert found["pkg-size"] == "--bits 8"
+    assert found["pkg-size"] == "--set export.chunks=auto"
     assert found["last-1"] is None
+
+
+def test_what_cannot_be_cut_is_mended_by_a_smaller_form() -> None:
+    """Layers 13 to 34 of Gemma 4 E2B share caches, and take 2.76 GB in float16."""
+    device, recipe = find_device("iphone-17-pro"), load_recipe("gemma4", ["export.table=host"])
+    assert mends(recipe, device, rules_of(recipe, device))["pkg-size"] is None
+    smaller = with_bits(recipe, 4)
+    assert mends(smaller, device, rules_of(smaller, device))["pkg-size"] == "--set export.chunks=auto"
