@@ -172,9 +172,17 @@ def swaps_of(recipe: Recipe) -> dict[str, Recipe]:
     return found
 
 
-# The clamped gate of gpt-oss is an activation of its own, and the config's word beside it is not read; BLOOM's norm of
-# the embedding divides a factor of it out.
-UNSEEN = {("gpt_oss", "mlp.activation"), ("bloom", "model.embedding.scale")}
+# The clamped gate of gpt-oss is an activation of its own, and the config's word beside it is not read. A norm divides
+# the factor of a token out that stands before it: that of the embedding, and in FlexOlmo, whose norms are of what a
+# block gives, that of the experts. A norm without weights is the same before and behind a rotary.
+UNSEEN = {
+    ("gpt_oss", "mlp.activation"),
+    ("bloom", "model.embedding.scale"),
+    ("nanochat", "model.embedding.scale"),
+    ("nanochat", "attention.qk_norm.after_rotary"),
+    ("flex_olmo", "mlp.router.scale"),
+    ("flex_olmo", "mlp.router.renorm"),
+}
 
 
 @pytest.mark.parametrize("name", decoders())

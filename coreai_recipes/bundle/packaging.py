@@ -84,7 +84,7 @@ def write_package(
     for name in raw_tables(composed.stacks).shapes:
         (package.parent / table_file(name)).unlink(missing_ok=True)
     costs: dict[str, Costs] = {}
-    opened = LintInput(package.name, [])
+    opened = LintInput(package.name if len(chunks) == 1 else composed.recipe.name, [])
     found: list[Lint] = []
 
     def look(written: Path) -> None:  # beside the weights, which need no interpreter

@@ -20,11 +20,12 @@ from sessions import CONTEXT, FLOOR, PREFILL, SCORE, WINDOW, Session, Subject, r
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
 from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.filling import bind_weights, fill_from
-from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form
+from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
 from coreai_recipes.running.tables import Table, Tables
+from coreai_recipes.storage.chunks import Chunk
 from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification import run_stages
 
@@ -53,15 +54,13 @@ class Built:
         return open_checkpoint(self.folder / "draft")
 
 
-def write(recipe: Recipe, folder: Path, cache: FragmentCache, change: Callable[[Decoder], None] | None = None) -> None:
-    """The package of the checkpoints in `folder`, of a decoder that is as the recipe says or changed."""
+def write(recipe: Recipe, folder: Path, cache: FragmentCache) -> None:
+    """The package of the checkpoints in `folder`."""
     form = exported_form(recipe)
     decoder, draft = build_decoder(recipe, form), Draft.build(recipe, form)
     bindings = bind_weights(decoder, open_checkpoint(folder / "target"))
     of_draft = bind_weights(draft, open_checkpoint(folder / "draft"))
     bindings |= {f"draft.{name}": binding for name, binding in of_draft.items()}
-    if change is not None:
-        change(decoder)
     export_package([decoder, draft], bindings, folder / PACKAGE, cache)
 
 
@@ -175,17 +174,19 @@ class Fragments(FragmentCache):
 
 
 def test_a_cache_of_another_layer_than_the_last_owner_would_be_noticed(
-    built: Built, cache: FragmentCache, tmp_path: Path
+    built: Built, cache: FragmentCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layers that share read place 1 of the states, that of the last owner; place 0 is the first owner's."""
+    right = Chunk.slot
 
-    def share_the_first(decoder: Decoder) -> None:
-        assert decoder.slots == [0, 0, 2, 2, 2, 2]
-        decoder.slots = [0, 0, 2, 2, 0, 0]
+    def share_the_first(chunk: Chunk, layer: int) -> int:
+        assert right(chunk, layer) == (0, 0, 2, 2, 2, 2)[layer]
+        return (0, 0, 2, 2, 0, 0)[layer]
 
+    monkeypatch.setattr(Chunk, "slot", share_the_first)
     for name in ("target", "draft"):
         (tmp_path / name).symlink_to(built.folder / name)
-    write(built.recipe, tmp_path, Fragments(cache.root), share_the_first)
+    write(built.recipe, tmp_path, Fragments(cache.root))
     wrong = Subject(Program(tmp_path / PACKAGE), built.subject.tokens, built.subject.theirs, tables(tmp_path)).session()
     assert psnr(built.subject.theirs[15:16], wrong.call("prefill", built.subject.tokens[:16])) < 60
 
