@@ -1,7 +1,7 @@
 """Device reports of a bundle: taken in from a file, measured on this Mac, kept in the bundle and read again."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.bundle.opened import identity_of
 from coreai_recipes.errors import BundleError
@@ -43,6 +43,20 @@ def reports_of(bundle: "Bundle") -> tuple[DeviceReport, ...]:
         _hold(report, bundle, str(file))
         found.append(report)
     return tuple(found)
+
+
+def document_of(bundle: "Bundle", report: DeviceReport) -> dict[str, Any]:
+    """A report as it is shown: with its rate, and with what the plan of the bundle's recipe bounds on the device, None
+    for a device of no table."""
+    from coreai_recipes.lint.devices import devices
+    from coreai_recipes.planning.bounds import fit_of
+
+    device = devices().get(report.device)
+    return {
+        **report.model_dump(mode="json"),
+        "tokens_per_second": report.tokens_per_second(),
+        "bounds": None if device is None else fit_of(bundle.recipe, device).to_json(),
+    }
 
 
 def _hold(report: DeviceReport, bundle: "Bundle", place: str) -> None:

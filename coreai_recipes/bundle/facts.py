@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.bundle.device_reports import reports_of
+from coreai_recipes.bundle.device_reports import document_of, reports_of
 from coreai_recipes.bundle.opened import Bundle, identity_of, recipe_of
 
 if TYPE_CHECKING:
@@ -49,10 +49,7 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
         "by_tensor": _by_tensor(bundle.report, plan),
         "lint": found,
         "plan": plan,
-        "device_reports": [
-            {**report.model_dump(mode="json"), "tokens_per_second": report.tokens_per_second(), "bounds": None}
-            for report in reports_of(bundle)
-        ],
+        "device_reports": [document_of(bundle, report) for report in reports_of(bundle)],
     }
 
 
@@ -102,12 +99,11 @@ def _figures(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A row for each tensor that a stage compared: its layer, what it is there, both figures and their floors."""
     for stage in report["stages"]:
         for each in stage["detail"].get("figures", ()):
-            at = LAYER.search(each["tensor"])
-            part = each["tensor"][at.end() :] if at else each["tensor"]
+            layer, part = _place(each["tensor"])
             yield {
                 "stage": stage["name"],
                 "tensor": each["tensor"],
-                "layer": None if at is None else int(at[1]),
+                "layer": layer,
                 "part": part or "output",
                 "psnr_db": each["psnr_db"],
                 "snr_min_db": each["snr_min_db"],
@@ -124,8 +120,7 @@ def _ranges(audit: "Audit") -> Iterator[dict[str, Any]]:
         for name, value in values.items():
             if value.operation not in PRODUCTS:
                 continue
-            at = LAYER.search(name)
-            key = function, None if at is None else int(at[1])
+            key = function, _place(name)[0]
             if value.largest >= largest.get(key, (-1.0, ""))[0]:
                 largest[key] = value.largest, name
     for (function, layer), (size, name) in largest.items():
@@ -136,9 +131,11 @@ def _by_tensor(report: Mapping[str, Any], plan: Mapping[str, Any]) -> list[dict[
     """Every parameter as it is stored: as verification measured it, else as the plan has it."""
     measured = (stage["detail"].get("by_tensor") for stage in report["stages"])
     rows = next((rows for rows in measured if rows), plan["by_tensor"])
-    found = []
-    for row in rows:
-        at = LAYER.search(row["name"])
-        part = row["name"][at.end() :] if at else row["name"]
-        found.append({**row, "layer": None if at is None else int(at[1]), "part": part})
-    return found
+    places = [_place(row["name"]) for row in rows]
+    return [{**row, "layer": layer, "part": part} for row, (layer, part) in zip(rows, places, strict=True)]
+
+
+def _place(name: str) -> tuple[int | None, str]:
+    """The layer that a name says, and what it is there; None and the whole name where it says none."""
+    at = LAYER.search(name)
+    return (None, name) if at is None else (int(at[1]), name[at.end() :])

@@ -6,6 +6,7 @@ two models in float32, the gradient of one matrix at a time, and what a backward
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ LEAST_RATE = 0.05  # of the rate, in the last step
 Progress = Callable[[str, int, int], None]
 
 
-class Tuned:
+class Tuned(ABC):
     """A parameter whose `numbers` are tuned: `values` are the parameter as the program will have it.
 
     The numbers are those that were fitted and as many times their size as `change` says, rounded to float16. `most` is
@@ -60,13 +61,13 @@ class Tuned:
         found = self._start + self._sizes * self.change
         return found.clamp(-self._most, self._most).half()
 
+    @abstractmethod
     def write(self) -> None:
         """Bring `values` up to date."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gather(self, gradient: Tensor) -> Tensor:
         """The gradient of `change` by that of the values."""
-        raise NotImplementedError
 
 
 class TunedPalette(Tuned):

@@ -29,18 +29,14 @@ def device_report(
     operations by MLComputePlan, and the memory. The bundle keeps it.
     """
     from coreai_recipes.bundle import Bundle
-    from coreai_recipes.bundle.device_reports import keep, take_in
+    from coreai_recipes.bundle.device_reports import document_of, keep, take_in
     from coreai_recipes.commands.opening import find_bundle
     from coreai_recipes.report import console
     from coreai_recipes.report.device import print_device_report
 
     opened = Bundle.open(find_bundle(bundle))
     report = keep(opened, _measured(opened, device)) if file is None else take_in(opened, file)
-    document = {
-        **report.model_dump(mode="json"),
-        "tokens_per_second": report.tokens_per_second(),
-        "bounds": _bounds(opened, report.device),
-    }
+    document = document_of(opened, report)
     if as_json:
         console.print_json(document)
     else:
@@ -73,15 +69,3 @@ def _measured(bundle: Any, device: str | None) -> Any:
         "footprint_bytes": footprint() - before,
     }
     return DeviceReport.model_validate(said)
-
-
-def _bounds(bundle: Any, device: str) -> dict[str, Any] | None:
-    """What the plan of the recipe that was built bounds on the report's device."""
-    from coreai_recipes.lint.devices import devices
-
-    found = devices().get(device)
-    if found is None:
-        return None
-    from coreai_recipes.planning.bounds import fit_of
-
-    return fit_of(bundle.recipe, found).to_json()

@@ -46,6 +46,11 @@ class StateSpec:
         """That of its states, (depth, KV heads, rows, head_dim)."""
         return (self.depth, self.num_kv_heads, self.rows, self.head_dim)
 
+    @property
+    def bytes(self) -> int:
+        """Of the keys and values of its layers, in float16."""
+        return 2 * 2 * self.layers * self.num_kv_heads * self.rows * self.head_dim
+
     def at(self, layer: int) -> int:
         """The place of the keys of its `layer`-th layer on the first axis; the values' is the same in a state of their
         own, else the next."""

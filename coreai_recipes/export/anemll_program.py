@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from coreai_recipes.decoder.front import CallShape, Front
+from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.export.fragments import (
     FLOAT,
     WEIGHT_PREFIX,
     Fragment,
+    FrontPiece,
     Port,
     front_fragment,
     head_fragment,
@@ -65,7 +66,7 @@ class AnemllProgram(StackProgram):
             names = {
                 "x": f"hidden_{index}",
                 "y": f"hidden_{index + 1}",
-                "slot": linker.add_integer(f"slot_{index}", decoder.slots[index]),
+                "slot": linker.add_integer(f"slot_{index}", self.chunk.slot(index)),
                 **{port: call.source(kind, port) for port in call.ports(kind)},
                 "first": "current_pos",
                 **state_names(decoder.front.state(kind)),
@@ -102,18 +103,10 @@ def anemll_front(decoder: Decoder, call: CallShape, chunk: Chunk) -> Fragment:
     )
 
 
-class _FrontPiece(Piece):
-    def __init__(
-        self, front: Front, inputs: list[str], outputs: list[str], parameters: dict[str, str], call: CallShape
-    ) -> None:
-        super().__init__(front)
-        self.inputs, self.outputs, self.parameter_names = inputs, outputs, parameters
-        self._call = call
-
+class _FrontPiece(FrontPiece):
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.inputs, given, strict=True))
-        weights = {name: named[alias] for alias, name in self.parameter_names.items()}
-        with parameters_as(self.piece[0], weights):
+        with parameters_as(self.piece[0], self.weights(named)):
             x, inputs = self.piece[0].placed(named["input_ids"], named["position_ids"])  # type: ignore[operator]
         seen = named["causal_mask"].clamp(min=HIDDEN)  # (1, 1, S, K); no -inf goes into the layers
         found: dict[str, Tensor] = {"x": x}

@@ -104,7 +104,7 @@ def front_fragment(decoder: Decoder, call: CallShape, chunk: Chunk) -> Fragment:
             outputs[name] = layer_port(port, call.ports(kind)[port])
     return Fragment(
         "_".join(("front", call.name, *_what_of(chunk, front))),
-        _FrontPiece(front, list(inputs), list(outputs), parameters, call),
+        FrontPiece(front, list(inputs), list(outputs), parameters, call),
         inputs,
         outputs,
         parameters,
@@ -264,7 +264,7 @@ def parameters_as(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[
             owner._parameters[leaf] = before[name]
 
 
-class _FrontPiece(Piece):
+class FrontPiece(Piece):
     def __init__(
         self, front: Front, inputs: list[str], outputs: list[str], parameters: dict[str, str], call: CallShape
     ) -> None:
@@ -272,15 +272,18 @@ class _FrontPiece(Piece):
         self.inputs, self.outputs, self.parameter_names = inputs, outputs, parameters
         self._call = call  # the fragment's name says what of it the program depends on
 
+    def weights(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that stand for the front's parameters, by their names."""
+        return {name: named[alias] for alias, name in self.parameter_names.items()}
+
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         named, front, call = dict(zip(self.inputs, given, strict=True)), cast(Front, self.piece[0]), self._call
-        weights = {name: named[alias] for alias, name in self.parameter_names.items()}
         found = dict[str, Tensor | None]()
         for kind, of_kind in front.see(call, named["position"], named.get("count", _one())).items():
             found |= {f"{port}_{kind}": tensor for port, tensor in of_kind.ports().items()}
             found["padding"] = of_kind.padding
         if "x" in self.outputs:
-            with parameters_as(front, weights):
+            with parameters_as(front, self.weights(named)):
                 given_rows = named.get("input_ids"), named.get(EMBEDDED), named.get(PER_LAYER_ROWS)
                 found["x"], found["per_layer_inputs"] = front.embed(call, named["position"], *given_rows)
         return tuple(cast(Tensor, found[name]) for name in self.outputs)

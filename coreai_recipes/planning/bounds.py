@@ -12,11 +12,12 @@ from coreai_recipes.lint.devices import Device
 from coreai_recipes.lint.program import Program
 from coreai_recipes.lint.reading import LintInput
 from coreai_recipes.lint.rule import rules
+from coreai_recipes.planning.footprint import EXPERT_STACKS
 from coreai_recipes.planning.outline import outline_of
 from coreai_recipes.planning.workload import Workload, count_workloads
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.storage.parameters import raw_tables, stored_parameters
+from coreai_recipes.storage.parameters import EMBEDDING, raw_tables, stored_parameters
 
 PROMPTS = (16, 64, 256, 1024)  # tokens of the prompts whose first answer is bounded
 SIZE_RULE, OVER = "pkg-size", "bytes_over"
@@ -82,7 +83,7 @@ def fit(stacks: Sequence[StackModule], workloads: Sequence[Workload], outline: L
     stored, programs = stored_parameters(stacks), outline.programs
     flops = {name: sum(w.flops.get(name, 0) for w in workloads) for name in ("decode", "prefill")}
     read = decode_weights(decoder)
-    states = sum(4 * s.layers * s.num_kv_heads * s.rows * s.head_dim for s in decoder.front.states.values())
+    states = sum(spec.bytes for spec in decoder.front.states.values())
     streaming, teraflops = device.streaming, device.teraflops
     return Fit(
         device=device.id,
@@ -133,12 +134,12 @@ def decode_weights(decoder: Decoder) -> int:
     stored = stored_parameters([decoder])
     left = 0
     if not decoder.recipe.model.head.tied:
-        table = stored.below("embedding.weight")
+        table = stored.below(EMBEDDING)
         left += table.bytes - table.bytes // decoder.recipe.model.vocab_size
     for index, layer in enumerate(decoder.stack):
         for experts in (part for part in layer.modules() if isinstance(part, Mixture)):
             if experts.gathers(1):
-                of_all = stored.below(*(f"layers.{index}.experts.{leaf}" for leaf in ("gate_up", "down")))
+                of_all = stored.below(*(f"layers.{index}.experts.{leaf}" for leaf in EXPERT_STACKS))
                 left += of_all.bytes * (experts.num_experts - experts.top) // experts.num_experts
     return stored.bytes - left
 
@@ -146,7 +147,7 @@ def decode_weights(decoder: Decoder) -> int:
 def prefill_weights(decoder: Decoder) -> int:
     """Bytes of weights that a call for several tokens reads: all, but for a table's rows."""
     stored = stored_parameters([decoder])
-    return stored.bytes - (0 if decoder.recipe.model.head.tied else stored.below("embedding.weight").bytes)
+    return stored.bytes - (0 if decoder.recipe.model.head.tied else stored.below(EMBEDDING).bytes)
 
 
 def first_token_seconds(weights: int, flops: int, width: int, prompt: int, device: Device) -> tuple[float, str] | None:

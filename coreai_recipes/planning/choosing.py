@@ -21,9 +21,8 @@ from coreai_recipes.storage.parameters import stored_parameters
 from coreai_recipes.storage.shorthand import with_bits
 
 BITS = (None, 8, 6, 4)  # forms, the least lossy first: float16, int8, palettes
-SHARE = (
-    0.5  # of a device's largest memory that a model may take: our own choice, the rest is the system's and the app's
-)
+# Of a device's largest memory that a model may take: our own choice, the rest is the system's and the app's.
+SHARE = 0.5
 LAYOUTS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("states", ("packed", "per_kind")),
     ("attention_layout", ("auto", "last", "channels")),

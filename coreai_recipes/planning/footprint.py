@@ -65,9 +65,8 @@ def _(decoder: Decoder) -> Iterator[Footprint]:
         read = f"read by the host, {raw.bytes // rows:,} bytes a token, never sent to the engine"
         yield Footprint("per-layer table", raw.bytes, f"{rows} x {width}, {raw.forms}, {read}")
     for name, spec in decoder.front.states.items():
-        values = spec.layers * spec.num_kv_heads * spec.rows * spec.head_dim
         kept = f"a ring of {spec.rows} rows" if spec.window else f"{spec.rows} rows"
-        yield Footprint(f"states of `{name}`", 4 * values, f"K and V, {spec.layers} layers, {kept}, a session's own")
+        yield Footprint(f"states of `{name}`", spec.bytes, f"K and V, {spec.layers} layers, {kept}, a session's own")
 
 
 def _forms(parameters: Parameters) -> str:

@@ -21,10 +21,8 @@ from coreai_recipes.planning.settings import with_setting
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.export_rules import export_problems
 from coreai_recipes.recipe.host_rules import host_problems
-from coreai_recipes.storage.chunks import AUTO_BYTES, chunks_of
+from coreai_recipes.storage.chunks import AUTO_BYTES, PROGRAM_BYTES, chunks_of
 from coreai_recipes.storage.parameters import EMBEDDING, own_parameters, raw_tables
-
-PROGRAM_BYTES = 10_000_000  # of a package beside its weights: what `export.chunks: auto` leaves of 0.95 GB
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,7 @@ class Placed:
     def resident(self) -> int:
         """As `with_tables`, and the states of a session."""
         (decoder,) = (stack for stack in self._stacks if isinstance(stack, Decoder))
-        states = decoder.front.states.values()
-        return self.with_tables + sum(4 * s.layers * s.num_kv_heads * s.rows * s.head_dim for s in states)
+        return self.with_tables + sum(spec.bytes for spec in decoder.front.states.values())
 
     @property
     def why_not(self) -> str:

@@ -25,7 +25,8 @@ from coreai_recipes.storage.layout import FILE, WeightLayout
 from coreai_recipes.storage.packed import PackedParts
 from coreai_recipes.storage.parameters import EMBEDDING, stored_parameters
 
-AUTO_BYTES = 940_000_000  # of weights: with its program a package is below the 0.95 GB of rule `pkg-size`
+PROGRAM_BYTES = 10_000_000  # more than a package has beside its weights
+AUTO_BYTES = 950_000_000 - PROGRAM_BYTES  # of weights: a package stays below the 0.95 GB of rule `pkg-size`
 
 
 @dataclass(frozen=True)
@@ -153,15 +154,13 @@ class _Cutting:
                 )
             return next(islice(spreads, said.count - 1, None))[1]
         room = AUTO_BYTES if said.max_bytes is None else said.max_bytes
-        found = []
-        for size, cuts in spreads:
-            if size <= room:
-                return cuts
-            found.append((size, cuts))
-        size, cuts = min(found, key=lambda one: one[0])
-        raise self._refused(
-            f"max_bytes: {room} is less than {self._largest(cuts)} takes; the smallest that can be is {int(size)}"
-        )
+        smallest = max(self._size(*pair) for pair in self._pairs(self.cuts))  # with all cuts that there are
+        if room < smallest:
+            largest = self._largest(self.cuts)
+            raise self._refused(
+                f"max_bytes: {room} is less than {largest} takes; the smallest that can be is {smallest}"
+            )
+        return next(cuts for size, cuts in spreads if size <= room)
 
     def _refused(self, why: str) -> RecipeError:
         return RecipeError(f"{self.recipe.name}: export.chunks.{why}")
@@ -190,6 +189,10 @@ class _Cutting:
         if self.drafts and begin <= self.drafting < end:
             size += self.of_draft + (self.table if self.has_table and not (has_front or has_head) else 0)
         return size
+
+    def _pairs(self, cuts: list[int]) -> Iterator[tuple[int, int]]:
+        """The first item of each package, and the one behind its last."""
+        return zip([0, *cuts], [*cuts, self.items], strict=True)
 
     def _bytes(self, names: Sequence[str]) -> int:
         """Of these parameters in a weight.bin."""
@@ -244,8 +247,7 @@ class _Cutting:
 
     def _largest(self, cuts: list[int]) -> str:
         """What is in the largest of the packages, and what would make it smaller."""
-        pairs = zip([0, *cuts], [*cuts, self.items], strict=True)
-        begin, end = max(pairs, key=lambda pair: self._size(*pair))
+        begin, end = max(self._pairs(cuts), key=lambda pair: self._size(*pair))
         first, last = max(begin - 1, 0), min(end, self.items - 1) - 2
         if begin == self.items - 1:
             return "the head alone"

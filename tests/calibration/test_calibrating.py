@@ -1,7 +1,6 @@
 """A text through the decoder, and packages whose weights were fitted to it."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,17 +32,7 @@ PALETTES = ["compress.default={kind: palettize, bits: 4}", "export.residual_scal
 RULES = '[{match: layers.1.mlp.down, kind: int4, block: 16, symmetric: false}, {match: "layers.2.*", bits: 3}]'
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return open_checkpoint(CHECKPOINTS / "tiny-llama")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Palettes, scales and norms tuned end to end: their gradients, what is won, and packages that hold them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from coreai_recipes.calibration.passing import folded_decoder
 from coreai_recipes.calibration.text import read_windows
 from coreai_recipes.calibration.tuning import STEP, TunedPalette, TunedScales, rate_at
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.checkpoint.open import open_checkpoint
 from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import fill
 from coreai_recipes.errors import RecipeError, UserError
@@ -34,17 +32,7 @@ SAID = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return open_checkpoint(CHECKPOINTS / "tiny-llama")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

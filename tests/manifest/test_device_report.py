@@ -60,6 +60,23 @@ def test_a_device_that_is_known_is_held_against_its_bounds(bundle: Path, tmp_pat
     assert document["source"] == "a test"
 
 
+def test_a_page_holds_a_report_against_the_same_bounds(bundle: Path, tmp_path: Path, run: Run) -> None:
+    said = written(tmp_path, report_of(bundle, device="M1", chip="M1"))
+    document = json.loads(run("device-report", bundle, "--from", said, "--json")[1])
+    (facts,) = json.loads(run("report", bundle, "--json")[1])["bundles"]
+    assert facts["device_reports"] == [document]
+
+
+def test_a_report_is_not_written_through_a_link(bundle: Path, tmp_path: Path, run: Run) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (bundle / "device").symlink_to(outside)
+    status, _, error = run("device-report", bundle, "--from", written(tmp_path, report_of(bundle)))
+    assert status == 2
+    assert "added since it was built: device" in error
+    assert not any(outside.iterdir())
+
+
 def test_a_compute_plan_is_counted_by_unit(bundle: Path, tmp_path: Path, run: Run) -> None:
     operations = {
         "conv_0": {"dispatch": "ANE", "supported": ["ANE", "CPU"], "cost": 0.9},

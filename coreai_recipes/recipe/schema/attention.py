@@ -140,7 +140,23 @@ class SlidingAttention(Attention):
     window: Positions = Field(description="positions that a query sees, including its own (sliding_window)")
 
 
-class LatentAttention(Spec):
+class _WithoutOptions(Spec):
+    """What a kind never has that takes no option of full and sliding attention."""
+
+    qk_norm: ClassVar[QKNorm | None] = None
+    v_norm: ClassVar[bool] = False
+    k_eq_v: ClassVar[bool] = False
+    softcap: ClassVar[float | None] = None
+    sinks: ClassVar[bool] = False
+    clip: ClassVar[float | None] = None
+    temperature: ClassVar[Temperature | None] = None
+    alibi: ClassVar[Alibi | None] = None
+    output_gate: ClassVar[OutputGate | None] = None
+    out_norm: ClassVar[Norm | None] = None
+    shares_kv_with: ClassVar[str | None] = None
+
+
+class LatentAttention(_WithoutOptions):
     """A query sees every earlier position; one short vector holds the keys and values of all heads (DeepSeek V2, V3).
 
     A head is `nope_dim` dimensions that pass and, behind them, `rope_dim` that turn, which in keys all heads share.
@@ -169,19 +185,6 @@ class LatentAttention(Spec):
         default=None, description="factor of the scores; defaults to (nope_dim + rope_dim)^-0.5"
     )
 
-    # what this attention never has
-    qk_norm: ClassVar[QKNorm | None] = None
-    v_norm: ClassVar[bool] = False
-    k_eq_v: ClassVar[bool] = False
-    softcap: ClassVar[float | None] = None
-    sinks: ClassVar[bool] = False
-    clip: ClassVar[float | None] = None
-    temperature: ClassVar[Temperature | None] = None
-    alibi: ClassVar[Alibi | None] = None
-    output_gate: ClassVar[OutputGate | None] = None
-    out_norm: ClassVar[Norm | None] = None
-    shares_kv_with: ClassVar[str | None] = None
-
     @property
     def head_dim(self) -> int:
         return self.nope_dim + self.rope_dim
@@ -196,7 +199,7 @@ class LatentAttention(Spec):
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
 
-class ShortConvolution(Spec):
+class ShortConvolution(_WithoutOptions):
     """No attention, but a causal convolution over a few positions: o(c * conv(b * x)), where b, c and x are thirds of a
     projection of the hidden state and each channel has taps of its own (LFM2).
 
@@ -211,21 +214,10 @@ class ShortConvolution(Spec):
     )
     bias: Flag = Field(default=False, description="add biases to the convolution and to both projections (conv_bias)")
 
-    # what this kind never has; one head whose keys and values are halves of the channels
+    # one head whose keys and values are halves of the channels
     num_heads: ClassVar[int] = 1
     num_kv_heads: ClassVar[int] = 1
     score_scale: ClassVar[float] = 1.0
-    qk_norm: ClassVar[QKNorm | None] = None
-    v_norm: ClassVar[bool] = False
-    k_eq_v: ClassVar[bool] = False
-    softcap: ClassVar[float | None] = None
-    sinks: ClassVar[bool] = False
-    clip: ClassVar[float | None] = None
-    temperature: ClassVar[Temperature | None] = None
-    alibi: ClassVar[Alibi | None] = None
-    output_gate: ClassVar[OutputGate | None] = None
-    out_norm: ClassVar[Norm | None] = None
-    shares_kv_with: ClassVar[str | None] = None
 
     @property
     def head_dim(self) -> int:
