@@ -1,8 +1,6 @@
 """A text through the decoder, layer after layer with one in memory, and what comes into each matrix of it."""
 
-import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +18,7 @@ from coreai_recipes.primitives.layer import Form, Layer
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.storage.memory import return_freed_memory
 
 TOGETHER = 8  # windows whose inputs are held at once, however many threads there are
 
@@ -78,7 +77,7 @@ class TextPass:
             if owner not in shared:
                 del caches[owner]
             empty(layer)
-            _give_back()
+            return_freed_memory()
         yield Gathered("head", self._run_head(states))
 
     def _gather(self, run: Callable[[int], object], names: dict[int, str]) -> dict[str, Statistics]:
@@ -103,7 +102,7 @@ class TextPass:
                 moments.setdefault(name, Moments(len(inputs))).add(inputs, self.threads.run)
                 del inputs  # of 12,288 channels, eight windows are 0.2 GB
         statistics = {name: Statistics(each.hessian(), each.tokens) for name, each in moments.items()}
-        _give_back()
+        return_freed_memory()
         return {name: statistics[first] for name, first in taken.items()}
 
     def _of(self, module: nn.Module, prefixes: tuple[str, ...], name: str = "") -> dict[int, str]:
@@ -127,10 +126,3 @@ class TextPass:
         if tied:
             found["embedding.weight"] = found["embedding.weight"].with_lookups()
         return found
-
-
-def _give_back() -> None:
-    """Let the system have what was freed: glibc keeps a heap for each thread, which in a model of thirty layers grow to
-    twice what is in use, and a sum's stripes, of which each is below what it would map by itself."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -28,6 +28,7 @@ from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.fitted import Fitted
 from coreai_recipes.storage.layout import FILE as WEIGHTS
 from coreai_recipes.storage.layout import WeightLayout
+from coreai_recipes.storage.memory import return_freed_memory
 from coreai_recipes.storage.parameters import raw_tables
 from coreai_recipes.storage.reading import given_back
 from coreai_recipes.targets.coreml.weight_file import write_weights
@@ -84,6 +85,7 @@ def export_package(
         try:
             numbers = _read_whole_numbers(stacks, bindings)
             written, digests, hits = _export_programs(stacks, numbers, planned, cache, stopwatch, streaming, progress)
+            return_freed_memory()  # the linker's, before the program is read once more: there a build is at its highest
             if on_program is not None:
                 for each in written:
                     on_program(each.path)
