@@ -262,7 +262,8 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
     recipe, exported, costs = written.composed.recipe, written.exported, written.costs
     pieces = Pieces(recipe.model.vocab_size)
     from coreai_recipes.decoder.states import states_of
-    from coreai_recipes.planning.contract import functions_of, steps_of, tables_of
+    from coreai_recipes.planning.contract import describe_carried, functions_of, steps_of, tables_of
+    from coreai_recipes.storage.chunks import carried_of_packages
     from coreai_recipes.tokenizer.tokens import TOKENS
 
     queries = {name: query for name, (query, _, _) in functions_of(recipe).items()}
@@ -315,7 +316,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
             *programs,
         ],
         "states": states,
-        "carried": None,
+        "carried": {name: describe_carried(spec) for name, spec in carried_of_packages(recipe).items()} or None,
         "eos_token_ids": looked_at["eos_token_ids"],
         "tokens": TOKENS,
         "files": {

@@ -38,6 +38,7 @@ class _Given(NoCache):
     """The keys and values of another layer."""
 
     def __init__(self, given: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
         self._given = given
 
 

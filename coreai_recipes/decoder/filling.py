@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint, stated_flag
 from coreai_recipes.decoder.model import fill
 from coreai_recipes.decoder.stack import StackModule
+from coreai_recipes.primitives.causal_conv import CausalConvolution
 from coreai_recipes.primitives.head import Head
 from coreai_recipes.primitives.projection import Projection
-from coreai_recipes.primitives.short_conv import Taps
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.weights.binding import Binding, ParameterInfo, bind
 from coreai_recipes.weights.folding import stored_as
@@ -102,7 +102,7 @@ def checkpoint_shapes(module: StackModule) -> dict[str, tuple[int, ...]]:
         is_matrix = isinstance(owner, Projection | Head) or getattr(owner, "rows", None) is not None
         if is_matrix and len(shape) == 4:
             shape = shape[:2]
-        elif isinstance(owner, Taps) and len(shape) == 4 and shape[2] > 1:
+        elif isinstance(owner, CausalConvolution) and len(shape) == 4 and shape[2] > 1:
             shape = (shape[1], 1, shape[2])
         elif name in module.whole_numbers or (len(shape) > 2 and parameter.numel() == max(shape)):
             shape = (parameter.numel(),)

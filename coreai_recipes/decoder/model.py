@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from coreai_recipes.decoder.front import CallShape, Front
 from coreai_recipes.decoder.stack import StackModule
-from coreai_recipes.decoder.states import slots_of, states_of
+from coreai_recipes.decoder.states import places_of, slots_of, states_of
 from coreai_recipes.primitives.cache import Cache, NoCache
+from coreai_recipes.primitives.carried import Carried
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.norm import build_norm
@@ -68,7 +69,7 @@ class Decoder(StackModule):
         )
         # not a submodule: it holds no weights but those of modules that have their names already
         self._front = [Front(recipe, self.embedding, self.per_layer, form.folded, positions)]
-        self.slots = cast(list[int], slots_of(recipe, self.front.states))
+        self.slots, self.places = slots_of(recipe, self.front.states), places_of(recipe)
 
     @property
     def front(self) -> Front:
@@ -86,8 +87,10 @@ class Decoder(StackModule):
         return self.front.call_of(function, self.recipe.export.functions.queries[function])
 
     def make_states(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Empty states by name, as the package declares them."""
-        return {name: torch.zeros(state.shape, dtype=dtype) for name, state in states_of(self.front.states).items()}
+        """Empty states by name, as the package declares them, and zeros of what it carries."""
+        shapes: dict[str, tuple[int, ...]] = {name: state.shape for name, state in states_of(self.front.states).items()}
+        shapes |= {name: spec.shape for name, spec in self.front.carried.items()}
+        return {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
 
     def forward(
         self,
@@ -122,6 +125,8 @@ class Decoder(StackModule):
                 caches[owner] = NoCache() if states is None else self.cache(index, states, given)
             of_layer = None if per_layer is None else slice_of(per_layer, torch.tensor([index]))
             x = layer(x, given, caches[owner], of_layer)
+            if states is not None:
+                self.carry(index, states, caches[owner])
         return cast(Tensor, x)
 
     def per_layer_rows(self, input_ids: Tensor) -> Tensor | None:
@@ -131,9 +136,20 @@ class Decoder(StackModule):
 
     def cache(self, index: int, states: dict[str, Tensor], given: LayerInputs) -> Cache:
         """The cache of layer `index` in `states`."""
-        spec, slot = self.front.state(self.stack[index].kind), torch.tensor([self.slots[index]], dtype=torch.int32)
+        kind, place = self.stack[index].kind, self.places[index]
+        specs = [spec for spec in self.front.carried.values() if spec.kind == kind]
+        carried = Carried({spec.tensor.name: states[spec.name][place : place + 1] for spec in specs})
+        if not self.front.attends(kind):
+            return NoCache(carried)
+        spec, slot = self.front.state(kind), torch.tensor([self.slots[index]], dtype=torch.int32)
         values = None if spec.values is None else states[spec.values]
-        return given.cache(states[spec.keys], values, slot)
+        return given.cache(states[spec.keys], values, slot, carried)
+
+    def carry(self, index: int, states: dict[str, Tensor], cache: Cache) -> None:
+        """Put what layer `index` has left in its cache into `states`, for the next call."""
+        for spec in self.front.carried.values():
+            if spec.kind == self.stack[index].kind:
+                states[spec.name][self.places[index]] = cache.carried.left[spec.tensor.name][0]
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (1, S, V) of the last hidden state x (1, C, 1, S)."""

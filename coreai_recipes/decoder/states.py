@@ -1,4 +1,5 @@
-"""Which states the functions of a recipe keep between calls, and where in them each layer's keys and values lie.
+"""What the functions of a recipe keep between calls: states, in which each layer's keys and values have a place, and
+tensors that are carried from call to call, of all layers of a kind together.
 
 `packed`, one state for each geometry (KV heads, rows, head_dim): devices were seen to take few states, and all of one
 shape. A layer's keys and values are neighbours there, so that one update writes both. `per_kind`, two for each kind.
@@ -6,16 +7,19 @@ shape. A layer's keys and values are neighbours there, so that one update writes
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from coreai_recipes.hosts.logits import ALIGNMENT
-from coreai_recipes.primitives.attention import states_of_kind
+from coreai_recipes.primitives.attention import carried_of_kind, rows_of_kind
+from coreai_recipes.primitives.carried import CarriedTensor
 from coreai_recipes.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Role = Literal["kv", "k", "v"]
+CarriedRole = Literal["convolution", "recurrence"]
 WHOLE = slice(None)
 
 
@@ -64,6 +68,34 @@ class StateSpec:
 
 
 @dataclass(frozen=True)
+class CarriedSpec:
+    """A tensor of all layers of one kind that a function takes as `name` and gives again as `new_name`."""
+
+    kind: str
+    layers: int
+    tensor: CarriedTensor
+    name: str
+
+    @property
+    def output(self) -> str:
+        return f"new_{self.name}"
+
+    @property
+    def role(self) -> CarriedRole:
+        return "convolution" if self.tensor.is_tail else "recurrence"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(layers, ...)."""
+        return (self.layers, *self.tensor.shape)
+
+    @property
+    def bytes(self) -> int:
+        """In float16."""
+        return 2 * prod(self.shape)
+
+
+@dataclass(frozen=True)
 class State:
     """One state of a package: whether it holds keys, values or both, and of which kinds."""
 
@@ -90,29 +122,49 @@ def state_specs(
     kinds, functions = recipe.model.layer_kinds[part], recipe.export.functions
     specs: dict[str, StateSpec] = {}
     for name in dict.fromkeys(kinds):
-        for kept in states_of_kind(recipe.model.kinds[name]):
-            if kept.window is None:
-                rows = held + recipe.export.most_padding  # the last call may start at context - 1
-            else:
-                rows = kept.window + (functions.score - 1 if functions.score else 0)
-            rows, layers = -(-rows // ALIGNMENT) * ALIGNMENT, kinds.count(name)
-            keys, values = f"k_{name}{behind}", f"v_{name}{behind}"
-            specs[name] = StateSpec(
-                name, layers, kept.num_kv_heads, rows, kept.head_dim, kept.window, keys, values, 0, layers
-            )
+        kept = rows_of_kind(recipe.model.kinds[name])
+        if kept is None:
+            continue
+        if kept.window is None:
+            rows = held + recipe.export.most_padding  # the last call may start at context - 1
+        else:
+            rows = kept.window + (functions.score - 1 if functions.score else 0)
+        rows, layers = -(-rows // ALIGNMENT) * ALIGNMENT, kinds.count(name)
+        keys, values = f"k_{name}{behind}", f"v_{name}{behind}"
+        specs[name] = StateSpec(
+            name, layers, kept.num_kv_heads, rows, kept.head_dim, kept.window, keys, values, 0, layers
+        )
     return _packed(specs, behind) if recipe.export.states == "packed" else specs
+
+
+def carried_specs(recipe: Recipe, part: slice = WHOLE, behind: str = "") -> dict[str, CarriedSpec]:
+    """The tensors that layers carry from call to call, by name, in the order of first use; as `state_specs`, of all
+    layers or of a `part`."""
+    kinds = recipe.model.layer_kinds[part]
+    found = (
+        CarriedSpec(kind, kinds.count(kind), tensor, f"{tensor.name}_{kind}{behind}")
+        for kind in dict.fromkeys(kinds)
+        for tensor in carried_of_kind(recipe.model.kinds[kind])
+    )
+    return {spec.name: spec for spec in found}
+
+
+def places_of(recipe: Recipe, part: slice = WHOLE) -> list[int]:
+    """Each layer's place among those of its kind, which is its place in what they carry."""
+    kinds = recipe.model.layer_kinds[part]
+    return [kinds[:index].count(kind) for index, kind in enumerate(kinds)]
 
 
 def slots_of(recipe: Recipe, specs: Mapping[str, StateSpec], part: slice = WHOLE) -> list[int | None]:
     """Each layer's place in the states of `specs` that it attends to: its own, or that of the last layer that owns
-    them; None where they are in another package."""
+    them; None where they are in another package, or there are none."""
     seen: dict[str, int] = {}
     found: list[int | None] = []
     for name in recipe.model.layer_kinds[part]:
         owner = owner_of(recipe, name)
         if owner == name:
             seen[owner] = seen.get(owner, -1) + 1
-        found.append(specs[owner].at(seen[owner]) if owner in seen else None)
+        found.append(specs[owner].at(seen[owner]) if owner in seen and owner in specs else None)
     return found
 
 

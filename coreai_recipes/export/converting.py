@@ -64,7 +64,7 @@ def _example(fragment: Fragment) -> tuple[Tensor, ...]:
     def value(name: str, port: Port) -> Tensor:
         shape = (fragment.traced_rows, *port.shape[1:]) if name in fragment.tables else port.shape
         if port.dtype == INTEGER:
-            return torch.full(shape, 0 if name == "slot" else 1, dtype=torch.int32)
+            return torch.full(shape, 0 if name in ("slot", "place") else 1, dtype=torch.int32)
         return torch.zeros(()).expand(shape)
 
     return tuple(value(name, port) for name, port in fragment.inputs.items())

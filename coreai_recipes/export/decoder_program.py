@@ -8,15 +8,18 @@ from collections.abc import Iterator, Sequence
 
 from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import Decoder
+from coreai_recipes.decoder.states import CarriedSpec
 from coreai_recipes.export.fragments import (
     FLOAT,
     Fragment,
     Port,
+    carried_by,
     front_fragment,
     giving_fragment,
     head_fragment,
     layer_fragment,
     pick_fragment,
+    stacking_fragment,
     state_names,
     taking_fragment,
 )
@@ -46,6 +49,7 @@ class DecoderProgram(StackProgram):
             if chunk.kinds:
                 yield front_fragment(decoder, call, chunk)
                 yield from (layer_fragment(decoder, kind, call, chunk) for kind in chunk.kinds)
+                yield from (stacking_fragment(s.layers, s.tensor.shape) for s in chunk.carried.values() if s.layers > 1)
             if crossing.picks_in(chunk):
                 yield from _picks(decoder, call).values()
             yield from map(taking_fragment, crossing.taken(chunk).values())
@@ -63,6 +67,7 @@ class DecoderProgram(StackProgram):
         front = front_fragment(decoder, call, chunk) if chunk.kinds else None
         if front is not None:
             inputs |= {name: port for name, port in front.inputs.items() if name not in front.parameters}
+        inputs |= {name: Port(FLOAT, spec.shape) for name, spec in chunk.carried.items()}
         states = self.declare(inputs, linker)
 
         for name, shape in taken.items():
@@ -72,6 +77,7 @@ class DecoderProgram(StackProgram):
             prefix = "front_" if chunk.embeds else f"front_{chunk.number}_"
             linker.append(models[front.name], prefix, {**names, "x": "hidden_0"}, front.parameters)
         x = self._link_layers(call, crossing, models, linker)
+        self._link_carried(models, linker)
         given = crossing.given(chunk)
         for name, shape in given.items():
             linker.append(models[giving_fragment(shape).name], f"give_{name}_", {"x": name, "y": _port(name)}, {})
@@ -79,6 +85,7 @@ class DecoderProgram(StackProgram):
         if chunk.answers:
             choices = self.choices(call.answered, self.recipe.model.vocab_size)
             outputs |= link_head(head_fragment(decoder, call), {"x": x}, choices, models, linker)
+        outputs |= {spec.output: Port(FLOAT, spec.shape) for spec in chunk.carried.values()}
         return Signature(inputs, give(outputs, linker), states)
 
     def _link_layers(self, call: CallShape, crossing: "_Crossing", models: Models, linker: Linker) -> str:
@@ -93,17 +100,43 @@ class DecoderProgram(StackProgram):
             names = {
                 "x": crossing.stream(index),
                 "y": f"hidden_{index + 1}",
-                "slot": linker.add_integer(f"slot_{index}", chunk.slot(index)),
+                **self._at(index, linker),
                 "index": linker.add_integer(f"index_{index}", index),
                 **{port: call.source(kind, port) for port in call.ports(kind)},
                 "per_layer_inputs": crossing.per_layer(index),
-                **state_names(chunk.states[front.owners[kind]]),
+                **state_names(chunk.states.get(front.owners[kind])),
             }
+            for spec in carried_by(chunk, kind):
+                names |= {spec.tensor.name: spec.name, f"new_{spec.tensor.name}": self._left(spec, index)}
             parameters = {alias: f"layers.{index}.{p}" for alias, p in layers[kind].parameters.items()}
             linker.append(models[layers[kind].name], f"layer_{index}_", names, parameters)
         if crossing.picked_at == chunk.end and chunk.kinds:  # before it is handed on, or comes to the head
             self._link_picks(call, crossing, models, linker)
         return crossing.stream(chunk.end)
+
+    def _at(self, index: int, linker: Linker) -> dict[str, str]:
+        """A layer's place in the states, and in what its kind carries."""
+        chunk, kind = self.chunk, self.recipe.model.layer_kinds[index]
+        found = {}
+        if self.decoder.front.attends(kind):
+            found["slot"] = linker.add_integer(f"slot_{index}", chunk.slot(index))
+        if carried_by(chunk, kind):
+            found["place"] = linker.add_integer(f"place_{index}", chunk.place(index))
+        return found
+
+    def _left(self, spec: CarriedSpec, index: int) -> str:
+        """What a layer leaves for the next call: the output itself where no other layer has a part in it."""
+        return spec.output if spec.layers == 1 else f"{spec.output}_{index}"
+
+    def _link_carried(self, models: Models, linker: Linker) -> None:
+        """What the layers of a kind leave for the next call, in one tensor."""
+        chunk, kinds = self.chunk, self.recipe.model.layer_kinds
+        for spec in chunk.carried.values():
+            if spec.layers > 1:
+                layers = [index for index in range(chunk.first, chunk.end) if kinds[index] == spec.kind]
+                names = {f"x{at}": self._left(spec, index) for at, index in enumerate(layers)} | {"y": spec.output}
+                fragment = stacking_fragment(spec.layers, spec.tensor.shape)
+                linker.append(models[fragment.name], f"stack_{spec.name}_", names, {})
 
     def _link_picks(self, call: CallShape, crossing: "_Crossing", models: Models, linker: Linker) -> None:
         """From here on only the last real token is needed."""

@@ -4,7 +4,7 @@ A fragment's weights are inputs of it, not constants: no conversion ever sees a 
 of these inputs into a stored constant. `slot`, a layer's place in the states, is an input for the same reason.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from coreai_recipes.decoder.front import CallShape, Front
 from coreai_recipes.decoder.model import EMBEDDED, PER_LAYER_ROWS, Decoder
-from coreai_recipes.decoder.states import StateSpec
+from coreai_recipes.decoder.states import CarriedSpec, StateSpec
 from coreai_recipes.export.pieces import Piece, describe
 from coreai_recipes.hosts.logits import Pieces
-from coreai_recipes.primitives.cache import SharedCache, last_of
+from coreai_recipes.primitives.cache import Cache, NoCache, SharedCache, last_of
+from coreai_recipes.primitives.carried import Carried, layer_of
 from coreai_recipes.primitives.choice import choose
 from coreai_recipes.primitives.layer_inputs import ROTATING, WHOLE_NUMBERS, LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
@@ -139,31 +140,62 @@ def layer_port(name: str, shape: tuple[int, ...]) -> Port:
 
 def layer_fragment(decoder: Decoder, kind: str, call: CallShape, chunk: Chunk) -> Fragment:
     """x and what the front computed -> x of the next layer; reads and writes the states of the kind, or those that it
-    shares, which it reads alone."""
+    shares, which it reads alone. What the kind carries comes of all its layers, and goes of this one, `new_...`."""
     front, model = decoder.front, decoder.recipe.model
     layer = next(layer for layer in decoder.stack if layer.kind == kind)
     tokens = call.tokens_of(kind)
-    inputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, tokens)), "slot": Port(INTEGER, (1,))}
+    inputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, tokens))}
+    state, carried = chunk.states.get(front.owners[kind]), carried_by(chunk, kind)
+    if state is not None:
+        inputs["slot"] = Port(INTEGER, (1,))
+    if carried:
+        inputs["place"] = Port(INTEGER, (1,))
+    inputs |= {spec.tensor.name: Port(FLOAT, spec.shape) for spec in carried}
     inputs |= {name: layer_port(name, shape) for name, shape in call.ports(kind).items()}
     if front.per_layer is not None:
         inputs["per_layer_inputs"] = Port(FLOAT, (front.per_layer.layers, front.per_layer.size, 1, tokens))
         inputs["index"] = Port(INTEGER, (1,))
-    state = chunk.states[front.owners[kind]]
-    name = f"layer_{kind}_{tokens}" + ("" if state.depth == front.state(kind).depth else f"_of_{state.depth}")
-    return fragment_of_layer(name, layer, inputs, state, front.shares(kind))
+    name = f"layer_{kind}_{tokens}"
+    if state is not None and state.depth != front.state(kind).depth:
+        name += f"_of_{state.depth}"
+    if carried and carried[0].layers != model.layer_kinds.count(kind):
+        name += f"_carrying_{carried[0].layers}"
+    return fragment_of_layer(name, layer, inputs, state, front.shares(kind), carried)
 
 
-def fragment_of_layer(name: str, layer: nn.Module, inputs: dict[str, Port], spec: StateSpec, shares: bool) -> Fragment:
+def carried_by(chunk: Chunk, kind: str) -> list[CarriedSpec]:
+    """What the layers of a kind carry in a package."""
+    return [spec for spec in chunk.carried.values() if spec.kind == kind]
+
+
+def stacking_fragment(layers: int, shape: tuple[int, ...]) -> Fragment:
+    """What so many layers leave for the next call, x0, x1, ... (1, *shape) -> all of it (layers, *shape)."""
+    inputs = {f"x{index}": Port(FLOAT, (1, *shape)) for index in range(layers)}
+    name = f"stack_{layers}_of_{'x'.join(map(str, shape))}"
+    return Fragment(name, _StackingPiece(), inputs, {"y": Port(FLOAT, (layers, *shape))}, {})
+
+
+def fragment_of_layer(
+    name: str,
+    layer: nn.Module,
+    inputs: dict[str, Port],
+    spec: StateSpec | None,
+    shares: bool,
+    carried: Sequence[CarriedSpec] = (),
+) -> Fragment:
     """The fragment of a layer that takes `inputs` and its weights, over the states that `spec` says."""
     parameters = weights_of(layer)
     inputs = {**inputs, **ports_of(layer, parameters)}
-    states = {port: Port(FLOAT, spec.shape) for port in state_names(spec)}
-    piece = _LayerPiece(layer, states, list(inputs), parameters, shares)
-    return Fragment(name, piece, inputs, {"y": inputs["x"]}, parameters, states)
+    states = {} if spec is None else {port: Port(FLOAT, spec.shape) for port in state_names(spec)}
+    outputs = {"y": inputs["x"]} | {f"new_{s.tensor.name}": Port(FLOAT, (1, *s.tensor.shape)) for s in carried}
+    piece = _LayerPiece(layer, states, list(inputs), parameters, shares, [spec.tensor.name for spec in carried])
+    return Fragment(name, piece, inputs, outputs, parameters, states)
 
 
-def state_names(spec: StateSpec) -> dict[str, str]:
+def state_names(spec: StateSpec | None) -> dict[str, str]:
     """The states of a layer's fragment, and their names in the program."""
+    if spec is None:
+        return {}
     return {"keys": spec.keys} if spec.values is None else {"keys": spec.keys, "values": spec.values}
 
 
@@ -303,27 +335,44 @@ def untouched(state: Port) -> Tensor:
 
 
 class _LayerPiece(Piece):
-    keys: Tensor
+    keys: Tensor | None
     values: Tensor | None
 
     def __init__(
-        self, layer: nn.Module, states: dict[str, Port], inputs: list[str], parameters: dict[str, str], shares: bool
+        self,
+        layer: nn.Module,
+        states: dict[str, Port],
+        inputs: list[str],
+        parameters: dict[str, str],
+        shares: bool,
+        carried: list[str],
     ) -> None:
         super().__init__(layer)
-        self.inputs, self.parameter_names, self.shares = inputs, parameters, shares
-        for name, port in states.items():
-            self.register_buffer(name, untouched(port))
-        if "values" not in states:
-            self.register_buffer("values", None)
+        self.inputs, self.parameter_names, self.shares, self.carried = inputs, parameters, shares, carried
+        for name in ("keys", "values"):
+            self.register_buffer(name, untouched(states[name]) if name in states else None)
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         named = dict(zip(self.inputs, tensors, strict=True))
         weights = {name: named[alias] for alias, name in self.parameter_names.items()}
-        given, states = LayerInputs.of_ports(named), (self.keys, self.values, named["slot"])
-        cache = SharedCache(*states) if self.shares else given.cache(*states)
+        given, cache = LayerInputs.of_ports(named), self._cache(named)
         of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
         with parameters_as(self.piece[0], weights):
-            return self.piece[0](named["x"], given, cache, of_layer)  # type: ignore[no-any-return]
+            y: Tensor = self.piece[0](named["x"], given, cache, of_layer)
+        return (y, *(cache.carried.left[name] for name in self.carried)) if self.carried else y
+
+    def _cache(self, named: Mapping[str, Tensor]) -> Cache:
+        carried = Carried({name: layer_of(named[name], named["place"]) for name in self.carried})
+        if self.keys is None:
+            return NoCache(carried)
+        if self.shares:
+            return SharedCache(self.keys, self.values, named["slot"])
+        return LayerInputs.of_ports(named).cache(self.keys, self.values, named["slot"], carried)
+
+
+class _StackingPiece(Piece):
+    def forward(self, *x: Tensor) -> Tensor:
+        return torch.cat(x)
 
 
 class _GivingPiece(Piece):

@@ -176,12 +176,23 @@ class State(Described):
 
 
 class Carried(Described):
-    """A tensor that a function takes and gives again, for the next call: no package has one yet, and a host that finds
-    one must know what it is."""
+    """A tensor that a function takes as NAME and gives again as new_NAME, for the next call: zeros at position 0.
 
-    dtype: Literal["float16", "float32"]
+    It holds the `count` layers of a `kind` on its first axis: a `convolution`'s inputs at its last positions, or the
+    state of a `recurrence`. With a rollback of `none` it belongs to one position, and a host goes back by keeping it.
+    """
+
+    dtype: Literal["float16"]
     shape: Shape
-    role: Name
+    role: Literal["convolution", "recurrence"]
+    rollback: Literal["none"]
+    kind: Name
+    count: Count
+
+    def problems(self) -> Iterator[str]:
+        """Everything in which it contradicts itself."""
+        if self.shape[:1] != (self.count,):
+            yield f"{list(self.shape)} does not have {self.count} layers"
 
 
 class Origin(Described):
@@ -233,6 +244,8 @@ class Manifest(Sealed):
             problems.append("packages: none of them is a program")
         problems += self._broken_links()
         problems += [f"states.{name}: {problem}" for name, state in self.states.items() for problem in state.problems()]
+        for name, carried in (self.carried or {}).items():
+            problems += [f"carried.{name}: {problem}" for problem in carried.problems()]
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -83,7 +83,7 @@ def fit(stacks: Sequence[StackModule], workloads: Sequence[Workload], outline: L
     stored, programs = stored_parameters(stacks), outline.programs
     flops = {name: sum(w.flops.get(name, 0) for w in workloads) for name in ("decode", "prefill")}
     read = decode_weights(decoder)
-    states = sum(spec.bytes for spec in decoder.front.states.values())
+    states = decoder.front.state_bytes
     streaming, teraflops = device.streaming, device.teraflops
     return Fit(
         device=device.id,

@@ -10,8 +10,8 @@ from typing import Any
 
 from coreai_recipes.decoder.model import EMBEDDED, PER_LAYER_TABLE, exported_form, table_file
 from coreai_recipes.decoder.stacks import build_stacks
+from coreai_recipes.decoder.states import CarriedSpec, StateSpec, state_specs, states_of
 from coreai_recipes.decoder.states import State as KeptState
-from coreai_recipes.decoder.states import StateSpec, state_specs, states_of
 from coreai_recipes.errors import BundleError
 from coreai_recipes.hosts.anemll import functions_of as functions_of_anemll
 from coreai_recipes.hosts.logits import Pieces
@@ -19,7 +19,7 @@ from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
 from coreai_recipes.recipe.host_form import anemll_form
 from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
-from coreai_recipes.storage.chunks import chunks_of
+from coreai_recipes.storage.chunks import carried_of_packages, chunks_of
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import EMBEDDING, TABLE_INPUTS
 from coreai_recipes.storage.rows import describe_rows
@@ -115,6 +115,10 @@ def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
             )
             yield from (f"packages: functions.{name}: {difference}" for difference in differences)
     yield from _state_contradictions(manifest.states, recipe)
+    carried = {name: describe_carried(spec) for name, spec in carried_of_packages(recipe).items()}
+    said = {name: tensor.model_dump(mode="json") for name, tensor in (manifest.carried or {}).items()}
+    if said != carried:
+        yield f"carried is {_said(said)} and must be {_said(carried)}"
 
 
 def _layer_contradictions(manifest: Manifest, layers: int) -> Iterator[str]:
@@ -153,6 +157,27 @@ def _state_contradictions(states: Mapping[str, State], recipe: Recipe) -> Iterat
         needed = max(rows_needed(spec, recipe) for spec in wanted.kinds)
         if rows < needed:
             yield f"states.{name} has {rows} rows and must have {needed} or more"
+
+
+def describe_carried(spec: CarriedSpec) -> dict[str, Any]:
+    """What a manifest says of a tensor that is carried."""
+    return {
+        "dtype": "float16",
+        "shape": list(spec.shape),
+        "role": spec.role,
+        "rollback": "none",
+        "kind": spec.kind,
+        "count": spec.layers,
+    }
+
+
+def _said(carried: Mapping[str, Mapping[str, Any]]) -> str:
+    """What is carried, in words."""
+    words = (
+        f"{name} {each['dtype']} {each['shape']}, {each['role']} of {each['count']} layers of {each['kind']}"
+        for name, each in carried.items()
+    )
+    return "; ".join(words) or "none"
 
 
 def states_of_packages(recipe: Recipe) -> dict[str, KeptState]:
@@ -209,6 +234,7 @@ def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
     if recipe.export.host == "anemll":
         yield from functions_of_anemll(anemll_form(recipe)).items()
         return
+    carried = carried_of_packages(recipe)
     for name, query in recipe.export.functions.queries.items():
         inputs: dict[str, tuple[str, tuple[int, ...]]] = {
             **_said_of_ids(recipe, query),
@@ -220,6 +246,8 @@ def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
         outputs = _said_of_tokens(recipe, rows, model.vocab_size)
         if recipe.draft is not None:
             outputs["hidden"] = ("float16", (1, rows, model.hidden_size))
+        inputs |= {spec.name: ("float16", spec.shape) for spec in carried.values()}
+        outputs |= {spec.output: ("float16", spec.shape) for spec in carried.values()}
         yield name, (query, inputs, outputs)
 
 

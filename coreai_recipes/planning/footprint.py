@@ -67,6 +67,10 @@ def _(decoder: Decoder) -> Iterator[Footprint]:
     for name, spec in decoder.front.states.items():
         kept = f"a ring of {spec.rows} rows" if spec.window else f"{spec.rows} rows"
         yield Footprint(f"states of `{name}`", spec.bytes, f"K and V, {spec.layers} layers, {kept}, a session's own")
+    for name, carried in decoder.front.carried.items():
+        shape = " x ".join(map(str, carried.shape))
+        how = f"{carried.role} of {carried.layers} layers, {shape}, from call to call, a session's own"
+        yield Footprint(f"`{name}`", carried.bytes, how)
 
 
 def _forms(parameters: Parameters) -> str:

@@ -88,7 +88,8 @@ class _Outline:
         call = decoder.call(next(name for name in functions if recipe.export.name_of(name) == self.function.name))
         for index, layer in enumerate(decoder.stack):
             asked = call.tokens_of(layer.kind)
-            owner = None if front.shares(layer.kind) else front.state(layer.kind)
+            writes = front.attends(layer.kind) and not front.shares(layer.kind)
+            owner = front.state(layer.kind) if writes else None
             if owner is not None:
                 # a ring is written whole by a call of several tokens
                 written = owner.rows if owner.window is not None and query > 1 else query

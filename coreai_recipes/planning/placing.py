@@ -88,7 +88,7 @@ class Placed:
     def resident(self) -> int:
         """As `with_tables`, and the states of a session."""
         (decoder,) = (stack for stack in self._stacks if isinstance(stack, Decoder))
-        return self.with_tables + sum(spec.bytes for spec in decoder.front.states.values())
+        return self.with_tables + decoder.front.state_bytes
 
     @property
     def why_not(self) -> str:

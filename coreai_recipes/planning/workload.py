@@ -17,6 +17,7 @@ from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.states import StateSpec
 from coreai_recipes.hosts.logits import Pieces
+from coreai_recipes.primitives.causal_conv import CausalConvolution
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
@@ -61,7 +62,9 @@ def _(decoder: Decoder) -> Iterator[Workload]:
         layers = [layer for layer in decoder.stack if layer.kind == kind]
         flops = {name: sum(layer_flops(decoder, layer, decoder.call(name)) for layer in layers) for name in queries}
         weights = sum(p.weight.numel() for p in layers[0].modules() if isinstance(p, Projection))
-        how = f"{kinds.count(kind)} layers of {weights / 1e6:.1f} M weights, {front.state(kind).rows} rows"
+        how = f"{kinds.count(kind)} layers of {weights / 1e6:.1f} M weights"
+        if front.attends(kind):
+            how += f", {front.state(kind).rows} rows"
         for experts in (part for part in layers[0].modules() if isinstance(part, Mixture)):
             how += f", {experts.num_experts} experts of {expert_size(experts) / 1e6:.1f} M"
         if front.shares(kind):
@@ -88,7 +91,16 @@ def layer_flops(decoder: Decoder, layer: Layer, call: CallShape) -> int:
     queries = call.tokens_of(layer.kind)
     spec = decoder.recipe.model.kinds[layer.kind].attention
     flops = _layer_flops(layer, spec, queries, call.seen_rows(layer.kind))
-    return flops if front.shares(layer.kind) else flops + _placing_flops(front.state(layer.kind), queries)
+    flops += sum(_tail_flops(conv, queries) for conv in layer.modules() if isinstance(conv, CausalConvolution))
+    writes = front.attends(layer.kind) and not front.shares(layer.kind)
+    return flops + _placing_flops(front.state(layer.kind), queries) if writes else flops
+
+
+def _tail_flops(conv: CausalConvolution, queries: int) -> int:
+    """Of a convolution of each channel, and of the product that picks its next tail where several tokens come."""
+    _, channels, taps, _ = conv.weight.shape
+    picking = 2 * (taps - 1) * (taps - 1 + queries) * channels if queries > 1 else 0
+    return 2 * taps * channels * queries + picking
 
 
 def _placing_flops(state: StateSpec, queries: int) -> int:
@@ -114,10 +126,8 @@ def draft_flops(draft: Draft) -> int:
 def _layer_flops(
     layer: Layer, attention: Attention | LatentAttention | ShortConvolution, queries: int, rows: int
 ) -> int:
-    if isinstance(attention, ShortConvolution):
-        scores_and_mixing = 2 * attention.taps * attention.channels * (rows + 1)
-    else:
-        scores_and_mixing = 4 * attention.num_heads * attention.head_dim * rows
+    attends = not isinstance(attention, ShortConvolution)
+    scores_and_mixing = 4 * attention.num_heads * attention.head_dim * rows if attends else 0
     experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, Mixture))
     return int(queries * (_projection_flops(layer) + scores_and_mixing) + experts)
 

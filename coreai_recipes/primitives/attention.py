@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.cache import Cache, KeptRows
+from coreai_recipes.primitives.carried import CarriedTensor
 from coreai_recipes.primitives.constants import clipped, scaled
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.norm import build_norm
@@ -125,7 +126,7 @@ class Attention(AttentionCore):
         keys, values = (
             cache.read() if self.k is None else cache.update(*self._keys_and_values(x, cos, sin))
         )  # (1, G, K, D)
-        mixed = self._gated(self.attend(q, keys, values, given.mask), x)
+        mixed = self._gated(self.attend(q, keys, values, given.hidden), x)
         out: Tensor = self.o(self.finish(mixed if self.out_norm is None else self.out_norm(mixed), x))
         return out
 
@@ -187,8 +188,18 @@ def build_attention(kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm
     return primitive("attention", kind.attention.kind)(kind, hidden_size, norm, folded)
 
 
-def states_of_kind(kind: LayerKind) -> tuple[KeptRows, ...]:
-    """What the registered primitive of `kind` declares; one of a plugin that says nothing keeps keys and values."""
+def rows_of_kind(kind: LayerKind) -> KeptRows | None:
+    """The keys and values that the registered primitive of `kind` declares to keep, if any."""
+    return next((kept for kept in _states_of_kind(kind) if isinstance(kept, KeptRows)), None)
+
+
+def carried_of_kind(kind: LayerKind) -> tuple[CarriedTensor, ...]:
+    """What the registered primitive of `kind` declares to carry from call to call."""
+    return tuple(kept for kept in _states_of_kind(kind) if isinstance(kept, CarriedTensor))
+
+
+def _states_of_kind(kind: LayerKind) -> tuple[KeptRows | CarriedTensor, ...]:
+    # one of a plugin that says nothing keeps keys and values
     declare = getattr(primitive("attention", kind.attention.kind), "states", AttentionCore.states)
-    found: tuple[KeptRows, ...] = declare(kind)
+    found: tuple[KeptRows | CarriedTensor, ...] = declare(kind)
     return found

@@ -6,11 +6,13 @@ that it needs. Padding is never written into a ring; into a full cache as zeros,
 seen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from coreai_recipes.primitives.carried import Carried
 
 # Finite, so that no score becomes NaN, and far below any score: exp(-1e4) is zero in every precision.
 HIDDEN = -1e4
@@ -26,7 +28,9 @@ class KeptRows:
 
 
 class Cache(Protocol):
-    """What an attention asks of its cache."""
+    """What a layer asks of its cache; `carried` is what it hands from call to call besides rows."""
+
+    carried: Carried
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Take the call's own keys and values (G, S, D); give those to attend to, (1, G, K, D)."""
@@ -36,7 +40,10 @@ class Cache(Protocol):
 
 
 class NoCache:
-    """The whole sequence at once: what is given is what is seen."""
+    """The whole sequence at once: what is given is what is seen. Or no rows at all, in a layer that only carries."""
+
+    def __init__(self, carried: Carried | None = None) -> None:
+        self.carried = carried or Carried()
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self._given = keys.unsqueeze(0), values.unsqueeze(0)
@@ -57,6 +64,7 @@ class SharedCache:
     key_state: Tensor
     value_state: Tensor | None
     at: Tensor
+    carried: Carried = field(default_factory=Carried, kw_only=True)
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError("a layer that shares a cache has no keys and values of its own")

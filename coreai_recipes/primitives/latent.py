@@ -53,7 +53,7 @@ class LatentAttention(AttentionCore):
         passing, turning = q.narrow(1, 0, self.nope_dim), q.narrow(1, self.nope_dim, self.rope_dim)
         q = self.rotated_query(torch.cat((passing, self._turned(turning, cos, sin)), 1))
         keys, values = cache.update(*self._keys_and_values(x, cos, sin))  # (1, H, K, D)
-        out: Tensor = self.o(self.attend(q, keys, values, given.mask))
+        out: Tensor = self.o(self.attend(q, keys, values, given.hidden))
         return out
 
     def _queries(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.primitives.cache import Cache, Placement, RingCache, RowCache
+from coreai_recipes.primitives.carried import Carried
 
 WHOLE_NUMBERS = ("first",)
 ROTATING = ("cos", "sin")
@@ -19,22 +20,23 @@ class LayerInputs:
     """Each field is a port of a layer's fragment, under its own name; None where a call or a kind has none.
 
     Attributes:
-        mask: 0 where a query sees a key, as `AttentionCore.attend` has it; a short convolution's is 1 where a tap sees
-            an input, as `short_conv.shifts` has it.
+        mask: 0 where a query sees a key, as `AttentionCore.attend` has it.
         cos, sin: of each pair that turns, (1, R/2, 1, S).
         temperature: a factor of queries, (1, 1, 1, S).
         first: written are the rows of a state from this one on, (1,).
         put, kept: or where `Placement` says, when several tokens come into a ring.
+        tail: which rows are a convolution's next tail, where padding may stand behind them, as `tail_placement` has it.
         padding: 1 for tokens behind the real ones, (1, 1, S, 1).
     """
 
-    mask: Tensor
+    mask: Tensor | None = None
     cos: Tensor | None = None
     sin: Tensor | None = None
     temperature: Tensor | None = None
     first: Tensor | None = None
     put: Tensor | None = None
     kept: Tensor | None = None
+    tail: Tensor | None = None
     padding: Tensor | None = None
 
     @classmethod
@@ -48,6 +50,13 @@ class LayerInputs:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @property
+    def hidden(self) -> Tensor:
+        """The mask of an attention, which has one."""
+        if self.mask is None:
+            raise ValueError("these layers attend to nothing")
+        return self.mask
+
+    @property
     def angles(self) -> tuple[Tensor, Tensor]:
         """cos and sin, empty where nothing turns."""
         if self.cos is None or self.sin is None:
@@ -55,10 +64,12 @@ class LayerInputs:
             return none, none
         return self.cos, self.sin
 
-    def cache(self, keys: Tensor, values: Tensor | None, slot: Tensor) -> Cache:
+    def cache(self, keys: Tensor, values: Tensor | None, slot: Tensor, carried: Carried | None = None) -> Cache:
         """The cache at `slot` of these states that the layer writes: a ring's where it is `put`."""
+        carried = carried or Carried()
         if self.put is not None and self.kept is not None and self.padding is not None:
-            return RingCache(keys, values, slot, Placement(self.put, self.kept, self.padding))
+            placement = Placement(self.put, self.kept, self.padding)
+            return RingCache(keys, values, slot, placement, carried=carried)
         if self.first is None:
             raise ValueError("these layers write no cache")
-        return RowCache(keys, values, slot, self.first, self.padding)
+        return RowCache(keys, values, slot, self.first, self.padding, carried=carried)

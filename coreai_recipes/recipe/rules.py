@@ -18,6 +18,8 @@ from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_a
 from coreai_recipes.recipe.rotary_rules import rotary_problems, scaling_problems
 from coreai_recipes.recipe.sizes import MAX_KINDS, MAX_LAYERS, find_size_problems
 
+CARRYING = ("short_conv",)  # attentions whose state belongs to one position
+
 
 def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     """Every broken rule of a recipe given as plain data."""
@@ -90,8 +92,6 @@ def _convolution_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Ma
     at: Location = (*kind_at, "attention", "channels")
     if channels and hidden_size and channels != hidden_size:
         yield Problem(at, "channels-differ", f"{channels}, and hidden_size is {hidden_size}", f"write {hidden_size}")
-    elif channels and channels % 2:
-        yield Problem(at, "channels-odd", f"{channels} is odd: its state holds them in two halves")
     rotary = value_at(kind, "rotary", "kind")
     if rotary is not None and rotary != "none":
         yield Problem(
@@ -245,6 +245,14 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         for field in ("alibi", "temperature"):
             if isinstance(kind, Mapping) and value_at(kind, "attention", field) is not None:
                 yield Problem(("draft", "kinds", name, "attention", field), "draft-foreign", "a draft cannot have this")
+    for name, kind in islice(mapping_at(recipe, "model", "kinds").items(), MAX_KINDS):
+        if isinstance(kind, Mapping) and value_at(kind, "attention", "kind") in CARRYING:
+            yield Problem(
+                ("draft",),
+                "draft-carries",
+                f"the target's `{name}` carries a state that no guess can be taken out of",
+                "build it without a draft",
+            )
     for field in ("width", "norm", "positions"):
         if value_at(recipe, "model", "embedding", field) is not None:
             at = ("model", "embedding", field)

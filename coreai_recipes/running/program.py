@@ -41,27 +41,60 @@ class Engine(Protocol):
 
 
 class SavedProgram:
-    """Calls functions by name on states that stay between calls, and hands them the rows of the bundle's tables."""
+    """Calls functions by name on states that stay between calls, and hands them the rows of the bundle's tables and
+    what the call before gave of the tensors that are `carried`, whose shapes these are by name."""
 
-    def __init__(self, engine: Engine, tables: "Tables | None" = None) -> None:
+    def __init__(
+        self, engine: Engine, tables: "Tables | None" = None, carried: "Mapping[str, tuple[int, ...]] | None" = None
+    ) -> None:
         self._engine, self._tables = engine, tables
         self._states: Any = None
+        self._shapes = carried or {}
+        self._carried: Mapping[str, Tensor] = {}
 
     def call(self, function: str, inputs: "Mapping[str, Tensor]", watch: "Watch | None" = None) -> "dict[str, Tensor]":
         """The outputs by name. `watch(name, value, operation)` is told each value inside, where that can be seen."""
         given = inputs if self._tables is None else self._tables.with_rows(function, inputs)
-        return self._engine.function(function)(given, self.states, watch)
+        outputs = self._engine.function(function)({**given, **self.carried}, self._own_states, watch)
+        if self._shapes:
+            self._carried = {name: outputs[f"new_{name}"] for name in self._shapes}
+        return {name: output for name, output in outputs.items() if name.removeprefix("new_") not in self._shapes}
 
     @property
     def states(self) -> Any:
-        """As the last call left them: of the evaluator, tensors by name."""
+        """As the last call left them: of the evaluator, tensors by name, those that are carried too."""
+        own = self._own_states
+        return {**own, **self.carried} if isinstance(own, dict) else own
+
+    @property
+    def _own_states(self) -> Any:
+        """Those that the engine keeps itself."""
         if self._states is None:
             self._states = self._engine.make_state()
         return self._states
 
+    @property
+    def carries(self) -> bool:
+        """Whether it takes tensors that its calls gave."""
+        return bool(self._shapes)
+
+    @property
+    def carried(self) -> "Mapping[str, Tensor]":
+        """What the next call is given of them. No call changes these tensors: who keeps them can go back to them."""
+        if self._shapes and not self._carried:
+            import torch
+
+            self._carried = {name: torch.zeros(shape) for name, shape in self._shapes.items()}
+        return self._carried
+
+    @carried.setter
+    def carried(self, kept: "Mapping[str, Tensor]") -> None:
+        """Nothing is what stands before the first token: zeros."""
+        self._carried = kept
+
     def reset(self) -> None:
         """Start anew, with states of zeros."""
-        self._states = None
+        self._states, self._carried = None, {}
 
     def faults(self, function: str) -> tuple[Collection[str], Collection[str]]:
         """Of the last call of a function: the operations where infinity began, and those where NaN did."""
@@ -84,7 +117,8 @@ def open_program(
     engines = [open_engine(package, runtime, compute_units) for package in packages]
     programs = [program.functions for program in manifest.programs]
     engine = as_ours(chained(engines, programs), manifest.host, manifest.context, manifest.vocab_size)
-    return SavedProgram(engine, Tables.of_manifest(folder, manifest))
+    carried = {name: tensor.shape for name, tensor in (manifest.carried or {}).items()}
+    return SavedProgram(engine, Tables.of_manifest(folder, manifest), carried)
 
 
 def as_ours(engine: Engine, host: str | None, context: int, vocab_size: int) -> Engine:

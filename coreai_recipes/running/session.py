@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.hosts.logits import choices
+from coreai_recipes.running.carried import Snapshots
 from coreai_recipes.running.speculation import Round, Speculator
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Session:
         self._rollback = min(spare, default=self.context)
         self._token_ids: list[int] = []
         self._written = 0  # beyond the last position that any call wrote to, even one that was interrupted
+        self._snapshots = Snapshots(program)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -61,6 +63,8 @@ class Session:
     def resume(self, token_ids: Sequence[int], written: int) -> None:
         """The states hold those tokens: they were filled by another process."""
         self._token_ids, self._written = list(token_ids), written
+        self._snapshots.note(len(token_ids))
+        self._snapshots.keep()
 
     def feed(self, token_ids: Sequence[int]) -> "Tensor":
         """What follows the sequence `token_ids`: logits (V,), or the id that the package chose, (1,). What the states
@@ -73,10 +77,15 @@ class Session:
             raise ValueError(f"{len(token_ids)} tokens were given; a call takes 1 to {self.context}")
         token_ids = list(token_ids)
         self._rewind(self._count_shared(token_ids))
+        is_prompt = len(token_ids) - len(self._token_ids) > 1
         while True:
             position = len(self._token_ids)
+            if is_prompt and position + self._chunk >= len(token_ids):
+                self._snapshots.keep()  # what the same prompt goes back to, and one that ends otherwise
             logits = self._call(token_ids[position : position + self._chunk])
             if len(self._token_ids) == len(token_ids):
+                if is_prompt:
+                    self._snapshots.keep()
                 return logits
 
     @property
@@ -125,17 +134,21 @@ class Session:
         return min(shared, len(token_ids) - 1)
 
     def _rewind(self, kept: int) -> None:
-        """Hold the first `kept` tokens only. Where a ring has lost what they need, start anew.
+        """Hold the first `kept` tokens only, or as many fewer as what is carried was kept of. Where a ring has lost
+        what they need, start anew.
 
         A ring's rows beyond `kept` hold what was written last, not what a sequence of `kept` tokens would have there;
         so it is the last written position that counts, also after an earlier rollback.
         """
+        kept = self._snapshots.nearest(kept)
         if self._written - kept > self._rollback:
             self._token_ids.clear()
+            self._snapshots.go_back(0)
             self._program.reset()
             self._written = 0
         else:
             del self._token_ids[kept:]
+            self._snapshots.go_back(kept)
 
     def _call(self, token_ids: list[int]) -> "Tensor":
         import torch
@@ -149,5 +162,6 @@ class Session:
         if function == "prefill":
             inputs["count"] = torch.tensor([count], dtype=torch.int32)
         outputs = self._call_and_note(function, inputs)
+        self._snapshots.note(position + count)  # interrupted here, the next call goes back to what was kept
         self._token_ids += token_ids
         return choices(outputs, self._vocab_size)[-1]

@@ -16,7 +16,15 @@ from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import Decoder, exported_form
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
-from coreai_recipes.decoder.states import StateSpec, owner_of, slots_of, state_specs
+from coreai_recipes.decoder.states import (
+    CarriedSpec,
+    StateSpec,
+    carried_specs,
+    owner_of,
+    places_of,
+    slots_of,
+    state_specs,
+)
 from coreai_recipes.errors import RecipeError
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.base import RECORD_BYTES, align
@@ -61,7 +69,21 @@ class Chunk:
     @cached_property
     def states(self) -> dict[str, StateSpec]:
         """Those that its layers own, by kind."""
-        return state_specs(self.recipe, part=self.part, behind=f"_{self.number}" if self.count > 1 else "")
+        return state_specs(self.recipe, part=self.part, behind=self._behind)
+
+    @cached_property
+    def carried(self) -> dict[str, CarriedSpec]:
+        """What its layers carry from call to call, by name."""
+        return carried_specs(self.recipe, self.part, self._behind)
+
+    @property
+    def _behind(self) -> str:
+        """How the names of what it keeps end."""
+        return f"_{self.number}" if self.count > 1 else ""
+
+    def place(self, layer: int) -> int:
+        """Of a layer of the model, in what those of its kind carry."""
+        return places_of(self.recipe, self.part)[layer - self.first]
 
     def slot(self, layer: int) -> int:
         """The place in these states of a layer of the model."""
@@ -89,6 +111,14 @@ def packages_of(recipe: Recipe, package: Path) -> tuple[Path, ...]:
     if recipe.export.chunks == 1:
         return (package,)
     return tuple(chunk.file(package) for chunk in chunks_of(build_stacks(recipe, exported_form(recipe))))
+
+
+def carried_of_packages(recipe: Recipe) -> dict[str, CarriedSpec]:
+    """The tensors by name that all packages of a recipe carry from call to call."""
+    if recipe.export.chunks == 1:
+        return carried_specs(recipe)
+    chunks = chunks_of(build_stacks(recipe, exported_form(recipe)))
+    return {name: spec for chunk in chunks for name, spec in chunk.carried.items()}
 
 
 def drafting_states(recipe: Recipe) -> dict[str, StateSpec]:

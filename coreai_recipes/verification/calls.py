@@ -1,7 +1,7 @@
 """Calls of a package that together go through a sequence: prefill whole, prefill padded, decode, score."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -66,10 +66,18 @@ def plan_calls(queries: Mapping[str, int], length: int, decode_steps: int, padde
         calls.append(FunctionCall("prefill", whole * size, rest, size))
     calls += [FunctionCall("decode", position, 1, 1) for position in range(whole * size + rest, length)]
     if "score" in queries:
-        # N - 1 positions back is as far as its contract goes
-        count = min(queries["score"] - 1, length)
-        calls.append(FunctionCall("score", length - count, count, queries["score"]))
+        # N - 1 positions back is as far as its contract goes, and a call before it began there
+        begins = min(call.position for call in calls if call.position >= length - (queries["score"] - 1))
+        calls.append(FunctionCall("score", begins, length - begins, queries["score"]))
     return calls
+
+
+def in_turn(program: SavedProgram, calls: Sequence[FunctionCall]) -> Iterator[FunctionCall]:
+    """The calls in their order, each when the program carries what was carried at its position."""
+    carried: dict[int, Mapping[str, Tensor]] = {}
+    for call in calls:
+        program.carried = carried.setdefault(call.position, program.carried)
+        yield call
 
 
 def describe_calls(calls: Sequence[FunctionCall]) -> str:

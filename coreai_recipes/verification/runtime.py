@@ -9,6 +9,7 @@ from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.chain import chained, functions_of
 from coreai_recipes.running.program import SavedProgram, as_ours, open_engine
 from coreai_recipes.running.tables import Table, Tables
+from coreai_recipes.storage.chunks import carried_of_packages
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import TABLE_INPUTS, raw_tables
 from coreai_recipes.storage.rows import describe_rows
@@ -40,7 +41,8 @@ def open_program(subject: Subject, precision: "Precision", without: Sequence[str
     engine = engines[0] if len(engines) == 1 else chained(engines, [functions_of(each) for each in subject.packages])
     model, export = subject.recipe.model, subject.recipe.export
     engine = as_ours(engine, export.host, export.context, model.vocab_size)
-    return SavedProgram(engine, Tables(tables_beside(subject.recipe, subject.package)))
+    carried = {name: spec.shape for name, spec in carried_of_packages(subject.recipe).items()}
+    return SavedProgram(engine, Tables(tables_beside(subject.recipe, subject.package)), carried)
 
 
 def tables_beside(recipe: Recipe, package: Path) -> dict[str, Table]:

@@ -325,7 +325,9 @@ def test_a_convolution_fits_the_hidden_state_and_turns_nothing(attention, rotary
     assert said == [message]
 
 
-def test_an_odd_number_of_channels_has_no_halves():
-    kind = {"attention": {"kind": "short_conv", "channels": 33, "taps": 3}, "rotary": {"kind": "none"}}
-    (problem,) = find_problems({"model": {"hidden_size": 33, "kinds": {"conv": kind}, "layers": ["conv"]}})
-    assert problem.message == "33 is odd: its state holds them in two halves"
+def test_a_draft_needs_a_target_that_can_go_back():
+    kind = {"attention": {"kind": "short_conv", "channels": 32, "taps": 3}, "rotary": {"kind": "none"}}
+    draft = {"kinds": {"full": {"attention": {"kind": "full", "shares_kv_with": "conv"}}}, "layers": ["full"]}
+    recipe = {"model": {"hidden_size": 32, "kinds": {"conv": kind}, "layers": ["conv"]}, "draft": draft}
+    (problem,) = [problem for problem in find_problems(recipe) if problem.location == ("draft",)]
+    assert problem.message == "the target's `conv` carries a state that no guess can be taken out of"

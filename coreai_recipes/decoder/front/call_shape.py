@@ -65,38 +65,41 @@ class CallShape:
 
     def seen_rows(self, kind: str) -> int:
         """How many keys the layers of a kind attend to in a call of a package."""
+        if not self.front.attends(kind):
+            return 0
         state = self.front.state(kind)
         joins_new = state.window is not None and self.tokens > 1 and not self.reads_after(kind)
         return state.rows + self.tokens if joins_new else state.rows
 
     def mask_shape(self, kind: str) -> tuple[int, int, int, int]:
-        """(1, K, 1, S), or (G, K, H/G, S) where heads see differently; keys last: (1, 1, 1, K) or (1, G, H/G, K).
-
-        Of a short convolution, (1, 1, K, T * S)."""
+        """(1, K, 1, S), or (G, K, H/G, S) where heads see differently; keys last: (1, 1, 1, K) or (1, G, H/G, K)."""
         rows, attention = self.seen_rows(kind), self.front.kinds[kind].attention
         asked, G, shared = self.tokens_of(kind), 1, 1
-        if self.front.taps(kind):
-            return (1, 1, rows, self.front.taps(kind) * asked)
         if attention.alibi is not None:
             G, shared = attention.num_kv_heads, attention.num_heads // attention.num_kv_heads
         return (1, G, shared, rows) if self.front.puts_keys_last(rows, asked) else (G, rows, shared, asked)
 
     def ports(self, kind: str) -> dict[str, Shape]:
         """The inputs by name that layers of a kind are given (`LayerInputs`), those that say where to write last."""
-        front, asked, state = self.front, self.tokens_of(kind), self.front.state(kind)
+        front, asked, pads = self.front, self.tokens_of(kind), self.tokens > 1 and self.padded
         found: dict[str, Shape] = {}
         if front.pairs(kind):
             found |= dict.fromkeys(ROTATING, (1, front.pairs(kind), 1, asked))
         if front.kinds[kind].attention.temperature:
             found["temperature"] = (1, 1, 1, asked)
-        found["mask"] = self.mask_shape(kind)
+        if front.attends(kind):
+            found["mask"] = self.mask_shape(kind)
         if front.shares(kind):
             return found
-        if state.window is None or self.tokens == 1:
-            found["first"] = (1,)
-        else:  # several tokens come into a ring
-            found |= {"put": (1, 1, state.rows, self.tokens), "kept": (1, 1, state.rows, 1)}
-        if self.tokens > 1 and self.padded:
+        if front.attends(kind):
+            state = front.state(kind)
+            if state.window is None or self.tokens == 1:
+                found["first"] = (1,)
+            else:  # several tokens come into a ring
+                found |= {"put": (1, 1, state.rows, self.tokens), "kept": (1, 1, state.rows, 1)}
+        if front.tail(kind) and pads:
+            found["tail"] = (1, front.tail(kind), front.tail(kind) + self.tokens)
+        if pads:
             found["padding"] = (1, 1, self.tokens, 1)
         return found
 
@@ -108,7 +111,7 @@ class CallShape:
             return "position"
         if port in ROTATING:
             return f"{port}_{self.angle_group(kind)}"
-        groups = {"mask": self.mask_group, "temperature": self.temperature_group}
+        groups = {"mask": self.mask_group, "temperature": self.temperature_group, "tail": self.tail_group}
         return f"{port}_{groups.get(port, self.place_group)(kind)}"
 
     def is_float32(self, kind: str, port: str) -> bool:
@@ -125,19 +128,31 @@ class CallShape:
         return self._first(kind, likeness)
 
     def mask_group(self, kind: str) -> str:
-        """The first kind with the same rows, window, slopes and taps: kinds that see alike share their mask."""
+        """The first kind with the same rows, window and slopes: kinds that see alike share their mask."""
 
-        def likeness(name: str) -> tuple[object, ...]:
+        def likeness(name: str) -> object:
+            if not self.front.attends(name):
+                return None
             state = self.front.state(name)
             apart = self.reads_after(name) and (self.sharing == "last" or state.window is not None)
-            return state.rows, state.window, apart, self.front.slopes(name), self.front.taps(name)
+            return state.rows, state.window, apart, self.front.slopes(name)
 
         return self._first(kind, likeness)
 
     def place_group(self, kind: str) -> str:
         """The first kind with a full cache, or with a ring of as many rows: kinds that are written alike."""
-        states = self.front.state
-        return self._first(kind, lambda name: states(name).window is not None and states(name).rows)
+
+        def likeness(name: str) -> object:
+            if not self.front.attends(name):
+                return None
+            state = self.front.state(name)
+            return state.window is not None and state.rows
+
+        return self._first(kind, likeness)
+
+    def tail_group(self, kind: str) -> str:
+        """The first kind whose convolution has as many taps."""
+        return self._first(kind, self.front.tail)
 
     def temperature_group(self, kind: str) -> str:
         """The first kind whose queries grow alike at the same positions."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.decoder.front.call_shape import CallShape, Sharing
-from coreai_recipes.decoder.states import StateSpec, owner_of, state_specs
+from coreai_recipes.decoder.states import StateSpec, carried_specs, owner_of, state_specs
 from coreai_recipes.primitives import alibi
 from coreai_recipes.primitives.cache import (
     full_key_positions,
@@ -15,11 +15,11 @@ from coreai_recipes.primitives.cache import (
     ring_key_positions,
     ring_placement,
 )
+from coreai_recipes.primitives.carried import tail_placement
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import PerLayerInput
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
-from coreai_recipes.primitives.short_conv import shifts
-from coreai_recipes.recipe.schema import Recipe, ShortConvolution, Temperature
+from coreai_recipes.recipe.schema import Recipe, Temperature
 
 
 class Front(nn.Module):
@@ -37,7 +37,7 @@ class Front(nn.Module):
         self.embedding, self.per_layer = embedding, per_layer
         self.kinds = {name: recipe.model.kinds[name] for name in dict.fromkeys(recipe.model.layer_kinds)}
         self.owners = {name: owner_of(recipe, name) for name in self.kinds}
-        self.states = state_specs(recipe, positions)
+        self.states, self.carried = state_specs(recipe, positions), carried_specs(recipe)
         self.keys_last, self.padded = recipe.export.keys_last, recipe.export.padded
         self.rotaries = nn.ModuleDict(
             {
@@ -56,6 +56,21 @@ class Front(nn.Module):
     def state(self, name: str) -> StateSpec:
         """The states that layers of kind `name` attend to."""
         return self.states[self.owners[name]]
+
+    @property
+    def state_bytes(self) -> int:
+        """Of what a session keeps, in float16."""
+        rows, carried = self.states.values(), self.carried.values()
+        return sum(spec.bytes for spec in rows) + sum(spec.bytes for spec in carried)
+
+    def attends(self, name: str) -> bool:
+        """Whether layers of kind `name` have keys and values to attend to."""
+        return self.owners[name] in self.states
+
+    def tail(self, name: str) -> int:
+        """How many inputs of earlier positions the convolution of a kind sees; 0 where it has none."""
+        tails = (spec.tensor for spec in self.carried.values() if spec.kind == name and spec.tensor.is_tail)
+        return next((tensor.shape[0] for tensor in tails), 0)
 
     def shares(self, name: str) -> bool:
         """Whether layers of kind `name` attend to a cache of another kind."""
@@ -82,11 +97,6 @@ class Front(nn.Module):
         """What the slopes of a kind's heads are made of."""
         spec = self.kinds[name].attention
         return None if spec.alibi is None else (spec.alibi, spec.num_heads, spec.num_kv_heads, spec.score_scale)
-
-    def taps(self, name: str) -> int:
-        """How many taps the convolution of a kind has; 0 where it has none."""
-        spec = self.kinds[name].attention
-        return spec.taps if isinstance(spec, ShortConvolution) else 0
 
     def puts_keys_last(self, keys: int, queries: int) -> bool:
         """Whether scores have their keys on the last axis; one query's one score lies either way."""
@@ -131,6 +141,7 @@ class Front(nn.Module):
         places: dict[str, dict[str, Tensor]] = {}
         padding = padding_of(queries, count) if cached and queries > 1 else None
         temperatures: dict[str, Tensor | None] = {}
+        tails: dict[str, Tensor] = {}
         for name in self.kinds:
             asked = position + count - 1 if call.tokens_of(name) < queries else positions
             if call.angle_group(name) == name:
@@ -139,6 +150,10 @@ class Front(nn.Module):
             if call.temperature_group(name) == name:
                 spec = self.kinds[name].attention.temperature
                 temperatures[name] = None if spec is None else _temperature(spec, asked)
+            if call.tail_group(name) == name and self.tail(name) and padding is not None:
+                tails[name] = tail_placement(self.tail(name), queries, count)
+            if not self.attends(name):
+                continue
             if call.mask_group(name) == name:
                 if not cached:
                     masks[name] = self._see(name, positions, positions, self.state(name).window)
@@ -151,10 +166,13 @@ class Front(nn.Module):
         inputs = {}
         for name in self.kinds:
             cos, sin = angles[call.angle_group(name)]
-            seen = masks[call.mask_group(name)]
             temperature = temperatures[call.temperature_group(name)]
-            place = places[call.place_group(name)]
-            inputs[name] = LayerInputs(seen, cos, sin, temperature, padding=padding, **place)
+            tail = tails.get(call.tail_group(name))
+            if self.attends(name):
+                seen, place = masks[call.mask_group(name)], places[call.place_group(name)]
+                inputs[name] = LayerInputs(seen, cos, sin, temperature, tail=tail, padding=padding, **place)
+            else:
+                inputs[name] = LayerInputs(None, cos, sin, temperature, tail=tail, padding=padding)
         return inputs
 
     def placed(self, input_ids: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, LayerInputs]]:
@@ -203,8 +221,6 @@ class Front(nn.Module):
     def _see(self, name: str, keys: Tensor, queries: Tensor, window: int | None) -> Tensor:
         """The mask of the positions `queries` over the positions `keys`, and how scores fall with distance."""
         keys_last, spec = self.puts_keys_last(keys.shape[0], queries.shape[0]), self.kinds[name].attention
-        if isinstance(spec, ShortConvolution):
-            return shifts(keys, queries, spec.taps)
         hidden = mask(keys, queries, window, keys_last)
         if spec.alibi is None:
             return hidden

@@ -203,29 +203,22 @@ class ShortConvolution(_WithoutOptions):
     """No attention, but a causal convolution over a few positions: o(c * conv(b * x)), where b, c and x are thirds of a
     projection of the hidden state and each channel has taps of its own (LFM2).
 
-    What it keeps between calls is b * x of the last positions, in rows by position, as a sliding attention keeps keys
-    and values: half of the channels as the one, half as the other.
+    What it hands from call to call is b * x of the last positions.
     """
 
     kind: Literal["short_conv"]
-    channels: HiddenSize = Field(description="channels of the convolution: an even number, and hidden_size")
+    channels: HiddenSize = Field(description="channels of the convolution: hidden_size")
     taps: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
         description="positions that an output sees, including its own (conv_L_cache); LFM2 uses 3, LFM3 7"
     )
     bias: Flag = Field(default=False, description="add biases to the convolution and to both projections (conv_bias)")
 
-    # one head whose keys and values are halves of the channels
+    # nothing attends and nothing turns
     num_heads: ClassVar[int] = 1
     num_kv_heads: ClassVar[int] = 1
+    head_dim: ClassVar[int] = 1
+    rotary_dim: ClassVar[int] = 0
     score_scale: ClassVar[float] = 1.0
-
-    @property
-    def head_dim(self) -> int:
-        return self.channels // 2
-
-    @property
-    def rotary_dim(self) -> int:
-        return self.head_dim
 
 
 AttentionKind = Annotated[FullAttention | SlidingAttention | LatentAttention | ShortConvolution, Open("attention")]

@@ -40,6 +40,7 @@ class FunctionLinker:
 
     def add_input(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         set_type(self.function.inputs.add(name=name).type.tensorType, DTYPES[dtype], shape)
+        self.known.shapes[name] = list(shape)
         self.defined.add(name)
 
     def add_state(self, name: str, shape: tuple[int, ...]) -> None:

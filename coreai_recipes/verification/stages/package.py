@@ -10,7 +10,7 @@ from torch import Tensor
 from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.storage.compression import shown_name
 from coreai_recipes.storage.reading import PackedWeight
-from coreai_recipes.verification.calls import CallResult, describe_calls, plan_calls, run_call
+from coreai_recipes.verification.calls import CallResult, describe_calls, in_turn, plan_calls, run_call
 from coreai_recipes.verification.figures import compare
 from coreai_recipes.verification.report import Figures, StageResult, judge, number, skip
 from coreai_recipes.verification.runtime import open_program
@@ -34,7 +34,7 @@ def run(subject: Subject) -> StageResult:
     watched = {f"hidden_{index}" for index in range(len(subject.recipe.model.layer_kinds) + 1)}
     note = None if subject.peaks is None else subject.peaks.note
     answers: list[CallResult] = []
-    for done, call in enumerate(calls, 1):
+    for done, call in enumerate(in_turn(program, calls), 1):
         answers.append(run_call(program, ids, call, watched, subject.recipe, note))
         subject.progress(NAME, done, len(calls))
     ties: list[str] = []

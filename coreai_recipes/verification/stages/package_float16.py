@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.evaluate.precision import Precision
-from coreai_recipes.verification.calls import CallResult, FunctionCall, describe_calls, plan_calls, run_call
+from coreai_recipes.verification.calls import (
+    CallResult,
+    FunctionCall,
+    describe_calls,
+    in_turn,
+    plan_calls,
+    run_call,
+)
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.report import StageResult, number, skip
@@ -156,7 +163,7 @@ def run_package(subject: Subject, mode: Mode, calls: Sequence[FunctionCall], wit
     answers: list[CallResult] = []
     overflowed: dict[str, None] = {}
     nans: dict[str, None] = {}
-    for done, call in enumerate(calls, 1):
+    for done, call in enumerate(in_turn(program, calls), 1):
         answer = run_call(program, ids, call, watched, subject.recipe)
         rows += range(answer.first_row, answer.first_row + len(answer.logits))
         answers.append(answer)

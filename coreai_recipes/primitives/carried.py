@@ -1,0 +1,53 @@
+"""What a layer hands from call to call besides rows by position: the state of a recurrence, a convolution's tail.
+
+Such a tensor is what all real tokens so far have left. Padding never enters it, and it cannot go back: a call at a
+position needs the tensor as the call before that position gave it. Before the first token it is zeros.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CarriedTensor:
+    """What the primitive of a layer declares to carry: its `name` there, and its `shape` of one layer.
+
+    Of a convolution's tail, (T, C): its inputs at the last T positions.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_tail: bool = False
+
+
+@dataclass
+class Carried:
+    """One layer's tensors by name, (1, *shape): as the call before has `given` them, as this one has `left` them."""
+
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+    left: dict[str, Tensor] = field(default_factory=dict)
+
+    def earlier(self, tensor: CarriedTensor) -> Tensor:
+        """(1, *shape): zeros where this is the first call."""
+        return self.given[tensor.name] if tensor.name in self.given else torch.zeros(1, *tensor.shape)
+
+    def leave(self, tensor: CarriedTensor, value: Tensor) -> None:
+        self.left[tensor.name] = value
+
+
+def layer_of(tensors: Tensor, place: Tensor) -> Tensor:
+    """Of what all layers of a kind carry, (L, *shape), that of the one at `place` (1,): (1, *shape)."""
+    at = place[0]
+    # the view says what the size of a slice is whose place is known only to the linker, which then drops it
+    return tensors[at : at + 1].view(1, *tensors.shape[1:])
+
+
+def tail_placement(rows: int, queries: int, count: Tensor) -> Tensor:
+    """(1, T, T + S) float32: 1 where row t of the next tail, of `rows`, is row r of the old one and S tokens behind it,
+    the first `count` (1,) of which are real."""
+    wanted = count + torch.arange(rows, dtype=torch.int32, device=count.device)  # (T,)
+    row = torch.arange(rows + queries, dtype=torch.int32, device=count.device)
+    return (row.unsqueeze(0) == wanted.unsqueeze(1)).float().unsqueeze(0)

@@ -1,0 +1,50 @@
+"""What layers carry from call to call, at those positions of a sequence that a session may go back to.
+
+Each call gives new tensors, so that to keep the old ones takes no copy: they are the snapshot.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coreai_recipes.running.program import SavedProgram
+
+MOST_KEPT = 4  # each takes as much memory as a session's own
+
+
+class Snapshots:
+    """Of the tensors that a program carries. Where it carries none, any position can be gone back to."""
+
+    def __init__(self, program: "SavedProgram") -> None:
+        self._program = program
+        self._now: tuple[int, Mapping[str, Tensor]] = 0, {}
+        self._kept: dict[int, Mapping[str, Tensor]] = {}
+
+    def note(self, position: int) -> None:
+        """What the program carries now is that of so many tokens."""
+        self._now = position, self._program.carried
+
+    def keep(self) -> None:
+        """Keep what was noted last, and forget the oldest of too many."""
+        position, carried = self._now
+        self._kept.pop(position, None)
+        self._kept[position] = carried
+        while len(self._kept) > MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+
+    def nearest(self, position: int) -> int:
+        """The last position up to this one that can be gone back to."""
+        if not self._program.carries:
+            return position
+        return max(each for each in (0, self._now[0], *self._kept) if each <= position)
+
+    def go_back(self, position: int) -> None:
+        """Carry what was carried at a position that `nearest` gave; what was kept beyond it is of another text."""
+        if not self._program.carries:
+            return
+        if position != self._now[0]:
+            self._now = position, self._kept.get(position, {})
+        self._program.carried = self._now[1]
+        self._kept = {each: carried for each, carried in self._kept.items() if each <= position}
