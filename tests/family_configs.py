@@ -104,6 +104,10 @@ UNUSUAL: dict[str, Any] = {
     "block_ffn_dim_multiplier": 1.3,
     "block_multiple_of": 8,
     "full_attn_idxs": [1, 4],
+    "altup_num_inputs": 3,
+    "altup_active_idx": 1,
+    "laurel_rank": 10,
+    "activation_sparsity_pattern": [0.8, 0.0, 0.8, 0.0, 0.6],
     "moe_layer_start_index": 2,
     "moe_layer_end_index": 3,
     "moe_layer_interval": 2,
@@ -117,6 +121,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "afmoe": {"num_shared_experts": 3},
     "nanochat": {"num_attention_heads": 9},
     "lfm2": {"layer_types": CONV},
+    # a table of fewer rows than there are tokens, as the released ones; layers that share, behind two kinds that own
+    "gemma3n_text": {"vocab_size_per_layer_input": 120, "num_kv_shared_layers": 2, "layer_types": TYPES},
     "lfm2_moe": {"layer_types": CONV, "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "sliding_attention", "conv", "full_attention", "sliding_attention"]},
     "bitnet": {"head_dim": 8},  # its norm of what the heads give is hidden_size wide
@@ -239,6 +245,10 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_scaling": {"rope_type": "linear", "factor": 2.0},
             "sliding_window_pattern": 2,
         },
+    ),
+    "gemma3n-widths": (
+        "gemma3n_text",
+        {"intermediate_size": [88, 88, 60, 88, 60], "activation_sparsity_pattern": [0.5, 0.0, 0.9, 0.0, 0.0]},
     ),
     "gemma4-per-layer": ("gemma4_text", {"hidden_size_per_layer_input": 12, "num_kv_shared_layers": 0}),
     "gemma4-shared": (

@@ -127,6 +127,7 @@ SWAPS: dict[str, Callable[[Any], Any]] = {
     "rotary.factor": lambda factor: 1.0 if factor < 0.8 else 0.5,
     "mlp.activation": lambda activation: _other(activation, "silu", "relu"),
     "mlp.bias": lambda _: False,
+    "mlp.sparsity": lambda _: None,
     "mlp.clamp.limit": lambda limit: limit / 20,
     "mlp.clamp.alpha": lambda alpha: alpha / 2,
     "mlp.router.score": lambda score: _other(score, "softmax", "sigmoid"),
@@ -146,6 +147,8 @@ SWAPS: dict[str, Callable[[Any], Any]] = {
     "model.norm.weight": lambda weight: "none" if weight == "none" else _other(weight, "w", "1+w"),
     "model.norm.kind": lambda kind: _other(kind, "rms", "layer"),
     "model.norm.eps": lambda eps: 1000 * eps,
+    "model.altup.active_idx": lambda index: index - 1 if index else None,
+    "model.laurel_rank": lambda _: None,
     "model.layer_scalar": lambda _: False,
 }
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from coreai_recipes.calibration.curvature import Curvature, Watching
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import bind_weights, fill_from
-from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder, empty
+from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder, empty, rows_of_tokens
 from coreai_recipes.primitives.cache import NoCache
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
@@ -238,10 +238,11 @@ class _Front:
             fill_from(part, weights, f"embedding.{name}.")
             names |= {id(p): f"embedding.{name}.{own}" for own, p in part.named_parameters()}
         table = None
-        if decoder.per_layer is not None:
+        if decoder.per_layer is not None and decoder.per_layer_table is not None:
             fill_from(decoder.per_layer, weights, "per_layer.")
             names |= {id(p): f"per_layer.{own}" for own, p in decoder.per_layer.named_parameters()}
-            table = weights[PER_LAYER_TABLE].read_rows(ids.tolist()).float()[places]
+            held = rows_of_tokens(ids, decoder.per_layer_table.num_embeddings)
+            table = weights[PER_LAYER_TABLE].read_rows(held.tolist()).float()[places]
         start, count = (torch.tensor([n], dtype=torch.int32) for n in (0, places.shape[1]))
         with Watching(names, {} if self._found is None else self._found):
             call = decoder.front.call(places.shape[1], cached=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from coreai_recipes.decoder.front import CallShape, Front
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.states import places_of, slots_of, states_of
+from coreai_recipes.primitives.altup import GatheredNorm
 from coreai_recipes.primitives.cache import Cache, NoCache
 from coreai_recipes.primitives.carried import Carried
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
@@ -43,7 +44,7 @@ class Decoder(StackModule):
         per_layer = model.embedding.per_layer
         self.of_tokens = "embedding.weight" if model.head.tied else "head.weight", "head.bias"
         self.embedding = primitive("embedding", "table")(
-            model.vocab_size, model.hidden_size, model.embedding_scale, model.embedding, scale
+            model.vocab_size, model.hidden_size, model.embedding_scale, model.embedding, scale, model.altup
         )
         self.per_layer_table: nn.Embedding | None = None
         self.per_layer: PerLayerInput | None = None
@@ -54,9 +55,13 @@ class Decoder(StackModule):
             self.per_layer_table = nn.Embedding.from_pretrained(rows, freeze=True)  # type: ignore[no-untyped-call]
             self.tables = (PER_LAYER_TABLE,)
             self.per_layer = PerLayerInput(per_layer, count, model.hidden_size, model.norm, scale)
-        self.layers = nn.ModuleList(Layer(model, name, per_layer, form) for name in model.layer_kinds)
+        self.layers = nn.ModuleList(
+            Layer(model, name, per_layer, form, model.altup, model.laurel_rank) for name in model.layer_kinds
+        )
         norm, head = model.final_norm, model.head
         self.norm = build_norm(form.of_stream(norm), model.hidden_size) if norm else nn.Identity()
+        if model.altup is not None:
+            self.norm = GatheredNorm(model.altup, model.hidden_size, self.norm, scale)
         self.head = primitive("head", "linear")(
             model.vocab_size,
             model.hidden_size,
@@ -113,7 +118,7 @@ class Decoder(StackModule):
         count: int | None = None,
         states: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """As `forward`, what comes out of the last layer, (1, C, 1, S)."""
+        """As `forward`, what comes out of the last layer, (N, C, 1, S) of N streams."""
         at = torch.tensor([position], dtype=torch.int32)
         real = torch.tensor([input_ids.shape[1] if count is None else count], dtype=torch.int32)
         call = self.front.call(input_ids.shape[1], cached=states is not None)
@@ -132,7 +137,7 @@ class Decoder(StackModule):
     def per_layer_rows(self, input_ids: Tensor) -> Tensor | None:
         """The rows (1, S, L * P) of the per-layer table, which a package is handed; None where there is none."""
         table = self.per_layer_table
-        return None if table is None else F.embedding(input_ids, table.weight)
+        return None if table is None else F.embedding(rows_of_tokens(input_ids, table.num_embeddings), table.weight)
 
     def cache(self, index: int, states: dict[str, Tensor], given: LayerInputs) -> Cache:
         """The cache of layer `index` in `states`."""
@@ -152,10 +157,16 @@ class Decoder(StackModule):
                 states[spec.name][self.places[index]] = cache.carried.left[spec.tensor.name][0]
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits (1, S, V) of the last hidden state x (1, C, 1, S)."""
+        """Logits (1, S, V) of the last hidden state x (N, C, 1, S)."""
         weight = cast(Tensor, self.embedding.weight)
         table = weight[..., None, None] if self.recipe.model.head.tied else None  # (V, C, 1, 1)
         return cast(Tensor, self.head(self.norm(x), table))
+
+
+def rows_of_tokens(input_ids: Tensor, rows: int) -> Tensor:
+    """The rows of a per-layer table of so many that tokens take: that of token 0 where they have none of their own
+    (transformers, modeling_gemma3n, `get_per_layer_inputs`)."""
+    return torch.where(input_ids < rows, input_ids, 0)
 
 
 def table_file(parameter: str) -> str:

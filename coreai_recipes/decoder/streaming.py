@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.decoder.filling import Weight, fill_from
-from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder, empty
+from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder, empty, rows_of_tokens
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 
-# The first hidden state (1, C, 1, S), the inputs of each kind's layers, the per-layer inputs (L, P, 1, S).
+# The first hidden state (N, C, 1, S), the inputs of each kind's layers, the per-layer inputs (L, P, 1, S).
 Start = tuple[Tensor, dict[str, LayerInputs], Tensor | None]
 
 
@@ -27,9 +27,10 @@ def started(
     for name, part in table.named_children():
         fill_from(part, weights, f"embedding.{name}.")
     rows = None
-    if decoder.per_layer is not None:
+    if decoder.per_layer is not None and decoder.per_layer_table is not None:
         fill_from(decoder.per_layer, weights, "per_layer.")
-        rows = weights[PER_LAYER_TABLE].read_rows(ids.tolist()).float()
+        held = rows_of_tokens(ids, decoder.per_layer_table.num_embeddings)
+        rows = weights[PER_LAYER_TABLE].read_rows(held.tolist()).float()
     call = decoder.front.call(places.shape[1], cached=False)
     position, count = (torch.tensor([n], dtype=torch.int32) for n in (0, places.shape[1]))
 

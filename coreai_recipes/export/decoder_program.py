@@ -176,7 +176,7 @@ class _Crossing:
             return {}
         model, front = self.decoder.recipe.model, self.decoder.front
         found: dict[str, Four] = {
-            self.stream(chunk.first): (1, model.hidden_size, 1, self._tokens(chunk.first)),
+            self.stream(chunk.first): (model.streams, model.hidden_size, 1, self._tokens(chunk.first)),
         }
         if front.per_layer is not None and chunk.kinds:
             shape = front.per_layer.layers, front.per_layer.size, 1, self._tokens(chunk.first)
@@ -214,7 +214,8 @@ def _picks(decoder: Decoder, call: CallShape) -> dict[str, Fragment]:
     """What a call picks the last real token of: the hidden state, and what the layers behind it are given."""
     if not call.picks:
         return {}
-    picks = {"hidden": pick_fragment("pick", (1, decoder.recipe.model.hidden_size, 1, call.tokens))}
+    model = decoder.recipe.model
+    picks = {"hidden": pick_fragment("pick", (model.streams, model.hidden_size, 1, call.tokens))}
     per_layer = decoder.front.per_layer
     if per_layer is not None and call.sharing == "last":
         picks["per_layer_inputs"] = pick_fragment("pick_per_layer", (per_layer.layers, per_layer.size, 1, call.tokens))

@@ -86,7 +86,7 @@ def front_fragment(decoder: Decoder, call: CallShape, chunk: Chunk) -> Fragment:
     if tokens > 1:
         inputs["count"] = Port(INTEGER, (1,))
     if chunk.embeds:
-        outputs["x"] = Port(FLOAT, (1, model.hidden_size, 1, tokens))
+        outputs["x"] = Port(FLOAT, (model.streams, model.hidden_size, 1, tokens))
         if "input_ids" in looked_up:
             tables = (WEIGHT_PREFIX + "embedding",)
             parameters[tables[0]] = EMBEDDING
@@ -144,7 +144,7 @@ def layer_fragment(decoder: Decoder, kind: str, call: CallShape, chunk: Chunk) -
     front, model = decoder.front, decoder.recipe.model
     layer = next(layer for layer in decoder.stack if layer.kind == kind)
     tokens = call.tokens_of(kind)
-    inputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, tokens))}
+    inputs = {"x": Port(FLOAT, (model.streams, model.hidden_size, 1, tokens))}
     state, carried = chunk.states.get(front.owners[kind]), carried_by(chunk, kind)
     if state is not None:
         inputs["slot"] = Port(INTEGER, (1,))
@@ -254,7 +254,7 @@ def head_fragment(decoder: Decoder, call: CallShape) -> Fragment:
     own = [f"norm.{name}" for name, _ in decoder.norm.named_parameters()]
     own += [f"head.{name}" for name, _ in decoder.head.named_parameters() if name != "weight"]
     parameters = {WEIGHT_PREFIX + name.replace(".", "_"): name for name in own}
-    inputs = {"x": Port(FLOAT, (1, model.hidden_size, 1, queries))}
+    inputs = {"x": Port(FLOAT, (model.streams, model.hidden_size, 1, queries))}
     inputs |= {alias: Port(FLOAT, stored_shape(decoder, name)) for alias, name in parameters.items()}
     table = WEIGHT_PREFIX + "head"
     width = model.embedding.width or model.hidden_size

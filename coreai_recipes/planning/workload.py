@@ -73,6 +73,10 @@ def _(decoder: Decoder) -> Iterator[Workload]:
     if front.per_layer is not None:
         each = _projection_flops(front.per_layer)
         yield Workload("per-layer inputs", {name: each * size for name, size in queries.items()}, "of each token")
+    if recipe.model.altup is not None:
+        before, behind = _projection_flops(decoder.embedding), _projection_flops(decoder.norm)
+        streams = {name: before * size + behind * (size if name == "score" else 1) for name, size in queries.items()}
+        yield Workload("streams", streams, "made of the embedding, and one again before the head")
     table = 2 * Pieces(recipe.model.vocab_size).rows * recipe.model.hidden_size
     head = {name: table * (size if name == "score" else 1) for name, size in queries.items()}
     yield Workload("head", head, "of the last token; of each in score" if "score" in queries else "of the last token")

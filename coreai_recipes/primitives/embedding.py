@@ -4,10 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreai_recipes.primitives.altup import Spread
 from coreai_recipes.primitives.constants import scaled
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import register
+from coreai_recipes.recipe.schema import AltUp
 from coreai_recipes.recipe.schema import Embedding as EmbeddingSpec
 from coreai_recipes.recipe.schema import LearnedPositions as LearnedPositionsSpec
 
@@ -24,7 +26,7 @@ class Embedding(nn.Module):
     """input_ids (1, S) -> (1, C, 1, S); weight (V, C), each row times `scale`.
 
     With a `spec` that says so, rows are `width` long and projected to C, normed, and a row for each position is added.
-    What leaves is times `stream_scale`.
+    What leaves is times `stream_scale`; with `altup` it is (N, C, 1, S), the first stream as it would be without.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Embedding(nn.Module):
         scale: float,
         spec: EmbeddingSpec | None = None,
         stream_scale: float = 1.0,
+        altup: AltUp | None = None,
     ) -> None:
         super().__init__()
         spec = spec or EmbeddingSpec()
@@ -41,6 +44,7 @@ class Embedding(nn.Module):
         self.projection = Projection(spec.width, hidden_size) if spec.width else None
         self.norm = build_norm(spec.norm, hidden_size) if spec.norm else None
         self.positions = LearnedPositions(spec.positions, hidden_size) if spec.positions else None
+        self.spread = Spread(altup, hidden_size, stream_scale) if altup else None
         is_bare = spec.norm is None and spec.positions is None  # then one factor does for both
         self.scale, self.stream_scale = (scale * stream_scale, 1.0) if is_bare else (scale, stream_scale)
 
@@ -58,7 +62,8 @@ class Embedding(nn.Module):
             x = self.norm(x)
         if self.positions is not None:
             x = x + self.positions(positions)
-        return scaled(x, self.stream_scale)
+        x = scaled(x, self.stream_scale)
+        return x if self.spread is None else self.spread(x)
 
 
 @register("embedding", "positions")

@@ -1,10 +1,12 @@
 """One layer of a kind: its blocks on the residual stream, with their norms where the recipe puts them."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from coreai_recipes.primitives.altup import AltUp, Laurel
 from coreai_recipes.primitives.attention import build_attention
 from coreai_recipes.primitives.cache import Cache
 from coreai_recipes.primitives.constants import scaled
@@ -13,6 +15,7 @@ from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.mlp import build_mlp
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.per_layer import PerLayerGate
+from coreai_recipes.recipe.schema import AltUp as AltUpSpec
 from coreai_recipes.recipe.schema import LayerNorm, PerLayerEmbedding, RMSNorm, Stack
 
 # MLPs that do the same to each token, wherever it lies.
@@ -59,9 +62,20 @@ PLAIN = Form()
 
 
 class Layer(nn.Module):
-    """x (1, C, 1, S) -> (1, C, 1, S); `per_layer` (1, P, 1, S) is the layer's own input, where the model has such."""
+    """x (1, C, 1, S) -> (1, C, 1, S); `per_layer` (1, P, 1, S) is the layer's own input, where the model has such.
 
-    def __init__(self, stack: Stack, name: str, per_layer: PerLayerEmbedding | None = None, form: Form = PLAIN) -> None:
+    With `altup` the stream is (N, C, 1, S), of which the blocks compute one.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        name: str,
+        per_layer: PerLayerEmbedding | None = None,
+        form: Form = PLAIN,
+        altup: AltUpSpec | None = None,
+        laurel_rank: int | None = None,
+    ) -> None:
         super().__init__()
         kind, norm, hidden_size = stack.kinds[name], stack.norm_of(name), stack.hidden_size
         stream_norm = form.of_stream(norm)
@@ -71,6 +85,8 @@ class Layer(nn.Module):
         self.attention_norm = build_norm(stream_norm, hidden_size) if before else nn.Identity()
         self.attention = build_attention(kind, hidden_size, norm, form.folded)
         self.attention_post_norm = build_norm(norm, hidden_size) if behind else nn.Identity()
+        self.laurel = Laurel(laurel_rank, hidden_size, norm, form.residual_scale) if laurel_rank else None
+        self.altup = AltUp(altup, hidden_size, norm, stream_norm, per_layer is not None) if altup else None
         self.mlp_norm = build_norm(stream_norm, hidden_size) if before and placement != "parallel" else nn.Identity()
         self.mlp = build_mlp(kind.mlp, hidden_size)
         self.mlp_in_square = form.mlp_in_square and kind.mlp.kind in POINTWISE
@@ -82,19 +98,32 @@ class Layer(nn.Module):
         self.scalar = nn.Parameter(torch.empty(1, 1, 1, 1), requires_grad=False) if stack.layer_scalar else None
 
     def forward(self, x: Tensor, given: LayerInputs, cache: Cache, per_layer: Tensor | None = None) -> Tensor:
+        if self.altup is None:
+            x = self._blocks(x, given, cache)
+            if self.per_layer is not None:
+                x = x + self.per_layer(x, per_layer)
+        else:
+            predicted = self.altup.predict(x)
+            x = self.altup.correct(predicted, self._blocks(self.altup.active_of(predicted), given, cache))
+            if self.per_layer is not None and per_layer is not None:
+                x = self.altup.add_rows(x, partial(self.per_layer, of_layer=per_layer))
+        return x if self.scalar is None else x * self.scalar
+
+    def _blocks(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
+        """x (1, C, 1, S) behind attention and MLP."""
         n = self.attention_norm(x)
         y = self.attention(n, given, cache)
         if self.placement.startswith("parallel"):
             x = x + scaled(y + self._of_mlp(n if self.placement == "parallel" else self.mlp_norm(x)), self.multiplier)
         else:
             x = self._join(x, y, self.attention_post_norm)
+            if self.laurel is not None:
+                x = scaled(x + self.laurel(n), 2**-0.5)
             y = self._of_mlp(self.mlp_norm(x))
             if self.experts is not None and self.dense_post_norm is not None:
                 y = self.dense_post_norm(y) + self.experts(x)
             x = self._join(x, y, self.mlp_post_norm)
-        if self.per_layer is not None:
-            x = x + self.per_layer(x, per_layer)
-        return x if self.scalar is None else x * self.scalar
+        return x
 
     def _of_mlp(self, x: Tensor) -> Tensor:
         """What the MLP makes of x (1, C, 1, S): of 64 tokens as a square, where the form says so."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreai_recipes.primitives.norm import build_norm
+from coreai_recipes.primitives.constants import scaled
+from coreai_recipes.primitives.norm import SMALLEST, build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.recipe.schema import GatedMLP as GatedMLPSpec
@@ -28,6 +30,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "relu2": relu2,
 }
+
+
+def beyond(x: Tensor, deviations: float) -> Tensor:
+    """relu(x - mean - deviations * std) over the channels of (1, C, H, W), the deviation that of all of them (Gemma 3n,
+    `_gaussian_topk`)."""
+    centered = x - x.mean(1, keepdim=True)
+    # over its largest: a square overflows float16 from 256 on
+    largest = torch.maximum(
+        centered.abs().amax(1, keepdim=True), torch.tensor(SMALLEST, dtype=x.dtype, device=x.device)
+    )
+    over = centered / largest
+    deviation = largest * torch.sqrt((over * over).mean(1, keepdim=True))
+    return torch.relu(centered - scaled(deviation, deviations))
 
 
 class XIELU(nn.Module):
@@ -53,7 +68,7 @@ class XIELU(nn.Module):
 
 @register("mlp", "gated")
 class GatedMLP(nn.Module):
-    """down(norm(activation(gate(x)) * up(x))), the norm where there is one."""
+    """down(norm(activation(gate(x)) * up(x))), the norm where there is one; the gate cut off where it is sparse."""
 
     def __init__(self, spec: GatedMLPSpec, hidden_size: int) -> None:
         super().__init__()
@@ -62,9 +77,11 @@ class GatedMLP(nn.Module):
         self.inner_norm = build_norm(spec.inner_norm, spec.intermediate_size) if spec.inner_norm else None
         self.down = Projection(spec.intermediate_size, hidden_size, spec.bias)
         self.activation = ACTIVATIONS[spec.activation]
+        self.cutoff = None if spec.sparsity is None else NormalDist().inv_cdf(spec.sparsity)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.activation(self.gate(x)) * self.up(x)
+        gate = self.gate(x)
+        hidden = self.activation(gate if self.cutoff is None else beyond(gate, self.cutoff)) * self.up(x)
         out: Tensor = self.down(hidden if self.inner_norm is None else self.inner_norm(hidden))
         return out
 

@@ -34,6 +34,8 @@ def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     if len(shapes) > 1:
         said = ", ".join(f"{heads} KV heads of {size} in `{name}`" for (heads, size), name in shapes.items())
         yield Problem(AT, "host-geometry", f"{host} has one state, for caches of one shape: {said}", mend)
+    if value_at(recipe, "model", "altup") is not None:
+        yield Problem(AT, "host-streams", f"{host} hands one stream from part to part, and AltUp has several", mend)
     if value_at(recipe, "model", "embedding", "per_layer") is not None:
         yield Problem(AT, "host-per-layer", f"{host} hands in no rows of a per-layer table", mend)
     if recipe.get("draft") is not None:

@@ -208,13 +208,7 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             f"{context} positions, and {count} are learned: the others have no rows",
             f"lower it to {count} or less",
         )
-    rows, tokens = (
-        integer_at(recipe, "model", "embedding", "per_layer", "vocab_size"),
-        integer_at(recipe, "model", "vocab_size"),
-    )
-    if rows and tokens and rows < tokens:
-        at = ("model", "embedding", "per_layer", "vocab_size")
-        yield Problem(at, "per-layer-rows", f"{rows} rows for {tokens} tokens: some would have none")
+    yield from _stream_problems(recipe)
     for name, kind in islice(mapping_at(recipe, "model", "kinds").items(), MAX_KINDS):
         if mapping_at(kind, "attention", "alibi") and value_at(kind, "rotary", "kind") not in (None, "none"):
             yield Problem(
@@ -222,6 +216,25 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
                 "alibi-rotary",
                 "alibi needs heads without a rotary",
                 "write `kind: none`, or leave out attention.alibi",
+            )
+
+
+def _stream_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    """One of AltUp's streams is active; a residual of low rank stands between attention and MLP."""
+    count, active = (integer_at(recipe, "model", "altup", name) for name in ("num_inputs", "active_idx"))
+    if count and active and active >= count:
+        at: Location = ("model", "altup", "active_idx")
+        yield Problem(at, "altup-active", f"{active}: the {count} streams are 0 to {count - 1}")
+    if integer_at(recipe, "model", "laurel_rank") is None:
+        return
+    for name, kind in islice(mapping_at(recipe, "model", "kinds").items(), MAX_KINDS):
+        placement = value_at(kind, "placement") or value_at(recipe, "model", "placement") or "pre"
+        if placement not in ("pre", "sandwich"):
+            yield Problem(
+                ("model", "laurel_rank"),
+                "laurel-placement",
+                f"it reads a norm before attention and stands behind it, and `{name}` has `placement: {placement}`",
+                "write `placement: pre` or `sandwich`, or leave it out",
             )
 
 
@@ -253,6 +266,9 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
                 f"the target's `{name}` carries a state that no guess can be taken out of",
                 "build it without a draft",
             )
+    if value_at(recipe, "model", "altup") is not None:
+        at = ("model", "altup")
+        yield Problem(at, "draft-streams", "a draft reads one stream, and cannot be built with several")
     for field in ("width", "norm", "positions"):
         if value_at(recipe, "model", "embedding", field) is not None:
             at = ("model", "embedding", field)

@@ -20,6 +20,7 @@ MAX_HEADS = 1024  # DeepSeek V3: 128
 MAX_HEAD_DIM = 2048  # Gemma 4: 512
 MAX_EXPERTS = 4096  # Qwen3-Next: 512
 MAX_PER_LAYER = 4096  # Gemma 4: 256
+MAX_STREAMS = 64  # Gemma 3n: 4
 MAX_CONTEXT = 1 << 20
 MAX_BLOCK = 1 << 16  # weights of a channel with one scale
 MAX_GROUP = 256  # channels with one palette, which are held at once; coremltools takes 16 to 32

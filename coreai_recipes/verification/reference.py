@@ -114,7 +114,7 @@ class Reference:
         in_tuple = not getattr(self.model.base_model, "_can_record_outputs", None)
 
         def look(*arguments: Any, **named: Any) -> Any:
-            given = named.get("position_embeddings")
+            given = named.get("position_embeddings", arguments[1] if len(arguments) > 1 else None)
             is_pair = isinstance(given, tuple) and len(given) == 2 and all(isinstance(g, Tensor) for g in given)
             found.append(given if is_pair else None)
             if len(found) == len(self.layers):
@@ -126,7 +126,12 @@ class Reference:
         model._modules = dict(model._modules)
         name = next(n for n, child in model._modules.items() if child is self.layers)
         model._modules[name] = nn.ModuleList(_Looker(layer, look) for layer in self.layers)
-        if hasattr(model, "hidden_size_per_layer_input"):
+        if "altup_projections" in model._modules:  # nor does anybody look at Gemma 3n's other streams
+            model._modules["altup_projections"] = nn.ModuleList(map(nn.Identity, model.altup_projections))
+            model.project_per_layer_inputs = lambda embedded, _: embedded.unsqueeze(2).expand(
+                -1, -1, len(self.layers), -1
+            )
+        elif hasattr(model, "hidden_size_per_layer_input"):
             model.hidden_size_per_layer_input = 0  # these inputs are made of token ids, and nobody looks at them here
         embeddings = torch.zeros(1, len(positions), model.config.hidden_size, dtype=dtype)
         kept = keep_all(model, len(positions))
@@ -204,11 +209,11 @@ class Reference:
         self._on_layer(
             LayerRecord(
                 index,
-                input=_by_position(hidden),
+                input=_stream_by_position(hidden),
                 query=None if query is None else _by_position(query.transpose(1, 2)),
                 key=None if key is None else _by_position(key.transpose(1, 2)),
                 attention=_by_position(self._attention),
-                output=_by_position(first(output)),
+                output=_stream_by_position(first(output)),
                 choice=self._top_k.choice(),
             )
         )
@@ -263,6 +268,11 @@ def first(output: Any) -> Tensor:
 def _by_position(x: Tensor) -> Tensor:
     """(1, S, ...) -> (S, features) in float32."""
     return x[0].reshape(x.shape[1], -1).float()
+
+
+def _stream_by_position(x: Tensor) -> Tensor:
+    """(1, S, C), or (N, 1, S, C) of N streams, -> (S, N * C) in float32."""
+    return _by_position(x if x.dim() == 3 else x.permute(1, 2, 0, 3))
 
 
 def _find_layers(model: Any, count: int) -> nn.ModuleList:

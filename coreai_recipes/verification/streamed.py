@@ -86,7 +86,7 @@ class StreamedDecoder:
         for index in range(len(self.decoder.layers)):
             output = self.run_layer(index, x, agreeing(index))["output"]
             on_hidden(index + 1, output)
-            x = channels_first(output)
+            x = channels_first(output, self.decoder.recipe.model.streams)
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -132,9 +132,9 @@ def by_position(x: Tensor) -> Tensor:
     return x.permute(3, 0, 1, 2).reshape(x.shape[3], -1)
 
 
-def channels_first(x: Tensor) -> Tensor:
-    """(S, C) -> (1, C, 1, S), as the engine has it."""
-    return x.t()[None, :, None, :].contiguous()
+def channels_first(x: Tensor, streams: int = 1) -> Tensor:
+    """(S, N * C) -> (N, C, 1, S) of N streams, as the engine has it."""
+    return x.t().reshape(streams, -1, 1, x.shape[0]).contiguous()
 
 
 @contextmanager

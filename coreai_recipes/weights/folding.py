@@ -13,13 +13,14 @@ from coreai_recipes.weights.rewrite import Rewrite
 FIRST_OF_ATTENTION = ("q", "k", "v", "output_gate", "input")
 LAST_OF_BLOCKS = (("attention", "o"), ("attention", "last"), ("mlp", "down"))
 LAST_NORMS = (("attention_post_norm",), ("mlp_post_norm",))
+BESIDE_BLOCKS = (("per_layer", "norm"), ("laurel", "norm"))  # norms of what is added to the stream beside blocks
 
 
 def stored_as(recipe: Recipe, name: str, form: Form, key: str = MODEL) -> Rewrite:
     """How the parameter `name` of the recipe's stack `key`, in `form`, comes from the checkpoint's tensor."""
     stack, parts = recipe.stacks[key].layers, name.split(".")
     if parts[0] != "layers":
-        of_head = parts[0] == "norm" or parts[:2] == ["head", "bias"]
+        of_head = (parts[0] == "norm" and "projections" not in parts) or parts[:2] == ["head", "bias"]
         return Rewrite(_added(_norm_around(recipe, stack, parts), parts[-1]), form.head_scale if of_head else 1.0)
     kind_name, parts = stack.layer_kinds[int(parts[1])], parts[2:]
     kind = stack.kinds[kind_name]
@@ -104,7 +105,7 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
         return scale  # of experts
     if not normed_behind and parts[:3] == ["mlp", "shared", "down"]:
         return scale
-    if owner in (*last_of_blocks, ("per_layer", "norm")):
+    if owner in (*last_of_blocks, *BESIDE_BLOCKS):
         return scale
     readers = [("per_layer", "gate")]
     if placement == "post":

@@ -106,7 +106,7 @@ class Front(nn.Module):
         self, call: CallShape, input_ids: Tensor, position: Tensor, count: Tensor, rows: Tensor | None = None
     ) -> tuple[Tensor, dict[str, LayerInputs], Tensor | None]:
         """Of a `call`: input_ids (1, S), `position` and `count` (1,) as the package's contract says, `rows`
-        (1, S, L * P) of the per-layer table -> x (1, C, 1, S), inputs by kind, the per-layer inputs (L, P, 1, S)."""
+        (1, S, L * P) of the per-layer table -> x (N, C, 1, S), inputs by kind, the per-layer inputs (L, P, 1, S)."""
         inputs = self.see(call, position, count)
         x, per_layer = self.embed(call, position, input_ids, None, rows)
         return x, inputs, per_layer
@@ -126,7 +126,7 @@ class Front(nn.Module):
             x = self.embedding.from_rows(embedded, positions)  # type: ignore[operator]
         else:
             x = self.embedding(input_ids, positions)
-        return x, None if self.per_layer is None else self.per_layer(x, rows)
+        return x, None if self.per_layer is None else self.per_layer(x[:1], rows)  # of streams the first
 
     def _positions(self, call: CallShape, position: Tensor) -> Tensor:
         """Of the call's tokens, (S,)."""

@@ -57,6 +57,7 @@ def _find_odd_lengths(config: Mapping[str, Any], family: Family) -> Iterator[str
     if why_not_of_type(count, "size"):
         return  # which is said already
     listed = {name for trait in family.layers.values() for each in trait.rules if (name := each.listed)}
+    listed |= {name for name, each in family.fields.items() if each.each is not None}
     listed |= {name for name, entry in irrelevant_fields().items() if entry.each is not None}
     for name in sorted(listed & config.keys()):
         entries = config[name]
@@ -116,6 +117,11 @@ def judge_value(name: str, value: Any, rule: FieldRule) -> Iterator[str]:
             yield f"{name}: {shown(value)}: this model needs {rule.needs}, which recipes do not have"
         return
     if value is None and rule.may_be_null:
+        return
+    if rule.each is not None and isinstance(value, list):
+        single = rule.model_copy(update={"each": None})
+        odd = (one for one in value if one is None or one != rule.each.others)
+        yield from (problem for one in odd for problem in judge_value(f"an entry of {name}", one, single))
         return
     reason = why_not_of_type(value, rule.value_type)
     if reason:

@@ -19,6 +19,18 @@ def value_in(config: Mapping[str, Any], name: str, family: Family) -> Any:
     return evaluate(rule.absent, config, family) if value is None and rule.absent else value
 
 
+def entries_of(config: Mapping[str, Any], name: str, family: Family) -> list[Any]:
+    """What a field that may list a value for each layer says of each."""
+    count, value = value_in(config, family.layer_count, family), value_in(config, name, family)
+    each = family.fields[name].each
+    if isinstance(value, list):
+        return value
+    if value is not None or each is None:
+        return [value] * count
+    first = each.first if count > each.first else 0
+    return [each.value] * first + [each.others] * (count - first)
+
+
 def evaluate(expression: str, config: Mapping[str, Any], family: Family) -> Any:
     """`one`, `one // other` or `one * other`, of the config's fields and of numbers."""
 
@@ -93,6 +105,8 @@ def decide(
         return rule.all
     if rule.listed is not None:
         return _listed(rule.listed, rule, index, config, family)
+    if rule.positive is not None:
+        return rule.value if (entries_of(config, rule.positive, family)[index] or 0) > 0 else None
     if rule.every is not None:
         n = number(rule.every)
         if n < 1:

@@ -16,6 +16,7 @@ from coreai_recipes.recipe.importing.conditions import (
     Unreadable,
     adjust,
     divisor_of,
+    entries_of,
     evaluate,
     holds,
     layers_of,
@@ -76,14 +77,16 @@ class _Reader:
 
     def read(self) -> ModelRead:
         traits = self.traits()
-        names = [self.kind_name(each) for each in traits]
+        listed = self.listed(len(traits))
+        names = numbered([self.kind_name(each) for each in traits], listed)
         overrides = self.overrides(names)
         kinds: dict[str, dict[str, Any]] = {}
         self.problems += find_foreign_keys(self.config, self.family)
         for name, each in dict(zip(names, traits, strict=True)).items():
-            kinds[name] = self.read_kind(name, each, {**self.config, **overrides.get(name, {})})
+            own = {**listed[names.index(name)], **overrides.get(name, {})}
+            kinds[name] = self.read_kind(name, each, {**self.config, **own})
         for name, each in dict(zip(names, traits, strict=True)).items():
-            self.share(name, each, kinds, traits)
+            self.share(name, each, kinds, dict(enumerate(traits)), names)
         if len(kinds) > MAX_KINDS:
             self.problems.append(f"{len(kinds)} kinds of layers; a recipe has {MAX_KINDS} at most")
         if self.problems:
@@ -95,6 +98,12 @@ class _Reader:
         self.model["layers"] = shortest_layers(names)
         notes = (*find_notes(self.config, self.family), *find_rope_notes(self.config, self.family))
         return ModelRead(self.model, self.origins, self.weights, (*notes, *self.notes))
+
+    def listed(self, count: int) -> list[dict[str, Any]]:
+        """What fields that may list a value for each layer say of each."""
+        fields = [name for name, rule in self.family.fields.items() if rule.each is not None]
+        entries = {name: entries_of(self.config, name, self.family) for name in fields}
+        return [{name: entries[name][index] for name in fields} for index in range(count)]
 
     def traits(self) -> list[Traits]:
         """What each layer is in every respect."""
@@ -239,21 +248,41 @@ class _Reader:
         if origin:
             self.origins[None if is_model else name, path.removeprefix("model.")] = origin
 
-    def share(self, name: str, traits: Traits, kinds: dict[str, dict[str, Any]], layers: list[Traits]) -> None:
-        """Kinds that read the cache of one that is alike but for this."""
+    def share(
+        self, name: str, traits: Traits, kinds: dict[str, dict[str, Any]], layers: dict[int, Traits], names: list[str]
+    ) -> None:
+        """Kinds that read the cache of the last layer that is alike but for this and for what attends to nothing."""
         for trait, value in traits.items():
             shares = self.family.layers[trait].values[value].shares
             if shares is None:
                 continue
-            owner = {**traits, trait: shares}
-            if owner in layers:
-                kinds[name]["attention"]["shares_kv_with"] = self.kind_name(owner)
+            owner = self.attending({**traits, trait: shares})
+            owners = [names[index] for index, layer in layers.items() if self.attending(layer) == owner]
+            if owners:
+                kinds[name]["attention"]["shares_kv_with"] = owners[-1]
             elif not self.is_draft:
                 field_name = next(field for rule in self.family.layers[trait].rules for field in rule.fields)
                 said = shown(value_in(self.config, field_name, self.family))
                 self.problems.append(
                     f"{field_name}: {said}: no layer is left whose cache those of kind {name} could read"
                 )
+
+    def attending(self, traits: Traits) -> Traits:
+        """What of them makes a difference to keys and values."""
+        return {name: value for name, value in traits.items() if self.family.layers[name].attends}
+
+
+def numbered(names: list[str], listed: list[dict[str, Any]]) -> list[str]:
+    """The kinds' names, of which those of one name get a number behind it that lists tell apart."""
+    seen: dict[str, list[dict[str, Any]]] = {}
+    found = []
+    for name, own in zip(names, listed, strict=True):
+        alike = seen.setdefault(name, [])
+        if own not in alike:
+            alike.append(own)
+        number = alike.index(own) + 1
+        found.append(name if number == 1 else f"{name}_{number}")
+    return found
 
 
 def plain_windows(family: Family) -> str | None:

@@ -149,6 +149,9 @@ class _Reverser:
             if rule.only and not rule.allows_absence:
                 self.config[name] = rule.only[0]
         traits = {name: self.recognise(name, kind) for name, kind in self.kinds.items()}
+        for name, rule in self.family.fields.items():
+            if rule.each is not None:
+                self.config[name] = self.entries(rule, rule.each.others, traits)
         for trait in trait_order(self.family):
             self.solve(trait, traits)
         for rows in self.family.switches.values():
@@ -163,6 +166,16 @@ class _Reverser:
             self.write_field(name, self.family.fields[name], traits)
         self.write_ropes(traits)
         return gather({name: value for name, value in self.config.items() if value is not _ON}, self.family)
+
+    def entries(self, rule: FieldRule, others: Any, traits: Mapping[str, Traits]) -> Any:
+        """The value of each layer of a field that may list them; one where all have the same."""
+        found = [
+            from_recipe(rule, get_path(self.kinds[name], rule.sets[0]))
+            if holds_traits(rule.of, traits[name])
+            else others
+            for name in self.names
+        ]
+        return found[0] if not rule.of and all(value == found[0] for value in found) else found
 
     def recognise(self, name: str, kind: Mapping[str, Any]) -> Traits:
         """What a kind is in each respect."""

@@ -25,6 +25,15 @@ class Adjusted(Rule):
     multiple: str
 
 
+class Each(Rule):
+    """A field that may list a value for each layer. Where it is null and there are more than `first` layers, these have
+    `value`; all others have `others`."""
+
+    first: int = 0
+    value: Any = None
+    others: Any = None
+
+
 class FieldRule(Rule):
     """One field of config.json.
 
@@ -37,6 +46,7 @@ class FieldRule(Rule):
         via: the recipe has the field to the power -1/2, or one over it.
         over: the recipe has the field divided by this one, or by its root: `sqrt num_hidden_layers`.
         adjusted: how the recipe's width is made of it; written back as it is, with the flag false.
+        each: it may list a value for each layer.
         doubles: a path whose value is doubled when the field is true.
         when: other fields and what they must be, for this one to mean anything; `on` and `off` are words for it.
         of: the layers that it is for, by what they differ in.
@@ -52,6 +62,7 @@ class FieldRule(Rule):
     via: Literal["inverse_sqrt", "inverse"] | None = None
     over: str | None = None
     adjusted: Adjusted | None = None
+    each: Each | None = None
     doubles: str | None = None
     when: Settings = {}
     of: dict[str, str] = {}
@@ -109,6 +120,7 @@ class LayerRule(Rule):
     Attributes:
         listed: a field that lists all layers, when it is not null; `values` are ours for its words, `needs` what a
             recipe lacks for others, and for null.
+        positive: a field with a value for each layer, of which those count that have one above 0.
         every: layers i with i % n == at % n, n a number or a field.
         since: layers from that field's index on. after: layers behind it, which -1 says of the last layer. last, first:
             so many. within: a field that lists indices. all: each.
@@ -118,6 +130,7 @@ class LayerRule(Rule):
     listed: str | None = Field(default=None, alias="list")
     values: dict[str, str] = {}
     needs: dict[str, str] = {}
+    positive: str | None = None
     every: int | str | None = None
     at: int = -1
     since: str | None = Field(default=None, alias="from")
@@ -132,7 +145,16 @@ class LayerRule(Rule):
     @property
     def fields(self) -> Iterator[str]:
         """The config's fields that the pattern reads."""
-        for name in (self.listed, self.every, self.since, self.after, self.last, self.first, self.within):
+        for name in (
+            self.listed,
+            self.positive,
+            self.every,
+            self.since,
+            self.after,
+            self.last,
+            self.first,
+            self.within,
+        ):
             if isinstance(name, str):
                 yield name
 
@@ -156,8 +178,10 @@ class TraitValue(Rule):
 class Trait(Rule):
     """Something in which layers differ: what they can be, and the rules of which the first that says something counts.
 
-    The last value is what a kind is that no other describes.
+    The last value is what a kind is that no other describes. With `attends` false it makes no difference to keys and
+    values, and layers that share a cache may differ in it from those whose cache they read.
     """
 
+    attends: bool = True
     values: dict[str, TraitValue]
     rules: tuple[LayerRule, ...]

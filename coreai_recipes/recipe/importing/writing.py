@@ -10,8 +10,8 @@ from coreai_recipes.recipe.yaml_writer import write_yaml
 _ORDERS = {
     "": ("recipe", "name", "reference", "model", "draft", "weights", "export"),
     "model": (
-        "vocab_size", "hidden_size", "embedding", "norm", "placement", "residual_multiplier", "layer_scalar", "head",
-        "kinds", "layers",
+        "vocab_size", "hidden_size", "embedding", "norm", "placement", "residual_multiplier", "layer_scalar", "altup",
+        "laurel_rank", "head", "kinds", "layers",
     ),
     "draft": (
         "reference", "vocab_size", "hidden_size", "norm", "placement", "layer_scalar", "centroids", "steps", "kinds",

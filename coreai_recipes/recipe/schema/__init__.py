@@ -55,6 +55,7 @@ from coreai_recipes.recipe.schema.mlp import (
     SharedExpert,
 )
 from coreai_recipes.recipe.schema.model import (
+    AltUp,
     Embedding,
     Head,
     LayerKind,
@@ -106,6 +107,7 @@ __all__ = [
     "MODEL",
     "Activation",
     "Alibi",
+    "AltUp",
     "Attention",
     "AttentionKind",
     "Budget",

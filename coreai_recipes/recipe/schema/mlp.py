@@ -14,6 +14,7 @@ from coreai_recipes.recipe.schema.fields import (
     Spec,
 )
 
+Sparsity = Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)]
 Activation = Annotated[Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"], Open("activation")]
 
 
@@ -27,6 +28,11 @@ class GatedMLP(Spec):
     intermediate_size: IntermediateSize = Field(description="width between the projections")
     bias: Flag = Field(default=False, description="add biases to the projections")
     inner_norm: Norm | None = Field(default=None, description="norm of what `down` reads (BitNet)")
+    sparsity: Sparsity | None = Field(
+        default=None,
+        description="share of the gate's values that become zero, if they were normally distributed: the others count "
+        "from mean + z * std of the token's on (activation_sparsity_pattern; Gemma 3n)",
+    )
 
 
 class PlainMLP(Spec):

@@ -68,6 +68,18 @@ class PerLayerEmbedding(Spec):
     )
 
 
+class AltUp(Spec):
+    """Several streams between layers, which each layer predicts from one another; its blocks compute one of them, and
+    what they change corrects all (Gemma 3n)."""
+
+    num_inputs: Annotated[int, Field(ge=2, le=sizes.MAX_STREAMS, strict=True)] = Field(
+        description="number of streams (altup_num_inputs)"
+    )
+    active_idx: Annotated[int, Field(ge=0, lt=sizes.MAX_STREAMS, strict=True)] = Field(
+        default=0, description="the stream that blocks compute (altup_active_idx)"
+    )
+
+
 class LearnedPositions(Spec):
     """A row for each position, added to the token's (GPT-2, OPT)."""
 
@@ -160,12 +172,23 @@ class Model(Stack):
     """The architecture."""
 
     embedding: Embedding = Field(default=Embedding(), description="the token table")
+    altup: AltUp | None = Field(default=None, description="several streams between layers (Gemma 3n)")
+    laurel_rank: HiddenSize | None = Field(
+        default=None,
+        description="width of a second branch beside attention, x + norm(right(left(x))); their sum with the stream is "
+        "divided by sqrt(2) (Gemma 3n)",
+    )
     head: Head = Field(description="from the last hidden state to logits")
 
     @property
     def final_norm(self) -> RMSNorm | LayerNorm | None:
         said = self.head.norm
         return self.norm if said == "model" else None if said == "none" else said
+
+    @property
+    def streams(self) -> int:
+        """How many streams go from layer to layer."""
+        return 1 if self.altup is None else self.altup.num_inputs
 
     @property
     def embedding_scale(self) -> float:

@@ -46,7 +46,7 @@ def compare_layers(subject: Subject, ties: list[str] | None = None) -> list[Figu
     reference = Reference(subject.recipe, subject.weights)
     ours = StreamedDecoder(subject.recipe, subject.weights)
     embedded = by_position(ours.begin(ids))
-    layers = len(reference.layers)
+    layers, streams = len(reference.layers), subject.recipe.model.streams
     figures: list[Figures] = []
     last: Tensor | None = None
 
@@ -61,7 +61,7 @@ def compare_layers(subject: Subject, ties: list[str] | None = None) -> list[Figu
             first = compare("embedding", theirs.input, embedded)
             figures.extend([first] if first.is_below(PSNR_FLOOR, SNR_MIN_FLOOR) else [])
         found = ours.run_layer(
-            theirs.index, channels_first(theirs.input), lambda layer: following(layer, theirs.choice, note)
+            theirs.index, channels_first(theirs.input, streams), lambda layer: following(layer, theirs.choice, note)
         )
         compared = theirs.compared().items()
         # a layer that shares another's cache has no keys of its own
@@ -73,7 +73,7 @@ def compare_layers(subject: Subject, ties: list[str] | None = None) -> list[Figu
 
     subject.reference_logits = reference.run(ids, look)
     if last is not None:
-        figures.append(compare("logits", subject.reference_logits, ours.logits(channels_first(last))))
+        figures.append(compare("logits", subject.reference_logits, ours.logits(channels_first(last, streams))))
     return figures
 
 

@@ -45,7 +45,8 @@ public final class Chain {
         self.states = states
         var known = inputs
         for (input, table) in tables where self.inputs(function).contains(input) {
-            known[input] = try table.rows(tokens)
+            // of a per-layer table, tokens that have no row of their own take that of token 0, as in transformers
+            known[input] = try table.rows(input == "embedding" ? tokens : tokens.map { $0 < table.count ? $0 : 0 })
         }
         var found = false
         for (index, program) in manifest.programs.enumerated() {

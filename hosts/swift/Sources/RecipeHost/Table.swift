@@ -25,6 +25,8 @@ public final class Table {
         (self.data, self.described) = (data, described)
     }
 
+    public var count: Int { described.rows }
+
     /// The rows of `tokens`, (1, tokens, columns).
     public func rows(_ tokens: [Int]) throws -> Tensor {
         var values: [Float16] = []
