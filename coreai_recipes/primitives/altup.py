@@ -92,7 +92,7 @@ class AltUp(nn.Module):
 
     def correct(self, predicted: Tensor, activated: Tensor) -> Tensor:
         """What the blocks made of the active stream, `activated` (1, C, 1, S), and a share of its news for each."""
-        shares = self.correction(self._modalities(activated)) + 1.0
+        shares: Tensor = self.correction(self._modalities(activated)) + 1.0
         news = activated - self.active_of(predicted)
         return predicted + news * shares.view(self.count, 1, 1, -1)
 
