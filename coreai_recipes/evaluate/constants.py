@@ -3,7 +3,7 @@
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, Array
 
 # Blobs larger than this are streamed when the program streams its weights, and read row by row by a gather.
 LARGE_BYTES = 64 << 10
+BLOCK = 64  # columns that precision `strict` adds up at a time
+# How a constant stays in memory: as it travels through the program, as it is stored, or as stored, of a matrix one
+# block of columns after the other, flat.
+Kept = Literal["carried", "stored", "blocks"]
 
 
 class Constant(Protocol):
@@ -194,15 +198,22 @@ def _is_text(constant: Constant) -> bool:
 
 
 class ConstantStore:
-    """Tensors of constants that stay in memory, one copy for all functions and all shapes."""
+    """Tensors of constants that stay in memory, one copy for all functions, all precisions and all shapes."""
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, Tensor] = {}
 
-    def tensor(self, constant: Constant, shape: tuple[int, ...]) -> Tensor:
-        """The values as they travel through the program, viewed in `shape`; the same storage each time."""
-        key = constant.key
-        kept = self._kept.get(key)
-        if kept is None:
-            kept = self._kept[key] = constant.carried()
-        return kept.view(shape)
+    def tensor(self, constant: Constant, shape: tuple[int, ...], kept: Kept = "carried") -> Tensor:
+        """The values as `kept` says, viewed in `shape`; the same storage each time."""
+        key = constant.key if kept == "carried" else (constant.key, kept)
+        values = self._kept.get(key)
+        if values is None:
+            values = self._kept[key] = _values(constant, shape, kept)
+        return values.view(shape) if kept != "blocks" else values
+
+
+def _values(constant: Constant, shape: tuple[int, ...], kept: Kept) -> Tensor:
+    if kept == "carried":
+        return constant.carried()
+    matrix = constant.stored().reshape(shape)
+    return matrix if kept == "stored" else torch.cat([part.flatten() for part in torch.split(matrix, BLOCK, 1)])

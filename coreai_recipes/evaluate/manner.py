@@ -8,7 +8,7 @@ from torch import Tensor
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.habits import habits_without
 from coreai_recipes.evaluate.opset import Call, Kernel
-from coreai_recipes.evaluate.precision import Arithmetic, Float16Arithmetic, Precision, Rounding
+from coreai_recipes.evaluate.precision import Arithmetic, Float16Arithmetic, Precision, RoundedArithmetic, Rounding
 
 
 class Manner:
@@ -48,7 +48,7 @@ class Engine(Manner):
 
     def __init__(self, rounding: Rounding, without: Iterable[str]) -> None:
         self.habits = habits_without(without)
-        super().__init__(True, Arithmetic() if "wide-sum" in self.habits else Float16Arithmetic(rounding))
+        super().__init__(True, RoundedArithmetic() if "wide-sum" in self.habits else Float16Arithmetic(rounding))
 
     def adapt(self, call: Call, kernel: Kernel) -> Kernel:
         for habit, by_operation in ADAPTED.items():
@@ -70,4 +70,6 @@ def manner_of(precision: Precision, rounding: Rounding, without: Iterable[str] =
         return Engine(rounding, without)
     if without := list(without):
         raise EvaluationError(f"precision {precision} has no habits: {', '.join(without)} can be left out of `engine`")
-    return Manner(precision != "float32", Float16Arithmetic(rounding) if precision == "strict" else Arithmetic())
+    if precision == "float32":
+        return Manner(False, Arithmetic())
+    return Manner(True, Float16Arithmetic(rounding) if precision == "strict" else RoundedArithmetic())

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from coreai_recipes.evaluate.constants import Constant
+from coreai_recipes.evaluate.constants import Constant, Kept
 from coreai_recipes.evaluate.counting import Flops, Reads, each_result
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES
 from coreai_recipes.evaluate.errors import EvaluationError
@@ -47,10 +47,11 @@ class Node:
 
 
 class Operand(NamedTuple):
-    """What a kernel is called with: a value by name, or a constant in the shape that the kernel wants."""
+    """What a kernel is called with: a value by name, or a constant in the shape and the form that the kernel wants."""
 
     source: str | Constant
     shape: tuple[int, ...]
+    kept: Kept = "carried"
 
 
 class Kernel(NamedTuple):

@@ -19,15 +19,19 @@ while all its operands were finite.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from coreai_recipes.evaluate.constants import BLOCK, Kept
+
 Precision = Literal["float32", "rounded", "strict", "engine"]
+MOST_TOGETHER = 1 << 20  # numbers of the sums of all blocks, where they are had at once
+LEAST_EXPONENT = -20.0
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-BLOCK = 64
 
 
 class Rounding:
@@ -58,7 +62,16 @@ def has_nan(value: object) -> bool:
 
 
 class Arithmetic:
-    """The sums and products inside operations, in float32. `round` is what happens to a step's result: nothing."""
+    """The sums and products inside operations, in float32. `round` is what happens to a step's result: nothing.
+
+    `kept` is how `times_vector` wants its matrix, of float16 numbers where that is not float32.
+    """
+
+    kept: Kept = "carried"
+
+    def times_vector(self, matrix: Tensor, x: Tensor) -> Tensor:
+        """A constant matrix (O, C) times x (C,)."""
+        return torch.mv(matrix, x)
 
     def round(self, value: Tensor) -> Tensor:
         return value
@@ -88,22 +101,52 @@ class Arithmetic:
         return torch.softmax(x, axis)
 
 
+class RoundedArithmetic(Arithmetic):
+    """The same for results that are rounded to float16. A vector's products are summed in float32 and rounded by torch
+    itself, of halves: a step goes through all weights, and is as fast as these can be read."""
+
+    kept: Kept = "stored"
+
+    def times_vector(self, matrix: Tensor, x: Tensor) -> Tensor:
+        return torch.mv(matrix, x.half())
+
+
 class Float16Arithmetic(Arithmetic):
     """The same with every sum and step in float16, as `strict` says above."""
+
+    kept: Kept = "blocks"
 
     def __init__(self, rounding: Rounding) -> None:
         self.round = rounding.round  # type: ignore[method-assign]
         self._widen = rounding.widen
 
     def in_blocks(self, channels: int, partial: Callable[[int, int], Tensor]) -> Tensor:
+        return self._add(
+            partial(first, min(first + BLOCK, channels)).half() for first in range(0, max(channels, 1), BLOCK)
+        )
+
+    def _add(self, halves: Iterable[Tensor]) -> Tensor:
         # torch adds two halves in float32 and rounds once; what became infinite or NaN stays so, and is seen at the end
-        total = partial(0, min(BLOCK, channels)).half()
-        for first in range(BLOCK, channels, BLOCK):
-            total = total + partial(first, min(first + BLOCK, channels)).half()
-        return self._widen(total)
+        return self._widen(reduce(torch.add, halves))
+
+    def times_vector(self, matrix: Tensor, x: Tensor) -> Tensor:
+        """`matrix` is flat, block after block."""
+        rows, parts = matrix.numel() // len(x), torch.split(x.half(), BLOCK)
+        blocks = torch.split(matrix, rows * BLOCK)
+        return self._add(torch.mv(block.view(rows, -1), part) for block, part in zip(blocks, parts, strict=True))
 
     def sum(self, x: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
         summed = {axis % x.dim() for axis in axes}
+        if len(summed) == 1:
+            (axis,) = summed
+            whole = x.shape[axis] // BLOCK * BLOCK
+            parts = [x.narrow(axis, whole, x.shape[axis] - whole).sum(axis).half()] if whole < x.shape[axis] else []
+            if whole:
+                blocks = (*x.shape[:axis], whole // BLOCK, BLOCK, *x.shape[axis + 1 :])
+                sums = x.narrow(axis, 0, whole).reshape(blocks).sum(axis + 1).half()
+                parts = [*sums.unbind(axis), *parts]
+            total = self._add(parts)
+            return total.unsqueeze(axis) if keep else total
         others = [axis for axis in range(x.dim()) if axis not in summed]
         flat = x.permute(*others, *sorted(summed)).reshape([x.shape[axis] for axis in others] + [-1])
         total = self.in_blocks(flat.shape[-1], lambda first, last: flat[..., first:last].sum(-1))
@@ -132,8 +175,18 @@ class Float16Arithmetic(Arithmetic):
             wide = self.matmul(x[None] if x.dim() == 1 else x, y[:, None] if y.dim() == 1 else y)
             wide = wide.squeeze(-1) if y.dim() == 1 else wide
             return wide.squeeze(-2 if y.dim() > 1 else -1) if x.dim() == 1 else wide
-        return self.in_blocks(x.shape[-1], lambda first, last: torch.matmul(x[..., first:last], y[..., first:last, :]))
+        channels = x.shape[-1]
+        blocks, rest = divmod(channels, BLOCK)
+        if blocks > 1 and not rest and blocks * x[..., 0].numel() * y.shape[-1] <= MOST_TOGETHER:
+            halves = torch.matmul(
+                x.reshape(*x.shape[:-1], blocks, BLOCK).transpose(-2, -3),  # (..., blocks, S, 64)
+                y.reshape(*y.shape[:-2], blocks, BLOCK, -1),  # (..., blocks, 64, T)
+            ).half()
+            return self._add(halves.unbind(-3))
+        return self.in_blocks(channels, lambda first, last: torch.matmul(x[..., first:last], y[..., first:last, :]))
 
     def softmax(self, x: Tensor, axis: int) -> Tensor:
-        raised = self.round(torch.exp(self.round(x - x.amax(axis, keepdim=True))))
+        # in float16 the exponential of anything less is 0 too, and what masks have left takes torch five times as long
+        below = self.round(x - x.amax(axis, keepdim=True)).clamp_(min=LEAST_EXPONENT)
+        raised = self.round(torch.exp(below))
         return self.round(raised / self.sum(raised, [axis]))

@@ -1,6 +1,7 @@
 """A saved ML Program, ready to be run with torch."""
 
 from collections.abc import Collection
+from copy import copy
 from os import PathLike
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from coreai_recipes.evaluate.constants import ConstantStore
 from coreai_recipes.evaluate.element_types import ELEMENT_TYPES, TensorType
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.function import Function
-from coreai_recipes.evaluate.graph import read_graph, signature_of
+from coreai_recipes.evaluate.graph import Graph, read_graph, signature_of
 from coreai_recipes.evaluate.manner import manner_of
 from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.evaluate.precision import PRECISIONS, Precision, Rounding
@@ -41,7 +42,15 @@ class Program:
         manner_of(precision, Rounding(), self._without)  # habits that there are not are refused before anything is read
         self._package = Package(self.path)
         self._store = ConstantStore()
+        self._graphs: dict[str, Graph] = {}
         self._prepared: dict[str, Function] = {}
+
+    def at(self, precision: Precision, without: Collection[str] = ()) -> "Program":
+        """The same program in another precision: what was read of it serves both."""
+        manner_of(precision, Rounding(), without)
+        found = copy(self)
+        found.precision, found._without, found._prepared = precision, tuple(without), {}
+        return found
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -59,7 +68,9 @@ class Program:
         if name not in self._package.functions:
             raise EvaluationError(f"{self.path}: has no function {name}: its functions are {', '.join(self.functions)}")
         if name not in self._prepared:
-            graph = read_graph(self._package, name)
+            if name not in self._graphs:
+                self._graphs[name] = read_graph(self._package, name)
+            graph = self._graphs[name]
             self._prepared[name] = Function(graph, self._store, self.precision, self._streams, self._without)
         return self._prepared[name]
 

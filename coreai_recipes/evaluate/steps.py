@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from coreai_recipes.evaluate import operations as _catalogue  # noqa: F401  (fills the registry)
-from coreai_recipes.evaluate.constants import Constant, ConstantStore
+from coreai_recipes.evaluate.constants import Constant, ConstantStore, Kept
 from coreai_recipes.evaluate.errors import FAULTS, EvaluationError
 from coreai_recipes.evaluate.graph import READ_STATE, STATE_OPERATIONS, UPDATE_STATE, Graph, state_of, written_value
 from coreai_recipes.evaluate.liveness import Liveness, analyse
@@ -46,7 +46,7 @@ class Steps:
         self._manner = manner
         self._streams = stream_weights
         self._exact = Arithmetic()
-        self._constant_slots: dict[tuple[int, tuple[int, ...]], int] = {}
+        self._constant_slots: dict[tuple[int, tuple[int, ...], Kept], int] = {}
         self._shapes = {name: kind.shape for name, kind in graph.types.items()}
         for name in graph.inputs:
             self.slots[name] = self._new_slot(None)
@@ -62,9 +62,9 @@ class Steps:
     def _slot(self, operand: Operand) -> int:
         if isinstance(operand.source, str):
             return self.slots[operand.source]
-        key = id(operand.source), operand.shape
+        key = id(operand.source), operand.shape, operand.kept
         if key not in self._constant_slots:
-            self._constant_slots[key] = self._new_slot(self._store.tensor(operand.source, operand.shape))
+            self._constant_slots[key] = self._new_slot(self._store.tensor(operand.source, operand.shape, operand.kept))
         return self._constant_slots[key]
 
     def _step(self, index: int, node: Node) -> Step:
@@ -136,11 +136,12 @@ class Steps:
         """The kernel and its slots; with streamed weights, large constants are read for the call and then dropped."""
         streamed: list[tuple[int, Constant, tuple[int, ...]]] = []
         kept: list[Operand] = []
-        for place, (source, shape) in enumerate(kernel.operands):
+        for place, operand in enumerate(kernel.operands):
+            source = operand.source
             if self._streams and not isinstance(source, str) and source.is_large:
-                streamed.append((place, source, shape))
+                streamed.append((place, source, operand.shape))
             else:
-                kept.append(Operand(source, shape))
+                kept.append(operand)
         slots = tuple(self._slot(operand) for operand in kept)
         if not streamed:
             return kernel.run, slots

@@ -1,6 +1,6 @@
 """A bundle's functions by name, whatever runs them: one for everyone who calls a package."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -10,7 +10,6 @@ from coreai_recipes.running.coreml import CoreMLProgram, check_coreml, why_no_co
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coreai_recipes.evaluate.precision import Precision
     from coreai_recipes.manifest.schema import Manifest
     from coreai_recipes.running.tables import Tables
 
@@ -130,21 +129,13 @@ def as_ours(engine: Engine, host: str | None, context: int, vocab_size: int) -> 
     return OwnCalls(engine, context, vocab_size)
 
 
-def open_engine(
-    package: Path,
-    runtime: str,
-    compute_units: str = "cpu_and_ne",
-    *,
-    precision: "Precision" = "float32",
-    stream_weights: bool = False,
-    without: Sequence[str] = (),
-) -> Engine:
-    """One package. On Core ML the precision is the hardware's; what else is behind the units is the evaluator's."""
+def open_engine(package: Path, runtime: str, compute_units: str = "cpu_and_ne") -> Engine:
+    """One package: by Core ML on `compute_units`, or by the evaluator in float32."""
     if runtime == "coreml":
         return CoreMLProgram(package, compute_units)
     from coreai_recipes.evaluate import Program
 
-    return Program(package, precision, stream_weights, without)
+    return Program(package)
 
 
 def choose_runtime(name: str) -> Literal["evaluator", "coreml"]:

@@ -17,7 +17,7 @@ from coreai_recipes.decoder.filling import Weight, bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder, build_decoder
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.reference import Reference
-from coreai_recipes.verification.ties import following, noting
+from coreai_recipes.verification.ties import following, has_routers, noting
 
 TOKENS = 64
 TIE_GAP = 1e-4
@@ -60,7 +60,7 @@ def compare_greedy(
     with torch.inference_mode():
         reference = Reference(recipe, checkpoint)
         model, decoder = reference.fill_all(), fill_whole(recipe, checkpoint, longest)
-        with noting(reference.layers) as choices:
+        with noting(reference.layers, has_routers(decoder)) as choices:
             texts = generate(model, prompts, steps)
         by_layer = choices()
         for index, (prompt, (tokens, logits)) in enumerate(zip(prompts, texts, strict=True)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from coreai_recipes.decoder.model import build_decoder, table_file
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.chain import chained, functions_of
-from coreai_recipes.running.program import SavedProgram, as_ours, open_engine
+from coreai_recipes.running.program import Engine, SavedProgram, as_ours, open_engine
 from coreai_recipes.running.tables import Table, Tables
 from coreai_recipes.storage.chunks import carried_of_packages
 from coreai_recipes.storage.compression import Compression
@@ -27,22 +27,23 @@ def open_program(subject: Subject, precision: "Precision", without: Sequence[str
     """
     if subject.package is None:
         raise ValueError("this stage needs a package")
-    engines = [
-        open_engine(
-            package,
-            subject.runtime,
-            subject.recipe.export.compute_units,
-            precision=precision,
-            stream_weights=not subject.fits_in_memory,
-            without=without,
-        )
-        for package in subject.packages
-    ]
+    engines = [_open_engine(subject, package, precision, without) for package in subject.packages]
     engine = engines[0] if len(engines) == 1 else chained(engines, [functions_of(each) for each in subject.packages])
     model, export = subject.recipe.model, subject.recipe.export
     engine = as_ours(engine, export.host, export.context, model.vocab_size)
     carried = {name: spec.shape for name, spec in carried_of_packages(subject.recipe).items()}
     return SavedProgram(engine, Tables(tables_beside(subject.recipe, subject.package)), carried)
+
+
+def _open_engine(subject: Subject, package: Path, precision: "Precision", without: Sequence[str]) -> Engine:
+    """One package; all precisions of the evaluator share what was read of it."""
+    if subject.runtime == "coreml":
+        return open_engine(package, subject.runtime, subject.recipe.export.compute_units)
+    from coreai_recipes.evaluate import Program
+
+    if package not in subject.evaluated:
+        subject.evaluated[package] = Program(package, stream_weights=not subject.fits_in_memory)
+    return subject.evaluated[package].at(precision, without)
 
 
 def tables_beside(recipe: Recipe, package: Path) -> dict[str, Table]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coreai_recipes.decoder.filling import Weight
+    from coreai_recipes.evaluate import Program
     from coreai_recipes.verification.exchange import Exchange
     from coreai_recipes.verification.scale import Peaks
 
@@ -98,6 +99,11 @@ class Subject:
         from coreai_recipes.storage.chunks import packages_of
 
         return () if self.package is None else packages_of(self.recipe, self.package)
+
+    @cached_property
+    def evaluated(self) -> "dict[Path, Program]":
+        """The packages that the evaluator has opened."""
+        return {}
 
     @cached_property
     def stored_weights(self) -> "Mapping[str, Weight]":

@@ -126,8 +126,14 @@ def _within(scores: Tensor, some: Tensor, within: float) -> float | None:
 
 
 @contextmanager
-def noting(layers: nn.ModuleList) -> Iterator[Callable[[], list[ExpertChoice | None]]]:
-    """While transformers runs: gives, when asked, what each of its layers chose in all calls, row below row."""
+def noting(layers: nn.ModuleList, chooses: bool = True) -> Iterator[Callable[[], list[ExpertChoice | None]]]:
+    """While transformers runs: gives, when asked, what each of its layers chose in all calls, row below row.
+
+    Nobody would follow a choice where none of ours `chooses`, and to look at every operation takes time.
+    """
+    if not chooses:
+        yield lambda: [None] * len(layers)
+        return
     noted: list[list[ExpertChoice]] = [[] for _ in layers]
     top_k = TopK()
 
@@ -211,10 +217,19 @@ def _judged(router: Any, x: Tensor, chosen: Tensor) -> ExpertChoice:
     return ExpertChoice(scores, chosen, sums, sums.topk(router.spec.top_groups, 1)[1])
 
 
+def has_routers(module: nn.Module) -> bool:
+    """Whether a module of ours chooses experts anywhere."""
+    return bool(_routers(module))
+
+
+def _routers(module: nn.Module) -> list[Router | ScoreRouter]:
+    return [inside for inside in module.modules() if isinstance(inside, Router | ScoreRouter)]
+
+
 @contextmanager
 def _overruling(layer: nn.Module, ties_of: Callable[[Any, Tensor, Tensor], list[tuple[Tie, Tensor]]]) -> Iterator[None]:
     """Our layer with other experts where `ties_of` (router, x, the experts chosen (S, top)) says which."""
-    routers = [module for module in layer.modules() if isinstance(module, Router | ScoreRouter)]
+    routers = _routers(layer)
 
     def overrule(router: Any, given: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         chosen = output[1][0, :, 0].T.clone()  # (S, top)

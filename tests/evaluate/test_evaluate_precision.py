@@ -112,6 +112,31 @@ def test_strict_rounds_a_matrix_product_every_64_channels(tmp_path: Path) -> Non
     assert not torch.equal(expected, exact.half().float())
 
 
+def test_a_product_of_halves_with_a_vector_is_summed_in_float32(tmp_path: Path) -> None:
+    weight = np.full((3, 1536, 1, 1), 1 + 2**-10, np.float16)
+    prepared = functions(tmp_path, lambda x: mb.conv(x=x, weight=weight), {"x": ("float16", (1, 1536, 1, 1))})
+    x = torch.ones(1, 1536, 1, 1)
+    assert result(prepared["float32"], x).unique().item() == 1537.5
+    assert result(prepared["rounded"], x).unique().item() == 1538  # a sum in float16 would go by halves from 2 on
+
+
+def test_strict_rounds_every_64_channels_also_where_they_are_no_whole_blocks(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, x = (torch.randn(shape, generator=generator).half() for shape in ((5, 200), (200,)))
+    expected, total = torch.zeros(5).half(), torch.zeros(1).half()
+    for first in range(0, 200, 64):
+        part = weight[:, first : first + 64].float() @ x[first : first + 64].float()
+        expected, total = expected + part.half(), total + x[first : first + 64].float().sum().half()
+    prepared = functions(
+        tmp_path,
+        lambda x: [mb.conv(x=x, weight=weight.numpy()[..., None, None]), mb.reduce_sum(x=x, axes=[1])],
+        {"x": ("float16", (1, 200, 1, 1))},
+    )
+    product, summed = prepared["strict"]({"x": x.float().view(1, 200, 1, 1)}).values()
+    assert torch.equal(product.flatten(), expected.float())
+    assert torch.equal(summed.flatten(), total.float())
+
+
 def test_a_sum_that_float16_cannot_hold_overflows_in_strict_though_its_mean_would_fit(tmp_path: Path) -> None:
     prepared = functions(tmp_path, lambda x: mb.reduce_mean(x=x, axes=[-1], name="mean"))
     x = torch.full((1, 256), 1000.0)

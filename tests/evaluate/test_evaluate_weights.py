@@ -13,7 +13,7 @@ from coremltools.converters.mil.mil.ops.defs.iOS16 import constexpr_ops as ios16
 from coremltools.converters.mil.mil.ops.defs.iOS18 import compression as ios18
 from mil_programs import share_equal_blobs, write_package, write_two_functions
 
-from coreai_recipes.evaluate import Program
+from coreai_recipes.evaluate import EvaluationError, Program
 from coreai_recipes.evaluate.decompress import DECOMPRESSIONS
 
 generator = np.random.default_rng(0)
@@ -268,6 +268,27 @@ def test_streamed_weights_give_the_same_and_are_not_kept(tmp_path: Path) -> None
             assert torch.equal(ours, theirs)
         assert sum(tensor.numel() for tensor in kept._store._kept.values()) >= 3 * 256 * 256
         assert sum(tensor.numel() for tensor in streamed._store._kept.values()) == 0
+
+
+def test_all_precisions_share_what_was_read_and_answer_as_if_each_had_read_it(tmp_path: Path) -> None:
+    weight = halves(256, 256, 1, 1) * np.float16(0.1)
+    path = write_package(
+        tmp_path / "shared.mlpackage", lambda x: mb.conv(x=x, weight=weight), {"x": ("float16", (1, 256, 1, 1))}
+    )
+    program, x = Program(path), {"x": torch.randn(1, 256, 1, 1, generator=torch.Generator().manual_seed(0))}
+    program.function()
+    for precision in ("rounded", "engine", "strict"):
+        programs = program.at(precision), Program(path, precision)  # type: ignore[arg-type]
+        (shared,), (alone,) = (each.function()(x).values() for each in programs)
+        assert torch.equal(shared, alone)
+    # as float32, as stored for both whose sums are float32, and in blocks
+    assert [tensor.dtype for tensor in program._store._kept.values() if tensor.numel() == 256 * 256] == [
+        torch.float32,
+        torch.float16,
+        torch.float16,
+    ]
+    with pytest.raises(EvaluationError, match="there is no habit 'x'"):
+        program.at("engine", ["x"])
 
 
 @pytest.mark.parametrize("precision", ["float32", "strict"])

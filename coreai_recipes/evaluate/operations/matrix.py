@@ -183,12 +183,15 @@ def _pointwise_conv(call: Call, weight: Operand, bias: list[Operand]) -> Kernel:
     shape, result = call.shape("x"), call.result_shape
     operands = [call.operand("x"), Operand(weight.source, (outputs, channels)), *bias]
     blocks = _row_blocks(call, weight)
+    is_vector = all(size == 1 for size in (shape[0], *shape[2:]))
+    if is_vector and not bias and _is_kept(call, weight):
+        times_vector = call.arithmetic.times_vector
+        matrix = Operand(weight.source, (outputs, channels), call.arithmetic.kept)
+        return Kernel(lambda x, matrix: times_vector(matrix, x.reshape(channels)).view(result), [operands[0], matrix])
     if blocks is None and not isinstance(weight.source, str) and not isinstance(call.arithmetic, Float16Arithmetic):
-        if all(size == 1 for size in (shape[0], *shape[2:])):
-            if bias:
-                return Kernel(
-                    lambda x, weight, bias: torch.addmv(bias, weight, x.reshape(channels)).view(result), operands
-                )
+        if is_vector and bias:
+            return Kernel(lambda x, weight, bias: torch.addmv(bias, weight, x.reshape(channels)).view(result), operands)
+        if is_vector:
             return Kernel(lambda x, weight: torch.mv(weight, x.reshape(channels)).view(result), operands)
         if shape[0] == 1 and not bias and -1 not in result:
             return Kernel(lambda x, weight: torch.mm(weight, x.reshape(channels, -1)).view(result), operands)
@@ -212,6 +215,14 @@ def _pointwise_conv(call: Call, weight: Operand, bias: list[Operand]) -> Kernel:
     return Kernel(
         lambda x, weight, bias=None: finish(x, multiply(x, weight.reshape(outputs, channels)), bias), operands
     )
+
+
+def _is_kept(call: Call, weight: Operand) -> bool:
+    """Whether a weight can stay in memory as the arithmetic wants it for a vector."""
+    source = weight.source
+    if isinstance(source, str) or (call.streams and source.is_large):
+        return False
+    return call.arithmetic.kept == "carried" or source.element_type == "float16"
 
 
 def _einsum_flops(node: Node, sizes: Sizes) -> int:

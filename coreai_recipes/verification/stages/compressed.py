@@ -37,6 +37,7 @@ def run(subject: Subject) -> StageResult:
     stored, beside = stored_parameters(stacks), raw_tables(stacks)
     if subject.package is None and stored.calibrates:
         return skip(NAME, "weights that are fitted to a text are in a package alone")
+    subject.evaluated.clear()  # the model comes into memory
     weights = _weights(subject)
     windows, text = _windows(subject)
     loss = _measure(subject, weights, windows)
