@@ -6,7 +6,7 @@ at the position of the last token, which stays the same for a whole round (trans
 SinglePositionMultiTokenCandidateGenerator).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -102,14 +102,14 @@ class Draft(StackModule):
         joined = torch.cat((embedded, hidden.transpose(1, 2).unsqueeze(2)), 1)
         return cast(Tensor, self.pre_projection(joined))
 
-    def finish(self, x: Tensor, in_pieces: bool = False) -> tuple[Tensor, Tensor]:
-        """Logits (1, 1, V), or in pieces (1, n, m), and the next hidden state (1, 1, C) of what comes out of the last
-        layer."""
+    def finish(self, x: Tensor, counts: Sequence[int] = (), tables: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """Logits (1, 1, V), or with `counts` in pieces (1, n, m), and the next hidden state (1, 1, C) of what comes out
+        of the last layer. `counts` and `tables` are the products' of the head (`Head.in_pieces`)."""
         x, pieces = self.norm(x), Pieces(self.spec.vocab_size)
         hidden = self.post_projection(x).squeeze(2).transpose(1, 2)
         if self.clusters is None:
-            return self.head.in_pieces(x, pieces.count) if in_pieces else self.head(x), hidden  # type: ignore[operator]
-        shape = (pieces.count, pieces.columns) if in_pieces else (1, self.spec.vocab_size)
+            return self.head.in_pieces(x, counts, tables) if counts else self.head(x), hidden  # type: ignore[operator]
+        shape = (pieces.count, pieces.columns) if counts else (1, self.spec.vocab_size)
         return self.clusters(x, self.head.weight, shape), hidden
 
     def forward(

@@ -87,15 +87,18 @@ class Traffic:
         return self._blobs.setdefault(part.key, _Blob(stored_bytes(TensorType(part.element_type, part.shape)), {}))
 
     def _pick(self, node: Node, memory: Constant) -> None:
-        """Some of a constant. Of a compressed one, rows of the first axis are made of the same rows of its parts."""
+        """Some of a constant. Of a compressed one, rows of the first axis are made of the same rows of its parts, or of
+        the groups that they are in."""
         shape = self._sizes.operand(node, "x").shape
         given, taken = math.prod(shape), elements(self._sizes.result(node))
         places = tuple((key, *map(self._identity, node.operands.get(key, ()))) for key in ("indices", "begin", "end"))
         are_rows = node.type == "gather" and self._sizes.parameter(node, "axis") == 0 and shape[:1] == memory.shape[:1]
         for part in _stored_parts(memory):
             blob = self._blob(part)
-            if part is memory or (are_rows and part.shape[:1] == memory.shape[:1]):
+            if part is memory:
                 blob.picked[node.type, places] = -(-blob.size * taken // given)
+            elif are_rows and part.shape and part.shape[0] and shape[0] % part.shape[0] == 0:
+                blob.picked[node.type, places] = -(-blob.size * taken * shape[0] // (given * part.shape[0]))
             else:
                 blob.whole = True
 

@@ -62,7 +62,7 @@ def _example(fragment: Fragment) -> tuple[Tensor, ...]:
     """Inputs to trace with. A zero-stride view stands for each weight, so that none takes memory."""
 
     def value(name: str, port: Port) -> Tensor:
-        shape = (fragment.traced_rows, *port.shape[1:]) if name in fragment.tables else port.shape
+        shape = (fragment.tables[name], *port.shape[1:]) if name in fragment.tables else port.shape
         if port.dtype == INTEGER:
             return torch.full(shape, 0 if name in ("slot", "place") else 1, dtype=torch.int32)
         return torch.zeros(()).expand(shape)
@@ -97,6 +97,7 @@ def _source_digest(fragments: Iterable[Fragment], converter: str) -> str:
         root / "export/fragments.py",
         root / "export/draft_fragments.py",
         root / "storage/parameters.py",
+        root / "storage/row_blocks.py",
     }
     others = set().union(*(source_files(fragment.module) for fragment in fragments))
     return fingerprint(converter, code_digest(sorted(own | others), "torch"), platform.python_version())

@@ -13,8 +13,10 @@ from coreai_recipes.decoder.states import StateSpec
 from coreai_recipes.export.fragments import (
     FLOAT,
     INTEGER,
+    TRACED_ROWS,
     WEIGHT_PREFIX,
     Fragment,
+    HeadProducts,
     Port,
     embedding_ports,
     fragment_of_layer,
@@ -54,7 +56,9 @@ def draft_start_fragment(draft: Draft, target: StackModule) -> Fragment:
     inputs |= ports_of(draft, projection, draft.of.prefix)
     outputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
     piece = _DraftStartPiece(draft, embedding, list(inputs))
-    return Fragment("draft_start", piece, inputs, outputs, {**tables, **projection}, tables=tuple(tables))
+    return Fragment(
+        "draft_start", piece, inputs, outputs, {**tables, **projection}, tables=dict.fromkeys(tables, TRACED_ROWS)
+    )
 
 
 def draft_layer_fragment(draft: Draft, kind: str, state: StateSpec) -> Fragment:
@@ -74,18 +78,24 @@ def draft_head_fragment(draft: Draft) -> Fragment:
     )
     if draft.clusters is not None:
         parameters |= weights_of(draft.clusters.centroids, f"{prefix}clusters.centroids.")
-    table = WEIGHT_PREFIX + "draft_head_weight"
-    parameters[table] = f"{prefix}head.weight"
     inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1)), **ports_of(draft, parameters, prefix)}
-    inputs[table] = Port(FLOAT, stored_shape(draft, "head.weight"))
-    if draft.clusters is not None:
+    counts: tuple[int, ...] = (pieces.count,)
+    if draft.clusters is None:
+        products = HeadProducts.of(draft, f"{prefix}head.weight", (draft.spec.hidden_size, 1, 1))
+        counts, tables, of_head = products.counts, products.tables, products.parameters
+        inputs |= products.inputs
+    else:
+        of_head = {WEIGHT_PREFIX + "draft_head_weight": f"{prefix}head.weight"}
+        inputs |= {table: Port(FLOAT, stored_shape(draft, "head.weight")) for table in of_head}
+        tables = dict.fromkeys(of_head, TRACED_ROWS * pieces.count)
+        parameters |= of_head
         inputs["ordering"] = Port(INTEGER, tuple(draft.clusters.ordering.shape))
     outputs = {
         "logits": Port(FLOAT, pieces.shape(1)),
         "hidden": Port(FLOAT, (1, 1, draft.recipe.model.hidden_size)),
     }
-    piece, traced = _DraftHeadPiece(draft, parameters), Fragment.traced_rows * pieces.count
-    return Fragment("draft_head", piece, inputs, outputs, parameters, tables=(table,), traced_rows=traced)
+    piece = _DraftHeadPiece(draft, parameters, counts)
+    return Fragment("draft_head", piece, inputs, outputs, parameters | of_head, tables=tables)
 
 
 def joining_fragment(steps: int) -> Fragment:
@@ -134,12 +144,15 @@ class _JoiningPiece(Piece):
 
 
 class _DraftHeadPiece(Piece):
-    def __init__(self, draft: Draft, parameters: dict[str, str]) -> None:
+    def __init__(self, draft: Draft, parameters: dict[str, str], counts: tuple[int, ...]) -> None:
         super().__init__(draft)
-        self.parameter_names = [name.removeprefix(draft.of.prefix) for name in parameters.values()]
+        self.parameter_names, self.counts = [name.removeprefix(draft.of.prefix) for name in parameters.values()], counts
 
     def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
-        draft = cast(Draft, self.piece[0])
-        names = self.parameter_names if draft.clusters is None else [*self.parameter_names, "clusters.ordering"]
+        draft, count = cast(Draft, self.piece[0]), len(self.parameter_names)
+        if draft.clusters is None:
+            with parameters_as(draft, dict(zip(self.parameter_names, given[:count], strict=True))):
+                return draft.finish(x, self.counts, given[count:])
+        names = [*self.parameter_names, "clusters.ordering"]
         with parameters_as(draft, dict(zip(names, given, strict=True))):
-            return draft.finish(x, in_pieces=True)
+            return draft.finish(x, self.counts)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from coreai_recipes.decoder.front import CallShape, Front
 from coreai_recipes.decoder.model import EMBEDDED, PER_LAYER_ROWS, Decoder
+from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.states import CarriedSpec, StateSpec
 from coreai_recipes.export.pieces import Piece, describe
 from coreai_recipes.hosts.logits import Pieces
@@ -25,10 +26,11 @@ from coreai_recipes.primitives.layer_inputs import ROTATING, WHOLE_NUMBERS, Laye
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.chunks import Chunk
-from coreai_recipes.storage.parameters import EMBEDDING, stored_shape
+from coreai_recipes.storage.parameters import EMBEDDING, head_blocks, head_pieces, stored_shape
 
 FLOAT, INTEGER = "float16", "int32"
 WEIGHT_PREFIX = "weight_"
+TRACED_ROWS = 8  # of a table
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,7 @@ class Fragment:
         parameters: inputs that are weights, and the parameter each stands for, within the piece.
         states: the names of the module's buffers that are states.
         float32_outputs: what must be computed in float32 up to the output itself.
-        tables: inputs that are vocabulary-sized, traced with a few rows instead.
-        traced_rows: how many.
+        tables: inputs that are vocabulary-sized, and with how few rows each is traced instead.
     """
 
     name: str
@@ -58,8 +59,7 @@ class Fragment:
     parameters: dict[str, str]
     states: dict[str, Port] = field(default_factory=dict)
     float32_outputs: tuple[str, ...] = ()
-    tables: tuple[str, ...] = ()
-    traced_rows: int = 8
+    tables: Mapping[str, int] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """Everything but the source code that the converted piece depends on."""
@@ -68,7 +68,7 @@ class Fragment:
             "inputs": {name: [port.dtype, *port.shape] for name, port in self.inputs.items()},
             "outputs": {name: [port.dtype, *port.shape] for name, port in self.outputs.items()},
             "float32_outputs": list(self.float32_outputs),
-            "tables": list(self.tables),
+            "tables": dict(self.tables),
             "states": {name: list(port.shape) for name, port in self.states.items()},
             "module": describe(self.module),
         }
@@ -78,7 +78,7 @@ def front_fragment(decoder: Decoder, call: CallShape, chunk: Chunk) -> Fragment:
     """What a package computes before its layers. input_ids or their rows of the table, position (and count, and rows
     of the per-layer table) -> x, where it has the embedding, and what its kinds' layers are given."""
     front, model, tokens = decoder.front, decoder.recipe.model, call.tokens
-    inputs, outputs, parameters, tables = dict[str, Port](), dict[str, Port](), dict[str, str](), tuple[str, ...]()
+    inputs, outputs, parameters, tables = dict[str, Port](), dict[str, Port](), dict[str, str](), dict[str, int]()
     looked_up = embedding_ports(decoder.recipe, tokens)
     if chunk.embeds:
         inputs |= looked_up
@@ -88,8 +88,8 @@ def front_fragment(decoder: Decoder, call: CallShape, chunk: Chunk) -> Fragment:
     if chunk.embeds:
         outputs["x"] = Port(FLOAT, (model.streams, model.hidden_size, 1, tokens))
         if "input_ids" in looked_up:
-            tables = (WEIGHT_PREFIX + "embedding",)
-            parameters[tables[0]] = EMBEDDING
+            tables[WEIGHT_PREFIX + "embedding"] = TRACED_ROWS
+            parameters[WEIGHT_PREFIX + "embedding"] = EMBEDDING
         parameters |= weights_of_children(decoder.embedding, "embedding.")
     if chunk.embeds and front.per_layer is not None:
         L, P = front.per_layer.layers, front.per_layer.size
@@ -250,25 +250,50 @@ def pick_fragment(name: str, shape: tuple[int, int, int, int]) -> Fragment:
 def head_fragment(decoder: Decoder, call: CallShape) -> Fragment:
     """x -> logits in pieces, and what a draft needs of them: the last hidden state behind its norm, `hidden`."""
     model, queries = decoder.recipe.model, call.answered
-    pieces = Pieces(model.vocab_size)
     own = [f"norm.{name}" for name, _ in decoder.norm.named_parameters()]
-    own += [f"head.{name}" for name, _ in decoder.head.named_parameters() if name != "weight"]
+    own += [f"head.{name}" for name, _ in decoder.head.named_parameters() if name not in ("weight", "bias")]
     parameters = {WEIGHT_PREFIX + name.replace(".", "_"): name for name in own}
     inputs = {"x": Port(FLOAT, (model.streams, model.hidden_size, 1, queries))}
     inputs |= {alias: Port(FLOAT, stored_shape(decoder, name)) for alias, name in parameters.items()}
-    table = WEIGHT_PREFIX + "head"
     width = model.embedding.width or model.hidden_size
-    inputs[table] = Port(FLOAT, (pieces.rows, width, 1, 1))
+    products = HeadProducts.of(decoder, EMBEDDING if model.head.tied else "head.weight", (width, 1, 1))
+    biases = HeadProducts.of(decoder, "head.bias", ()) if model.head.bias else None
     drafts = decoder.recipe.draft is not None
-    piece = _HeadPiece(decoder.norm, decoder.head, list(parameters.values()), pieces.count, drafts)
-    parameters[table] = "embedding.weight" if model.head.tied else "head.weight"
-    outputs = {"logits": Port(FLOAT, pieces.shape(queries))}
+    piece = _HeadPiece(decoder.norm, decoder.head, list(parameters.values()), products.counts, drafts)
+    outputs = {"logits": Port(FLOAT, Pieces(model.vocab_size).shape(queries))}
     if drafts:
         outputs["hidden"] = Port(FLOAT, (1, queries, model.hidden_size))
-    tables = tuple(alias for alias, name in parameters.items() if alias == table or name == "head.bias")
-    # a few rows of each piece, or they could not be told apart
-    traced = Fragment.traced_rows * pieces.count
-    return Fragment(f"head_{queries}", piece, inputs, outputs, parameters, tables=tables, traced_rows=traced)
+    tables = dict[str, int]()
+    for each in (products, biases):
+        if each is not None:
+            inputs, parameters, tables = inputs | each.inputs, parameters | each.parameters, tables | each.tables
+    return Fragment(f"head_{queries}", piece, inputs, outputs, parameters, tables=tables)
+
+
+@dataclass(frozen=True)
+class HeadProducts:
+    """What the products of a head take of one of its parameters: `counts` of pieces of the logits each makes, and by
+    the names of their inputs, ports, parameters and how many rows are traced."""
+
+    counts: tuple[int, ...]
+    inputs: dict[str, Port]
+    parameters: dict[str, str]
+    tables: dict[str, int]
+
+    @classmethod
+    def of(cls, stack: StackModule, parameter: str, row: tuple[int, ...]) -> "HeadProducts":
+        """Of `parameter` by its name in a package, whose rows have the shape `row`."""
+        counts, pieces = head_pieces(stack), Pieces(stack.of.layers.vocab_size)
+        blocks = [block.name for block in head_blocks(stack, parameter)] or [parameter]
+        alias = WEIGHT_PREFIX + parameter.removeprefix(stack.of.prefix).replace(EMBEDDING, "head").replace(".", "_")
+        names = [alias] if len(blocks) == 1 else [f"{alias}_{number}" for number in range(len(blocks))]
+        return cls(
+            counts,
+            {n: Port(FLOAT, (count * pieces.columns, *row)) for n, count in zip(names, counts, strict=True)},
+            dict(zip(names, blocks, strict=True)),
+            # a few rows of each piece, or they could not be told apart
+            {n: TRACED_ROWS * count for n, count in zip(names, counts, strict=True)},
+        )
 
 
 def choice_fragment(queries: int, vocab_size: int) -> Fragment:
@@ -405,19 +430,21 @@ class _ChoicePiece(Piece):
 
 class _HeadPiece(Piece):
     def __init__(
-        self, norm: nn.Module, head: nn.Module, parameters: list[str], pieces: int, gives_hidden: bool
+        self, norm: nn.Module, head: nn.Module, parameters: list[str], counts: tuple[int, ...], gives_hidden: bool
     ) -> None:
         super().__init__(norm, head)
-        self.parameter_names, self.pieces, self.gives_hidden = parameters, pieces, gives_hidden
+        self.parameter_names, self.counts, self.gives_hidden = parameters, counts, gives_hidden
 
     def forward(self, x: Tensor, *weights: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         norm, head = self.piece
-        named = dict(zip(self.parameter_names, weights[:-1], strict=True))
+        count = len(self.parameter_names)
+        named, blocks = dict(zip(self.parameter_names, weights[:count], strict=True)), weights[count:]
         of_norm, of_head = (
             {name.removeprefix(part): tensor for name, tensor in named.items() if name.startswith(part)}
             for part in ("norm.", "head.")
         )
+        products = len(self.counts)
         with parameters_as(norm, of_norm), parameters_as(head, of_head):
             normed = norm(x)
-            logits: Tensor = head.in_pieces(normed, self.pieces, weights[-1])  # type: ignore[operator]
+            logits: Tensor = head.in_pieces(normed, self.counts, blocks[:products], blocks[products:])  # type: ignore[operator]
         return (logits, normed.squeeze(2).transpose(1, 2)) if self.gives_hidden else logits

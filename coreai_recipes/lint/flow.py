@@ -13,6 +13,9 @@ MOVES = VIEWS | {
     "slice_by_size", "slice_update", "split", "stack", "tile", "coreml_update_state",
 }  # fmt: skip
 PRODUCTS = frozenset({"conv", "conv_transpose", "linear", "matmul", "einsum"})
+ELEMENTWISE = frozenset({
+    "add", "clip", "gelu", "mul", "real_div", "relu", "sigmoid", "sigmoid_hard", "silu", "softplus", "sub", "tanh",
+})  # fmt: skip
 PLACES = frozenset({
     "begin", "end", "stride", "size", "indices", "shape", "begin_mask", "end_mask", "reps", "axes", "axis",
 })  # fmt: skip
@@ -63,6 +66,18 @@ class Flow:
     def is_in_layer(self, operation: Operation) -> bool:
         """Not in front. A program without products has no layers to stand before, and is one itself."""
         return not self.has_products or operation not in self.front
+
+    @cached_property
+    def of_products(self) -> frozenset[Value]:
+        """What convolutions give, and what elementwise operations make of nothing else: it has the channels of the
+        one, and lies as it does."""
+        found: set[Value] = set()
+        for operation in self.function.operations:
+            computed = [value for value in operation.values() if not value.constant]
+            is_product = operation.type in ("conv", "linear")
+            if is_product or (operation.type in ELEMENTWISE and computed and found.issuperset(computed)):
+                found.update(operation.results)
+        return frozenset(found)
 
     @cached_property
     def islands(self) -> frozenset[Value]:

@@ -23,7 +23,7 @@ from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.storage.chunks import chunks_of
 from coreai_recipes.storage.compression import Compression
-from coreai_recipes.storage.parameters import stored_parameters
+from coreai_recipes.storage.parameters import head_pieces, stored_parameters
 
 WEIGHTS = "weight.bin"
 STEP = re.compile(r"^step_\d+\.")
@@ -98,9 +98,7 @@ class _Outline:
             keys_last = recipe.export.keys_last and asked == 1
             x = self._layer(f"layers.{index}", layer, x, asked, rows, keys_last)
         table = "embedding.weight" if recipe.model.head.tied else "head.weight"
-        rows = Pieces(recipe.model.vocab_size).rows
-        head = self._weight(table, (rows, recipe.model.hidden_size, 1, 1))
-        logits = self._give("conv", "head", "float16", (1, rows, 1, call.answered), x=x, weight=head)
+        logits = self._products("head", decoder, table, x, call.answered)
         return self._choose("chosen", logits, call.answered) if gives_ids else logits
 
     def _draw_draft(self, draft: Draft, gives_ids: bool) -> Value:
@@ -126,8 +124,7 @@ class _Outline:
         """Of every token, or of those in the clusters that are looked into: rows of the head by what a call chooses."""
         rows, width = Pieces(draft.spec.vocab_size).rows, draft.spec.hidden_size
         if draft.clusters is None:
-            head = self._weight(f"{draft.of.prefix}head.weight", (rows, width, 1, 1))
-            return self._give("conv", f"{at}{draft.of.prefix}head", "float16", (1, rows, 1, 1), x=x, weight=head)
+            return self._products(f"{at}{draft.of.prefix}head", draft, f"{draft.of.prefix}head.weight", x, 1)
         count, each = draft.clusters.ordering.shape
         scores = self._conv(f"{at}{draft.of.prefix}clusters.centroids", draft.clusters.centroids, x)
         nearest = self._give("topk", f"{at}nearest", "uint16", (1, draft.clusters.top), x=scores)
@@ -143,6 +140,20 @@ class _Outline:
         found = self._give("gather", f"{at}{draft.of.prefix}head", "float16", taken, x=head, indices=tokens)
         own = self._give("matmul", f"{at}own_logits", "float16", (taken[0], 1), x=found, y=x)
         return self._give("scatter", f"{at}logits", "float16", (rows,), updates=own, indices=tokens)
+
+    def _products(self, name: str, stack: StackModule, table: str, x: Value, tokens: int) -> Value:
+        """Of a head: each with some rows of its matrix, and all of them joined as pieces of the logits."""
+        pieces, counts = Pieces(stack.of.layers.vocab_size), head_pieces(stack)
+        found = dict[str, Value]()
+        for number, count in enumerate(counts):
+            at, rows = f"{name}.{number}" if len(counts) > 1 else name, count * pieces.columns
+            weight = self._weight(f"{table}[{number}]" if len(counts) > 1 else table, (rows, x.shape[1], 1, 1))
+            product = self._give("conv", at, "float16", (1, rows, 1, tokens), x=x, weight=weight)
+            if len(counts) == 1:
+                return product
+            shape = (1, *((tokens,) if tokens > 1 else ()), count, pieces.columns)
+            found[at] = self._give("reshape", f"{at}.pieces", "float16", shape, x=product)
+        return self._give("concat", f"{name}.joined", "float16", pieces.shape(tokens), **found)
 
     def _declare(self, inputs: Ports) -> None:
         self.function.inputs = [Value(name, dtype, shape) for name, (dtype, shape) in inputs.items()]
@@ -211,7 +222,7 @@ class _Outline:
         return self.weights[name, shape]
 
     def _store(self, name: str, shape: Shape) -> Value:
-        storage = self.compression.storage(name, shape)
+        storage = self.compression.storage(name.partition("[")[0], shape)
         if storage.operation is None:
             return Value(name, "float16", shape, constant=True, blob=(name, 0))
         parts = {

@@ -1,5 +1,7 @@
 """From the last hidden state to logits."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,23 +42,32 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """`table` and `bias` stand in for the head's own: those of the rows of a block, or the embedding's."""
-        return self._capped(self._product(x, table, bias).squeeze(2).transpose(1, 2))
-
-    def in_pieces(self, x: Tensor, pieces: int, table: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Logits (1, n, m) of x (1, C, 1, 1) or (1, S, n, m) of x (1, C, 1, S), the rows of `table` being n x m."""
-        product, S = self._product(x, table, bias), x.shape[3]  # (1, n * m, 1, S)
-        if S == 1:
-            return self._capped(product.view(1, pieces, -1))
-        return self._capped(product.view(1, pieces, -1, S).permute(0, 3, 1, 2))  # (1, S, n, m)
-
-    def _product(self, x: Tensor, table: Tensor | None, bias: Tensor | None) -> Tensor:
-        weight = self.weight if table is None else table
+        weight, bias = self.weight if table is None else table, self.bias if bias is None else bias
         if weight is None:
             raise ValueError("a tied head needs the embedding's table")
-        if self.projection is not None:
-            x = self.projection(x)
-        bias = self.bias if bias is None else bias
-        return F.conv2d(scaled(x, self.scale), weight, bias)
+        return self._capped(F.conv2d(self._given(x), weight, bias).squeeze(2).transpose(1, 2))
+
+    def in_pieces(
+        self, x: Tensor, counts: Sequence[int], tables: Sequence[Tensor], biases: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Logits (1, n, m) of x (1, C, 1, 1) or (1, S, n, m) of x (1, C, 1, S).
+
+        There is a product for each of `counts`, of which the rows of its table, count x m, are as many pieces of the
+        logits; with a bias, that has biases of its own.
+        """
+        x, S = self._given(x), x.shape[3]
+        parts = []
+        for number, (count, table) in enumerate(zip(counts, tables, strict=True)):
+            product = F.conv2d(x, table, biases[number] if biases else None)  # (1, count * m, 1, S)
+            if S == 1:
+                parts.append(product.view(1, count, -1))
+            else:
+                parts.append(product.view(1, count, -1, S).permute(0, 3, 1, 2))  # (1, S, count, m)
+        return self._capped(parts[0] if len(parts) == 1 else torch.cat(parts, -2))
+
+    def _given(self, x: Tensor) -> Tensor:
+        """What its matrix is multiplied with."""
+        return scaled(x if self.projection is None else self.projection(x), self.scale)
 
     def _capped(self, logits: Tensor) -> Tensor:
         if self.softcap is None:

@@ -31,7 +31,7 @@ from coreai_recipes.storage.base import RECORD_BYTES, align
 from coreai_recipes.storage.compression import Parameters
 from coreai_recipes.storage.layout import FILE, WeightLayout
 from coreai_recipes.storage.packed import PackedParts
-from coreai_recipes.storage.parameters import EMBEDDING, stored_parameters
+from coreai_recipes.storage.parameters import EMBEDDING, head_blocks, stored_parameters
 
 PROGRAM_BYTES = 10_000_000  # more than a package has beside its weights
 AUTO_BYTES = 950_000_000 - PROGRAM_BYTES  # of weights: a package stays below the 0.95 GB of rule `pkg-size`
@@ -146,15 +146,16 @@ class _Cutting:
         self.recipe, self.kinds = decoder.recipe, decoder.recipe.model.layer_kinds
         self.said = self.recipe.export.cut
         self.drafts = [stack for stack in stacks if isinstance(stack, Draft)]
-        self.all = stored_parameters(stacks)
+        self.stacks, self.all = stacks, stored_parameters(stacks)
         self.items = len(self.kinds) + 2
         self.has_table = self.recipe.export.table == "package"
         self.drafting = self._drafting_item()
         self.cuts = [item for item in range(2, self.items) if not self._hangs_together(item - 1)]
         sizes = [self._bytes(self._names_of(item)) for item in range(self.items)]
+        sizes[-1] += self._records(decoder)
         self.before = [sum(sizes[:item]) for item in range(self.items + 1)]
         self.table = self._bytes([EMBEDDING])
-        self.of_draft = self._bytes(self._names_of_draft())
+        self.of_draft = self._bytes(self._names_of_draft()) + sum(map(self._records, self.drafts))
 
     def chunks(self) -> tuple[Chunk, ...]:
         cuts = self._choose()
@@ -165,13 +166,21 @@ class _Cutting:
             drafts = bool(self.drafts) and begin <= self.drafting < end
             if drafts:
                 names |= {*self._names_of_draft(), *([EMBEDDING] if self.has_table else [])}
-            parameters = Parameters(
-                self.all.compression, {name: shape for name, shape in self.all.shapes.items() if name in names}
-            )
             layers = max(begin - 1, 0), min(end, self.items - 1) - 1
             is_last = end == self.items
+            parameters = Parameters(
+                self.all.compression,
+                {name: shape for name, shape in self.all.shapes.items() if name in names},
+                tuple(
+                    block for stack in self.stacks if self._says(stack, is_last, drafts) for block in head_blocks(stack)
+                ),
+            )
             found.append(Chunk(self.recipe, number, len(ends), *layers, begin == 0, is_last, drafts, parameters))
         return tuple(found)
+
+    def _says(self, stack: StackModule, is_last: bool, drafts: bool) -> bool:
+        """Whether the head of a stack is in a package."""
+        return drafts if stack in self.drafts else is_last
 
     def _choose(self) -> list[int]:
         """The items that packages begin with, but for the first."""
@@ -232,6 +241,11 @@ class _Cutting:
             for part in self.all.compression.storage(n, self.all.shapes[n]).parts(self.all.shapes[n])
         )
         return sum(align(part.bytes) + RECORD_BYTES for part in parts)
+
+    def _records(self, stack: StackModule) -> int:
+        """Bytes of the records that the products of a stack's head have of their own."""
+        shapes = [(block.parameter, self.all.shapes[block.parameter]) for block in head_blocks(stack)]
+        return sum(RECORD_BYTES * len(self.all.compression.storage(*each).parts(each[1])) for each in shapes)
 
     def _names_of(self, item: int) -> list[str]:
         own = [name for name in self.all.shapes if not any(name.startswith(d.of.prefix) for d in self.drafts)]

@@ -15,6 +15,7 @@ from coreai_recipes.storage.base import RECORD_BYTES, Shape, Storage, align
 from coreai_recipes.storage.float16 import Float16
 from coreai_recipes.storage.integers import Integers
 from coreai_recipes.storage.palette import Palette
+from coreai_recipes.storage.row_blocks import RowBlock
 from coreai_recipes.storage.rows import fit_rows
 
 FLOAT16 = Float16()
@@ -115,10 +116,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters by name, and what they take as `compression` stores them, without the alignment of their blobs."""
+    """Parameters by name, and what they take as `compression` stores them, without the alignment of their blobs.
+
+    A program takes some of their rows by themselves, as `blocks` say.
+    """
 
     compression: Compression
     shapes: Mapping[str, Shape]
+    blocks: tuple[RowBlock, ...] = ()
 
     def below(self, *prefixes: str) -> "Parameters":
         """Those whose names begin with one of these."""
@@ -129,7 +134,8 @@ class Parameters:
         return self._only(name for name in self.shapes if name not in taken)
 
     def _only(self, names: Iterable[str]) -> "Parameters":
-        return Parameters(self.compression, {name: self.shapes[name] for name in names})
+        kept = {name: self.shapes[name] for name in names}
+        return Parameters(self.compression, kept, tuple(block for block in self.blocks if block.parameter in kept))
 
     @property
     def calibrates(self) -> bool:
@@ -151,6 +157,9 @@ class Parameters:
         for storage, shape in self._stored():
             for part in storage.parts(shape):
                 end = align(end) + RECORD_BYTES + part.bytes
+        for block in self.blocks:
+            shape = self.shapes[block.parameter]
+            end = align(end) + RECORD_BYTES * len(self.compression.storage(block.parameter, shape).parts(shape))
         return end
 
     @property

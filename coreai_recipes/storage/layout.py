@@ -12,6 +12,7 @@ from pathlib import Path
 
 from coreai_recipes.storage.base import Part, Shape, Storage, align
 from coreai_recipes.storage.compression import FLOAT16, Parameters
+from coreai_recipes.storage.row_blocks import RowBlock
 
 FILE = Path("Data/com.apple.CoreML/weights/weight.bin")  # in a package
 SENTINEL = 0xDEADBEEF
@@ -33,14 +34,23 @@ RECORD = struct.Struct("<IIQQQ32x")
 
 @dataclass(frozen=True)
 class Blob:
-    """A part's place in weight.bin: `offset` is that of its record, which is what a program refers to."""
+    """A part's place in weight.bin: `offset` is that of its record, which is what a program refers to.
+
+    `inside` is where its data begin, if they are in another blob and not behind the record.
+    """
 
     part: Part
     offset: int
+    inside: int | None = None
+
+    @property
+    def start(self) -> int:
+        """Of its data."""
+        return self.offset + RECORD.size if self.inside is None else self.inside
 
     @property
     def end(self) -> int:
-        return self.offset + RECORD.size + self.part.bytes
+        return self.offset + RECORD.size + (self.part.bytes if self.inside is None else 0)
 
 
 @dataclass(frozen=True)
@@ -57,15 +67,22 @@ class Placed:
 
 
 class WeightLayout:
-    """The order and offsets of the blobs, settled as the program asks for them."""
+    """The order and offsets of the blobs, settled as the program asks for them.
+
+    `blocks` are rows of parameters that have records of their own, by the blocks' names, behind everything else: who
+    goes from record to record over their data, as many as the header says, does not meet these.
+    """
 
     def __init__(self) -> None:
         self.placed: dict[str, Placed] = {}
+        self.blocks: dict[str, Placed] = {}
         self.end = HEADER.size
 
     def __repr__(self) -> str:
         """All that a program can say of its weights."""
-        return "\n".join(f"{name} {p.shape} {p.storage} {p.blobs}" for name, p in self.placed.items())
+        return "\n".join(
+            f"{name} {p.shape} {p.storage} {p.blobs}" for name, p in (*self.placed.items(), *self.blocks.items())
+        )
 
     @property
     def bytes(self) -> int:
@@ -75,7 +92,7 @@ class WeightLayout:
     def place(self, name: str, shape: Shape, storage: Storage = FLOAT16) -> Placed:
         """Where tensor `name` lies; the same tensor in another shape (a tied table) is the same blobs, and stays in the
         storage that it was given first."""
-        placed = self.placed.get(name)
+        placed = self.blocks.get(name) or self.placed.get(name)
         if placed is None:
             blobs = []
             for part in storage.parts(shape):
@@ -92,4 +109,15 @@ class WeightLayout:
         layout = cls()
         for name, shape in parameters.shapes.items():
             layout.place(name, shape, parameters.compression.storage(name, shape))
+        for block in parameters.blocks:
+            layout.place_block(block)
         return layout
+
+    def place_block(self, block: RowBlock) -> None:
+        """Give rows of a parameter that has its place records of their own."""
+        whole, blobs = self.placed[block.parameter], []
+        for of_whole, part in zip(whole.blobs, whole.storage.parts(block.shape(whole.shape)), strict=True):
+            begin = of_whole.part.bytes * block.first // whole.shape[0]
+            blobs.append(Blob(part, align(self.end), of_whole.start + begin))
+            self.end = blobs[-1].end
+        self.blocks[block.name] = Placed(block.shape(whole.shape), whole.storage, tuple(blobs))

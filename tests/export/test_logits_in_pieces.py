@@ -7,16 +7,25 @@ import numpy as np
 import pytest
 import torch
 from figures import psnr
+from numpy.typing import NDArray
 from programs import block_of, export, filled, layer_kind, random_weights, read_model, small_recipe, stored_constants
 
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.hosts.logits import Pieces, choices
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import Compress, Recipe
 from coreai_recipes.running.program import SavedProgram
+from coreai_recipes.storage import row_blocks
+from coreai_recipes.storage.compression import storage_of
+from coreai_recipes.storage.layout import FILE as WEIGHTS
 from coreai_recipes.verification.calls import run_and_show_logits
 
-VOCAB = 33_000  # three pieces of 11,008, the last of which has 24 columns of padding
+VOCAB = 33_000  # three pieces of 11,008, the last of which has 24 columns of padding; two in the first product
+COMPRESSED = (
+    {"kind": "int8"},
+    {"kind": "int4", "block": 8, "symmetric": False},
+    {"kind": "palettize", "bits": 4, "group": 16},
+)
 
 
 def recipe_of(tied: bool, vocab_size: int = VOCAB) -> Recipe:
@@ -70,15 +79,52 @@ def test_the_rows_behind_the_last_token_are_zeros_and_a_tied_table_is_stored_onc
     places: dict[tuple[int, ...], int] = {}
     for _, kind, offset in stored_constants(model, "decode"):
         places[tuple(d.constant.size for d in kind.dimensions)] = offset
-    table = np.asarray(reader.read_fp16_data(places[rows, 16, 1, 1])).view(np.float16).reshape(rows, 16)
+
+    def read(*shapes: tuple[int, ...]) -> NDArray[np.float16]:
+        return np.concatenate([np.asarray(reader.read_fp16_data(places[shape])).view(np.float16) for shape in shapes])
+
+    one, other = 2 * 11_008, 11_008  # the rows of two pieces and of one
+    table = read((one, 16, 1, 1), (other, 16, 1, 1)).reshape(rows, 16)
     weights = random_weights(recipe)["embedding.weight" if tied else "head.weight"].view(VOCAB, 16)
     assert np.array_equal(table[:VOCAB], weights.numpy().astype(np.float16))
     assert not table[VOCAB:].any()
     if tied:
-        assert places[rows, 16] == places[rows, 16, 1, 1]
+        assert np.array_equal(read((rows, 16)).reshape(rows, 16), table)
     else:
         assert (VOCAB, 16) in places  # what is gathered alone needs no rows behind it
-        assert not np.asarray(reader.read_fp16_data(places[rows,]))[VOCAB:].any()
+        assert not read((one,), (other,))[VOCAB:].any()
+    stored = 2 * 16 * (rows if tied else rows + VOCAB)
+    assert stored < (package / WEIGHTS).stat().st_size < stored + 100_000
+
+
+@pytest.mark.parametrize("form", COMPRESSED, ids=lambda form: f"{form['kind']}{form.get('bits', '')}")
+def test_products_of_compressed_rows_are_those_of_the_whole_table(
+    form: dict[str, Any], tmp_path: Path, cache: FragmentCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, in every precision: a package whose head is one product, as those were before, gives the logits."""
+    recipe = recipe_of(True).model_copy(update={"compress": Compress.model_validate({"default": form})})
+    export(recipe, tmp_path / "blocks", cache)
+    with monkeypatch.context() as patched:
+        patched.setattr(row_blocks, "NEAR", 1 << 20)
+        export(recipe, tmp_path / "whole", cache)
+    products = [
+        sum(
+            operation.type == "conv" and operation.outputs[0].type.tensorType.dimensions[1].constant.size > 9999
+            for operation in block_of(read_model(tmp_path / name), "decode").operations
+        )
+        for name in ("whole", "blocks")
+    ]
+    assert products == [1, 2]
+    inputs = {"input_ids": torch.tensor([[7]], dtype=torch.int32), "position": torch.zeros(1, dtype=torch.int32)}
+    for precision in ("float32", "rounded"):
+        whole, blocks = (
+            program.function("decode")(inputs, program.make_state())["logits"]
+            for program in (Program(tmp_path / name, precision) for name in ("whole", "blocks"))
+        )
+        assert torch.equal(whole, blocks), precision
+    sizes = [(tmp_path / name / WEIGHTS).stat().st_size for name in ("whole", "blocks")]
+    records = 64 * 2 * len(storage_of(recipe.compress.default).parts((1, 64)))
+    assert 0 <= sizes[1] - sizes[0] - records < 64  # records alone, the first of which is aligned
 
 
 def test_a_vocabulary_of_whole_pieces_is_stored_as_it_is(tmp_path: Path, cache: FragmentCache) -> None:

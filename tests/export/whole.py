@@ -52,8 +52,9 @@ class WholeFunction(nn.Module):
         if self.function == "prefill" and not alone:
             x = last_of(x, count)
         tied, pieces = decoder.recipe.model.head.tied, Pieces(decoder.recipe.model.vocab_size)
-        table = decoder.embedding.weight[..., None, None] if tied else None
-        return decoder.head.in_pieces(decoder.norm(x), pieces.count, table)
+        table = decoder.embedding.weight[..., None, None] if tied else decoder.head.weight
+        biases = () if decoder.head.bias is None else (decoder.head.bias,)
+        return decoder.head.in_pieces(decoder.norm(x), (pieces.count,), (table,), biases)
 
 
 def convert_whole(decoder: Decoder, folder: Path) -> Path:

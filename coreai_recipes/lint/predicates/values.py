@@ -90,6 +90,12 @@ def is_of_operation(item: Item, wanted: bool) -> Answer:
 
 
 @predicate
+def is_of_product(item: Item, wanted: bool) -> Answer:
+    """Whether a convolution gives it, or elementwise operations make it of nothing else."""
+    return yes((item.it in item.flow.of_products) is wanted)
+
+
+@predicate
 def renames(item: Item, wanted: bool) -> Answer:
     """Whether it is the same elements under another shape."""
     return yes((item.op.type in VIEWS and item.op.type != "cast") is wanted)

@@ -6,6 +6,7 @@ For a layer of kind `full`, its place in the states being 3:
     after:  w = const(blob at 4096); hidden_4 = layer_3_...(hidden_3, mask_full, w)   for each layer
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ from coreai_recipes.targets.coreml.mil import (
 )
 from coreai_recipes.targets.coreml.simplifying import Known, Simplifier
 from coreai_recipes.targets.coreml.version import OPSET
+
+NO_NAME = re.compile(r"\W+")  # what no name of a value may have
 
 
 class FunctionLinker:
@@ -81,7 +84,7 @@ class FunctionLinker:
         """The constant that holds `parameter` in `shape`, one in the function however often it is asked for."""
         key = (parameter, shape)
         if key not in self.constants:
-            flat = parameter.replace(".", "_")
+            flat = NO_NAME.sub("_", parameter).strip("_")
             name = flat if flat not in self.known.shapes else f"{flat}_{'x'.join(map(str, shape))}"
             placed = self.layout.place(parameter, shape)
             operation, parts = placed.storage.operation, placed.storage.parts(shape)

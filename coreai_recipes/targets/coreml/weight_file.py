@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from coreai_recipes.export.streaming import Encoded, HashedFile, Writing
-from coreai_recipes.storage.layout import DATA_TYPES, HEADER, RECORD, SENTINEL, VERSION, WeightLayout
+from coreai_recipes.storage.layout import DATA_TYPES, HEADER, RECORD, SENTINEL, VERSION, Blob, WeightLayout
 
 
 def write_weights(path: Path, layout: WeightLayout, encoded: Mapping[str, Iterable[Encoded]]) -> Writing:
@@ -22,8 +22,7 @@ def write_weights(path: Path, layout: WeightLayout, encoded: Mapping[str, Iterab
             following = next(values, None)
             for number, blob in enumerate(placed.blobs):
                 file.write(bytes(blob.offset - position))
-                kind, start = DATA_TYPES[blob.part.dtype], blob.offset + RECORD.size
-                file.write(RECORD.pack(SENTINEL, kind, blob.part.bytes, start, blob.part.padding_bits))
+                file.write(_record(blob))
                 written = 0
                 while following is not None and following[0] == number:
                     file.write(following[1].reshape(-1).view(np.uint8).data)
@@ -35,4 +34,13 @@ def write_weights(path: Path, layout: WeightLayout, encoded: Mapping[str, Iterab
                 position = blob.end
             if following is not None:
                 raise RuntimeError(f"{name}: more came than was laid out")
+        for blob in (blob for placed in layout.blocks.values() for blob in placed.blobs):
+            file.write(bytes(blob.offset - position))
+            file.write(_record(blob))
+            position = blob.end
     return file.digest.hexdigest()
+
+
+def _record(blob: Blob) -> bytes:
+    kind = DATA_TYPES[blob.part.dtype]
+    return RECORD.pack(SENTINEL, kind, blob.part.bytes, blob.start, blob.part.padding_bits)

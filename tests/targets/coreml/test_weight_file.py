@@ -11,8 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from coreai_recipes.storage.base import Storage
+from coreai_recipes.storage.compression import FLOAT16
 from coreai_recipes.storage.integers import Integers
 from coreai_recipes.storage.layout import WeightLayout
+from coreai_recipes.storage.row_blocks import RowBlock
 from coreai_recipes.targets.coreml.weight_file import write_weights
 
 Arrays = dict[str, NDArray[np.float16]]
@@ -155,3 +158,33 @@ def test_offsets_stand_before_any_weight_is_read() -> None:
     layout = WeightLayout()
     found = [layout.place(name, (33,)).blobs[0].offset for name in "abc"]
     assert found == [64, 64 + 64 + 128, 64 + 2 * (64 + 128)]
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_rows_with_a_record_of_their_own_are_read_by_coremltools_and_counted_by_nobody(
+    bits: int, tmp_path: Path
+) -> None:
+    from coremltools.libmilstoragepython import _BlobStorageReader
+
+    arrays, rows = random_arrays((192, 64), (5,)), RowBlock("w0", 64, 192)
+    storage: Storage = FLOAT16 if bits == 16 else Integers(bits)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    layout, plain = WeightLayout(), WeightLayout()
+    for each in (layout, plain):
+        for name, shape in shapes.items():
+            each.place(name, shape, storage if name == "w0" else FLOAT16)
+    layout.place_block(rows)
+    for name, each in (("ours", layout), ("plain", plain)):
+        blocks = {n: each.placed[n].storage.encode([torch.from_numpy(a)], shapes[n], n) for n, a in arrays.items()}
+        *_, _ = write_weights(tmp_path / name, each, blocks)
+    ours, before = (tmp_path / "ours").read_bytes(), (tmp_path / "plain").read_bytes()
+    assert ours.startswith(before)
+    assert layout.bytes == plain.bytes
+    reader, read = _BlobStorageReader(str(tmp_path / "ours")), {16: "fp16", 8: "int8", 4: "int4"}[bits]
+    whole, block = layout.placed["w0"].blobs, layout.place(rows.name, (128, 64, 1, 1)).blobs
+    found = [np.asarray(getattr(reader, f"read_{read}_data")(blobs[0].offset)) for blobs in (whole, block)]
+    assert np.array_equal(found[0][-128 * 64 :], found[1])
+    if bits < 16:
+        scales = [np.asarray(reader.read_fp16_data(blobs[1].offset)) for blobs in (whole, block)]
+        assert np.array_equal(scales[0][64:], scales[1])
+    assert len(ours) - len(before) < 64 * (len(block) + 1)
