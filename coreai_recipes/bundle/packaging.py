@@ -89,7 +89,7 @@ def write_package(
 
     def look(written: Path) -> None:  # beside the weights, which need no interpreter
         costs[written.name] = _kept_costs(written, cache)
-        opened.programs += open_package(written).programs
+        opened.programs += open_package(written, is_whole=False).programs
         place = FILE if len(chunks) == 1 else Path(written.name, FILE)
         opened.files[place.as_posix()] = chunks[written].parameters.file_bytes
         if len(costs) == len(chunks):

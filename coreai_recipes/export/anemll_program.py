@@ -13,12 +13,12 @@ from coreai_recipes.export.fragments import (
     FrontPiece,
     Port,
     front_fragment,
-    head_fragment,
     layer_fragment,
     parameters_as,
     pick_fragment,
     state_names,
 )
+from coreai_recipes.export.head_fragments import head_fragment
 from coreai_recipes.export.linking import Linker, Models, Numbers
 from coreai_recipes.export.pieces import Piece
 from coreai_recipes.export.reporting import Signature

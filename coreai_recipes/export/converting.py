@@ -95,7 +95,7 @@ def _source_digest(fragments: Iterable[Fragment], converter: str) -> str:
         *(root / "recipe/schema").glob("*.py"),
         root / "hosts/logits.py",
         root / "export/fragments.py",
-        root / "export/draft_fragments.py",
+        *(root / "export").glob("*_fragments.py"),
         root / "storage/parameters.py",
         root / "storage/row_blocks.py",
     }

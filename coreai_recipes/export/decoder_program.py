@@ -16,13 +16,14 @@ from coreai_recipes.export.fragments import (
     carried_by,
     front_fragment,
     giving_fragment,
-    head_fragment,
     layer_fragment,
     pick_fragment,
     stacking_fragment,
     state_names,
     taking_fragment,
 )
+from coreai_recipes.export.handed_fragments import handed_layer_fragment, handed_ports, handing_fragment
+from coreai_recipes.export.head_fragments import head_fragment
 from coreai_recipes.export.linking import Linker, Models, Numbers
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.export.stack_program import StackProgram, give, link_head
@@ -48,12 +49,13 @@ class DecoderProgram(StackProgram):
             crossing = _Crossing(decoder, call, self.chunks)
             if chunk.kinds:
                 yield front_fragment(decoder, call, chunk)
-                yield from (layer_fragment(decoder, kind, call, chunk) for kind in chunk.kinds)
+                yield from _layers(decoder, call, chunk).values()
                 yield from (stacking_fragment(s.layers, s.tensor.shape) for s in chunk.carried.values() if s.layers > 1)
             if crossing.picks_in(chunk):
                 yield from _picks(decoder, call).values()
             yield from map(taking_fragment, crossing.taken(chunk).values())
             yield from map(giving_fragment, crossing.given(chunk).values())
+            yield from (handing_fragment(chunk.states[kind]) for kind in crossing.handed(chunk).values())
             if chunk.answers:
                 yield head_fragment(decoder, call)
                 yield from self.choices(call.answered, self.recipe.model.vocab_size)
@@ -64,6 +66,9 @@ class DecoderProgram(StackProgram):
         crossing = _Crossing(decoder, call, self.chunks)
         taken = crossing.taken(chunk)
         inputs = {_port(name): _crossing_port(shape) for name, shape in taken.items()}
+        for layer, owner in sorted(chunk.handed.items()):
+            ports = handed_ports(decoder.front.state(decoder.recipe.model.layer_kinds[layer]))
+            inputs |= {_port(f"{name}_{owner}"): port for name, port in ports.items()}
         front = front_fragment(decoder, call, chunk) if chunk.kinds else None
         if front is not None:
             inputs |= {name: port for name, port in front.inputs.items() if name not in front.parameters}
@@ -82,6 +87,7 @@ class DecoderProgram(StackProgram):
         for name, shape in given.items():
             linker.append(models[giving_fragment(shape).name], f"give_{name}_", {"x": name, "y": _port(name)}, {})
         outputs = {_port(name): _crossing_port(shape) for name, shape in given.items()}
+        outputs |= self._link_handed(crossing, models, linker)
         if chunk.answers:
             choices = self.choices(call.answered, self.recipe.model.vocab_size)
             outputs |= link_head(head_fragment(decoder, call), {"x": x}, choices, models, linker)
@@ -91,10 +97,10 @@ class DecoderProgram(StackProgram):
     def _link_layers(self, call: CallShape, crossing: "_Crossing", models: Models, linker: Linker) -> str:
         """The layers of the package, and the pick of the last real token where they need no other from there on; the
         name of what comes out of them."""
-        decoder, chunk, front = self.decoder, self.chunk, self.decoder.front
-        layers = {kind: layer_fragment(decoder, kind, call, chunk) for kind in chunk.kinds}
+        decoder, chunk = self.decoder, self.chunk
+        layers = _layers(decoder, call, chunk)
         for index in range(chunk.first, chunk.end):
-            if index == crossing.picked_at:
+            if chunk.first < index == crossing.picked_at:  # else the package before has picked them
                 self._link_picks(call, crossing, models, linker)
             kind = decoder.recipe.model.layer_kinds[index]
             names = {
@@ -104,24 +110,41 @@ class DecoderProgram(StackProgram):
                 "index": linker.add_integer(f"index_{index}", index),
                 **{port: call.source(kind, port) for port in call.ports(kind)},
                 "per_layer_inputs": crossing.per_layer(index),
-                **state_names(chunk.states.get(front.owners[kind])),
             }
             for spec in carried_by(chunk, kind):
                 names |= {spec.tensor.name: spec.name, f"new_{spec.tensor.name}": self._left(spec, index)}
-            parameters = {alias: f"layers.{index}.{p}" for alias, p in layers[kind].parameters.items()}
-            linker.append(models[layers[kind].name], f"layer_{index}_", names, parameters)
+            layer = layers[kind, index in chunk.handed]
+            parameters = {alias: f"layers.{index}.{p}" for alias, p in layer.parameters.items()}
+            linker.append(models[layer.name], f"layer_{index}_", names, parameters)
         if crossing.picked_at == chunk.end and chunk.kinds:  # before it is handed on, or comes to the head
             self._link_picks(call, crossing, models, linker)
         return crossing.stream(chunk.end)
 
     def _at(self, index: int, linker: Linker) -> dict[str, str]:
-        """A layer's place in the states, and in what its kind carries."""
+        """A layer's states and its place in them and in what its kind carries, or the cache that is handed to it."""
         chunk, kind = self.chunk, self.recipe.model.layer_kinds[index]
-        found = {}
+        if index in chunk.handed:
+            return {name: _port(f"{name}_{chunk.handed[index]}") for name in ("keys", "values")}
+        found = state_names(chunk.states.get(self.decoder.front.owners[kind]))
         if self.decoder.front.attends(kind):
             found["slot"] = linker.add_integer(f"slot_{index}", chunk.slot(index))
         if carried_by(chunk, kind):
             found["place"] = linker.add_integer(f"place_{index}", chunk.place(index))
+        return found
+
+    def _link_handed(self, crossing: "_Crossing", models: Models, linker: Linker) -> dict[str, Port]:
+        """Keys and values of layers whose caches later packages read, out of the states as the call leaves them."""
+        found = dict[str, Port]()
+        for owner, kind in crossing.handed(self.chunk).items():
+            state = self.chunk.states[kind]
+            fragment = handing_fragment(state)
+            names = {
+                "slot": linker.add_integer(f"slot_{owner}", self.chunk.slot(owner)),
+                **state_names(state),
+                **{name: f"{name}_{owner}" for name in fragment.outputs},
+            }
+            linker.append(models[fragment.name], f"hand_{owner}_", names, {})
+            found |= {f"{name}_{owner}": port for name, port in fragment.outputs.items()}
         return found
 
     def _left(self, spec: CarriedSpec, index: int) -> str:
@@ -193,12 +216,30 @@ class _Crossing:
             own.add("per_layer_inputs_last")
         return {name: shape for name, shape in needed.items() if name in own}
 
+    def handed(self, chunk: Chunk) -> dict[int, str]:
+        """The layers of a package whose caches later ones read, and their kinds."""
+        owners = sorted({owner for later in self.chunks[chunk.number :] for owner in later.handed.values()})
+        kinds = self.decoder.recipe.model.layer_kinds
+        return {owner: kinds[owner] for owner in owners if chunk.first <= owner < chunk.end}
+
     def _is_picked(self, layers: int) -> bool:
         return self.picked_at is not None and layers >= self.picked_at
 
     def _tokens(self, layers: int) -> int:
         """Of how many tokens the stream is behind so many layers."""
         return 1 if self._is_picked(layers) else self.call.tokens
+
+
+def _layers(decoder: Decoder, call: CallShape, chunk: Chunk) -> dict[tuple[str, bool], Fragment]:
+    """The layers of a package by their kind, and whether the cache that they read is handed to them."""
+    kinds = decoder.recipe.model.layer_kinds
+    found = dict.fromkeys((kinds[index], index in chunk.handed) for index in range(chunk.first, chunk.end))
+    return {
+        (kind, handed): handed_layer_fragment(decoder, kind, call)
+        if handed
+        else layer_fragment(decoder, kind, call, chunk)
+        for kind, handed in found
+    }
 
 
 def _port(name: str) -> str:

@@ -16,7 +16,6 @@ from coreai_recipes.export.fragments import (
     TRACED_ROWS,
     WEIGHT_PREFIX,
     Fragment,
-    HeadProducts,
     Port,
     embedding_ports,
     fragment_of_layer,
@@ -25,6 +24,7 @@ from coreai_recipes.export.fragments import (
     ports_of,
     weights_of,
 )
+from coreai_recipes.export.head_fragments import HeadProducts
 from coreai_recipes.export.pieces import Piece
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.layer_inputs import FLOAT32

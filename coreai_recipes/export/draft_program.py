@@ -14,7 +14,8 @@ from coreai_recipes.export.draft_fragments import (
     draft_start_fragment,
     joining_fragment,
 )
-from coreai_recipes.export.fragments import Fragment, Port, choice_fragment, embedding_ports, state_names
+from coreai_recipes.export.fragments import Fragment, Port, embedding_ports, state_names
+from coreai_recipes.export.head_fragments import choice_fragment
 from coreai_recipes.export.linking import Linker, Models, Numbers
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.export.stack_program import StackProgram, give, link_head

@@ -4,7 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from coreai_recipes.decoder.states import states_of
-from coreai_recipes.export.fragments import FLOAT, Fragment, Port, choice_fragment
+from coreai_recipes.export.fragments import FLOAT, Fragment, Port
+from coreai_recipes.export.head_fragments import choice_fragment
 from coreai_recipes.export.linking import Linker, Models, Numbers
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.recipe.schema import Recipe

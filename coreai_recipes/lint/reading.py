@@ -9,7 +9,7 @@ from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.model_file import MOST_MODEL_BYTES, find_model_file, parse_program, read_file
 from coreai_recipes.lint.program import Program, read_program
-from coreai_recipes.lint.small_constants import peek_into
+from coreai_recipes.lint.small_constants import check_weights, peek_into
 from coreai_recipes.manifest.audit import Audit, read_audit
 from coreai_recipes.manifest.files import check_relative, read_regular
 from coreai_recipes.manifest.reading import MANIFEST, parse_json, read_manifest, typed
@@ -60,10 +60,12 @@ def open_subject(path: Path) -> LintInput:
     return open_package(path)
 
 
-def open_package(path: Path) -> LintInput:
-    """The package at `path`."""
+def open_package(path: Path, is_whole: bool = True) -> LintInput:
+    """The package at `path`. Its weights must be there, unless it is not whole yet."""
     file = find_model_file(path)
     program = _parse(_read_model(file, path), path)
+    if is_whole:
+        check_weights(program, file, path)
     for function in program.functions:
         function.peek = peek_into(file, path)
     return LintInput(path.name, [program], weight_files(path))

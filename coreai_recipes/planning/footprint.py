@@ -7,6 +7,7 @@ from functools import singledispatch
 from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder
 from coreai_recipes.decoder.stack import StackModule
+from coreai_recipes.decoder.states import state_specs
 from coreai_recipes.primitives.experts import Experts
 from coreai_recipes.storage.chunks import Chunk
 from coreai_recipes.storage.compression import Parameters
@@ -100,7 +101,16 @@ def packages_footprint(chunks: Sequence[Chunk]) -> Iterator[Footprint]:
         again = parameters.below(*(held & parameters.shapes.keys())) if held & parameters.shapes.keys() else None
         more = f"; {again.bytes:,} bytes of them once more: `export.table: host` spares these" if again else ""
         held |= parameters.shapes.keys() & {EMBEDDING}
+        if chunk.handed:
+            owners = " and ".join(map(str, sorted({*chunk.handed.values()})))
+            more += f"; the caches of layers {owners} come with each call, {_handed_bytes(chunk):,} bytes"
         yield Footprint(f"package {chunk.number} of {chunk.count}", parameters.bytes, f"{' and '.join(what)}{more}")
+
+
+def _handed_bytes(chunk: Chunk) -> int:
+    """Of the keys and values of other packages' layers that a package is given with each call."""
+    specs, kinds = state_specs(chunk.recipe), chunk.recipe.model.layer_kinds
+    return sum(specs[kinds[owner]].bytes // specs[kinds[owner]].layers for owner in {*chunk.handed.values()})
 
 
 @footprint_of.register

@@ -82,6 +82,21 @@ class SharedCache:
         return [(self.key_state, new[0]), (self.value_state, new[1])]
 
 
+@dataclass
+class HandedCache:
+    """Another layer's keys and values (1, G, K, D), which a package before this one has returned."""
+
+    keys: Tensor
+    values: Tensor
+    carried: Carried = field(default_factory=Carried)
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        raise TypeError("a layer that shares a cache has no keys and values of its own")
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+
 def _rows(state: Tensor, at: Tensor, count: int = 1) -> Tensor:
     # the view says what the size of a slice is whose place is known only to the linker, which then drops it
     return state[at : at + count].view(count, *state.shape[1:])  # (count, G, rows, D)

@@ -1,8 +1,8 @@
 """The packages that together hold a model: which layers and which parameters are in each, by shapes alone.
 
-A model is cut between layers, and before its head. Layers that read the cache of another are in its package; a draft is
-where the caches lie that it reads. The table is in the first package, and a tied one once more in the package of the
-head where that is another.
+A model is cut between layers, and before its head. Layers that read the cache of another are in its package, unless its
+keys and values are handed on; a draft is where the caches lie that it reads. The table is in the first package, and a
+tied one once more in the package of the head where that is another.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,6 +27,7 @@ from coreai_recipes.decoder.states import (
 )
 from coreai_recipes.errors import RecipeError
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema.export import ChunkSizes
 from coreai_recipes.storage.base import RECORD_BYTES, align
 from coreai_recipes.storage.compression import Parameters
 from coreai_recipes.storage.layout import FILE, WeightLayout
@@ -96,9 +97,25 @@ class Chunk:
     def _slots(self) -> list[int | None]:
         return slots_of(self.recipe, self.states, self.part)
 
+    @cached_property
+    def handed(self) -> dict[int, int]:
+        """Its layers that read a cache of a package before it, and the layers of the model whose caches these are."""
+        return {
+            reader: owner for owner, reader in shared_layers(self.recipe) if owner < self.first <= reader < self.end
+        }
+
     def file(self, package: Path) -> Path:
         """Where it lies: the only package at `package`, one of several beside it, by its number."""
         return package if self.count == 1 else package.with_stem(f"{package.stem}_{self.number}")
+
+
+def shared_layers(recipe: Recipe) -> Iterator[tuple[int, int]]:
+    """Each layer that reads another's cache, behind the one whose that is."""
+    kinds = recipe.model.layer_kinds
+    for index, kind in enumerate(kinds):
+        owner = owner_of(recipe, kind)
+        if owner != kind:
+            yield max(at for at in range(index) if kinds[at] == owner), index
 
 
 def chunks_of(stacks: Sequence[StackModule]) -> tuple[Chunk, ...]:
@@ -188,21 +205,20 @@ class _Cutting:
         spreads = self._spreads()
         if said.count is not None:
             if said.count > most:
+                at = ".count" if isinstance(self.recipe.export.chunks, ChunkSizes) else ""
                 raise self._refused(
-                    f"count: {said.count} packages cannot be made of it: {most} is the most{self._why_together()}"
+                    f"{at}: {said.count} packages cannot be made of it: {most} is the most{self._why_together()}"
                 )
             return next(islice(spreads, said.count - 1, None))[1]
         room = AUTO_BYTES if said.max_bytes is None else said.max_bytes
         smallest = max(self._size(*pair) for pair in self._pairs(self.cuts))  # with all cuts that there are
         if room < smallest:
-            largest = self._largest(self.cuts)
-            raise self._refused(
-                f"max_bytes: {room} is less than {largest} takes; the smallest that can be is {smallest}"
-            )
+            largest, at = self._largest(self.cuts), ".max_bytes" if said.max_bytes is not None else ": auto"
+            raise self._refused(f"{at}: {room} is less than {largest} takes; the smallest that can be is {smallest}")
         return next(cuts for size, cuts in spreads if size <= room)
 
     def _refused(self, why: str) -> RecipeError:
-        return RecipeError(f"{self.recipe.name}: export.chunks.{why}")
+        return RecipeError(f"{self.recipe.name}: export.chunks{why}")
 
     def _spreads(self) -> Iterator[tuple[float, list[int]]]:
         """For one package, two and so on: the bytes of the largest, as small as it can be, and the cuts that do it."""
@@ -274,20 +290,16 @@ class _Cutting:
         read = self._read_by_draft()
         if read and min(read) < layers <= max(read):
             return True
-        return any(owner < layers <= reader for owner, reader in self._shared())
-
-    def _shared(self) -> Iterator[tuple[int, int]]:
-        """Each layer that reads another's cache, behind the one whose that is."""
-        for index, kind in enumerate(self.kinds):
-            owner = owner_of(self.recipe, kind)
-            if owner != kind:
-                yield max(at for at in range(index) if self.kinds[at] == owner), index
+        if self.said.share == "pass":
+            return False
+        return any(owner < layers <= reader for owner, reader in shared_layers(self.recipe))
 
     def _why_together(self) -> str:
         hanging = [layers for layers in range(1, len(self.kinds)) if self._hangs_together(layers)]
         if not hanging:
             return ""
-        return f", for layers {hanging[0] - 1} to {hanging[-1]} share caches"
+        remedy = "; `share: pass` hands them on" if self.said.share == "owner" else ""
+        return f", for layers {hanging[0] - 1} to {hanging[-1]} share caches{remedy}"
 
     def _largest(self, cuts: list[int]) -> str:
         """What is in the largest of the packages, and what would make it smaller."""
@@ -298,4 +310,8 @@ class _Cutting:
         layers = f"layer {first}" if first == last else f"layers {first} to {last}"
         if begin == 0 and self.has_table and first == last:
             return f"the embedding table with {layers} (`export.table: host` leaves it outside)"
-        return layers if first == last else f"{layers}, which share caches,"
+        shares = first < last and any(self._hangs_together(at) for at in range(first + 1, last + 1))
+        if not shares:
+            return layers
+        remedy = " (`share: pass` hands them on)" if self.said.share == "owner" else ""
+        return f"{layers}, which share caches{remedy},"

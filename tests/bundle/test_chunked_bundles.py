@@ -85,6 +85,24 @@ def test_layers_that_share_caches_and_a_draft_say_the_same(gemma4_tiny_bundle: P
     assert rounds(one, prompt, 24) == rounds(gemma_in_three, prompt, 24)
 
 
+def test_layers_read_caches_of_a_package_before_theirs(gemma4_tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
+    """Layers 4 to 7 read those of layers 2 and 3, of a ring and of a full cache, which return them with each call."""
+    one = Bundle.open(gemma4_tiny_bundle)
+    handing = "export.chunks={count: 4, share: pass}"
+    in_four = cut(tmp_path, handing, name="gemma4-tiny", checkpoint=None)
+    programs = in_four.described.programs
+    assert [each.layers for each in programs] == [(0, 2), (2, 4), (4, 6), (6, 8)]
+    taken = [{port for port in each.functions["decode"].inputs if "keys" in port} for each in programs]
+    assert taken == [set(), set(), {"handed_keys_2"}, {"handed_keys_2", "handed_keys_3"}]
+    keys = programs[3].functions["decode"].inputs["handed_keys_2"]
+    assert keys.shape == programs[1].functions["decode"].outputs["handed_keys_2"].shape
+    assert [each.layers for each in programs if "draft" in each.functions] == [(2, 4)]  # where the caches are
+    assert_same(one, in_four)
+    prompt = [(7 * index + 3) % 2048 for index in range(40)]
+    assert rounds(one, prompt, 24) == rounds(in_four, prompt, 24)
+    assert run("lint", in_four.path)[0] == 0
+
+
 def test_every_command_takes_several_packages(in_three: Bundle, run: Run) -> None:
     status, out, err = run("verify", in_three.path, "--checkpoint", TINY, "--stage", "package", "--stage", "tokenizer")
     assert (status, err) == (0, "")
@@ -120,10 +138,11 @@ def test_a_build_replaces_packages_of_another_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("chunks", "said"),
     [
-        ("9", "count: 9 packages cannot be made of it: 5 is the most"),
+        ("9", ": 9 packages cannot be made of it: 5 is the most"),
+        ("{count: 9}", ".count: 9 packages cannot be made of it: 5 is the most"),
         (
             "{max_bytes: 100000}",
-            "max_bytes: 100000 is less than the embedding table with layer 0 (`export.table: host` leaves it outside) "
+            ".max_bytes: 100000 is less than the embedding table with layer 0 (`export.table: host` leaves it outside) "
             "takes; the smallest that can be is 274496",
         ),
     ],
@@ -131,4 +150,4 @@ def test_a_build_replaces_packages_of_another_number(tmp_path: Path) -> None:
 def test_packages_that_cannot_be_are_refused(tmp_path: Path, chunks: str, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         cut(tmp_path, f"export.chunks={chunks}")
-    assert str(caught.value) == f"tiny-llama: export.chunks.{said}"
+    assert str(caught.value) == f"tiny-llama: export.chunks{said}"

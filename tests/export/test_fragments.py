@@ -20,8 +20,9 @@ from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.converting import fragment_identity, trace
-from coreai_recipes.export.fragments import Fragment, front_fragment, head_fragment, layer_fragment
+from coreai_recipes.export.fragments import Fragment, front_fragment, layer_fragment
 from coreai_recipes.export.functions import fragments_of
+from coreai_recipes.export.head_fragments import head_fragment
 from coreai_recipes.protobuf import Model_pb2
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.chunks import chunks_of

@@ -77,8 +77,8 @@ def test_a_form_whose_layers_cannot_be_parted_is_passed_over() -> None:
     assert said["export.chunks"].why.startswith("3 packages of 0.25 GB, 0.69 GB, 0.30 GB; ")
     assert said["compress"].why.endswith(
         "--bits 6 would take 1.72 GB, above the 0.95 GB that a file may have (pkg-size), and cannot be cut: "
-        "export.chunks.max_bytes: 940000000 is less than layers 13 to 34, which share caches, takes; the smallest that "
-        "can be is 1039785920"
+        "export.chunks: auto: 940000000 is less than layers 13 to 34, which share caches (`share: pass` hands "
+        "them on), takes; the smallest that can be is 1039785920"
     )
 
 

@@ -6,6 +6,7 @@ from coreai_recipes import load_recipe
 from coreai_recipes.decoder.model import exported_form
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.errors import RecipeError
+from coreai_recipes.planning.plan import make_plan
 from coreai_recipes.storage.chunks import AUTO_BYTES, Chunk, chunks_of
 from coreai_recipes.storage.parameters import EMBEDDING, stored_parameters
 
@@ -58,10 +59,19 @@ def test_the_largest_of_a_number_of_packages_is_as_small_as_it_can_be() -> None:
         chunks("smollm2-135m", "export.chunks={max_bytes: 1000000}")
 
 
+def test_caches_that_are_handed_on_let_a_model_be_cut_anywhere() -> None:
+    found = chunks("gemma4", FOUR_BITS, "export.chunks={count: 36, share: pass}")
+    assert [(chunk.first, chunk.end) for chunk in found[18:21]] == [(18, 19), (19, 20), (20, 21)]
+    assert [chunk.handed for chunk in found[18:21]] == [{18: 13}, {19: 14}, {20: 13}]
+    plan = make_plan(load_recipe("gemma4", [FOUR_BITS, "export.chunks={count: 3, share: pass}"]))
+    (last,) = [cost.how for cost in plan.costs if cost.what == "package 3 of 3"]
+    assert last.endswith("; the caches of layers 13 and 14 come with each call, 9,043,968 bytes")
+
+
 def test_what_hangs_together_is_said() -> None:
     with pytest.raises(RecipeError) as caught:
         chunks("gemma4", FOUR_BITS, "export.chunks=40")
     assert str(caught.value) == (
-        "gemma4: export.chunks.count: 40 packages cannot be made of it: 15 is the most, "
-        "for layers 13 to 34 share caches"
+        "gemma4: export.chunks: 40 packages cannot be made of it: 15 is the most, "
+        "for layers 13 to 34 share caches; `share: pass` hands them on"
     )

@@ -23,6 +23,13 @@ def states_differ(item: Item, wanted: bool) -> Answer:
 
 
 @predicate
+def states_alike(item: Item, wanted: bool) -> Answer:
+    """Whether some have one geometry, and could be one state: all but the number of layers, the first axis."""
+    geometries = [shape[1:] for shape in _states(item).values()]
+    return yes((len(set(geometries)) < len(geometries)) is wanted)
+
+
+@predicate
 def last_axis_no_multiple_of(item: Item, unit: int) -> Answer:
     last = item.it.shape[-1] if item.it.shape else 1
     return yes(last % unit != 0, last=last, unit=unit)

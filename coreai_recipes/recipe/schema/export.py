@@ -40,6 +40,11 @@ class ChunkSizes(Spec):
     max_bytes: Annotated[int, Field(ge=1, le=sizes.MAX_CHUNK_BYTES, strict=True)] | None = Field(
         default=None, description="bytes of weights that a package holds at most; as few packages as that takes"
     )
+    share: Literal["owner", "pass"] = Field(
+        default="owner",
+        description="layers that read the cache of another layer: in the package of its `owner`, or `pass`: anywhere "
+        "behind it, given its keys and values as the owner's package returns them",
+    )
 
 
 class Export(Spec):

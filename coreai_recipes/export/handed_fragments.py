@@ -1,0 +1,74 @@
+"""Caches between packages: what hands one layer's keys and values on, and a layer that is handed those of another."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from coreai_recipes.decoder.front import CallShape
+from coreai_recipes.decoder.model import Decoder
+from coreai_recipes.decoder.states import StateSpec
+from coreai_recipes.export.fragments import (
+    FLOAT,
+    INTEGER,
+    Fragment,
+    Port,
+    layer_inputs,
+    parameters_as,
+    ports_of,
+    state_names,
+    untouched,
+    weights_of,
+)
+from coreai_recipes.export.pieces import Piece
+from coreai_recipes.primitives.cache import HandedCache, SharedCache
+from coreai_recipes.primitives.layer_inputs import LayerInputs
+from coreai_recipes.primitives.per_layer import slice_of
+
+
+def handed_ports(spec: StateSpec) -> dict[str, Port]:
+    """The keys and values of one layer."""
+    return dict.fromkeys(("keys", "values"), Port(FLOAT, (1, *spec.shape[1:])))
+
+
+def handing_fragment(spec: StateSpec) -> Fragment:
+    """One layer's keys and values out of its states, as a call has left them."""
+    states = {port: Port(FLOAT, spec.shape) for port in state_names(spec)}
+    outputs = {f"handed_{name}": port for name, port in handed_ports(spec).items()}
+    name = f"hand_{'x'.join(map(str, spec.shape))}_{len(states)}"
+    return Fragment(name, _HandingPiece(states), {"slot": Port(INTEGER, (1,))}, outputs, {}, states)
+
+
+def handed_layer_fragment(decoder: Decoder, kind: str, call: CallShape) -> Fragment:
+    """x, what the front computed, and the keys and values of another layer -> x of the next layer."""
+    layer = next(layer for layer in decoder.stack if layer.kind == kind)
+    inputs, parameters = layer_inputs(decoder, kind, call) | handed_ports(decoder.front.state(kind)), weights_of(layer)
+    inputs |= ports_of(layer, parameters)
+    piece = _HandedLayerPiece(layer, list(inputs), parameters)
+    return Fragment(f"layer_{kind}_{call.tokens_of(kind)}_handed", piece, inputs, {"y": inputs["x"]}, parameters)
+
+
+class _HandingPiece(Piece):
+    keys: Tensor
+    values: Tensor | None
+
+    def __init__(self, states: Mapping[str, Port]) -> None:
+        super().__init__()
+        for name in ("keys", "values"):
+            self.register_buffer(name, untouched(states[name]) if name in states else None)
+
+    def forward(self, slot: Tensor) -> tuple[Tensor, Tensor]:
+        return SharedCache(self.keys, self.values, slot).read()
+
+
+class _HandedLayerPiece(Piece):
+    def __init__(self, layer: nn.Module, inputs: list[str], parameters: dict[str, str]) -> None:
+        super().__init__(layer)
+        self.inputs, self.parameter_names = inputs, parameters
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        named = dict(zip(self.inputs, tensors, strict=True))
+        weights = {name: named[alias] for alias, name in self.parameter_names.items()}
+        of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
+        cache = HandedCache(named["keys"], named["values"])
+        with parameters_as(self.piece[0], weights):
+            return self.piece[0](named["x"], LayerInputs.of_ports(named), cache, of_layer)  # type: ignore[no-any-return]
