@@ -14,6 +14,9 @@ def data_folder(name: str) -> Path:
     return installed if installed.is_dir() else package.parent / name
 
 
+MODELS = (".mlmodel", ".mlmodelc", ".mlpackage")
+
+
 def built_in_recipes() -> dict[str, Path]:
     """The recipes that ship with the package, by name."""
     return {path.stem: path for path in sorted(data_folder("recipes").glob("*.yaml"))}
@@ -25,6 +28,8 @@ def find_recipe(source: str | Path, beside: Path | None = None) -> Path:
     Raises RecipeError when it is neither, with the nearest built-in name.
     """
     path = Path(source) if beside is None else beside / source
+    if path.suffix in MODELS and os.path.exists(path):
+        raise RecipeError(f"{path}: a Core ML model, not a recipe\n  `recipe lint {path}` looks at it")
     if os.path.exists(path) and not os.path.isdir(path):
         return path
     name = str(source).removesuffix(".yaml")

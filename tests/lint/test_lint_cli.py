@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from coreai_recipes.protobuf import Model_pb2
 from tests.evaluate.mil_programs import write_package, write_two_functions
 from tests.lint.rule_cases import CASES
 from tests.lint.rule_programs import IMAGE, Case, conv, hops
@@ -132,6 +133,14 @@ def test_what_is_no_program_is_one_sentence(run: Run, tmp_path: Path, gathering:
     says(tmp_path / "cut.mlmodel", ": is truncated, or not a Core ML model")
     (tmp_path / "none.mlmodel").write_bytes(b"")
     says(tmp_path / "none.mlmodel", ": is not an ML Program but empty: only ML Programs can be linted")
+    older = Model_pb2.Model(specificationVersion=4)  # before there were ML Programs
+    older.neuralNetwork.layers.add(name="relu", input=["x"], output=["y"]).activation.ReLU.SetInParent()
+    (tmp_path / "older.mlmodel").write_bytes(older.SerializeToString())
+    says(tmp_path / "older.mlmodel", ": is not an ML Program but neuralNetwork: only ML Programs can be linted")
+    functions = Model_pb2.Model(specificationVersion=7)
+    functions.mlProgram.version = 1
+    (tmp_path / "functions.mlmodel").write_bytes(functions.SerializeToString())
+    says(tmp_path / "functions.mlmodel", ": is an ML Program without functions")
     says(tmp_path / "gone.mlmodel", ": is not there")
     outside = tmp_path / "outside.mlpackage"
     shutil.copytree(gathering, outside)
@@ -139,6 +148,28 @@ def test_what_is_no_program_is_one_sentence(run: Run, tmp_path: Path, gathering:
         json.dumps({"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": "../../secret"}}})
     )
     says(outside, ": its Manifest.json names '../../secret', which is not a path inside the bundle")
+
+
+def test_weights_that_are_not_whole_are_one_sentence(run: Run, tmp_path: Path) -> None:
+    package = write_package(tmp_path / "one.mlpackage", lambda x: conv(x, 32), IMAGE)
+    (file,) = package.glob("Data/**/weight.bin")
+    content = file.read_bytes()
+    assert run("lint", package)[0] == 0
+
+    def says(changed: bytes | None, words: str) -> None:
+        if changed is not None:
+            file.write_bytes(changed)
+        status, out, error = run("lint", package)
+        assert (status, out, error) == (2, "", f"{words}\n")
+
+    end = 128 + 2 * 32 * 32
+    cut = f"{file}: is {end - 2} bytes, but the weight at byte 64 ends at byte {end}: the file is truncated"
+    says(content[: end - 2], cut)
+    says(content[:100], f"{file}: is 100 bytes, but the program has a weight at byte 64: the file is truncated")
+    says(content[:64] + bytes(64) + content[128:], f"{file}: there is no weight at byte 64, where the program has one")
+    file.unlink()
+    named = "'@model_path/weights/weight.bin'"
+    says(None, f"{package}: its program's weights are in {named}, which is not a file of it")
 
 
 def test_a_models_own_file_is_looked_at_as_its_package_is(run: Run, tmp_path: Path, gathering: Path) -> None:

@@ -16,7 +16,7 @@ from coreai_recipes.lint.rule import rules
 from coreai_recipes.recipe import engine_words, load_recipe
 from tests.evaluate.mil_programs import write_package
 from tests.lint.rule_cases import CASES, OTHERS
-from tests.lint.rule_programs import Case
+from tests.lint.rule_programs import Case, cache, sum_of_states, x16
 from tests.lint.rule_table import BEGIN, END, PAGE, table
 
 # Rules about files, tokenizers, shapes that a call chooses and packages of several functions: in tests of their own.
@@ -51,6 +51,19 @@ def test_a_rule_tells_cases_and_chips_apart(name: str, tmp_path: Path) -> None:
     rule, device, level, case = OTHERS[name]
     found = findings(case, rule, tmp_path, device)
     assert (found[0].level if found else None) == level
+
+
+def test_packed_states_are_advised_where_two_of_them_can_be_one(tmp_path: Path) -> None:
+    """LFM2's and Gemma 4's were advised so, too, where they are packed already."""
+    alike, differ = cache((1, 1, 32, 32), (2, 1, 32, 32)), cache((1, 1, 32, 32), (1, 1, 64, 32))
+    for rule, device in (("state-count", None), ("state-uniform", "M1")):
+        advice = []
+        for states in (alike, differ):
+            folder = tmp_path / f"{rule}-{len(advice)}"
+            folder.mkdir()
+            (found,) = findings(Case(sum_of_states, x16(32), states), rule, folder, device)
+            advice.append("export.states=packed" in found.remedy)
+        assert advice == [True, False], rule
 
 
 def test_every_rule_has_its_cases() -> None:

@@ -216,6 +216,17 @@ def test_strange_names_are_refused_without_a_traceback(source):
         load_recipe(source)
 
 
+@pytest.mark.parametrize("name", ["one.mlmodel", "one.mlpackage", "one.mlmodelc"])
+def test_a_model_is_named_as_one(name: str, tmp_path: Path) -> None:
+    """Its bytes used to be read as YAML: `4:4: not UTF-8: byte 0xa0`."""
+    (tmp_path / name).write_bytes(b"\x08\x04\xa0")
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(tmp_path / name)
+    assert str(refused.value) == (
+        f"{tmp_path / name}: a Core ML model, not a recipe\n  `recipe lint {tmp_path / name}` looks at it"
+    )
+
+
 def test_a_folder_is_no_recipe_but_does_not_hide_a_built_in_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("smollm2-135m", "mine"):
