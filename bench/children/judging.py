@@ -68,6 +68,11 @@ class Judge:
         nats = sum(math.log(each["perplexity"]) for each in found.values()) / len(found)
         return {**mean, "perplexity": math.exp(nats), "texts": found}
 
+    def distance(self, name: str, other: "Judge") -> float:
+        """The KL divergence of this model's own logits from another's, on the windows of a text that both have."""
+        own, theirs = iter(self._references[name]), iter(other._references[name])
+        return measure_loss(self.texts[name], lambda _: next(own), lambda _: next(theirs)).kl or 0.0
+
 
 def _figures(loss: Loss) -> dict[str, float]:
     return {"kl": loss.kl or 0.0, "top_1": loss.top_1 or 0.0, "perplexity": loss.perplexity}

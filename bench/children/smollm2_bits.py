@@ -3,9 +3,10 @@
 python -m bench.children.smollm2_bits PART CHECKPOINT LICENCE GENESIS
 
 Parts: `coremltools`, `plain` (ours without a text), `search` (ours fitted to the default text: a form for all, and
-choices), `ingredients` (what each step of a fit buys), `tuned` (and `compress.tune`), `tokens` (fits to less text). KL
-divergence is the mean of the first 512 tokens of both texts; bits are of the matrices of the layers, or with the table
-where that is said.
+choices), `ingredients` (what each step of a fit buys), `tuned` (and `compress.tune`), `tokens` (fits to less text),
+`rotated` (forms of 4 bits on a rotated SmolLM2, whose weights lie on no grid of an earlier quantisation). KL divergence
+is the mean of the first 512 tokens of both texts; bits are of the matrices of the layers, or with the table where that
+is said.
 """
 
 import json
@@ -32,6 +33,7 @@ from bench.children.judging import (
     default_windows,
     read_text,
 )
+from bench.children.rotating import rotated
 from bench.children.searching import TABLE, measured, of_layers, of_search, of_uniform, uniform
 from bench.texts import NAMES
 from coreai_recipes.calibration import palettes
@@ -62,11 +64,12 @@ BUDGETS = (3.02, 4.02, 4.5, 5.0, 6.1)
 WHOLE = (4.5, 4.85)
 BITS = 4
 TABLE_NAME = f"{TABLE}.weight"
+INT4 = "int4 for blocks of 32"
 FOUR, SIX = (next(n for n, form in enumerate(CANDIDATES) if form.said.get("bits") == bits) for bits in (4, 6))
 PLAIN: dict[str, Storage] = {
     "3 bits": Palette(3, 16),
     "4 bits": Palette(4, 16),
-    "int4 for blocks of 32": Integers(4, 32, True),
+    INT4: Integers(4, 32, True),
     "6 bits": Palette(6, 16),
     "int8": Integers(8, None, True),
 }
@@ -75,13 +78,9 @@ PLAIN: dict[str, Storage] = {
 class Model:
     """SmolLM2, the judge of both texts, and the names of the matrices of its layers."""
 
-    def __init__(self, checkpoint: str, texts: list[Path]) -> None:
-        self.recipe: Recipe = load_recipe("smollm2-135m")
-        self.checkpoint: Checkpoint = open_checkpoint(checkpoint)
-        read = {
-            name: read_text(path, self.recipe, self.checkpoint, WINDOWS)
-            for name, path in zip(NAMES, texts, strict=True)
-        }
+    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, texts: list[Path]) -> None:
+        self.recipe, self.checkpoint, self.texts = recipe, checkpoint, texts
+        read = {name: read_text(path, recipe, checkpoint, WINDOWS) for name, path in zip(NAMES, texts, strict=True)}
         self.judge = Judge(self.recipe, self.checkpoint, read)
         originals = self.judge.originals
         self.names = [name for name, each in originals.items() if name.startswith("layers.") and len(each.shape) > 1]
@@ -106,7 +105,7 @@ class Model:
 
 def main(part: str, checkpoint: str, *texts: str) -> None:
     alone()
-    model = Model(checkpoint, list(map(Path, texts)))
+    model = Model(load_recipe("smollm2-135m"), open_checkpoint(checkpoint), list(map(Path, texts)))
     started = time.process_time()
     found = PARTS[part](model)
     print(json.dumps({part: found, "seconds": {part: time.process_time() - started}}))
@@ -199,6 +198,31 @@ def of_ingredients(model: Model) -> dict[str, Any]:
     return found
 
 
+def of_rotated(model: Model) -> dict[str, Any]:
+    """Forms of 4 bits without a text and fitted, and what turning alone changes, on a SmolLM2 that is rotated."""
+    with temporary_folder() as place:
+        turned = Model(*rotated(model.checkpoint, place / "rotated"), model.texts)
+        alike = [turned.judge.distance(name, model.judge) for name in NAMES]
+        found: dict[str, Any] = {"from the model as it is": sum(alike) / len(alike)}
+        for words in (INT4, "4 bits"):
+            found[f"{words}, no text"] = of_form(turned, PLAIN[words], turned.encoded(PLAIN[words], turned.names))
+        windows = default_windows(turned.recipe, turned.checkpoint, SEEN * WINDOW)
+        forms = {words: PLAIN[words] for words in (INT4, "4 bits")}
+        with temporary_folder() as folder, threads() as own:
+            kept = Kept(folder)
+            seconds = fit_layers(
+                turned, windows, kept, own, [lambda s, form=form: (form, s, True, True) for form in forms.values()]
+            )
+            for number, (words, form) in enumerate(forms.items()):
+                made = kept.weights({}, dict.fromkeys(turned.names, number))
+                found[f"{words}, fitted"] = {**of_form(turned, form, made), "seconds": seconds[number]}
+    return found
+
+
+def of_form(model: Model, storage: Storage, weights: dict[str, Weight]) -> dict[str, Any]:
+    return {"bits": model.bits(storage, model.names), **model.judge(weights)}
+
+
 def of_tuned(model: Model) -> dict[str, Any]:
     """Palettes of 4 bits as a build fits and then tunes them."""
     windows = default_windows(model.recipe, model.checkpoint, SEEN * WINDOW)
@@ -281,6 +305,7 @@ PARTS: dict[str, Callable[[Model], dict[str, Any]]] = {
     "ingredients": of_ingredients,
     "tuned": of_tuned,
     "tokens": of_tokens,
+    "rotated": of_rotated,
 }
 
 

@@ -117,6 +117,7 @@ def build(
     elif draft is not None:
         _hold_storage_rules(recipe, resolved)  # they may name the draft's matrices, which its config describes
     from coreai_recipes.storage.source import with_source
+    from coreai_recipes.weights.regrouping import SAID
 
     recipe, as_source = with_source(recipe, sources)
     chosen: tuple[str, ...] = ()
@@ -127,7 +128,8 @@ def build(
         chosen = tuple(f"for {on.words}: {choice.words}" for choice in choices)
     recipe, measures, why_one = start_scale(recipe, verified)
     packing = None if source.packing is None else f"weights are dequantised from {source.packing}"
-    notes = tuple(each for each in (packing, note, small, *as_source, *chosen, why_one) if each)
+    moved = SAID if recipe.regroups else None
+    notes = tuple(each for each in (packing, note, small, *as_source, *chosen, moved, why_one) if each)
     composed = compose(recipe, sources)
     source.check_tokenizer(recipe.model.vocab_size)
     with staged_folder(target) as folder:
@@ -146,8 +148,8 @@ def build(
         _check_space(folder, target.parent, size)
         looked_at = _looked_at(recipe, list(tokens.end_tokens))
         fitted: dict[str, Fitted] = {}
-        if stored_parameters(composed.stacks[:1]).calibrates:
-            fitted, said = _fit(recipe, source, folder, resolved, progress)
+        if stored.calibrates:
+            fitted, said = _fit(recipe, sources, folder, resolved, progress)
             notes += said
 
         def write(recipe: Recipe) -> Written:
@@ -201,7 +203,7 @@ def _hold_storage_rules(recipe: Recipe, written: Resolved | None) -> None:
 
 def _fit(
     recipe: Recipe,
-    source: "Checkpoint",
+    sources: "Mapping[str, Checkpoint]",
     tokenizer: Path,
     written: Resolved | None,
     progress: "Progress | None",
@@ -216,7 +218,9 @@ def _fit(
     if recipe.compress is not None and recipe.compress.tune is not None and not fits(whole):
         raise UserError(f"compress.tune: {needs(whole)}\n  build without it, or on a machine that has as much")
     scratch = Path(tempfile.mkdtemp())  # among what the staged folder removes
-    return calibrate_on(recipe, source, tokenizer, folder_of(written), scratch, progress)
+    return calibrate_on(
+        recipe, sources[MODEL], tokenizer, folder_of(written), scratch, progress, draft=sources.get(DRAFT)
+    )
 
 
 def _subject(

@@ -43,7 +43,7 @@ class Draft(StackModule):
 
     def __init__(self, recipe: Recipe, form: Form = PLAIN) -> None:
         # what is scaled is the target's residual stream: this one stays as it is
-        super().__init__(recipe, DRAFT, Form(folded=form.folded, mirrored=form.mirrored))
+        super().__init__(recipe, DRAFT, Form(folded=form.folded, mirrored=form.mirrored, regrouped=form.regrouped))
         self.spec = spec = cast(DraftSpec, recipe.draft)
         target_size = recipe.model.hidden_size
         self.pre_projection = Projection(2 * target_size, spec.hidden_size)
@@ -91,10 +91,14 @@ class Draft(StackModule):
 
         `position` (1,) is the last token's, `seen` by kind of the target how many of its positions are seen (1,).
         """
-        cos, sin = self._rotary(kind).angles(position.unsqueeze(0))
         owner = self.owner(kind)
         state = self.owners[owner]
         mask = draft_mask(state.rows, state.window, seen[owner], self.recipe.export.keys_last)
+        return self.given(kind, position, mask)
+
+    def given(self, kind: str, positions: Tensor, mask: Tensor) -> LayerInputs:
+        """What layers of `kind` are given at `positions` (S,): cos, sin (1, R/2, 1, S) and this mask."""
+        cos, sin = self._rotary(kind).angles(positions.unsqueeze(0))
         return LayerInputs(mask, cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2))
 
     def start(self, embedded: Tensor, hidden: Tensor) -> Tensor:

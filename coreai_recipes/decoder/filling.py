@@ -11,10 +11,12 @@ from coreai_recipes.decoder.model import fill
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.primitives.causal_conv import CausalConvolution
 from coreai_recipes.primitives.head import Head
+from coreai_recipes.primitives.layer import POINTWISE
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.weights.binding import Binding, ParameterInfo, bind
 from coreai_recipes.weights.folding import stored_as
+from coreai_recipes.weights.regrouping import regrouped
 from coreai_recipes.weights.tying import judge_head
 
 
@@ -80,7 +82,12 @@ def bind_weights(stack: StackModule, checkpoint: Checkpoint) -> dict[str, Bindin
         kv_heads = said.kinds[kind].attention.num_kv_heads if kind else 1
         rewrite = stored_as(stack.recipe, name, stack.form, stack.of.key)
         wanted[name] = ParameterInfo(shape, kind, rewrite, name in stack.whole_numbers, kv_heads)
-    return bind(wanted, stack.of.weights.names, checkpoint, unused=stack.unused())
+    found = bind(wanted, stack.of.weights.names, checkpoint, unused=stack.unused())
+    if stack.form.regrouped:
+        for index, kind in enumerate(said.layer_kinds):
+            if said.kinds[kind].mlp.kind in POINTWISE:
+                found |= regrouped(found, f"layers.{index}.mlp.")
+    return found
 
 
 def bind_stacks(stacks: Iterable[StackModule], sources: Mapping[str, Checkpoint]) -> dict[str, Binding]:

@@ -188,7 +188,12 @@ def exported_form(recipe: Recipe) -> Form:
     """The form in which the recipe's decoder is exported."""
     export = recipe.export
     layout, norm = export.mlp_layout == "8x8", export.norm == "mirrored"
-    return Form(export.fold, export.scale, export.mlp_scale, export.head_scale, layout, norm)
+    return Form(export.fold, export.scale, export.mlp_scale, export.head_scale, layout, norm, recipe.regroups)
+
+
+def weights_form(recipe: Recipe) -> Form:
+    """The form in whose order the exported one has its weights, without its scales: they are factors."""
+    return Form(folded=recipe.export.fold, regrouped=recipe.regroups)
 
 
 def fill(module: nn.Module, read: ReadParameter, prefix: str = "") -> None:

@@ -23,6 +23,7 @@ from coreai_recipes.storage.accounting import account
 from coreai_recipes.storage.budget import bits_over
 from coreai_recipes.storage.chunks import chunks_of
 from coreai_recipes.storage.parameters import stored_parameters
+from coreai_recipes.weights.regrouping import SAID
 
 SAMPLED = 8192
 
@@ -71,7 +72,7 @@ def make_plan(recipe: Recipe, device: Device | None = None, overrides: Sequence[
         _saved_in_prefill(stacks),
         recipe.export.functions.queries,
         found,
-        tuple(_rotaries(recipe)),
+        (*_rotaries(recipe), *([SAID] if recipe.regroups else [])),
         None if on is None else fit(stacks, workloads, drawn, on),
         None if on is None else mends(recipe, on, found),
         None if device is None else choose(recipe, device, overrides)[1],

@@ -36,6 +36,7 @@ class Form:
         head_scale: what the head's norm gives is scaled by this power of two, and its logits undo it.
         mlp_in_square: the 64 tokens of a call lie as 8 x 8 in an MLP without experts.
         mirrored: RMS norms are the layer norm of (x, -x).
+        regrouped: channels of MLPs stand in the order of their size (`weights.regrouping`).
     """
 
     folded: bool = False
@@ -44,6 +45,7 @@ class Form:
     head_scale: float = 1.0
     mlp_in_square: bool = False
     mirrored: bool = False
+    regrouped: bool = False
 
     def of_stream(self, norm: RMSNorm | LayerNorm) -> RMSNorm | LayerNorm:
         """The norm of a scaled stream: with eps scaled along, its result is the same to the bit."""

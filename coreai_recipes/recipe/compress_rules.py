@@ -31,6 +31,7 @@ def compress_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         at: Location = ("compress", "budget", "kl")
         yield Problem(at, "budget-reference", "without a reference, the loss cannot be measured", "leave it out")
     yield from _tune_problems(value_at(recipe, "compress"))
+    yield from _regroup_problems(value_at(recipe, "compress"))
     default, rules = value_at(recipe, "compress", "default", "kind"), value_at(recipe, "compress", "rules")
     if value_at(recipe, "compress", "default") is None:
         default = "float16"
@@ -46,14 +47,24 @@ def compress_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
 def _tune_problems(compress: Any) -> Iterator[Problem]:
     if not isinstance(compress, Mapping) or compress.get("tune") is None:
         return
-    default = compress.get("default")
     why = None
     if compress.get("calibration", "") is None:
         why = "`calibration: null` leaves no text to tune on"
-    elif default == "source" or (isinstance(default, Mapping) and default.get("kind") == "source"):
+    elif _is_source(compress):
         why = "`default: source` keeps the checkpoint's own numbers"
     if why is not None:
         yield Problem(("compress", "tune"), "tune-nothing", why, "remove one of the two")
+
+
+def _regroup_problems(compress: Any) -> Iterator[Problem]:
+    if isinstance(compress, Mapping) and compress.get("regroup") is True and _is_source(compress):
+        why = "`default: source` keeps the checkpoint's numbers where they are"
+        yield Problem(("compress", "regroup"), "regroup-source", why, "remove one of the two")
+
+
+def _is_source(compress: Mapping[str, Any]) -> bool:
+    default = compress.get("default")
+    return default == "source" or (isinstance(default, Mapping) and default.get("kind") == "source")
 
 
 def _rule_problems(at: Location, rule: Mapping[str, Any], default: Any) -> Iterator[Problem]:

@@ -19,7 +19,6 @@ from coreai_recipes.storage.row_blocks import RowBlock
 from coreai_recipes.storage.rows import fit_rows
 
 FLOAT16 = Float16()
-NOT_FITTED = "not fitted to the text: what a draft loses is drafted tokens, never a right answer"
 LAYER = re.compile(r"(?<=\blayers\.)\d+")
 
 
@@ -73,9 +72,11 @@ class Compression:
 
     def is_calibrated(self, name: str, shape: Shape) -> bool:
         """Whether a parameter may be fitted to a text: then its blobs do not follow from its numbers alone."""
-        if not self.calibrated or is_of_draft(name) or is_for_host(name):
+        if not self.calibrated or is_for_host(name):
             return False
-        return self.tuned if is_norm(name) else self.storage(name, shape).is_coarse
+        if is_norm(name):
+            return self.tuned and not is_of_draft(name)
+        return self.storage(name, shape).is_coarse
 
     def storage(self, name: str, shape: Shape) -> Storage:
         """How the parameter `name` is stored: as the last rule says that matches it, else as the default."""
@@ -98,8 +99,6 @@ class Compression:
         said = default if rule is None else rule.storage
         others = tuple(other for other in matching[:-1] if other.storage != said)
         fitted, why = fit_rows(said, shape) if for_host else (said.fitted(shape), said.misfit(shape))
-        if why is None and self.calibrated and is_of_draft(name) and fitted.is_coarse:
-            why = NOT_FITTED
         return Choice(fitted, rule, others, why)
 
 

@@ -116,15 +116,15 @@ def stored_weights(
     lie in the weight.bin of `package`, or of those beside it, where there is one."""
     compression, stack = Compression.of(recipe), MODULES[key].build(recipe, exported_form(recipe))
     stacks = build_stacks(recipe, exported_form(recipe))
-    parts = packed_parts(stacks, package) if package is not None and key == MODEL and compression.calibrated else {}
+    parts = packed_parts(stacks, package) if package is not None and compression.calibrated else {}
     found: dict[str, Weight] = {}
     for name, binding in bind_weights(stack, checkpoint).items():
-        shape = stored_shape(stack, name)
-        storage = compression.storage(stack.of.prefix + name, shape)
+        shape, packed = stored_shape(stack, name), stack.of.prefix + name
+        storage = compression.storage(packed, shape)
         if name in stack.whole_numbers:
             found[name] = binding
-        elif name in parts and compression.is_calibrated(name, shape):
-            found[name] = PackedWeight(binding, shape, storage, parts[name])
+        elif packed in parts and compression.is_calibrated(packed, shape):
+            found[name] = PackedWeight(binding, shape, storage, parts[packed])
         else:
             found[name] = StoredWeight(binding, shape, storage)
     return found

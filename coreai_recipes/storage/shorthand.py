@@ -1,6 +1,7 @@
 """`--bits N`: the `compress` that a recipe gets, written out for its own matrices as a reader would write it."""
 
 from math import prod
+from typing import Any
 
 from coreai_recipes.decoder.model import PER_LAYER_TABLE
 from coreai_recipes.decoder.stacks import build_stacks
@@ -19,10 +20,12 @@ INTEGER_BITS = 8  # clusters as many as that are slow to find, and no better tha
 def with_bits(recipe: Recipe, bits: int) -> Recipe:
     """The recipe with its matrices in palettes of so many bits, whatever its own `compress` says of them."""
     check_bits(bits)
-    said = {
+    said: dict[str, Any] = {
         "default": StoredIntegers(kind="int8") if bits == INTEGER_BITS else _palette(bits),
         "rules": _rules(recipe, bits),
     }
+    if bits != INTEGER_BITS:  # of rows that share no palette the order is all one
+        said["regroup"] = True
     before = recipe.compress
     compress = Compress.model_validate(said) if before is None else before.model_copy(update=said)
     return recipe.model_copy(update={"compress": compress})

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coreai_recipes.decoder.filling import checkpoint_shapes
-from coreai_recipes.decoder.model import Decoder, build_decoder, exported_form
+from coreai_recipes.checkpoint.base import Checkpoint
+from coreai_recipes.decoder.filling import bind_weights, checkpoint_shapes
+from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.constants import Constant
 from coreai_recipes.evaluate.graph import read_graph
@@ -85,10 +86,16 @@ class RawTable:
         return torch.from_numpy(self.table.read(np.asarray(rows)).astype(np.float32))
 
 
-def packaged_decoder(recipe: Recipe, package: Path) -> Mapping[str, PackagedWeight | RawTable]:
+def packaged_decoder(
+    recipe: Recipe, package: Path, checkpoint: Checkpoint | None = None
+) -> Mapping[str, PackagedWeight | RawTable]:
     """The parameters of the recipe's Decoder by name, as the package has them, or those beside it that the recipe asks
-    for. Raises BundleError for one that is not there."""
+    for. Channels that `compress.regroup` has moved are where the `checkpoint` has them if it is given, else where the
+    package has them, which is the same function. Raises BundleError for a parameter that is not there."""
     decoder = build_decoder(recipe, exported_form(recipe))
+    rewrites = {name: stored_as(recipe, name, decoder.form) for name, _ in decoder.named_parameters()}
+    if checkpoint is not None and recipe.regroups:
+        rewrites = {name: binding.rewrite for name, binding in bind_weights(decoder, checkpoint).items()}
     constants = {name: found for each in packages_of(recipe, package) for name, found in _constants(each).items()}
     found: dict[str, PackagedWeight | RawTable] = {}
     missing = []
@@ -100,13 +107,9 @@ def packaged_decoder(recipe: Recipe, package: Path) -> Mapping[str, PackagedWeig
         elif constant is None or prod(constant.shape) < prod(shape):
             missing.append(f"{package}: holds no {name} of {shape}, which its recipe has")
         else:
-            found[name] = PackagedWeight(name, constant, shape, _rewrite(decoder, name))
+            found[name] = PackagedWeight(name, constant, shape, rewrites[name])
     BundleError.collect(missing)
     return found
-
-
-def _rewrite(decoder: Decoder, name: str) -> Rewrite:
-    return stored_as(decoder.recipe, name, decoder.form)
 
 
 def _constants(package: Path) -> dict[str, Constant]:

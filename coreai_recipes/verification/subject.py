@@ -118,7 +118,9 @@ class Subject:
         """Our Decoder's parameters as the package's program has them; without a package as it would have them."""
         from coreai_recipes.verification.packaged import packaged_decoder
 
-        return self.stored_weights if self.package is None else packaged_decoder(self.recipe, self.package)
+        if self.package is None:
+            return self.stored_weights
+        return packaged_decoder(self.recipe, self.package, self.sources.get(MODEL))
 
     def exchange(self) -> "Exchange | None":
         """What puts the package's weights into transformers' own model: all that are not as a float16 checkpoint's.

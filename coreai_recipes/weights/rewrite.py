@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,8 +17,8 @@ class Rewrite:
 
     offset: float = 0.0
     factor: float = 1.0
-    row_order: tuple[int, ...] | None = None
-    column_order: tuple[int, ...] | None = None
+    row_order: Sequence[int] | None = None
+    column_order: Sequence[int] | None = None
     function: Literal["softplus"] | None = None
 
     def apply(self, tensor: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ class Rewrite:
         for axis, order in enumerate((self.row_order, self.column_order)):
             if order is not None:
                 starts = torch.arange(0, tensor.shape[axis], len(order))
-                tensor = tensor.index_select(axis, (starts[:, None] + torch.tensor(order)).flatten())
+                tensor = tensor.index_select(axis, (starts[:, None] + torch.tensor(tuple(order))).flatten())
         return tensor
 
     def unfold(self, parameter: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class Rewrite:
         for axis, order in enumerate((self.row_order, self.column_order)):
             if order is not None:
                 starts = torch.arange(0, parameter.shape[axis], len(order))
-                back = torch.tensor(order).argsort()
+                back = torch.tensor(tuple(order)).argsort()
                 parameter = parameter.index_select(axis, (starts[:, None] + back).flatten())
         return parameter if self.factor == 1.0 else parameter / self.factor
 

@@ -25,10 +25,18 @@ def test_a_draft_named_on_the_command_line_becomes_a_function_that_equals_its_re
     PreTrainedTokenizerFast(tokenizer_object=letters, eos_token=" ").save_pretrained(tmp_path / "target")
     export = {**pair.recipe.export.model_dump(), "functions": {"prefill": 16}}
     recipe = Recipe.model_validate({**pair.recipe.model_dump(), "weights": {"names": "gemma4"}, "export": export})
-    # a rule may name the matrices of a draft that only its own config describes
+    # a rule may name the matrices of a draft that only its own config describes; no text is of its letters alone
     rules = [{"match": "draft.layers.*", "kind": "palettize", "bits": 6}]
     recipe = recipe.model_copy(
-        update={"compress": Compress.model_validate({"default": {"kind": "float16"}, "rules": rules})}
+        update={
+            "compress": Compress.model_validate(
+                {
+                    "default": {"kind": "float16"},
+                    "rules": rules,
+                    "calibration": None,
+                }
+            )
+        }
     )
     assert recipe.draft is None
 

@@ -15,7 +15,7 @@ from coreai_recipes.planning.outline import outline
 from coreai_recipes.planning.plan import make_plan
 from coreai_recipes.recipe import built_in_recipes, load_recipe
 from coreai_recipes.storage.accounting import account, by_kind
-from coreai_recipes.storage.compression import NOT_FITTED, Compression, is_matrix
+from coreai_recipes.storage.compression import Compression, is_matrix
 from coreai_recipes.storage.parameters import own_parameters, raw_tables, stored_parameters
 from coreai_recipes.weights.rewrite import Rewrite
 
@@ -128,17 +128,6 @@ def test_a_rule_changes_those_that_it_matches_and_the_last_one_holds() -> None:
         "layers.1.mlp_norm.weight": "float16",
     }
     assert {name: str(compression.storage(name, stored.shapes[name])) for name in expected} == expected
-
-
-def test_the_table_says_that_a_draft_is_not_fitted_to_the_text() -> None:
-    said = "compress.default={kind: palettize, bits: 4}"
-    for changes, expected in (([said], NOT_FITTED), ([said, "compress.calibration=null"], None)):
-        recipe = load_recipe("gemma4-tiny", changes)
-        stored = stored_parameters(build_stacks(recipe))
-        rows = {row["name"]: row.get("why") for row in account(stored)}
-        assert rows["draft.layers.0.attention.q"] == expected
-        assert rows["layers.0.attention.q"] is None
-        assert not stored.compression.is_calibrated("draft.layers.0.attention.q.weight", (128, 256, 1, 1))
 
 
 def test_the_table_says_which_rule_holds_over_which_and_what_does_not_fit() -> None:

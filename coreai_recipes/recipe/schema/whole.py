@@ -173,6 +173,11 @@ class Compress(Spec):
         description="steps by which palettes, scales and norms are then changed together so that the whole model's "
         "predictions stay; takes the memory of two models in float32 and more",
     )
+    regroup: Flag = Field(
+        default=False,
+        description="true puts the channels of MLPs in the order of their size, so that those that share a palette are "
+        "alike; the function stays",
+    )
     budget: Budget | None = Field(default=None, description="limits on size and loss; a build that exceeds one fails")
 
 
@@ -238,6 +243,11 @@ class Recipe(Spec):
     weights: Weights = Field(description="the tensor names of the checkpoint")
     compress: Compress | None = Field(default=None, description="how weights are stored; defaults to float16")
     export: Export = Field(description="how the package is written")
+
+    @property
+    def regroups(self) -> bool:
+        """Whether the channels of MLPs are put in another order."""
+        return self.compress is not None and self.compress.regroup
 
     @property
     def stacks(self) -> Mapping[str, RecipeStack]:

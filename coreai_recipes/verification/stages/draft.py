@@ -97,7 +97,7 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
     """The package's function `draft` against our module with the weights as stored, on random caches."""
     recipe = subject.recipe
     draft = Draft.build(recipe)
-    fill_from(draft, stored_weights(recipe, checkpoint, DRAFT))
+    fill_from(draft, stored_weights(recipe, checkpoint, DRAFT, subject.package))
     folded = {owner: fold_order(kind.rotary, kind.attention.rotary_dim) for owner, kind in recipe.model.kinds.items()}
     program, windows = open_program(subject, "float32"), windows_of(recipe, draft)
     embedding = StreamedDecoder(recipe, subject.stored_weights)
@@ -177,7 +177,7 @@ class OfTorch:
     def fill_as_stored(cls, subject: Subject, draft: Checkpoint) -> "OfTorch":
         """Both with the weights as the package gives them back."""
         recipe, drafter = subject.recipe, Draft.build(subject.recipe)
-        fill_from(drafter, stored_weights(recipe, draft, DRAFT))
+        fill_from(drafter, stored_weights(recipe, draft, DRAFT, subject.package))
         return cls(fill_whole(recipe, subject.stored_weights, recipe.export.context), drafter)
 
     def reset(self) -> None:
