@@ -173,8 +173,8 @@ class Compress(Spec):
         description="steps by which palettes, scales and norms are then changed together so that the whole model's "
         "predictions stay; takes the memory of two models in float32 and more",
     )
-    regroup: Flag = Field(
-        default=False,
+    regroup: Flag | None = Field(
+        default=None,
         description="true puts the channels of MLPs in the order of their size, so that those that share a palette are "
         "alike; the function stays",
     )
@@ -247,7 +247,7 @@ class Recipe(Spec):
     @property
     def regroups(self) -> bool:
         """Whether the channels of MLPs are put in another order."""
-        return self.compress is not None and self.compress.regroup
+        return self.compress is not None and self.compress.regroup is True
 
     @property
     def stacks(self) -> Mapping[str, RecipeStack]:
