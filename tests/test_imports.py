@@ -46,13 +46,13 @@ ROOMS: dict[str, set[str]] = {
         *("primitives", "hosts", "recipe", "errors"),
     },
     "lint": {"evaluate", "manifest", "recipe.yaml_reader", "protobuf", "errors"},
-    "targets": {"export", "storage", "decoder", "weights", "primitives", "recipe", "hosts", "protobuf"},
+    "targets": {"export", "storage", "decoder", "weights", "primitives", "recipe", "hosts", "protobuf", "aimodel"},
     "export": {"storage", "decoder", "weights", "primitives", "hosts", "recipe"},
     "calibration": {
         *("storage", "decoder", "weights", "checkpoint", "primitives", "tokenizer", "recipe", "errors"),
     },
     "storage": {"decoder", "weights", "checkpoint", "hosts", "recipe", "errors"},
-    "running": {"evaluate", "hosts", "manifest", "errors"},
+    "running": {"evaluate", "hosts", "manifest", "aimodel", "errors"},
     "evaluate": {"protobuf", "manifest", "json_reader", "errors"},
     "decoder": {"weights", "checkpoint", "primitives", "hosts", "recipe", "errors"},
     "weights": {"checkpoint", "primitives", "recipe", "errors"},
@@ -65,6 +65,7 @@ ROOMS: dict[str, set[str]] = {
     "hosts": set(),
     "manifest": {"json_reader", "errors"},
     "protobuf": set(),
+    "aimodel": set(),
     "terminal": {"errors"},
     "json_reader": set(),
     "errors": set(),
@@ -73,6 +74,8 @@ ROOMS: dict[str, set[str]] = {
 # Packages of others that only some rooms know.
 KNOWN_TO: dict[str, set[str]] = {
     "coremltools": {"targets", "running"},
+    "coreai": {"targets", "aimodel", "running"},
+    "coreai_torch": {"targets"},
     "transformers": {"verification", "checkpoint"},
     "gguf": {"checkpoint", "verification"},  # the latter by transformers' reader, to judge ours
     "huggingface_hub": {"checkpoint"},
@@ -85,7 +88,7 @@ KNOWN_TO: dict[str, set[str]] = {
     "prompt_toolkit": {"terminal"},
 }
 
-HEAVY = {"torch", "coremltools", "transformers", "numpy"}
+HEAVY = {"torch", "coremltools", "coreai", "coreai_torch", "transformers", "numpy"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

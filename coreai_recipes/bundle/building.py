@@ -16,7 +16,7 @@ from coreai_recipes.bundle.sources import find_sources
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.hosts import anemll
 from coreai_recipes.hosts.logits import Pieces
-from coreai_recipes.manifest.reading import MANIFEST, PACKAGE, RECIPE, REPORT, typed
+from coreai_recipes.manifest.reading import MANIFEST, PACKAGES, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.manifest.staging import check_place, staged_folder
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from coreai_recipes.verification.report import Report
     from coreai_recipes.verification.subject import Subject
 
-PINNED = ("coreai-recipes", "coremltools", "torch")  # what the bytes of a package depend on
+# what the bytes of a package depend on, by its format
+PINNED = {
+    "coreml": ("coreai-recipes", "coremltools", "torch"),
+    "coreai": ("coreai-recipes", "coreai-core", "coreai-torch", "torch"),
+}
 
 
 class VerificationError(Exception):
@@ -85,6 +89,12 @@ def build(
     from coreai_recipes.calibration.text import hold_texts
 
     hold_texts(recipe, resolved)
+    if recipe.export.format == "coreai":
+        from coreai_recipes.running.coreai import check_coreai
+
+        check_coreai()
+        if on is not None:
+            raise UserError(f"--device {device}: the rules of a device are of Core ML's programs: leave it out")
     if draft is None and bits is None:
         _hold_storage_rules(recipe, resolved)  # before anything is downloaded
     target = Path(out) / recipe.name
@@ -132,6 +142,7 @@ def build(
     notes = tuple(each for each in (packing, note, small, *as_source, *chosen, moved, why_one) if each)
     composed = compose(recipe, sources)
     source.check_tokenizer(recipe.model.vocab_size)
+    package = PACKAGES[recipe.export.format]
     with staged_folder(target) as folder:
         tokenizer.write(folder)
         tokens = read_tokens(folder)
@@ -154,7 +165,7 @@ def build(
 
         def write(recipe: Recipe) -> Written:
             modules = composed if recipe is composed.recipe else compose(recipe, sources)
-            return write_package(modules, folder / PACKAGE, cache, progress, fitted, looked_at)
+            return write_package(modules, folder / package, cache, progress, fitted, looked_at)
 
         written = write_first(composed, write, measures)
         recipe = written.composed.recipe
@@ -164,7 +175,7 @@ def build(
         def describe() -> dict[str, Any]:
             (folder / RECIPE).write_text(recipe_text(written.composed.recipe))
             if recipe.export.host == "anemll":
-                for name, text in anemll.files_of(anemll_form(recipe), PACKAGE, list(tokens.end_tokens)).items():
+                for name, text in anemll.files_of(anemll_form(recipe), package, list(tokens.end_tokens)).items():
                     (folder / name).write_text(text)
             manifest = _manifest(written, facts, looked_at, folder)
             # nothing is installed that could not be opened
@@ -179,7 +190,7 @@ def build(
         held = hold_rules(recipe, written.lint, notes)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
-            subject = _subject(recipe, sources, folder / PACKAGE, progress)
+            subject = _subject(recipe, sources, folder / package, progress)
             found, figures = _prove(subject, rewrite if measures else None)
             if not found.passed:
                 raise VerificationError(found, notes)
@@ -226,9 +237,10 @@ def _fit(
 def _subject(
     recipe: Recipe, sources: "Mapping[str, Checkpoint]", package: Path, progress: "Progress | None"
 ) -> "Subject":
+    from coreai_recipes.running.program import proving_runtime
     from coreai_recipes.verification.subject import Subject
 
-    return Subject(recipe, sources, package, on_progress=progress)
+    return Subject(recipe, sources, package, runtime=proving_runtime(recipe.export.format), on_progress=progress)
 
 
 def _prove(subject: "Subject", rewrite: "Callable[[Recipe], None] | None") -> "tuple[Report, dict[str, Any]]":
@@ -257,7 +269,7 @@ def _origin_of(source: "Checkpoint", digests: dict[str, str]) -> dict[str, Any]:
 
 def _looked_at(recipe: Recipe, eos_token_ids: list[int]) -> dict[str, Any]:
     """What rules look at of the manifest: all of it is known before a weight is read."""
-    versions = {name: version(name) for name in PINNED}
+    versions = {name: version(name) for name in PINNED[recipe.export.format]}
     return {"versions": versions, "vocab_size": recipe.model.vocab_size, "eos_token_ids": eos_token_ids}
 
 

@@ -12,7 +12,7 @@ from coreai_recipes.manifest.contents import foreign_entries
 from coreai_recipes.manifest.files import locate, read_regular
 from coreai_recipes.manifest.reading import (
     MANIFEST,
-    PACKAGE,
+    PACKAGES,
     RECIPE,
     REPORT,
     read_manifest,
@@ -98,13 +98,17 @@ class Bundle:
         from coreai_recipes.storage.chunks import packages_of
 
         names = [program.file for program in self.described.programs]
-        wanted = [path.name for path in packages_of(self.recipe, self.path / PACKAGE)]
+        wanted = [path.name for path in packages_of(self.recipe, self._package)]
         if names != wanted:
             raise BundleError(
                 f"{self.path}: has the packages {', '.join(names)}, and its recipe asks for {', '.join(wanted)}: "
                 "`recipe run`, `chat` and `lint` take them all the same"
             )
-        return self.path / PACKAGE
+        return self._package
+
+    @property
+    def _package(self) -> Path:
+        return self.path / PACKAGES[self.recipe.export.format]
 
     def _check_recipe(self) -> None:
         """Raise BundleError with all that was modified, where the recipe was."""

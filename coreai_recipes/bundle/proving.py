@@ -30,7 +30,7 @@ def verify(
     draft: "Checkpoint | str | Path | None" = None,
     stages: Sequence[str] | None = None,
     require: Sequence[str] = (),
-    runtime: "Runtime" = "evaluator",
+    runtime: str | None = None,
     random: bool = False,
     progress: "Progress | None" = None,
 ) -> "Report":
@@ -47,6 +47,7 @@ def verify(
         target = Bundle.open(target) if os.path.exists(Path(target) / MANIFEST) else load_held(target)
     if random:
         return _verify_random(target, (checkpoint, draft), stages, require, progress)
+    chosen = _runtime(target, runtime)
     given = {MODEL: checkpoint, DRAFT: draft}
     wanted = [key for key in given if key == MODEL or stages is None or key in (*stages, *require)]
     if isinstance(target, Bundle):
@@ -75,7 +76,7 @@ def verify(
             package,
             stages=stages,
             require=require,
-            runtime=runtime,
+            runtime=chosen,
             on_progress=check,
             missing=missing,
         )
@@ -84,6 +85,14 @@ def verify(
         raise
     finish()
     return report
+
+
+def _runtime(target: Bundle | Recipe, asked: str | None) -> "Runtime":
+    """What runs the package: what was asked for, else what does so on every machine."""
+    from coreai_recipes.running.program import choose_runtime, proving_runtime
+
+    package_format = (target.recipe if isinstance(target, Bundle) else target).export.format
+    return proving_runtime(package_format) if asked is None else choose_runtime(asked, package_format)
 
 
 def _hold_bundle(bundle: Bundle, given: "Given", wanted: Sequence[str]) -> tuple[Recipe, dict[str, Held]]:

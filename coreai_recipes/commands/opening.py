@@ -41,9 +41,9 @@ def open_bundle(word: str, runtime: str) -> "LanguageModel":
     from coreai_recipes.running.program import choose_runtime
 
     bundle = Bundle.open(find_bundle(word))
-    runtime = choose_runtime(runtime)
+    runtime = choose_runtime(runtime, bundle.described.package_format)
     if sys.stderr.isatty():
-        engine = "Core ML" if runtime == "coreml" else "the evaluator"
+        engine = {"coreml": "Core ML", "coreai": "Core AI"}.get(runtime, "the evaluator")
         print(f"loading {bundle.path}: {bundle.bytes / 1e6:,.1f} MB, run by {engine}", file=sys.stderr)
     from coreai_recipes.generate import open_model
 

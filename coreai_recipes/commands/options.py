@@ -29,11 +29,11 @@ OverridesOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field, as in export.context=512. Repeatable."),
 ]
 RuntimeOption = Annotated[
-    Literal["auto", "evaluator", "coreml"],
+    Literal["auto", "evaluator", "coreml", "coreai"],
     typer.Option(
         "--runtime",
         metavar="NAME",
-        help="auto, evaluator or coreml; auto uses Core ML where it is available.",
+        help="auto, evaluator or coreml; auto uses Core ML where it is available. An .aimodel is run by coreai.",
     ),
 ]
 BitsOption = Annotated[

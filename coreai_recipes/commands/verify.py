@@ -19,7 +19,7 @@ def verify(
     require: Annotated[
         list[str] | None, typer.Option(metavar="STAGE", help="Fail if this stage is skipped. Repeatable.")
     ] = None,
-    runtime: RuntimeOption = "evaluator",
+    runtime: RuntimeOption | None = None,
     random: Annotated[
         bool,
         typer.Option("--random", help="Verify a recipe with random weights; of a deep model, one layer of each kind."),
@@ -30,7 +30,6 @@ def verify(
     from coreai_recipes import bundle
     from coreai_recipes.report import console
     from coreai_recipes.report.verdict import print_report
-    from coreai_recipes.running.program import choose_runtime
 
     with console.progress_bar() as progress:
         report = bundle.verify(
@@ -39,7 +38,7 @@ def verify(
             draft=draft,
             stages=stage or None,
             require=require or (),
-            runtime=choose_runtime(runtime),
+            runtime=runtime,
             random=random,
             progress=progress,
         )

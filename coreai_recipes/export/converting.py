@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,28 +19,31 @@ from coreai_recipes.export.fragments import INTEGER, Fragment, Port, untouched
 from coreai_recipes.export.pieces import source_files
 from coreai_recipes.export.reporting import Progress
 
+Prepared = TypeVar("Prepared")
+
 
 def convert_fragments(
     fragments: Mapping[str, Fragment],
     keys: Mapping[str, str],
-    convert: Callable[[Fragment, ScriptModule], bytes],
+    prepare: Callable[[Fragment], Prepared],
+    convert: Callable[[Fragment, Prepared], bytes],
     cache: FragmentCache,
     progress: Progress | None = None,
 ) -> tuple[dict[str, bytes], int]:
     """Every fragment converted, by name, and how many of them `convert` was asked for; `keys` are the cache's.
 
-    All of those are traced before the first is converted: to run a fragment takes more memory than to convert it, and
-    a converter that is not there yet takes none.
+    All of those are prepared, as by `trace`, before the first is converted: to run a fragment takes more memory than to
+    convert it, and a converter that is not there yet takes none.
     """
     kept = {name: cache.get(keys[name]) for name in fragments}
-    traced = {name: trace(fragments[name]) for name, data in kept.items() if data is None}
-    count = len(traced)
+    prepared = {name: prepare(fragments[name]) for name, data in kept.items() if data is None}
+    count = len(prepared)
     converted: dict[str, bytes] = {}
     for name, data in kept.items():
         if progress:
             progress("conversion", len(converted), len(fragments))
         if data is None:
-            data = convert(fragments[name], traced.pop(name))
+            data = convert(fragments[name], prepared.pop(name))
             cache.put(keys[name], data)
         converted[name] = data
     if progress:

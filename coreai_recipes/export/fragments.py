@@ -192,7 +192,7 @@ def fragment_of_layer(
     inputs = {**inputs, **ports_of(layer, parameters)}
     states = {} if spec is None else {port: Port(FLOAT, spec.shape) for port in state_names(spec)}
     outputs = {"y": inputs["x"]} | {f"new_{s.tensor.name}": Port(FLOAT, (1, *s.tensor.shape)) for s in carried}
-    piece = _LayerPiece(layer, states, list(inputs), parameters, shares, [spec.tensor.name for spec in carried])
+    piece = LayerPiece(layer, states, list(inputs), parameters, shares, [spec.tensor.name for spec in carried])
     return Fragment(name, piece, inputs, outputs, parameters, states)
 
 
@@ -303,7 +303,7 @@ def untouched(state: Port) -> Tensor:
     return torch.from_numpy(np.zeros(state.shape, np.float32))
 
 
-class _LayerPiece(Piece):
+class LayerPiece(Piece):
     keys: Tensor | None
     values: Tensor | None
 
@@ -322,21 +322,25 @@ class _LayerPiece(Piece):
             self.register_buffer(name, untouched(states[name]) if name in states else None)
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.on_states(self.keys, self.values, *tensors)
+
+    def on_states(self, keys: Tensor | None, values: Tensor | None, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """As `forward`, on states that are values of a program."""
         named = dict(zip(self.inputs, tensors, strict=True))
         weights = {name: named[alias] for alias, name in self.parameter_names.items()}
-        given, cache = LayerInputs.of_ports(named), self._cache(named)
+        given, cache = LayerInputs.of_ports(named), self._cache(named, keys, values)
         of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
         with parameters_as(self.piece[0], weights):
             y: Tensor = self.piece[0](named["x"], given, cache, of_layer)
         return (y, *(cache.carried.left[name] for name in self.carried)) if self.carried else y
 
-    def _cache(self, named: Mapping[str, Tensor]) -> Cache:
+    def _cache(self, named: Mapping[str, Tensor], keys: Tensor | None, values: Tensor | None) -> Cache:
         carried = Carried({name: layer_of(named[name], named["place"]) for name in self.carried})
-        if self.keys is None:
+        if keys is None:
             return NoCache(carried)
         if self.shares:
-            return SharedCache(self.keys, self.values, named["slot"])
-        return LayerInputs.of_ports(named).cache(self.keys, self.values, named["slot"], carried)
+            return SharedCache(keys, values, named["slot"])
+        return LayerInputs.of_ports(named).cache(keys, values, named["slot"], carried)
 
 
 class _StackingPiece(Piece):

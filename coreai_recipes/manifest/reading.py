@@ -13,7 +13,7 @@ from coreai_recipes.manifest.files import read_regular
 from coreai_recipes.manifest.schema import FORMAT, FORMATS, Manifest, Report, Sealed
 
 MANIFEST, REPORT, RECIPE = "manifest.json", "report.json", "recipe.yaml"
-PACKAGE = "model.mlpackage"  # several are named after it
+PACKAGES = {"coreml": "model.mlpackage", "coreai": "model.aimodel"}  # by format; several are named after it
 MAX_BYTES = 4 << 20
 MAX_PROBLEMS = 20
 

@@ -251,6 +251,11 @@ class Manifest(Sealed):
         return self
 
     @property
+    def package_format(self) -> Literal["coreml", "coreai"]:
+        """That of its programs, which their names end in."""
+        return "coreai" if all(program.file.endswith(".aimodel") for program in self.programs) else "coreml"
+
+    @property
     def programs(self) -> tuple[Program, ...]:
         """The packages that can be run, in running order."""
         return tuple(package for package in self.packages if isinstance(package, Program))

@@ -10,6 +10,7 @@ from typing import Any
 
 from coreai_recipes.recipe.compress_rules import compress_problems
 from coreai_recipes.recipe.export_rules import export_problems, residual_problems
+from coreai_recipes.recipe.format_rules import format_problems
 from coreai_recipes.recipe.host_rules import host_problems
 from coreai_recipes.recipe.layer_order import layer_order
 from coreai_recipes.recipe.mirroring import mirror_problems
@@ -38,6 +39,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     problems += _draft_problems(recipe)
     problems += export_problems(recipe)
     problems += host_problems(recipe)
+    problems += format_problems(recipe)
     problems += residual_problems(recipe)
     problems += mirror_problems(recipe)
     problems += compress_problems(recipe)

@@ -36,8 +36,14 @@ def print_report(report: Mapping[str, Any]) -> None:
         print(f"nothing was verified: {'; '.join(sorted(reasons)) or 'no stage was requested'}")
     if any("coreml" in stage["detail"] for stage in ran):
         print("not covered: placement")
+    elif any(stage["detail"].get("runtime") == "coreai" for stage in ran):
+        print("not covered: specialisation for a device, placement, Apple's native kernels, speed")
     else:
         print("not covered: Core ML's own compiler and loader, placement, the hardware's accumulation")
+
+
+# how a package may be run in float16, the hardware first
+RUN = ("coreml", "coreai", "rounded")
 
 
 def _explain(stage: Mapping[str, Any]) -> str:
@@ -72,12 +78,14 @@ def _explain(stage: Mapping[str, Any]) -> str:
         unequal = [name for name, equal in detail["equal"].items() if not equal]
         verdict = f"rounds NOT equal: {detail['not_equal'][0]}" if unequal else "rounds equal, token for token"
         words.append(f"{verdict}; {detail['accepted_per_round']} drafted tokens accepted per round")
-    if "rounded" in detail or "coreml" in detail:
+    if detail.keys() & {*RUN}:
         theirs, strict = detail["transformers_float16"], detail.get("strict")
+        if "coreai" in detail:
+            words.append(f"by Core AI's runtime: {detail['coreai']['calls']}")
         if "coreml" in detail:
             words.append(f"on Core ML ({detail['compute_units']}): {detail['coreml']['calls']}")
-        words.append(f"top-1 {percent(detail.get('coreml') or detail['rounded'])}")
-        words.append(_their_halves(theirs, detail.get("transformers_bfloat16")))
+        words.append(f"top-1 {percent(next(detail[mode] for mode in RUN if mode in detail))}")
+        words.append(_their_halves(theirs, detail.get("transformers_bfloat16"), bool(detail.get("sums_in_float16"))))
         if strict:
             words.append(f"sums in float16 too {decibels(strict['psnr_db'])} dB, top-1 {percent(strict)}")
         words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
@@ -98,9 +106,11 @@ def _explain(stage: Mapping[str, Any]) -> str:
     return "; ".join(words)
 
 
-def _their_halves(float16: Mapping[str, Any], bfloat16: Mapping[str, Any] | None) -> str:
+def _their_halves(float16: Mapping[str, Any], bfloat16: Mapping[str, Any] | None, sums: bool) -> str:
     """What transformers' own float16 is, or bfloat16 where float16 cannot hold the model."""
     found, name = (float16, "float16") if bfloat16 is None else (bfloat16, "float16 is not finite, bfloat16")
+    if sums:
+        name = "bfloat16, for float16 is summed in float16 here,"
     return f"transformers' own {name} {decibels(found['psnr_db'])} dB, top-1 {percent(found)}"
 
 

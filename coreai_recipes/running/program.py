@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from coreai_recipes.errors import UserError
+from coreai_recipes.running.coreai import CoreAIProgram, check_coreai
 from coreai_recipes.running.coreml import CoreMLProgram, check_coreml, why_no_coreml
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
     Watch = Callable[[str, Tensor, str], None]
 
-RUNTIMES = ("auto", "evaluator", "coreml")
+RUNTIMES = ("auto", "evaluator", "coreml", "coreai")
+Chosen = Literal["evaluator", "coreml", "coreai"]
 
 
 class Function(Protocol):
@@ -109,11 +111,11 @@ def open_program(
     from coreai_recipes.running.chain import chained, check_shared
     from coreai_recipes.running.tables import Tables
 
-    runtime = choose_runtime(runtime)
+    runtime = choose_runtime(runtime, manifest.package_format)
     packages = [folder / program.file for program in manifest.programs]
     if runtime == "coreml":
         check_shared(packages)
-    engines = [open_engine(package, runtime, compute_units) for package in packages]
+    engines = [open_engine(package, runtime, compute_units, manifest.context) for package in packages]
     programs = [program.functions for program in manifest.programs]
     engine = as_ours(chained(engines, programs), manifest.host, manifest.context, manifest.vocab_size)
     carried = {name: tensor.shape for name, tensor in (manifest.carried or {}).items()}
@@ -129,8 +131,11 @@ def as_ours(engine: Engine, host: str | None, context: int, vocab_size: int) -> 
     return OwnCalls(engine, context, vocab_size)
 
 
-def open_engine(package: Path, runtime: str, compute_units: str = "cpu_and_ne") -> Engine:
-    """One package: by Core ML on `compute_units`, or by the evaluator in float32."""
+def open_engine(package: Path, runtime: str, compute_units: str = "cpu_and_ne", context: int | None = None) -> Engine:
+    """One package: by Core ML on `compute_units`, by Core AI, whose calls stay within `context`, or by the evaluator in
+    float32."""
+    if runtime == "coreai":
+        return CoreAIProgram(package, context)
     if runtime == "coreml":
         return CoreMLProgram(package, compute_units)
     from coreai_recipes.evaluate import Program
@@ -138,10 +143,21 @@ def open_engine(package: Path, runtime: str, compute_units: str = "cpu_and_ne") 
     return Program(package)
 
 
-def choose_runtime(name: str) -> Literal["evaluator", "coreml"]:
-    """`evaluator` or `coreml`. Raises UserError when it cannot be had here."""
+def proving_runtime(package_format: str) -> Chosen:
+    """What runs a package of this format where nothing else is asked for, on every machine."""
+    return "coreai" if package_format == "coreai" else "evaluator"
+
+
+def choose_runtime(name: str, package_format: str = "coreml") -> Chosen:
+    """What runs a package of this format. Raises UserError when it cannot be had here."""
     if name not in RUNTIMES:
         raise UserError(f"runtime {name} is not one of {', '.join(RUNTIMES)}")
+    if (package_format == "coreai") != (name == "coreai") and name != "auto":
+        runs = "Core AI's runtime runs an .aimodel" if package_format == "coreai" else "it runs an .aimodel"
+        raise UserError(f"runtime {name}: {runs}, and nothing else does: leave out --runtime")
+    if package_format == "coreai":
+        check_coreai()
+        return "coreai"
     if name == "coreml":
         check_coreml()
     return "evaluator" if name == "evaluator" or (name == "auto" and why_no_coreml() is not None) else "coreml"

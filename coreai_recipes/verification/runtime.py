@@ -1,4 +1,4 @@
-"""The saved package that the stages call: by the evaluator on Linux and macOS, or by Core ML on macOS."""
+"""The saved package that the stages call: by the evaluator or Core AI on Linux and macOS, or by Core ML on macOS."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def open_program(subject: Subject, precision: "Precision", without: Sequence[str] = ()) -> SavedProgram:
-    """The subject's package. On Core ML `precision` says nothing: it is the hardware's; `without` is for `engine`.
+    """The subject's package. On Core ML `precision` says nothing: it is the hardware's; `without` is for `engine`. Core
+    AI's runtime has `float32`, by the asset's twin, and the asset as it is.
 
     What it must be is the recipe's to say, not a manifest's. The evaluator streams the weights when the float32 model
     takes more than a third of free memory.
@@ -39,6 +40,10 @@ def _open_engine(subject: Subject, package: Path, precision: "Precision", withou
     """One package; all precisions of the evaluator share what was read of it."""
     if subject.runtime == "coreml":
         return open_engine(package, subject.runtime, subject.recipe.export.compute_units)
+    if subject.runtime == "coreai":
+        from coreai_recipes.running.coreai import CoreAIProgram
+
+        return CoreAIProgram(package, subject.recipe.export.context, widened=precision == "float32")
     from coreai_recipes.evaluate import Program
 
     if package not in subject.evaluated:

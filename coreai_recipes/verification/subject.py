@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from coreai_recipes.verification.scale import Peaks
 
 Progress = Callable[[str, int, int], None]
-Runtime = Literal["evaluator", "coreml"]
+Runtime = Literal["evaluator", "coreml", "coreai"]
 
 POSITIONS = 200
 # A ring is made to wrap where that costs no more than this many positions of its window.
@@ -118,7 +118,7 @@ class Subject:
         """Our Decoder's parameters as the package's program has them; without a package as it would have them."""
         from coreai_recipes.verification.packaged import packaged_decoder
 
-        if self.package is None:
+        if self.package is None or self.runtime == "coreai":  # whose own blobs stage `package` runs on
             return self.stored_weights
         return packaged_decoder(self.recipe, self.package, self.sources.get(MODEL))
 

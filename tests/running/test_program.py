@@ -117,7 +117,7 @@ def test_core_ml_is_taken_where_it_is_there(
 
 
 def test_a_runtime_that_there_is_not_is_a_sentence() -> None:
-    with pytest.raises(UserError, match=r"^runtime ane is not one of auto, evaluator, coreml$"):
+    with pytest.raises(UserError, match=r"^runtime ane is not one of auto, evaluator, coreml, coreai$"):
         choose_runtime("ane")
 
 

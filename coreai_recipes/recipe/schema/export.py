@@ -50,7 +50,11 @@ class ChunkSizes(Spec):
 class Export(Spec):
     """How the package is written."""
 
-    format: Literal["coreml"] = Field(default="coreml", description="the package format: Core ML's .mlpackage")
+    format: Literal["coreml", "coreai"] = Field(
+        default="coreml",
+        description="the package format: `coreml`, Core ML's .mlpackage, or `coreai`, Core AI's .aimodel, which needs "
+        "the extra `coreai`",
+    )
     target: Literal["iOS18"] = Field(
         default="iOS18", description="the oldest supported system: iOS 18, which is macOS 15"
     )

@@ -7,30 +7,26 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from coreai_recipes import export, hosts
-from coreai_recipes.decoder.model import table_file
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.export.cache import FragmentCache, fingerprint
-from coreai_recipes.export.converting import code_digest, convert_fragments, fragment_keys
+from coreai_recipes.export.converting import code_digest, convert_fragments, fragment_keys, trace
 from coreai_recipes.export.fragments import Fragment
 from coreai_recipes.export.functions import fragments_of
+from coreai_recipes.export.linked import LinkedProgram
 from coreai_recipes.export.linking import Numbers
 from coreai_recipes.export.reporting import Exported, ExportedPackage, Progress, Stopwatch
-from coreai_recipes.export.streaming import Encoded, FileStream, encode_parameter, run_streams, write_table
+from coreai_recipes.export.streaming import Encoded, FileStream, encode_parameter, run_streams
+from coreai_recipes.export.tables import read_whole_numbers, table_streams
 from coreai_recipes.recipe import recipe_text
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.chunks import Chunk, chunks_of
-from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.fitted import Fitted
 from coreai_recipes.storage.layout import FILE as WEIGHTS
 from coreai_recipes.storage.layout import WeightLayout
 from coreai_recipes.storage.memory import return_freed_memory
-from coreai_recipes.storage.parameters import raw_tables
-from coreai_recipes.storage.reading import given_back
 from coreai_recipes.targets.coreml.weight_file import write_weights
 from coreai_recipes.weights.binding import Binding
 
@@ -68,22 +64,13 @@ def export_package(
         (path / WEIGHTS).parent.mkdir(parents=True)
         encoded = {name: encode(name, placed.storage, placed.shape) for name, placed in layout.placed.items()}
         streams.append(FileStream(path / WEIGHTS, layout.bytes, write_weights(path / WEIGHTS, layout, encoded)))
-    compression = Compression.of(stacks[0].recipe)
-    for name, shape in raw_tables(stacks).shapes.items():
-        storage, path = compression.row_storage(name, shape), package.parent / table_file(name)
-        if storage == compression.storage(name, shape):
-            values = encode(name, storage, shape)
-        else:  # rows of float16, as a program would have them
-            found = given_back(stacks, name, bindings[name], package)
-            values = storage.encode(found.blocks(), shape, bindings[name].tensor)
-        size = storage.bytes(shape)
-        streams.append(FileStream(path, size, write_table(path, name, size, values)))
+    streams += table_streams(stacks, bindings, package, encode)
     stop = threading.Event()
     stopwatch = Stopwatch()
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
         streaming = pool.submit(run_streams, streams, stop, progress)
         try:
-            numbers = _read_whole_numbers(stacks, bindings)
+            numbers = read_whole_numbers(stacks, bindings)
             written, digests, hits = _export_programs(stacks, numbers, planned, cache, stopwatch, streaming, progress)
             return_freed_memory()  # the linker's, before the program is read once more: there a build is at its highest
             if on_program is not None:
@@ -106,16 +93,6 @@ class _Planned(NamedTuple):
     layout: WeightLayout
 
 
-def _read_whole_numbers(stacks: Sequence[StackModule], bindings: Mapping[str, Binding]) -> dict[str, NDArray[np.int32]]:
-    """By their names in a package, the parameters that are no weights: they stand in the program itself."""
-    found = {}
-    for stack in stacks:
-        for name in stack.whole_numbers:
-            numbers = bindings[stack.of.prefix + name].read().to(torch.int32)
-            found[stack.of.prefix + name] = np.asarray(numbers.view(stack.get_parameter(name).shape).numpy())
-    return found
-
-
 def _export_programs(
     stacks: Sequence[StackModule],
     numbers: Numbers,
@@ -128,7 +105,7 @@ def _export_programs(
     """Convert, link, write; the packages, digests, how many fragments came from the cache and were made."""
     with stopwatch("imports"):
         from coreai_recipes.targets.coreml import mlpackage
-        from coreai_recipes.targets.coreml.program import LinkedProgram, link_program
+        from coreai_recipes.targets.coreml.program import link_program
     chunks = [each.chunk for each in planned]
     with stopwatch("conversion"):
 
@@ -141,7 +118,7 @@ def _export_programs(
 
         fragments = fragments_of(stacks)
         keys = fragment_keys(fragments, code_digest((HERE / f"{name}.py" for name in CONVERTER), "coremltools"))
-        converted, made = convert_fragments(fragments, keys, convert, cache, progress)
+        converted, made = convert_fragments(fragments, keys, trace, convert, cache, progress)
     said = [f"{name} {values.tolist()}" for name, values in numbers.items()]
     code = code_digest(sorted({*HERE.glob("*.py"), *(file for folder in ASSEMBLY for file in folder.glob("*.py"))}))
     written, digests = [], dict[str, str]()

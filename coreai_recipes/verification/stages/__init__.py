@@ -14,6 +14,7 @@ from coreai_recipes.verification.subject import Subject
 NO_CHECKPOINT = "no checkpoint: pass one with --checkpoint SRC"
 NO_REFERENCE = "the recipe has no reference"
 NO_PACKAGE = "no package"
+OF_COREML = "what the engine makes of a program is known of Core ML's"
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,22 @@ class Stage:
     needs_compression: bool = False
     reads_layers: bool = True
     is_proof: bool = True
+    only_coreml: bool = False
 
     def why_not(self, subject: Subject) -> str | None:
         """Why the stage cannot run on `subject`, or None."""
         if self.needs_package and subject.package is None:
             return NO_PACKAGE
+        if self.only_coreml and subject.recipe.export.format != "coreml":
+            return OF_COREML
         if self.needs_reference and subject.recipe.reference is None:
             return NO_REFERENCE
         return None if MODEL in subject.sources else subject.missing.get(MODEL, NO_CHECKPOINT)
 
     def proves(self, subject: Subject) -> bool:
         """Whether a build of `subject` is not proven without the stage."""
+        if self.only_coreml and subject.recipe.export.format != "coreml":
+            return False
         if self.needs_draft:
             return self.is_proof and DRAFT in subject.sources
         has_reference = subject.recipe.reference is not None or not self.needs_reference
@@ -56,7 +62,7 @@ _IN_ORDER = (
     Stage("torch"),
     Stage("package", needs_reference=False, needs_package=True),
     Stage("package_float16", needs_package=True),
-    Stage("package_engine", needs_package=True),
+    Stage("package_engine", needs_package=True, only_coreml=True),
     Stage("tokenizer", needs_reference=False, reads_layers=False, is_proof=False),
     Stage("draft", needs_draft=True),
     Stage("compressed", needs_compression=True),

@@ -81,7 +81,7 @@ def _judge(subject: Subject, figures: list[Figures], rounds: dict[str, Any]) -> 
     """The verdict on our modules, and on the package's function `draft` where there is one to be run."""
     package: dict[str, Any] = {"skipped": "no package" if subject.package is None else "Core ML's states cannot be set"}
     wrong = None
-    if subject.package is not None and DRAFT in subject.sources and subject.runtime == "evaluator":
+    if subject.package is not None and DRAFT in subject.sources and subject.runtime != "coreml":
         found = compare_package(subject, subject.sources[DRAFT])
         lowest = min(found, key=lambda f: f.psnr_db)
         package = {"psnr_db": number(lowest.psnr_db), "snr_min_db": number(min(f.snr_min_db for f in found))}
@@ -315,7 +315,7 @@ def _compare_rounds(subject: Subject, target: nn.Module, theirs: nn.Module, ours
     """Rounds of four prompts: ours beside transformers', and the package's beside ours with the weights as stored."""
     recipe, functions = subject.recipe, subject.recipe.export.functions
     stored = package = None
-    if subject.package is not None and DRAFT in subject.sources and subject.runtime == "evaluator":
+    if subject.package is not None and DRAFT in subject.sources and subject.runtime != "coreml":
         stored = OfTorch.fill_as_stored(subject, subject.sources[DRAFT])
         package = open_program(subject, "float32")
     equal = {"torch": True} if package is None else {"torch": True, "package": True}

@@ -1,8 +1,9 @@
 """Stage `package_float16`: the saved program in float16 against transformers in float32.
 
-The evaluator runs it twice, `rounded` and `strict`; Core ML once, as the hardware does.
+The evaluator runs it twice, `rounded` and `strict`; Core ML once, as the hardware does, and Core AI's runtime once.
 """
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,7 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from coreai_recipes.decoder.states import owner_of, state_specs
 from coreai_recipes.evaluate.precision import Precision
+from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.calls import (
     CallResult,
     FunctionCall,
@@ -29,7 +32,7 @@ from coreai_recipes.verification.subject import Subject
 from coreai_recipes.verification.ties import TIE_IN_FLOAT16, Tie, agreeing_with
 
 NAME = "package_float16"
-Mode = Precision | Literal["coreml"]
+Mode = Precision | Literal["coreml", "coreai"]
 AS_STORED = "transformers in float32 with the weights as stored"
 OURS_AS_STORED = "our Decoder in float32 with the weights as stored, and the experts that the package took"
 FIRST = "hidden_0"
@@ -38,6 +41,10 @@ ALLOWED_LOSS_DB = 3.0
 # Core ML is given the most.
 PRODUCTS = {"rounded": 20e9, "strict": 4e9, "engine": 4e9}
 FEWEST_STEPS, MOST_STEPS = 8, 128
+# Core AI's runtime on Linux multiplies float16 matrices at 0.06 GFLOP/s: so many products take a minute.
+FLOAT16_PRODUCTS = 2e9
+SHOWN = {"coreml": "Core ML", "coreai": "Core AI"}
+TOO_SLOW = "Core AI's runtime multiplies float16 matrices too slowly here for a context of this length"
 
 
 @dataclass(frozen=True)
@@ -58,12 +65,15 @@ def run(subject: Subject) -> StageResult:
     """Passes when `rounded`, or Core ML, loses at most 3 dB more than transformers' own float16, and nothing overflows.
 
     Where transformers' own float16 is not finite, it must be at least as near as transformers' own bfloat16, which has
-    float32's end and three bits less: 18 dB below what float16 has where it holds a model.
+    float32's end and three bits less: 18 dB below what float16 has where it holds a model. So must Core AI's runtime on
+    Linux, whose float16 products are summed in float16.
     `strict` must not overflow either; its figures are stated. Compressed weights are another model's, whose loss is for
     stage `compressed` to say: transformers, in float32 and in float16, is then given these same weights.
     """
-    if subject.runtime == "coreml" and subject.recipe.export.outputs == "ids":
-        return skip(NAME, "Core ML shows no tensors inside the package, and the package returns ids")
+    if subject.runtime != "evaluator" and subject.recipe.export.outputs == "ids":
+        return skip(NAME, f"{SHOWN[subject.runtime]} shows no tensors inside the package, and the package returns ids")
+    if subject.runtime == "coreai" and not affordable(subject, "coreai"):
+        return skip(NAME, TOO_SLOW)
     ids, exchange = subject.tokens.sequence, subject.exchange() if subject.compresses else None
 
     def theirs(dtype: torch.dtype) -> Tensor:
@@ -71,15 +81,16 @@ def run(subject: Subject) -> StageResult:
 
     theirs32 = subject.reference() if exchange is None else theirs(torch.float32)
     theirs16 = theirs(torch.float16)
-    if subject.runtime == "coreml":
-        runs = [run_package(subject, "coreml", plan(subject, MOST_STEPS))]
+    if subject.runtime != "evaluator":
+        mode = subject.runtime
+        runs = [run_package(subject, mode, plan(subject, affordable(subject, mode)))]
     else:
         runs = [in_float16(subject), run_package(subject, "strict", plan(subject, affordable(subject, "strict")))]
     judged, *stated = runs
     ref = theirs32[judged.rows]
     floor = psnr(ref, theirs16[judged.rows]) - ALLOWED_LOSS_DB
     theirs_bfloat16 = None
-    if not theirs16[judged.rows].isfinite().all():
+    if not theirs16[judged.rows].isfinite().all() or sums_in_float16(subject):
         theirs_bfloat16 = theirs(torch.bfloat16)
         floor = psnr(ref, theirs_bfloat16[judged.rows])
     ties: list[str] = []
@@ -95,6 +106,8 @@ def run(subject: Subject) -> StageResult:
         "transformers_float16": _describe(judged, theirs32, theirs16[judged.rows]),
         "overflowed": overflowed[:10],
     }
+    if sums_in_float16(subject):
+        detail["sums_in_float16"] = True
     if theirs_bfloat16 is not None:
         detail["transformers_bfloat16"] = _describe(judged, theirs32, theirs_bfloat16[judged.rows])
     if ties:
@@ -109,6 +122,11 @@ def run(subject: Subject) -> StageResult:
     elif found < floor:
         detail["first_below"] = {"tensor": "logits", "psnr_db": number(found), "snr_min_db": number(lowest)}
     return StageResult(NAME, found >= floor and not overflowed, found, lowest, floor, detail)
+
+
+def sums_in_float16(subject: Subject) -> bool:
+    """Whether the judge rounds each sum of a product, which no float16 of transformers' does."""
+    return subject.runtime == "coreai" and platform.system() != "Darwin"
 
 
 def _compared_with(subject: Subject, of_ours: bool) -> str:
@@ -141,24 +159,41 @@ def in_float16(subject: Subject) -> Run:
 
 def affordable(subject: Subject, mode: Mode) -> int:
     """How many decode steps a mode can be given."""
+    if mode == "coreml":
+        return MOST_STEPS
+    if mode == "coreai":
+        return int(FLOAT16_PRODUCTS / attention_products(subject.recipe))
     return min(max(int(PRODUCTS[mode] / (subject.float32_bytes / 4)), FEWEST_STEPS), MOST_STEPS)
 
 
 def plan(subject: Subject, steps: int) -> list[FunctionCall]:
     """Calls over the whole text with so many decode steps. The evaluator's stage `package` has `score`, Core ML has it
     here."""
-    queries = subject.recipe.export.functions.queries
-    if subject.runtime != "coreml":
+    queries, length = subject.recipe.export.functions.queries, len(subject.tokens.sequence)
+    if subject.runtime == "evaluator":
         queries = {name: size for name, size in queries.items() if name != "score"}
-    return plan_calls(queries, len(subject.tokens.sequence), steps, subject.recipe.export.padded)
+    if subject.runtime == "coreai" and steps < length + queries["prefill"]:  # each token of a call costs a step
+        return [FunctionCall("decode", position, 1, 1) for position in range(min(steps, MOST_STEPS, length))]
+    return plan_calls(queries, length, min(steps, MOST_STEPS), subject.recipe.export.padded)
+
+
+def attention_products(recipe: Recipe) -> int:
+    """Multiplications of a decode step's attention, over all rows of its states."""
+    states, total = state_specs(recipe), 0
+    for name in recipe.model.layer_kinds:
+        heads = getattr(recipe.model.kinds[name].attention, "num_heads", 1)
+        state = states.get(owner_of(recipe, name))
+        total += 0 if state is None else 2 * heads * state.head_dim * state.rows
+    return max(total, 1)
 
 
 def run_package(subject: Subject, mode: Mode, calls: Sequence[FunctionCall], without: Sequence[str] = ()) -> Run:
     """The package's answers to `calls`, from empty states. `without` names the engine's habits to be left out."""
     ids = subject.tokens.sequence
-    program = open_program(subject, "rounded" if mode == "coreml" else mode, without)
+    precision: Precision = "rounded" if mode == "coreml" or mode == "coreai" else mode
+    program = open_program(subject, precision, without)
     # what is inside is watched only where it is needed, and Core ML shows nothing
-    watched = {FIRST} if subject.compresses and subject.chooses_experts and mode != "coreml" else set()
+    watched = {FIRST} if subject.compresses and subject.chooses_experts and subject.runtime == "evaluator" else set()
     rows: list[int] = []
     answers: list[CallResult] = []
     overflowed: dict[str, None] = {}
@@ -170,7 +205,7 @@ def run_package(subject: Subject, mode: Mode, calls: Sequence[FunctionCall], wit
         of_call = program.faults(call.function)
         overflowed |= dict.fromkeys(of_call[0])
         nans |= dict.fromkeys(of_call[1])
-        if mode == "coreml" and not answer.logits.isfinite().all():
+        if subject.runtime != "evaluator" and not answer.logits.isfinite().all():
             overflowed[f"logits of {call.function}"] = None
         subject.progress(f"{NAME}: {mode}", done, len(calls))
     logits, experts = torch.cat([answer.logits for answer in answers]), experts_taken(subject, answers)

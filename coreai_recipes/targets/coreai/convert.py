@@ -1,0 +1,169 @@
+"""One fragment -> one graph of Core AI's IR as bytecode, by torch.export and coreai-torch."""
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coreai_recipes.export.fragments import INTEGER, Fragment, LayerPiece, Port
+from coreai_recipes.targets.coreai.factors import keep_factors
+from coreai_recipes.targets.coreai.rows import READ, WRITE, RowsOf
+
+TORCH = {"float16": torch.float16, INTEGER: torch.int32}
+NEW = "new_"  # before a state's name: as the fragment leaves it
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The arguments and the results of a fragment's graph, in order."""
+
+    inputs: dict[str, Port]
+    outputs: dict[str, Port]
+
+    @classmethod
+    def of(cls, fragment: Fragment) -> "Ports":
+        """States are arguments, and results where the layer writes them."""
+        writes = isinstance(fragment.module, LayerPiece) and not fragment.module.shares
+        written = {NEW + name: port for name, port in fragment.states.items()} if writes else {}
+        return cls({**fragment.inputs, **fragment.states}, {**fragment.outputs, **written})
+
+
+class _Pure(nn.Module):
+    """A fragment without buffers: states come in and go out as values, and outputs have the types that it declares."""
+
+    def __init__(self, fragment: Fragment) -> None:
+        super().__init__()
+        self._fragment, self._ports = (fragment,), Ports.of(fragment)  # in a tuple: none of its buffers are this one's
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        (fragment,) = self._fragment
+        named = dict(zip(self._ports.inputs, given, strict=True))
+        sliced = {"per_layer_inputs"} if "index" in named else set()
+        if isinstance(fragment.module, LayerPiece):
+            sliced |= {*fragment.module.carried}
+        own = [RowsOf(named[name]) if name in sliced else named[name] for name in fragment.inputs]
+        if isinstance(fragment.module, LayerPiece):
+            states = {name: RowsOf(named[name]) for name in fragment.states}
+            results = fragment.module.on_states(states.get("keys"), states.get("values"), *own)  # type: ignore[arg-type]
+        else:
+            states, results = {}, fragment.module(*own)
+        results = results if isinstance(results, tuple) else (results,)
+        found = dict(zip(fragment.outputs, results, strict=True))
+        found |= {NEW + name: state.value for name, state in states.items()}
+        return tuple(found[name].to(TORCH[port.dtype]) for name, port in self._ports.outputs.items())
+
+
+def convert_fragment(fragment: Fragment) -> bytes:
+    """The fragment as bytecode: one graph of its name, whose weights are arguments."""
+    ports = Ports.of(fragment)
+    with _quietly(), torch.no_grad():
+        from coreai_torch import TorchConverter, get_decomp_table
+
+        exported = torch.export.export(_Pure(fragment).eval(), args=tuple(_examples(ports)))
+        exported = exported.run_decompositions(get_decomp_table())
+        keep_factors(exported.graph)
+        converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
+        _register_lowerings(converter)
+        converter.add_exported_program(
+            exported,
+            input_names=list(ports.inputs),
+            output_names=list(ports.outputs),
+            entrypoint_name=fragment.name,
+        )
+        program = converter.to_coreai()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "fragment.mlirb"
+            program._save_bytecode(path)
+            return path.read_bytes()
+
+
+def _examples(ports: Ports) -> Iterator[Tensor]:
+    """A zero-stride view stands for each float, so that none takes memory."""
+    for name, port in ports.inputs.items():
+        if port.dtype == INTEGER:
+            yield torch.full(port.shape, 0 if name in ("slot", "place", "index") else 1, dtype=torch.int32)
+        else:
+            yield torch.zeros((), dtype=TORCH[port.dtype]).expand(port.shape)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the bars of a conversion, which end in the terminal of whoever builds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an export, about this code and not about the user's model
+        import coreai_torch.converter as theirs
+
+        with patch.object(theirs, "_ProgressBar", _NoBar):
+            yield
+
+
+class _NoBar:
+    def __enter__(self) -> "_NoBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def print(self, *_: object, **__: object) -> None: ...
+
+    def track(self, things: Any, **_: object) -> Any:
+        return things
+
+    def status(self, *_: object, **__: object) -> "_NoBar":
+        return self
+
+    def stream(self, *_: object, **__: object) -> Any:
+        return contextlib.nullcontext()
+
+
+def _register_lowerings(converter: Any) -> None:
+    """What coreai-torch does not know: our operations, and torch's `%`."""
+    from coreai._compiler.dialects import coreai
+    from coreai._compiler.ir import RankedTensorType
+
+    def sizes(value: Any) -> list[int]:
+        return list(RankedTensorType(value.type).shape)
+
+    def register(name: str, lower: Any) -> None:
+        for each in (name, f"{name}.default"):
+            converter.register_torch_lowering(each)(lower)
+
+    def read(values: Any, node: Any, loc: Any) -> Any:
+        state, at = (values[each.name] for each in node.args[:2])
+        count, rest = node.args[2], sizes(state)[1:]
+        begin = coreai.concat(0, [at, [0] * len(rest)], loc=loc)
+        end = coreai.concat(0, [coreai.broadcasting_add(at, [count]), rest], loc=loc)
+        return coreai.slice_(state, begin, end, [1] * (1 + len(rest)), loc=loc)
+
+    def write(values: Any, node: Any, loc: Any) -> Any:
+        state, new, at, first = (values[each.name] for each in node.args)
+        count, G, S, D = sizes(new)
+        begin = coreai.concat(0, [at, [0], first, [0]], loc=loc)
+        ends = coreai.broadcasting_add(at, [count]), coreai.broadcasting_add(first, [S])
+        end = coreai.concat(0, [ends[0], [G], ends[1], [D]], loc=loc)
+        return coreai.slice_update(state, begin, end, [1, 1, 1, 1], new, loc=loc)
+
+    def norm(values: Any, node: Any, loc: Any) -> Any:
+        """(x - mean) / sqrt(var + eps) over the channels, as the module computes it."""
+        x, eps = values[node.args[0].name], node.args[1]
+        axis = np.array([1], np.int32)
+        y = coreai.broadcasting_sub(x, coreai.reduce_mean(x, axis, loc=loc), loc=loc)
+        variance = coreai.reduce_mean(coreai.broadcasting_mul(y, y, loc=loc), axis, loc=loc)
+        return coreai.broadcasting_mul(y, coreai.rsqrt(coreai.broadcasting_add(variance, eps, loc=loc)), loc=loc)
+
+    def remainder(values: Any, node: Any, loc: Any) -> Any:
+        """Core AI's is C's fmod: the same, for no numerator of ours is negative."""
+        return coreai.broadcasting_modulo(values[node.args[0].name], node.args[1], loc=loc)
+
+    register(READ, read)
+    register(WRITE, write)
+    register("coreai_recipes::channel_norm", norm)
+    converter.register_torch_lowering("aten::remainder.Scalar")(remainder)

@@ -1,0 +1,132 @@
+"""Weights in a program that is linked without them: each part of a parameter is a constant with a stand-in for its
+bytes, and an operation makes the weight of its parts where it is compressed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha512
+from typing import Any
+
+import numpy as np
+
+from coreai_recipes.aimodel.bytecode import Replacement
+from coreai_recipes.export.streaming import Encoded
+from coreai_recipes.storage.base import Part, Shape
+from coreai_recipes.storage.compression import Parameters
+
+ALIGNMENT = 16  # of blobs, as coreai-core writes them: a small file is read into memory that has no more
+Encode = Callable[[str], Iterator[Encoded]]
+
+
+def stand_in(parameter: str, part: Part) -> bytes:
+    """64 bytes that no other part has: blobs of equal content are one, so a tied table is written once."""
+    return sha512(f"{parameter}#{part.operand}".encode()).digest()
+
+
+def replacements(
+    parameters: Parameters, encode: Encode, wrote: Callable[[str, int], object]
+) -> dict[bytes, Replacement]:
+    """What comes in place of the stand-ins of `parameters`; `encode` gives the parts of one in their order, and `wrote`
+    is told the bytes of each block."""
+    found = {}
+    for name, shape in parameters.shapes.items():
+        parts = parameters.compression.storage(name, shape).parts(shape)
+        stream = _Parts(name, encode, wrote)
+        for number, part in enumerate(parts):
+            found[stand_in(name, part)] = Replacement(part.bytes, lambda s=stream, n=number: s.part(n))  # type: ignore[misc]
+    return found
+
+
+class _Parts:
+    """A parameter that is encoded once, while its parts are asked for one after another."""
+
+    def __init__(self, name: str, encode: Encode, wrote: Callable[[str, int], object]) -> None:
+        self._name, self._encode, self._wrote = name, encode, wrote
+        self._values: Iterator[Encoded] | None = None
+        self._following: Encoded | None = None
+
+    def part(self, number: int) -> Iterator[memoryview]:
+        if self._values is None:
+            self._values = self._encode(self._name)
+            self._following = next(self._values, None)
+        if self._following is None or self._following[0] != number:
+            raise RuntimeError(f"{self._name}: its parts lie in another order than they are encoded in")
+        while self._following is not None and self._following[0] == number:
+            block = self._following[1].reshape(-1).view(np.uint8).data
+            yield block
+            self._wrote(self._name, len(block))
+            self._following = next(self._values, None)
+
+
+class Constants:
+    """The weights of one function, each made at its first use."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self._made: dict[tuple[str, Shape], Any] = {}
+
+    def weight(self, parameter: str, shape: Shape) -> Any:
+        """The value of `parameter` in `shape`: a tied table has another one in the head, of the same bytes."""
+        if (parameter, shape) not in self._made:
+            self._made[parameter, shape] = self._make(parameter, shape)
+        return self._made[parameter, shape]
+
+    def _make(self, parameter: str, shape: Shape) -> Any:
+        from coreai._compiler.dialects import coreai
+
+        storage = self._parameters.compression.storage(parameter, self._parameters.shapes[parameter])
+        parts = storage.parts(shape)
+        made = {part.operand: _constant(parameter, part) for part in parts}
+        match storage.operation:
+            case None:
+                return made[parts[0].operand]
+            case "constexpr_lut_to_dense":
+                return coreai.lut_to_dense(made["indices"], made["lut"], np.array(0, np.int16))
+            case "constexpr_blockwise_shift_scale":
+                data, scale = (next(part for part in parts if part.operand == name) for name in ("data", "scale"))
+                none = np.zeros(scale.shape, np.float16)
+                offset = made.get("offset")
+                if offset is None:
+                    offset = _zeros(data.dtype, scale.shape)
+                return coreai.blockwise_shift_scale(made["data"], made["scale"], offset, none)
+            case operation:
+                raise TypeError(f"{parameter}: nothing is known of {operation} in Core AI")
+
+
+def _constant(parameter: str, part: Part) -> Any:
+    return _blob(np.frombuffer(stand_in(parameter, part), np.uint8).copy(), _name(parameter, part), part)
+
+
+def _zeros(dtype: str, shape: Shape) -> Any:
+    part = Part("zeros", dtype, shape)
+    return _blob(np.zeros(part.bytes, np.uint8), f"zeros_{dtype}_{'x'.join(map(str, shape))}", part)
+
+
+def _blob(data: Any, name: str, part: Part) -> Any:
+    from coreai._compiler.dialects import coreai
+    from coreai._compiler.ir import DenseResourceElementsAttr, RankedTensorType
+
+    kind = RankedTensorType.get(list(part.shape), element(part.dtype))
+    value = DenseResourceElementsAttr.get_from_buffer(data, name, kind, alignment=ALIGNMENT)
+    return coreai.ConstantOp(value=value).result
+
+
+def _name(parameter: str, part: Part) -> str:
+    return "_".join(filter(None, (parameter.replace(".", "_"), part.operand)))
+
+
+def element(dtype: str) -> Any:
+    """The type of a tensor's elements."""
+    from coreai._compiler.ir import F16Type, F32Type, IntegerType
+
+    match dtype:
+        case "float16":
+            return F16Type.get()
+        case "float32":
+            return F32Type.get()
+    signed = dtype.removeprefix("u")
+    bits = int(signed.removeprefix("int"))
+    return IntegerType.get_signed(bits) if signed == dtype else IntegerType.get_unsigned(bits)
+
+
+def sizes(parameters: Parameters) -> Mapping[str, int]:
+    """The bytes of each parameter."""
+    return {name: parameters.compression.storage(name, shape).bytes(shape) for name, shape in parameters.shapes.items()}
