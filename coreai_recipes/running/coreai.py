@@ -36,11 +36,14 @@ class States(dict[str, "Tensor"]):
 
     def __init__(self, tensors: Mapping[str, "Tensor"], number: int) -> None:
         super().__init__(tensors)
-        self.number, self._seen = number, [-1] * len(tensors)
+        self.number = number
+        self._seen: list[int] | None = None
 
     def changed(self) -> bool:
-        seen, self._seen = self._seen, [tensor._version for tensor in self.values()]
-        return seen != self._seen
+        before, self._seen = self._seen, None
+        if not any(tensor.is_inference() for tensor in self.values()):  # which count no writes
+            self._seen = [tensor._version for tensor in self.values()]
+        return self._seen is None or self._seen != before
 
 
 class CoreAIFunction:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from coreai_recipes.errors import UserError
-from coreai_recipes.running.coreai import CoreAIProgram, check_coreai
 from coreai_recipes.running.coreml import CoreMLProgram, check_coreml, why_no_coreml
 
 if TYPE_CHECKING:
@@ -135,6 +134,8 @@ def open_engine(package: Path, runtime: str, compute_units: str = "cpu_and_ne", 
     """One package: by Core ML on `compute_units`, by Core AI, whose calls stay within `context`, or by the evaluator in
     float32."""
     if runtime == "coreai":
+        from coreai_recipes.running.coreai import CoreAIProgram
+
         return CoreAIProgram(package, context)
     if runtime == "coreml":
         return CoreMLProgram(package, compute_units)
@@ -156,6 +157,8 @@ def choose_runtime(name: str, package_format: str = "coreml") -> Chosen:
         runs = "Core AI's runtime runs an .aimodel" if package_format == "coreai" else "it runs an .aimodel"
         raise UserError(f"runtime {name}: {runs}, and nothing else does: leave out --runtime")
     if package_format == "coreai":
+        from coreai_recipes.running.coreai import check_coreai
+
         check_coreai()
         return "coreai"
     if name == "coreml":

@@ -146,7 +146,7 @@ def test_core_ml_is_not_asked_to_share_a_state_between_packages(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = two_packages(tiny_bundle, tmp_path, *FORMS["functions apart"])
-    monkeypatch.setattr("coreai_recipes.running.program.choose_runtime", lambda name: "coreml")
+    monkeypatch.setattr("coreai_recipes.running.program.choose_runtime", lambda *_: "coreml")
     with pytest.raises(BundleError, match="shares the state kv_full with first"):
         open_program(tmp_path, manifest, "auto")
 

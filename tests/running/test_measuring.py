@@ -70,7 +70,7 @@ def core_ml(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (parent, models, plans):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("coreai_recipes.running.measuring.check_coreml", lambda: None)
-    monkeypatch.setattr("coreai_recipes.running.program.choose_runtime", lambda name: "coreml")
+    monkeypatch.setattr("coreai_recipes.running.program.choose_runtime", lambda *_: "coreml")
     monkeypatch.setattr(Model, "calls", [])
 
 

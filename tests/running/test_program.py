@@ -124,7 +124,7 @@ def test_a_runtime_that_there_is_not_is_a_sentence() -> None:
 def test_core_ml_runs_on_the_units_that_are_asked_for(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, coreml: type[FakeMLModel]
 ) -> None:
-    monkeypatch.setattr("coreai_recipes.running.program.choose_runtime", lambda name: "coreml")
+    monkeypatch.setattr("coreai_recipes.running.program.choose_runtime", lambda *_: "coreml")
     program = open_program(tiny_bundle, manifest_of(tiny_bundle), "auto", "cpu_and_ne")
     program.call("decode", {"position": torch.tensor([3], dtype=torch.int32)})
     (model,) = coreml.made
