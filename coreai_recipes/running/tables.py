@@ -84,9 +84,9 @@ class Tables:
         """`inputs` of a function, and the rows of its tokens: of a per-layer table that of token 0 for those that have
         none of their own, as in transformers."""
         taken = [name for name in self._tables if function != "draft" or name == EMBEDDED]
-        ids, rows = inputs["input_ids"], dict[str, Tensor]()
+        rows = dict[str, Tensor]()
         for name in taken:
-            table = self._tables[name]
+            ids, table = inputs["input_ids"], self._tables[name]
             rows[name] = table.rows(ids if name == EMBEDDED else torch.where(ids < len(table), ids, 0))
         replaced = {"input_ids"} if EMBEDDED in rows else set()
         return {**{name: value for name, value in inputs.items() if name not in replaced}, **rows}
