@@ -1,6 +1,7 @@
 """Weights in a program that is linked without them: each part of a parameter is a constant with a stand-in for its
 bytes, and an operation makes the weight of its parts where it is compressed."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha512
 from typing import Any
@@ -11,6 +12,7 @@ from coreai_recipes.aimodel.bytecode import Replacement
 from coreai_recipes.export.streaming import Encoded
 from coreai_recipes.storage.base import Part, Shape
 from coreai_recipes.storage.compression import Parameters
+from coreai_recipes.storage.row_blocks import RowBlock
 
 ALIGNMENT = 16  # of blobs, as coreai-core writes them: a small file is read into memory that has no more
 Encode = Callable[[str], Iterator[Encoded]]
@@ -61,6 +63,7 @@ class Constants:
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
+        self._blocks = {block.name: block for block in parameters.blocks}
         self._made: dict[tuple[str, Shape], Any] = {}
 
     def weight(self, parameter: str, shape: Shape) -> Any:
@@ -72,6 +75,10 @@ class Constants:
     def _make(self, parameter: str, shape: Shape) -> Any:
         from coreai._compiler.dialects import coreai
 
+        block = self._blocks.get(parameter)
+        if block is not None:
+            whole = (self._parameters.shapes[block.parameter][0], *shape[1:])
+            return _rows(self.weight(block.parameter, whole), block, whole)
         storage = self._parameters.compression.storage(parameter, self._parameters.shapes[parameter])
         parts = storage.parts(shape)
         made = {part.operand: _constant(parameter, part) for part in parts}
@@ -89,6 +96,28 @@ class Constants:
                 return coreai.blockwise_shift_scale(made["data"], made["scale"], offset, none)
             case operation:
                 raise TypeError(f"{parameter}: nothing is known of {operation} in Core AI")
+
+
+def _rows(weight: Any, block: RowBlock, whole: Shape) -> Any:
+    """Rows of a weight, cut by a graph of its own: of a constant the compiler would cut the stand-in."""
+    from coreai._compiler.dialects import coreai
+    from coreai._compiler.ir import InsertionPoint, Location, RankedTensorType
+    from coreai.authoring.graph_builder import invoke
+
+    name = f"rows_{block.first}_{block.end}_of_{'x'.join(map(str, whole))}"
+    body, kind = InsertionPoint.current.block.owner.parent.regions[0].blocks[0], weight.type
+    if not any(each.attributes["sym_name"].value == name for each in body.operations if "sym_name" in each.attributes):
+        with InsertionPoint.at_block_begin(body), Location.unknown():
+            graph = coreai.GraphOp(
+                name=name, input_types=[kind], result_types=[], input_names=["weight"], private=True, no_inline=True
+            )
+            with graph.block:
+                rest = len(whole) - 1
+                begin, end = [block.first] + [0] * rest, [block.end, *whole[1:]]
+                cut = coreai.slice_(graph.arguments[0], begin, end, [1] * len(whole))
+            graph.set_outputs_spec_from_dict(OrderedDict(rows=cut))
+    cut = RankedTensorType.get([block.end - block.first, *whole[1:]], RankedTensorType(kind).element_type)
+    return invoke([cut], name, [weight])[0]
 
 
 def _constant(parameter: str, part: Part) -> Any:
