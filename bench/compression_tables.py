@@ -75,6 +75,7 @@ def ingredients(found: Row) -> list[str]:
         *([("coremltools' clusters", theirs)] if theirs else []),
         ("clusters at the optimum of their squared error, no text", found["plain"]["4 bits"]),
         *((words, row) for words, row in found["ingredients"].items() if not words.startswith("int4")),
+        *([("and channels in the order of their size", found["regrouped"])] if "regrouped" in found else []),
         *((f"and tuned for {steps} steps, all in all", row) for steps, row in found.get("tuned", {}).items()),
         ("int4 for blocks of 32, no text", found["plain"]["int4 for blocks of 32"]),
         ("int4 for blocks of 32, all of the same", found["ingredients"]["int4 for blocks of 32"]),
@@ -106,6 +107,23 @@ def tokens(found: Row) -> list[str]:
         *table(columns, [(f"{int(n):,}", apart(r), number(r["kl"]), number(r["own"])) for n, r in rows]),
         "",
         "![KL divergence over tokens that were fitted to](images/compression-tokens.png)",
+    ]
+
+
+def rotated(found: Row) -> list[str]:
+    """Forms of 4 bits where no grid flatters them."""
+    turned = {words: row for words, row in found["rotated"].items() if isinstance(row, dict)}
+    nearest, fits = (turned[f"int4 for blocks of 32, {how}"]["kl"] for how in ("no text", "fitted"))
+    return [
+        f"The model rotated (`bench/children/rotating.py`), KL from the rotated model on {texts(found)}:",
+        "",
+        *table(
+            ("rotated", ">KL", ">mean", ">top-1"),
+            [(words, apart(row), number(row["kl"]), percent(row["top_1"])) for words, row in turned.items()],
+        ),
+        "",
+        f"Fitted int4 loses {percent(fits / nearest, 0)} of int4 without a text. Rotating alone changes "
+        f"{number(found['rotated']['from the model as it is'])} nats.",
     ]
 
 
@@ -238,6 +256,7 @@ TABLES: dict[str, tuple[str, Sequence[str], Callable[[Row], list[str]]]] = {
     "whole": ("smollm2_bits", ("search", "coremltools"), whole),
     "ingredients": ("smollm2_bits", ("ingredients", "plain"), ingredients),
     "tokens": ("smollm2_bits", ("tokens",), tokens),
+    "rotated": ("smollm2_bits", ("rotated",), rotated),
     "gemma4-tiny": ("gemma4_tiny_bits", (), gemma4_tiny),
     "palettes": ("palettes", (), palettes),
     "e2b": ("e2b_bits", ("build",), e2b),

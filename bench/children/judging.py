@@ -79,7 +79,8 @@ def _figures(loss: Loss) -> dict[str, float]:
 
 
 def calibrated(recipe: Recipe, calibration: Calibration | None) -> Recipe:
-    return recipe.model_copy(update={"compress": Compress(calibration=calibration)})
+    before = recipe.compress or Compress()
+    return recipe.model_copy(update={"compress": before.model_copy(update={"calibration": calibration})})
 
 
 def default_windows(recipe: Recipe, checkpoint: Checkpoint, tokens: int) -> list[list[int]]:

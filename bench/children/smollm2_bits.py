@@ -4,9 +4,9 @@ python -m bench.children.smollm2_bits PART CHECKPOINT LICENCE GENESIS
 
 Parts: `coremltools`, `plain` (ours without a text), `search` (ours fitted to the default text: a form for all, and
 choices), `ingredients` (what each step of a fit buys), `tuned` (and `compress.tune`), `tokens` (fits to less text),
-`rotated` (forms of 4 bits on a rotated SmolLM2, whose weights lie on no grid of an earlier quantisation). KL divergence
-is the mean of the first 512 tokens of both texts; bits are of the matrices of the layers, or with the table where that
-is said.
+`regrouped` (and `compress.regroup`), `rotated` (forms of 4 bits on a rotated SmolLM2, whose weights lie on no grid of
+an earlier quantisation). KL divergence is the mean of the first 512 tokens of both texts; bits are of the matrices of
+the layers, or with the table where that is said.
 """
 
 import json
@@ -198,6 +198,17 @@ def of_ingredients(model: Model) -> dict[str, Any]:
     return found
 
 
+def of_regrouped(model: Model) -> dict[str, Any]:
+    """Palettes of 4 bits with all steps of a fit, the channels of MLPs in the order of their size."""
+    recipe = model.recipe.model_copy(update={"compress": Compress(regroup=True)})
+    moved, four = Model(recipe, model.checkpoint, model.texts), PLAIN["4 bits"]
+    windows = default_windows(model.recipe, model.checkpoint, SEEN * WINDOW)
+    with temporary_folder() as folder, threads() as own:
+        kept = Kept(folder)
+        (seconds,) = fit_layers(moved, windows, kept, own, [lambda s: (four, s, True, True)])
+        return {**of_form(moved, four, kept.weights({}, dict.fromkeys(moved.names, 0))), "seconds": seconds}
+
+
 def of_rotated(model: Model) -> dict[str, Any]:
     """Forms of 4 bits without a text and fitted, and what turning alone changes, on a SmolLM2 that is rotated."""
     with temporary_folder() as place:
@@ -305,6 +316,7 @@ PARTS: dict[str, Callable[[Model], dict[str, Any]]] = {
     "ingredients": of_ingredients,
     "tuned": of_tuned,
     "tokens": of_tokens,
+    "regrouped": of_regrouped,
     "rotated": of_rotated,
 }
 

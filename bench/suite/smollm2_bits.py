@@ -8,11 +8,12 @@ from bench.options import Options
 from bench.report import Result, Target
 from bench.texts import NAMES, SAID, write_texts
 
-PARTS = ("plain", "coremltools", "ingredients", "tuned", "tokens", "search")
+PARTS = ("plain", "coremltools", "ingredients", "tuned", "tokens", "search", "regrouped", "rotated")
 COLUMNS = ("how", ">bits", *(f">KL, {name}" for name in NAMES), ">KL, mean", ">predicted", ">top-1 %", ">perplexity")
 # KL divergence, nats
 UNIFORM, TUNED, MIXED, WHOLE, INT4 = 0.30, 0.26, 0.20, 0.22, 0.26
 WHOLE_BITS = 4.85
+ROTATED = 0.6  # of the loss of int4 without a text, where no grid flatters it
 ALONE = {"OMP_NUM_THREADS": "1"}
 
 
@@ -45,6 +46,11 @@ def describe(found: dict[str, Any]) -> Result:
             "nats",
         ),
     ]
+    if "rotated" in found:
+        nearest, fits = (found["rotated"][f"int4 for blocks of 32, {how}"]["kl"] for how in ("no text", "fitted"))
+        result.targets.append(
+            Target("KL, int4 on a rotated model, of that without a text", fits / nearest, ROTATED, False)
+        )
     curve = ", ".join(f"{count}: {each['kl']:.3g} ({each['own']:.3g})" for count, each in found["tokens"].items())
     seconds = ", ".join(f"{part} {taken:.0f}" for part, taken in found["seconds"].items())
     result.notes = [
@@ -63,6 +69,10 @@ def rows(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     listed += [(f"fitted, {words}", each) for words, each in found["search"]["uniform"].items()]
     listed += [(f"search at {bits}", each) for bits, each in found["search"]["search"].items()]
     listed += [(f"with the table: {words}", each) for words, each in found["search"]["whole"].items()]
+    if "regrouped" in found:
+        listed.append(("4 bits: and channels in the order of their size", found["regrouped"]))
+    turned = found.get("rotated", {})
+    listed += [(f"rotated: {words}", each) for words, each in turned.items() if isinstance(each, dict)]
     return [("as they are", found["plain"]["unchanged"]), *listed]
 
 
