@@ -55,6 +55,8 @@ class StoredWeight:
         return join_blocks(self.blocks(), self.binding.shape)
 
     def read_rows(self, rows: Sequence[int]) -> Tensor:
+        if self.binding.rewrite.row_order is not None:  # undone of whole heads, or of a whole MLP
+            return self.read()[list(rows)]
         together = self.storage.together(self.shape)
         if together == 1:
             return self._given_back(self.binding.read_rows(rows))
@@ -95,6 +97,8 @@ class PackedWeight(StoredWeight):
             first += len(block)
 
     def read_rows(self, rows: Sequence[int]) -> Tensor:
+        if self.binding.rewrite.row_order is not None:
+            return self.read()[list(rows)]
         return torch.cat([self.binding.rewrite.unfold(self._rows(row, row + 1)) for row in rows])
 
     def is_of_checkpoint(self) -> bool:

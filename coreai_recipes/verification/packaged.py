@@ -58,6 +58,8 @@ class PackagedWeight:
         return join_blocks(self.blocks(), self.shape)
 
     def read_rows(self, rows: Sequence[int]) -> Tensor:
+        if self.rewrite.row_order is not None:  # undone of whole heads, or of a whole MLP
+            return self.read()[list(rows)]
         return self.rewrite.unfold(self._rows(rows))
 
     def _rows(self, rows: Sequence[int]) -> Tensor:

@@ -13,6 +13,7 @@ from coreai_recipes.errors import RecipeError
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.recipe import Recipe, load_recipe
 from coreai_recipes.storage.compression import shown_name
+from coreai_recipes.storage.reading import stored_weights
 from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification import run_stages
 from coreai_recipes.verification.packaged import packaged_decoder
@@ -91,6 +92,10 @@ def test_the_stages_compare_a_regrouped_package_with_the_checkpoint(
             logits.append(plain(ids))
     assert (logits[0] - logits[1]).abs().max() < 1e-5 * logits[1].abs().max()
     assert not torch.equal(given["layers.0.mlp.up.weight"], own["layers.0.mlp.up.weight"])
+    # some rows of what was moved, as where a checkpoint has equal rows
+    for name in ("layers.0.mlp.up.weight", "layers.0.attention.q.weight"):
+        for weights in (packaged_decoder(recipe, package, checkpoint), stored_weights(recipe, checkpoint)):
+            assert torch.equal(weights[name].read_rows([5, 2]), weights[name].read()[[5, 2]])
 
 
 def test_numbers_of_the_checkpoints_own_forms_stay_where_they_are() -> None:
