@@ -119,7 +119,7 @@ def rotated(found: Row) -> list[str]:
         "",
         *table(
             ("rotated", ">KL", ">mean", ">top-1"),
-            [(words, apart(row), number(row["kl"]), percent(row["top_1"])) for words, row in turned.items()],
+            [(said(words), apart(row), number(row["kl"]), percent(row["top_1"])) for words, row in turned.items()],
         ),
         "",
         f"Fitted int4 loses {percent(fits / nearest, 0)} of int4 without a text. Rotating alone changes "
