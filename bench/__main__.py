@@ -16,6 +16,7 @@ from bench.texts import COMMAND
 BENCHMARKS = (
     "startup",
     "build",
+    "proof",
     "layers",
     "calls",
     "decode",

@@ -50,8 +50,16 @@ def run_stages(
 
 def run_on(subject: Subject, wanted: Sequence[str], require: Sequence[str] = ()) -> Report:
     """Run the stages `wanted` on what may have been through others already."""
+    from coreai_recipes.verification.answers import Asked, asked_beside
+
     results = []
-    with threads_for(subject.float32_bytes):
+
+    def asks() -> list[Asked]:
+        """What the package will be asked, where there is something to compute meanwhile."""
+        computes = any(STAGES[name].needs_reference for name in wanted)
+        return [each for name in wanted for each in STAGES[name].asks(subject)] if computes else []
+
+    with threads_for(subject.float32_bytes), asked_beside(subject, asks):
         for name in wanted:
             result = run_stage(name, subject)
             if result.skipped and name in require:

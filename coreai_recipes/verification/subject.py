@@ -45,6 +45,8 @@ class Subject:
     stored_logits: "Tensor | None" = field(default=None, repr=False)
     # the package's answers in float16, left by the first stage that ran it
     float16_run: Any = field(default=None, repr=False)
+    # what answers for the package in a process of its own, as long as it does
+    beside: Any = field(default=None, repr=False)
     # what stage `package` measures beside its comparisons, where somebody asks for it
     peaks: "Peaks | None" = None
     # the largest value of the residual stream, left by the first stage that saw it

@@ -3,13 +3,17 @@
 `STAGES` is all that is known of them together: which there are, in their order, and what each cannot do without.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from coreai_recipes.recipe.schema import DRAFT, MODEL
 from coreai_recipes.verification.report import StageResult
 from coreai_recipes.verification.subject import Subject
+
+if TYPE_CHECKING:
+    from coreai_recipes.verification.answers import Asked
 
 NO_CHECKPOINT = "no checkpoint: pass one with --checkpoint SRC"
 NO_REFERENCE = "the recipe has no reference"
@@ -51,6 +55,13 @@ class Stage:
             return self.is_proof and DRAFT in subject.sources
         has_reference = subject.recipe.reference is not None or not self.needs_reference
         return self.is_proof and has_reference and (subject.compresses or not self.needs_compression)
+
+    def asks(self, subject: Subject) -> "Sequence[Asked]":
+        """What it will ask of the package."""
+        if not self.needs_package or self.why_not(subject):
+            return ()
+        asks: Callable[[Subject], Sequence[Asked]] = import_module(f"{__name__}.{self.name}").asks
+        return asks(subject)
 
     def run(self, subject: Subject) -> StageResult:
         run: Callable[[Subject], StageResult] = import_module(f"{__name__}.{self.name}").run

@@ -10,10 +10,10 @@ from torch import Tensor
 from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.storage.compression import shown_name
 from coreai_recipes.storage.reading import PackedWeight
-from coreai_recipes.verification.calls import CallResult, describe_calls, in_turn, plan_calls, run_call
+from coreai_recipes.verification.answers import Asked, ask
+from coreai_recipes.verification.calls import CallResult, describe_calls, plan_calls
 from coreai_recipes.verification.figures import compare
 from coreai_recipes.verification.report import Figures, StageResult, judge, number, skip
-from coreai_recipes.verification.runtime import open_program
 from coreai_recipes.verification.streamed import Agreeing, StreamedDecoder
 from coreai_recipes.verification.subject import Subject
 from coreai_recipes.verification.ties import TIE, agreeing_with
@@ -28,15 +28,8 @@ def run(subject: Subject) -> StageResult:
     """Prefill whole and padded, decode, score where there is one; each hidden state and the logits are compared."""
     if subject.runtime == "coreml":
         return skip(NAME, NOTHING_INSIDE)
-    ids, export = subject.tokens.sequence, subject.recipe.export
-    calls = plan_calls(export.functions.queries, len(ids), DECODE_STEPS, export.padded)
-    program = open_program(subject, "float32")
-    watched = {f"hidden_{index}" for index in range(len(subject.recipe.model.layer_kinds) + 1)}
-    note = None if subject.peaks is None else subject.peaks.note
-    answers: list[CallResult] = []
-    for done, call in enumerate(in_turn(program, calls), 1):
-        answers.append(run_call(program, ids, call, watched, subject.recipe, note))
-        subject.progress(NAME, done, len(calls))
+    (asked,) = asks(subject)
+    answers, calls = ask(subject, asked, NAME).answers, asked.calls
     ties: list[str] = []
     figures = compare_answers(answers, _references(subject, answers, ties))
     detail = _detail(subject, describe_calls(calls))
@@ -51,6 +44,13 @@ def run(subject: Subject) -> StageResult:
         below = {"tensor": f"{shown_name(strangers[0])}, which is not the checkpoint's", **figures_of}
         return replace(found, passed=False, detail={**detail, "strangers": strangers, "first_below": below})
     return replace(found, passed=found.passed and not detail.get("wrong_ids"))
+
+
+def asks(subject: Subject) -> list[Asked]:
+    """The calls of the package, in float32, with every hidden state."""
+    export, watched = subject.recipe.export, range(len(subject.recipe.model.layer_kinds) + 1)
+    calls = plan_calls(export.functions.queries, len(subject.tokens.sequence), DECODE_STEPS, export.padded)
+    return [Asked("float32", tuple(calls), frozenset(f"hidden_{index}" for index in watched), peaks=subject.peaks)]
 
 
 def _is_stranger(weight: Weight) -> bool:

@@ -6,14 +6,23 @@ source gives (the tables' knots) are run too: NaN and infinity are as bad there,
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from coreai_recipes.evaluate.habits import HABITS
+from coreai_recipes.verification.answers import Asked
 from coreai_recipes.verification.calls import FunctionCall, describe_calls
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.report import StageResult, number, skip
-from coreai_recipes.verification.stages.package_float16 import FEWEST_STEPS, Run, affordable, in_float16, run_package
+from coreai_recipes.verification.stages.package_float16 import (
+    FEWEST_STEPS,
+    Run,
+    affordable,
+    asked_of,
+    in_float16,
+    plan,
+    run_package,
+)
 from coreai_recipes.verification.subject import Subject
 from coreai_recipes.verification.ties import Tie
 
@@ -28,8 +37,8 @@ def run(subject: Subject) -> StageResult:
         return skip(NAME, "Core ML has its own habits; package_float16 runs on it")
     halves = in_float16(subject)
     theirs = subject.as_stored() if subject.compresses else subject.reference()
-    judged = run_package(subject, "engine", first_calls(halves, affordable(subject, "engine")), STATED)
-    tables = run_package(subject, "engine", first_calls(halves, FEWEST_STEPS))
+    judged = run_package(subject, "engine", first_calls(halves.calls, affordable(subject, "engine")), STATED)
+    tables = run_package(subject, "engine", first_calls(halves.calls, FEWEST_STEPS))
     ref = halves.logits[: len(judged.rows)]
     ties: list[Tie] = []
     others: list[Tie] = []
@@ -57,10 +66,19 @@ def run(subject: Subject) -> StageResult:
     return StageResult(NAME, not wrong, *same, None, detail)
 
 
-def first_calls(halves: Run, steps: int) -> list[FunctionCall]:
+def asks(subject: Subject) -> list[Asked]:
+    """Those of the calls in float16 that are run again, with the engine's habits."""
+    calls = plan(subject, affordable(subject, "rounded"))
+    return [
+        asked_of(subject, "engine", first_calls(calls, affordable(subject, "engine")), STATED),
+        asked_of(subject, "engine", first_calls(calls, FEWEST_STEPS)),
+    ]
+
+
+def first_calls(calls: Sequence[FunctionCall], steps: int) -> list[FunctionCall]:
     """The prefill calls of a run in float16, and so many of its decode steps: what is run again gives the same rows."""
-    prefill = [call for call in halves.calls if call.function != "decode"]
-    return prefill + [call for call in halves.calls if call.function == "decode"][:steps]
+    prefill = [call for call in calls if call.function != "decode"]
+    return prefill + [call for call in calls if call.function == "decode"][:steps]
 
 
 def parted(engine: Run, halves: Run, theirs: Any) -> Iterator[tuple[Tie, float]]:

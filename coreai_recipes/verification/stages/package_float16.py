@@ -6,33 +6,24 @@ The evaluator runs it twice, `rounded` and `strict`; Core ML once, as the hardwa
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from coreai_recipes.decoder.states import owner_of, state_specs
-from coreai_recipes.evaluate.precision import Precision
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.verification.calls import (
-    CallResult,
-    FunctionCall,
-    describe_calls,
-    in_turn,
-    plan_calls,
-    run_call,
-)
+from coreai_recipes.verification.answers import Asked, Mode, ask
+from coreai_recipes.verification.calls import FunctionCall, describe_calls, plan_calls
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.report import StageResult, number, skip
-from coreai_recipes.verification.runtime import open_program
 from coreai_recipes.verification.stages.package import experts_taken
 from coreai_recipes.verification.streamed import Agreeing, StreamedDecoder
 from coreai_recipes.verification.subject import Subject
 from coreai_recipes.verification.ties import TIE_IN_FLOAT16, Tie, agreeing_with
 
 NAME = "package_float16"
-Mode = Precision | Literal["coreml", "coreai"]
 AS_STORED = "transformers in float32 with the weights as stored"
 OURS_AS_STORED = "our Decoder in float32 with the weights as stored, and the experts that the package took"
 FIRST = "hidden_0"
@@ -189,27 +180,24 @@ def attention_products(recipe: Recipe) -> int:
 
 def run_package(subject: Subject, mode: Mode, calls: Sequence[FunctionCall], without: Sequence[str] = ()) -> Run:
     """The package's answers to `calls`, from empty states. `without` names the engine's habits to be left out."""
-    ids = subject.tokens.sequence
-    precision: Precision = "rounded" if mode == "coreml" or mode == "coreai" else mode
-    program = open_program(subject, precision, without)
+    asked = asked_of(subject, mode, calls, without)
+    found = ask(subject, asked, f"{NAME}: {mode}")
+    rows = [row for each in found.answers for row in range(each.first_row, each.first_row + len(each.logits))]
+    logits, experts = torch.cat([each.logits for each in found.answers]), experts_taken(subject, found.answers)
+    return Run(mode, torch.tensor(rows), logits, list(calls), found.overflowed, found.nans, experts)
+
+
+def asks(subject: Subject) -> list[Asked]:
+    """The package's calls in the evaluator's two precisions."""
+    modes: tuple[Mode, ...] = ("rounded", "strict")
+    return [asked_of(subject, mode, plan(subject, affordable(subject, mode))) for mode in modes]
+
+
+def asked_of(subject: Subject, mode: Mode, calls: Sequence[FunctionCall], without: Sequence[str] = ()) -> Asked:
+    """`without` names the engine's habits to be left out."""
     # what is inside is watched only where it is needed, and Core ML shows nothing
     watched = {FIRST} if subject.compresses and subject.chooses_experts and subject.runtime == "evaluator" else set()
-    rows: list[int] = []
-    answers: list[CallResult] = []
-    overflowed: dict[str, None] = {}
-    nans: dict[str, None] = {}
-    for done, call in enumerate(in_turn(program, calls), 1):
-        answer = run_call(program, ids, call, watched, subject.recipe)
-        rows += range(answer.first_row, answer.first_row + len(answer.logits))
-        answers.append(answer)
-        of_call = program.faults(call.function)
-        overflowed |= dict.fromkeys(of_call[0])
-        nans |= dict.fromkeys(of_call[1])
-        if subject.runtime != "evaluator" and not answer.logits.isfinite().all():
-            overflowed[f"logits of {call.function}"] = None
-        subject.progress(f"{NAME}: {mode}", done, len(calls))
-    logits, experts = torch.cat([answer.logits for answer in answers]), experts_taken(subject, answers)
-    return Run(mode, torch.tensor(rows), logits, list(calls), list(overflowed), list(nans), experts)
+    return Asked(mode, tuple(calls), frozenset(watched), tuple(without))
 
 
 def _describe(run: Run, ref: Tensor, logits: Tensor) -> dict[str, Any]:
