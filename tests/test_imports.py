@@ -51,7 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "calibration": {
         *("storage", "decoder", "weights", "checkpoint", "primitives", "tokenizer", "recipe", "errors"),
     },
-    "storage": {"decoder", "weights", "checkpoint", "hosts", "recipe", "errors"},
+    "storage": {"decoder", "weights", "checkpoint", "hosts", "recipe", "aimodel", "errors"},
     "running": {"evaluate", "hosts", "manifest", "aimodel", "errors"},
     "evaluate": {"protobuf", "manifest", "json_reader", "errors"},
     "decoder": {"weights", "checkpoint", "primitives", "hosts", "recipe", "errors"},

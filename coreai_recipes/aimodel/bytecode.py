@@ -31,16 +31,19 @@ class Section:
     kind: int
     alignment: int | None
     payload: memoryview
+    start: int  # of the payload, in the file
 
 
 @dataclass(frozen=True)
 class Resource:
-    """An entry of a group: a blob with its alignment, or another entry as it is."""
+    """An entry of a group: a blob with its alignment, or another entry as it is. `start` is the content's place in the
+    file."""
 
     name: int
     kind: int
     alignment: int
     content: memoryview
+    start: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ class Bytecode:
         for _, entries in self.groups:
             yield from ((self.names[each.name], each.content) for each in entries if each.kind == BLOB)
 
+    @property
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Where each blob begins in the file, and its bytes, by its name."""
+        entries = (each for _, group in self.groups for each in group if each.kind == BLOB)
+        return {self.names[each.name]: (each.start, len(each.content)) for each in entries}
+
     def _read(self, data: memoryview) -> None:
         if bytes(data[:4]) != MAGIC:
             raise ValueError("it does not begin as such")
@@ -80,10 +89,11 @@ class Bytecode:
             if kind & ALIGNED:
                 alignment = reader.varint()
                 reader.at += -reader.at % alignment
-            self.sections.append(Section(kind & ~ALIGNED, alignment, reader.take(length)))
-        payloads = {section.kind: section.payload for section in self.sections}
-        self.names = list(_strings(payloads[STRINGS]))
-        self.groups = list(_groups(payloads.get(RESOURCE_OFFSETS), payloads.get(RESOURCES)))
+            start = reader.at
+            self.sections.append(Section(kind & ~ALIGNED, alignment, reader.take(length), start))
+        found = {section.kind: section for section in self.sections}
+        self.names = list(_strings(found[STRINGS].payload))
+        self.groups = list(_groups(found.get(RESOURCE_OFFSETS), found.get(RESOURCES)))
 
 
 class _Reader:
@@ -132,16 +142,17 @@ def _encode_strings(names: Iterable[str]) -> bytes:
     return b"".join((varint(len(encoded)), *(varint(len(each)) for each in reversed(encoded)), *encoded))
 
 
-def _groups(offsets: memoryview | None, resources: memoryview | None) -> Iterator[tuple[int, list[Resource]]]:
+def _groups(offsets: Section | None, resources: Section | None) -> Iterator[tuple[int, list[Resource]]]:
     if offsets is None or resources is None:
         return
-    reader, inside = _Reader(offsets), _Reader(resources)
+    reader, inside = _Reader(offsets.payload), _Reader(resources.payload)
     if reader.varint():
         raise ValueError("it has resources that are not its dialects'")
-    while reader.at < len(offsets):
+    while reader.at < len(offsets.payload):
         owner, entries = reader.varint(), []
         for _ in range(reader.varint()):
             name, size, kind = reader.varint(), reader.varint(), reader.byte()
+            place = resources.start + inside.at
             entry = _Reader(inside.take(size))
             alignment = 1
             if kind == BLOB:
@@ -150,7 +161,7 @@ def _groups(offsets: memoryview | None, resources: memoryview | None) -> Iterato
                 content = entry.take(length)
             else:
                 content = entry.data
-            entries.append(Resource(name, kind, alignment, content))
+            entries.append(Resource(name, kind, alignment, content, place + size - len(content)))
         yield owner, entries
 
 

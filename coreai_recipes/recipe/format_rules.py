@@ -17,6 +17,14 @@ def format_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     """Why a recipe cannot be written in the format that it names; nothing where it can."""
     if value_at(recipe, "export", "format") != "coreai":
         return
+    chunks = value_at(recipe, "export", "chunks")
+    if chunks is not None and chunks != 1:
+        yield Problem(
+            ("export", "chunks"),
+            "format-chunks",
+            "a model in several .aimodel is not proven yet, and export.format is coreai",
+            "leave out export.chunks",
+        )
     for field, why in ONLY_COREML.items():
         if value_at(recipe, "export", field):
             yield Problem(

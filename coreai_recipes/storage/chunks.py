@@ -12,6 +12,7 @@ from itertools import islice
 from math import inf
 from pathlib import Path
 
+from coreai_recipes.aimodel.folder import PROGRAM, SUFFIX, places_in
 from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import Decoder, exported_form
 from coreai_recipes.decoder.stack import StackModule
@@ -31,7 +32,7 @@ from coreai_recipes.recipe.schema.export import ChunkSizes
 from coreai_recipes.storage.base import RECORD_BYTES, align
 from coreai_recipes.storage.compression import Parameters
 from coreai_recipes.storage.layout import FILE, WeightLayout
-from coreai_recipes.storage.packed import PackedParts
+from coreai_recipes.storage.packed import AssetParts, PackedParts
 from coreai_recipes.storage.parameters import EMBEDDING, head_blocks, stored_parameters
 
 PROGRAM_BYTES = 10_000_000  # more than a package has beside its weights
@@ -145,7 +146,14 @@ def drafting_states(recipe: Recipe) -> dict[str, StateSpec]:
 
 
 def packed_parts(stacks: Sequence[StackModule], package: Path) -> dict[str, PackedParts]:
-    """Each parameter of weight.bin in the packages that were built at `package`: of two copies, the last."""
+    """Each stored parameter in the packages that were built at `package`: of two copies, the last."""
+    if package.suffix == SUFFIX:
+        return {
+            name: AssetParts(chunk.file(package) / PROGRAM, placed, name, places)
+            for chunk in chunks_of(stacks)
+            for places in (places_in(chunk.file(package)),)
+            for name, placed in WeightLayout.of(chunk.parameters).placed.items()
+        }
     return {
         name: PackedParts(chunk.file(package) / FILE, placed)
         for chunk in chunks_of(stacks)

@@ -1,13 +1,16 @@
 """A parameter's blobs in a weight.bin that was written: some of its rows, given back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import lcm, prod
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coreai_recipes.aimodel.folder import blob_name
 from coreai_recipes.errors import BundleError
 from coreai_recipes.storage.base import BITS, Shape
 from coreai_recipes.storage.float16 import Float16
@@ -53,13 +56,36 @@ class PackedParts:
         begin, size = bits * start // rows // BYTE, -(-bits * (stop - start) // rows // BYTE)
         try:
             with self.path.open("rb") as file:
-                file.seek(blob.offset)
-                sentinel, kind, length, place, _ = RECORD.unpack(file.read(RECORD.size).ljust(RECORD.size, b"\0"))
+                place = self._place(file, blob)
                 file.seek(place + begin)
                 data = file.read(size)
         except OSError as error:
             raise BundleError(f"{self.path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-        is_there = (sentinel, kind, length) == (SENTINEL, DATA_TYPES[part.dtype], part.bytes)
-        if not is_there or len(data) != size:
-            raise BundleError(f"{self.path}: the recipe's weight of {part.bytes} bytes is not at byte {blob.offset}")
+        if len(data) != size:
+            raise self._missing(blob)
         return np.frombuffer(data, NUMPY.get(part.dtype, np.uint8))
+
+    def _place(self, file: BinaryIO, blob: Blob) -> int:
+        """Where a blob's data begin."""
+        file.seek(blob.offset)
+        sentinel, kind, length, place, _ = RECORD.unpack(file.read(RECORD.size).ljust(RECORD.size, b"\0"))
+        if (sentinel, kind, length) != (SENTINEL, DATA_TYPES[blob.part.dtype], blob.part.bytes):
+            raise self._missing(blob)
+        return int(place)
+
+    def _missing(self, blob: Blob) -> BundleError:
+        return BundleError(f"{self.path}: the recipe's weight of {blob.part.bytes} bytes is not at byte {blob.offset}")
+
+
+@dataclass(frozen=True)
+class AssetParts(PackedParts):
+    """As `PackedParts`, in the program of an .aimodel, whose blobs are at these `places` by their names."""
+
+    name: str
+    places: Mapping[str, tuple[int, int]]
+
+    def _place(self, file: BinaryIO, blob: Blob) -> int:
+        place, size = self.places.get(blob_name(self.name, blob.part.operand), (0, 0))
+        if size != blob.part.bytes:
+            raise BundleError(f"{self.path}: the recipe's weight {self.name} of {blob.part.bytes} bytes is not in it")
+        return place

@@ -2,13 +2,14 @@
 bytes, and an operation makes the weight of its parts where it is compressed."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from hashlib import sha512
 from typing import Any
 
 import numpy as np
 
 from coreai_recipes.aimodel.bytecode import Replacement
+from coreai_recipes.aimodel.folder import blob_name
 from coreai_recipes.export.streaming import Encoded
 from coreai_recipes.storage.base import Part, Shape
 from coreai_recipes.storage.compression import Parameters
@@ -121,7 +122,7 @@ def _rows(weight: Any, block: RowBlock, whole: Shape) -> Any:
 
 
 def _constant(parameter: str, part: Part) -> Any:
-    return _blob(np.frombuffer(stand_in(parameter, part), np.uint8).copy(), _name(parameter, part), part)
+    return _blob(np.frombuffer(stand_in(parameter, part), np.uint8).copy(), blob_name(parameter, part.operand), part)
 
 
 def _zeros(dtype: str, shape: Shape) -> Any:
@@ -138,10 +139,6 @@ def _blob(data: Any, name: str, part: Part) -> Any:
     return coreai.ConstantOp(value=value).result
 
 
-def _name(parameter: str, part: Part) -> str:
-    return "_".join(filter(None, (parameter.replace(".", "_"), part.operand)))
-
-
 def element(dtype: str) -> Any:
     """The type of a tensor's elements."""
     from coreai._compiler.ir import F16Type, F32Type, IntegerType
@@ -154,8 +151,3 @@ def element(dtype: str) -> Any:
     signed = dtype.removeprefix("u")
     bits = int(signed.removeprefix("int"))
     return IntegerType.get_signed(bits) if signed == dtype else IntegerType.get_unsigned(bits)
-
-
-def sizes(parameters: Parameters) -> Mapping[str, int]:
-    """The bytes of each parameter."""
-    return {name: parameters.compression.storage(name, shape).bytes(shape) for name, shape in parameters.shapes.items()}
