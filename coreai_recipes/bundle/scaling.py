@@ -117,5 +117,7 @@ def in_words(figures: Figures) -> str:
     """`of the residual stream without a scale, the largest product 27586 and the largest divisor 27540`: norms behind
     the blocks leave no product that is of the stream."""
     found = {name: figures[f"largest_{name}"] for name in ("product", "divisor")}
+    if not any(found.values()):
+        found = {"value": figures["largest_stream"]}
     of_both = [f"the largest {name} {value:g}" for name, value in found.items() if value]
     return f"of the residual stream without a scale, {' and '.join(of_both)}"
