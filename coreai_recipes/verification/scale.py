@@ -122,8 +122,8 @@ class Peaks:
 
 
 def peaks_of(recipe: Recipe, package: Path) -> Peaks:
-    """What is to be watched in the package of `recipe` to choose its scale. Of Core AI's that is the stream alone, which
-    its twin shows (`aimodel.twin`)."""
+    """What is to be watched in the package of `recipe` to choose its scale. Of Core AI's that is the stream alone,
+    which its twin shows (`aimodel.twin`)."""
     if recipe.export.format == "coreai":
         stream = {f"hidden_{index}": "stream" for index in range(len(recipe.model.layer_kinds) + 1)}
         return Peaks(dict.fromkeys(recipe.export.functions.queries, stream), recipe.export.scale)
