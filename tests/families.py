@@ -105,6 +105,8 @@ def small_model(model_class: Callable[[Any], nn.Module], config: Any, seed: int 
             random = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1:
                 parameter.copy_(random * 1.5 * parameter.shape[-1] ** -0.5)
+            elif name.endswith("A_log"):
+                parameter.copy_(random * 0.5 - 1)  # begins at random, up to heads that forget at once
             elif name.endswith(("bias", "sinks")):
                 parameter.copy_(random * 0.5)  # sinks begin at random
             else:

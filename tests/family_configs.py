@@ -51,6 +51,11 @@ SIZES: dict[str, Any] = {
     "moe_k": 3,
     "moe_topk": 3,
     "moe_num_shared_experts": 3,
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 10,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
 }
 TYPES = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
 # For fields whose value no rule can make up: small, and unlike any default.
@@ -112,6 +117,7 @@ UNUSUAL: dict[str, Any] = {
     "moe_layer_end_index": 3,
     "moe_layer_interval": 2,
 }
+DELTA = ["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"]
 CONV = ["conv", "full_attention", "conv", "conv", "full_attention"]
 # What holds a family's values together.
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -123,6 +129,9 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": CONV},
     # a table of fewer rows than there are tokens, as the released ones; layers that share, behind two kinds that own
     "gemma3n_text": {"vocab_size_per_layer_input": 120, "num_kv_shared_layers": 2, "layer_types": TYPES},
+    # a quarter of each head turns, in whole pairs
+    "qwen3_5_text": {"layer_types": DELTA, "head_dim": 16},
+    "olmo_hybrid": {"layer_types": DELTA, "num_key_value_heads": 3},
     "lfm2_moe": {"layer_types": CONV, "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "sliding_attention", "conv", "full_attention", "sliding_attention"]},
     "bitnet": {"head_dim": 8},  # its norm of what the heads give is hidden_size wide

@@ -79,9 +79,10 @@ def bind_weights(stack: StackModule, checkpoint: Checkpoint) -> dict[str, Bindin
     wanted = {}
     for name, shape in checkpoint_shapes(stack).items():
         kind = said.layer_kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
-        kv_heads = said.kinds[kind].attention.num_kv_heads if kind else 1
+        attention = said.kinds[kind].attention if kind else None
+        kv_heads, heads = (attention.num_kv_heads, attention.num_heads) if attention else (1, 1)
         rewrite = stored_as(stack.recipe, name, stack.form, stack.of.key)
-        wanted[name] = ParameterInfo(shape, kind, rewrite, name in stack.whole_numbers, kv_heads)
+        wanted[name] = ParameterInfo(shape, kind, rewrite, name in stack.whole_numbers, kv_heads, heads)
     found = bind(wanted, stack.of.weights.names, checkpoint, unused=stack.unused())
     if stack.form.regrouped:
         for index, kind in enumerate(said.layer_kinds):

@@ -1,12 +1,24 @@
 """The torch modules that recipes are composed of: one file a noun, one implementation each, registered by kind."""
 
-from coreai_recipes.primitives import attention, embedding, experts, head, latent, mlp, norm, rotary, short_conv
+from coreai_recipes.primitives import (
+    attention,
+    embedding,
+    experts,
+    gated_delta,
+    head,
+    latent,
+    mlp,
+    norm,
+    rotary,
+    short_conv,
+)
 from coreai_recipes.primitives.registry import primitive, register, registered
 
 __all__ = [
     "attention",
     "embedding",
     "experts",
+    "gated_delta",
     "head",
     "latent",
     "mlp",

@@ -11,7 +11,7 @@ from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.primitives.rotary import build_rotary
-from coreai_recipes.recipe.schema import LatentAttention, LayerKind, LayerNorm, QKNorm, RMSNorm
+from coreai_recipes.recipe.schema import GatedDelta, LatentAttention, LayerKind, LayerNorm, QKNorm, RMSNorm
 from coreai_recipes.recipe.schema import SlidingAttention as SlidingSpec
 
 
@@ -90,8 +90,8 @@ class Attention(AttentionCore):
     def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> None:
         super().__init__(kind)
         spec = kind.attention
-        if isinstance(spec, LatentAttention):
-            raise TypeError("latent attention makes its keys otherwise")
+        if isinstance(spec, LatentAttention | GatedDelta):
+            raise TypeError(f"{spec.kind} attention makes its keys otherwise")
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         owns, has_bias = spec.shares_kv_with is None, spec.bias != "none"
         self.clip = spec.clip

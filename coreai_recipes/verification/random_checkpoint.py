@@ -97,6 +97,13 @@ class RandomCheckpoint(Checkpoint):
                     found[tensor] = TensorInfo(tensor, each, "F32", "random")
                     self._spreads[tensor] = _choose_spread(name, each, recipe.model)
                 continue
+            if source.join:
+                rows, left = divmod(shape[0], len(source.join))
+                for index, tensor in enumerate(source.join):
+                    each = (rows + (left if index == 0 else 0), *shape[1:])
+                    found[tensor] = TensorInfo(tensor, each, "F32", "random")
+                    self._spreads[tensor] = _choose_spread(name, each, recipe.model)
+                continue
             if source.parts:
                 rows = sum(shapes[part][0] for part in source.parts if part in shapes)
                 shape = (rows, *shape[1:])

@@ -23,7 +23,12 @@ from coreai_recipes.verification.reference_config import make_config
 from coreai_recipes.verification.reference_weights import Weights
 from coreai_recipes.verification.ties import ExpertChoice, TopK
 
-MIXERS = ("Attention", "Attention2", "ShortConv")  # ends of the names of what mixes positions, in transformers
+MIXERS = (
+    "Attention",
+    "Attention2",
+    "ShortConv",
+    "GatedDeltaNet",
+)  # ends of the names of what mixes positions, in transformers
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
 # Where `_recording_attention` leaves what it is given: (attention module, query, key, the factor of the scores).

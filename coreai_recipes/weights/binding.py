@@ -27,7 +27,7 @@ class ParameterInfo:
     """What the decoder needs of one parameter.
 
     `shape` is as a checkpoint has it (without the 1 x 1 of a convolution), `kind` the recipe's name for the layer,
-    which has `kv_heads`.
+    which has `heads` and `kv_heads`.
     """
 
     shape: tuple[int, ...]
@@ -35,13 +35,14 @@ class ParameterInfo:
     rewrite: Rewrite = AS_STORED
     is_integer: bool = False
     kv_heads: int = 1
+    heads: int = 1
 
 
 @dataclass(frozen=True)
 class Binding:
     """One parameter of ours and the rows of a checkpoint's tensor that fill it: `rows`, or several `runs` of rows.
 
-    With `stack` it is the rows of these tensors for each expert.
+    With `stack` it is the rows of these tensors for each expert, with `join` the rows of these tensors.
     """
 
     checkpoint: Checkpoint
@@ -52,13 +53,14 @@ class Binding:
     rewrite: Rewrite = AS_STORED
     runs: tuple[range, ...] = ()
     stack: tuple[tuple[str, ...], ...] = ()
+    join: tuple[str, ...] = ()
     alternate: bool = False
     is_squeezed: bool = False
 
     @property
     def tensors(self) -> set[str]:
         """Every tensor that is read."""
-        return {name for parts in self.stack for name in parts} or {self.tensor}
+        return {name for parts in self.stack for name in parts} or {*self.join} or {self.tensor}
 
     def blocks(self) -> Iterator[Tensor]:
         """Blocks along the first axis, each valid until the next, in the dtype that is stored or float32."""
@@ -80,6 +82,9 @@ class Binding:
     def _stored_blocks(self) -> Iterator[Tensor]:
         if self.stack:
             yield from self._experts()
+            return
+        if self.join:
+            yield from (self.checkpoint.read(tensor) for tensor in self.join)
             return
         if self.alternate or (len(self.shape) == 3 and self.transpose):
             yield from self._rearranged_experts()
@@ -166,8 +171,11 @@ def bind(
             continue
         if parameter == HEAD or (parameter == EMBEDDING and HEAD not in parameters):
             source = choose_matrix(parameter, source, table, prefix, parameters, checkpoint)
-        if source.stack:
-            binding, found = bind_stack(info, source, checkpoint)
+        if source.other in checkpoint.tensors and source.tensor not in checkpoint.tensors:
+            source = replace(source, tensor=str(source.other))
+        if source.stack or source.join:
+            bind_several = bind_stack if source.stack else bind_join
+            binding, found = bind_several(info, source, checkpoint)
             problems += found
         else:
             binding, problem = bind_parameter(parameter, info, source, parameters, checkpoint)
@@ -228,7 +236,7 @@ def bind_parameter(
         start, total = sum(sizes[: source.parts.index(parameter)]), sum(sizes)
         needed = (total, *info.shape[1:])
         if source.take:
-            runs = find_runs(start, info.shape[0], total, info.kv_heads)
+            runs = find_runs(start, info.shape[0], total, info.heads if source.by_heads else info.kv_heads)
         else:
             rows = range(start, start + info.shape[0])
     needed = source.stored_shape(needed)
@@ -270,6 +278,22 @@ def bind_stack(info: ParameterInfo, source: TensorSource, checkpoint: Checkpoint
     found = (bind_parameter(name, part, TensorSource(name), {}, checkpoint)[1] for parts in stack for name in parts)
     binding = Binding(checkpoint, source.tensor, info.shape, rewrite=info.rewrite, stack=stack)
     return binding, [problem for problem in found if problem]
+
+
+def bind_join(info: ParameterInfo, source: TensorSource, checkpoint: Checkpoint) -> tuple[Binding, list[Problem]]:
+    """The binding of a parameter whose rows are those of several tensors, and what is wrong with them."""
+    binding = Binding(checkpoint, source.tensor, info.shape, rewrite=info.rewrite, join=source.join)
+    stored = {name: checkpoint.tensors[name].shape for name in source.join if name in checkpoint.tensors}
+    who, behind = f"the recipe's kind `{info.kind}`", info.shape[1:]
+    problems = [Problem(name, f"{{name}} is missing: {who} needs it") for name in source.join if name not in stored]
+    rows = sum(shape[0] for shape in stored.values() if shape)
+    for name, shape in stored.items():
+        if shape[1:] != behind or (len(stored) == len(source.join) and rows != info.shape[0]):
+            needed = f"{who} needs {info.shape} of {', '.join(source.join)} together"
+            problems.append(Problem(name, f"{{name}} is {shape}, but {needed}"))
+        elif reason := checkpoint.why_unreadable(name):
+            problems.append(Problem(name, f"{{name}} {reason}"))
+    return binding, problems
 
 
 def choose_matrix(

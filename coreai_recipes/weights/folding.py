@@ -9,8 +9,9 @@ from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import MODEL, GatedMLP, LatentAttention, LayerKind, LayerNorm, Recipe, RMSNorm, Stack
 from coreai_recipes.weights.rewrite import Rewrite
 
-# what reads the residual stream in each block, and what writes to it; `input` and `last` are a short convolution's
-FIRST_OF_ATTENTION = ("q", "k", "v", "output_gate", "input")
+# what reads the residual stream in each block, and what writes to it; `input` is a short convolution's, `last` also
+# the gated delta rule's, as all from `query` on
+FIRST_OF_ATTENTION = ("q", "k", "v", "output_gate", "input", "query", "key", "value", "gate", "beta", "decay")
 LAST_OF_BLOCKS = (("attention", "o"), ("attention", "last"), ("mlp", "down"))
 LAST_NORMS = (("attention_post_norm",), ("mlp_post_norm",))
 BESIDE_BLOCKS = (("per_layer", "norm"), ("laurel", "norm"))  # norms of what is added to the stream beside blocks
@@ -26,6 +27,8 @@ def stored_as(recipe: Recipe, name: str, form: Form, key: str = MODEL) -> Rewrit
     kind = stack.kinds[kind_name]
     if parts[:2] == ["mlp", "activation"]:  # xielu's alphas, whose logits are what a checkpoint has
         return Rewrite(function="softplus", offset=0.5 if parts[-1] == "alpha_n" else 0.0)
+    if parts == ["attention", "rate"]:  # A_log: no program takes the exp of a weight
+        return Rewrite(function="negative_exp")
     norm = _norm_at(stack, kind_name, parts)
     rows, columns = _orders(recipe, kind, kind_name, parts) if form.folded else (None, None)
     factor = _stream_factor(stack, kind_name, parts, form.residual_scale) * _mlp_factor(

@@ -17,7 +17,9 @@ A table is names/FAMILY.yaml, or a user's own file given by its path, from the w
 `transpose` exchanges the last two axes; with `alternate` the rows of gate and up alternate, and are brought apart.
 `squeeze: N` leaves out the tensor's axis N, which is of length one.
 
-With `take` in place of `rows` each KV head has its share of the parameters, side by side: [head][q.., k, v].
+With `take` in place of `rows` each KV head has its share of the parameters, side by side: [head][q.., k, v]; with
+`of: heads` besides each query head has. `join` is a list of tensors whose rows, one below the other, are the
+parameter's. `or` is the name of the tensor where a checkpoint lacks the first.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class TensorSource:
     """An entry: the tensor is `rows`, parameters stacked in this order, or `take`, parameters of which each KV head has
     its share, in this order; with `transpose` it is (in, out).
 
-    Where an entry is a `stack`, the tensors of each expert {e}, `tensor` is the first of the first expert.
+    Where an entry is a `stack`, the tensors of each expert {e}, `tensor` is the first of the first expert; of a `join`
+    the first.
     """
 
     tensor: str
@@ -55,6 +58,9 @@ class TensorSource:
     stack: tuple[str, ...] = ()
     alternate: bool = False
     squeeze: int | None = None
+    by_heads: bool = False
+    join: tuple[str, ...] = ()
+    other: str | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -79,7 +85,9 @@ class TensorSource:
             return new_prefix + name.removeprefix(old_prefix) if name.startswith(old_prefix) else name
 
         rows, take = (tuple(part.replace("{i}", index) for part in parts) for parts in (self.rows, self.take))
-        return replace(self, tensor=place(self.tensor), rows=rows, take=take, stack=tuple(map(place, self.stack)))
+        stack, join = (tuple(map(place, tensors)) for tensors in (self.stack, self.join))
+        other = None if self.other is None else place(self.other)
+        return replace(self, tensor=place(self.tensor), rows=rows, take=take, stack=stack, join=join, other=other)
 
 
 @dataclass(frozen=True)
@@ -223,8 +231,8 @@ def judge_entry(name: str, entry: object) -> Iterator[str]:
     if entry is None:
         return
     fields = {"tensor": entry} if isinstance(entry, str) else entry
-    if isinstance(fields, dict) and "stack" in fields:
-        yield from judge_stack(name, fields)
+    if isinstance(fields, dict) and (key := next((key for key in ("stack", "join") if key in fields), None)):
+        yield from judge_several(name, fields, key)
         return
     if not isinstance(fields, dict) or not isinstance(fields.get("tensor"), str):
         yield "is neither null, nor a tensor's name, nor a mapping with `tensor`"
@@ -239,20 +247,22 @@ def judge_entry(name: str, entry: object) -> Iterator[str]:
             yield f"{key}: {name} itself is missing"
     if "squeeze" in fields and set(fields) - {"tensor", "squeeze"}:
         yield "squeeze: cannot be combined with other operations"
+    if fields.get("of") and not fields.get("take"):
+        yield "of: says which heads have shares, so it needs take"
     if fields.get("take") and (fields.get("rows") or fields.get("transpose")):
         yield "take: cannot be combined with rows or transpose"
 
 
-def judge_stack(name: str, fields: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with an entry that puts the tensors of all experts together."""
-    stack = fields["stack"]
+def judge_several(name: str, fields: dict[str, Any], key: str) -> Iterator[str]:
+    """What is wrong with an entry that puts the tensors of all experts together, or a few tensors of its own."""
+    several = fields[key]
     if len(fields) > 1:
-        yield "stack: cannot be combined with other operations"
-    if not is_list_of_names(stack) or not stack:
-        yield f"stack: {stack!r:.80} is not a list of tensors"
+        yield f"{key}: cannot be combined with other operations"
+    if not is_list_of_names(several) or not several:
+        yield f"{key}: {several!r:.80} is not a list of tensors"
         return
-    for tensor in stack:
-        if "{e}" not in tensor:
+    for tensor in several:
+        if key == "stack" and "{e}" not in tensor:
             yield f"stack: {{e}}, the expert, is missing: {tensor}"
         if ("{i}" in name) != ("{i}" in tensor):
             yield f"{{i}}, the layer, must stand on both sides or on neither: {tensor}"
@@ -273,11 +283,20 @@ def parse_source(entry: str | dict[str, Any] | None) -> TensorSource | None:
     fields: dict[str, Any] = {"tensor": entry} if isinstance(entry, str) else entry
     if "stack" in fields:
         return TensorSource(fields["stack"][0].replace("{e}", "0"), stack=tuple(fields["stack"]))
+    if "join" in fields:
+        return TensorSource(fields["join"][0], join=tuple(fields["join"]))
     rows, take = (tuple(fields.get(key, ())) for key in ("rows", "take"))
     alternate = fields.get("alternate", False)
     squeeze = fields.get("squeeze")
     return TensorSource(
-        fields["tensor"], rows, fields.get("transpose", False), take, alternate=alternate, squeeze=squeeze
+        fields["tensor"],
+        rows,
+        fields.get("transpose", False),
+        take,
+        alternate=alternate,
+        squeeze=squeeze,
+        by_heads="of" in fields,
+        other=fields.get("or"),
     )
 
 
@@ -333,5 +352,7 @@ OPERATIONS = {
     "transpose": Field(is_boolean, "true or false"),
     "alternate": Field(is_boolean, "true or false"),
     "take": Field(is_list_of_names, "a list of parameters"),
+    "of": Field(lambda value: value == "heads", "`heads`"),
+    "or": Field(is_name, "a tensor's name"),
     "squeeze": Field(is_axis, "0 or 1"),
 }

@@ -19,7 +19,7 @@ class Rewrite:
     factor: float = 1.0
     row_order: Sequence[int] | None = None
     column_order: Sequence[int] | None = None
-    function: Literal["softplus"] | None = None
+    function: Literal["softplus", "negative_exp"] | None = None
 
     def apply(self, tensor: Tensor) -> Tensor:
         """The parameter, from whole heads of the checkpoint's tensor (rows, columns) or (rows,)."""
@@ -27,6 +27,8 @@ class Rewrite:
 
         if self.function == "softplus":
             tensor = torch.nn.functional.softplus(tensor.float())
+        elif self.function == "negative_exp":
+            tensor = -torch.exp(tensor.float())
         if self.offset or self.factor != 1.0:
             tensor = (tensor.float() + self.offset) * self.factor
         for axis, order in enumerate((self.row_order, self.column_order)):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from families import FAMILIES, Pair, llama, mistral
 from figures import psnr
+from test_gated_delta import both as both_deltas
 from test_latent import CASES as LATENT
 from test_latent import case as latent_case
 from test_short_conv import both as both_convolutions
@@ -69,6 +70,7 @@ PARITY: dict[str, dict[str, Callable[[], list[Compare]]]] = {
         "lfm2_biased": lambda: [both_convolutions(3, True)],
         "seven_taps": lambda: [both_convolutions(7, False)],
     },
+    "gated_delta": {"qwen3_5": lambda: [both_deltas()]},  # test_gated_delta.py has more
     "full": {
         "llama": of_kind("full", FAMILIES["llama"]),
         "llama_biased_everywhere": of_kind("full", FAMILIES["llama_biased"]),

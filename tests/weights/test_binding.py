@@ -11,6 +11,7 @@ from gemma4_drafts import gemma4_draft
 from named_parameters import FAMILIES, llama_parameters, problems, refusal
 
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
+from coreai_recipes.errors import CheckpointError
 from coreai_recipes.weights.binding import ParameterInfo, bind
 from coreai_recipes.weights.names import load_names
 from coreai_recipes.weights.rewrite import AS_STORED, Rewrite
@@ -192,6 +193,56 @@ def test_each_kv_heads_share_is_taken_out_of_a_fused_tensor(tmp_path):
     parts = fused(tmp_path)
     for name, binding in bind_fused(tmp_path, parts).items():
         assert torch.equal(binding.read(), parts[name[-1]].flatten(0, 1)), name
+
+
+def test_each_query_heads_share_is_taken_where_the_table_says_so(tmp_path):
+    from safetensors.torch import save_file
+
+    parts = {"q": torch.randn(6, 4, 5), "gate": torch.randn(6, 4, 5)}
+    write_folder(tmp_path, b"")
+    save_file({"h.0.q.weight": torch.cat(list(parts.values()), 1).flatten(0, 1)}, tmp_path / "model.safetensors")
+    names = [f"layers.{{i}}.{part}" for part in parts]
+    tensors = {name: {"tensor": "h.{i}.q.weight", "take": names, "of": "heads"} for name in names}
+    (tmp_path / "names.yaml").write_text(json.dumps({"tensors": tensors}))
+    wanted = {f"layers.0.{part}": ParameterInfo((24, 5), heads=6, kv_heads=2) for part in parts}
+    for name, binding in bind(wanted, str(tmp_path / "names.yaml"), SafetensorsCheckpoint(tmp_path)).items():
+        assert torch.equal(binding.read(), parts[name.rpartition(".")[2]].flatten(0, 1)), name
+
+
+@pytest.mark.parametrize("name", ["h.0.norm", "h.0.ln"])
+def test_a_tensor_is_read_by_the_other_name_where_the_first_is_missing(tmp_path, name):
+    checkpoint = experts_checkpoint(tmp_path, **{name: torch.randn(5)})
+    table = 'tensors: {"layers.{i}.norm.weight": {tensor: "h.{i}.norm", or: "h.{i}.ln"}}'
+    (binding,) = bind({"layers.0.norm.weight": ParameterInfo((5,))}, write_table(tmp_path, table), checkpoint).values()
+    assert binding.tensor == name
+
+
+JOIN = """
+tensors:
+  layers.{i}.conv.weight: {join: ["h.{i}.q_conv", "h.{i}.k_conv", "h.{i}.v_conv"]}
+"""
+
+
+def joined(tmp_path, **changes):
+    parts = {"h.0.q_conv": torch.randn(3, 1, 4), "h.0.k_conv": torch.randn(3, 1, 4), "h.0.v_conv": torch.randn(5, 1, 4)}
+    checkpoint = experts_checkpoint(tmp_path, **{**parts, **changes})
+    wanted = {"layers.0.conv.weight": ParameterInfo((11, 1, 4), "delta")}
+    (binding,) = bind(wanted, write_table(tmp_path, JOIN), checkpoint).values()
+    return parts, binding
+
+
+def test_rows_of_several_tensors_are_one_parameter(tmp_path):
+    parts, binding = joined(tmp_path)
+    assert torch.equal(binding.read(), torch.cat(list(parts.values())))
+    assert binding.tensors == parts.keys()
+
+
+def test_tensors_that_have_other_rows_together_are_named(tmp_path):
+    with pytest.raises(CheckpointError) as raised:
+        joined(tmp_path, **{"h.0.v_conv": torch.randn(6, 1, 4)})
+    assert "h.0.q_conv is (3, 1, 4), but the recipe's kind `delta` needs (11, 1, 4) of h.0.q_conv, h.0.k_conv" in str(
+        raised.value
+    )
 
 
 def test_heads_that_are_taken_are_folded_too(tmp_path):

@@ -201,7 +201,9 @@ class _Reader:
             for path, setting in is_so.set.items():
                 self.put(kind, name, path, setting)
             for path, expression in is_so.derived.items():
-                self.put(kind, name, path, evaluate(expression, config, self.family))
+                value = evaluate(expression, config, self.family)
+                of_field = self.family.fields.get(expression)  # whose words are the recipe's too
+                self.put(kind, name, path, value if of_field is None else to_recipe(of_field, value))
         if get_path(kind, "rotary.kind") == "none":
             kind["rotary"] = {"kind": "none"}
         attention = kind.get("attention", {})

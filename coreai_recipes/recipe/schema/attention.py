@@ -221,4 +221,47 @@ class ShortConvolution(_WithoutOptions):
     score_scale: ClassVar[float] = 1.0
 
 
-AttentionKind = Annotated[FullAttention | SlidingAttention | LatentAttention | ShortConvolution, Open("attention")]
+class GatedDelta(_WithoutOptions):
+    """Linear attention by the gated delta rule (Qwen3.5, Qwen3-Next, OLMo-Hybrid): each value head has a matrix that
+    all earlier positions have left, which a query reads and a key corrects.
+
+    Queries, keys and values pass a causal convolution first, and queries and keys have unit length. What a head gives
+    is normed and times a gate of the hidden state.
+    """
+
+    kind: Literal["gated_delta"]
+    num_key_heads: Heads = Field(description="heads of queries and keys (linear_num_key_heads)")
+    num_value_heads: Heads = Field(
+        description="heads of values (linear_num_value_heads): a multiple of num_key_heads, neighbours share a key head"
+    )
+    key_dim: HeadDim = Field(description="dimensions of a query and of a key (linear_key_head_dim)")
+    value_dim: HeadDim = Field(description="dimensions of a value (linear_value_head_dim)")
+    taps: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
+        description="positions that the convolution sees, including its own (linear_conv_kernel_dim)"
+    )
+    negative: Flag = Field(
+        default=False,
+        description="correct up to twice, so that a matrix may have negative eigenvalues (linear_allow_neg_eigval)",
+    )
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = Field(
+        default="silu", description="activation behind the convolution (hidden_act)"
+    )
+    gate: Literal["silu", "sigmoid"] = Field(default="silu", description="activation of the gate")
+    eps: PositiveFloat | None = Field(
+        default=None, description="of the norm of what a head gives; defaults to the model's. OLMo-Hybrid has 1.0e-5"
+    )
+
+    # nothing attends and nothing turns
+    num_heads: ClassVar[int] = 1
+    head_dim: ClassVar[int] = 1
+    rotary_dim: ClassVar[int] = 0
+    score_scale: ClassVar[float] = 1.0
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.num_key_heads
+
+
+AttentionKind = Annotated[
+    FullAttention | SlidingAttention | LatentAttention | ShortConvolution | GatedDelta, Open("attention")
+]
