@@ -3,155 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from family_values import LAYERS, SIZES, TOGETHER, TYPES, UNUSUAL
+
 from coreai_recipes.recipe.importing.family import Family, family_names, gather, load_family
 from coreai_recipes.recipe.importing.rules import FieldRule
 
-LAYERS = 5
-SIZES: dict[str, Any] = {
-    "vocab_size": 131,
-    "hidden_size": 48,
-    "intermediate_size": 88,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
-    "head_dim": 20,
-    "global_head_dim": 24,
-    "sliding_window": 7,
-    "max_position_embeddings": 256,
-    "hidden_size_per_layer_input": 12,
-    "vocab_size_per_layer_input": 131,
-    "pad_token_id": None,
-    "n_embd": 48,
-    "n_layer": LAYERS,
-    "n_head": 6,
-    "n_positions": 256,
-    "n_inner": 88,
-    "d_model": 48,
-    "n_layers": LAYERS,
-    "n_heads": 6,
-    "max_seq_len": 256,
-    "ffn_dim": 88,
-    "ffn_hidden_size": 88,
-    "num_kv_heads": 3,
-    "moe_intermediate_size": 36,
-    "shared_expert_intermediate_size": 28,
-    "shared_intermediate_size": 28,
-    "num_experts": 5,
-    "num_local_experts": 5,
-    "num_experts_per_tok": 3,
-    "n_routed_experts": 6,
-    "kv_lora_rank": 28,
-    "q_lora_rank": 36,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 12,
-    "v_head_dim": 14,
-    "n_shared_experts": 2,
-    "num_shared_experts": 2,
-    "moe_num_experts": 5,
-    "moe_k": 3,
-    "moe_topk": 3,
-    "moe_num_shared_experts": 3,
-    "linear_conv_kernel_dim": 3,
-    "linear_key_head_dim": 12,
-    "linear_value_head_dim": 10,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 6,
-}
-TYPES = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
-# For fields whose value no rule can make up: small, and unlike any default.
-UNUSUAL: dict[str, Any] = {
-    **SIZES,
-    "layer_types": TYPES,
-    "max_window_layers": 2,
-    "no_rope_layers": [1, 0, 0, 1, 1],
-    "no_rope_layer_interval": 3,
-    "sliding_window_pattern": 3,
-    "rms_norm_eps": 2e-5,
-    "layer_norm_eps": 2e-5,
-    "query_pre_attn_scalar": 13,
-    "attn_logit_softcapping": 5.0,
-    "final_logit_softcapping": 7.0,
-    "embedding_multiplier": 3.0,
-    "attention_multiplier": 0.3,
-    "num_global_key_value_heads": 2,
-    "num_kv_shared_layers": 2,
-    "top_k_experts": 2,
-    "clip_qkv": 0.7,
-    "attn_config.clip_qkv": 0.7,
-    "attn_config.softmax_scale": 0.3,
-    "layer_norm_epsilon": 2e-5,
-    "norm_epsilon": 2e-5,
-    "norm_eps": 2e-5,
-    "logit_scale": 0.3,
-    "logits_scaling": 3.0,
-    "residual_multiplier": 0.3,
-    "word_embed_proj_dim": 36,
-    "num_ln_in_parallel_attn": 1,
-    "decoder_sparse_step": 2,
-    "mlp_only_layers": [1],
-    "n_group": 3,
-    "topk_group": 2,
-    "first_k_dense_replace": 2,
-    "routed_scaling_factor": 1.7,
-    "swiglu_limit": 1.5,
-    "swiglu_alpha": 1.3,
-    "original_max_position_embeddings": 64,
-    "mlp_layer_types": ["sparse", "sparse", "dense", "sparse", "dense"],
-    "router_scaling_factor": 1.7,
-    "num_dense_layers": 2,
-    "global_attn_every_n_layers": 3,
-    "route_scale": 1.7,
-    "scale_emb": 3.0,
-    "scale_depth": 0.9,
-    "dim_model_base": 18,
-    "position_embedding_type": "rope",
-    "conv_L_cache": 5,
-    "block_ffn_dim_multiplier": 1.3,
-    "block_multiple_of": 8,
-    "full_attn_idxs": [1, 4],
-    "altup_num_inputs": 3,
-    "altup_active_idx": 1,
-    "laurel_rank": 10,
-    "activation_sparsity_pattern": [0.8, 0.0, 0.8, 0.0, 0.6],
-    "moe_layer_start_index": 2,
-    "moe_layer_end_index": 3,
-    "moe_layer_interval": 2,
-}
-DELTA = ["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"]
-CONV = ["conv", "full_attention", "conv", "conv", "full_attention"]
-# What holds a family's values together.
-TOGETHER: dict[str, dict[str, Any]] = {
-    "deepseek_v3": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
-    "glm4_moe_lite": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
-    "exaone_moe": {"num_experts": 6},
-    "afmoe": {"num_shared_experts": 3},
-    "nanochat": {"num_attention_heads": 9},
-    "lfm2": {"layer_types": CONV},
-    # a table of fewer rows than there are tokens, as the released ones; layers that share, behind two kinds that own
-    "gemma3n_text": {"vocab_size_per_layer_input": 120, "num_kv_shared_layers": 2, "layer_types": TYPES},
-    # a quarter of each head turns, in whole pairs
-    "qwen3_5_text": {"layer_types": DELTA, "head_dim": 16},
-    "olmo_hybrid": {"layer_types": DELTA, "num_key_value_heads": 3},
-    "lfm2_moe": {"layer_types": CONV, "num_dense_layers": 1},
-    "lfm3": {"layer_types": ["conv", "sliding_attention", "conv", "full_attention", "sliding_attention"]},
-    "bitnet": {"head_dim": 8},  # its norm of what the heads give is hidden_size wide
-    "minicpm3": {"num_key_value_heads": 6},
-    # transformers wants its Mamba heads to fit, though no layer has one
-    "granitemoehybrid": {"num_local_experts": 0, "layer_types": ["full_attention"] * LAYERS, "hidden_size": 64},
-    "youtu": {"num_key_value_heads": 6},  # each head has keys of its own
-    "olmoe": {"head_dim": 8},  # its q and k norms are hidden_size wide
-    "helium": {"head_dim": 8},  # its o_proj is hidden_size wide on both sides
-    "seed_oss": {"attention_bias": True},  # a bias on o alone is nothing that a recipe has
-    "ministral": {"head_dim": 20},  # transformers cannot build it without
-    "mpt": {"logit_scale": None},
-    "falcon": {"parallel_attn": True},  # transformers cannot run another one of the new architecture
-    # with scores that are not scaled, transformers' own float16 is at 52 to 62 dB over four seeds and ours 4.5 below
-    # to 0.5 above it: one seed of four fails the float16 stage. Scaled, both are at 65 to 70 and at most 2.2 apart
-    "gpt_bigcode": {"scale_attn_weights": True},
-    "phi": {"head_dim": 8},  # its q and k norms are hidden_size / num_attention_heads wide
-    "apertus": {"hidden_act": "xielu"},
-    "olmo3": {"layer_types": [*TYPES]},
-}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 5000.0,
@@ -191,6 +47,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3-every-second": ("smollm3", {"no_rope_layer_interval": 2}),
     "smollm3-nope-slides": ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 7}),
     "seed_oss-no-bias": ("seed_oss", {"attention_bias": False}),
+    "seed_oss-biases": ("seed_oss", {"attention_out_bias": True}),
     "llama-old-spelling": ("llama", {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
     "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
     "gpt_neox-old-spelling": ("gpt_neox", {"rotary_emb_base": 5000.0, "rotary_pct": 0.5}),

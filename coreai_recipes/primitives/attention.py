@@ -93,7 +93,7 @@ class Attention(AttentionCore):
         if isinstance(spec, LatentAttention | GatedDelta):
             raise TypeError(f"{spec.kind} attention makes its keys otherwise")
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        owns, has_bias = spec.shares_kv_with is None, spec.bias != "none"
+        owns, has_bias = spec.shares_kv_with is None, spec.bias in ("qkv", "qkvo")
         self.clip = spec.clip
         self.norm_over = spec.qk_norm.over if spec.qk_norm else None
         self.norm_after_rotary = spec.qk_norm is not None and spec.qk_norm.after_rotary
@@ -107,7 +107,7 @@ class Attention(AttentionCore):
         gates = None if spec.output_gate is None else spec.num_heads if spec.output_gate.of == "head" else queries
         self.output_gate = Projection(hidden_size, gates) if gates else None
         self.out_norm = build_norm(spec.out_norm, queries) if spec.out_norm else None
-        self.o = Projection(queries, hidden_size, spec.bias == "qkvo")
+        self.o = Projection(queries, hidden_size, spec.bias in ("qkvo", "o"))
         self.rotary = build_rotary(kind.rotary, spec.head_dim, folded)
         self.rotated_query, self.rotated_key = nn.Identity(), nn.Identity()
 

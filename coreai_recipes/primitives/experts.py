@@ -243,8 +243,9 @@ class ScoreRouter(nn.Module):
         if G == 1 or self.spec.top_groups == G:
             return values
         by_group = values.view(G, -1, values.shape[3])  # (G, E/G, S)
-        sums = torch.topk(by_group, 2, dim=1)[0].sum(1)  # (G, S)
-        best = torch.topk(sums, self.spec.top_groups, dim=0)[1]  # (top groups, S)
+        is_by_best = self.spec.groups_by == "best"
+        worth = by_group.amax(1) if is_by_best else torch.topk(by_group, 2, dim=1)[0].sum(1)  # (G, S)
+        best = torch.topk(worth, self.spec.top_groups, dim=0)[1]  # (top groups, S)
         numbers = torch.arange(G, device=values.device).view(-1, 1, 1)
         kept = _is_among(best, numbers).to(values.dtype).sum(1, keepdim=True)  # (G, 1, S)
         return (by_group + (kept - 1) * FAR_BELOW).view(values.shape)

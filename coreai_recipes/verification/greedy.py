@@ -79,7 +79,8 @@ def generate(model: nn.Module, prompts: Sequence[Sequence[int]], steps: Sequence
     """transformers' greedy tokens after each prompt, (steps,), and the logits (steps, V) that it chose them by.
 
     All prompts go on together, one position after the other and without padding: first as many tokens as the shortest
-    has, then one a call, which is a prompt's own as long as it has one, else the one that was chosen.
+    has, then one a call, which is a prompt's own as long as it has one, else the one that was chosen. A model that
+    keeps nothing (GPT) is given all of them again.
     """
     from transformers import DynamicCache
 
@@ -96,9 +97,10 @@ def generate(model: nn.Module, prompts: Sequence[Sequence[int]], steps: Sequence
             if len(prompt) <= position < ends[row]:
                 tokens[row].append(best[row])
                 logits[row].append(output.logits[row, -1])
-        new = torch.tensor(
+        chosen = torch.tensor(
             [[prompt[position] if position < len(prompt) else best[row]] for row, prompt in enumerate(prompts)]
         )
+        new = chosen if cache.get_seq_length() else torch.cat((new, chosen), 1)
     return [(torch.tensor(ids), torch.stack(rows)) for ids, rows in zip(tokens, logits, strict=True)]
 
 

@@ -92,7 +92,7 @@ class RandomCheckpoint(Checkpoint):
             if source is None:
                 continue  # `bind` says so
             if source.stack:
-                each = (shape[1] // len(source.stack), *shape[2:])
+                each = source.stacked_shape(shape)
                 for tensor in (tensor for parts in source.of_experts(shape[0]) for tensor in parts):
                     found[tensor] = TensorInfo(tensor, each, "F32", "random")
                     self._spreads[tensor] = _choose_spread(name, each, recipe.model)

@@ -87,6 +87,7 @@ class Reference:
             ).eval()
         kinds = recipe.model.layer_kinds
         self._score_scales = [recipe.model.kinds[name].score_scale for name in kinds]
+        self._turning = [recipe.model.kinds[name].attention.rotary_dim for name in kinds]
         self.layers = _find_layers(self.model, config.num_hidden_layers)
         source = origin.reading.choose_tensors(self.model, checkpoint) if origin.reading else checkpoint
         self._weights = Weights(self.model, source, origin.wrapper, exchange)
@@ -121,7 +122,9 @@ class Reference:
         def look(*arguments: Any, **named: Any) -> Any:
             given = named.get("position_embeddings", arguments[1] if len(arguments) > 1 else None)
             is_pair = isinstance(given, tuple) and len(given) == 2 and all(isinstance(g, Tensor) for g in given)
-            found.append(given if is_pair else None)
+            if isinstance(given, Tensor) and given.is_complex():
+                raise UnknownStructure("transformers turns by complex numbers, whose products torch rounds otherwise")
+            found.append(given if is_pair else _from_table(self.layers[len(found)], positions, dtype))
             if len(found) == len(self.layers):
                 raise _SeenAll
             hidden = arguments[0] if arguments else named["hidden_states"]
@@ -197,6 +200,9 @@ class Reference:
             arguments = inspect.signature(module.forward).bind(*given, **named).arguments
             residual = arguments.get("residual")
             self._attention = first(output) if residual is None else first(output) - residual
+            # GPT-NeoX Japanese hands its last layer's bias over, for the layer to add it
+            if isinstance(output, tuple) and isinstance(output[-1], Tensor) and output[-1].dim() == 1:
+                self._attention = self._attention + output[-1]
 
     def _end(self, index: int, layer: nn.Module, hidden: Tensor, output: Any) -> None:
         self._weights.empty(layer)
@@ -211,6 +217,8 @@ class Reference:
             ours = self._score_scales[index]
             if scale is not None and not math.isclose(scale, ours, rel_tol=1e-6):
                 query = query * (scale / ours)  # OPT scales its queries before they are handed over
+            if hasattr(sys.modules[type(layer).__module__], "apply_rotary_emb"):
+                query, key = (_pairs_apart(x, self._turning[index]) for x in (query, key))
         self._on_layer(
             LayerRecord(
                 index,
@@ -255,6 +263,13 @@ class _LayerHook:
         self.end(self.index, layer, arguments[0] if arguments else named["hidden_states"], output)
 
 
+def _pairs_apart(x: Tensor, turning: int) -> Tensor:
+    """Heads (..., D) whose last dimensions were turned in place (DeepSeek V2), as V3 leaves them: the first ones of all
+    pairs before the second ones."""
+    passing, turned = x[..., :-turning], x[..., -turning:]
+    return torch.cat((passing, turned[..., 0::2], turned[..., 1::2]), -1)
+
+
 def keep_all(model: Any, length: int) -> dict[str, Tensor]:
     """The argument that keeps every row, where the model has it.
 
@@ -266,8 +281,8 @@ def keep_all(model: Any, length: int) -> dict[str, Tensor]:
 
 
 def first(output: Any) -> Tensor:
-    """The hidden states of a module's output: transformers gives them alone or first in a tuple."""
-    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+    """The hidden states of a module's output: transformers gives them alone, or first in a tuple or a list."""
+    return output[0] if isinstance(output, tuple | list) else output  # type: ignore[no-any-return]
 
 
 def _by_position(x: Tensor) -> Tensor:
@@ -313,6 +328,16 @@ def choose_attention(config: Any) -> str:
     return "sdpa" if model_class._supports_sdpa else "eager"
 
 
+def _from_table(layer: nn.Module, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """cos and sin (1, S, R/2) from the table that a layer of GPT-J or CodeGen keeps: half sines, half cosines."""
+    table = next((buffer for name, buffer in layer.named_buffers() if name.endswith("embed_positions")), None)
+    if table is None:
+        return None
+    sin, cos = table[positions][None].chunk(2, -1)
+    # CodeGen leaves them in float32, and what they turn
+    return (cos, sin) if type(layer).__name__.startswith("CodeGen") else (cos.to(dtype), sin.to(dtype))
+
+
 def _looks_up_tokens(module: nn.Embedding) -> bool:
     """Whether it is called with token ids; OPT's learned positions are looked up by a mask."""
     return next(iter(inspect.signature(module.forward).parameters)) in ("input", "input_ids")
@@ -354,7 +379,16 @@ def rotary_function(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tens
             return interleaved(x, x, cos, sin)[0].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)  # type: ignore[no-any-return]
 
         return rotate_pairs
-    takes_both = list(inspect.signature(apply).parameters)[:2] == ["q", "k"]
+    names = list(inspect.signature(apply).parameters)
+    takes_both = names[:2] == ["q", "k"]
+    if names == ["tensor", "sin", "cos"]:  # GPT-J's and CodeGen's: heads after positions, one angle for each pair
+
+        def rotate_first(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            width = 2 * cos.shape[-1]
+            turned = apply(x[..., :width].transpose(1, 2), sin, cos).transpose(1, 2)
+            return torch.cat((turned.to(x.dtype), x[..., width:]), -1)
+
+        return rotate_first
 
     def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return apply(x, x, cos, sin)[0] if takes_both else apply(x, cos, sin)  # type: ignore[no-any-return]

@@ -63,8 +63,16 @@ def make_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
     refuses it.
     """
     config, origin = _read_config(recipe, checkpoint)
+    carry_theta(config, checkpoint.config)
     fix_longrope(getattr(config, "rope_parameters", None) or {}, recipe.export.context)
     return config, origin
+
+
+def carry_theta(config: Any, settings: Mapping[str, Any]) -> None:
+    """DBRX's own code turns by attn_config.rope_theta, which transformers 5.23 keeps and does not look at."""
+    own = (settings.get("attn_config") or {}).get("rope_theta")
+    if own is not None and settings.get("model_type") == "dbrx" and not settings.get("rope_parameters"):
+        config.rope_parameters["rope_theta"] = own
 
 
 def _read_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:

@@ -42,7 +42,8 @@ class ParameterInfo:
 class Binding:
     """One parameter of ours and the rows of a checkpoint's tensor that fill it: `rows`, or several `runs` of rows.
 
-    With `stack` it is the rows of these tensors for each expert, with `join` the rows of these tensors.
+    With `stack` it is the rows of these tensors for each expert, or with `is_whole` its rows of tensors that hold all;
+    with `join` the rows of these tensors.
     """
 
     checkpoint: Checkpoint
@@ -56,6 +57,7 @@ class Binding:
     join: tuple[str, ...] = ()
     alternate: bool = False
     is_squeezed: bool = False
+    is_whole: bool = False
 
     @property
     def tensors(self) -> set[str]:
@@ -113,8 +115,21 @@ class Binding:
         """One expert at a time, (1, rows, columns)."""
         import torch
 
+        if self.is_whole:
+            yield from self._experts_of_whole(self.stack[0])
+            return
         for parts in self.stack:
             yield torch.cat([self.checkpoint.read(part) for part in parts]).unsqueeze(0)
+
+    def _experts_of_whole(self, tensors: tuple[str, ...]) -> Iterator[Tensor]:
+        """One expert at a time, (1, rows, columns), of tensors that hold all experts' rows one below the other."""
+        import torch
+
+        step = self.shape[2] if self.transpose else self.shape[1] // len(tensors)
+        for expert in range(self.shape[0]):
+            rows = range(expert * step, (expert + 1) * step)
+            block = torch.cat([self.checkpoint.read(name, rows) for name in tensors])
+            yield (block.t() if self.transpose else block).unsqueeze(0)
 
     def _rearranged_experts(self) -> Iterator[Tensor]:
         """One expert at a time, its axes and its rows as we have them."""
@@ -236,7 +251,8 @@ def bind_parameter(
         start, total = sum(sizes[: source.parts.index(parameter)]), sum(sizes)
         needed = (total, *info.shape[1:])
         if source.take:
-            runs = find_runs(start, info.shape[0], total, info.heads if source.by_heads else info.kv_heads)
+            heads = info.heads if source.by_heads else source.shares or info.kv_heads
+            runs = find_runs(start, info.shape[0], total, heads)
         else:
             rows = range(start, start + info.shape[0])
     needed = source.stored_shape(needed)
@@ -271,12 +287,20 @@ def find_runs(start: int, size: int, total: int, heads: int) -> tuple[range, ...
 
 
 def bind_stack(info: ParameterInfo, source: TensorSource, checkpoint: Checkpoint) -> tuple[Binding, list[Problem]]:
-    """The binding of a parameter (E, rows, columns) whose experts have tensors of their own, and what is wrong with
-    them."""
+    """The binding of a parameter (E, rows, columns) whose experts have tensors of their own, or rows in tensors of all,
+    and what is wrong with them."""
     stack = source.of_experts(info.shape[0])
-    part = ParameterInfo((info.shape[1] // len(source.stack), *info.shape[2:]), info.kind)
+    part = ParameterInfo(source.stacked_shape(info.shape), info.kind)
     found = (bind_parameter(name, part, TensorSource(name), {}, checkpoint)[1] for parts in stack for name in parts)
-    binding = Binding(checkpoint, source.tensor, info.shape, rewrite=info.rewrite, stack=stack)
+    binding = Binding(
+        checkpoint,
+        source.tensor,
+        info.shape,
+        transpose=source.transpose,
+        rewrite=info.rewrite,
+        stack=stack,
+        is_whole=source.is_whole,
+    )
     return binding, [problem for problem in found if problem]
 
 

@@ -20,6 +20,8 @@ A table is names/FAMILY.yaml, or a user's own file given by its path, from the w
 With `take` in place of `rows` each KV head has its share of the parameters, side by side: [head][q.., k, v]; with
 `of: heads` besides each query head has. `join` is a list of tensors whose rows, one below the other, are the
 parameter's. `or` is the name of the tensor where a checkpoint lacks the first.
+`shares: N`, N runs of heads have. A `stack` of tensors without {e} takes each expert's rows from tensors that hold all
+experts, one below the other; with `transpose` the axes of what it takes are exchanged.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class TensorSource:
     by_heads: bool = False
     join: tuple[str, ...] = ()
     other: str | None = None
+    shares: int | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -73,9 +76,24 @@ class TensorSource:
             shape = (*shape[:-2], shape[-1], shape[-2])
         return shape if self.squeeze is None else (*shape[: self.squeeze], 1, *shape[self.squeeze :])
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether each tensor of a stack holds all experts."""
+        return bool(self.stack) and all("{e}" not in name for name in self.stack)
+
     def of_experts(self, count: int) -> tuple[tuple[str, ...], ...]:
-        """The tensors of each of so many experts."""
+        """The tensors of each of so many experts; all that there are, once, where they hold every expert."""
+        if self.is_whole:
+            return (self.stack,)
         return tuple(tuple(name.replace("{e}", str(e)) for name in self.stack) for e in range(count))
+
+    def stacked_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of each tensor of a stack that makes a parameter (E, rows, columns)."""
+        experts, rows, columns = shape
+        rows //= len(self.stack)
+        if self.transpose:
+            rows, columns = columns, rows
+        return (experts * rows if self.is_whole else rows, columns)
 
     def at_layer(self, index: str, old_prefix: str, new_prefix: str) -> TensorSource:
         """The entry for one layer, with the prefix that the checkpoint uses."""
@@ -249,21 +267,34 @@ def judge_entry(name: str, entry: object) -> Iterator[str]:
         yield "squeeze: cannot be combined with other operations"
     if fields.get("of") and not fields.get("take"):
         yield "of: says which heads have shares, so it needs take"
+    if "shares" in fields and not fields.get("take"):
+        yield "shares: says among how many heads `take` deals, and there is no take"
     if fields.get("take") and (fields.get("rows") or fields.get("transpose")):
         yield "take: cannot be combined with rows or transpose"
+
+
+def judge_experts(fields: dict[str, Any], stack: list[str]) -> Iterator[str]:
+    """What is wrong with a stack's {e} and transpose."""
+    if "transpose" in fields:
+        yield from (f"transpose: {mistake}" for mistake in judge("transpose", fields["transpose"], OPERATIONS, ""))
+    of_one = {"{e}" in tensor for tensor in stack}
+    if len(of_one) > 1:
+        yield "stack: {e}, the expert, must stand in all tensors or in none"
+    if fields.get("transpose") and True in of_one:
+        yield "stack: transpose is for tensors that hold all experts, without {e}"
 
 
 def judge_several(name: str, fields: dict[str, Any], key: str) -> Iterator[str]:
     """What is wrong with an entry that puts the tensors of all experts together, or a few tensors of its own."""
     several = fields[key]
-    if len(fields) > 1:
-        yield f"{key}: cannot be combined with other operations"
+    if fields.keys() - {key, *(("transpose",) if key == "stack" else ())}:
+        yield f"{key}: cannot be combined with other operations" + (" than transpose" if key == "stack" else "")
     if not is_list_of_names(several) or not several:
         yield f"{key}: {several!r:.80} is not a list of tensors"
         return
+    if key == "stack":
+        yield from judge_experts(fields, several)
     for tensor in several:
-        if key == "stack" and "{e}" not in tensor:
-            yield f"stack: {{e}}, the expert, is missing: {tensor}"
         if ("{i}" in name) != ("{i}" in tensor):
             yield f"{{i}}, the layer, must stand on both sides or on neither: {tensor}"
 
@@ -282,7 +313,8 @@ def parse_source(entry: str | dict[str, Any] | None) -> TensorSource | None:
         return None
     fields: dict[str, Any] = {"tensor": entry} if isinstance(entry, str) else entry
     if "stack" in fields:
-        return TensorSource(fields["stack"][0].replace("{e}", "0"), stack=tuple(fields["stack"]))
+        first = fields["stack"][0].replace("{e}", "0")
+        return TensorSource(first, transpose=fields.get("transpose", False), stack=tuple(fields["stack"]))
     if "join" in fields:
         return TensorSource(fields["join"][0], join=tuple(fields["join"]))
     rows, take = (tuple(fields.get(key, ())) for key in ("rows", "take"))
@@ -297,6 +329,7 @@ def parse_source(entry: str | dict[str, Any] | None) -> TensorSource | None:
         squeeze=squeeze,
         by_heads="of" in fields,
         other=fields.get("or"),
+        shares=fields.get("shares"),
     )
 
 
@@ -324,6 +357,10 @@ def is_mapping_of_numbers(value: object) -> bool:
 
 def is_boolean(value: object) -> bool:
     return isinstance(value, bool)
+
+
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def is_axis(value: object) -> bool:
@@ -355,4 +392,5 @@ OPERATIONS = {
     "of": Field(lambda value: value == "heads", "`heads`"),
     "or": Field(is_name, "a tensor's name"),
     "squeeze": Field(is_axis, "0 or 1"),
+    "shares": Field(is_count, "a whole number above 0"),
 }

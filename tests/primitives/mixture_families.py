@@ -150,6 +150,15 @@ MIXTURES = {
         SIGMOID_NAMES,
         TWO_SHARED,
     ),
+    "deepseek_v2, groups": Mixture(
+        _make(
+            "deepseek_v2", "DeepseekV2Moe", "DeepseekV2Config", **OF_DOTS1, num_attention_heads=4,
+            topk_method="group_limited_greedy", n_group=4, topk_group=2, routed_scaling_factor=1.7,
+        ),
+        {"score": "softmax", "scale": 1.7, "groups": 4, "top_groups": 2, "groups_by": "best"},
+        {**NAMES, **SHARED_NAMES},
+        TWO_SHARED,
+    ),
     "gpt_oss": Mixture(
         _make(
             "gpt_oss", "GptOssMLP", "GptOssConfig",

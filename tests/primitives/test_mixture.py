@@ -62,6 +62,7 @@ def test_only_the_best_groups_are_chosen_from() -> None:
     # sums of sigmoids: 1.0, 1.77, 1.55, 0
     assert route(router(score="sigmoid", top=2, groups=4, top_groups=1), logits)[0] == [2, 3]
     assert route(router(score="sigmoid", top=3, groups=4, top_groups=2), logits)[0] == [2, 3, 5]
+    assert route(router(score="sigmoid", top=2, groups=4, top_groups=1, groups_by="best"), logits)[0] == [0, 1]
 
 
 def test_a_group_that_is_far_below_cannot_be_chosen_and_float16_keeps_the_others_bits() -> None:
@@ -162,6 +163,10 @@ ROUTER_MUTANTS: list[tuple[str, dict[str, Any]]] = [
     ("dots1, groups", {"groups": 1, "top_groups": 1}),
     ("dots1, groups", {"top_groups": 1, "top": TOP}),
     ("dots1, groups", {"groups": 2, "top_groups": 1}),
+    ("deepseek_v2, groups", {"groups_by": "two_best"}),
+    ("deepseek_v2, groups", {"scale": 1.0}),
+    ("deepseek_v2, groups", {"renorm": True}),
+    ("deepseek_v2, groups", {"groups": 1, "top_groups": 1}),
 ]
 MUTANTS: list[tuple[str, Callable[[nn.Module], None]]] = [
     ("qwen3_moe", swap_gate_and_up),

@@ -69,6 +69,12 @@ layers:
         ("only_in: {default: null, type: list}", "{in: only_in, is: sliding}", {"only_in": [1, 4]}, [1, 4]),
         ("only_in: {default: null, type: list}", "{in: only_in, is: sliding}", {}, []),
         ("step: {default: 2}", "{every: step, is: sliding}", {"step": 3}, [2, 5]),
+        (
+            "runs: {default: null, type: list}",
+            "{patterns: runs, values: {a: sliding, b: full}}",
+            {"runs": [[["a", "b"], 2], [["a"], 2]]},
+            [0, 2, 4, 5],
+        ),
         ("step: {default: 2}", "{every: step, at: 0, is: sliding}", {"step": 3}, [0, 3]),
     ],
 )
@@ -107,13 +113,28 @@ extends: llama
 fields:
   depth: {default: 1.4, off: null, type: number, sets: model.residual_multiplier, over: sqrt num_hidden_layers}
   base: {default: 8, type: number, sets: model.head.scale, over: hidden_size}
+  turning: {default: 4, sets: rotary.factor, over: hidden_size // num_attention_heads}
+rope: {all: null}
+fixed: {rotary.kind: partial, rotary.theta: 10000.0}
 """
     )
-    recipe = read(depth=1.3, base=24)
+    recipe = read(depth=1.3, base=24, turning=6)
     assert (recipe.model.residual_multiplier, recipe.model.head.scale) == (1.3 / 6**0.5, 24 / 32)
+    assert recipe.model.kinds["full"].rotary.factor == 6 / 8
     written = round_trip(recipe)
-    assert (written["depth"], written["base"]) == (1.3, 24)
+    assert (written["depth"], written["base"], written["turning"]) == (1.3, 24, 6)
     assert read(depth=None).model.residual_multiplier == 1.0
+
+
+def test_a_pattern_that_is_none_or_ends_early_is_refused(write: Write) -> None:
+    write(LAYERS % ("runs: {default: null, type: list}", "{patterns: runs, values: {a: sliding}}"))
+    for runs, message in (
+        ([["a", 2]], "runs: a list: not understood"),
+        ([[["a"], 2]], "runs: lists 2 layers, and there are more"),
+    ):
+        with pytest.raises(CheckpointError) as refused:
+            read(runs=runs)
+        assert str(refused.value).startswith(f"config.json: {message}")
 
 
 def test_what_a_listed_layer_needs_is_named_and_so_is_what_an_absent_field_means(write: Write) -> None:
@@ -240,3 +261,57 @@ def against_reference(resolved: Resolved) -> list[str]:
     except RecipeError as error:
         return list(error.problems)
     return []
+
+
+def test_a_width_is_a_multiple_of_another_field(write: Write) -> None:
+    write(
+        """
+extends: llama
+fields:
+  intermediate_size: null
+  multiple: {default: 4, sets: mlp.intermediate_size, times: hidden_size}
+ignored: {intermediate_size: the multiple says it}
+"""
+    )
+    recipe = read(multiple=3)
+    assert recipe.model.kinds["full"].mlp.intermediate_size == 3 * 32
+    assert round_trip(recipe)["multiple"] == 3
+    data = recipe.model_dump()
+    data["model"]["kinds"]["full"]["mlp"]["intermediate_size"] += 1
+    with pytest.raises(RecipeError, match="has no multiple like it"):
+        config_for(Recipe.model_validate(data))
+
+
+def test_each_layer_has_a_theta_of_its_own_or_none(write: Write) -> None:
+    write("extends: llama\nthetas: thetas\nfields:\n  thetas: {default: null, type: list}\n")
+    thetas = [5.0, 0, 5.0, 7.0, 0, 9.0]
+    recipe = read(thetas=thetas)
+    assert recipe.model.layer_kinds == ("full", "full_nope", "full", "full_theta2", "full_nope", "full_theta3")
+    kinds = [recipe.model.kinds[kind].rotary for kind in recipe.model.layer_kinds]
+    assert [getattr(rotary, "theta", 0) for rotary in kinds] == thetas
+    assert round_trip(recipe)["thetas"] == thetas
+    assert read(rope_theta=3.0).model.kinds["full"].rotary.theta == 3.0
+    for wrong, message in (
+        ([5.0], "thetas: lists 1 layers, and there are 6"),
+        ([-5.0] * 6, "thetas.0: -5.0 is not a finite number above 0"),
+    ):
+        with pytest.raises(CheckpointError) as refused:
+            read(thetas=wrong)
+        assert str(refused.value) == f"config.json: {message}"
+
+
+def test_null_parameters_say_that_layers_do_not_turn(write: Write) -> None:
+    slot = "{of: {attention: %s}, nested: %s, theta: 10.0, may_be_null: true}"
+    slots = f"rope: {{all: null, s: {slot % ('sliding', 's')}, f: {slot % ('full', 'f')}}}"
+    write(LAYERS % ("step: {default: 2}", "{every: step, is: sliding}") + slots)
+    recipe = read(rope_parameters={"s": {"rope_type": "default", "rope_theta": 7.0}, "f": None})
+    assert {name: kind.rotary.kind for name, kind in recipe.model.kinds.items()} == {"full": "none", "sliding": "full"}
+    assert round_trip(recipe)["rope_parameters"]["f"] is None
+
+
+def test_an_activation_may_have_its_own_words_alone(write: Write) -> None:
+    rule = "{default: gelu, sets: mlp.activation, values: {gelu: gelu_tanh, relu: relu}, exactly: true}"
+    write(f"extends: llama\nfields:\n  hidden_act: {rule}\n")
+    assert round_trip(read())["hidden_act"] == "gelu"
+    with pytest.raises(CheckpointError, match="hidden_act"):
+        read(hidden_act="gelu_new")

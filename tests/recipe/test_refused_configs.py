@@ -154,11 +154,6 @@ MUTATED: list[tuple[str, dict[str, Any], str]] = [
         "sliding_window: null, and layers of kind sliding need it",
     ),
     (
-        "seed_oss",
-        {"attention_bias": False, "attention_out_bias": True},
-        f"attention_bias: attention_bias false, attention_out_bias true: {NOT_UNDERSTOOD}",
-    ),
-    (
         "gemma2",
         {"use_bidirectional_attention": True},
         "use_bidirectional_attention: true: " + needs("attention to later positions"),

@@ -72,6 +72,26 @@ def test_tensors_of_experts_are_put_together_one_expert_at_a_time(tmp_path):
     assert torch.equal(binding.read(), torch.stack(expected))
 
 
+def test_rows_of_experts_are_cut_out_of_tensors_that_hold_all_of_them(tmp_path):
+    stored = {f"h.0.{name}": torch.randn(12 * 3, 5) for name in ("w1", "v1", "w2")}
+    checkpoint = experts_checkpoint(tmp_path, **stored)
+    table = write_table(
+        tmp_path,
+        """
+tensors:
+  layers.{i}.mlp.gate_up: {stack: ["h.{i}.w1", "h.{i}.v1"]}
+  layers.{i}.mlp.down: {stack: ["h.{i}.w2"], transpose: true}
+""",
+    )
+    shapes = {"gate_up": (12, 6, 5), "down": (12, 5, 3)}
+    found = bind({f"layers.0.mlp.{name}": ParameterInfo(shape) for name, shape in shapes.items()}, table, checkpoint)
+    w1, v1, w2 = (tensor.view(12, 3, 5) for tensor in stored.values())
+    assert torch.equal(found["layers.0.mlp.gate_up"].read(), torch.cat((w1, v1), 1))
+    assert torch.equal(found["layers.0.mlp.down"].read(), w2.transpose(1, 2))
+    found = problems({"layers.0.mlp.down": ParameterInfo((11, 5, 3), "moe")}, table, checkpoint)
+    assert "h.0.w2 is (36, 5), but the recipe's kind `moe` needs (33, 5)" in found
+
+
 def test_an_expert_that_is_missing_or_misshapen_is_named(tmp_path):
     parts = {f"h.0.experts.{e}.{part}": torch.randn(3, 5) for e in range(2) for part in ("gate", "up")}
     parts["h.0.experts.1.up"] = torch.randn(4, 5)
@@ -125,9 +145,14 @@ tensors:
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
-        ("{stack: [], tensor: h}", "stack: cannot be combined with other operations"),
+        ("{stack: [], tensor: h}", "stack: cannot be combined with other operations than transpose"),
         ("{stack: h}", "stack: 'h' is not a list of tensors"),
-        ('{stack: ["h.{i}.up"]}', "stack: {e}, the expert, is missing: h.{i}.up"),
+        ('{stack: ["h.{i}.up", "h.{i}.{e}.gate"]}', "stack: {e}, the expert, must stand in all tensors or in none"),
+        (
+            '{stack: ["h.{i}.{e}.up"], transpose: true}',
+            "stack: transpose is for tensors that hold all experts, without {e}",
+        ),
+        ('{stack: ["h.{i}.up"], transpose: 1}', "transpose: 1 is not true or false"),
         ('{stack: ["h.{e}.up"]}', "{i}, the layer, must stand on both sides or on neither: h.{e}.up"),
     ],
 )
@@ -243,6 +268,16 @@ def test_tensors_that_have_other_rows_together_are_named(tmp_path):
     assert "h.0.q_conv is (3, 1, 4), but the recipe's kind `delta` needs (11, 1, 4) of h.0.q_conv, h.0.k_conv" in str(
         raised.value
     )
+
+
+def test_shares_of_heads_are_taken_where_there_are_fewer_than_kv_heads(tmp_path):
+    parts = fused(tmp_path)
+    table = json.loads((tmp_path / "names.yaml").read_text())
+    for entry in table["tensors"].values():
+        entry["shares"] = 2
+    (tmp_path / "names.yaml").write_text(json.dumps(table))
+    for name, binding in bind_fused(tmp_path, parts, kv_heads=4).items():
+        assert torch.equal(binding.read(), parts[name[-1]].flatten(0, 1)), name
 
 
 def test_heads_that_are_taken_are_folded_too(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 
 from coreai_recipes.recipe.importing.family import Family, key_of
 from coreai_recipes.recipe.importing.rules import FieldRule, LayerRule
+from coreai_recipes.recipe.sizes import MAX_LAYERS
 
 
 class Unreadable(Exception):
@@ -59,10 +60,12 @@ def holds(when: Mapping[str, Any], config: Mapping[str, Any], family: Family, tr
 
 
 def divisor_of(rule: FieldRule, config: Mapping[str, Any], family: Family) -> float:
-    """What the recipe divides a field by; 1 where it does not."""
+    """What the recipe divides a field by, or takes it so many times; 1 where it does not."""
+    if rule.times is not None:
+        return int(value_in(config, rule.times, family))
     if rule.over is None:
         return 1
-    value = value_in(config, rule.over.removeprefix("sqrt "), family)
+    value = evaluate(rule.over.removeprefix("sqrt "), config, family)
     return float(math.sqrt(value) if rule.over.startswith("sqrt ") else value)
 
 
@@ -104,7 +107,9 @@ def decide(
     if rule.all is not None:
         return rule.all
     if rule.listed is not None:
-        return _listed(rule.listed, rule, index, config, family)
+        return _listed(rule.listed, value_in(config, rule.listed, family), rule, index)
+    if rule.patterns is not None:
+        return _listed(rule.patterns, _repeated(rule.patterns, value_in(config, rule.patterns, family)), rule, index)
     if rule.positive is not None:
         return rule.value if (entries_of(config, rule.positive, family)[index] or 0) > 0 else None
     if rule.every is not None:
@@ -126,14 +131,31 @@ def decide(
     return rule.value if said else None
 
 
-def _listed(name: str, rule: LayerRule, index: int, config: Mapping[str, Any], family: Family) -> str | None:
+def _repeated(name: str, pairs: Any) -> list[Any] | None:
+    """What pairs of a pattern and a number list."""
     from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, shown
 
-    entries = value_in(config, name, family)
+    if pairs is None:
+        return None
+    found: list[Any] = []
+    for pair in pairs:
+        match pair:
+            case [list(pattern), int(times)] if 0 <= times * len(pattern) <= MAX_LAYERS:
+                found += pattern * times
+            case _:
+                raise Unreadable(f"{name}: {shown(pair)}: {NOT_UNDERSTOOD}")
+    return found
+
+
+def _listed(name: str, entries: list[Any] | None, rule: LayerRule, index: int) -> str | None:
+    from coreai_recipes.recipe.importing.checking import NOT_UNDERSTOOD, shown
+
     if entries is None:
         if "null" in rule.needs:
             raise Unreadable(f"{name}: null: this model needs {rule.needs['null']}, which recipes do not have")
         return None
+    if index >= len(entries):
+        raise Unreadable(f"{name}: lists {len(entries)} layers, and there are more")
     key = key_of(entries[index])
     if key in rule.needs:
         said = shown(entries[index])

@@ -76,6 +76,7 @@ class RopeSlot(Rule):
         types: rope_types that mean something of their own here; `fields` are read beside those of any type.
         partial: the default share of the head where heads turn in part, null where they turn whole.
         default: the rope_parameters of a config that has none.
+        may_be_null: null parameters say that these layers do not turn.
         of: the layers that it is for.
     """
 
@@ -87,6 +88,7 @@ class RopeSlot(Rule):
     nested: str | None = None
     partial: float | None = None
     default: Settings = {}
+    may_be_null: bool = False
     of: dict[str, str] = {}
     types: dict[str, RopeType] = {}
     fields: dict[str, FieldRule] = {}
@@ -128,6 +130,7 @@ class Family(Rule):
         longest: the field that says how many positions the model was trained for.
         export: what a new recipe says of its export, as the built-in recipes of the family do.
         per_layer: the field in which single layers say over what all say.
+        thetas: the field that lists each layer's theta, 0 for one that does not turn.
     """
 
     name: str
@@ -145,6 +148,7 @@ class Family(Rule):
     longest: str = "max_position_embeddings"
     export: Settings = {}
     per_layer: str | None = None
+    thetas: str | None = None
     aliases: dict[str, str] = {}
     inline: tuple[str, ...] = ()
     fixed: Settings = {}
@@ -167,7 +171,8 @@ class Family(Rule):
         named = set() if self.part else {self.layer_count}
         for rule in self.fields.values():
             named |= {*rule.when, *(fields_in(rule.absent) if rule.absent else ())}
-            named |= {rule.over.removeprefix("sqrt ")} if rule.over else set()
+            named |= {*fields_in(rule.over.removeprefix("sqrt "))} if rule.over else set()
+            named |= {rule.times} if rule.times else set()
             named |= {*rule.adjusted.model_dump().values()} if rule.adjusted else set()
         named |= {name for expression in self.derived.values() for name in fields_in(expression)}
         for row in (row for rows in self.switches.values() for row in rows):
@@ -224,7 +229,7 @@ def _load_family(name: str, added: tuple[tuple[str, str], ...]) -> Family:
         content["ignored"] = {**_read(TABLES / "around.yaml"), **content.get("ignored", {})}
         content["fields"] = {"tie_word_embeddings": {"type": "flag"}}
     for rule in content.get("fields", {}).values():
-        paths = rule.get("sets", ()) if rule else ()
+        paths = rule.get("sets", ()) if rule and not rule.get("exactly") else ()
         if any("activation" in path for path in ((paths,) if isinstance(paths, str) else paths)):
             rule["values"] = {**activations(), **dict(added), **rule.get("values", {})}
     try:

@@ -11,6 +11,7 @@ from coreai_recipes.recipe.importing.checking import (
     find_notes,
     judge_value,
     shown,
+    why_not_of_type,
 )
 from coreai_recipes.recipe.importing.conditions import (
     Unreadable,
@@ -77,14 +78,18 @@ class _Reader:
 
     def read(self) -> ModelRead:
         traits = self.traits()
-        listed = self.listed(len(traits))
+        listed, thetas = self.listed(len(traits)), self.thetas(len(traits))
         names = numbered([self.kind_name(each) for each in traits], listed)
+        names = [name + theta_name(theta, thetas) for name, theta in zip(names, thetas, strict=True)]
         overrides = self.overrides(names)
         kinds: dict[str, dict[str, Any]] = {}
         self.problems += find_foreign_keys(self.config, self.family)
         for name, each in dict(zip(names, traits, strict=True)).items():
             own = {**listed[names.index(name)], **overrides.get(name, {})}
             kinds[name] = self.read_kind(name, each, {**self.config, **own})
+        for name, theta in dict(zip(names, thetas, strict=True)).items():
+            if theta is not None:
+                kinds[name]["rotary"] = {**kinds[name]["rotary"], "theta": theta} if theta else {"kind": "none"}
         for name, each in dict(zip(names, traits, strict=True)).items():
             self.share(name, each, kinds, dict(enumerate(traits)), names)
         if len(kinds) > MAX_KINDS:
@@ -116,6 +121,20 @@ class _Reader:
             for layer, value in zip(found, values, strict=True):
                 layer[trait] = value
         return self.widen(found)
+
+    def thetas(self, count: int) -> list[float | None]:
+        """Each layer's own theta, where the family has such: 0 for one that does not turn."""
+        name = self.family.thetas
+        given = value_in(self.config, name, self.family) if name else None
+        if given is None:
+            return [None] * count
+        for index, theta in enumerate(given):
+            reason = why_not_of_type(theta, "number") if theta != 0 else None
+            if reason:
+                raise Unreadable(f"{name}.{index}: {shown(theta)} {reason}")
+        if len(given) != count:
+            raise Unreadable(f"{name}: lists {len(given)} layers, and there are {count}")
+        return [float(theta) for theta in given]
 
     def widen(self, found: list[Traits]) -> list[Traits]:
         """The layers, of which those are full whose window is as long as the texts that the model was trained with:
@@ -190,7 +209,7 @@ class _Reader:
         active = [
             (field_name, rule)
             for field_name, rule in self.family.fields.items()
-            if applies(rule, traits, config, self.family)
+            if applies(rule, traits, config, self.family) and field_name not in self.family.rope_fields
         ]
         for field_name, rule in active:
             self.set_field(kind, name, field_name, rule, config)
@@ -287,6 +306,14 @@ def numbered(names: list[str], listed: list[dict[str, Any]]) -> list[str]:
     return found
 
 
+def theta_name(theta: float | None, thetas: list[float | None]) -> str:
+    """What a kind's name says of its theta, where layers differ in it."""
+    turning = [each for each in dict.fromkeys(thetas) if each]
+    if theta is None or (theta and turning[0] == theta):
+        return ""
+    return f"_theta{turning.index(theta) + 1}" if theta else "_nope"
+
+
 def plain_windows(family: Family) -> str | None:
     """The trait in which layers slide or are full, and differ in nothing else."""
     for trait, spec in family.layers.items():
@@ -326,6 +353,8 @@ def to_recipe(rule: FieldRule, value: Any, divisor: float = 1) -> Any:
     """The recipe's word for the config's."""
     if rule.over is not None:
         return value / divisor
+    if rule.times is not None:
+        return value * divisor
     if rule.via is not None:
         return value**-0.5 if rule.via == "inverse_sqrt" else 1 / value
     return value if rule.values is None else rule.values[key_of(value)]

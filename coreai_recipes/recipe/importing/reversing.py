@@ -160,11 +160,21 @@ class _Reverser:
                 paths = list(dict.fromkeys(path for each in rows for path in each.set))
                 beside = f" beside {', '.join(paths[1:])}" if paths[1:] else ""
                 raise self.impossible(paths[0], f"transformers' {self.family.name} cannot be so{beside}")
-            self.config |= row.given
+            words = {"on": _ON}
+            self.config |= {
+                name: self.family.fields[name].off
+                if value == "off"
+                else words.get(value, value)
+                if isinstance(value, str)
+                else value
+                for name, value in row.given.items()
+            }
         conditions = {name for rule in self.family.fields.values() for name in rule.when}
         for name in sorted(self.family.fields, key=lambda name: name not in conditions):
             self.write_field(name, self.family.fields[name], traits)
         self.write_ropes(traits)
+        if self.family.thetas:
+            self.config[self.family.thetas] = [self.kinds[name]["rotary"].get("theta", 0) for name in self.names]
         return gather({name: value for name, value in self.config.items() if value is not _ON}, self.family)
 
     def entries(self, rule: FieldRule, others: Any, traits: Mapping[str, Traits]) -> Any:
@@ -238,6 +248,10 @@ class _Reverser:
                 words = {ours: value_of(theirs) for theirs, ours in reversed(rule.values.items())}
                 listed = [words.get(value) for value in wanted]
                 offer(rule.listed, [listed, None] if None not in listed else [None])
+            if rule.patterns is not None:
+                words = {ours: value_of(theirs) for theirs, ours in reversed(rule.values.items())}
+                listed = [words.get(value) for value in wanted]
+                offer(rule.patterns, [[[listed, 1]], None] if None not in listed else [None])
             if rule.within is not None:
                 offer(rule.within, [[i for i, value in enumerate(wanted) if value == rule.value], []])
             numbers = (rule.since, rule.last, rule.first)
@@ -312,6 +326,8 @@ class _Reverser:
                 if holds_traits(slot.of, traits[name]) and kind["rotary"]["kind"] != "none"
             ]
             if not turning:
+                if slot.may_be_null and slot.nested:
+                    nested[slot.nested] = None
                 continue
             rotary = self.kinds[turning[0]]["rotary"]
             written = write_rope(slot, self.kinds[turning[0]])
@@ -353,6 +369,10 @@ def from_recipe(rule: FieldRule, value: Any, divisor: float = 1) -> Any:
         near = (float(f"{value * divisor:.{digits}g}") for digits in range(1, 18))
         exact = next((number for number in near if number / divisor == value), value * divisor)
         return int(exact) if exact.is_integer() else exact
+    if rule.times is not None:
+        if value % divisor:
+            raise KeyError(value)
+        return int(value // divisor)
     if rule.via is not None:
         exact = value**-2 if rule.via == "inverse_sqrt" else 1 / value
         whole = round(exact)

@@ -20,6 +20,8 @@ ORIGINAL_PATH = "rotary.scaling.original_context"
 def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:
     """A kind's `rotary` by its paths, and everything that is wrong with the parameters."""
     place, given = parameters_of(slot, config)
+    if slot.may_be_null and says_no_rotary(slot, config):
+        return {"rotary.kind": "none"}, []
     if not isinstance(given, Mapping):
         return {}, [f"{place}: {shown(given)} is not a mapping"]
     name = given.get("rope_type", given.get("type")) or "default"
@@ -63,6 +65,12 @@ def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tupl
         elif factor != 1:
             paths |= {"rotary.kind": "partial", "rotary.factor": factor}
     return paths, problems
+
+
+def says_no_rotary(slot: RopeSlot, config: Mapping[str, Any]) -> bool:
+    """Whether a config's parameters of these layers are null."""
+    given = config.get("rope_parameters")
+    return isinstance(given, Mapping) and slot.nested in given and given[slot.nested] is None
 
 
 def _ratio(paths: Mapping[str, Any], config: Mapping[str, Any], family: Family) -> float | None:

@@ -40,11 +40,14 @@ class FieldRule(Rule):
     Attributes:
         default: what transformers' config class says when the field is absent.
         sets: the paths that take its value; one that ends with `?` only where the block that holds it is there.
-        values: the recipe's words for the config's; a value that is not there is refused.
+        values: the recipe's words for the config's; a value that is not there is refused. An activation has
+            transformers' words besides, unless `exactly`.
         off: the value with which the field sets nothing (null, unless said).
         absent: what null stands for: another field, `one // other` or `one * other`, each a field or a number.
         via: the recipe has the field to the power -1/2, or one over it.
-        over: the recipe has the field divided by this one, or by its root: `sqrt num_hidden_layers`.
+        over: the recipe has the field divided by this one, by what `absent` may say, or by a root: `sqrt
+            num_hidden_layers`.
+        times: the recipe has the field times this one.
         adjusted: how the recipe's width is made of it; written back as it is, with the flag false.
         each: it may list a value for each layer.
         doubles: a path whose value is doubled when the field is true.
@@ -57,10 +60,12 @@ class FieldRule(Rule):
     default: Any = None
     sets: tuple[str, ...] = ()
     values: dict[str, Any] | None = None
+    exactly: bool = False
     off: Any = None
     absent: str | None = None
     via: Literal["inverse_sqrt", "inverse"] | None = None
     over: str | None = None
+    times: str | None = None
     adjusted: Adjusted | None = None
     each: Each | None = None
     doubles: str | None = None
@@ -121,6 +126,7 @@ class LayerRule(Rule):
         listed: a field that lists all layers, when it is not null; `values` are ours for its words, `needs` what a
             recipe lacks for others, and for null.
         positive: a field with a value for each layer, of which those count that have one above 0.
+        patterns: a field that lists layers as pairs of a pattern and how often it comes, [[["global", "local"], 12]].
         every: layers i with i % n == at % n, n a number or a field.
         since: layers from that field's index on. after: layers behind it, which -1 says of the last layer. last, first:
             so many. within: a field that lists indices. all: each.
@@ -128,6 +134,7 @@ class LayerRule(Rule):
     """
 
     listed: str | None = Field(default=None, alias="list")
+    patterns: str | None = None
     values: dict[str, str] = {}
     needs: dict[str, str] = {}
     positive: str | None = None
@@ -148,6 +155,7 @@ class LayerRule(Rule):
         for name in (
             self.listed,
             self.positive,
+            self.patterns,
             self.every,
             self.since,
             self.after,

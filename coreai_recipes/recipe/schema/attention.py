@@ -86,7 +86,9 @@ class Attention(Spec):
     num_heads: Heads = Field(description="query heads (num_attention_heads)")
     num_kv_heads: Heads = Field(description="key and value heads (num_key_value_heads); num_heads is a multiple of it")
     head_dim: HeadDim = Field(description="dimensions of one head")
-    bias: Literal["none", "qkv", "qkvo"] = Field(default="none", description="projections with a bias; Qwen2 uses qkv")
+    bias: Literal["none", "qkv", "qkvo", "o"] = Field(
+        default="none", description="projections with a bias; Qwen2 uses qkv, GPT-Neo o"
+    )
     qk_norm: QKNorm | None = Field(default=None, description="norm of queries and keys; Qwen3 has {over: head}")
     v_norm: Flag = Field(default=False, description="RMS norm of each value head, without a weight (Gemma 4)")
     k_eq_v: Flag = Field(

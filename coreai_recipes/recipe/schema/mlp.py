@@ -63,7 +63,10 @@ class ExpertRouter(Spec):
         default=1, description="groups of experts; a token's experts come from the best groups (n_group)"
     )
     top_groups: ExpertCount = Field(
-        default=1, description="groups to choose from, by the sum of their two best scores (topk_group)"
+        default=1, description="groups to choose from, by what `groups_by` says of their scores (topk_group)"
+    )
+    groups_by: Literal["two_best", "best"] = Field(
+        default="two_best", description="a group's worth: the sum of its two best scores, or its best (DeepSeek V2)"
     )
     renorm: Flag = Field(default=False, description="normalize the weights of a token to sum to one (norm_topk_prob)")
     scale: PositiveFloat = Field(default=1.0, description="factor of the weights (routed_scaling_factor)")
