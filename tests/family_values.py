@@ -1,4 +1,4 @@
-"""Values of config.json fields for the families' small models: sizes, what is unlike any default, what holds together."""
+"""Values of config.json fields for the families' small models: sizes, and what is unlike any default."""
 
 from typing import Any
 
@@ -175,6 +175,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "apertus": {"hidden_act": "xielu"},
     # transformers cannot run it without
     "dbrx": {"attn_config.clip_qkv": 0.7, "attn_config.rope_theta": 10000.0},
+    # which attention_layers overrule
+    "gpt_neo": {"num_layers": LAYERS, "attention_types": [[["global", "local"], 2], [["global"], 1]]},
     "codegen": {"n_head": 8},  # heads in four shares
     "olmo3": {"layer_types": [*TYPES]},
 }

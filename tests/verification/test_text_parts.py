@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 from families import small_model
+from family_configs import all_configs
 from safetensors.torch import load_file, save_file
 
 from coreai_recipes import verify
@@ -47,3 +49,54 @@ def test_a_wrong_recipe_of_it_is_seen(whole: Path) -> None:
     data["model"]["norm"]["eps"] = 1e-3
     (stage,) = verify(type(recipe).model_validate(data), whole, stages=["torch"]).stages
     assert (stage.passed, stage.detail["first_below"]["tensor"]) == (False, "layers.0.query")
+
+
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+# the wholes whose text parts are models of their own: a config of the text, and what makes the rest small
+WHOLES = {
+    "AriaForConditionalGeneration": ("aria_text-plain", VISION),
+    "AyaVisionForConditionalGeneration": ("cohere2-plain", VISION),
+    "CohereCompassForConditionalGeneration": (
+        "cohere_compass_text-plain",
+        {
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "out_hidden_size": 48,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [],
+        },
+    ),
+    "GotOcr2ForConditionalGeneration": (
+        "qwen2-plain",
+        {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "output_channels": 8,
+            "image_size": 32,
+            "patch_size": 16,
+            "mlp_dim": 16,
+            "window_size": 2,
+            "global_attn_indexes": [],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLES)
+def test_the_text_part_of_transformers_own_whole_is_read_and_verified(name: str, tmp_path: Path) -> None:
+    text, vision = WHOLES[name]
+    model_class = getattr(transformers, name)
+    config = model_class.config_class(text_config=all_configs()[text], vision_config=vision)
+    small_model(model_class, config, seed=3).save_pretrained(tmp_path)
+    report = verify(new_recipe(tmp_path).recipe, tmp_path, stages=["torch"])
+    assert report.passed, report.to_json()
