@@ -368,14 +368,10 @@ def test_no_model_is_both_read_and_refused() -> None:
             "transformers has no such model: its q, k and v lie in",
         ),
         ({"model_type": "orion"}, "transformers has no such model: its norms are LayerNorms with biases"),
-        (
-            {"model_type": "deepseek_v2", "topk_method": "greedy"},
-            "no family file reads its config.json yet; where topk_",
-        ),
     ],
 )
 def test_a_model_whose_fields_would_fit_is_refused_with_what_is_true_of_it(fields: dict[str, Any], reason: str) -> None:
-    """internlm2 used to be offered as a Llama by another name, deepseek_v2 to need groups where it has none."""
+    """internlm2 used to be offered as a Llama by another name."""
     with pytest.raises(CheckpointError) as refused:
         recipe_from_config({**SIZES, "architectures": ["SomeForCausalLM"], **fields}, "small")
     (problem,) = refused.value.problems
