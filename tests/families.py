@@ -106,7 +106,7 @@ def small_model(model_class: Callable[[Any], nn.Module], config: Any, seed: int 
             if parameter.dim() > 1:
                 parameter.copy_(random * 1.5 * parameter.shape[-1] ** -0.5)
             elif name.endswith("A_log"):
-                parameter.copy_(random * 0.5 - 1)  # begins at random, up to heads that forget at once
+                parameter.copy_(random * 0.5 - 1)  # slow and fast heads
             elif name.endswith(("bias", "sinks")):
                 parameter.copy_(random * 0.5)  # sinks begin at random
             else:

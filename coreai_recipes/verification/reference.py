@@ -20,23 +20,16 @@ from torch import Tensor, nn
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.reference_config import make_config
+from coreai_recipes.verification.reference_rotary import UnknownStructure, angles_of_table, pairs_apart
 from coreai_recipes.verification.reference_weights import Weights
 from coreai_recipes.verification.ties import ExpertChoice, TopK
 
-MIXERS = (
-    "Attention",
-    "Attention2",
-    "ShortConv",
-    "GatedDeltaNet",
-)  # ends of the names of what mixes positions, in transformers
+# the ends of the names of what mixes positions, in transformers
+MIXERS = ("Attention", "Attention2", "ShortConv", "GatedDeltaNet")
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
 # Where `_recording_attention` leaves what it is given: (attention module, query, key, the factor of the scores).
 _records: ContextVar[list[tuple[nn.Module, Tensor, Tensor, float | None]] | None] = ContextVar("records", default=None)
-
-
-class UnknownStructure(Exception):
-    """A transformers model that is not put together as the decoders that we know; the message says what was missing."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +117,7 @@ class Reference:
             is_pair = isinstance(given, tuple) and len(given) == 2 and all(isinstance(g, Tensor) for g in given)
             if isinstance(given, Tensor) and given.is_complex():
                 raise UnknownStructure("transformers turns by complex numbers, whose products torch rounds otherwise")
-            found.append(given if is_pair else _from_table(self.layers[len(found)], positions, dtype))
+            found.append(given if is_pair else angles_of_table(self.layers[len(found)], positions, dtype))
             if len(found) == len(self.layers):
                 raise _SeenAll
             hidden = arguments[0] if arguments else named["hidden_states"]
@@ -218,7 +211,7 @@ class Reference:
             if scale is not None and not math.isclose(scale, ours, rel_tol=1e-6):
                 query = query * (scale / ours)  # OPT scales its queries before they are handed over
             if hasattr(sys.modules[type(layer).__module__], "apply_rotary_emb"):
-                query, key = (_pairs_apart(x, self._turning[index]) for x in (query, key))
+                query, key = (pairs_apart(x, self._turning[index]) for x in (query, key))
         self._on_layer(
             LayerRecord(
                 index,
@@ -261,13 +254,6 @@ class _LayerHook:
 
     def __call__(self, layer: nn.Module, arguments: Any, named: dict[str, Any], output: Any) -> None:
         self.end(self.index, layer, arguments[0] if arguments else named["hidden_states"], output)
-
-
-def _pairs_apart(x: Tensor, turning: int) -> Tensor:
-    """Heads (..., D) whose last dimensions were turned in place (DeepSeek V2), as V3 leaves them: the first ones of all
-    pairs before the second ones."""
-    passing, turned = x[..., :-turning], x[..., -turning:]
-    return torch.cat((passing, turned[..., 0::2], turned[..., 1::2]), -1)
 
 
 def keep_all(model: Any, length: int) -> dict[str, Tensor]:
@@ -328,16 +314,6 @@ def choose_attention(config: Any) -> str:
     return "sdpa" if model_class._supports_sdpa else "eager"
 
 
-def _from_table(layer: nn.Module, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-    """cos and sin (1, S, R/2) from the table that a layer of GPT-J or CodeGen keeps: half sines, half cosines."""
-    table = next((buffer for name, buffer in layer.named_buffers() if name.endswith("embed_positions")), None)
-    if table is None:
-        return None
-    sin, cos = table[positions][None].chunk(2, -1)
-    # CodeGen leaves them in float32, and what they turn
-    return (cos, sin) if type(layer).__name__.startswith("CodeGen") else (cos.to(dtype), sin.to(dtype))
-
-
 def _looks_up_tokens(module: nn.Embedding) -> bool:
     """Whether it is called with token ids; OPT's learned positions are looked up by a mask."""
     return next(iter(inspect.signature(module.forward).parameters)) in ("input", "input_ids")
@@ -360,44 +336,3 @@ def _recording_attention(module: nn.Module, query: Tensor, key: Tensor, *argumen
     if eager is None:
         raise UnknownStructure(f"{type(module).__module__} has no eager_attention_forward")
     return eager(module, query, key, *arguments, **named)
-
-
-def rotary_function(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """`rotate(x, cos, sin)`, x (1, H, S, D), by the function that the layer's own modeling file uses.
-
-    Families pass q and k together or one tensor, and hand over the whole head or only the part that turns.
-    """
-    apply = getattr(sys.modules[type(layer).__module__], "apply_rotary_pos_emb", None)
-    if apply is None:
-        raise UnknownStructure(f"{type(layer).__module__} has no apply_rotary_pos_emb")
-    interleaved = getattr(sys.modules[type(layer).__module__], "apply_rotary_pos_emb_interleave", None)
-    config = getattr(getattr(layer, "self_attn", None), "config", None)
-    if interleaved is not None and getattr(config, "rope_interleave", False):
-
-        def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            """As they leave, the first ones of all pairs come before the second ones."""
-            return interleaved(x, x, cos, sin)[0].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)  # type: ignore[no-any-return]
-
-        return rotate_pairs
-    names = list(inspect.signature(apply).parameters)
-    takes_both = names[:2] == ["q", "k"]
-    if names == ["tensor", "sin", "cos"]:  # GPT-J's and CodeGen's: heads after positions, one angle for each pair
-
-        def rotate_first(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            width = 2 * cos.shape[-1]
-            turned = apply(x[..., :width].transpose(1, 2), sin, cos).transpose(1, 2)
-            return torch.cat((turned.to(x.dtype), x[..., width:]), -1)
-
-        return rotate_first
-
-    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return apply(x, x, cos, sin)[0] if takes_both else apply(x, cos, sin)  # type: ignore[no-any-return]
-
-    def rotate_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        width = cos.shape[-1]
-        try:
-            return rotate(x, cos, sin)
-        except RuntimeError:  # the sizes do not fit: this family splits the head before it calls
-            return torch.cat((rotate(x[..., :width], cos, sin), x[..., width:]), -1)
-
-    return rotate_part

@@ -91,7 +91,7 @@ def run_stage(name: str, subject: Subject) -> StageResult:
     reason = stage.why_not(subject)
     if reason:
         return skip(name, reason)
-    from coreai_recipes.verification.reference import UnknownStructure
+    from coreai_recipes.verification.reference_rotary import UnknownStructure
 
     if stage.reads_layers:
         check_memory(subject)

@@ -16,7 +16,8 @@ from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate import Program
 from coreai_recipes.report.verdict import print_report
 from coreai_recipes.verification import Report, run_stages
-from coreai_recipes.verification.reference import Reference, UnknownStructure
+from coreai_recipes.verification.reference import Reference
+from coreai_recipes.verification.reference_rotary import UnknownStructure
 
 NOTHING_INSIDE = "Core ML shows no tensors inside the package; its logits are in package_float16"
 

@@ -6,7 +6,8 @@ from torch import Tensor
 from coreai_recipes.decoder.model import Decoder, build_decoder
 from coreai_recipes.recipe.schema import NoRotary
 from coreai_recipes.verification.figures import compare
-from coreai_recipes.verification.reference import Reference, UnknownStructure, rotary_function
+from coreai_recipes.verification.reference import Reference
+from coreai_recipes.verification.reference_rotary import UnknownStructure, rotary_function
 from coreai_recipes.verification.report import Figures, StageResult, figures_json, skip
 from coreai_recipes.verification.subject import Subject
 
