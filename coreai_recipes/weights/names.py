@@ -88,12 +88,11 @@ class TensorSource:
         return tuple(tuple(name.replace("{e}", str(e)) for name in self.stack) for e in range(count))
 
     def stacked_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of each tensor of a stack that makes a parameter (E, rows, columns)."""
-        experts, rows, columns = shape
-        rows //= len(self.stack)
+        """The shape of each tensor of a stack that makes a parameter (E, rows, columns), or (E, rows) of vectors."""
+        rows, *columns = shape[1] // len(self.stack), *shape[2:]
         if self.transpose:
-            rows, columns = columns, rows
-        return (experts * rows if self.is_whole else rows, columns)
+            (rows,), columns = columns, [rows]
+        return (shape[0] * rows if self.is_whole else rows, *columns)
 
     def at_layer(self, index: str, old_prefix: str, new_prefix: str) -> TensorSource:
         """The entry for one layer, with the prefix that the checkpoint uses."""

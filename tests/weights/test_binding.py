@@ -92,6 +92,15 @@ tensors:
     assert "h.0.w2 is (36, 5), but the recipe's kind `moe` needs (33, 5)" in found
 
 
+def test_vectors_of_several_tensors_are_rows_of_one_parameter(tmp_path):
+    parts = {f"h.0.norms.{e}": torch.randn(5) for e in range(3)}
+    table = 'tensors: {"layers.{i}.norm.weight": {stack: ["h.{i}.norms.{e}"]}}'
+    checkpoint = experts_checkpoint(tmp_path, **parts)
+    wanted = {"layers.0.norm.weight": ParameterInfo((3, 5))}
+    (binding,) = bind(wanted, write_table(tmp_path, table), checkpoint).values()
+    assert torch.equal(binding.read(), torch.stack(list(parts.values())))
+
+
 def test_an_expert_that_is_missing_or_misshapen_is_named(tmp_path):
     parts = {f"h.0.experts.{e}.{part}": torch.randn(3, 5) for e in range(2) for part in ("gate", "up")}
     parts["h.0.experts.1.up"] = torch.randn(4, 5)
