@@ -25,6 +25,7 @@ COUNTING: dict[str, dict[str, Any]] = {
     "exaone_moe": {"mlp_layer_types": None, "first_k_dense_replace": 2},
     "ernie4_5_moe": {"moe_layer_end_index": 1, "moe_layer_start_index": 1, "moe_layer_interval": 1},
     "flint": {"mlp_only_layers": [3]},
+    "olmo_hybrid": {"linear_num_value_heads": 4},
 }
 
 

@@ -187,5 +187,6 @@ def test_a_stage_is_the_module_of_its_name(name: str) -> None:
 )
 def test_a_build_is_proven_by_the_stages_that_can_run_on_it(changes: dict[str, Any], proofs: str) -> None:
     asked = {"reference": "given", "sources": {}, "compresses": False} | changes
-    subject: Any = SimpleNamespace(recipe=SimpleNamespace(reference=asked.pop("reference")), **asked)
+    recipe = SimpleNamespace(reference=asked.pop("reference"), export=SimpleNamespace(format="coreml"))
+    subject: Any = SimpleNamespace(recipe=recipe, **asked)
     assert [name for name, stage in STAGES.items() if stage.proves(subject)] == proofs.split()
