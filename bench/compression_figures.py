@@ -26,7 +26,7 @@ def main(file: Path) -> None:
     use("Agg")
     found = {name: each["figures"] for name, each in json.loads(file.read_text()).items()}
     of_smollm2 = found.get("smollm2_bits", {})
-    if "search" in of_smollm2:
+    if {"search", "coremltools"} <= of_smollm2.keys():
         draw_smollm2(of_smollm2, IMAGES / "compression-smollm2.png")
     if "tokens" in of_smollm2:
         draw_tokens(of_smollm2["tokens"], IMAGES / "compression-tokens.png")
