@@ -4,7 +4,8 @@ import copy
 from typing import Any
 
 import torch
-from families import HEAD_DIM, HIDDEN, KV_HEADS, Pair, small_model
+from families import HEAD_DIM, HIDDEN, KV_HEADS, Pair
+from small_models import small_model
 
 from coreai_recipes.recipe.schema import Recipe
 

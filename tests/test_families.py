@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import small_model
 from family_configs import TOGETHER, all_configs, decoders, save_tokenizer, unusual_config
+from small_models import small_model
 from transformers import CONFIG_MAPPING
 
 from coreai_recipes import build

@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "extending": {"primitives", "recipe", "errors"},
     "verification": {
         *("running", "evaluate", "calibration", "storage", "decoder", "weights", "checkpoint"),
-        *("manifest.staging", "tokenizer"),
+        *("manifest.staging", "tokenizer", "child_process"),
         *("primitives", "hosts", "recipe", "errors"),
     },
     "lint": {"evaluate", "manifest", "recipe.yaml_reader", "protobuf", "errors"},
@@ -52,12 +52,13 @@ ROOMS: dict[str, set[str]] = {
         *("storage", "decoder", "weights", "checkpoint", "primitives", "tokenizer", "recipe", "errors"),
     },
     "storage": {"decoder", "weights", "checkpoint", "hosts", "recipe", "aimodel", "errors"},
-    "running": {"evaluate", "hosts", "manifest", "aimodel", "errors"},
+    "running": {"evaluate", "hosts", "manifest", "aimodel", "child_process", "errors"},
     "evaluate": {"protobuf", "manifest", "json_reader", "errors"},
     "decoder": {"weights", "checkpoint", "primitives", "hosts", "recipe", "errors"},
     "weights": {"checkpoint", "primitives", "recipe", "errors"},
     "checkpoint": {
-        *("recipe.yaml_reader", "recipe.source", "recipe.plugins", "tokenizer", "terminal", "json_reader", "errors"),
+        *("recipe.yaml_reader", "recipe.source", "recipe.plugins", "tokenizer", "terminal", "json_reader"),
+        *("child_process", "errors"),
     },
     "primitives": {"recipe", "errors"},
     "recipe": {"hosts", "errors"},
@@ -67,6 +68,7 @@ ROOMS: dict[str, set[str]] = {
     "protobuf": set(),
     "aimodel": set(),
     "terminal": {"errors"},
+    "child_process": set(),
     "json_reader": set(),
     "errors": set(),
 }

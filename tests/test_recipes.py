@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import small_model
+from small_models import small_model
 
 from coreai_recipes import Recipe, build, load_recipe
 from coreai_recipes.recipe import built_in_recipes

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import small_model
 from safetensors.torch import save_file
+from small_models import small_model
 
 from coreai_recipes.checkpoint.base import EITHER_TIES, stated_flag
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint

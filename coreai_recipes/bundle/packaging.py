@@ -84,7 +84,12 @@ def write_package(
     for name in raw_tables(composed.stacks).shapes:
         (package.parent / table_file(name)).unlink(missing_ok=True)
     if composed.recipe.export.format == "coreai":
-        return _write_asset(composed, package, cache, progress, fitted, facts)
+        from coreai_recipes.targets.coreai.exporter import export_package as export_asset
+
+        made = export_asset(composed.stacks, composed.bindings, package, cache, progress, fitted)
+        # no rule looks at its program, and nothing counts what its calls cost
+        broken = find_broken(composed.recipe, LintInput(package.name, []), package.parent, facts)
+        return Written(composed, made, {each.path.name: {} for each in made.packages}, broken)
     costs: dict[str, Costs] = {}
     opened = LintInput(package.name if len(chunks) == 1 else composed.recipe.name, [])
     found: list[Lint] = []
@@ -107,24 +112,6 @@ def write_package(
         fitted=fitted,
     )
     return Written(composed, exported, costs, found[0])
-
-
-def _write_asset(
-    composed: Composed,
-    package: Path,
-    cache: "FragmentCache",
-    progress: "Progress | None",
-    fitted: "Mapping[str, Fitted]",
-    facts: "Mapping[str, Any]",
-) -> Written:
-    """As `write_package`, of Core AI's format: rules look at no program of it, and its calls are not costed."""
-    from coreai_recipes.bundle.ruling import find_broken
-    from coreai_recipes.lint.reading import LintInput
-    from coreai_recipes.targets.coreai.exporter import export_package
-
-    exported = export_package(composed.stacks, composed.bindings, package, cache, progress, fitted)
-    found = find_broken(composed.recipe, LintInput(package.name, []), package.parent, facts)
-    return Written(composed, exported, {each.path.name: {} for each in exported.packages}, found)
 
 
 def _kept_costs(package: Path, cache: "FragmentCache") -> Costs:

@@ -1,16 +1,15 @@
 """transformers asked for a checkpoint's tokenizer in a process of its own, which imports no torch."""
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 
-COMMAND = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main(*sys.argv[2:])"
+from coreai_recipes.child_process import command_of
 
 
 def command_for(path: Path, source: str | None) -> list[str]:
     """What prints the tokenizer of the checkpoint at `path`, as `kept_tokenizer` packs it."""
-    return [sys.executable, "-c", COMMAND.format(module=__name__), json.dumps(sys.path), str(path), source or ""]
+    return command_of(__name__, "main", str(path), source or "")
 
 
 def main(path: str, source: str) -> None:

@@ -1,11 +1,19 @@
 """A program that is linked, as a target's own bytes."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from coreai_recipes.decoder.stack import StackModule
+from coreai_recipes.export.cache import fingerprint
+from coreai_recipes.export.converting import code_digest
 from coreai_recipes.export.fragments import Port
+from coreai_recipes.export.linking import Numbers
 from coreai_recipes.export.reporting import Signature
+from coreai_recipes.recipe import recipe_text
+from coreai_recipes.storage.chunks import Chunk
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,16 @@ class LinkedProgram:
             for name, sides in json.loads(said).items()
         }
         return cls(model, signatures)
+
+
+def program_key(
+    target: str, code: Iterable[Path], stacks: Sequence[StackModule], chunk: Chunk, numbers: Numbers, *made_of: str
+) -> str:
+    """Under which a linked program is kept: all that it is made of. `code` are folders of modules."""
+    said = [f"{name} {values.tolist()}" for name, values in numbers.items()]
+    place = f"{chunk.number} of {chunk.count}: {chunk.first} to {chunk.end}"
+    digest = code_digest(sorted(file for folder in code for file in folder.glob("*.py")))
+    return fingerprint(target, digest, recipe_text(stacks[0].recipe), place, *made_of, *said)
 
 
 def _ports(said: dict[str, Any]) -> dict[str, Port]:

@@ -5,7 +5,6 @@ hash nor where rows are written; both are checked here. States are zeros that th
 both processes map: tensors here, read by the other process only where something has written to them in between.
 """
 
-import json
 import pickle
 import subprocess
 import sys
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from coreai_recipes.aimodel.folder import HASH, PROGRAM
+from coreai_recipes.child_process import command_of, take_output
 from coreai_recipes.errors import BundleError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-COMMAND = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main(*sys.argv[2:])"
 EXTRA = "pip install 'coreai-recipes[coreai]'"
 TWIN = "twin.aimodel"
 SAID = 2000  # characters of what a process that ended had said
@@ -88,7 +87,7 @@ class CoreAIProgram:
         self._functions: dict[str, CoreAIFunction] = {}
         self._folder = tempfile.TemporaryDirectory()
         self._log = Path(self._folder.name, "log")
-        command = [sys.executable, "-c", COMMAND.format(module=__name__), json.dumps(sys.path)]
+        command = command_of(__name__, "main")
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         self.signatures: dict[str, dict[str, Ports]] = self.ask("load", *self._place(package, widened))
@@ -182,10 +181,7 @@ def check_hash(package: Path) -> None:
 
 def main() -> None:
     """The other process: answers questions on standard input until it ends. What the runtime prints is kept away."""
-    import os
-
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    answers = take_output()
     _Served(sys.stdin.buffer, answers).serve()
 
 

@@ -1,6 +1,5 @@
 """What a package answers: asked here, or in a process of its own while transformers computes in this one."""
 
-import json
 import os
 import pickle
 import queue
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from coreai_recipes.child_process import command_of, take_output
 from coreai_recipes.evaluate.precision import Precision
 from coreai_recipes.verification.calls import CallResult, FunctionCall, in_turn, run_call
 from coreai_recipes.verification.memory import fits
@@ -32,7 +32,6 @@ LEAST_BYTES = 128 << 20
 # As many float32 models as four take, of a third of what is free: transformers', ours, and the package's weights, which
 # are there in float32 and twice in float16.
 MODELS = 2
-COMMAND = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import serve; serve()"
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,8 @@ class Beside:
         """Of `threads` each of the two processes has half. `request` is what `serve` reads."""
         self.threads, self._asked, self._taken = threads, list(asked), 0
         self._told: queue.Queue[tuple[int, Any] | None] = queue.Queue()
-        command = [sys.executable, "-c", COMMAND.format(module=__name__), json.dumps(sys.path)]
         self._process = subprocess.Popen(
-            command,
+            command_of(__name__, "serve"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -158,9 +156,7 @@ class Beside:
 
 def serve() -> None:
     """The process: read what is asked from standard input, and tell (number, calls done) and (number, Answered)."""
-    # whatever else is printed goes where errors go
-    with os.fdopen(os.dup(1), "wb") as stdout:
-        os.dup2(2, 1)
+    with take_output() as stdout:
 
         def tell(number: int, found: object) -> None:
             pickle.dump((number, found), stdout)

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import torch
-from families import FAMILIES, Pair, llama, mistral, qwen3, small_model
+from families import FAMILIES, Pair, llama, mistral, qwen3
 from figures import psnr
 from hypothesis import strategies as st
+from small_models import small_model
 from torch import Tensor, nn
 
 from coreai_recipes.decoder.model import Decoder, build_decoder, fill

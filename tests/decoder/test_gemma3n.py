@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from families import small_model
 from family_configs import all_configs
 from figures import psnr
+from small_models import small_model
 from torch import Tensor
 
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint

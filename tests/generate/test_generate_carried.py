@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from fake_bundle import byte_level_tokenizer, write_tokenizer
-from families import small_model
 from figures import psnr
+from small_models import small_model
 from torch import Tensor
 
 from coreai_recipes import Bundle, build

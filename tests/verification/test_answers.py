@@ -8,6 +8,7 @@ import pytest
 import torch
 from verify_cases import Saved
 
+from coreai_recipes import child_process
 from coreai_recipes.recipe.schema import MODEL
 from coreai_recipes.verification import answers, run
 from coreai_recipes.verification.answers import Answered, Asked, Beside
@@ -77,7 +78,7 @@ def test_a_process_of_its_own_gives_the_same_report_peaks_and_progress(
 def test_what_a_process_fails_to_answer_is_asked_here(
     tiny_llama: Saved, tiny_package: Path, taken: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "COMMAND", "raise SystemExit(1)  # {module}")
+    monkeypatch.setattr(child_process, "COMMAND", "raise SystemExit(1)  # {module} {function}")
     report, peaks, _ = prove(tiny_llama, tiny_package, threads=2)
     assert report["stages"][0]["passed"]
     assert peaks.peak > 0

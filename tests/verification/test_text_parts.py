@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import transformers
-from families import small_model
 from family_configs import all_configs
 from safetensors.torch import load_file, save_file
+from small_models import small_model
 
 from coreai_recipes import verify
 from coreai_recipes.planning.authoring import new_recipe

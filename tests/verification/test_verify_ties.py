@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import small_model
 from family_configs import all_configs
+from small_models import small_model
 from torch import Tensor
 from verify_cases import Export
 

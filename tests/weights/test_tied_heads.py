@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import small_model
 from family_configs import unusual_config
 from safetensors.torch import load_file, save_file
+from small_models import small_model
 from torch import Tensor
 
 from coreai_recipes import CheckpointError, build, load_recipe, verify

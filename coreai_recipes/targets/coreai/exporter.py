@@ -9,15 +9,14 @@ from coreai_recipes import aimodel, export, hosts
 from coreai_recipes.aimodel.bytecode import splice
 from coreai_recipes.aimodel.folder import PROGRAM, write_around
 from coreai_recipes.decoder.stack import StackModule
-from coreai_recipes.export.cache import FragmentCache, fingerprint
+from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.converting import code_digest, convert_fragments, fragment_keys
 from coreai_recipes.export.functions import fragments_of
-from coreai_recipes.export.linked import LinkedProgram
+from coreai_recipes.export.linked import LinkedProgram, program_key
 from coreai_recipes.export.linking import Numbers
 from coreai_recipes.export.reporting import Exported, ExportedPackage, Progress, Stopwatch
 from coreai_recipes.export.streaming import Encoded, FileStream, HashedFile, Writing, encode_parameter, run_streams
 from coreai_recipes.export.tables import read_whole_numbers, table_streams
-from coreai_recipes.recipe import recipe_text
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.chunks import Chunk, chunks_of
 from coreai_recipes.storage.fitted import Fitted
@@ -26,7 +25,7 @@ from coreai_recipes.targets.coreai.weights import replacements
 from coreai_recipes.weights.binding import Binding
 
 HERE = Path(__file__).parent
-ASSEMBLY = [Path(str(room.__file__)).parent for room in (aimodel, export, hosts)]
+ASSEMBLY = [HERE, *(Path(str(room.__file__)).parent for room in (aimodel, export, hosts))]
 CONVERTER = ("convert", "factors", "rows")  # the modules that a conversion depends on
 PINNED = ("coreai-core", "coreai-torch")
 PRODUCER = "coreai-recipes"
@@ -112,8 +111,6 @@ def _link(
         converted, made = convert_fragments(
             fragments, keys, lambda _: None, lambda fragment, _: convert_fragment(fragment), cache, progress
         )
-    said = [f"{name} {values.tolist()}" for name, values in numbers.items()]
-    code = code_digest(sorted({*HERE.glob("*.py"), *(file for folder in ASSEMBLY for file in folder.glob("*.py"))}))
     linked = []
     with stopwatch("linking"):
         for chunk in chunks:
@@ -121,7 +118,6 @@ def _link(
             def link(chunk: Chunk = chunk) -> bytes:
                 return LinkedProgram(*link_program(stacks, chunks, chunk, fragments, converted, numbers)).to_bytes()
 
-            place = f"{chunk.number} of {chunk.count}: {chunk.first} to {chunk.end}"
-            key = fingerprint("aimodel", code, recipe_text(stacks[0].recipe), place, repr(keys), *said)
+            key = program_key("coreai", ASSEMBLY, stacks, chunk, numbers, repr(keys))
             linked.append(LinkedProgram.from_bytes(cache.get_or_make(key, link)))
     return linked, (len(fragments) - made, made)

@@ -11,16 +11,15 @@ import torch
 
 from coreai_recipes import export, hosts
 from coreai_recipes.decoder.stack import StackModule
-from coreai_recipes.export.cache import FragmentCache, fingerprint
+from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.export.converting import code_digest, convert_fragments, fragment_keys, trace
 from coreai_recipes.export.fragments import Fragment
 from coreai_recipes.export.functions import fragments_of
-from coreai_recipes.export.linked import LinkedProgram
+from coreai_recipes.export.linked import LinkedProgram, program_key
 from coreai_recipes.export.linking import Numbers
 from coreai_recipes.export.reporting import Exported, ExportedPackage, Progress, Stopwatch
 from coreai_recipes.export.streaming import Encoded, FileStream, encode_parameter, run_streams
 from coreai_recipes.export.tables import read_whole_numbers, table_streams
-from coreai_recipes.recipe import recipe_text
 from coreai_recipes.storage.base import Shape, Storage
 from coreai_recipes.storage.chunks import Chunk, chunks_of
 from coreai_recipes.storage.fitted import Fitted
@@ -31,7 +30,7 @@ from coreai_recipes.targets.coreml.weight_file import write_weights
 from coreai_recipes.weights.binding import Binding
 
 HERE = Path(__file__).parent
-ASSEMBLY = [Path(str(room.__file__)).parent for room in (export, hosts)]
+ASSEMBLY = [HERE, *(Path(str(room.__file__)).parent for room in (export, hosts))]
 CONVERTER = ("convert", "indices", "mil", "version")  # the modules that a conversion depends on
 
 
@@ -119,8 +118,6 @@ def _export_programs(
         fragments = fragments_of(stacks)
         keys = fragment_keys(fragments, code_digest((HERE / f"{name}.py" for name in CONVERTER), "coremltools"))
         converted, made = convert_fragments(fragments, keys, trace, convert, cache, progress)
-    said = [f"{name} {values.tolist()}" for name, values in numbers.items()]
-    code = code_digest(sorted({*HERE.glob("*.py"), *(file for folder in ASSEMBLY for file in folder.glob("*.py"))}))
     written, digests = [], dict[str, str]()
     for path, chunk, layout in planned:
         with stopwatch("linking"):
@@ -132,9 +129,7 @@ def _export_programs(
                     raise RuntimeError("the program uses a weight that is not in its package")
                 return linked.to_bytes()
 
-            recipe = recipe_text(stacks[0].recipe)
-            place = f"{chunk.number} of {chunk.count}: {chunk.first} to {chunk.end}"
-            key = fingerprint("program", code, recipe, place, repr(layout), repr(keys), *said)
+            key = program_key("coreml", ASSEMBLY, stacks, chunk, numbers, repr(layout), repr(keys))
             linked = LinkedProgram.from_bytes(cache.get_or_make(key, link))
             mlpackage.write_model(linked.model, path)
         own = {str(mlpackage.MODEL): sha256(linked.model).hexdigest()}
