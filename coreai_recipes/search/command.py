@@ -59,8 +59,7 @@ def run_search(
     check_bits(recipe, budget)
     said = Calibration() if recipe.compress is None else recipe.compress.calibration
     before = Compress() if recipe.compress is None else recipe.compress
-    asked = {"calibration": said, "regroup": True}
-    recipe = recipe.model_copy(update={"compress": before.model_copy(update=asked)})
+    recipe = recipe.model_copy(update={"compress": before.model_copy(update={"calibration": said})})
     with temporary_folder() as folder:
         found.write_tokenizer(folder)
         windows, notes = read_windows(said or Calibration(), folder, recipe.export.context, folder_of(resolved))

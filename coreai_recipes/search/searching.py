@@ -233,8 +233,6 @@ def _with_rules(recipe: Recipe, matrices: Sequence[Matrix], choice: Choice, draf
     checked = Compress.model_validate(said)
     before = recipe.compress
     update = {"default": checked.default, "rules": checked.rules}
-    if not any(CANDIDATES[option.form].said.get("kind") == "palettize" for option in choice.values()):
-        update["regroup"] = None  # no rows share anything
     return recipe.model_copy(update={"compress": checked if before is None else before.model_copy(update=update)})
 
 

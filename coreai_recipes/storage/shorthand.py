@@ -24,8 +24,6 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
         "default": StoredIntegers(kind="int8") if bits == INTEGER_BITS else _palette(bits),
         "rules": _rules(recipe, bits),
     }
-    if bits != INTEGER_BITS:  # of rows that share no palette the order is all one
-        said["regroup"] = True
     before = recipe.compress
     compress = Compress.model_validate(said) if before is None else before.model_copy(update=said)
     return recipe.model_copy(update={"compress": compress})

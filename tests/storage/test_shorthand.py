@@ -20,11 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 def test_four_bits_are_palettes_with_a_tied_table_at_six() -> None:
     assert compress_text(with_bits(load_recipe("smollm2-135m"), 4)) == (
-        "compress:\n"
-        "  default: {kind: palettize, bits: 4, group: 16}\n"
-        "  rules:\n"
-        "    - {match: embedding, bits: 6}\n"
-        "  regroup: true\n"
+        "compress: {default: {kind: palettize, bits: 4, group: 16}, rules: [{match: embedding, bits: 6}]}\n"
     )
     assert compress_text(with_bits(load_recipe("smollm2-135m"), 8)) == "compress: {default: {kind: int8}}\n"
 
