@@ -1,7 +1,9 @@
 """Small random transformers models and hand-made safetensors files for the tests of this folder."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import torch
@@ -37,3 +39,16 @@ def write_folder(folder: Path, content: bytes, name: str = "model.safetensors") 
     (folder / name).write_bytes(content)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
+
+
+def growth(read: Callable[[int], object], count: int) -> float:
+    """How many times the processor time of `read(count / 8)` that of `read(count)` is: 8 where time is linear, 64 where
+    it is quadratic."""
+
+    def seconds(size: int) -> float:
+        before = process_time()
+        read(size)
+        return process_time() - before
+
+    # the shorter of two: what else runs on the machine only adds
+    return seconds(count) / min(seconds(count // 8), seconds(count // 8))

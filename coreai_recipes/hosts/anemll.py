@@ -21,7 +21,7 @@ Ports = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape by name
 
 
 @dataclass(frozen=True)
-class Form:
+class AnemllForm:
     """What decides a package's calls: the positions of a session, the tokens of a prefill, those of the model, and
     whether it gives the best one instead of logits; and what its folder is called and holds."""
 
@@ -62,13 +62,13 @@ def outputs_of(vocab_size: int, chooses: bool) -> Ports:
     return {f"logits{number}": ("float16", (1, 1, size)) for number, size in sizes}
 
 
-def functions_of(form: Form) -> dict[str, tuple[int, Ports, Ports]]:
+def functions_of(form: AnemllForm) -> dict[str, tuple[int, Ports, Ports]]:
     """By its name of a function: the tokens of a call, inputs, outputs."""
     outputs, queries = outputs_of(form.vocab_size, form.chooses), {"infer": 1, "prefill": form.prefill}
     return {name: (query, inputs_of(query, form.context), outputs) for name, query in queries.items()}
 
 
-def files_of(form: Form, package: str, end_tokens: Sequence[int]) -> dict[str, str]:
+def files_of(form: AnemllForm, package: str, end_tokens: Sequence[int]) -> dict[str, str]:
     """The text of the files that the host reads beside the package and the tokenizer's.
 
     It takes the tokens that end an answer from config.json, and writes one of its own where there is none.
@@ -77,7 +77,7 @@ def files_of(form: Form, package: str, end_tokens: Sequence[int]) -> dict[str, s
     return {META: _meta(form, package), CONFIG: json.dumps(config, indent=2) + "\n"}
 
 
-def _meta(form: Form, package: str) -> str:
+def _meta(form: AnemllForm, package: str) -> str:
     """meta.yaml. Nothing is left to the host's defaults, some of which depend on the prefix or stop it."""
     compiled = package.removesuffix(".mlpackage") + ".mlmodelc"
     lines = [

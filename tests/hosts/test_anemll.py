@@ -5,18 +5,18 @@ import json
 import pytest
 import yaml
 
-from coreai_recipes.hosts.anemll import CONFIG, META, Form, Settings, files_of, functions_of, logit_sizes
+from coreai_recipes.hosts.anemll import CONFIG, META, AnemllForm, Settings, files_of, functions_of, logit_sizes
 from coreai_recipes.recipe import load_recipe
 from coreai_recipes.recipe.host_form import anemll_form
 
 SAID = {"monolithic_model": "m.mlmodelc", "context_length": 512, "batch_size": 64, "split_lm_head": 2}
 
 
-def form_of(*overrides: str) -> Form:
+def form_of(*overrides: str) -> AnemllForm:
     return anemll_form(load_recipe("tiny-llama", ["export.host=anemll", *overrides]))
 
 
-def meta_of(form: Form) -> Settings:
+def meta_of(form: AnemllForm) -> Settings:
     return Settings.read(yaml.safe_load(files_of(form, "model.mlpackage", [7, 3])[META]))
 
 
