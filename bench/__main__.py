@@ -16,6 +16,7 @@ from bench.texts import COMMAND
 BENCHMARKS = (
     "startup",
     "build",
+    "coreai",
     "proof",
     "layers",
     "calls",

@@ -64,16 +64,10 @@ class _Pure(nn.Module):
 def convert_fragment(fragment: Fragment) -> bytes:
     """The fragment as bytecode: one graph of its name, whose weights are arguments."""
     ports = Ports.of(fragment)
-    with _quietly(), torch.no_grad():
-        from coreai_torch import TorchConverter, get_decomp_table
-
-        exported = torch.export.export(_Pure(fragment).eval(), args=tuple(_examples(ports)))
-        exported = exported.run_decompositions(get_decomp_table())
-        keep_factors(exported.graph)
-        converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
-        _register_lowerings(converter)
+    with quietly(), torch.no_grad():
+        converter = new_converter()
         converter.add_exported_program(
-            exported,
+            exported(_Pure(fragment), tuple(_examples(ports))),
             input_names=list(ports.inputs),
             output_names=list(ports.outputs),
             entrypoint_name=fragment.name,
@@ -83,6 +77,24 @@ def convert_fragment(fragment: Fragment) -> bytes:
             path = Path(folder) / "fragment.mlirb"
             program._save_bytecode(path)
             return path.read_bytes()
+
+
+def exported(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
+    """A module as coreai-torch takes it: decomposed, its factors kept exact."""
+    from coreai_torch import get_decomp_table
+
+    program = torch.export.export(module.eval(), args=examples).run_decompositions(get_decomp_table())
+    keep_factors(program.graph)
+    return program
+
+
+def new_converter() -> Any:
+    """coreai-torch's converter with lowerings for what it does not know."""
+    from coreai_torch import TorchConverter
+
+    converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
+    _register_lowerings(converter)
+    return converter
 
 
 def _examples(ports: Ports) -> Iterator[Tensor]:
@@ -95,7 +107,7 @@ def _examples(ports: Ports) -> Iterator[Tensor]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the bars of a conversion, which end in the terminal of whoever builds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of an export, about this code and not about the user's model
