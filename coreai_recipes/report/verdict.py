@@ -86,6 +86,7 @@ def _explain(stage: Mapping[str, Any]) -> str:
             words.append(f"on Core ML ({detail['compute_units']}): {detail['coreml']['calls']}")
         words.append(f"top-1 {percent(next(detail[mode] for mode in RUN if mode in detail))}")
         words.append(_their_halves(theirs, detail.get("transformers_bfloat16"), bool(detail.get("sums_in_float16"))))
+        words += _state_words(detail.get("states"))
         if strict:
             words.append(f"sums in float16 too {decibels(strict['psnr_db'])} dB, top-1 {percent(strict)}")
         words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
@@ -104,6 +105,18 @@ def _explain(stage: Mapping[str, Any]) -> str:
     if "weights" in detail:
         words.append(f"{detail['weights']}: {detail['layers']}")
     return "; ".join(words)
+
+
+def _state_words(states: Mapping[str, Any] | None) -> Iterator[str]:
+    """What the states of a recurrence lose, and transformers' float16 with its own states so."""
+    if states is None:
+        return
+    theirs = states["transformers"]
+    yield f"its states in float16, all else in float32: {decibels(states['psnr_db'])} dB"
+    if "not_compared" in theirs:
+        yield f"transformers' states stay in float32: {theirs['not_compared']}"
+    else:
+        yield f"transformers' float16 with float16 states {decibels(theirs['float16_psnr_db'])} dB"
 
 
 def _their_halves(float16: Mapping[str, Any], bfloat16: Mapping[str, Any] | None, sums: bool) -> str:

@@ -42,12 +42,17 @@ class Engine(Protocol):
 
 class SavedProgram:
     """Calls functions by name on states that stay between calls, and hands them the rows of the bundle's tables and
-    what the call before gave of the tensors that are `carried`, whose shapes these are by name."""
+    what the call before gave of the tensors that are `carried`, whose shapes these are by name. `keep` may change what
+    is kept of these between two calls."""
 
     def __init__(
-        self, engine: Engine, tables: "Tables | None" = None, carried: "Mapping[str, tuple[int, ...]] | None" = None
+        self,
+        engine: Engine,
+        tables: "Tables | None" = None,
+        carried: "Mapping[str, tuple[int, ...]] | None" = None,
+        keep: "Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]" = lambda given: given,
     ) -> None:
-        self._engine, self._tables = engine, tables
+        self._engine, self._tables, self._keep = engine, tables, keep
         self._states: Any = None
         self._shapes = carried or {}
         self._carried: Mapping[str, Tensor] = {}
@@ -57,7 +62,7 @@ class SavedProgram:
         given = inputs if self._tables is None else self._tables.with_rows(function, inputs)
         outputs = self._engine.function(function)({**given, **self.carried}, self._own_states, watch)
         if self._shapes:
-            self._carried = {name: outputs[f"new_{name}"] for name in self._shapes}
+            self._carried = self._keep({name: outputs[f"new_{name}"] for name in self._shapes})
         return {name: output for name, output in outputs.items() if name.removeprefix("new_") not in self._shapes}
 
     @property

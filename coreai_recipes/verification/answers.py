@@ -37,13 +37,15 @@ MODELS = 2
 @dataclass(frozen=True)
 class Asked:
     """Calls of the package from empty states. `watched` are values inside that are wanted, `without` the engine's
-    habits that are left out, `peaks` what measures every float value."""
+    habits that are left out, `peaks` what measures every float value. With `float16_states` the states of
+    recurrences are float16 between calls, whatever the mode."""
 
     mode: Mode
     calls: tuple[FunctionCall, ...]
     watched: frozenset[str] = frozenset()
     without: tuple[str, ...] = ()
     peaks: "Peaks | None" = field(default=None, compare=False)
+    float16_states: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def ask(subject: Subject, asked: Asked, tell: str) -> Answered:
 def _answer(subject: Subject, ids: Sequence[int], asked: Asked, done: Done) -> Answered:
     mode, recipe = asked.mode, subject.recipe
     precision: Precision = "rounded" if mode == "coreml" or mode == "coreai" else mode
-    program = open_program(subject, precision, asked.without)
+    program = open_program(subject, precision, asked.without, asked.float16_states)
     note = None if asked.peaks is None else asked.peaks.note
     answers: list[CallResult] = []
     overflowed: dict[str, None] = {}

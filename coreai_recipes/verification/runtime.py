@@ -13,15 +13,19 @@ from coreai_recipes.storage.chunks import carried_of_packages
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import TABLE_INPUTS, raw_tables
 from coreai_recipes.storage.rows import describe_rows
+from coreai_recipes.verification.state_loss import in_float16, recurrences
 from coreai_recipes.verification.subject import Subject
 
 if TYPE_CHECKING:
     from coreai_recipes.evaluate.precision import Precision
 
 
-def open_program(subject: Subject, precision: "Precision", without: Sequence[str] = ()) -> SavedProgram:
+def open_program(
+    subject: Subject, precision: "Precision", without: Sequence[str] = (), float16_states: bool = False
+) -> SavedProgram:
     """The subject's package. On Core ML `precision` says nothing: it is the hardware's; `without` is for `engine`. Core
-    AI's runtime has `float32`, by the asset's twin, and the asset as it is.
+    AI's runtime has `float32`, by the asset's twin, and the asset as it is. With `float16_states` the states of
+    recurrences are float16 between calls, whatever the precision.
 
     What it must be is the recipe's to say, not a manifest's. The evaluator streams the weights when the float32 model
     takes more than a third of free memory.
@@ -33,7 +37,9 @@ def open_program(subject: Subject, precision: "Precision", without: Sequence[str
     model, export = subject.recipe.model, subject.recipe.export
     engine = as_ours(engine, export.host, export.context, model.vocab_size)
     carried = {name: spec.shape for name, spec in carried_of_packages(subject.recipe).items()}
-    return SavedProgram(engine, Tables(tables_beside(subject.recipe, subject.package)), carried)
+    names = recurrences(subject.recipe) if float16_states else ()
+    tables = Tables(tables_beside(subject.recipe, subject.package))
+    return SavedProgram(engine, tables, carried, lambda given: in_float16(given, names))
 
 
 def _open_engine(subject: Subject, package: Path, precision: "Precision", without: Sequence[str]) -> Engine:

@@ -5,7 +5,7 @@ The evaluator runs it twice, `rounded` and `strict`; Core ML once, as the hardwa
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,12 @@ from coreai_recipes.decoder.states import owner_of, state_specs
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.answers import Asked, Mode, ask
 from coreai_recipes.verification.calls import FunctionCall, describe_calls, plan_calls
+from coreai_recipes.verification.exchange import Exchange
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.report import StageResult, number, skip
 from coreai_recipes.verification.stages.package import experts_taken
+from coreai_recipes.verification.state_loss import StateLoss, measure_states, recurrences
 from coreai_recipes.verification.streamed import Agreeing, StreamedDecoder
 from coreai_recipes.verification.subject import Subject
 from coreai_recipes.verification.ties import TIE_IN_FLOAT16, Tie, agreeing_with
@@ -79,7 +81,9 @@ def run(subject: Subject) -> StageResult:
         runs = [in_float16(subject), run_package(subject, "strict", plan(subject, affordable(subject, "strict")))]
     judged, *stated = runs
     ref = theirs32[judged.rows]
-    floor = psnr(ref, theirs16[judged.rows]) - ALLOWED_LOSS_DB
+    states = _states(subject, judged, theirs32, exchange)
+    of_theirs = theirs16[judged.rows] if states is None or states.theirs16 is None else states.theirs16
+    floor = psnr(ref, of_theirs) - ALLOWED_LOSS_DB
     theirs_bfloat16 = None
     if not theirs16[judged.rows].isfinite().all() or sums_in_float16(subject):
         theirs_bfloat16 = theirs(torch.bfloat16)
@@ -97,6 +101,8 @@ def run(subject: Subject) -> StageResult:
         "transformers_float16": _describe(judged, theirs32, theirs16[judged.rows]),
         "overflowed": overflowed[:10],
     }
+    if states is not None:
+        detail["states"] = states.to_json()
     if sums_in_float16(subject):
         detail["sums_in_float16"] = True
     if theirs_bfloat16 is not None:
@@ -113,6 +119,14 @@ def run(subject: Subject) -> StageResult:
     elif found < floor:
         detail["first_below"] = {"tensor": "logits", "psnr_db": number(found), "snr_min_db": number(lowest)}
     return StageResult(NAME, found >= floor and not overflowed, found, lowest, floor, detail)
+
+
+def _states(subject: Subject, judged: Run, theirs32: Tensor, exchange: Exchange | None) -> StateLoss | None:
+    """What the states of a recurrence lose by themselves in the calls of a run, and what theirs do; None without."""
+    if subject.runtime != "evaluator" or not recurrences(subject.recipe):
+        return None
+    alone = run_package(subject, "float32", judged.calls, float16_states=True)
+    return measure_states(subject, judged.calls, judged.rows, alone.logits, theirs32, exchange)
 
 
 def sums_in_float16(subject: Subject) -> bool:
@@ -178,9 +192,15 @@ def attention_products(recipe: Recipe) -> int:
     return max(total, 1)
 
 
-def run_package(subject: Subject, mode: Mode, calls: Sequence[FunctionCall], without: Sequence[str] = ()) -> Run:
+def run_package(
+    subject: Subject,
+    mode: Mode,
+    calls: Sequence[FunctionCall],
+    without: Sequence[str] = (),
+    float16_states: bool = False,
+) -> Run:
     """The package's answers to `calls`, from empty states. `without` names the engine's habits to be left out."""
-    asked = asked_of(subject, mode, calls, without)
+    asked = replace(asked_of(subject, mode, calls, without), float16_states=float16_states)
     found = ask(subject, asked, f"{NAME}: {mode}")
     rows = [row for each in found.answers for row in range(each.first_row, each.first_row + len(each.logits))]
     logits, experts = torch.cat([each.logits for each in found.answers]), experts_taken(subject, found.answers)
@@ -190,7 +210,10 @@ def run_package(subject: Subject, mode: Mode, calls: Sequence[FunctionCall], wit
 def asks(subject: Subject) -> list[Asked]:
     """The package's calls in the evaluator's two precisions."""
     modes: tuple[Mode, ...] = ("rounded", "strict")
-    return [asked_of(subject, mode, plan(subject, affordable(subject, mode))) for mode in modes]
+    found = [asked_of(subject, mode, plan(subject, affordable(subject, mode))) for mode in modes]
+    if not recurrences(subject.recipe):
+        return found
+    return [*found, replace(found[0], mode="float32", watched=frozenset(), float16_states=True)]
 
 
 def asked_of(subject: Subject, mode: Mode, calls: Sequence[FunctionCall], without: Sequence[str] = ()) -> Asked:

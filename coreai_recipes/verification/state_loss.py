@@ -1,0 +1,104 @@
+"""What a model loses by its states alone, where a recurrence is carried from call to call in float16.
+
+transformers keeps such a state in float32, whatever it computes in. So that what is compared is ours and theirs in the
+same float16, theirs is given its states back in float16 too, after the very calls that the package is asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.storage.chunks import carried_of_packages
+from coreai_recipes.verification.calls import FunctionCall
+from coreai_recipes.verification.figures import psnr, snr_min
+from coreai_recipes.verification.reference import Reference, keep_all
+from coreai_recipes.verification.report import number
+
+if TYPE_CHECKING:
+    from coreai_recipes.verification.exchange import Exchange
+    from coreai_recipes.verification.subject import Subject
+
+# transformers' calls with a cache are not its whole sequence in every family: they are believed where what they lose by
+# float16 states is no more than this beyond what ours loses
+BELIEVED_DB = 10.0
+
+
+def recurrences(recipe: Recipe) -> list[str]:
+    """The carried tensors that are states of a recurrence: a convolution's inputs are float16 before they are kept."""
+    return [name for name, spec in carried_of_packages(recipe).items() if spec.role == "recurrence"]
+
+
+def in_float16(carried: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """What is carried, those `names` as float16 keeps them."""
+    return {name: tensor.half().float() if name in names else tensor for name, tensor in carried.items()}
+
+
+@dataclass(frozen=True)
+class StateLoss:
+    """Figures of the package in float32 but for its states, against our Decoder with the same weights.
+
+    `theirs_db` is that of transformers in float32 but for its states, against its whole sequence, and `theirs16_db` of
+    its float16, whose logits (rows, V) are `theirs16`; None where `not_compared` says why.
+    """
+
+    psnr_db: float
+    snr_min_db: float
+    top_1: float
+    theirs_db: float | None = None
+    theirs16_db: float | None = None
+    theirs16: Tensor | None = None
+    not_compared: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        ours = {"psnr_db": number(self.psnr_db), "snr_min_db": number(self.snr_min_db), "top_1": round(self.top_1, 4)}
+        theirs = {"psnr_db": self.theirs_db, "float16_psnr_db": self.theirs16_db}
+        if self.not_compared is not None:
+            return {**ours, "transformers": {"not_compared": self.not_compared}}
+        return {**ours, "transformers": {name: number(value) for name, value in theirs.items() if value is not None}}
+
+
+def measure_states(
+    subject: "Subject",
+    calls: Sequence[FunctionCall],
+    rows: Tensor,
+    ours: Tensor,
+    theirs32: Tensor,
+    exchange: "Exchange | None",
+) -> StateLoss:
+    """`ours` are the package's logits (rows, V) in float32 but for its states, `theirs32` transformers' (S, V)."""
+    ref, stored = theirs32[rows], subject.as_stored()[rows]
+    same = (stored.argmax(-1) == ours.argmax(-1)).float().mean().item()
+    found = StateLoss(psnr(stored, ours), snr_min(stored, ours), same)
+    if not subject.fits_in_memory:
+        return replace(found, not_compared="its model in float32 takes more than a third of what is free")
+    theirs = psnr(ref, their_logits(subject, calls, torch.float32, exchange)[rows])
+    if theirs < found.psnr_db - BELIEVED_DB:
+        return replace(found, theirs_db=theirs, not_compared="its calls with a cache are not its whole sequence")
+    theirs16 = their_logits(subject, calls, torch.float16, exchange)[rows]
+    return replace(found, theirs_db=theirs, theirs16_db=psnr(ref, theirs16), theirs16=theirs16)
+
+
+def their_logits(
+    subject: "Subject", calls: Sequence[FunctionCall], dtype: torch.dtype, exchange: "Exchange | None" = None
+) -> Tensor:
+    """transformers' logits (S, V) in `dtype`, float32 here, of these calls one after another, its recurrent states
+    rounded to float16 after each. The whole model is in memory."""
+    from transformers import DynamicCache
+
+    model: Any = Reference(subject.recipe, subject.weights, dtype, exchange).fill_all()
+    cache, ids = DynamicCache(config=model.config), torch.tensor([subject.tokens.sequence])
+    logits = []
+    with torch.inference_mode():
+        for call in calls:
+            part = ids[:, call.position : call.position + call.count]
+            found = model(input_ids=part, past_key_values=cache, use_cache=True, **keep_all(model, call.count)).logits
+            logits.append(found[0].float())
+            for layer in cache.layers:
+                for state in getattr(layer, "recurrent_states", {}).values():
+                    if state is not None:
+                        state.copy_(state.half())
+    return torch.cat(logits)
