@@ -188,7 +188,8 @@ def exported_form(recipe: Recipe) -> Form:
     """The form in which the recipe's decoder is exported."""
     export = recipe.export
     layout, norm = export.mlp_layout == "8x8", export.norm == "mirrored"
-    return Form(export.fold, export.scale, export.mlp_scale, export.head_scale, layout, norm, recipe.regroups)
+    scales = export.scale, export.mlp_scale, export.head_scale
+    return Form(export.fold, *scales, layout, norm, recipe.regroups, tuple(export.float32))
 
 
 def weights_form(recipe: Recipe) -> Form:

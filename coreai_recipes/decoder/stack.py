@@ -9,6 +9,7 @@ from typing import Any, Self, cast
 import torch
 from torch import nn
 
+from coreai_recipes.primitives.float32 import keep_in_float32
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
 from coreai_recipes.primitives.norm import mirror_norms
 from coreai_recipes.recipe.schema import Recipe
@@ -41,6 +42,7 @@ class StackModule(nn.Module):
             stack = cls(recipe, form=form, **sizes).eval()
         if stack.form.mirrored:
             mirror_norms(stack)
+        keep_in_float32(stack.stack, stack.form.float32)
         return stack
 
     @property

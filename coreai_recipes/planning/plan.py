@@ -72,7 +72,7 @@ def make_plan(recipe: Recipe, device: Device | None = None, overrides: Sequence[
         _saved_in_prefill(stacks),
         recipe.export.functions.queries,
         found,
-        (*_rotaries(recipe), *([SAID] if recipe.regroups else [])),
+        (*_rotaries(recipe), *_islands(recipe), *([SAID] if recipe.regroups else [])),
         None if on is None else fit(stacks, workloads, drawn, on),
         None if on is None else mends(recipe, on, found),
         None if device is None else choose(recipe, device, overrides)[1],
@@ -99,6 +99,12 @@ def _rotaries(recipe: Recipe) -> Iterator[str]:
         if not isinstance(kind.rotary, NoRotary) and kind.rotary.precision != "float32":
             error = _cosine_error(kind.rotary, kind.attention.rotary_dim, recipe.export.context)
             yield f"rotary of `{name}` in {kind.rotary.precision}: cosines off by up to {error:.3f} within the context"
+
+
+def _islands(recipe: Recipe) -> Iterator[str]:
+    """What leaves the engine in each layer, because the recipe says so: a plan's outline has no such operations."""
+    if recipe.export.float32:
+        yield f"float32 in each layer, off the engine and back (f32-mid): {', '.join(recipe.export.float32)}"
 
 
 def _cosine_error(rotary: TurningSpec, head_dim: int, context: int) -> float:

@@ -37,6 +37,7 @@ class Form:
         mlp_in_square: the 64 tokens of a call lie as 8 x 8 in an MLP without experts.
         mirrored: RMS norms are the layer norm of (x, -x).
         regrouped: channels of MLPs stand in the order of their size (`weights.regrouping`).
+        float32: what of each layer is computed in float32 (`primitives.float32`).
     """
 
     folded: bool = False
@@ -46,6 +47,7 @@ class Form:
     mlp_in_square: bool = False
     mirrored: bool = False
     regrouped: bool = False
+    float32: tuple[str, ...] = ()
 
     def of_stream(self, norm: RMSNorm | LayerNorm) -> RMSNorm | LayerNorm:
         """The norm of a scaled stream: with eps scaled along, its result is the same to the bit."""

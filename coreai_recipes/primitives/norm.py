@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from coreai_recipes.primitives.float32 import Islander
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.recipe.schema import LayerNorm as LayerNormSpec
 from coreai_recipes.recipe.schema import RMSNorm as RMSNormSpec
@@ -23,7 +24,7 @@ torch.library.define("coreai_recipes::channel_norm", "(Tensor x, float eps) -> T
 torch.library.impl("coreai_recipes::channel_norm", "CompositeExplicitAutograd", channel_norm)
 
 
-class _Norm(nn.Module):
+class _Norm(Islander):
     """Parameters are (1, C, 1, 1): x is (N, C, 1, S) and the mean is taken over C. With `rows` = N each row of x has
     weights of its own, (N, C, 1, 1).
 
@@ -65,7 +66,7 @@ class RMSNorm(_Norm):
         super().__init__(spec, channels, rows)
         self.mirrored, self.eps = False, spec.eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         if self.mirrored:
             both: Tensor = torch.ops.coreai_recipes.channel_norm(torch.cat((x, -x), 1), self.eps)
             return self._finish(both[:, : x.shape[1]])
@@ -77,7 +78,7 @@ class RMSNorm(_Norm):
 class LayerNorm(_Norm):
     """(x - mean) / sqrt(var + eps) * weight + bias, rescaled as RMSNorm before the mean is taken."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         y, root_eps = self._rescale(x)
         y = y - y.mean(1, keepdim=True)
         return self._finish(y * torch.rsqrt((y * y).mean(1, keepdim=True) + root_eps * root_eps))

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from coreai_recipes.recipe.layer_order import layer_order
-from coreai_recipes.recipe.plain import Problem, integer_at, mapping_at, value_at
+from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_at, value_at
+from coreai_recipes.recipe.sizes import MAX_ISLANDS, MAX_KINDS
 
 
 def export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
@@ -50,6 +52,27 @@ def export_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
                 name.replace("_", "-"),
                 f"{scale:g} is not a power of two: weights times it would be rounded",
                 f"the nearest is {near:g}",
+            )
+
+
+def float32_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    """Names of islands that name nothing, or something twice."""
+    names = value_at(recipe, "export", "float32")
+    if not isinstance(names, list | tuple):
+        return
+    kinds, usual = mapping_at(recipe, "model", "kinds"), value_at(recipe, "model", "placement")
+    placements = {value_at(kind, "placement") or usual or "pre" for kind in islice(kinds.values(), MAX_KINDS)}
+    for index, name in enumerate(islice(names, MAX_ISLANDS)):
+        at: Location = ("export", "float32", index)
+        if name in names[:index]:
+            yield Problem(at, "float32-twice", f"{name} is named twice", "remove one of them")
+        elif name == "attention_norm" and placements and placements <= {"post", "add"}:
+            yield Problem(
+                at,
+                "float32-absent",
+                f"no layer has an attention_norm: with the placement {' or '.join(sorted(placements))}, attention "
+                "reads the residual stream itself",
+                "remove it",
             )
 
 

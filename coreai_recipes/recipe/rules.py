@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from coreai_recipes.recipe.compress_rules import compress_problems
-from coreai_recipes.recipe.export_rules import export_problems, residual_problems
+from coreai_recipes.recipe.export_rules import export_problems, float32_problems, residual_problems
 from coreai_recipes.recipe.format_rules import format_problems
 from coreai_recipes.recipe.host_rules import host_problems
 from coreai_recipes.recipe.layer_order import layer_order
@@ -38,6 +38,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     problems += _position_problems(recipe)
     problems += _draft_problems(recipe)
     problems += export_problems(recipe)
+    problems += float32_problems(recipe)
     problems += host_problems(recipe)
     problems += format_problems(recipe)
     problems += residual_problems(recipe)

@@ -26,6 +26,7 @@ MAX_BLOCK = 1 << 16  # weights of a channel with one scale
 MAX_GROUP = 256  # channels with one palette, which are held at once; coremltools takes 16 to 32
 FEWEST_TOKENS, MOST_TOKENS = 512, 1 << 20  # of a text that weights are fitted to
 MOST_STEPS = 10_000  # of tuning
+MAX_ISLANDS = 16  # of float32
 MAX_RULES = 4096  # of `compress`: each is tried for every parameter
 MAX_TOKENS = 4096  # of a call
 MAX_CHUNKS = 64  # packages of a model; a process loads about 128 programs

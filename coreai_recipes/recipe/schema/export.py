@@ -14,6 +14,9 @@ from coreai_recipes.recipe.schema.fields import (
     Tokens,
 )
 
+# A name stands here because it buys 3 dB or more in a family: tests/island_table.py measures in which.
+Island = Literal["attention_norm"]
+
 
 class Functions(Spec):
     """The functions of the package, and the tokens per call of each."""
@@ -108,6 +111,12 @@ class Export(Spec):
         "norm of (x, -x): fewer operations, but squares that overflow float16 from 256 on unless the "
         "engine is wider inside",
     )
+    float32: Annotated[list[Island], Field(max_length=sizes.MAX_ISLANDS)] = Field(
+        default=[],
+        description="what of each layer is computed in float32, between casts: `attention_norm`, the norm before "
+        "attention. It leaves the engine and returns to it, so only what buys 3 dB or more of float16's loss belongs "
+        "here",
+    )
     fold: Flag = Field(
         default=True,
         description="permute weights so that the dimensions of rotary pairs are contiguous: the model stays the same, "
@@ -168,7 +177,8 @@ class Export(Spec):
     @property
     def allowed(self) -> dict[str, str]:
         """The reasons for which errors are let pass, by rule."""
-        return {str(rule): reason for rule, reason in self.allow.items()}
+        asked: dict[str, str] = {"f32-mid": f"export.float32 has {', '.join(self.float32)}"} if self.float32 else {}
+        return asked | {str(rule): reason for rule, reason in self.allow.items()}
 
     @property
     def scale(self) -> float:

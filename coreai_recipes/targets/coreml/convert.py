@@ -20,6 +20,7 @@ import torch
 from coreai_recipes.export.converting import trace
 from coreai_recipes.export.fragments import Fragment
 from coreai_recipes.targets.coreml.indices import narrow_indices
+from coreai_recipes.targets.coreml.islands import CASTS, UNMARK, find_float32, register_marks
 from coreai_recipes.targets.coreml.mil import inputs_of
 from coreai_recipes.targets.coreml.version import DEPLOYMENT_TARGET
 
@@ -38,6 +39,7 @@ def convert_fragment(fragment: Fragment, traced: torch.jit.ScriptModule | None =
     numpy_type = {"int32": np.int32, "float16": np.float16}
     passes = ct.PassPipeline.DEFAULT
     passes.remove_passes(REMOVED_PASSES)
+    passes.insert_pass(passes.passes.index(CASTS) + 1, UNMARK)
     with _quietly(), _sparing_the_collector(), _checking_less(), torch.no_grad():
         model = ct.convert(
             traced,
@@ -91,6 +93,7 @@ def _register_operations() -> None:
         context.add(Builder.layer_norm(x=x, axes=[1], epsilon=eps.val, name=node.name))
 
     register_torch_op(channel_norm, torch_alias=["coreai_recipes::channel_norm"])
+    register_marks()
 
 
 @contextlib.contextmanager
@@ -149,38 +152,22 @@ def _sparing_the_collector() -> Iterator[None]:
 
 
 def _precision(float32_outputs: tuple[str, ...]) -> Any:
-    """float16 throughout, but for what the named outputs are computed from.
+    """float16 throughout, but for islands.
 
-    The selector is asked about every operation, layout ones too: only "is an ancestor of cos or sin" keeps the whole
-    island in float32 and nothing else (a list of operation types left the angles' expand_dims in float16).
+    The selector is asked about every operation, layout ones too: only "lies on the island" keeps the whole island in
+    float32 and nothing else (a list of operation types left the angles' expand_dims in float16).
     """
     import coremltools as ct
 
-    ancestors: dict[int, set[Any]] = {}
+    kept: dict[int, set[Any]] = {}
 
     def is_float16(operation: Any) -> bool:
         block = operation.enclosing_block
-        if id(block) not in ancestors:
-            ancestors[id(block)] = _ancestors(block, float32_outputs)
-        return operation not in ancestors[id(block)]
+        if id(block) not in kept:
+            kept[id(block)] = find_float32(block, float32_outputs)
+        return operation not in kept[id(block)]
 
     return ct.transform.FP16ComputePrecision(op_selector=is_float16)
-
-
-def _ancestors(block: Any, names: tuple[str, ...]) -> set[Any]:
-    """The operations that the outputs `names` of `block` are computed from."""
-    waiting = [output for output in block.outputs if output.name in names]
-    if len(waiting) != len(names):
-        raise RuntimeError(f"outputs {names} are not among {[output.name for output in block.outputs]}")
-    found: set[Any] = set()
-    while waiting:
-        operation = waiting.pop().op
-        if operation is None or operation in found:
-            continue
-        found.add(operation)
-        for value in operation.inputs.values():
-            waiting += value if isinstance(value, list | tuple) else [value]
-    return found
 
 
 def _inline_constants(model: Any, fragment: Fragment) -> bytes:
