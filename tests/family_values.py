@@ -127,13 +127,20 @@ UNUSUAL: dict[str, Any] = {
     "ffn_config.moe_num_experts": 5,
     "ffn_config.moe_top_k": 3,
     "ffn_config.moe_normalize_expert_weights": None,
+    "index_topk": 300,
+    "prefix_dense_sliding_window_pattern": 2,
+    "prefix_dense_intermediate_size": 60,
 }
 DELTA = ["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"]
+INDEXED = {"layer_types": ["indexed_attention"] * LAYERS, "num_key_value_heads": 6, "n_routed_experts": 12}
 CONV = ["conv", "full_attention", "conv", "conv", "full_attention"]
 # What holds a family's values together.
 TOGETHER: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
     "glm4_moe_lite": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
+    "axk1": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
+    "deepseek_v32": {**INDEXED, "n_group": 4},
+    "glm_moe_dsa": {**INDEXED, "n_group": 4},
     "deepseek_v2": {
         "num_key_value_heads": 6,
         "n_shared_experts": 3,

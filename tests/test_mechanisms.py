@@ -139,6 +139,8 @@ SWAPS: dict[str, Callable[[Any], Any]] = {
     "mlp.router.scale": lambda scale: 1.2 * scale,
     "mlp.router.bias": lambda _: "none",
     "mlp.inner_norm": lambda _: None,
+    "mlp.shared.scale": lambda scale: 0.8 * scale,
+    "placement": lambda _: "pre",
     "mlp.router.top_groups": lambda groups: groups + 1,
     "experts.router.top": lambda top: top - 1,
     "model.placement": lambda placement: _other(placement, "pre", "parallel"),

@@ -259,13 +259,14 @@ class MixtureMLP(Mixture):
         super().__init__(spec, hidden_size)
         self.router = ScoreRouter(spec.router, spec.num_experts, hidden_size)
         self.shared = _build_shared(spec, hidden_size)
+        self.shared_scale = spec.shared.scale if spec.shared else 1.0
         self.shared_factor = Projection(hidden_size, 1) if spec.shared and spec.shared.gate else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.mix(x, *self.router(x))
         if self.shared is None:
             return y
-        shared: Tensor = self.shared(x)
+        shared = scaled(self.shared(x), self.shared_scale)
         return y + (shared if self.shared_factor is None else torch.sigmoid(self.shared_factor(x)) * shared)
 
 

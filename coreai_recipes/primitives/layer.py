@@ -21,7 +21,9 @@ from coreai_recipes.recipe.schema import LayerNorm, PerLayerEmbedding, RMSNorm, 
 # MLPs that do the same to each token, wherever it lies.
 POINTWISE = ("gated", "plain")
 SQUARE = 8
-NORMED_BEHIND = ("post", "sandwich")  # placements where a norm takes what a block gives, and that alone
+# placements where a norm takes what attention gives, or what the MLP gives, and that alone
+NORMED_BEHIND = ("post", "sandwich")
+MLP_NORMED_BEHIND = (*NORMED_BEHIND, "sandwich_mlp")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Form:
 
     def of_mlp(self, norm: RMSNorm | LayerNorm, placement: str) -> RMSNorm | LayerNorm:
         """The norm behind an MLP, in the same way where the MLP leaves its scale to it."""
-        return _of_scaled(norm, self.mlp_scale) if placement in NORMED_BEHIND else norm
+        return _of_scaled(norm, self.mlp_scale) if placement in MLP_NORMED_BEHIND else norm
 
 
 def _of_scaled(norm: RMSNorm | LayerNorm, scale: float) -> RMSNorm | LayerNorm:
@@ -97,7 +99,8 @@ class Layer(nn.Module):
         of_mlp = form.of_mlp(norm, placement)
         self.dense_post_norm = build_norm(of_mlp, hidden_size) if kind.experts else None
         self.experts = build_experts(kind.experts, hidden_size, norm, stream_norm) if kind.experts else None
-        self.mlp_post_norm = build_norm(norm if kind.experts else of_mlp, hidden_size) if behind else nn.Identity()
+        mlp_behind = placement in (*MLP_NORMED_BEHIND, "add")
+        self.mlp_post_norm = build_norm(norm if kind.experts else of_mlp, hidden_size) if mlp_behind else nn.Identity()
         self.per_layer = PerLayerGate(per_layer, hidden_size, norm) if per_layer else None
         self.scalar = nn.Parameter(torch.empty(1, 1, 1, 1), requires_grad=False) if stack.layer_scalar else None
 

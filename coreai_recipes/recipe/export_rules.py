@@ -97,7 +97,7 @@ def scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         kind = mapping_at(kinds, name)
         placement = value_at(kind, "placement") or model.get("placement") or "pre"
         has_weight = value_at(mapping_at(kind, "norm") or model.get("norm"), "weight") != "none"
-        if placement in ("post", "sandwich") and not has_weight:
+        if placement in ("post", "sandwich", "sandwich_mlp") and not has_weight:
             yield Problem(
                 at,
                 "residual-scale-impossible",

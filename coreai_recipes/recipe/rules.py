@@ -226,6 +226,15 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         )
     yield from _stream_problems(recipe)
     for name, kind in islice(mapping_at(recipe, "model", "kinds").items(), MAX_KINDS):
+        chosen = integer_at(kind, "attention", "index_topk")
+        if chosen and context and context > chosen:
+            yield Problem(
+                ("export", "context"),
+                "indexer-context",
+                f"{context} positions, and from {chosen} on an indexer chooses which keys `{name}` sees: recipes do "
+                "not have it",
+                f"lower it to {chosen} or less",
+            )
         if mapping_at(kind, "attention", "alibi") and value_at(kind, "rotary", "kind") not in (None, "none"):
             yield Problem(
                 ("model", "kinds", name, "rotary", "kind"),

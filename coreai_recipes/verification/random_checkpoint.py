@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from coreai_recipes.decoder.model import build_decoder, count_parameters
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing import config_for
 from coreai_recipes.recipe.schema import LayerKind, Model, Recipe, Repeat
-from coreai_recipes.weights.names import load_names
+from coreai_recipes.weights.names import HEADS, load_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,8 @@ class _Spread:
 
 
 class RandomCheckpoint(Checkpoint):
-    """Exactly the tensors that the recipe's decoder reads, float32, their values made of `seed` and their names."""
+    """Exactly the tensors that the recipe's decoder reads, float32, their values made of `seed` and their names; for a
+    reference also those that its table ignores (`add_ignored`)."""
 
     def __init__(self, recipe: Recipe, seed: int = 0) -> None:
         """Raises RecipeError when the recipe's family is not known, or cannot be what the recipe says."""
@@ -48,7 +50,16 @@ class RandomCheckpoint(Checkpoint):
         self.config = config_for(recipe)
         self.seed = seed
         self._spreads: dict[str, _Spread] = {}
-        self.tensors = self._list_tensors(recipe)
+        self._ignored = load_names(recipe.weights.names).ignore
+        self.tensors: dict[str, TensorInfo] = self._list_tensors(recipe)
+
+    def add_ignored(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Tensors that transformers' model has and the recipe's table ignores: an indexer's, where it chooses all."""
+        for name, shape in shapes.items():
+            is_ignored = name not in HEADS and any(fnmatchcase(name, pattern) for pattern in self._ignored)
+            if is_ignored and name not in self.tensors:
+                self.tensors[name] = TensorInfo(name, shape, "F32", "random")
+                self._spreads[name] = _Spread(0.0, 0.2) if len(shape) < 2 else _Spread(0.0, GAIN * shape[-1] ** -0.5)
 
     @property
     def place(self) -> str:
@@ -82,7 +93,7 @@ class RandomCheckpoint(Checkpoint):
         spread = self._spreads[name]
         return torch.randn(shape, generator=generator).mul_(spread.width).add_(spread.middle)
 
-    def _list_tensors(self, recipe: Recipe) -> Mapping[str, TensorInfo]:
+    def _list_tensors(self, recipe: Recipe) -> dict[str, TensorInfo]:
         """The names of the recipe's table, read from our parameters to the family's tensors."""
         table = load_names(recipe.weights.names)
         shapes = checkpoint_shapes(build_decoder(recipe))

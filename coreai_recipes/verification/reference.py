@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 from coreai_recipes.verification.reference_config import make_config
 from coreai_recipes.verification.reference_rotary import UnknownStructure, angles_of_table, pairs_apart
 from coreai_recipes.verification.reference_weights import Weights
+from coreai_recipes.verification.stored_names import StoredNames
 from coreai_recipes.verification.ties import ExpertChoice, TopK
 
 # the ends of the names of what mixes positions, in transformers
@@ -83,6 +85,10 @@ class Reference:
         self._turning = [recipe.model.kinds[name].attention.rotary_dim for name in kinds]
         self.layers = _find_layers(self.model, config.num_hidden_layers)
         source = origin.reading.choose_tensors(self.model, checkpoint) if origin.reading else checkpoint
+        if isinstance(source, RandomCheckpoint):
+            there = StoredNames(self.model, source.tensors, origin.wrapper)
+            parameters = self.model.named_parameters()
+            source.add_ignored({name: tuple(p.shape) for name, p in parameters if there.find(name) is None})
         self._weights = Weights(self.model, source, origin.wrapper, exchange)
         self._on_layer: Callable[[LayerRecord], None] | None = None
         self._attention: Tensor | None = None
@@ -121,6 +127,8 @@ class Reference:
             if len(found) == len(self.layers):
                 raise _SeenAll
             hidden = arguments[0] if arguments else named["hidden_states"]
+            if "prev_topk_indices" in named:  # GLM-5's layers hand on what an indexer chose
+                return hidden, None
             return (hidden,) if in_tuple else hidden
 
         model = copy.copy(self.model.base_model)  # shares every module: only the layers are exchanged for lookers

@@ -18,17 +18,17 @@ def rotary_function(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tens
     Families pass q and k together or one tensor, and hand over the whole head or only the part that turns.
     """
     apply = getattr(sys.modules[type(layer).__module__], "apply_rotary_pos_emb", None)
-    if apply is None:
-        raise UnknownStructure(f"{type(layer).__module__} has no apply_rotary_pos_emb")
     interleaved = getattr(sys.modules[type(layer).__module__], "apply_rotary_pos_emb_interleave", None)
     config = getattr(getattr(layer, "self_attn", None), "config", None)
-    if interleaved is not None and getattr(config, "rope_interleave", False):
+    if interleaved is not None and getattr(config, "rope_interleave", True):
 
         def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             """As they leave, the first ones of all pairs come before the second ones."""
             return interleaved(x, x, cos, sin)[0].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)  # type: ignore[no-any-return]
 
         return rotate_pairs
+    if apply is None:
+        raise UnknownStructure(f"{type(layer).__module__} has no apply_rotary_pos_emb")
     names = list(inspect.signature(apply).parameters)
     takes_both = names[:2] == ["q", "k"]
     if names == ["tensor", "sin", "cos"]:  # GPT-J's and CodeGen's: heads after positions, one angle for each pair

@@ -4,7 +4,7 @@
 power of two it is multiplied, and in which order the dimensions of each head stand.
 """
 
-from coreai_recipes.primitives.layer import NORMED_BEHIND, Form
+from coreai_recipes.primitives.layer import MLP_NORMED_BEHIND, NORMED_BEHIND, Form
 from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import MODEL, GatedMLP, LatentAttention, LayerKind, LayerNorm, Recipe, RMSNorm, Stack
 from coreai_recipes.weights.rewrite import Rewrite
@@ -102,7 +102,7 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
     if scale == 1.0:
         return 1.0
     placement, owner = stack.placement_of(kind), tuple(parts[:-1])
-    normed_behind = placement in NORMED_BEHIND
+    normed_behind = placement in (MLP_NORMED_BEHIND if parts[0].startswith("mlp") else NORMED_BEHIND)
     last_of_blocks = LAST_NORMS if normed_behind else LAST_OF_BLOCKS
     if not normed_behind and parts[0] == "mlp" and parts[-1].startswith("down"):
         return scale  # of experts
@@ -123,6 +123,6 @@ def _mlp_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> floa
         return scale
     if parts[:2] != ["mlp", "down"]:
         return 1.0
-    if stack.placement_of(kind) in NORMED_BEHIND:
+    if stack.placement_of(kind) in MLP_NORMED_BEHIND:
         return scale if parts[-1] == "bias" else 1.0
     return 1 / scale if parts[-1] == "weight" else 1.0

@@ -22,6 +22,8 @@ OVERRULED = {"sliding_window_pattern", "max_window_layers", "no_rope_layer_inter
 # What makes such a field count in other families: that list left out, or another number.
 COUNTING: dict[str, dict[str, Any]] = {
     "afmoe": {"layer_types": None, "global_attn_every_n_layers": 2},
+    **{name: {"mlp_layer_types": None, "first_k_dense_replace": 2} for name in ("axk1", "deepseek_v32", "glm_moe_dsa")},
+    "cohere2_moe": {"mlp_layer_types": None, "rms_norm_eps": None},
     "exaone_moe": {"mlp_layer_types": None, "first_k_dense_replace": 2},
     "ernie4_5_moe": {"moe_layer_end_index": 1, "moe_layer_start_index": 1, "moe_layer_interval": 1},
     "flint": {"mlp_only_layers": [3]},

@@ -179,7 +179,8 @@ def _choose_context(model: Mapping[str, Any], longest: Any, family: Family) -> i
     window = max(size for size in windows) if windows else 0
     wanted = max(int(family.export.get("context", CONTEXT)), 2 * window if isinstance(window, int) else 0)
     positions = get_path(model, "embedding.positions.count")
-    longest = positions or longest
+    chosen = [size for kind in model["kinds"].values() if isinstance(size := kind["attention"].get("index_topk"), int)]
+    longest = min((size for size in (positions or longest, *chosen) if isinstance(size, int)), default=None)
     limit = longest if isinstance(longest, int) and longest >= 2 else wanted
     return max(min(wanted, limit, 1 << 20), min(window, 1 << 20))
 

@@ -320,7 +320,8 @@ def plain_windows(family: Family) -> str | None:
         sets = {value: dict(each.set) for value, each in spec.values.items()}
         if sets == {"sliding": {KIND: "sliding"}, "full": {KIND: "full"}}:
             own_rotary = any(trait in slot.of for slot in family.rope.values())
-            return None if own_rotary else trait
+            looked_at = any(trait in rule.when for other in family.layers.values() for rule in other.rules)
+            return None if own_rotary or looked_at else trait
     return None
 
 

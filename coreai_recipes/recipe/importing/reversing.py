@@ -16,6 +16,7 @@ from coreai_recipes.recipe.importing.family import (
     Family,
     family_names,
     gather,
+    key_of,
     load_family,
     value_of,
 )
@@ -263,7 +264,8 @@ class _Reverser:
                 offer(rule.every, range(1, len(wanted) + 2))
             for name, value in rule.when.items():
                 if name in self.family.fields:
-                    both = [_ON, self.family.fields[name].off] if value in ("on", "off") else [value, not value]
+                    field = self.family.fields[name]
+                    both = [_ON, field.off] if value in ("on", "off") else [value, _another(value, field)]
                     offer(name, both if (rule.value or rule.all) in wanted else both[::-1])
         return found
 
@@ -383,6 +385,13 @@ def from_recipe(rule: FieldRule, value: Any, divisor: float = 1) -> Any:
     if found is None:
         raise KeyError(value)
     return value_of(found)
+
+
+def _another(value: Any, rule: FieldRule) -> Any:
+    """A value that is not this one, of those that the field may have."""
+    if rule.values is not None:
+        return next((value_of(key) for key in rule.values if key != key_of(value)), None)
+    return not value if value is None or isinstance(value, bool) else value + 1 if isinstance(value, int) else None
 
 
 def _shown(value: Any) -> str:

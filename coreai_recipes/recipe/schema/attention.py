@@ -186,6 +186,11 @@ class LatentAttention(_WithoutOptions):
     scale: PositiveFloat | None = Field(
         default=None, description="factor of the scores; defaults to (nope_dim + rope_dim)^-0.5"
     )
+    index_topk: Positions | None = Field(
+        default=None,
+        description="keys that an indexer chooses (index_topk; DeepSeek V3.2): up to so many positions it chooses all, "
+        "and the context cannot be longer",
+    )
 
     @property
     def head_dim(self) -> int:

@@ -78,6 +78,7 @@ class SharedExpert(Spec):
     intermediate_size: IntermediateSize = Field(description="width of one expert")
     count: ExpertCount = Field(default=1, description="number of experts, computed as one MLP (n_shared_experts)")
     gate: Flag = Field(default=False, description="multiply its output by sigmoid(gate(x)) (Qwen2 MoE)")
+    scale: PositiveFloat = Field(default=1.0, description="factor of its output; Command A+ takes an average, 0.5")
 
     @property
     def width(self) -> int:

@@ -32,7 +32,7 @@ from coreai_recipes.recipe.schema.rotary import (
     YarnScaling,
 )
 
-Placement = Literal["pre", "post", "sandwich", "parallel", "parallel_two_norms", "add"]
+Placement = Literal["pre", "post", "sandwich", "sandwich_mlp", "parallel", "parallel_two_norms", "add"]
 
 
 class LayerKind(Spec):
@@ -139,8 +139,9 @@ class Stack(Spec):
     placement: Placement = Field(
         default="pre",
         description="where the norms of a block f (attention or MLP) stand: `pre`, x + f(norm(x)); `post`, x + "
-        "norm(f(x)); `sandwich`, x + norm(f(norm(x))); `add`, norm(x + f(x)); `parallel`, x + "
-        "attention(norm(x)) + mlp(norm(x)); `parallel_two_norms`, the same with a norm for each",
+        "norm(f(x)); `sandwich`, x + norm(f(norm(x))); `sandwich_mlp`, the same of the MLP alone; `add`, "
+        "norm(x + f(x)); `parallel`, x + attention(norm(x)) + mlp(norm(x)); `parallel_two_norms`, the same with a norm "
+        "for each",
     )
     residual_multiplier: PositiveFloat = Field(default=1.0, description="factor of each block's output (Granite)")
     layer_scalar: Flag = Field(default=False, description="multiply each layer's output by a learned scalar (Gemma 4)")
