@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": {"*"},
     "commands": {"*"},
     "report": {"storage", "terminal", "errors"},
+    "serving": {"generate", "tokenizer", "running", "json_reader", "errors"},
     "generate": {"bundle", "tokenizer", "running", "errors"},
     "audit": {
         *("bundle", "verification", "evaluate", "checkpoint", "tokenizer", "recipe", "manifest"),
@@ -82,15 +83,18 @@ KNOWN_TO: dict[str, set[str]] = {
     "gguf": {"checkpoint", "verification"},  # the latter by transformers' reader, to judge ours
     "huggingface_hub": {"checkpoint"},
     "safetensors": {"checkpoint"},
-    "pydantic": {"recipe", "extending", "manifest", "lint"},
+    "pydantic": {"recipe", "extending", "manifest", "lint", "serving"},
     "yaml": {"recipe", "checkpoint"},
     "typer": {"commands"},
     "rich": {"report"},
     "vl_convert": {"report"},
+    "starlette": {"serving"},
+    "uvicorn": {"serving"},
+    "prometheus_client": {"serving"},
     "prompt_toolkit": {"terminal"},
 }
 
-HEAVY = {"torch", "coremltools", "coreai", "coreai_torch", "transformers", "numpy"}
+HEAVY = {"torch", "coremltools", "coreai", "coreai_torch", "transformers", "numpy", "starlette", "uvicorn"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -19,6 +19,7 @@ from coreai_recipes.commands.plan import plan
 from coreai_recipes.commands.report import report_
 from coreai_recipes.commands.run import run
 from coreai_recipes.commands.schema import schema
+from coreai_recipes.commands.serve import serve
 from coreai_recipes.commands.show import show
 from coreai_recipes.commands.validate import validate
 from coreai_recipes.commands.verify import verify
@@ -44,6 +45,7 @@ for command in (
         report_,
         run,
         chat,
+        serve,
         schema,
     ),
 ):  # in the order of the help

@@ -1,7 +1,7 @@
 """An answer, piece by piece as it is made."""
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any, Literal
 
 from coreai_recipes.errors import UserError
@@ -18,7 +18,8 @@ class Answer:
     `token_ids` leaves out the end token. `finish_reason` is None until the end: `stop` at an end token or a text of
     `stop`, `length` at max_tokens or at the end of the context, `interrupted` when it was left (Ctrl-C, `close`)
     before. `seconds_to_first_token` counts from the first step of the iteration. With a draft, `rounds` are the
-    target's calls after the prompt, in which `accepted` of the `drafted` tokens were kept.
+    target's calls after the prompt, in which `accepted` of the `drafted` tokens were kept. Special tokens are no text,
+    but for those `shown`.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Answer:
         on_end: Callable[["Answer"], None] | None = None,
         speculates: bool = False,
         stop: Sequence[str] = (),
+        shown: Collection[str] = (),
     ) -> None:
         if max_tokens < 1:
             raise UserError(f"max_tokens {max_tokens} is below 1")
@@ -46,7 +48,7 @@ class Answer:
         self._steps = 0  # tokens picked, an end token included
         self._speculates = speculates
         self.drafted = self.accepted = self.rounds = 0
-        self._pieces = self._generate(model, list(prompt_ids), max_tokens, sampler, on_end, stop)
+        self._pieces = self._generate(model, list(prompt_ids), max_tokens, sampler, on_end, stop, shown)
 
     def __iter__(self) -> Generator[str, None, None]:
         return self._pieces
@@ -95,8 +97,9 @@ class Answer:
         sampler: Sampler,
         on_end: Callable[["Answer"], None] | None,
         stop: Sequence[str],
+        shown: Collection[str],
     ) -> Generator[str, None, None]:
-        stream, stops = model.tokenizer.stream(), Stops(stop)
+        stream, stops = model.tokenizer.stream(shown), Stops(stop)
         started = time.perf_counter()
         try:
             for found in model.continue_text(prompt_ids, max_tokens, sampler, self._speculates):

@@ -14,6 +14,8 @@ class Stops:
         self._texts = tuple(texts)
         self._held = ""
         self.found = False
+        self.behind = ""
+        """Of the piece in which a text was found, that text and what follows it."""
 
     def add(self, piece: str) -> str:
         """What can be shown, now that `piece` was made; nothing behind a text that was found."""
@@ -22,7 +24,7 @@ class Stops:
         text = self._held + piece
         places = [at for at in map(text.find, self._texts) if at >= 0]
         if places:
-            self.found, self._held = True, ""
+            self.found, self._held, self.behind = True, "", text[min(places) :]
             return text[: min(places)]
         kept = max((self._begun(text, stop) for stop in self._texts), default=0)
         self._held = text[len(text) - kept :]

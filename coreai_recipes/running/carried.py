@@ -22,6 +22,18 @@ class Snapshots:
         self._now: tuple[int, Mapping[str, Tensor]] = 0, {}
         self._kept: dict[int, Mapping[str, Tensor]] = {}
 
+    def copy(self) -> "Snapshots":
+        """The same for later: no call changes the tensors."""
+        other = Snapshots(self._program)
+        other._now, other._kept = self._now, dict(self._kept)
+        return other
+
+    @property
+    def bytes(self) -> int:
+        """The memory of all tensors that are kept, each counted once."""
+        kept = {id(tensor): tensor for each in (self._now[1], *self._kept.values()) for tensor in each.values()}
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+
     def note(self, position: int) -> None:
         """What the program carries now is that of so many tokens."""
         self._now = position, self._program.carried

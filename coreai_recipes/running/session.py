@@ -1,10 +1,11 @@
 """One sequence in a package's states, and the calls that lengthen it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.hosts.logits import choices
 from coreai_recipes.running.carried import Snapshots
+from coreai_recipes.running.keeping import Kept, used_rows
 from coreai_recipes.running.speculation import Round, Speculator
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Session:
     def __init__(self, program: "SavedProgram", manifest: "Manifest") -> None:
         self._program = program
         self.context = manifest.context
+        self.before_call: Callable[[], None] | None = None
+        """Asked before each call of the package: what it raises ends an answer there."""
+        self._described = manifest.states
         self._functions = _functions_of(manifest)
         self._chunk = self._functions["prefill"].query if "prefill" in self._functions else 1
         self._vocab_size = manifest.vocab_size
@@ -66,6 +70,33 @@ class Session:
         self._snapshots.note(len(token_ids))
         self._snapshots.keep()
 
+    def keep(self) -> Kept | None:
+        """A copy of what the session holds; None where the runtime does not show its states."""
+        states = self._program.states
+        if not isinstance(states, dict):
+            return None
+        used = {name: used_rows(states[name], state, self._written) for name, state in self._described.items()}
+        copied = {name: tensor.clone() for name, tensor in used.items()}
+        return Kept(self.token_ids, self._written, copied, self._snapshots.copy())
+
+    def restore(self, kept: Kept) -> None:
+        """Hold again what was kept of this session."""
+        states = self._program.states
+        self._token_ids.clear()  # interrupted here, nothing is certain
+        for name, state in self._described.items():
+            used_rows(states[name], state, kept.written).copy_(kept.states[name])
+        self._snapshots = kept.snapshots.copy()
+        self._token_ids, self._written = list(kept.token_ids), kept.written
+        self._snapshots.go_back(self._snapshots.nearest(len(kept.token_ids)))
+
+    def count_reusable(self, token_ids: Sequence[int], kept: Kept | None = None) -> int:
+        """How many of the first tokens of a sequence need no call, after what the session holds or what was kept."""
+        held, written, snapshots = self._token_ids, self._written, self._snapshots
+        if kept is not None:
+            held, written, snapshots = list(kept.token_ids), kept.written, kept.snapshots
+        shared = snapshots.nearest(_count_shared(held, list(token_ids)))
+        return 0 if written - shared > self._rollback else shared
+
     def feed(self, token_ids: Sequence[int]) -> "Tensor":
         """What follows the sequence `token_ids`: logits (V,), or the id that the package chose, (1,). What the states
         hold of it is not fed again.
@@ -76,7 +107,7 @@ class Session:
         if not 1 <= len(token_ids) <= self.context:
             raise ValueError(f"{len(token_ids)} tokens were given; a call takes 1 to {self.context}")
         token_ids = list(token_ids)
-        self._rewind(self._count_shared(token_ids))
+        self._rewind(_count_shared(self._token_ids, token_ids))
         is_prompt = len(token_ids) - len(self._token_ids) > 1
         while True:
             position = len(self._token_ids)
@@ -106,7 +137,7 @@ class Session:
         if not 1 <= len(token_ids) <= self.context:
             raise ValueError(f"{len(token_ids)} tokens were given; a call takes 1 to {self.context}")
         text = list(token_ids)
-        self._rewind(self._count_shared(text))
+        self._rewind(_count_shared(self._token_ids, text))
         queries = {name: function.query for name, function in self._functions.items()}
         read = [name.removeprefix("seen_") for name in self._functions["draft"].inputs if name.startswith("seen_")]
         windows: dict[str, int | None] = {kind: self._kinds[kind].window for kind in read}
@@ -118,20 +149,12 @@ class Session:
 
     def _call_and_note(self, function: str, inputs: Mapping[str, "Tensor"]) -> Mapping[str, "Tensor"]:
         """A call of the package, and how far it may have written."""
+        if self.before_call is not None:
+            self.before_call()
         if function != "draft":
             count = int(inputs["count"]) if "count" in inputs else 1
             self._written = max(self._written, int(inputs["position"]) + count)
         return self._program.call(function, inputs)
-
-    def _count_shared(self, token_ids: list[int]) -> int:
-        """How many tokens the states and the sequence begin with in common; the last one is always fed."""
-        held = self._token_ids
-        if token_ids[: len(held)] == held:
-            shared = len(held)
-        else:
-            pairs = zip(held, token_ids, strict=False)
-            shared = next((i for i, (old, new) in enumerate(pairs) if old != new), len(token_ids))
-        return min(shared, len(token_ids) - 1)
 
     def _rewind(self, kept: int) -> None:
         """Hold the first `kept` tokens only, or as many fewer as what is carried was kept of. Where a ring has lost
@@ -165,3 +188,13 @@ class Session:
         self._snapshots.note(position + count)  # interrupted here, the next call goes back to what was kept
         self._token_ids += token_ids
         return choices(outputs, self._vocab_size)[-1]
+
+
+def _count_shared(held: list[int], token_ids: list[int]) -> int:
+    """How many tokens the states and the sequence begin with in common; the last one is always fed."""
+    if token_ids[: len(held)] == held:
+        shared = len(held)
+    else:
+        pairs = zip(held, token_ids, strict=False)
+        shared = next((i for i, (old, new) in enumerate(pairs) if old != new), len(token_ids))
+    return min(shared, len(token_ids) - 1)

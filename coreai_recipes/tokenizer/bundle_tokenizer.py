@@ -1,6 +1,6 @@
 """The tokenizer of a bundle's folder."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,23 +74,31 @@ class BundleTokenizer:
             raise UserError(f"{self._path}: its tokenizer cannot encode the text: {error}") from None
 
     def encode_chat(
-        self, messages: Sequence["Message"], template: str | None = None, variables: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence["Message"],
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """A conversation up to where the answer begins, by the template of that name or the default one; without a
-        chat template, its messages line by line.
+        chat template, its messages line by line. `tools` are functions as JSON schemas describe them.
 
         Raises BundleError when the template refuses it, and UserError for a name that there is not.
         """
         if not self._tokens.chat_templates and template is None:
             return self.encode("\n".join(message["content"] for message in messages))
-        return self.encode(self.render(messages, template, variables), add_special_tokens=False)
+        return self.encode(self.render(messages, template, variables, tools), add_special_tokens=False)
 
     def render(
-        self, messages: Sequence["Message"], template: str | None = None, variables: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence["Message"],
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The text of a conversation, by a template that is given `variables`. Raises as `encode_chat` does."""
         check_size(message["content"] for message in messages)
-        return self._choose(template).render(messages, variables)
+        return self._choose(template).render(messages, variables, tools)
 
     def check_template(self, name: str | None, variables: Mapping[str, Any] | None = None) -> None:
         """Raise UserError when there is no template of that name, none named where the bundle has no default, and for
@@ -110,9 +118,15 @@ class BundleTokenizer:
             there = f"it has {', '.join(names)}" if names else "it has none"
             raise UserError(f"{self._path}: has no chat template {name}: {there}")
 
-    def stream(self) -> TextStream:
-        """What turns an answer's tokens into text as they come."""
-        return TextStream(self._backend)
+    def stream(self, shown: Collection[str] = ()) -> TextStream:
+        """What turns an answer's tokens into text as they come; special tokens are left out, but for those `shown`."""
+        return TextStream(self._backend, shown)
+
+    def text_of(self, token_id: int) -> str:
+        """What one token adds to a text, special or not; replacement characters where it is part of a character."""
+        once = str(self._backend.decode([token_id], skip_special_tokens=False))
+        twice = str(self._backend.decode([token_id, token_id], skip_special_tokens=False))
+        return twice[len(once) :]  # a decoder may take the space before a text's first word away
 
     def _choose(self, name: str | None) -> "ChatTemplate":
         self.check_template(name)

@@ -5,6 +5,7 @@ but <0x41><0xE5> is two replacement characters), and it keeps an unfinished char
 """
 
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,11 +16,12 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """The pieces that it gives, joined, are the decoded text of all tokens, special ones left out."""
+    """The pieces that it gives, joined, are the decoded text of all tokens, special ones left out but for `shown`."""
 
-    def __init__(self, tokenizer: "Tokenizer") -> None:
+    def __init__(self, tokenizer: "Tokenizer", shown: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
-        self._skipped = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = tokenizer.get_added_tokens_decoder().items()
+        self._skipped = {index for index, token in added if token.special and token.content not in shown}
         self._ids: list[int] = []  # the tokens of the last piece, which decide the space before the next, and new ones
         self._shown_tokens = 0
         self._shown = ""
@@ -47,4 +49,4 @@ class TextStream:
         return piece
 
     def _decode(self) -> str:
-        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=False))  # `add` has skipped them

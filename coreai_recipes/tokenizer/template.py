@@ -18,7 +18,7 @@ from coreai_recipes.errors import BundleError
 from coreai_recipes.tokenizer.meter import LimitError, Meter
 from coreai_recipes.tokenizer.sandbox import MeteredEnvironment
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]  # role and content are strings; what is beside them is JSON
 MAX_SOURCE = 1 << 18  # the longest of 169 released templates has 30,000
 MAX_DATE = 256
 
@@ -46,12 +46,17 @@ class ChatTemplate:
         except TemplateFault as error:
             raise BundleError(f"{place}: its chat template is invalid: {error}") from None
 
-    def render(self, messages: Sequence[Message], extra: Mapping[str, Any] | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        extra: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """The conversation as the model knows it, up to where its answer begins. Raises BundleError when refused."""
         variables = {
             **(extra or {}),
             "messages": [dict(message) for message in messages],
-            "tools": None,
+            "tools": None if tools is None else [dict(tool) for tool in tools],
             "documents": None,
             "add_generation_prompt": True,
         }

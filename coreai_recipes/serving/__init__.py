@@ -1,0 +1,1 @@
+"""OpenAI's HTTP API over bundles: `recipe serve`. Starlette, uvicorn and prometheus-client are the extra `serve`."""
