@@ -122,8 +122,8 @@ def _state_words(states: Mapping[str, Any] | None) -> Iterator[str]:
 def _their_halves(float16: Mapping[str, Any], bfloat16: Mapping[str, Any] | None, sums: bool) -> str:
     """What transformers' own float16 is, or bfloat16 where float16 cannot hold the model."""
     found, name = (float16, "float16") if bfloat16 is None else (bfloat16, "float16 is not finite, bfloat16")
-    if sums:
-        name = "bfloat16, for float16 is summed in float16 here,"
+    if sums and bfloat16 is None:
+        name = "float16, with this runtime's sums,"
     return f"transformers' own {name} {decibels(found['psnr_db'])} dB, top-1 {percent(found)}"
 
 

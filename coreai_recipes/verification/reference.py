@@ -10,6 +10,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.half_sums import SumsInFloat16
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 from coreai_recipes.verification.reference_config import make_config
 from coreai_recipes.verification.reference_rotary import UnknownStructure, angles_of_table, pairs_apart
@@ -59,7 +61,7 @@ class LayerRecord:
 class Reference:
     """transformers' own model of the checkpoint's config and weights, in `dtype`, tied as transformers ties it.
 
-    `exchange` may give another tensor in the place of one that was read.
+    `exchange` may give another tensor in the place of one that was read; `sums` are in force while it runs.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Reference:
         checkpoint: Checkpoint,
         dtype: torch.dtype = torch.float32,
         exchange: Callable[[Tensor], Tensor] | None = None,
+        sums: SumsInFloat16 | None = None,
     ) -> None:
         from transformers import AutoModelForCausalLM
 
@@ -92,7 +95,9 @@ class Reference:
         self._weights = Weights(self.model, source, origin.wrapper, exchange)
         self._on_layer: Callable[[LayerRecord], None] | None = None
         self._attention: Tensor | None = None
-        self._top_k = TopK()
+        self._top_k, self._sums = TopK(), sums
+        if sums is not None:
+            sums.watch(self.model)
         restore_buffers(self.model)
         self._stream()
 
@@ -101,7 +106,7 @@ class Reference:
         self._on_layer = on_layer
         token = _records.set([])
         try:
-            with torch.inference_mode(), self._top_k:
+            with torch.inference_mode(), self._top_k, self._sums or nullcontext():
                 ids = torch.tensor([list(input_ids)])
                 logits = self.model(input_ids=ids, use_cache=False, **keep_all(self.model, len(input_ids))).logits
         finally:

@@ -17,6 +17,7 @@ from coreai_recipes.verification.answers import Asked, Mode, ask
 from coreai_recipes.verification.calls import FunctionCall, describe_calls, plan_calls
 from coreai_recipes.verification.exchange import Exchange
 from coreai_recipes.verification.figures import psnr, snr_min
+from coreai_recipes.verification.half_sums import SumsInFloat16
 from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.report import StageResult, number, skip
 from coreai_recipes.verification.stages.package import experts_taken
@@ -57,9 +58,10 @@ class Run:
 def run(subject: Subject) -> StageResult:
     """Passes when `rounded`, or Core ML, loses at most 3 dB more than transformers' own float16, and nothing overflows.
 
+    Core AI's runtime on Linux is held against transformers' float16 with the sums of that runtime (`half_sums`).
+
     Where transformers' own float16 is not finite, it must be at least as near as transformers' own bfloat16, which has
-    float32's end and three bits less: 18 dB below what float16 has where it holds a model. So must Core AI's runtime on
-    Linux, whose float16 products are summed in float16.
+    float32's end and three bits less: 18 dB below what float16 has where it holds a model.
     `strict` must not overflow either; its figures are stated. Compressed weights are another model's, whose loss is for
     stage `compressed` to say: transformers, in float32 and in float16, is then given these same weights.
     """
@@ -69,11 +71,11 @@ def run(subject: Subject) -> StageResult:
         return skip(NAME, TOO_SLOW)
     ids, exchange = subject.tokens.sequence, subject.exchange() if subject.compresses else None
 
-    def theirs(dtype: torch.dtype) -> Tensor:
-        return Reference(subject.recipe, subject.weights, dtype, exchange).run(ids)
+    def theirs(dtype: torch.dtype, sums: SumsInFloat16 | None = None) -> Tensor:
+        return Reference(subject.recipe, subject.weights, dtype, exchange, sums).run(ids)
 
     theirs32 = subject.reference() if exchange is None else theirs(torch.float32)
-    theirs16 = theirs(torch.float16)
+    theirs16 = theirs(torch.float16, SumsInFloat16() if sums_in_float16(subject) else None)
     if subject.runtime != "evaluator":
         mode = subject.runtime
         runs = [run_package(subject, mode, plan(subject, affordable(subject, mode)))]
@@ -85,7 +87,7 @@ def run(subject: Subject) -> StageResult:
     of_theirs = theirs16[judged.rows] if states is None or states.theirs16 is None else states.theirs16
     floor = psnr(ref, of_theirs) - ALLOWED_LOSS_DB
     theirs_bfloat16 = None
-    if not theirs16[judged.rows].isfinite().all() or sums_in_float16(subject):
+    if not theirs16[judged.rows].isfinite().all():
         theirs_bfloat16 = theirs(torch.bfloat16)
         floor = psnr(ref, theirs_bfloat16[judged.rows])
     ties: list[str] = []
@@ -130,7 +132,7 @@ def _states(subject: Subject, judged: Run, theirs32: Tensor, exchange: Exchange 
 
 
 def sums_in_float16(subject: Subject) -> bool:
-    """Whether the judge rounds each sum of a product, which no float16 of transformers' does."""
+    """Whether the judge adds up products in float16, as transformers is then made to."""
     return subject.runtime == "coreai" and platform.system() != "Darwin"
 
 
