@@ -277,9 +277,13 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
     """What a host needs. Nothing in it depends on when or where it was built."""
     recipe, exported, costs = written.composed.recipe, written.exported, written.costs
     pieces = Pieces(recipe.model.vocab_size)
-    from coreai_recipes.decoder.states import states_of
-    from coreai_recipes.planning.contract import describe_carried, functions_of, steps_of, tables_of
-    from coreai_recipes.storage.chunks import carried_of_packages
+    from coreai_recipes.planning.contract import (
+        carried_in_manifest,
+        functions_of,
+        states_in_manifest,
+        steps_of,
+        tables_of,
+    )
     from coreai_recipes.tokenizer.tokens import TOKENS
 
     queries = {name: query for name, (query, _, _) in functions_of(recipe).items()}
@@ -301,19 +305,6 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
         }
         for package in exported.packages
     ]
-    states = {
-        name: {
-            "dtype": "float16",
-            "shape": list(state.shape),
-            "role": state.role,
-            "kinds": {
-                spec.kind: {"first": spec.first, "count": spec.layers, "rows": spec.rows, "window": spec.window}
-                for spec in state.kinds
-            },
-        }
-        for package in exported.packages
-        for name, state in states_of(package.chunk.states).items()
-    }
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     return {
@@ -331,8 +322,8 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
             *tables_of(recipe).values(),
             *programs,
         ],
-        "states": states,
-        "carried": {name: describe_carried(spec) for name, spec in carried_of_packages(recipe).items()} or None,
+        "states": states_in_manifest(recipe),
+        "carried": carried_in_manifest(recipe) or None,
         "eos_token_ids": looked_at["eos_token_ids"],
         "tokens": TOKENS,
         "files": {

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import Decoder
-from coreai_recipes.decoder.states import CarriedSpec
 from coreai_recipes.export.fragments import (
     FLOAT,
     Fragment,
@@ -18,12 +17,12 @@ from coreai_recipes.export.fragments import (
     giving_fragment,
     layer_fragment,
     pick_fragment,
-    stacking_fragment,
     state_names,
     taking_fragment,
 )
 from coreai_recipes.export.handed_fragments import handed_layer_fragment, handed_ports, handing_fragment
 from coreai_recipes.export.head_fragments import head_fragment
+from coreai_recipes.export.left_fragments import LEFT, functional_layer_fragment, left_by
 from coreai_recipes.export.linking import Linker, Models, Numbers
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.export.stack_program import StackProgram, give, link_head
@@ -49,13 +48,14 @@ class DecoderProgram(StackProgram):
             crossing = _Crossing(decoder, call, self.chunks)
             if chunk.kinds:
                 yield front_fragment(decoder, call, chunk)
-                yield from _layers(decoder, call, chunk).values()
-                yield from (stacking_fragment(s.layers, s.tensor.shape) for s in chunk.carried.values() if s.layers > 1)
+                yield from (crossing.layer(chunk, index) for index in range(chunk.first, chunk.end))
+                yield from (left.joined for left in left_by(chunk, call) if left.joined is not None)
             if crossing.picks_in(chunk):
                 yield from _picks(decoder, call).values()
             yield from map(taking_fragment, crossing.taken(chunk).values())
             yield from map(giving_fragment, crossing.given(chunk).values())
-            yield from (handing_fragment(chunk.states[kind]) for kind in crossing.handed(chunk).values())
+            if not self.recipe.export.is_functional:
+                yield from (handing_fragment(chunk.states[kind]) for kind in crossing.handed(chunk).values())
             if chunk.answers:
                 yield head_fragment(decoder, call)
                 yield from self.choices(call.answered, self.recipe.model.vocab_size)
@@ -73,6 +73,7 @@ class DecoderProgram(StackProgram):
         if front is not None:
             inputs |= {name: port for name, port in front.inputs.items() if name not in front.parameters}
         inputs |= {name: Port(FLOAT, spec.shape) for name, spec in chunk.carried.items()}
+        inputs |= self.caches if self.recipe.export.is_functional else {}
         states = self.declare(inputs, linker)
 
         for name, shape in taken.items():
@@ -82,23 +83,22 @@ class DecoderProgram(StackProgram):
             prefix = "front_" if chunk.embeds else f"front_{chunk.number}_"
             linker.append(models[front.name], prefix, {**names, "x": "hidden_0"}, front.parameters)
         x = self._link_layers(call, crossing, models, linker)
-        self._link_carried(models, linker)
+        outputs = self._link_left(call, models, linker)
         given = crossing.given(chunk)
         for name, shape in given.items():
             linker.append(models[giving_fragment(shape).name], f"give_{name}_", {"x": name, "y": _port(name)}, {})
-        outputs = {_port(name): _crossing_port(shape) for name, shape in given.items()}
+        outputs |= {_port(name): _crossing_port(shape) for name, shape in given.items()}
         outputs |= self._link_handed(crossing, models, linker)
         if chunk.answers:
             choices = self.choices(call.answered, self.recipe.model.vocab_size)
             outputs |= link_head(head_fragment(decoder, call), {"x": x}, choices, models, linker)
-        outputs |= {spec.output: Port(FLOAT, spec.shape) for spec in chunk.carried.values()}
         return Signature(inputs, give(outputs, linker), states)
 
     def _link_layers(self, call: CallShape, crossing: "_Crossing", models: Models, linker: Linker) -> str:
         """The layers of the package, and the pick of the last real token where they need no other from there on; the
         name of what comes out of them."""
         decoder, chunk = self.decoder, self.chunk
-        layers = _layers(decoder, call, chunk)
+        left = list(left_by(chunk, call))
         for index in range(chunk.first, chunk.end):
             if chunk.first < index == crossing.picked_at:  # else the package before has picked them
                 self._link_picks(call, crossing, models, linker)
@@ -111,9 +111,10 @@ class DecoderProgram(StackProgram):
                 **{port: call.source(kind, port) for port in call.ports(kind)},
                 "per_layer_inputs": crossing.per_layer(index),
             }
-            for spec in carried_by(chunk, kind):
-                names |= {spec.tensor.name: spec.name, f"new_{spec.tensor.name}": self._left(spec, index)}
-            layer = layers[kind, index in chunk.handed]
+            names |= {spec.tensor.name: spec.name for spec in carried_by(chunk, kind)}
+            names |= {each.port: each.part(index) for each in left if index in each.layers}
+            names |= {f"{LEFT}{name}": _port(f"{name}_{index}") for name in ("keys", "values")}
+            layer = crossing.layer(chunk, index)
             parameters = {alias: f"layers.{index}.{p}" for alias, p in layer.parameters.items()}
             linker.append(models[layer.name], f"layer_{index}_", names, parameters)
         if crossing.picked_at == chunk.end and chunk.kinds:  # before it is handed on, or comes to the head
@@ -123,8 +124,8 @@ class DecoderProgram(StackProgram):
     def _at(self, index: int, linker: Linker) -> dict[str, str]:
         """A layer's states and its place in them and in what its kind carries, or the cache that is handed to it."""
         chunk, kind = self.chunk, self.recipe.model.layer_kinds[index]
-        if index in chunk.handed:
-            return {name: _port(f"{name}_{chunk.handed[index]}") for name in ("keys", "values")}
+        if index in chunk.read:
+            return {name: _port(f"{name}_{chunk.read[index]}") for name in ("keys", "values")}
         found = state_names(chunk.states.get(self.decoder.front.owners[kind]))
         if self.decoder.front.attends(kind):
             found["slot"] = linker.add_integer(f"slot_{index}", chunk.slot(index))
@@ -133,10 +134,14 @@ class DecoderProgram(StackProgram):
         return found
 
     def _link_handed(self, crossing: "_Crossing", models: Models, linker: Linker) -> dict[str, Port]:
-        """Keys and values of layers whose caches later packages read, out of the states as the call leaves them."""
+        """Keys and values of layers whose caches later packages read, as the call leaves them: out of the states, where
+        the layers themselves have not given them."""
         found = dict[str, Port]()
         for owner, kind in crossing.handed(self.chunk).items():
             state = self.chunk.states[kind]
+            if self.recipe.export.is_functional:
+                found |= {_port(f"{name}_{owner}"): port for name, port in handed_ports(state).items()}
+                continue
             fragment = handing_fragment(state)
             names = {
                 "slot": linker.add_integer(f"slot_{owner}", self.chunk.slot(owner)),
@@ -147,19 +152,15 @@ class DecoderProgram(StackProgram):
             found |= {f"{name}_{owner}": port for name, port in fragment.outputs.items()}
         return found
 
-    def _left(self, spec: CarriedSpec, index: int) -> str:
-        """What a layer leaves for the next call: the output itself where no other layer has a part in it."""
-        return spec.output if spec.layers == 1 else f"{spec.output}_{index}"
-
-    def _link_carried(self, models: Models, linker: Linker) -> None:
-        """What the layers of a kind leave for the next call, in one tensor."""
-        chunk, kinds = self.chunk, self.recipe.model.layer_kinds
-        for spec in chunk.carried.values():
-            if spec.layers > 1:
-                layers = [index for index in range(chunk.first, chunk.end) if kinds[index] == spec.kind]
-                names = {f"x{at}": self._left(spec, index) for at, index in enumerate(layers)} | {"y": spec.output}
-                fragment = stacking_fragment(spec.layers, spec.tensor.shape)
-                linker.append(models[fragment.name], f"stack_{spec.name}_", names, {})
+    def _link_left(self, call: CallShape, models: Models, linker: Linker) -> dict[str, Port]:
+        """What layers leave for the next call, each name in one tensor."""
+        found = dict[str, Port]()
+        for left in left_by(self.chunk, call):
+            if left.joined is not None:
+                names = {f"x{at}": left.part(index) for at, index in enumerate(left.layers)} | {"y": left.output}
+                linker.append(models[left.joined.name], f"stack_{left.output.removeprefix('new_')}_", names, {})
+            found[left.output] = left.whole
+        return found
 
     def _link_picks(self, call: CallShape, crossing: "_Crossing", models: Models, linker: Linker) -> None:
         """From here on only the last real token is needed."""
@@ -181,6 +182,7 @@ class _Crossing:
         alone = (index for index, kind in enumerate(kinds) if call.tokens_of(kind) < call.tokens)
         self.picked_at = next(alone, len(kinds)) if call.picks else None
         self.picks_per_layer = "per_layer_inputs" in _picks(decoder, call)
+        self._layers: dict[tuple[int, str, bool, bool], Fragment] = {}
 
     def picks_in(self, chunk: Chunk) -> bool:
         return self.picked_at is not None and chunk.first < self.picked_at <= chunk.end
@@ -222,24 +224,29 @@ class _Crossing:
         kinds = self.decoder.recipe.model.layer_kinds
         return {owner: kinds[owner] for owner in owners if chunk.first <= owner < chunk.end}
 
+    def layer(self, chunk: Chunk, index: int) -> Fragment:
+        """What a layer is in a package: with a cache of its own, in a state or the host's, or with one that is handed
+        to it."""
+        kind, reads = self.decoder.recipe.model.layer_kinds[index], index in chunk.read
+        hands = index in chunk.read.values() or index in self.handed(chunk)
+        key = chunk.number, kind, reads, hands
+        if key not in self._layers:  # each once, for all layers that are alike
+            self._layers[key] = self._made(chunk, kind, reads, hands)
+        return self._layers[key]
+
+    def _made(self, chunk: Chunk, kind: str, reads: bool, hands: bool) -> Fragment:
+        if reads:
+            return handed_layer_fragment(self.decoder, kind, self.call)
+        if self.decoder.recipe.export.is_functional and self.decoder.front.attends(kind):
+            return functional_layer_fragment(self.decoder, kind, self.call, chunk, hands)
+        return layer_fragment(self.decoder, kind, self.call, chunk)
+
     def _is_picked(self, layers: int) -> bool:
         return self.picked_at is not None and layers >= self.picked_at
 
     def _tokens(self, layers: int) -> int:
         """Of how many tokens the stream is behind so many layers."""
         return 1 if self._is_picked(layers) else self.call.tokens
-
-
-def _layers(decoder: Decoder, call: CallShape, chunk: Chunk) -> dict[tuple[str, bool], Fragment]:
-    """The layers of a package by their kind, and whether the cache that they read is handed to them."""
-    kinds = decoder.recipe.model.layer_kinds
-    found = dict.fromkeys((kinds[index], index in chunk.handed) for index in range(chunk.first, chunk.end))
-    return {
-        (kind, handed): handed_layer_fragment(decoder, kind, call)
-        if handed
-        else layer_fragment(decoder, kind, call, chunk)
-        for kind, handed in found
-    }
 
 
 def _port(name: str) -> str:

@@ -25,6 +25,7 @@ from coreai_recipes.export.fragments import (
     weights_of,
 )
 from coreai_recipes.export.head_fragments import HeadProducts
+from coreai_recipes.export.left_fragments import functional_fragment
 from coreai_recipes.export.pieces import Piece
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.layer_inputs import FLOAT32
@@ -67,6 +68,8 @@ def draft_layer_fragment(draft: Draft, kind: str, state: StateSpec) -> Fragment:
     inputs = {"x": Port(FLOAT, (1, draft.spec.hidden_size, 1, 1))}
     inputs |= {port: layer_port(port, shape) for port, shape in draft.ports(kind).items()}
     inputs["slot"] = Port(INTEGER, (1,))
+    if draft.recipe.export.is_functional:
+        return functional_fragment(f"draft_layer_{kind}_functional", layer, inputs, state, {})
     return fragment_of_layer(f"draft_layer_{kind}", layer, inputs, state, shares=True)
 
 

@@ -45,6 +45,8 @@ class DraftProgram(StackProgram):
         draft = self.draft
         front, start, head = draft_front_fragment(draft), self._start(), draft_head_fragment(draft)
         inputs = {name: port for name, port in start.inputs.items() if name not in start.parameters} | front.inputs
+        if self.recipe.export.is_functional:
+            inputs |= self._read
         states = self.declare(inputs, linker)
         linker.append(models[front.name], "front_", {name: name for name in (*front.inputs, *front.outputs)}, {})
         steps, choices = draft.spec.steps, self._choices()
@@ -82,6 +84,15 @@ class DraftProgram(StackProgram):
         """The draft's own, by the head's names for them."""
         for name in self.draft.whole_numbers:
             yield name.rpartition(".")[2], numbers[self.draft.of.prefix + name]
+
+    @property
+    def _read(self) -> dict[str, Port]:
+        """Those of the package's caches that its layers read."""
+        read = {name for kind in self.draft.spec.layer_kinds for name in self._names_of_state(kind).values()}
+        return {name: port for name, port in self.caches.items() if name in read}
+
+    def _names_of_state(self, kind: str) -> dict[str, str]:
+        return state_names(self.chunk.states[self.draft.owner(kind)])
 
     def _layer(self, kind: str) -> Fragment:
         return draft_layer_fragment(self.draft, kind, self.chunk.states[self.draft.owner(kind)])

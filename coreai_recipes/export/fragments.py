@@ -138,21 +138,38 @@ def layer_port(name: str, shape: tuple[int, ...]) -> Port:
 def layer_fragment(decoder: Decoder, kind: str, call: CallShape, chunk: Chunk) -> Fragment:
     """x and what the front computed -> x of the next layer; reads and writes the states of the kind, or those that it
     shares, which it reads alone. What the kind carries comes of all its layers, and goes of this one, `new_...`."""
-    front, model = decoder.front, decoder.recipe.model
-    layer = next(layer for layer in decoder.stack if layer.kind == kind)
-    inputs = layer_inputs(decoder, kind, call)
-    state, carried = chunk.states.get(front.owners[kind]), carried_by(chunk, kind)
+    front, state = decoder.front, chunk.states.get(decoder.front.owners[kind])
+    inputs = layer_inputs(decoder, kind, call) | places_in(chunk, kind, state)
+    name = layer_name(decoder, kind, call, chunk)
+    return fragment_of_layer(
+        name, layer_of_kind(decoder, kind), inputs, state, front.shares(kind), carried_by(chunk, kind)
+    )
+
+
+def layer_of_kind(decoder: Decoder, kind: str) -> nn.Module:
+    """One of them, for all."""
+    return next(layer for layer in decoder.stack if layer.kind == kind)
+
+
+def layer_name(decoder: Decoder, kind: str, call: CallShape, chunk: Chunk) -> str:
+    """What tells the fragment of a kind's layers from those of other calls and packages."""
+    front, carried = decoder.front, carried_by(chunk, kind)
+    state, name = chunk.states.get(front.owners[kind]), f"layer_{kind}_{call.tokens_of(kind)}"
+    if state is not None and state.depth != front.state(kind).depth:
+        name += f"_of_{state.depth}"
+    if carried and carried[0].layers != decoder.recipe.model.layer_kinds.count(kind):
+        name += f"_carrying_{carried[0].layers}"
+    return name
+
+
+def places_in(chunk: Chunk, kind: str, state: StateSpec | None) -> dict[str, Port]:
+    """Where a layer lies in its state and in what its kind carries, and what that is."""
+    carried, inputs = carried_by(chunk, kind), dict[str, Port]()
     if state is not None:
         inputs["slot"] = Port(INTEGER, (1,))
     if carried:
         inputs["place"] = Port(INTEGER, (1,))
-    inputs |= {spec.tensor.name: Port(FLOAT, spec.shape) for spec in carried}
-    name = f"layer_{kind}_{call.tokens_of(kind)}"
-    if state is not None and state.depth != front.state(kind).depth:
-        name += f"_of_{state.depth}"
-    if carried and carried[0].layers != model.layer_kinds.count(kind):
-        name += f"_carrying_{carried[0].layers}"
-    return fragment_of_layer(name, layer, inputs, state, front.shares(kind), carried)
+    return inputs | {spec.tensor.name: Port(FLOAT, spec.shape) for spec in carried}
 
 
 def layer_inputs(decoder: Decoder, kind: str, call: CallShape) -> dict[str, Port]:
@@ -170,13 +187,6 @@ def layer_inputs(decoder: Decoder, kind: str, call: CallShape) -> dict[str, Port
 def carried_by(chunk: Chunk, kind: str) -> list[CarriedSpec]:
     """What the layers of a kind carry in a package."""
     return [spec for spec in chunk.carried.values() if spec.kind == kind]
-
-
-def stacking_fragment(layers: int, shape: tuple[int, ...]) -> Fragment:
-    """What so many layers leave for the next call, x0, x1, ... (1, *shape) -> all of it (layers, *shape)."""
-    inputs = {f"x{index}": Port(FLOAT, (1, *shape)) for index in range(layers)}
-    name = f"stack_{layers}_of_{'x'.join(map(str, shape))}"
-    return Fragment(name, _StackingPiece(), inputs, {"y": Port(FLOAT, (layers, *shape))}, {})
 
 
 def fragment_of_layer(
@@ -303,7 +313,22 @@ def untouched(state: Port) -> Tensor:
     return torch.from_numpy(np.zeros(state.shape, np.float32))
 
 
-class LayerPiece(Piece):
+class CalledLayer(Piece):
+    """A layer with inputs in place of its weights."""
+
+    def __init__(self, layer: nn.Module, inputs: list[str], parameters: dict[str, str]) -> None:
+        super().__init__(layer)
+        self.inputs, self.parameter_names = inputs, parameters
+
+    def run(self, named: Mapping[str, Tensor], cache: Cache) -> Tensor:
+        """x of the next layer, of what the fragment was given by name."""
+        weights = {name: named[alias] for alias, name in self.parameter_names.items()}
+        of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
+        with parameters_as(self.piece[0], weights):
+            return self.piece[0](named["x"], LayerInputs.of_ports(named), cache, of_layer)  # type: ignore[no-any-return]
+
+
+class LayerPiece(CalledLayer):
     keys: Tensor | None
     values: Tensor | None
 
@@ -316,8 +341,8 @@ class LayerPiece(Piece):
         shares: bool,
         carried: list[str],
     ) -> None:
-        super().__init__(layer)
-        self.inputs, self.parameter_names, self.shares, self.carried = inputs, parameters, shares, carried
+        super().__init__(layer, inputs, parameters)
+        self.shares, self.carried = shares, carried
         for name in ("keys", "values"):
             self.register_buffer(name, untouched(states[name]) if name in states else None)
 
@@ -327,15 +352,12 @@ class LayerPiece(Piece):
     def on_states(self, keys: Tensor | None, values: Tensor | None, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """As `forward`, on states that are values of a program."""
         named = dict(zip(self.inputs, tensors, strict=True))
-        weights = {name: named[alias] for alias, name in self.parameter_names.items()}
-        given, cache = LayerInputs.of_ports(named), self._cache(named, keys, values)
-        of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
-        with parameters_as(self.piece[0], weights):
-            y: Tensor = self.piece[0](named["x"], given, cache, of_layer)
+        cache = self._cache(named, keys, values)
+        y = self.run(named, cache)
         return (y, *(cache.carried.left[name] for name in self.carried)) if self.carried else y
 
     def _cache(self, named: Mapping[str, Tensor], keys: Tensor | None, values: Tensor | None) -> Cache:
-        carried = Carried({name: layer_of(named[name], named["place"]) for name in self.carried})
+        carried = carried_in(named, self.carried)
         if keys is None:
             return NoCache(carried)
         if self.shares:
@@ -343,9 +365,9 @@ class LayerPiece(Piece):
         return LayerInputs.of_ports(named).cache(keys, values, named["slot"], carried)
 
 
-class _StackingPiece(Piece):
-    def forward(self, *x: Tensor) -> Tensor:
-        return torch.cat(x)
+def carried_in(named: Mapping[str, Tensor], carried: Sequence[str]) -> Carried:
+    """A layer's part of what its kind carries, by the names of the tensors."""
+    return Carried({name: layer_of(named[name], named["place"]) for name in carried})
 
 
 class _GivingPiece(Piece):

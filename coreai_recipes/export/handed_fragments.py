@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import Decoder
@@ -10,10 +10,11 @@ from coreai_recipes.decoder.states import StateSpec
 from coreai_recipes.export.fragments import (
     FLOAT,
     INTEGER,
+    CalledLayer,
     Fragment,
     Port,
     layer_inputs,
-    parameters_as,
+    layer_of_kind,
     ports_of,
     state_names,
     untouched,
@@ -21,8 +22,6 @@ from coreai_recipes.export.fragments import (
 )
 from coreai_recipes.export.pieces import Piece
 from coreai_recipes.primitives.cache import HandedCache, SharedCache
-from coreai_recipes.primitives.layer_inputs import LayerInputs
-from coreai_recipes.primitives.per_layer import slice_of
 
 
 def handed_ports(spec: StateSpec) -> dict[str, Port]:
@@ -40,7 +39,7 @@ def handing_fragment(spec: StateSpec) -> Fragment:
 
 def handed_layer_fragment(decoder: Decoder, kind: str, call: CallShape) -> Fragment:
     """x, what the front computed, and the keys and values of another layer -> x of the next layer."""
-    layer = next(layer for layer in decoder.stack if layer.kind == kind)
+    layer = layer_of_kind(decoder, kind)
     inputs, parameters = layer_inputs(decoder, kind, call) | handed_ports(decoder.front.state(kind)), weights_of(layer)
     inputs |= ports_of(layer, parameters)
     piece = _HandedLayerPiece(layer, list(inputs), parameters)
@@ -60,15 +59,7 @@ class _HandingPiece(Piece):
         return SharedCache(self.keys, self.values, slot).read()
 
 
-class _HandedLayerPiece(Piece):
-    def __init__(self, layer: nn.Module, inputs: list[str], parameters: dict[str, str]) -> None:
-        super().__init__(layer)
-        self.inputs, self.parameter_names = inputs, parameters
-
+class _HandedLayerPiece(CalledLayer):
     def forward(self, *tensors: Tensor) -> Tensor:
         named = dict(zip(self.inputs, tensors, strict=True))
-        weights = {name: named[alias] for alias, name in self.parameter_names.items()}
-        of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
-        cache = HandedCache(named["keys"], named["values"])
-        with parameters_as(self.piece[0], weights):
-            return self.piece[0](named["x"], LayerInputs.of_ports(named), cache, of_layer)  # type: ignore[no-any-return]
+        return self.run(named, HandedCache(named["keys"], named["values"]))

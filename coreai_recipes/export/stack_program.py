@@ -36,9 +36,14 @@ class StackProgram(ABC):
         """What chooses the best token within the package, where the recipe asks for it."""
         return [choice_fragment(tokens, vocab_size)] if self.recipe.export.outputs == "ids" else []
 
+    @property
+    def caches(self) -> dict[str, Port]:
+        """The keys and values that the package's own layers attend to, by name."""
+        return {name: Port(FLOAT, state.shape) for name, state in states_of(self.chunk.states).items()}
+
     def declare(self, inputs: dict[str, Port], linker: Linker) -> dict[str, Port]:
         """Give a function its inputs, and the package's states, which are the same in all of them."""
-        states = {name: Port(FLOAT, s.shape) for name, s in states_of(self.chunk.states).items()}
+        states = {} if self.recipe.export.is_functional else self.caches
         for name, port in inputs.items():
             linker.add_input(name, port.dtype, port.shape)
         for name, port in states.items():

@@ -195,6 +195,13 @@ class Carried(Described):
             yield f"{list(self.shape)} does not have {self.count} layers"
 
 
+class CarriedCache(State):
+    """Keys and values that the host keeps: a function takes them whole as NAME and gives the rows of its tokens as
+    new_NAME, which the host writes at their positions. It goes back as a state does: rollback by `rows`."""
+
+    rollback: Literal["rows"]
+
+
 class Origin(Described):
     """The checkpoint that a bundle was built from: its hub id with its commit or its base name, and its weight files.
 
@@ -226,7 +233,7 @@ class Manifest(Sealed):
     rotary: dict[str, str] | None = None  # what a rotary was fixed to at build time, by kind
     packages: Annotated[tuple[Annotated[Program | Table, Field(discriminator="role")], ...], Field(max_length=1000)]
     states: dict[Name, State]
-    carried: dict[Name, Carried] | None = None
+    carried: dict[Name, Annotated[Carried | CarriedCache, Field(discriminator="role")]] | None = None
     eos_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(max_length=100_000)]
     tokens: FileName | None = None  # what the tokenizer is beyond tokenizer.json; docs/tokens.md
     residual_scale: dict[Name, float | str] | None = None  # where it was measured: the scale, and its figures
@@ -249,6 +256,17 @@ class Manifest(Sealed):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def host_caches(self) -> dict[str, CarriedCache]:
+        """The keys and values that the host keeps."""
+        return {name: kept for name, kept in (self.carried or {}).items() if isinstance(kept, CarriedCache)}
+
+    @property
+    def places(self) -> dict[str, Places]:
+        """Where each kind's keys and values lie, in states or with the host: of two tensors, both say the same."""
+        caches = (*self.states.values(), *self.host_caches.values())
+        return {kind: places for cache in caches for kind, places in cache.kinds.items()}
 
     @property
     def package_format(self) -> Literal["coreml", "coreai"]:

@@ -8,6 +8,7 @@ from typing import Any
 from coreai_recipes.decoder.model import Decoder, exported_form
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
+from coreai_recipes.decoder.states import states_of
 from coreai_recipes.lint.devices import Device
 from coreai_recipes.lint.program import Program
 from coreai_recipes.lint.reading import LintInput
@@ -83,7 +84,7 @@ def fit(stacks: Sequence[StackModule], workloads: Sequence[Workload], outline: L
     stored, programs = stored_parameters(stacks), outline.programs
     flops = {name: sum(w.flops.get(name, 0) for w in workloads) for name in ("decode", "prefill")}
     read = decode_weights(decoder)
-    states = decoder.front.state_bytes
+    states, kept = decoder.front.state_bytes, sum(spec.bytes for spec in decoder.front.states.values())
     streaming, teraflops = device.streaming, device.teraflops
     return Fit(
         device=device.id,
@@ -94,10 +95,10 @@ def fit(stacks: Sequence[StackModule], workloads: Sequence[Workload], outline: L
         token_flops=flops["decode"],
         largest=_largest(programs),
         working_set=device.chip.working_set,
-        states={"count": len(programs[0].functions[0].states), "bytes": _state_bytes(programs)},
+        states={"count": len(states_of(decoder.front.states)), "bytes": kept},
         packages=dict(outline.files),
         file_limit=file_limit(device),
-        resident=stored.bytes + raw_tables(stacks).bytes + _state_bytes(programs),
+        resident=stored.bytes + raw_tables(stacks).bytes + kept,
         memory=device.memory,
         streaming=streaming,
         teraflops=teraflops,
@@ -181,10 +182,6 @@ def _largest(programs: Sequence[Program]) -> dict[str, Any]:
     )
     size, function, place, shape = max(found, key=lambda each: each[0])
     return {"bytes": size, "function": function, "place": place, "shape": list(shape)}
-
-
-def _state_bytes(programs: Sequence[Program]) -> int:
-    return sum(state.bytes for state in programs[0].functions[0].states)
 
 
 def _unmeasured(device: Device) -> Iterator[str]:

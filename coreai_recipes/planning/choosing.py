@@ -13,7 +13,7 @@ from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.lint.devices import Device
 from coreai_recipes.lint.findings import Lint
 from coreai_recipes.planning.bounds import PROMPTS, first_token_seconds, prefill_weights
-from coreai_recipes.planning.placing import Choice, is_kept, place, size_words
+from coreai_recipes.planning.placing import Choice, is_kept, place, problem_of, size_words
 from coreai_recipes.planning.settings import broken, rules_of, with_setting
 from coreai_recipes.planning.workload import count_workloads
 from coreai_recipes.recipe import Recipe
@@ -45,6 +45,8 @@ def choose(recipe: Recipe, device: Device, overrides: Sequence[str] = ()) -> tup
     for field, values in LAYOUTS:  # of which some are for a width of prefill alone
         recipe, choice = _choose_layout(recipe, device, field, values, kept)
         choices += choice
+    recipe, of_cache = _choose_cache(recipe, device, kept)
+    choices += of_cache
     if recipe.export.residual_scale == 1.0 and not is_kept("export.residual_scale", kept):
         recipe = with_setting(recipe, ("residual_scale", "auto"))
         choices.append(
@@ -94,8 +96,22 @@ def _choose_layout(
     return with_setting(recipe, (field, best)), [Choice(f"export.{field}", str(best), why)]
 
 
-def _ids(found: Lint, without: str = "") -> set[str]:
-    return {finding.id for finding in found.findings if finding.level != without}
+def _choose_cache(recipe: Recipe, device: Device, kept: Collection[str]) -> tuple[Recipe, list[Choice]]:
+    """The host's, where a chip was seen to refuse the states: they are no error anywhere else, and copied less."""
+    functional = with_setting(recipe, ("cache", "functional"))
+    if recipe.export.is_functional or is_kept("export.cache", kept) or problem_of(functional, "cache"):
+        return recipe, []
+    before, after = rules_of(recipe, device), rules_of(functional, device)
+    spared = sorted(_ids(before, only="error") - _ids(after, only="error"))
+    if not spared or broken(after)[0] >= broken(before)[0]:
+        return recipe, []
+    why = f"{device.chip.id} does not take the states ({', '.join(spared)}): the host keeps keys and values"
+    return functional, [Choice("export.cache", "functional", why)]
+
+
+def _ids(found: Lint, without: str = "", only: str = "") -> set[str]:
+    """The rules that are broken: at any level, at any other than one, at one alone."""
+    return {each.id for each in found.findings if each.level != without and only in ("", each.level)}
 
 
 def _choose_width(recipe: Recipe, device: Device, kept: Collection[str]) -> tuple[Recipe, Choice]:

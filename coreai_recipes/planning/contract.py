@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from coreai_recipes.decoder.model import EMBEDDED, PER_LAYER_TABLE, exported_form, table_file
-from coreai_recipes.decoder.stacks import build_stacks
-from coreai_recipes.decoder.states import CarriedSpec, StateSpec, state_specs, states_of
+from coreai_recipes.decoder.model import EMBEDDED, PER_LAYER_TABLE, table_file
+from coreai_recipes.decoder.states import CarriedSpec, StateSpec
 from coreai_recipes.decoder.states import State as KeptState
 from coreai_recipes.errors import BundleError
 from coreai_recipes.hosts.anemll import functions_of as functions_of_anemll
@@ -19,7 +18,7 @@ from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
 from coreai_recipes.recipe.host_form import anemll_form
 from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
-from coreai_recipes.storage.chunks import carried_of_packages, chunks_of
+from coreai_recipes.storage.chunks import carried_of_packages, states_of_draft, states_of_packages
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import EMBEDDING, TABLE_INPUTS
 from coreai_recipes.storage.rows import describe_rows
@@ -117,7 +116,7 @@ def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
             )
             yield from (f"packages: functions.{name}: {difference}" for difference in differences)
     yield from _state_contradictions(manifest.states, recipe)
-    carried = {name: describe_carried(spec) for name, spec in carried_of_packages(recipe).items()}
+    carried = carried_in_manifest(recipe)
     said = {name: tensor.model_dump(mode="json") for name, tensor in (manifest.carried or {}).items()}
     if said != carried:
         yield f"carried is {_said(said)} and must be {_said(carried)}"
@@ -142,9 +141,9 @@ def _layer_contradictions(manifest: Manifest, layers: int) -> Iterator[str]:
 
 def _state_contradictions(states: Mapping[str, State], recipe: Recipe) -> Iterator[str]:
     """Rows are a builder's choice, as long as they hold what the recipe asks for."""
-    expected = states_of_packages(recipe)
+    expected = {} if recipe.export.is_functional else states_of_packages(recipe)
     if states.keys() != expected.keys():
-        yield f"states are {', '.join(states)} and must be {', '.join(expected)}"
+        yield f"states are {', '.join(states) or 'none'} and must be {', '.join(expected) or 'none'}"
     for name in (name for name in expected if name in states):
         state, wanted = states[name], expected[name]
         rows = state.shape[2]
@@ -161,8 +160,31 @@ def _state_contradictions(states: Mapping[str, State], recipe: Recipe) -> Iterat
             yield f"states.{name} has {rows} rows and must have {needed} or more"
 
 
-def describe_carried(spec: CarriedSpec) -> dict[str, Any]:
-    """What a manifest says of a tensor that is carried."""
+def states_in_manifest(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What a manifest says of the states by name: none where the host keeps what they would be."""
+    if recipe.export.is_functional:
+        return {}
+    return {name: _describe_state(state) for name, state in states_of_packages(recipe).items()}
+
+
+def carried_in_manifest(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What a manifest says of the tensors by name that a call takes and leaves something of for the next."""
+    found = {name: _describe_carried(spec) for name, spec in carried_of_packages(recipe).items()}
+    if recipe.export.is_functional:
+        caches = states_of_packages(recipe).items()
+        found |= {name: {**_describe_state(state), "rollback": "rows"} for name, state in caches}
+    return found
+
+
+def _describe_state(state: KeptState) -> dict[str, Any]:
+    kinds = {
+        spec.kind: {"first": spec.first, "count": spec.layers, "rows": spec.rows, "window": spec.window}
+        for spec in state.kinds
+    }
+    return {"dtype": "float16", "shape": list(state.shape), "role": state.role, "kinds": kinds}
+
+
+def _describe_carried(spec: CarriedSpec) -> dict[str, Any]:
     return {
         "dtype": "float16",
         "shape": list(spec.shape),
@@ -176,18 +198,17 @@ def describe_carried(spec: CarriedSpec) -> dict[str, Any]:
 def _said(carried: Mapping[str, Mapping[str, Any]]) -> str:
     """What is carried, in words."""
     words = (
-        f"{name} {each['dtype']} {each['shape']}, {each['role']} of {each['count']} layers of {each['kind']}"
-        for name, each in carried.items()
+        f"{name} {each['dtype']} {each['shape']}, {each['role']} of {_owners(each)}" for name, each in carried.items()
     )
     return "; ".join(words) or "none"
 
 
-def states_of_packages(recipe: Recipe) -> dict[str, KeptState]:
-    """The states by name of all packages that a recipe asks for."""
-    if recipe.export.chunks == 1:
-        return states_of(state_specs(recipe))
-    chunks = chunks_of(build_stacks(recipe, exported_form(recipe)))
-    return {name: state for chunk in chunks for name, state in states_of(chunk.states).items()}
+def _owners(carried: Mapping[str, Any]) -> str:
+    """The layers of something that is carried."""
+    if "kinds" not in carried:
+        return f"{carried['count']} layers of {carried['kind']}"
+    kinds = {kind: (at["first"], at["count"], at["window"]) for kind, at in carried["kinds"].items()}
+    return _placed(kinds)
 
 
 def _placed(kinds: Mapping[str, tuple[int, int, int | None]]) -> str:
@@ -237,6 +258,7 @@ def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
         yield from functions_of_anemll(anemll_form(recipe)).items()
         return
     carried = carried_of_packages(recipe)
+    caches = states_of_packages(recipe) if recipe.export.is_functional else {}
     for name, query in recipe.export.functions.queries.items():
         inputs: dict[str, tuple[str, tuple[int, ...]]] = {
             **_said_of_ids(recipe, query),
@@ -250,6 +272,8 @@ def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
             outputs["hidden"] = ("float16", (1, rows, model.hidden_size))
         inputs |= {spec.name: ("float16", spec.shape) for spec in carried.values()}
         outputs |= {spec.output: ("float16", spec.shape) for spec in carried.values()}
+        inputs |= {cache: ("float16", state.shape) for cache, state in caches.items()}
+        outputs |= {f"new_{cache}": ("float16", _new_rows(state, query)) for cache, state in caches.items()}
         yield name, (query, inputs, outputs)
 
 
@@ -265,9 +289,18 @@ def _functions_of_draft(recipe: Recipe) -> Iterator[tuple[str, Called]]:
         "position": ("int32", (1,)),
         **{f"seen_{owner}": ("int32", (1,)) for owner in owners},
     }
+    if recipe.export.is_functional:
+        read, caches = states_of_draft(recipe), states_of_packages(recipe)
+        inputs |= {name: ("float16", state.shape) for name, state in caches.items() if name in read}
     # several tokens a call are ids: each step takes the one that the step before it chose
     said = _tokens(draft.steps) if draft.steps > 1 else _said_of_tokens(recipe, 1, draft.vocab_size)
     yield DRAFT, (1, inputs, {**said, "hidden": hidden})
+
+
+def _new_rows(state: KeptState, tokens: int) -> tuple[int, int, int, int]:
+    """The shape of the rows that a call of so many tokens adds to a cache."""
+    depth, heads, _, size = state.shape
+    return depth, heads, tokens, size
 
 
 def _said_of_ids(recipe: Recipe, tokens: int) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -38,7 +38,8 @@ def outline(recipe: Recipe) -> LintInput:
 def outline_of(stacks: Sequence[StackModule]) -> LintInput:
     """As `outline`, of modules that are there already."""
     recipe = stacks[0].recipe
-    states: dict[str, Shape] = {name: state.shape for name, state in states_of(state_specs(recipe)).items()}
+    kept = {} if recipe.export.is_functional else states_of(state_specs(recipe))
+    states: dict[str, Shape] = {name: state.shape for name, state in kept.items()}
     stored = stored_parameters(stacks)
     functions = []
     for stack in stacks:

@@ -20,6 +20,7 @@ from coreai_recipes.planning.bounds import SIZE_RULE, TABLE_RULE, file_limit, ta
 from coreai_recipes.planning.settings import with_setting
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.export_rules import export_problems
+from coreai_recipes.recipe.format_rules import format_problems
 from coreai_recipes.recipe.host_rules import host_problems
 from coreai_recipes.storage.chunks import AUTO_BYTES, PROGRAM_BYTES, chunks_of
 from coreai_recipes.storage.parameters import EMBEDDING, own_parameters, raw_tables
@@ -110,7 +111,7 @@ def place(recipe: Recipe, device: Device, kept: Collection[str]) -> Placed:
         said = Choice("export.table", recipe.export.table, "kept, as --set or the recipe says")
         return _with(inside, said)
     outside_recipe = with_setting(recipe, ("table", "host"))
-    if recipe.export.table == "host" or _problem(outside_recipe, "table"):
+    if recipe.export.table == "host" or problem_of(outside_recipe, "table"):
         return inside
     outside = _cut(outside_recipe, device, kept)
     asked = _why_outside(inside, outside, table_limit(device))
@@ -147,7 +148,7 @@ def _cut(recipe: Recipe, device: Device, kept: Collection[str]) -> Placed:
     most = whole.limit - PROGRAM_BYTES
     chunks = "auto" if most == AUTO_BYTES else {"max_bytes": most}
     cut = Placed(with_setting(recipe, ("chunks", chunks)), whole.limit)
-    refused = _problem(cut.recipe, "chunks")
+    refused = problem_of(cut.recipe, "chunks")
     if not refused:
         try:
             sizes = cut.sizes
@@ -164,10 +165,10 @@ def _chunk_words(recipe: Recipe) -> str:
     return f"{{max_bytes: {cut.max_bytes}}}" if cut.max_bytes is not None else str(cut.count or said)
 
 
-def _problem(recipe: Recipe, field: str) -> str:
+def problem_of(recipe: Recipe, field: str) -> str:
     """Why a field of `export` cannot be as it is, by the rules of a recipe; empty where it can."""
     plain = recipe.model_dump(mode="json")
-    found = chain(export_problems(plain), host_problems(plain))
+    found = chain(export_problems(plain), format_problems(plain), host_problems(plain))
     return next((each.message for each in found if each.location[:2] == ("export", field)), "")
 
 

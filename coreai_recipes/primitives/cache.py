@@ -97,6 +97,47 @@ class HandedCache:
         return self.keys, self.values
 
 
+@dataclass
+class FunctionalCache(SharedCache):
+    """A layer's rows of tensors that the host keeps (L, G, rows, D): they are read and never written. What a call adds
+    is `new`, (N, G, S, D) for each tensor, and the host puts it into the rows of its positions.
+
+    One token, or any into a full cache, stand from row `first` (1,) on before the attention looks; several into a ring
+    behind it, as in `RingCache`. `placement` says what the ring becomes, where other layers read it in the same call.
+    """
+
+    first: Tensor | None = None
+    padding: Tensor | None = None
+    placement: "Placement | None" = None
+    new: tuple[Tensor, ...] = ()
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        real = [(state, _real(new, self.padding)) for state, new in self._parts(keys, values)]
+        parts = [(_rows(state, self.at[0], new.shape[0]), new) for state, new in real]
+        self.new = tuple(new for _, new in parts)
+        if self.first is None:
+            if self.placement is not None:
+                self._left = _split([self.placement.placed(old, new) for old, new in parts])
+            return _split([torch.cat((old, new), 2) for old, new in parts])  # (N, G, rows + S, D)
+        self._left = _split([_with_rows(old, new, self.first[0]) for old, new in parts])
+        return self._left
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        return self._left
+
+
+def _with_rows(old: Tensor, new: Tensor, first: Tensor) -> Tensor:
+    """Rows (N, G, rows, D), those from `first` on replaced by the new ones (N, G, S, D)."""
+    rows = old.clone()
+    rows[:, :, first : first + new.shape[2]] = new
+    return rows
+
+
+def _split(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Keys and values (1, G, K, D) of a tensor for both, or of one for each."""
+    return (parts[0][:1], parts[0][1:]) if len(parts) == 1 else (parts[0], parts[1])
+
+
 def _rows(state: Tensor, at: Tensor, count: int = 1) -> Tensor:
     # the view says what the size of a slice is whose place is known only to the linker, which then drops it
     return state[at : at + count].view(count, *state.shape[1:])  # (count, G, rows, D)
@@ -134,19 +175,13 @@ class RingCache(SharedCache):
             (state, _rows(state, self.at[0], new.shape[0]), _real(new, self.placement.padding))
             for state, new in self._parts(keys, values)
         ]
-        seen = [torch.cat((old, new), 2) for _, old, new in parts]  # (N, G, rows + S, D)
+        self._seen = _split([torch.cat((old, new), 2) for _, old, new in parts])  # (N, G, rows + S, D)
         for state, old, new in parts:
-            self._write(state, old, new)
-        self._seen = (seen[0][:1], seen[0][1:]) if len(seen) == 1 else (seen[0], seen[1])
+            state[self.at[0] : self.at[0] + new.shape[0]] = self.placement.placed(old, new)
         return self._seen
 
     def read(self) -> tuple[Tensor, Tensor]:
         return self._seen
-
-    def _write(self, state: Tensor, old: Tensor, new: Tensor) -> None:
-        # a product, because a gather by indices that a call computes leaves the engine; each row is one token's exactly
-        rows = old * self.placement.kept + torch.matmul(self.placement.put, new)
-        state[self.at[0] : self.at[0] + new.shape[0]] = rows
 
 
 @dataclass(frozen=True)
@@ -157,6 +192,11 @@ class Placement:
     put: Tensor
     kept: Tensor
     padding: Tensor
+
+    def placed(self, old: Tensor, new: Tensor) -> Tensor:
+        """The ring (N, G, rows, D) with the new tokens (N, G, S, D) in it."""
+        # a product, because a gather by indices that a call computes leaves the engine; each row is one token's exactly
+        return old * self.kept + torch.matmul(self.put, new)
 
 
 def _real(new: Tensor, padding: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from coreai_recipes.primitives.cache import Cache, Placement, RingCache, RowCache
+from coreai_recipes.primitives.cache import Cache, FunctionalCache, Placement, RingCache, RowCache
 from coreai_recipes.primitives.carried import Carried
 
 WHOLE_NUMBERS = ("first",)
@@ -67,9 +67,22 @@ class LayerInputs:
     def cache(self, keys: Tensor, values: Tensor | None, slot: Tensor, carried: Carried | None = None) -> Cache:
         """The cache at `slot` of these states that the layer writes: a ring's where it is `put`."""
         carried = carried or Carried()
-        if self.put is not None and self.kept is not None and self.padding is not None:
-            placement = Placement(self.put, self.kept, self.padding)
-            return RingCache(keys, values, slot, placement, carried=carried)
+        if self._placement is not None:
+            return RingCache(keys, values, slot, self._placement, carried=carried)
         if self.first is None:
             raise ValueError("these layers write no cache")
         return RowCache(keys, values, slot, self.first, self.padding, carried=carried)
+
+    def functional_cache(
+        self, keys: Tensor, values: Tensor | None, slot: Tensor, carried: Carried | None = None
+    ) -> FunctionalCache:
+        """The same where the host keeps what would be states."""
+        placed = self.first, self.padding, self._placement
+        return FunctionalCache(keys, values, slot, *placed, carried=carried or Carried())
+
+    @property
+    def _placement(self) -> Placement | None:
+        """Where tokens go in a ring that several of them come into."""
+        if self.put is None or self.kept is None or self.padding is None:
+            return None
+        return Placement(self.put, self.kept, self.padding)

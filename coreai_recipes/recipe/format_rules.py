@@ -25,6 +25,13 @@ def format_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             "a model in several .aimodel is not proven yet, and export.format is coreai",
             "leave out export.chunks",
         )
+    if value_at(recipe, "export", "cache") == "functional":
+        yield Problem(
+            ("export", "cache"),
+            "format-cache",
+            "caches that the host keeps are not proven in an .aimodel yet, and export.format is coreai",
+            "leave out export.cache",
+        )
     for field, why in ONLY_COREML.items():
         if value_at(recipe, "export", field):
             yield Problem(

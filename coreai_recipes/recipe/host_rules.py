@@ -48,6 +48,8 @@ def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     count = chunks.get("count") if isinstance(chunks, Mapping) else chunks
     if chunks is not None and count != 1:
         yield Problem(("export", "chunks"), "host-chunks", f"{host} loads one package", "set it to 1, or " + mend)
+    if value_at(recipe, "export", "cache") == "functional":
+        yield Problem(("export", "cache"), "host-cache", f"{host} keeps no caches outside a state", mend)
     if value_at(recipe, "export", "table") == "host":
         yield Problem(("export", "table"), "host-table", f"{host} hands in no rows of a table", mend)
     context = integer_at(recipe, "export", "context")

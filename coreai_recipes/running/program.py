@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coreai_recipes.manifest.schema import Manifest
+    from coreai_recipes.running.host_caches import HostCaches
     from coreai_recipes.running.tables import Tables
 
     Watch = Callable[[str, Tensor, str], None]
@@ -41,9 +42,9 @@ class Engine(Protocol):
 
 
 class SavedProgram:
-    """Calls functions by name on states that stay between calls, and hands them the rows of the bundle's tables and
-    what the call before gave of the tensors that are `carried`, whose shapes these are by name. `keep` may change what
-    is kept of these between two calls."""
+    """Calls functions by name on states that stay between calls, and hands them the rows of the bundle's tables, what
+    the call before gave of the tensors that are `carried`, whose shapes these are by name, and the `caches` that a host
+    keeps. `keep` may change what is kept of what is carried between two calls."""
 
     def __init__(
         self,
@@ -51,8 +52,9 @@ class SavedProgram:
         tables: "Tables | None" = None,
         carried: "Mapping[str, tuple[int, ...]] | None" = None,
         keep: "Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]" = lambda given: given,
+        caches: "HostCaches | None" = None,
     ) -> None:
-        self._engine, self._tables, self._keep = engine, tables, keep
+        self._engine, self._tables, self._keep, self._caches = engine, tables, keep, caches
         self._states: Any = None
         self._shapes = carried or {}
         self._carried: Mapping[str, Tensor] = {}
@@ -60,16 +62,20 @@ class SavedProgram:
     def call(self, function: str, inputs: "Mapping[str, Tensor]", watch: "Watch | None" = None) -> "dict[str, Tensor]":
         """The outputs by name. `watch(name, value, operation)` is told each value inside, where that can be seen."""
         given = inputs if self._tables is None else self._tables.with_rows(function, inputs)
-        outputs = self._engine.function(function)({**given, **self.carried}, self._own_states, watch)
+        kept = {} if self._caches is None else self._caches.read_by(function)
+        outputs = self._engine.function(function)({**given, **self.carried, **kept}, self._own_states, watch)
+        if self._caches is not None:
+            outputs = self._caches.write(inputs, outputs)
         if self._shapes:
             self._carried = self._keep({name: outputs[f"new_{name}"] for name in self._shapes})
         return {name: output for name, output in outputs.items() if name.removeprefix("new_") not in self._shapes}
 
     @property
     def states(self) -> Any:
-        """As the last call left them: of the evaluator, tensors by name, those that are carried too."""
+        """As the last call left them: of the evaluator, tensors by name, those that are carried and kept too."""
         own = self._own_states
-        return {**own, **self.carried} if isinstance(own, dict) else own
+        kept = {} if self._caches is None else self._caches.tensors
+        return {**own, **self.carried, **kept} if isinstance(own, dict) else own
 
     @property
     def _own_states(self) -> Any:
@@ -100,6 +106,8 @@ class SavedProgram:
     def reset(self) -> None:
         """Start anew, with states of zeros."""
         self._states, self._carried = None, {}
+        if self._caches is not None:
+            self._caches.reset()
 
     def faults(self, function: str) -> tuple[Collection[str], Collection[str]]:
         """Of the last call of a function: the operations where infinity began, and those where NaN did."""
@@ -113,6 +121,7 @@ def open_program(
     """The programs and tables of the bundle in `folder`, in float32 where the evaluator runs them, else by Core ML on
     `compute_units`. Raises UserError when the runtime cannot be had here, or the bundle cannot be opened."""
     from coreai_recipes.running.chain import chained, check_shared
+    from coreai_recipes.running.host_caches import HostCaches
     from coreai_recipes.running.tables import Tables
 
     runtime = choose_runtime(runtime, manifest.package_format)
@@ -122,8 +131,15 @@ def open_program(
     engines = [open_engine(package, runtime, compute_units, manifest.context) for package in packages]
     programs = [program.functions for program in manifest.programs]
     engine = as_ours(chained(engines, programs), manifest.host, manifest.context, manifest.vocab_size)
-    carried = {name: tensor.shape for name, tensor in (manifest.carried or {}).items()}
-    return SavedProgram(engine, Tables.of_manifest(folder, manifest), carried)
+    kept = manifest.host_caches
+    carried = {name: tensor.shape for name, tensor in (manifest.carried or {}).items() if name not in kept}
+    caches = HostCaches({name: cache.shape for name, cache in kept.items()}, _drafting(manifest)) if kept else None
+    return SavedProgram(engine, Tables.of_manifest(folder, manifest), carried, caches=caches)
+
+
+def _drafting(manifest: "Manifest") -> Collection[str]:
+    """What a draft is given by name."""
+    return manifest.functions["draft"].inputs.keys() if "draft" in manifest.functions else ()
 
 
 def as_ours(engine: Engine, host: str | None, context: int, vocab_size: int) -> Engine:

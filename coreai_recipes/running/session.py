@@ -11,7 +11,7 @@ from coreai_recipes.running.speculation import Round, Speculator
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coreai_recipes.manifest.schema import Function, Manifest
+    from coreai_recipes.manifest.schema import Function, Manifest, State
     from coreai_recipes.running.program import SavedProgram
     from coreai_recipes.running.speculation import Pick
 
@@ -36,12 +36,11 @@ class Session:
         self.context = manifest.context
         self.before_call: Callable[[], None] | None = None
         """Asked before each call of the package: what it raises ends an answer there."""
-        self._described = manifest.states
+        self._described: Mapping[str, State] = {**manifest.states, **manifest.host_caches}
         self._functions = _functions_of(manifest)
         self._chunk = self._functions["prefill"].query if "prefill" in self._functions else 1
         self._vocab_size = manifest.vocab_size
-        # a kind's keys and values may lie in two states, which say the same of it
-        self._kinds = {name: places for state in manifest.states.values() for name, places in state.kinds.items()}
+        self._kinds = manifest.places
         spare = [kind.rows - kind.window for kind in self._kinds.values() if kind.window is not None]
         # how far a ring can go back; a full cache holds every position in a row of its own
         self._rollback = min(spare, default=self.context)

@@ -19,12 +19,14 @@ from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.decoder.states import (
     CarriedSpec,
+    State,
     StateSpec,
     carried_specs,
     owner_of,
     places_of,
     slots_of,
     state_specs,
+    states_of,
 )
 from coreai_recipes.errors import RecipeError
 from coreai_recipes.recipe.schema import Recipe
@@ -105,6 +107,14 @@ class Chunk:
             reader: owner for owner, reader in shared_layers(self.recipe) if owner < self.first <= reader < self.end
         }
 
+    @cached_property
+    def read(self) -> dict[int, int]:
+        """Its layers that are given another's keys and values as a call leaves them, and the layers of the model whose
+        these are: `handed` ones, and where no state holds them those of its own layers too."""
+        if not self.recipe.export.is_functional:
+            return self.handed
+        return {reader: owner for owner, reader in shared_layers(self.recipe) if self.first <= reader < self.end}
+
     def file(self, package: Path) -> Path:
         """Where it lies: the only package at `package`, one of several beside it, by its number."""
         return package if self.count == 1 else package.with_stem(f"{package.stem}_{self.number}")
@@ -137,6 +147,23 @@ def carried_of_packages(recipe: Recipe) -> dict[str, CarriedSpec]:
         return carried_specs(recipe)
     chunks = chunks_of(build_stacks(recipe, exported_form(recipe)))
     return {name: spec for chunk in chunks for name, spec in chunk.carried.items()}
+
+
+def states_of_packages(recipe: Recipe) -> dict[str, State]:
+    """The states by name of all packages that a recipe asks for, or what the host keeps in their place."""
+    if recipe.export.chunks == 1:
+        return states_of(state_specs(recipe))
+    chunks = chunks_of(build_stacks(recipe, exported_form(recipe)))
+    return {name: state for chunk in chunks for name, state in states_of(chunk.states).items()}
+
+
+def states_of_draft(recipe: Recipe) -> set[str]:
+    """The names of the states that a recipe's draft reads; none without one."""
+    if recipe.draft is None:
+        return set()
+    owners = {recipe.draft.kinds[kind].attention.shares_kv_with for kind in recipe.draft.layer_kinds}
+    read = (spec for kind, spec in drafting_states(recipe).items() if kind in owners)
+    return {name for spec in read for name in (spec.keys, spec.values) if name is not None}
 
 
 def drafting_states(recipe: Recipe) -> dict[str, StateSpec]:

@@ -5,15 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from running.chunks import answers, rounds
+from running.chunks import assert_same, rounds
 
 from coreai_recipes import build
 from coreai_recipes.bundle.opened import Bundle
 from coreai_recipes.errors import BundleError, RecipeError
 
 TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
-PRECISIONS = ("float32", "rounded", "strict")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -24,12 +22,6 @@ def _on_small_tensors(small_tensors: None) -> None:
 
 def cut(out: Path, *overrides: str, name: str = "tiny-llama", checkpoint: Path | None = TINY) -> Bundle:
     return build(name, checkpoint, out, overrides=overrides, verified=False)
-
-
-def assert_same(one: Bundle, other: Bundle) -> None:
-    for precision in PRECISIONS:
-        for first, second in zip(answers(one, precision), answers(other, precision), strict=True):
-            assert torch.equal(first, second)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from coreai_recipes.evaluate.precision import Precision
 from coreai_recipes.running.program import SavedProgram, open_program
 from coreai_recipes.running.session import Session
 
+PRECISIONS: tuple[Precision, ...] = ("float32", "rounded", "strict")
 PROMPT = 37  # tokens: more than a prefill takes, and padding
 
 
@@ -33,6 +34,13 @@ def answers(bundle: Bundle, precision: Precision) -> Iterator[Tensor]:
         given = {"input_ids": [tokens[start : start + query]], "position": [start], "count": [query - 1]}
         inputs = {name: torch.tensor(value, dtype=torch.int32) for name, value in given.items()}
         yield program.call("score", inputs)["logits"][:, : query - 1]
+
+
+def assert_same(one: Bundle, other: Bundle) -> None:
+    """Two bundles say the same in every precision of the evaluator."""
+    for precision in PRECISIONS:
+        for first, second in zip(answers(one, precision), answers(other, precision), strict=True):
+            assert torch.equal(first, second)
 
 
 def rounds(bundle: Bundle, prompt: list[int], tokens: int) -> list[object]:

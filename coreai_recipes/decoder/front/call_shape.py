@@ -95,7 +95,7 @@ class CallShape:
             state = front.state(kind)
             if state.window is None or self.tokens == 1:
                 found["first"] = (1,)
-            else:  # several tokens come into a ring
+            elif not front.is_functional or front.is_shared(kind):  # several tokens come into a ring
                 found |= {"put": (1, 1, state.rows, self.tokens), "kept": (1, 1, state.rows, 1)}
         if front.tail(kind) and pads:
             found["tail"] = (1, front.tail(kind), front.tail(kind) + self.tokens)

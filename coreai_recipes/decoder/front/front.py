@@ -39,6 +39,7 @@ class Front(nn.Module):
         self.owners = {name: owner_of(recipe, name) for name in self.kinds}
         self.states, self.carried = state_specs(recipe, positions), carried_specs(recipe)
         self.keys_last, self.padded = recipe.export.keys_last, recipe.export.padded
+        self.is_functional = recipe.export.is_functional
         self.rotaries = nn.ModuleDict(
             {
                 name: build_rotary(kind.rotary, kind.attention.rotary_dim, folded, recipe.export.context)
@@ -75,6 +76,10 @@ class Front(nn.Module):
     def shares(self, name: str) -> bool:
         """Whether layers of kind `name` attend to a cache of another kind."""
         return self.owners[name] != name
+
+    def is_shared(self, name: str) -> bool:
+        """Whether layers of another kind attend to the cache of kind `name`."""
+        return any(owner == name and kind != name for kind, owner in self.owners.items())
 
     def sharing(self, function: str) -> Sharing:
         """How layers that share a cache see it in a function of the package.

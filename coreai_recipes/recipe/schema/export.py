@@ -85,6 +85,11 @@ class Export(Spec):
         description="`packed`: kinds of one geometry share one state for their keys and values; `per_kind`: each kind "
         "has two states",
     )
+    cache: Literal["state", "functional"] = Field(
+        default="state",
+        description="who keeps keys and values between calls: Core ML, as a `state`, or the host: `functional`, they "
+        "come in with a call and their new rows go out, for chips that cannot compile the states",
+    )
     attention_layout: Literal["auto", "channels", "last"] = Field(
         default="auto",
         description="the axis of attention scores that holds the keys: `last`, which the engine pads to 64 bytes, or "
@@ -147,6 +152,11 @@ class Export(Spec):
         description="a power of two that scales down the output of the norm before the head, where float16 or the "
         "engine could not hold it; the logits undo the scale",
     )
+
+    @property
+    def is_functional(self) -> bool:
+        """Whether the host keeps keys and values between calls."""
+        return self.cache == "functional"
 
     @property
     def padded(self) -> bool:
