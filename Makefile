@@ -58,6 +58,7 @@ known: $(INSTALLED)  ## which fields transformers' source knows, after its versi
 schema: $(INSTALLED)  ## schemas/*.schema.json and the fields in docs/recipes.md, from the models; parameters.yaml, from decoders
 	$(BIN)/recipe schema > schemas/recipe.schema.json
 	$(BIN)/python -m coreai_recipes.manifest.json_schema > schemas/manifest.schema.json
+	$(BIN)/python -m coreai_recipes.zoo.json_schema > schemas/zoo.schema.json
 	$(BIN)/python tests/recipe/counting.py
 	$(BIN)/python tests/recipe/field_table.py
 

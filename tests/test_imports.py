@@ -23,6 +23,10 @@ ROOMS: dict[str, set[str]] = {
     "commands": {"*"},
     "report": {"storage", "terminal", "errors"},
     "serving": {"generate", "tokenizer", "running", "json_reader", "errors"},
+    "zoo": {
+        *("scoring", "search", "bundle", "planning", "verification", "lint", "export", "storage", "decoder"),
+        *("checkpoint", "tokenizer", "recipe", "manifest", "errors"),
+    },
     "generate": {"bundle", "tokenizer", "running", "errors"},
     "audit": {
         *("bundle", "verification", "evaluate", "checkpoint", "tokenizer", "recipe", "manifest"),
@@ -83,7 +87,11 @@ KNOWN_TO: dict[str, set[str]] = {
     "gguf": {"checkpoint", "verification"},  # the latter by transformers' reader, to judge ours
     "huggingface_hub": {"checkpoint"},
     "safetensors": {"checkpoint"},
-    "pydantic": {"recipe", "extending", "manifest", "lint", "serving"},
+    "dask": {"zoo"},
+    "distributed": {"zoo"},
+    "fsspec": {"zoo"},
+    "pyarrow": {"zoo"},
+    "pydantic": {"zoo", "recipe", "extending", "manifest", "lint", "serving"},
     "yaml": {"recipe", "checkpoint"},
     "typer": {"commands"},
     "rich": {"report"},
@@ -94,7 +102,10 @@ KNOWN_TO: dict[str, set[str]] = {
     "prompt_toolkit": {"terminal"},
 }
 
-HEAVY = {"torch", "coremltools", "coreai", "coreai_torch", "transformers", "numpy", "starlette", "uvicorn"}
+HEAVY = {
+    *("torch", "coremltools", "coreai", "coreai_torch", "transformers", "numpy"),
+    *("dask", "distributed", "fsspec", "pyarrow", "starlette", "uvicorn"),
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

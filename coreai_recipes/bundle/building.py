@@ -13,12 +13,12 @@ from coreai_recipes.bundle.packaging import Written, compose, write_package
 from coreai_recipes.bundle.ruling import hold_rules
 from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale, write_first
 from coreai_recipes.bundle.sources import find_sources
-from coreai_recipes.errors import BundleError, UserError
+from coreai_recipes.errors import UserError
 from coreai_recipes.hosts import anemll
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, PACKAGES, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
-from coreai_recipes.manifest.staging import check_place, staged_folder
+from coreai_recipes.manifest.staging import NoSpace, check_place, staged_folder
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
 from coreai_recipes.recipe.compress_rules import check_bits
 from coreai_recipes.recipe.host_form import anemll_form
@@ -26,6 +26,7 @@ from coreai_recipes.recipe.schema import DRAFT, MODEL
 
 if TYPE_CHECKING:
     from coreai_recipes.checkpoint.base import Checkpoint
+    from coreai_recipes.export.cache import FragmentCache
     from coreai_recipes.export.reporting import Progress
     from coreai_recipes.storage.fitted import Fitted
     from coreai_recipes.verification.report import Report
@@ -62,6 +63,7 @@ def build(
     device: str | None = None,
     verified: bool = True,
     cached: bool = True,
+    fragments: "FragmentCache | None" = None,
     progress: "Progress | None" = None,
 ) -> Bundle:
     """Build `recipe` from `checkpoint` (its reference's, when none is named) into the folder OUT/NAME.
@@ -70,6 +72,7 @@ def build(
     draft that the config of `draft` describes. With `bits` its matrices are compressed to about as many
     (`storage.shorthand`), whatever it says of them itself. With `device` its fields are those that the rules choose for
     it (`planning.choosing`), except those that `overrides` name; what was chosen is among the bundle's notes.
+    Converted fragments are kept in `fragments`, by default in the user's cache where they are to be `cached`.
     Raises UserError for what the user can mend, VerificationError when the package is not equal to transformers, and
     RuleError when it breaks a rule of the engine that holds for the recipe's device and that it does not allow,
     OverBudget when its weights take more bits than it allows; then, and when interrupted or killed, the bundle that
@@ -104,7 +107,7 @@ def build(
     from coreai_recipes.checkpoint.kept_tokenizer import KeptTokenizer
     from coreai_recipes.export.cache import FragmentCache, default_root
 
-    cache = FragmentCache(default_root() if cached else None)
+    cache = fragments or FragmentCache(default_root() if cached else None)
     tokenizer = KeptTokenizer(source, cache)
     # beside the import of torch, in a process and on threads of their own
     tokenizer.ask_ahead()
@@ -336,4 +339,4 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
 def _check_space(folder: Path, named: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise BundleError(f"{named}: {needed / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free")
+        raise NoSpace(f"{named}: {needed / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free")

@@ -2,7 +2,7 @@
 
 import typer
 
-from coreai_recipes.commands import cache
+from coreai_recipes.commands import cache, zoo
 from coreai_recipes.commands.audit import audit
 from coreai_recipes.commands.build import build
 from coreai_recipes.commands.chat import chat
@@ -55,3 +55,8 @@ caches = typer.Typer(cls=Group, help="List or remove what builds keep on this di
 for command in (cache.list_, cache.clean):
     caches.command(command.__name__.rstrip("_"), cls=Command)(command)
 app.add_typer(caches, name="cache")
+
+zoos = typer.Typer(cls=zoo.ZooGroup, help="Build many recipes in many forms on a cluster.", no_args_is_help=True)
+for of_zoo in (zoo.build, zoo.plan, zoo.table):
+    zoos.command(of_zoo.__name__, cls=Command)(of_zoo)
+app.add_typer(zoos, name="zoo")

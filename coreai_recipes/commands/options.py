@@ -48,6 +48,14 @@ DeviceOption = Annotated[
         "--device", metavar="DEVICE", help="A device or a chip, such as iphone-17-pro or M1; docs/lint.md lists them."
     ),
 ]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Dask's scheduler, such as tcp://host:8786; else a cluster on this machine.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or its name in dist/.")]

@@ -85,8 +85,8 @@ class FragmentCache:
         except OSError as error:
             self._warn(error)
             return None
-        data = entry[_DIGEST_BYTES:]
-        if entry[:_DIGEST_BYTES] != _digest(key, data):
+        data = unsealed(key, entry)
+        if data is None:
             return None
         with suppress(OSError):  # the entry is as good without a new time
             os.utime(path)  # pruning removes what was not used for longest
@@ -101,8 +101,7 @@ class FragmentCache:
             handle, unfinished = tempfile.mkstemp(_UNFINISHED, f"{fingerprint(key)}-", self.root)
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(_digest(key, data))
-                    file.write(data)
+                    file.write(sealed(key, data))
                 os.replace(unfinished, self._path(self.root, key))
             except BaseException:
                 with suppress(OSError):
@@ -146,8 +145,15 @@ class FragmentCache:
             )
 
 
-def _digest(key: str, data: bytes) -> bytes:
-    return bytes.fromhex(fingerprint(key, data))
+def sealed(key: str, data: bytes) -> bytes:
+    """An entry as it is kept: a digest of its key and bytes, and the bytes."""
+    return bytes.fromhex(fingerprint(key, data)) + data
+
+
+def unsealed(key: str, entry: bytes) -> bytes | None:
+    """The bytes of an entry, None where it is not whole or not that of `key`."""
+    data = entry[_DIGEST_BYTES:]
+    return data if entry == sealed(key, data) else None
 
 
 def held_files(root: Path | None) -> dict[Path, int]:

@@ -79,11 +79,15 @@ def recover(target: Path) -> None:
         try:
             with place.locked():
                 place.put_previous_back()
-        except _BeingBuilt:
+        except BeingBuilt:
             time.sleep(0.01)  # a live builder is between its two renames: neither bundle has the name for a moment
 
 
-class _BeingBuilt(BundleError):
+class NoSpace(BundleError):
+    """The disk is full, or would be."""
+
+
+class BeingBuilt(BundleError):
     """Another process holds the lock."""
 
 
@@ -128,7 +132,7 @@ class _Place:
                 os.close(lock)
                 builder = f"process {pid}" if pid else "another process"
                 message = f"{self.asked} is being built by {builder}; wait for it, or choose another --out"
-                raise _BeingBuilt(message) from None
+                raise BeingBuilt(message) from None
             except BaseException:
                 os.close(lock)
                 raise
@@ -257,7 +261,7 @@ class _Place:
     def cannot_write(self, error: OSError) -> BundleError:
         """The sentence for `error`, with the user's own path first."""
         if error.errno in _NO_SPACE:
-            return BundleError(f"{self.asked}: no space left on the device; free some, or choose another --out")
+            return NoSpace(f"{self.asked}: no space left on the device; free some, or choose another --out")
         if error.errno == errno.ENAMETOOLONG:
             return BundleError(f"{self.asked}: the name is too long for this file system; choose a shorter one")
         if error.errno in (errno.ENOTDIR, errno.EEXIST):

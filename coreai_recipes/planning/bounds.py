@@ -103,7 +103,7 @@ def fit(stacks: Sequence[StackModule], workloads: Sequence[Workload], outline: L
         streaming=streaming,
         teraflops=teraflops,
         prefill=device.chip.prefill,
-        most_tokens_per_second=None if streaming is None else streaming[1] * 1e9 / read,
+        most_tokens_per_second=most_tokens_per_second(read, device),
         first_token=tuple(_first_tokens(decoder, device, flops["prefill"])),
         unmeasured=tuple(_unmeasured(device)),
     )
@@ -128,6 +128,11 @@ def table_limit(device: Device) -> int | None:
 def _least(rule: str, predicate: str, device: Device) -> int | None:
     cases = [case for case, held in rules()[rule].settled() if held is None or device.chip.id in held]
     return min((limit for case in cases if (limit := int(case.when[predicate])) > 0), default=None)
+
+
+def most_tokens_per_second(read: int, device: Device) -> float | None:
+    """What the highest rate that was seen allows where a token reads so many bytes; None where no rate was measured."""
+    return None if device.streaming is None else device.streaming[1] * 1e9 / read
 
 
 def decode_weights(decoder: Decoder) -> int:

@@ -32,8 +32,8 @@ def json_schema() -> Schema:
     whole[Recipe.__name__] = generated
     definitions: dict[str, Schema] = {}
     for name, model in sorted(whole.items()):
-        definitions[name] = _tidy(model)
-        definitions[name + _PART] = _relax(_tidy(model))
+        definitions[name] = tidy(model)
+        definitions[name + _PART] = _relax(tidy(model))
     for name, (key, description) in _INHERITS.items():
         for model in (definitions[name], definitions[name + _PART]):
             value = {"type": "string"} if model is definitions[name] else {"type": ["string", "null"]}
@@ -70,22 +70,22 @@ def _inheriting(definitions: dict[str, Schema], name: str, inline: bool = True) 
     }
 
 
-def _tidy(schema: Any) -> Any:
+def tidy(schema: Any) -> Any:
     """Without pydantic's generated titles and OpenAPI's `discriminator`: `kind` is a constant in each member."""
     if isinstance(schema, list):
-        return [_tidy(entry) for entry in schema]
+        return [tidy(entry) for entry in schema]
     if not isinstance(schema, dict):
         return schema
-    tidy = {
-        key: {name: _tidy(entry) for name, entry in value.items()} if key in _BY_NAME else _tidy(value)
+    found = {
+        key: {name: tidy(entry) for name, entry in value.items()} if key in _BY_NAME else tidy(value)
         for key, value in schema.items()
         if key != "discriminator" and not (key == "title" and isinstance(value, str))
     }
-    if "patternProperties" in tidy:
-        tidy["additionalProperties"] = False
-    if "oneOf" in tidy:
-        tidy["anyOf"] = tidy.pop("oneOf")
-    return tidy
+    if "patternProperties" in found:
+        found["additionalProperties"] = False
+    if "oneOf" in found:
+        found["anyOf"] = found.pop("oneOf")
+    return found
 
 
 def _relax(model: Schema) -> Schema:

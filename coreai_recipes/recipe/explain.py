@@ -37,27 +37,32 @@ class _Found:
     """The `kind` that the mapping one level up says."""
 
 
-def explain(error: ValidationError, root: Node) -> list[Problem]:
-    """Every problem of `error` once; the rules' own are left out, for they are found on the plain data."""
+def explain(error: ValidationError, root: Node, whole: FieldType = RECIPE) -> list[Problem]:
+    """Every problem of `error` once, in a tree of which `whole` says what may stand there; the rules' own are left out,
+    for they are found on the plain data."""
     problems: dict[tuple[Location, str], Problem] = {}
     for detail in error.errors(include_url=False, include_input=False)[:MAX_ERRORS]:
-        found = None if detail["type"] == "rules" else _find(detail["type"], detail.get("ctx", {}), detail["loc"], root)
+        found = (
+            None
+            if detail["type"] == "rules"
+            else _find(detail["type"], detail.get("ctx", {}), detail["loc"], root, whole)
+        )
         if found:
             problem = _problem(found)
             problems.setdefault((problem.location, problem.message), problem)
     return list(problems.values())
 
 
-def _find(error_type: str, context: Mapping[str, Any], loc: Location, root: Node) -> _Found | None:
+def _find(error_type: str, context: Mapping[str, Any], loc: Location, root: Node, whole: FieldType) -> _Found | None:
     """Follow pydantic's location through the tree; None when it tried a union's member that was not meant.
 
     After a union the location names the member that was tried, which is no key of the recipe: the forms know where.
     """
-    form, node, location = RECIPE, root, list[str | int]()
-    holder, kind = RECIPE, None
+    form, node, location = whole, root, list[str | int]()
+    holder, kind = whole, None
     steps = iter(loc)
     for step in steps:
-        whole = form
+        before = form
         if form.members > 1:
             narrowed = form.narrow(step)
             mixed = bool(form.models) and bool(form.scalars) and isinstance(node.value, dict | str)
@@ -70,7 +75,7 @@ def _find(error_type: str, context: Mapping[str, Any], loc: Location, root: Node
         if step == "[key]":
             error_type = "bad_key"
             break
-        holder, kind = whole, kind_of(node)
+        holder, kind = before, kind_of(node)
         location.append(step)
         form, node = form.step(step, kind) or FieldType(), _below(node, step)
     return _Found(error_type, context, tuple(location), node, form, holder, kind)

@@ -196,12 +196,7 @@ class _Loading:
     def read(self, path: Path) -> Node:
         place = str(path)
         self.places.append(place)
-        try:
-            with open(path, "rb", opener=_open_at_once) as file:
-                content = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise RecipeError(f"{place}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-        root, problems = read_yaml(content, place)
+        root, problems = read_yaml(read_text(path), place)
         self.report_yaml(problems)
         if root is None:
             self.stop()
@@ -319,6 +314,15 @@ def _field_for_all(location: Location) -> str:
 
 def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
+
+
+def read_text(path: Path) -> bytes:
+    """A file of YAML, as far as its reader goes. Raises RecipeError where there is none to be read."""
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -95,6 +95,7 @@ def run_stage(name: str, subject: Subject) -> StageResult:
 
     if stage.reads_layers:
         check_memory(subject)
+    subject.progress(name, 0, 1)  # it is on from here, whatever it tells of its way
     try:
         result = stage.run(subject)
     except UnknownStructure as unknown:

@@ -1,0 +1,134 @@
+"""What goes wrong is a sentence: for the whole zoo where nothing can be built, else of a cell, and the others go on."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from zoos import ONE_EACH, TINY, tiny_zoo, write_zoo
+
+from coreai_recipes.errors import CheckpointError, UserError
+from coreai_recipes.manifest.staging import NoSpace
+from coreai_recipes.zoo import cluster, working
+from coreai_recipes.zoo.cluster import open_cluster, workers_for
+from coreai_recipes.zoo.identity import cluster_versions
+from coreai_recipes.zoo.loading import load_zoo
+from coreai_recipes.zoo.running import run_zoo
+from coreai_recipes.zoo.store import Store, StoreError
+from coreai_recipes.zoo.working import Order, run_cell
+
+
+@pytest.fixture
+def inside() -> Iterator[str]:
+    """The address of a worker in this process, in which what a test replaces is replaced."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, **ONE_EACH | {"processes": False, "host": None}) as made:
+        yield made.scheduler_address
+
+
+def test_a_full_disk_is_tried_again_when_the_others_are_done_and_a_broken_checkpoint_is_not(
+    tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def build(*_: object, bits: int | None, **__: object) -> None:
+        asked.append(bits)
+        raise NoSpace("out: no space left") if bits is None else CheckpointError("checkpoint x: is broken")
+
+    monkeypatch.setattr(working, "build", build)
+    outcomes = run_zoo(tiny_zoo(tmp_path, "[16, 4, 2]"), inside)
+    assert asked == [None, 4, 2, None]
+    assert [(outcome.status, outcome.why) for outcome in outcomes] == [
+        ("error", "out: no space left"),
+        ("error", "checkpoint x: is broken"),
+        ("error", "checkpoint x: is broken"),
+    ]
+
+
+def test_a_fault_of_ours_is_an_outcome_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(working, "build", build)
+    loaded = tiny_zoo(tmp_path)
+    outcome = run_cell(Order(loaded.cells[0], "0" * 64, loaded.store, cluster_versions()))
+    assert (outcome.status, outcome.why, outcome.may_mend) == ("error", "ZeroDivisionError: by zero", False)
+
+
+def test_a_checkpoint_that_cannot_be_read_costs_its_own_cells_alone(
+    tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(TINY, tmp_path / "broken")
+    (tmp_path / "broken/model.safetensors").write_bytes(b"short")
+    (tmp_path / "noise.yaml").write_text("extends: tiny-llama\nname: noise\n")
+    text = "recipes: [tiny-llama, ./noise.yaml]\ncheckpoints: {tiny-llama: ./broken, ./noise.yaml: random}\n"
+
+    def build(*_: object, **__: object) -> None:
+        raise UserError("the other was tried")
+
+    monkeypatch.setattr(working, "build", build)
+    broken, other = run_zoo(load_zoo(write_zoo(tmp_path, text)), inside)
+    assert broken.why is not None
+    assert broken.why.startswith(f"checkpoint {tmp_path}/broken: model.safetensors")
+    assert other.why == "the other was tried"
+
+
+def test_workers_of_other_versions_are_refused_by_name(inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = cluster_versions()
+    monkeypatch.setattr(cluster, "cluster_versions", lambda: {**ours, "torch": "0.1"})
+    with pytest.raises(UserError) as raised, open_cluster(inside, []):
+        pass
+    (problem,) = raised.value.problems
+    assert problem.startswith("worker inproc://")
+    assert problem.endswith(f": has other versions: torch {ours['torch']}, not 0.1: install the same there")
+
+
+def test_a_worker_that_came_later_with_other_versions_builds_nothing(tmp_path: Path) -> None:
+    loaded = tiny_zoo(tmp_path)
+    outcome = run_cell(Order(loaded.cells[0], "0" * 64, loaded.store, {**cluster_versions(), "python": "2.7"}))
+    assert outcome.why is not None
+    assert outcome.why.startswith("this worker has other versions: python 3.")
+    assert outcome.why.endswith(", not 2.7")
+
+
+def test_a_scheduler_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
+    with pytest.raises(UserError) as raised, open_cluster("tcp://127.0.0.1:9", []):
+        pass
+    assert str(raised.value).startswith("--scheduler tcp://127.0.0.1:9: no scheduler answers (")
+    assert str(raised.value).endswith("): start one with `dask scheduler`, or leave it out")
+
+
+def test_a_store_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(StoreError) as raised:
+        run_zoo(tiny_zoo(tmp_path))
+    assert str(raised.value).startswith(f"store {tmp_path}/store: cannot be written to: ")
+
+
+def test_a_store_of_an_unknown_kind_is_a_sentence() -> None:
+    with pytest.raises(StoreError) as raised:
+        Store("nowhere://bucket")
+    assert str(raised.value) == ("store nowhere://bucket: cannot be opened: ValueError: Protocol not known: nowhere")
+
+
+def test_objects_and_files_are_put_whole(tmp_path: Path) -> None:
+    (tmp_path / "made/deep").mkdir(parents=True)
+    (tmp_path / "made/deep/file").write_bytes(b"some")
+    for address in (str(tmp_path / "store"), "memory://zoo-of-a-test"):
+        store = Store(address)
+        assert store.get("a/b.json") is None
+        store.put_json("a/b.json", {"x": 1})
+        assert store.get_json("a/b.json") == {"x": 1}
+        store.put_folder("folder", tmp_path / "made")
+        assert store.get("folder/deep/file") == b"some"
+        assert store.has("folder/deep/file")
+        assert not store.has("folder/file")
+
+
+def test_workers_share_a_machine_where_the_largest_cell_fits() -> None:
+    assert workers_for([1, 2, 3], memory=16, processors=4) == 3
+    assert workers_for([6, 6, 6, 6], memory=16, processors=4) == 2
+    assert workers_for([9, 1], memory=16, processors=4) == 1
+    assert workers_for([40, 5, 5], memory=16, processors=4) == 3, "what never fits is no reason to wait"
