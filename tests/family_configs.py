@@ -30,6 +30,18 @@ LONGROPE = {
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3-yarn": ("deepseek_v3", {"rope_parameters": YARN, "attention_bias": True, "q_lora_rank": None}),
     "granitemoehybrid-rotary": ("granitemoehybrid", {"position_embedding_type": "rope"}),
+    "granitemoehybrid-dense": ("granitemoehybrid", {"num_local_experts": 0}),
+    "granitemoehybrid-no-mamba": (
+        "granitemoehybrid",
+        # transformers wants its Mamba heads to fit, though no layer has one
+        {
+            "num_local_experts": 0,
+            "layer_types": ["full_attention"] * LAYERS,
+            "position_embedding_type": "rope",
+            "hidden_size": 64,
+            "mamba_n_heads": 128,
+        },
+    ),
     "minicpm3-no-factors": ("minicpm3", {"scale_depth": None, "dim_model_base": None, "v_head_dim": 14}),
     "lfm2-adjusted": (
         "lfm2",
@@ -150,7 +162,8 @@ def decoders() -> list[str]:
 
 def unusual_config(family: Family) -> dict[str, Any]:
     """Every field of `family` off its default, and a rotary off its default."""
-    config = {name: unusual_value(name, rule) for name, rule in family.fields.items() if name != family.per_layer}
+    said = {name: rule for name, rule in family.fields.items() if rule.only != (rule.default,)}
+    config = {name: unusual_value(name, rule) for name, rule in said.items() if name != family.per_layer}
     tokens = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
     return gather({**config, **_rope(family), **TOGETHER.get(family.name, {}), **tokens}, family)
 

@@ -52,6 +52,10 @@ SIZES: dict[str, Any] = {
     "linear_value_head_dim": 10,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 6,
+    "mamba_n_heads": 6,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 12,
+    "mamba_d_conv": 3,
     "rotary_dim": 4,
     "intermediate_multiple_size": 3,
 }
@@ -119,6 +123,7 @@ UNUSUAL: dict[str, Any] = {
     "layer_rope_theta": [5000.0, 0, 5000.0, 700.0, 0],
     "topk_method": "group_limited_greedy",
     "window_size": 7,
+    "attn_layer_indices": [1, 4],
     "attn_config.rope_theta": 12345.0,
     "attention_layers": ["local", "global", "local", "local", "global"],
     "attention_types": [[["local", "global"], 1], [["local"], 2], [["global"], 1]],
@@ -156,6 +161,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     },
     "exaone_moe": {"num_experts": 6},
     "afmoe": {"num_shared_experts": 3},
+    "bamba": {"attn_layer_indices": [1, 4], "head_dim": 16},
     "nanochat": {"num_attention_heads": 9},
     "lfm2": {"layer_types": CONV},
     # a table of fewer rows than there are tokens, as the released ones; layers that share, behind two kinds that own
@@ -167,8 +173,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "lfm3": {"layer_types": ["conv", "sliding_attention", "conv", "full_attention", "sliding_attention"]},
     "bitnet": {"head_dim": 8},  # its norm of what the heads give is hidden_size wide
     "minicpm3": {"num_key_value_heads": 6},
-    # transformers wants its Mamba heads to fit, though no layer has one
-    "granitemoehybrid": {"num_local_experts": 0, "layer_types": ["full_attention"] * LAYERS, "hidden_size": 64},
+    "granitemoehybrid": {"layer_types": DELTA},
     "youtu": {"num_key_value_heads": 6},  # each head has keys of its own
     "olmoe": {"head_dim": 8},  # its q and k norms are hidden_size wide
     "helium": {"head_dim": 8},  # its o_proj is hidden_size wide on both sides

@@ -17,12 +17,12 @@ from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.states import StateSpec
 from coreai_recipes.hosts.logits import Pieces
+from coreai_recipes.primitives import delta_rule, state_space
 from coreai_recipes.primitives.causal_conv import CausalConvolution
-from coreai_recipes.primitives.delta_rule import CHUNK
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
-from coreai_recipes.recipe.schema import Attention, GatedDelta, LatentAttention, ShortConvolution
+from coreai_recipes.recipe.schema import Attention, GatedDelta, LatentAttention, Mamba2, ShortConvolution
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,15 @@ def draft_flops(draft: Draft) -> int:
 
 def _layer_flops(
     layer: Layer,
-    attention: Attention | LatentAttention | ShortConvolution | GatedDelta,
+    attention: Attention | LatentAttention | ShortConvolution | GatedDelta | Mamba2,
     queries: int,
     rows: int,
 ) -> int:
-    attends = not isinstance(attention, ShortConvolution | GatedDelta)
+    attends = not isinstance(attention, ShortConvolution | GatedDelta | Mamba2)
     scores_and_mixing = 4 * attention.num_heads * attention.head_dim * rows if attends else 0
     experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, Mixture))
     rule = _delta_flops(attention, queries) if isinstance(attention, GatedDelta) else 0
+    rule += _state_space_flops(attention, queries) if isinstance(attention, Mamba2) else 0
     return int(queries * (_projection_flops(layer) + scores_and_mixing) + experts + rule)
 
 
@@ -145,8 +146,8 @@ def _delta_flops(spec: GatedDelta, queries: int) -> int:
     """Of the products of `delta_rule`, chunk by chunk."""
     G, H, K, V = spec.num_key_heads, spec.num_value_heads, spec.key_dim, spec.value_dim
     found = 0
-    for start in range(0, queries, CHUNK):
-        n = min(CHUNK, queries - start)
+    for start in range(0, queries, delta_rule.CHUNK):
+        n = min(delta_rule.CHUNK, queries - start)
         found += H * 3 * 2 * V * K * n  # the state is read by keys and by queries, and corrected
         if n > 1:
             levels = (n - 1).bit_length()
@@ -154,6 +155,19 @@ def _delta_flops(spec: GatedDelta, queries: int) -> int:
                 G * 2 * 2 * n * n * K + H * 2 * 2 * n * n * V + H * 2 * n * n
             )  # scores, what they mix, sums of decays
             found += H * 2 * (levels - 1) * 2 * n**3  # the inverse
+    return found
+
+
+def _state_space_flops(spec: Mamba2, queries: int) -> int:
+    """Of the products of `state_space`, chunk by chunk."""
+    G, H, K, V = spec.num_key_heads, spec.num_value_heads, spec.key_dim, spec.value_dim
+    found = 0
+    for start in range(0, queries, state_space.CHUNK):
+        n = min(state_space.CHUNK, queries - start)
+        found += H * 2 * 2 * V * K * n  # the state is read, and added to
+        if n > 1:
+            # scores, what they mix, sums of decays between tokens, since the start and to the end
+            found += G * 2 * n * n * K + H * 2 * n * n * V + H * 2 * (n**3 + 2 * n * n)
     return found
 
 

@@ -13,6 +13,8 @@ Here tokens are the last axis, so all of it is transposed: S is (values, keys), 
 import torch
 from torch import Tensor
 
+from coreai_recipes.primitives.decays import decays
+
 CHUNK = 32  # of 64 the inverse alone would be a third of the work, of 32 it is a ninth
 
 
@@ -34,15 +36,7 @@ def _chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tens
         u = beta * (v - decay * torch.matmul(state, k))  # (G, M, V, 1)
         state = state * decay + torch.matmul(u, k.transpose(2, 3))
         return torch.matmul(state, q), state
-    seen = torch.ones(tokens, tokens, device=v.device).triu()  # (j, i): 1 where token i sees token j
-    later = seen.triu(1)
-    # sums of what lies between two tokens, not differences of sums from the start: those of a head that forgets fast
-    # are large, and what is left of them is wrong in float16, and in float32 by 1e-4
-    between = torch.matmul(g * later, seen)  # (G, M, S, S)
-    # the bound is for who reads the program: that none of these exp is infinite
-    decay = torch.exp(between.clamp(max=0.0)) * seen
-    since = torch.exp(torch.matmul(g, seen).clamp(max=0.0))  # (G, M, 1, S), what is left of the chunk's start
-    left = torch.exp(torch.matmul(g, later.transpose(0, 1)).clamp(max=0.0))  # and at its end
+    decay, since, left = decays(g)
     u = beta * (v - since * torch.matmul(state, k))  # (G, M, V, S)
     keys = k.transpose(2, 3)  # (G, 1, S, K)
     corrections = torch.matmul(keys, k) * decay * beta

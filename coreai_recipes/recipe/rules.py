@@ -19,7 +19,7 @@ from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_a
 from coreai_recipes.recipe.rotary_rules import rotary_problems, scaling_problems
 from coreai_recipes.recipe.sizes import MAX_KINDS, MAX_LAYERS, find_size_problems
 
-CARRYING = ("short_conv", "gated_delta")  # attentions whose state belongs to one position
+CARRYING = ("short_conv", "gated_delta", "mamba2")  # attentions whose state belongs to one position
 
 
 def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
@@ -84,7 +84,9 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
     if value_at(kind, "attention", "kind") == "short_conv":
         yield from _convolution_problems(recipe, kind_at, kind)
     if value_at(kind, "attention", "kind") == "gated_delta":
-        yield from _delta_problems(kind_at, kind)
+        yield from _delta_problems(kind_at, kind, "a gated delta rule")
+    if value_at(kind, "attention", "kind") == "mamba2":
+        yield from _delta_problems(kind_at, kind, "a state space")
     yield from _sharing_problems(recipe, kind_at, kind)
 
 
@@ -104,13 +106,13 @@ def _convolution_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Ma
         yield Problem(at, "taps-context", f"{taps} taps see more than the context {context}")
 
 
-def _delta_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+def _delta_problems(kind_at: Location, kind: Mapping[str, Any], what: str) -> Iterator[Problem]:
     """Each key head serves as many value heads, and nothing turns."""
     keys, values = (integer_at(kind, "attention", name) for name in ("num_key_heads", "num_value_heads"))
     if keys and values and min(keys, values) > 0 and values % keys:
         at = (*kind_at, "attention", "num_value_heads")
         yield Problem(at, "delta-groups", f"{values} value heads cannot be divided among {keys} key heads")
-    yield from _turning_problems(kind_at, kind, "a gated delta rule")
+    yield from _turning_problems(kind_at, kind, what)
 
 
 def _turning_problems(kind_at: Location, kind: Mapping[str, Any], what: str) -> Iterator[Problem]:

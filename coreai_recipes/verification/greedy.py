@@ -4,6 +4,7 @@ Ours is given transformers' continuation in one chunk and asked what it would ha
 is the same as decoding on its own: up to the first place where they part, its prefix is what it would have written.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -85,13 +86,17 @@ def generate(model: nn.Module, prompts: Sequence[Sequence[int]], steps: Sequence
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     shortest, ends = min(map(len, prompts)), [len(p) + n for p, n in zip(prompts, steps, strict=True)]
     tokens: list[list[int]] = [[] for _ in prompts]
     logits: list[list[Tensor]] = [[] for _ in prompts]
     new = torch.tensor([prompt[:shortest] for prompt in prompts])
     for position in range(shortest, max(ends)):  # of the token that is chosen
         last = torch.tensor([new.shape[1] - 1])  # a tensor: see `keep_all`
-        output: Any = model(input_ids=new, past_key_values=cache, logits_to_keep=last)
+        start = position - new.shape[1]
+        # as transformers' own generate: Bamba would begin at 0 again in every call
+        said = {"position_ids": torch.arange(start, position)[None]} if takes_positions else {}
+        output: Any = model(input_ids=new, past_key_values=cache, logits_to_keep=last, **said)
         best = output.logits[:, -1].argmax(-1).tolist()
         for row, prompt in enumerate(prompts):
             if len(prompt) <= position < ends[row]:

@@ -29,7 +29,7 @@ from coreai_recipes.verification.stored_names import StoredNames
 from coreai_recipes.verification.ties import ExpertChoice, TopK
 
 # the ends of the names of what mixes positions, in transformers
-MIXERS = ("Attention", "Attention2", "ShortConv", "GatedDeltaNet")
+MIXERS = ("Attention", "Attention2", "ShortConv", "GatedDeltaNet", "MambaLayer", "BambaMixer")
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
 # Where `_recording_attention` leaves what it is given: (attention module, query, key, the factor of the scores).
@@ -120,8 +120,9 @@ class Reference:
         """
         found: list[tuple[Tensor, Tensor] | None] = []
 
-        # families from before transformers' own recording give their hidden states first in a tuple
+        # families from before transformers' own recording give their hidden states first in a tuple, Bamba in a pair
         in_tuple = not getattr(self.model.base_model, "_can_record_outputs", None)
+        in_pair = self.model.config.model_type == "bamba"
 
         def look(*arguments: Any, **named: Any) -> Any:
             given = named.get("position_embeddings", arguments[1] if len(arguments) > 1 else None)
@@ -132,7 +133,7 @@ class Reference:
             if len(found) == len(self.layers):
                 raise _SeenAll
             hidden = arguments[0] if arguments else named["hidden_states"]
-            if "prev_topk_indices" in named:  # GLM-5's layers hand on what an indexer chose
+            if in_pair or "prev_topk_indices" in named:  # GLM-5's layers hand on what an indexer chose
                 return hidden, None
             return (hidden,) if in_tuple else hidden
 

@@ -10,8 +10,22 @@ from coreai_recipes.recipe.schema import MODEL, GatedMLP, LatentAttention, Layer
 from coreai_recipes.weights.rewrite import Rewrite
 
 # what reads the residual stream in each block, and what writes to it; `input` is a short convolution's, `last` also
-# the gated delta rule's, as all from `query` on
-FIRST_OF_ATTENTION = ("q", "k", "v", "output_gate", "input", "query", "key", "value", "gate", "beta", "decay")
+# the gated delta rule's and Mamba-2's, as OF_STATES
+FIRST_OF_ATTENTION = (
+    "q",
+    "k",
+    "v",
+    "output_gate",
+    "input",
+    "query",
+    "key",
+    "value",
+    "gate",
+    "beta",
+    "decay",
+    "mixed",
+    "step",
+)
 LAST_OF_BLOCKS = (("attention", "o"), ("attention", "last"), ("mlp", "down"))
 LAST_NORMS = (("attention_post_norm",), ("mlp_post_norm",))
 BESIDE_BLOCKS = (("per_layer", "norm"), ("laurel", "norm"))  # norms of what is added to the stream beside blocks

@@ -10,6 +10,7 @@ from figures import psnr
 from test_gated_delta import both as both_deltas
 from test_latent import CASES as LATENT
 from test_latent import case as latent_case
+from test_mamba2 import both as both_mambas
 from test_short_conv import both as both_convolutions
 from torch import Tensor
 
@@ -71,6 +72,7 @@ PARITY: dict[str, dict[str, Callable[[], list[Compare]]]] = {
         "seven_taps": lambda: [both_convolutions(7, False)],
     },
     "gated_delta": {"qwen3_5": lambda: [both_deltas()]},  # test_gated_delta.py has more
+    "mamba2": {"bamba": lambda: [both_mambas()]},  # test_mamba2.py has more
     "full": {
         "llama": of_kind("full", FAMILIES["llama"]),
         "llama_biased_everywhere": of_kind("full", FAMILIES["llama_biased"]),

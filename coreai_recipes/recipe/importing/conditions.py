@@ -39,10 +39,10 @@ def evaluate(expression: str, config: Mapping[str, Any], family: Family) -> Any:
         return int(word) if word.isdecimal() else value_in(config, word, family)
 
     one, *rest = expression.split(" ")
-    if not rest:
-        return term(one)
-    operator, other = rest
-    return term(one) * term(other) if operator == "*" else term(one) // term(other)
+    found = term(one)
+    for operator, other in zip(rest[::2], rest[1::2], strict=True):
+        found = found * term(other) if operator == "*" else found // term(other)
+    return found
 
 
 def holds(when: Mapping[str, Any], config: Mapping[str, Any], family: Family, traits: Mapping[str, str] = {}) -> bool:

@@ -173,6 +173,9 @@ class _Reverser:
         conditions = {name for rule in self.family.fields.values() for name in rule.when}
         for name in sorted(self.family.fields, key=lambda name: name not in conditions):
             self.write_field(name, self.family.fields[name], traits)
+        for name, data in self.kinds.items():
+            for trait, value in traits[name].items():
+                self.write_derived(self.family.layers[trait].values[value].derived, data)
         self.write_ropes(traits)
         if self.family.thetas:
             self.config[self.family.thetas] = [self.kinds[name]["rotary"].get("theta", 0) for name in self.names]
@@ -290,6 +293,12 @@ class _Reverser:
                 said = f"{_shown(values[0])}: transformers' {self.family.name} has no {name} like it"
                 raise self.impossible(path, said) from None
             return
+
+    def write_derived(self, derived: Mapping[str, str], kind: Mapping[str, Any]) -> None:
+        """What takes a field as it is, and no rule of the field's own has written."""
+        for path, name in derived.items():
+            if name in self.family.fields and name not in self.config and get_path(kind, path) is not None:
+                self.config[name] = from_recipe(self.family.fields[name], get_path(kind, path))
 
     def values_at(self, path: str, name: str, rule: FieldRule, traits: Mapping[str, Traits]) -> list[Any]:
         """What the recipe says at a path, in each kind for which this field is the last to say it."""

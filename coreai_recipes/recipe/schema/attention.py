@@ -269,6 +269,44 @@ class GatedDelta(_WithoutOptions):
         return self.num_key_heads
 
 
+class Mamba2(_WithoutOptions):
+    """A state space in the place of attention (Mamba-2: Granite 4, Bamba): each head has a matrix that all earlier
+    positions have left, which fades by a factor of each token; a key adds to it and a query reads it.
+
+    Keys, queries and values are B, C and x of the paper. They pass a causal convolution first. What heads give is times
+    a gate of the hidden state, and then normed.
+    """
+
+    kind: Literal["mamba2"]
+    num_key_heads: Heads = Field(description="groups of heads, which share keys and queries (mamba_n_groups)")
+    num_value_heads: Heads = Field(
+        description="heads (mamba_n_heads): a multiple of num_key_heads, neighbours share keys and queries"
+    )
+    key_dim: HeadDim = Field(description="dimensions of a query and of a key (mamba_d_state)")
+    value_dim: HeadDim = Field(description="dimensions of a value (mamba_d_head)")
+    taps: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
+        description="positions that the convolution sees, including its own (mamba_d_conv)"
+    )
+    conv_bias: Flag = Field(default=True, description="add a bias to the convolution (mamba_conv_bias)")
+    bias: Flag = Field(default=False, description="add biases to the projections (mamba_proj_bias)")
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = Field(
+        default="silu", description="activation behind the convolution (hidden_act)"
+    )
+    eps: PositiveFloat | None = Field(
+        default=None, description="of the norm of what heads give; defaults to the model's"
+    )
+
+    # nothing attends and nothing turns
+    num_heads: ClassVar[int] = 1
+    head_dim: ClassVar[int] = 1
+    rotary_dim: ClassVar[int] = 0
+    score_scale: ClassVar[float] = 1.0
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.num_key_heads
+
+
 AttentionKind = Annotated[
-    FullAttention | SlidingAttention | LatentAttention | ShortConvolution | GatedDelta, Open("attention")
+    FullAttention | SlidingAttention | LatentAttention | ShortConvolution | GatedDelta | Mamba2, Open("attention")
 ]

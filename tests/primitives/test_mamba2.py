@@ -1,0 +1,144 @@
+"""Layers of Mamba-2 against transformers' Bamba: whole, in padded calls, on repeated tokens; mutants."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from figures import psnr
+from test_gated_delta import CALLS, HIDDEN, S, by_calls, tokens, whole
+from torch import Tensor
+
+from coreai_recipes.primitives import mamba2 as module
+from coreai_recipes.primitives.attention import build_attention
+from coreai_recipes.primitives.carried import Carried
+from coreai_recipes.primitives.mamba2 import Mamba2
+from coreai_recipes.recipe.schema import LayerKind, RMSNorm
+
+SIZES = {"num_key_heads": 2, "num_value_heads": 6, "key_dim": 12, "value_dim": 16, "taps": 3, "bias": True}
+ROWS = {"gate": 96, "mixed": 144, "step": 6}
+THEIRS = {"conv": "conv1d", "last": "out_proj"}
+
+
+def kind() -> LayerKind:
+    return LayerKind.model_validate({
+        "attention": {"kind": "mamba2", **SIZES},
+        "rotary": {"kind": "none"},
+        "mlp": {"kind": "gated", "activation": "silu", "intermediate_size": 88},
+    })  # fmt: skip
+
+
+def pair() -> tuple[Any, Mamba2]:
+    """transformers' layer with random weights, half of its heads slow to forget, and ours with the same."""
+    from transformers import BambaConfig
+    from transformers.models.bamba.modeling_bamba import BambaMixer
+
+    config = BambaConfig(
+        hidden_size=HIDDEN, num_hidden_layers=1, mamba_n_heads=6, mamba_n_groups=2, mamba_d_state=12, mamba_d_conv=3,
+        mamba_proj_bias=True, mamba_chunk_size=32, rms_norm_eps=2e-5,
+    )  # fmt: skip
+    theirs = BambaMixer(config, 0).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            random = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(random * 1.5 * parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else random * 0.5)
+            if name == "dt_bias":
+                parameter[::2] -= 5.5
+    ours = build_attention(kind(), HIDDEN, RMSNorm(kind="rms", eps=2e-5))
+    assert isinstance(ours, Mamba2)
+    stored = theirs.state_dict()
+    tensors = {
+        f"{name}.{leaf}": part
+        for leaf in ("weight", "bias")
+        for name, part in zip(ROWS, stored[f"in_proj.{leaf}"].split([*ROWS.values()]), strict=True)
+    }
+    for name, tensor in THEIRS.items():
+        tensors |= {f"{name}.{leaf}": stored[f"{tensor}.{leaf}"] for leaf in ("weight", "bias")}
+    tensors |= {"step_offset": stored["dt_bias"], "rate": -stored["A_log"].exp(), "skip": stored["D"]}
+    tensors["norm_scale"] = stored["norm.weight"]
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameter = ours.get_parameter(name)
+            parameter.copy_(tensor.view(parameter.shape))
+    assert tensors.keys() == dict(ours.named_parameters()).keys()
+    return theirs, ours
+
+
+def both() -> tuple[Tensor, Tensor]:
+    theirs, ours = pair()
+    with torch.no_grad():
+        return theirs(tokens()), whole(ours, tokens())
+
+
+@pytest.mark.parametrize("distinct", [S, 1, 2], ids=["random", "one token repeated", "two in turn"])
+def test_a_mixer_and_its_padded_calls_and_single_tokens_are_transformers_mixer(distinct: int) -> None:
+    theirs, ours = pair()
+    x = tokens(distinct)
+    with torch.no_grad():
+        expected = theirs(x)
+    assert psnr(expected, whole(ours, x)) >= 100
+    assert psnr(expected, by_calls(ours, x, CALLS)) >= 100
+
+
+def gate_behind_the_norm(ours: Mamba2, patch: pytest.MonkeyPatch) -> None:
+    right, norm, gates = F.silu, ours.out_norm, list[Tensor]()
+
+    def note(gate: Tensor) -> Tensor:
+        gates.append(right(gate))
+        return torch.ones_like(gate)
+
+    patch.setattr(module.F, "silu", note)
+    patch.setattr(type(norm), "forward", lambda norm, y: norm.compute(y) * gates[-1].view(y.shape))
+
+
+def groups_in_turn(ours: Mamba2, patch: pytest.MonkeyPatch) -> None:
+    ours.mixed.weight[96:] = ours.mixed.weight[96:].view(2, 2, 12, HIDDEN, 1, 1).flip(1).reshape(48, HIDDEN, 1, 1)
+
+
+def keys_for_queries(ours: Mamba2, patch: pytest.MonkeyPatch) -> None:
+    ours.mixed.weight[96:] = ours.mixed.weight[96:].roll(24, 0)
+
+
+def no_skip(ours: Mamba2, patch: pytest.MonkeyPatch) -> None:
+    ours.skip.zero_()
+
+
+def no_offset(ours: Mamba2, patch: pytest.MonkeyPatch) -> None:
+    ours.step_offset.zero_()
+
+
+def oldest_tap_missing(ours: Mamba2, patch: pytest.MonkeyPatch) -> None:
+    ours.conv.weight[:, :, 0] = 0
+
+
+@pytest.mark.parametrize(
+    "mutate", [gate_behind_the_norm, groups_in_turn, keys_for_queries, no_skip, no_offset, oldest_tap_missing]
+)
+def test_a_mechanism_that_is_wrong_is_seen(
+    mutate: Callable[[Mamba2, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ours = pair()
+    with torch.no_grad():
+        expected = theirs(tokens())
+        mutate(ours, monkeypatch)
+        assert psnr(expected, whole(ours, tokens())) < 60
+
+
+def test_padding_that_writes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = pair()
+    with torch.no_grad():
+        expected = theirs(tokens())
+    monkeypatch.setattr(Tensor, "masked_fill", lambda x, *_: x)
+    assert psnr(expected, by_calls(ours, tokens(), CALLS)) < 60
+
+
+def test_a_recurrence_that_begins_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = pair()
+    right = Carried.earlier
+    zeros = lambda carried, tensor: right(Carried() if tensor.name == "recurrent" else carried, tensor)  # noqa: E731
+    with torch.no_grad():
+        expected = theirs(tokens())
+    monkeypatch.setattr(Carried, "earlier", zeros)
+    assert psnr(expected, by_calls(ours, tokens(), CALLS)) < 60
