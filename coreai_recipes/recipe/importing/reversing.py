@@ -161,21 +161,15 @@ class _Reverser:
                 paths = list(dict.fromkeys(path for each in rows for path in each.set))
                 beside = f" beside {', '.join(paths[1:])}" if paths[1:] else ""
                 raise self.impossible(paths[0], f"transformers' {self.family.name} cannot be so{beside}")
-            words = {"on": _ON}
-            self.config |= {
-                name: self.family.fields[name].off
-                if value == "off"
-                else words.get(value, value)
-                if isinstance(value, str)
-                else value
-                for name, value in row.given.items()
-            }
+            for name, value in row.given.items():
+                words = {"on": _ON, "off": self.family.fields[name].off}
+                self.config[name] = words.get(value, value) if isinstance(value, str) else value
         conditions = {name for rule in self.family.fields.values() for name in rule.when}
         for name in sorted(self.family.fields, key=lambda name: name not in conditions):
             self.write_field(name, self.family.fields[name], traits)
         for name, data in self.kinds.items():
-            for trait, value in traits[name].items():
-                self.write_derived(self.family.layers[trait].values[value].derived, data)
+            for trait in self.family.layers:
+                self.write_derived(self.family.layers[trait].values[traits[name][trait]].derived, data)
         self.write_ropes(traits)
         if self.family.thetas:
             self.config[self.family.thetas] = [self.kinds[name]["rotary"].get("theta", 0) for name in self.names]
