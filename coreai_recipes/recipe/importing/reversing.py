@@ -158,9 +158,9 @@ class _Reverser:
         for rows in self.family.switches.values():
             row = next((row for row in rows if self.fits(row.set)), None)
             if row is None:
-                paths = list(dict.fromkeys(path for each in rows for path in each.set))
-                beside = f" beside {', '.join(paths[1:])}" if paths[1:] else ""
-                raise self.impossible(paths[0], f"transformers' {self.family.name} cannot be so{beside}")
+                path, *others = dict.fromkeys(path for each in rows for path in each.set)
+                beside = f" beside {', '.join(others)}" if others else ""
+                raise self.impossible(path, f"transformers' {self.family.name} cannot be so{beside}")
             for name, value in row.given.items():
                 words = {"on": _ON, "off": self.family.fields[name].off}
                 self.config[name] = words.get(value, value) if isinstance(value, str) else value
@@ -324,12 +324,9 @@ class _Reverser:
 
     def write_ropes(self, traits: Mapping[str, Traits]) -> None:
         nested: dict[str, Any] = {}
+        turn = [name for name, kind in self.kinds.items() if kind["rotary"]["kind"] != "none"]
         for slot in self.family.rope.values():
-            turning = [
-                name
-                for name, kind in self.kinds.items()
-                if holds_traits(slot.of, traits[name]) and kind["rotary"]["kind"] != "none"
-            ]
+            turning = [name for name in turn if holds_traits(slot.of, traits[name])]
             if not turning:
                 if slot.may_be_null and slot.nested:
                     nested[slot.nested] = None
