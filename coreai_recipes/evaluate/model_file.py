@@ -11,6 +11,8 @@ from coreai_recipes.manifest.files import check_relative, read_regular
 
 MOST_MODEL_BYTES = 512 << 20
 MOST_MANIFEST_BYTES = 1 << 20
+SPECIFICATIONS = {"CoreML5": 6, "CoreML6": 7, "CoreML7": 8, "CoreML8": 9, "CoreML9": 10}  # the oldest that has an opset
+SYSTEMS = {6: "iOS 15", 7: "iOS 16", 8: "iOS 17", 9: "iOS 18", 10: "iOS 26"}
 
 
 def find_model_file(path: Path) -> Path:
@@ -63,4 +65,17 @@ def parse_program(content: bytes, file: Path, package: Path, only: str) -> Any:
         raise EvaluationError(f"{package}: is not an ML Program but {kind or 'empty'}: {only}")
     if not model.mlProgram.functions:
         raise EvaluationError(f"{package}: is an ML Program without functions")
+    said, opsets = model.specificationVersion, {each.opset for each in model.mlProgram.functions.values()}
+    opset = max(opsets & SPECIFICATIONS.keys(), key=SPECIFICATIONS.__getitem__, default=None)
+    if opset is not None and 0 < said < SPECIFICATIONS[opset]:
+        needed = SPECIFICATIONS[opset]
+        raise EvaluationError(
+            f"{package}: is of specification {said}{_system(said)}, and its functions are of {opset}, which needs "
+            f"{needed}{_system(needed)}: Core ML does not load it"
+        )
     return model
+
+
+def _system(specification: int) -> str:
+    """The oldest system with it."""
+    return f" ({SYSTEMS[specification]})" if specification in SYSTEMS else ""

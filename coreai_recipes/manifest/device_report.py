@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 
 from coreai_recipes.errors import BundleError
 from coreai_recipes.manifest.files import read_regular
-from coreai_recipes.manifest.reading import parse_json, typed
+from coreai_recipes.manifest.reading import document_in, typed
 from coreai_recipes.manifest.schema import Count, Described, Digest, Name, Size, Text
 
 MAX_BYTES = 64 << 20  # some 200 bytes an operation
@@ -85,9 +85,11 @@ class DeviceReport(Described):
 def read_device_report(path: Path) -> DeviceReport:
     """The report in a file. Raises BundleError, a line for each fault, for what is none."""
     try:
-        content = parse_json(read_regular(path, MAX_BYTES), path, "device report")
+        content = document_in(read_regular(path, MAX_BYTES))
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except ValueError as error:
+        raise BundleError(f"{path}: is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise BundleError(f"{path}: a device report is a JSON object, and this is {type(content).__name__}")
     missing = [key for key in REQUIRED if key not in content]

@@ -70,10 +70,15 @@ def read_json(path: Path, within: Path | None = None) -> Any:
 def parse_json(content: bytes, path: Path, what: str) -> Any:
     """The JSON document that the file `path`, which is `what` of a bundle, was found to hold."""
     try:
-        document = load_json(content.decode("utf-8"), parse_constant=refuse_constant)
-        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        return document_in(content)
     except ValueError as error:
         raise BundleError(f"{path.parent}: its {what} is not JSON ({path.name}: {error})") from None
+
+
+def document_in(content: bytes) -> Any:
+    """The JSON document of a file. Raises ValueError, which says what is wrong."""
+    document = load_json(content.decode("utf-8"), parse_constant=refuse_constant)
+    json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     return document
 
 

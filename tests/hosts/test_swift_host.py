@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_delta import save_delta, small_delta
 
 from coreai_recipes import build
 from coreai_recipes.bundle import Bundle
@@ -23,6 +24,7 @@ from coreai_recipes.running.program import SavedProgram, open_engine, open_progr
 from coreai_recipes.running.session import Session
 
 SOURCES = Path(__file__).parents[2] / "hosts/swift"
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints/tiny-llama"
 TOKENS = [(37 * index + 5) % 512 for index in range(80)]
 
 pytestmark = pytest.mark.skipif(shutil.which("swiftc") is None, reason="there is no Swift toolchain")
@@ -93,7 +95,7 @@ class Noted(SavedProgram):
     """A program that notes its calls."""
 
     def __init__(self, program: SavedProgram) -> None:
-        super().__init__(program._engine, program._tables)
+        super().__init__(program._engine, program._tables, program._shapes, caches=program._caches)
         self.calls: list[tuple[str, int]] = []
 
     def call(self, function: str, inputs: Any, watch: Any = None) -> dict[str, torch.Tensor]:
@@ -155,6 +157,33 @@ def test_three_packages_and_a_table_of_the_hosts_say_what_one_package_says(
     prompts = [TOKENS[:40], [*TOKENS[:38], 7]]
     whole = [ours(gemma4_tiny_bundle, prompts, 6, drafts).answers for drafts in (False, True)]
     assert [play(player, cut.path, prompts, 6, drafts).answers for drafts in (False, True)] == whole
+
+
+def test_caches_that_the_host_keeps_say_what_states_say(
+    player: list[str], gemma4_tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Rings and full caches of two packages, which a draft reads too."""
+    overrides = ["export.cache=functional", "export.chunks={count: 2, share: pass}"]
+    kept = build("gemma4-tiny", out=tmp_path, overrides=overrides, verified=False)
+    assert kept.described.states == {}
+    prompts = [TOKENS[:40], [*TOKENS[:38], 7], [*TOKENS[:5], 7, 8]]
+    for drafts in (False, True):
+        found = play(player, kept.path, prompts, 6, drafts)
+        assert found == ours(kept.path, prompts, 6, drafts)
+        assert found.answers == ours(gemma4_tiny_bundle, prompts, 6, drafts).answers
+
+
+@pytest.mark.parametrize("cache", ["state", "functional"])
+def test_what_layers_carry_is_kept_and_gone_back_to(player: list[str], tmp_path: Path, cache: str) -> None:
+    """Two recurrences and the convolutions before them, beside an attention: a new end of a prompt feeds few tokens."""
+    recipe, _ = save_delta(small_delta(512), tmp_path / "delta", cache=cache)
+    for file in CHECKPOINT.glob("*token*"):
+        shutil.copy(file, tmp_path / "delta")
+    bundle = build(recipe, tmp_path / "delta", tmp_path / "built", verified=False)
+    prompts = [TOKENS[:40], TOKENS[:40], [*TOKENS[:38], 7], [*TOKENS[:20], 7, 8], TOKENS[60:70]]
+    found = play(player, bundle.path, prompts, 4)
+    assert found == ours(bundle.path, prompts, 4)
+    assert len(found.calls) < sum(len(prompt) // 16 + 1 + 4 for prompt in prompts)
 
 
 def test_a_bundle_for_another_host_is_refused(player: list[str], tiny_bundle: Path, tmp_path: Path) -> None:

@@ -141,6 +141,13 @@ def test_what_is_no_program_is_one_sentence(run: Run, tmp_path: Path, gathering:
     functions.mlProgram.version = 1
     (tmp_path / "functions.mlmodel").write_bytes(functions.SerializeToString())
     says(tmp_path / "functions.mlmodel", ": is an ML Program without functions")
+    functions.mlProgram.functions["main"].opset = "CoreML8"
+    (tmp_path / "before.mlmodel").write_bytes(functions.SerializeToString())
+    says(
+        tmp_path / "before.mlmodel",
+        ": is of specification 7 (iOS 16), and its functions are of CoreML8, which needs 9 (iOS 18): Core ML does not "
+        "load it",
+    )
     says(tmp_path / "gone.mlmodel", ": is not there")
     outside = tmp_path / "outside.mlpackage"
     shutil.copytree(gathering, outside)

@@ -130,6 +130,15 @@ def test_a_dump_alone_says_where_it_belongs(bundle: Path, tmp_path: Path, run: R
     assert error.endswith("date, with MLComputePlan's dump under `compute_plan`, by function\n")
 
 
+def test_what_is_not_json_is_named_by_its_own_path(bundle: Path, tmp_path: Path, run: Run) -> None:
+    """It was said of the folder: `.: its device report is not JSON`."""
+    file = tmp_path / "report.json"
+    file.write_text('{"device": 3')
+    status, _, error = run("device-report", bundle, "--from", file)
+    assert status == 2
+    assert error.startswith(f"{file}: is not JSON: ")
+
+
 def test_without_a_mac_the_command_says_what_to_give(bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coreai_recipes.running.coreml.platform.system", lambda: "Linux")
     status, _, error = run("device-report", bundle)

@@ -10,6 +10,7 @@ public struct Manifest: Decodable, Sendable {
     public let logits: Logits
     public let packages: [Package]
     public let states: [String: State]
+    public let carried: [String: Carried]
     public let endTokens: [Int]
 
     public struct Logits: Decodable, Sendable {
@@ -38,6 +39,14 @@ public struct Manifest: Decodable, Sendable {
 
     public struct State: Decodable, Sendable {
         public let kinds: [String: Places]
+    }
+
+    /// What a call takes and leaves something of for the next one, as zeros at first.
+    public enum Carried: Sendable {
+        /// Taken as `NAME` and given whole as `new_NAME`: it belongs to one position.
+        case tensor
+        /// Keys and values that the host keeps: `new_NAME` has the rows of a call's tokens, and goes back as a state does.
+        case cache([String: Places])
     }
 
     public struct Program: Sendable {
@@ -72,7 +81,8 @@ public struct Manifest: Decodable, Sendable {
 
     /// The places of every kind, by its name.
     public var kinds: [String: Places] {
-        states.values.reduce(into: [:]) { $0.merge($1.kinds) { first, _ in first } }
+        let caches = carried.values.compactMap { if case .cache(let kinds) = $0 { kinds } else { nil } }
+        return (states.values.map(\.kinds) + caches).reduce(into: [:]) { $0.merge($1) { first, _ in first } }
     }
 
     /// Reads the manifest of a bundle. Throws for one that this host cannot run.
@@ -103,9 +113,7 @@ public struct Manifest: Decodable, Sendable {
         if let host = try said.decodeIfPresent(String.self, forKey: .host) {
             throw HostError("manifest.json: the bundle is for the host \(host)")
         }
-        if let carried = try said.decodeIfPresent([String: Carried].self, forKey: .carried), let first = carried.first {
-            throw HostError("manifest.json: carried: this host does not know the role \(first.value.role)")
-        }
+        carried = try said.decodeIfPresent([String: Carried].self, forKey: .carried) ?? [:]
         name = try said.decode(String.self, forKey: .name)
         context = try said.decode(Int.self, forKey: .context)
         vocabSize = try said.decode(Int.self, forKey: .vocabSize)
@@ -117,9 +125,25 @@ public struct Manifest: Decodable, Sendable {
             throw HostError("manifest.json: logits of \(logits.pieces) x \(logits.columns) do not hold \(vocabSize) tokens")
         }
     }
+}
 
-    private struct Carried: Decodable {
-        let role: String
+extension Manifest.Carried: Decodable {
+    private enum Key: String, CodingKey {
+        case role, rollback, kinds
+    }
+
+    public init(from decoder: any Decoder) throws {
+        let said = try decoder.container(keyedBy: Key.self)
+        let role = try said.decode(String.self, forKey: .role)
+        let isCache = ["kv", "k", "v"].contains(role)
+        guard isCache || ["convolution", "recurrence"].contains(role) else {
+            throw HostError("manifest.json: carried: this host does not know the role \(role)")
+        }
+        let rollback = try said.decode(String.self, forKey: .rollback)
+        guard rollback == (isCache ? "rows" : "none") else {
+            throw HostError("manifest.json: carried: this host does not know the rollback \(rollback) of the role \(role)")
+        }
+        self = isCache ? .cache(try said.decode([String: Manifest.Places].self, forKey: .kinds)) : .tensor
     }
 }
 

@@ -15,6 +15,9 @@ public final class Chain {
     private let packages: [any Package]
     private let tables: [String: Table]
     private var states: [AnyObject]?
+    /// What the next call is given of the tensors that belong to a position; nothing of one is its zeros.
+    var carried: [String: Tensor] = [:]
+    private var caches: [String: Tensor] = [:]
 
     /// `packages` are those of `manifest.programs`, in their order; `tables` are by the input that takes their rows.
     public init(manifest: Manifest, packages: [any Package], tables: [String: Table] = [:]) throws {
@@ -36,7 +39,12 @@ public final class Chain {
 
     /// Starts anew, with states of zeros.
     public func reset() {
-        states = nil
+        (states, carried, caches) = (nil, [:], [:])
+    }
+
+    /// Whether calls give tensors that belong to one position.
+    var carries: Bool {
+        manifest.carried.values.contains { if case .tensor = $0 { true } else { false } }
     }
 
     /// Calls a function; the rows of the tokens are looked up here, and what one package gives is handed on.
@@ -53,7 +61,10 @@ public final class Chain {
             guard let described = program.functions[function] else { continue }
             var given: [String: Tensor] = [:]
             for (name, port) in described.inputs {
-                guard let tensor = known[name] else { throw HostError("\(program.file): nothing gives \(name) of \(function)") }
+                let kept = carried[name] ?? caches[name] ?? (manifest.carried[name] == nil ? nil : .zeros(port.shape))
+                guard let tensor = known[name] ?? kept else {
+                    throw HostError("\(program.file): nothing gives \(name) of \(function)")
+                }
                 guard tensor.shape == port.shape else {
                     throw HostError("\(program.file): \(name) of \(function) is \(tensor.shape) and must be \(port.shape)")
                 }
@@ -63,6 +74,32 @@ public final class Chain {
             found = true
         }
         guard found else { throw HostError("\(manifest.name) has no function \(function)") }
+        try keep(known)
         return known
+    }
+
+    /// Keeps what a call has left for the next one: tensors as they are, of caches the rows of its real tokens.
+    private func keep(_ known: [String: Tensor]) throws {
+        for (name, kind) in manifest.carried {
+            guard let new = known["new_\(name)"] else { continue }
+            guard case .cache = kind else {
+                carried[name] = new
+                continue
+            }
+            guard let position = try known["position"]?.integers("position").first, new.shape.count == 4 else {
+                throw HostError("\(manifest.name): new_\(name) is \(new.shape), which is no rows of a cache")
+            }
+            let count = try known["count"]?.integers("count").first ?? new.shape[2]
+            var cache = try caches.removeValue(forKey: name) ?? zeros(name)  // alone, so that it is written in place
+            try cache.write(new, count: count, at: position)
+            caches[name] = cache
+        }
+    }
+
+    /// A cache before the first call, in the shape that its functions take.
+    private func zeros(_ name: String) throws -> Tensor {
+        let ports = manifest.programs.lazy.flatMap { $0.functions.values }.compactMap { $0.inputs[name] }
+        guard let port = ports.first else { throw HostError("\(manifest.name): no function takes \(name)") }
+        return .zeros(port.shape)
     }
 }

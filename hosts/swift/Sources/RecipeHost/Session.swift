@@ -23,6 +23,7 @@ public final class Session {
     private var written = 0  // beyond the last position that any call wrote to, even one that failed
     private let rollback: Int
     private let chunk: Int
+    private var snapshots = Snapshots()
 
     public init(_ chain: Chain) throws {
         guard chain.described("decode") != nil else { throw HostError("\(chain.manifest.name) has no function decode") }
@@ -38,15 +39,23 @@ public final class Session {
     /// What follows the sequence `text`. What the states hold of it is not fed again.
     public func feed(_ text: [Int]) throws -> Choice {
         try resume(text)
+        let isPrompt = text.count - tokens.count > 1
         while true {
+            // what the same prompt goes back to, and one that ends otherwise
+            if isPrompt && tokens.count + chunk >= text.count { snapshots.keep() }
             let part = Array(text[tokens.count..<min(tokens.count + chunk, text.count)])
             let found = try call(part.count == 1 ? "decode" : "prefill", part, at: tokens.count)
+            snapshots.note(tokens.count + part.count, chain.carried)
             tokens += part
-            if tokens.count == text.count { return try choices(found)[0] }
+            if tokens.count == text.count {
+                if isPrompt { snapshots.keep() }
+                return try choices(found)[0]
+            }
         }
     }
 
-    /// Keeps what the states and `text` begin with in common: the last token is always fed.
+    /// Keeps what the states and `text` begin with in common, or as many tokens fewer as what is carried was kept of: the
+    /// last one is always fed.
     ///
     /// A ring's rows beyond it hold what was written last, so it is the last written position that counts.
     func resume(_ text: [Int]) throws {
@@ -55,13 +64,16 @@ public final class Session {
         }
         guard let wrong = text.first(where: { !(0..<chain.manifest.vocabSize).contains($0) }) else {
             let shared = zip(tokens, text).prefix { $0 == $1 }.count
-            let kept = min(shared, text.count - 1)
+            var kept = min(shared, text.count - 1)
+            if chain.carries { kept = snapshots.nearest(kept) }
             if written - kept > rollback {
                 tokens = []
                 written = 0
                 chain.reset()
+                snapshots = Snapshots()
             } else {
                 tokens.removeSubrange(kept...)
+                if chain.carries { chain.carried = snapshots.goBack(kept) }
             }
             return
         }

@@ -20,6 +20,28 @@ public enum Tensor: Equatable, Sendable {
         return .int32(tokens.map(Int32.init) + padding, shape: [1, size])
     }
 
+    /// Halves that are all zero.
+    static func zeros(_ shape: [Int]) -> Tensor {
+        .float16(Array(repeating: 0, count: shape.reduce(1, *)), shape: shape)
+    }
+
+    /// Puts the first `count` rows of `new` (layers, heads, tokens, size) into this cache (layers, heads, rows, size):
+    /// that of position p into row p mod rows.
+    mutating func write(_ new: Tensor, count: Int, at position: Int) throws {
+        guard case .float16(let from, let given) = new, case .float16(var values, let shape) = self, shape.count == 4,
+            given.count == 4, given[0] == shape[0], given[1] == shape[1], given[3] == shape[3], count <= given[2]
+        else { throw HostError("rows of \(new.shape) are none of a cache of \(self.shape)") }
+        self = .int32([], shape: [])  // the values are held once, and written in place
+        let (rows, tokens, size) = (shape[2], given[2], shape[3])
+        for head in 0..<shape[0] * shape[1] {
+            for token in 0..<count {
+                let (to, at) = ((head * rows + (position + token) % rows) * size, (head * tokens + token) * size)
+                values.replaceSubrange(to..<to + size, with: from[at..<at + size])
+            }
+        }
+        self = .float16(values, shape: shape)
+    }
+
     /// Its numbers as `Float`. Throws if they are whole.
     func floats(_ name: String) throws -> [Float] {
         guard case .float16(let values, _) = self else { throw HostError("\(name) is int32 and must be float16") }

@@ -16,6 +16,8 @@ final class BundleTests: XCTestCase {
             "manifest.json: the bundle is for the host anemll")
         XCTAssertEqual(message { _ = try fake.manifest { $0["carried"] = ["conv": ["role": "tail"]] } },
             "manifest.json: carried: this host does not know the role tail")
+        XCTAssertEqual(message { _ = try fake.manifest { $0["carried"] = ["kv": ["role": "kv", "rollback": "none"]] } },
+            "manifest.json: carried: this host does not know the rollback none of the role kv")
         XCTAssertEqual(message { _ = try fake.manifest { $0["vocab_size"] = 129 } },
             "manifest.json: logits of 1 x 128 do not hold 129 tokens")
         XCTAssertEqual(message { _ = try fake.manifest { $0["states"] = nil } }, "manifest.json: there is no states")
@@ -55,6 +57,27 @@ final class BundleTests: XCTestCase {
         XCTAssertEqual(first.got, ["input_ids", "position", "input_ids", "position"])
         XCTAssertEqual(second.got, ["hidden_4", "position", "hidden_4", "position"])
         XCTAssertEqual(message { _ = try Chain(manifest: manifest, packages: [first]) }, "fake has 2 packages, not 1")
+    }
+
+    func testRowsOfACallGoToTheirPositionsAndPaddingNowhere() throws {
+        var cache = Tensor.zeros([2, 1, 4, 2])
+        let new = Tensor.float16((1...12).map { Float16($0) }, shape: [2, 1, 3, 2])
+        try cache.write(new, count: 2, at: 3)
+        XCTAssertEqual(cache, .float16([3, 4, 0, 0, 0, 0, 1, 2, 9, 10, 0, 0, 0, 0, 7, 8], shape: [2, 1, 4, 2]))
+        XCTAssertEqual(message { try cache.write(.zeros([2, 1, 3, 4]), count: 1, at: 0) },
+            "rows of [2, 1, 3, 4] are none of a cache of [2, 1, 4, 2]")
+    }
+
+    func testATensorOfOnePositionIsGoneBackToWhereItWasKept() throws {
+        var snapshots = Snapshots()
+        for position in 1...6 {
+            snapshots.note(position, ["x": .one(position)])
+            if position != 5 { snapshots.keep() }
+        }
+        XCTAssertEqual([0, 1, 2, 3, 5, 9].map(snapshots.nearest), [0, 0, 2, 3, 4, 6])  // the first of too many is gone
+        XCTAssertEqual(snapshots.goBack(4), ["x": .one(4)])
+        XCTAssertEqual(snapshots.nearest(9), 4)
+        XCTAssertEqual(snapshots.goBack(0), [:])
     }
 
     func testATableOfFourBitsGivesItsRowsTimesTheirScales() throws {
