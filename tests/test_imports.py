@@ -91,6 +91,7 @@ KNOWN_TO: dict[str, set[str]] = {
     "distributed": {"zoo"},
     "fsspec": {"zoo"},
     "pyarrow": {"zoo"},
+    "peft": {"verification"},
     "pydantic": {"zoo", "recipe", "extending", "manifest", "lint", "serving"},
     "yaml": {"recipe", "checkpoint"},
     "typer": {"commands"},

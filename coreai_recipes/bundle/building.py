@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coreai_recipes.bundle.adapting import origins_of, sealed_recipe
 from coreai_recipes.bundle.opened import Bundle, digest_of
 from coreai_recipes.bundle.packaging import Written, compose, write_package
 from coreai_recipes.bundle.ruling import hold_rules
@@ -61,6 +62,7 @@ def build(
     overrides: Sequence[str] = (),
     bits: int | None = None,
     device: str | None = None,
+    adapters: Mapping[str, str] | None = None,
     verified: bool = True,
     cached: bool = True,
     fragments: "FragmentCache | None" = None,
@@ -73,6 +75,7 @@ def build(
     (`storage.shorthand`), whatever it says of them itself. With `device` its fields are those that the rules choose for
     it (`planning.choosing`), except those that `overrides` name; what was chosen is among the bundle's notes.
     Converted fragments are kept in `fragments`, by default in the user's cache where they are to be `cached`.
+    `adapters` says by name where those of the recipe lie, instead of it.
     Raises UserError for what the user can mend, VerificationError when the package is not equal to transformers, and
     RuleError when it breaks a rule of the engine that holds for the recipe's device and that it does not allow,
     OverBudget when its weights take more bits than it allows; then, and when interrupted or killed, the bundle that
@@ -102,8 +105,9 @@ def build(
         _hold_storage_rules(recipe, resolved)  # before anything is downloaded
     target = Path(out) / recipe.name
     check_place(target)  # what is there may be kept: said before anything is downloaded, let alone converted
-    recipe, sources = find_sources(recipe, {MODEL: checkpoint, DRAFT: draft})
+    recipe, sources = find_sources(recipe, {MODEL: checkpoint, DRAFT: draft}, adapters=adapters)
     source = sources[MODEL]
+    recipe = sealed_recipe(recipe, source)
     from coreai_recipes.checkpoint.kept_tokenizer import KeptTokenizer
     from coreai_recipes.export.cache import FragmentCache, default_root
 
@@ -173,7 +177,8 @@ def build(
         written = write_first(composed, write, measures)
         recipe = written.composed.recipe
         origins = {key: _origin_of(each, digests[key].result()) for key, each in sources.items()}
-        facts = {**origins.pop(MODEL), **origins}
+        merged = origins_of(recipe, source)
+        facts = {**origins.pop(MODEL), **origins, **({} if merged is None else {"adapters": merged})}
 
         def describe() -> dict[str, Any]:
             (folder / RECIPE).write_text(recipe_text(written.composed.recipe))

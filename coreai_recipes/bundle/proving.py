@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coreai_recipes.bundle.adapting import hold_adapters
 from coreai_recipes.bundle.opened import Bundle
 from coreai_recipes.bundle.origin import Held, hold_origin
 from coreai_recipes.bundle.sources import OPTIONS, find_sources
@@ -32,11 +33,13 @@ def verify(
     require: Sequence[str] = (),
     runtime: str | None = None,
     random: bool = False,
+    adapters: Mapping[str, str] | None = None,
     progress: "Progress | None" = None,
 ) -> "Report":
     """Prove a bundle, or a recipe before it is built, equal to transformers, stage by stage (`verification.run`).
 
-    With `random` the weights are random ones in the recipe's shape, one layer of each kind where all would take long.
+    `adapters` says by name where those of the recipe lie. With `random` the weights are random ones in the recipe's
+    shape, one layer of each kind where all would take long.
     Raises UserError when the bundle was modified since it was built, or the checkpoint does not fit.
     """
     from coreai_recipes.storage.matching import load_held
@@ -52,10 +55,10 @@ def verify(
     wanted = [key for key in given if key == MODEL or stages is None or key in (*stages, *require)]
     if isinstance(target, Bundle):
         package: Path | None = target.package
-        recipe, held = _hold_bundle(target, given, wanted)
+        recipe, held = _hold_bundle(target, given, wanted, adapters)
     else:
         package = None
-        recipe, held = _hold_recipe(target, given, wanted)
+        recipe, held = _hold_recipe(target, given, wanted, adapters)
 
     def check(step: str, done: int, total: int) -> None:
         for each in held.values():
@@ -95,7 +98,9 @@ def _runtime(target: Bundle | Recipe, asked: str | None) -> "Runtime":
     return proving_runtime(package_format) if asked is None else choose_runtime(asked, package_format)
 
 
-def _hold_bundle(bundle: Bundle, given: "Given", wanted: Sequence[str]) -> tuple[Recipe, dict[str, Held]]:
+def _hold_bundle(
+    bundle: Bundle, given: "Given", wanted: Sequence[str], adapters: Mapping[str, str] | None
+) -> tuple[Recipe, dict[str, Held]]:
     """The recipe of a bundle that is as it was built, and the checkpoints of those of its stacks that are wanted."""
     bundle.check_files()
     bundle.check_ends()
@@ -112,17 +117,21 @@ def _hold_bundle(bundle: Bundle, given: "Given", wanted: Sequence[str]) -> tuple
         if was is not None and key in wanted:
             named = None if stack.reference is None else stack.reference.checkpoint
             held[key] = hold_origin(was, called, given[key], named, OPTIONS[key], folder)
+    if MODEL in held:
+        held[MODEL] = hold_adapters(held[MODEL], recipe, name, origin.adapters, adapters)
     return recipe, held
 
 
-def _hold_recipe(recipe: Recipe, given: "Given", wanted: Sequence[str]) -> tuple[Recipe, dict[str, Held]]:
+def _hold_recipe(
+    recipe: Recipe, given: "Given", wanted: Sequence[str], adapters: Mapping[str, str] | None
+) -> tuple[Recipe, dict[str, Held]]:
     """A recipe before it is built, with the checkpoints that are given or that it names."""
     references = {key: stack.reference for key, stack in recipe.stacks.items()}
     named = [key for key, said in references.items() if said is not None and said.checkpoint is not None]
     keys = [key for key in wanted if key in named or given[key] is not None]
     from coreai_recipes.storage.source import with_source, without_source
 
-    recipe, sources = find_sources(recipe, given, keys)
+    recipe, sources = find_sources(recipe, given, keys, adapters)
     recipe = with_source(recipe, sources)[0] if MODEL in sources else without_source(recipe)
     return recipe, {key: Held(source) for key, source in sources.items()}
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coreai_recipes.bundle.adapting import with_adapters
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.schema import DRAFT, MODEL
@@ -38,13 +39,19 @@ def find_checkpoint(recipe: Recipe, given: "Given", key: str = MODEL) -> "Checkp
 
 
 def find_sources(
-    recipe: Recipe, given: "Mapping[str, Checkpoint | str | Path | None]", keys: Collection[str] | None = None
+    recipe: Recipe,
+    given: "Mapping[str, Checkpoint | str | Path | None]",
+    keys: Collection[str] | None = None,
+    adapters: Mapping[str, str] | None = None,
 ) -> "tuple[Recipe, dict[str, Checkpoint]]":
     """The recipe, with the draft that was given where it has none, and by stack the checkpoints: of `keys`, or of all
-    its stacks and those that were given."""
+    its stacks and those that were given. The model's has the recipe's adapters, which lie where `adapters` says by
+    name, or the recipe."""
     if keys is None:
         keys = dict.fromkeys([*recipe.stacks, *(key for key, source in given.items() if source is not None)])
     sources = {key: find_checkpoint(recipe, given.get(key), key) for key in keys}
+    if MODEL in sources:
+        sources[MODEL] = with_adapters(recipe, sources[MODEL], adapters)
     if DRAFT in sources and recipe.draft is None:
         from coreai_recipes.recipe.importing.assembling import with_draft
 

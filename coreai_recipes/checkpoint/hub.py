@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,8 +102,15 @@ class HubHeaders(Unread):
         return read_eos_token_ids(self.path, self.config, self.place)
 
 
-def download_files(repo_id: str, revision: str | None, token: str | None, patterns: list[str]) -> tuple[Path, str]:
-    """The snapshot folder that holds the repository's files that match `patterns`, and its commit."""
+def download_files(
+    repo_id: str,
+    revision: str | None,
+    token: str | None,
+    patterns: list[str],
+    ignored: Sequence[str] = IGNORED_PATTERNS,
+) -> tuple[Path, str]:
+    """The snapshot folder that holds the repository's files that match `patterns` and none of `ignored`, and its
+    commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
@@ -125,7 +132,7 @@ def download_files(repo_id: str, revision: str | None, token: str | None, patter
             revision=revision,
             token=token,
             allow_patterns=patterns,
-            ignore_patterns=IGNORED_PATTERNS,
+            ignore_patterns=list(ignored),
             tqdm_class=TerminalBar,
         )
     commit = Path(folder).name

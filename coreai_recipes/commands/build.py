@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from coreai_recipes.commands.options import (
+    AdapterOption,
     BitsOption,
     CheckpointOption,
     DeviceOption,
@@ -15,6 +16,7 @@ from coreai_recipes.commands.options import (
     OverridesOption,
     RecipeArgument,
     out_option,
+    read_adapters,
 )
 
 
@@ -26,6 +28,7 @@ def build(
     overrides: OverridesOption = None,
     bits: BitsOption = None,
     device: DeviceOption = None,
+    adapter: AdapterOption = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip verification.")] = False,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Convert every fragment again instead of using the cache.")
@@ -52,6 +55,7 @@ def build(
                 overrides=overrides or (),
                 bits=bits,
                 device=device,
+                adapters=read_adapters(adapter),
                 verified=not no_verify,
                 cached=not no_cache,
                 progress=progress,

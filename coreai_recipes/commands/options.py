@@ -58,6 +58,10 @@ SchedulerOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="NAME=SRC", help="Where an adapter of the recipe lies. Repeatable."),
+]
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or its name in dist/.")]
 TemplateOption = Annotated[
     list[str] | None,
@@ -109,6 +113,15 @@ PenaltyOption = Annotated[
 StopOption = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before TEXT. Repeatable.")
 ]
+
+
+def read_adapters(words: Sequence[str] | None) -> dict[str, str]:
+    """By name, where adapters lie. Raises UserError for other words."""
+    pairs = [word.partition("=") for word in words or ()]
+    UserError.collect(
+        f"--adapter {''.join(pair)}: not NAME=SRC, as in style=adapters/style" for pair in pairs if "" in pair
+    )
+    return {name: src for name, _, src in pairs}
 
 
 def read_template(words: Sequence[str] | None) -> tuple[str | None, dict[str, Any]]:

@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from coreai_recipes.commands.options import CheckpointOption, DraftOption, JsonOption, OverridesOption, RuntimeOption
+from coreai_recipes.commands.options import (
+    AdapterOption,
+    CheckpointOption,
+    DraftOption,
+    JsonOption,
+    OverridesOption,
+    RuntimeOption,
+    read_adapters,
+)
 from coreai_recipes.errors import UserError
 
 
@@ -20,6 +28,7 @@ def verify(
         list[str] | None, typer.Option(metavar="STAGE", help="Fail if this stage is skipped. Repeatable.")
     ] = None,
     runtime: RuntimeOption | None = None,
+    adapter: AdapterOption = None,
     random: Annotated[
         bool,
         typer.Option("--random", help="Verify a recipe with random weights; of a deep model, one layer of each kind."),
@@ -40,6 +49,7 @@ def verify(
             require=require or (),
             runtime=runtime,
             random=random,
+            adapters=read_adapters(adapter),
             progress=progress,
         )
     if as_json:

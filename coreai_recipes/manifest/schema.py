@@ -214,10 +214,19 @@ class Origin(Described):
     config_sha256: Digest | None = None
 
 
+class AdapterOrigin(Described):
+    """An adapter that is merged into the weights: its hub id with its commit or its base name, and its files."""
+
+    name: Name
+    source: Text
+    sha256: dict[FileName, Digest]
+
+
 class Checkpoint(Origin):
-    """`draft` is where a draft's weights came from."""
+    """`draft` is where a draft's weights came from, `adapters` what was merged into the model's."""
 
     draft: Origin | None = None
+    adapters: tuple[AdapterOrigin, ...] | None = None
 
 
 class Manifest(Sealed):

@@ -18,6 +18,7 @@ from coreai_recipes.recipe.source import built_in_recipes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from coreai_recipes.checkpoint.adapter import Adapter
     from coreai_recipes.checkpoint.base import Checkpoint
 
 # editors complete and check by it; `recipe schema > recipe.schema.json` writes the file
@@ -38,12 +39,14 @@ def new_recipe(src: str | Path, family: str | None = None, draft: str | Path | N
     """The recipe of a checkpoint, from its config.json and, where there are any, its tensors' headers alone; and of a
     `draft` for it.
 
+    An adapter's folder stands for the checkpoint that it names as its base, with the adapter merged into it.
     `family` reads the config by that family's rules, whatever its model_type. Raises CheckpointError with every field
     that is not understood and every tensor that does not fit.
     """
+    adapter, src = _base_of(src)
     checkpoint = open_config(src)
     source = _hub_id(src)
-    name = _name_after(checkpoint, source)
+    name = _name_after(checkpoint, source) if adapter is None else _name_of(adapter.path.resolve().name)
     imported = recipe_from_config(checkpoint.config, name, source, family)
     if draft is not None:
         drafter = open_headers(draft)
@@ -52,7 +55,11 @@ def new_recipe(src: str | Path, family: str | None = None, draft: str | Path | N
     recipe, note = _settle_head(imported.recipe, checkpoint)
     imported = replace(imported, recipe=recipe)
     unchecked = _check_tensors(imported.recipe, checkpoint)
+    if adapter is not None:
+        imported = replace(imported, recipe=_with_adapter(imported.recipe, adapter, checkpoint))
     decisions = [*_decisions(imported, source, family), *((note,) if note else ()), *unchecked]
+    if adapter is not None:
+        decisions.insert(0, f"adapters: {adapter.path}, whose base is {src}")
     heading = [SCHEMA_LINE, f"Numbers: config.json of {source or checkpoint.source}.", *_wrapped(imported.family.about)]
     text = write_recipe(imported.recipe, heading, _notes(imported))
     return NewRecipe(text, imported.recipe, tuple(decisions))
@@ -117,12 +124,41 @@ def _check_draft(recipe: Recipe, checkpoint: "Checkpoint") -> None:
     bind_weights(Draft.build(recipe), checkpoint)
 
 
+def _base_of(src: str | Path) -> "tuple[Adapter | None, str | Path]":
+    """The adapter in a folder and the checkpoint that it names, or no adapter and the source as it is."""
+    from coreai_recipes.checkpoint.adapter import CONFIG, open_adapter
+    from coreai_recipes.checkpoint.open import find_path
+
+    folder = find_path(src)
+    if not os.path.isfile(folder / CONFIG) or os.path.isfile(folder / "config.json"):
+        return None, src
+    adapter = open_adapter(src)
+    if adapter.base is None:
+        raise UserError(f"{adapter.place}: {CONFIG} names no base_model_name_or_path: give its base to `recipe new`")
+    return adapter, adapter.base
+
+
+def _with_adapter(recipe: Recipe, adapter: "Adapter", checkpoint: "Checkpoint") -> Recipe:
+    """Raises CheckpointError where the adapter does not fit the base's headers."""
+    from coreai_recipes.checkpoint.adapted import AdaptedCheckpoint
+    from coreai_recipes.recipe.schema import Adapter as Said
+
+    if checkpoint.tensors:
+        AdaptedCheckpoint(checkpoint, [(adapter, 1.0)])
+    name = _name_of(adapter.path.resolve().name)
+    return recipe.model_copy(update={"adapters": [Said(name=name, source=str(adapter.path))]})
+
+
 def _name_after(checkpoint: "Checkpoint", source: str | None) -> str:
     """What the bundle's folder is to be called: the last part of the hub id or the folder's name, in small letters."""
     last = (source or checkpoint.path.resolve().name).partition("@")[0].rpartition("/")[2].lower()
     for suffix in (".gguf", ".safetensors"):
         last = last.removesuffix(suffix)
-    name = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-")
+    return _name_of(last)
+
+
+def _name_of(last: str) -> str:
+    name = re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("._-")
     return name[:100] or "model"
 
 

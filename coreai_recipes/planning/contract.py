@@ -93,6 +93,9 @@ def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
     ):
         if found != wanted:
             yield f"{key} is {found!r:.80} and must be {wanted!r:.80}"
+    merged = [each.name for each in manifest.checkpoint.adapters or ()]
+    if merged != (named := [each.name for each in recipe.adapters or ()]):
+        yield f"checkpoint.adapters are {_names(merged)} and must be {_names(named)}"
     if (manifest.checkpoint.draft is None) != (recipe.draft is None):
         yield f"checkpoint.draft is {'missing' if recipe.draft else 'there'} and must not be"
     tables = [table.model_dump(mode="json", exclude_none=True) for table in manifest.tables]

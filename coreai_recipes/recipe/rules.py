@@ -44,8 +44,17 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     problems += residual_problems(recipe)
     problems += mirror_problems(recipe)
     problems += compress_problems(recipe)
+    problems += _adapter_problems(recipe)
     problems += find_size_problems(recipe, {stack: len(layer_order(recipe, stack)) for stack in ("model", "draft")})
     return problems
+
+
+def _adapter_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    adapters = value_at(recipe, "adapters")
+    named = [value_at(each, "name") for each in adapters] if isinstance(adapters, list) else []
+    for index, name in enumerate(named):
+        if isinstance(name, str) and name in named[:index]:
+            yield Problem(("adapters", index, "name"), "adapter-name", f"{name} is the name of an earlier adapter too")
 
 
 def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:

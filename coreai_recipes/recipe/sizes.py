@@ -28,6 +28,7 @@ FEWEST_TOKENS, MOST_TOKENS = 512, 1 << 20  # of a text that weights are fitted t
 MOST_STEPS = 10_000  # of tuning
 MAX_ISLANDS = 16  # of float32
 MAX_RULES = 4096  # of `compress`: each is tried for every parameter
+MAX_ADAPTERS = 64
 MAX_TOKENS = 4096  # of a call
 MAX_CHUNKS = 64  # packages of a model; a process loads about 128 programs
 MAX_CHUNK_BYTES = 1 << 40

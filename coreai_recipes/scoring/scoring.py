@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from coreai_recipes.bundle.adapting import hold_adapters
 from coreai_recipes.bundle.opened import Bundle
 from coreai_recipes.bundle.origin import Held, hold_origin
 from coreai_recipes.errors import BundleError, UserError
@@ -161,7 +162,8 @@ def _reference(bundle: Bundle, checkpoint: str | None) -> Held:
         return Held(reason="the recipe has no reference")
     origin, name = bundle.described.checkpoint, bundle.described.name
     named = bundle.recipe.reference.checkpoint
-    return hold_origin(origin, name, checkpoint, named, "--checkpoint SRC", bundle.path)
+    held = hold_origin(origin, name, checkpoint, named, "--checkpoint SRC", bundle.path)
+    return hold_adapters(held, bundle.recipe, name, origin.adapters, None)
 
 
 def _weights(recipe: Recipe) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreai_recipes.checkpoint.adapted import AdaptedCheckpoint
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.half_sums import SumsInFloat16
@@ -26,6 +27,7 @@ from coreai_recipes.verification.reference_config import make_config
 from coreai_recipes.verification.reference_rotary import UnknownStructure, angles_of_table, pairs_apart
 from coreai_recipes.verification.reference_weights import Weights
 from coreai_recipes.verification.stored_names import StoredNames
+from coreai_recipes.verification.their_adapters import TheirMerge
 from coreai_recipes.verification.ties import ExpertChoice, TopK
 
 # the ends of the names of what mixes positions, in transformers
@@ -87,12 +89,16 @@ class Reference:
         self._score_scales = [recipe.model.kinds[name].score_scale for name in kinds]
         self._turning = [recipe.model.kinds[name].attention.rotary_dim for name in kinds]
         self.layers = _find_layers(self.model, config.num_hidden_layers)
+        merge = None
+        if isinstance(checkpoint, AdaptedCheckpoint):
+            merge = TheirMerge(self.model, checkpoint.adapters).merge
+            checkpoint = checkpoint.base
         source = origin.reading.choose_tensors(self.model, checkpoint) if origin.reading else checkpoint
         if isinstance(source, RandomCheckpoint):
             there = StoredNames(self.model, source.tensors, origin.wrapper)
             parameters = self.model.named_parameters()
             source.add_ignored({name: tuple(p.shape) for name, p in parameters if there.find(name) is None})
-        self._weights = Weights(self.model, source, origin.wrapper, exchange)
+        self._weights = Weights(self.model, source, origin.wrapper, exchange, merge)
         self._on_layer: Callable[[LayerRecord], None] | None = None
         self._attention: Tensor | None = None
         self._top_k, self._sums = TopK(), sums

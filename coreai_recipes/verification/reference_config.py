@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from coreai_recipes.checkpoint.adapted import AdaptedCheckpoint
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint
 from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
 from coreai_recipes.errors import CheckpointError
@@ -53,7 +54,8 @@ def describe_reference(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]
     if recipe.reference is None:
         return {"config": "none (reference: null)", "tensors": "our own module's, as stored"}
     packing = {} if checkpoint.packing is None else {"dequantised_from": checkpoint.packing}
-    return make_config(recipe, checkpoint)[1].to_json() | packing
+    merged = {} if not isinstance(checkpoint, AdaptedCheckpoint) else {"adapters": "merged by peft"}
+    return make_config(recipe, checkpoint)[1].to_json() | packing | merged
 
 
 def make_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:

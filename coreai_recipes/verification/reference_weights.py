@@ -16,7 +16,7 @@ class Weights:
     """Fills modules of a transformers model with a checkpoint's tensors, and empties them.
 
     `wrapper` is the model_type of the whole that the checkpoint holds, when the model is its text part; `exchange` may
-    give another tensor in the place of one that was read.
+    give another tensor in the place of one that was read, and `merge` what adapters make of a parameter of that name.
     """
 
     def __init__(
@@ -25,8 +25,10 @@ class Weights:
         checkpoint: Checkpoint,
         wrapper: str | None = None,
         exchange: Callable[[Tensor], Tensor] | None = None,
+        merge: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
         self._checkpoint = checkpoint
+        self._merge = merge
         self._exchange = exchange or _as_read
         self._model_type = model.config.model_type
         self._names = {id(module): name for name, module in model.named_modules()}
@@ -45,6 +47,8 @@ class Weights:
                 value = self._stored.convert(self._name(child, leaf), self._checkpoint.read)
                 if value is None:
                     value = self._checkpoint.read(self._find(child, leaf, tuple(wanted.shape)))
+                if self._merge is not None:
+                    value = self._merge(self._name(child, leaf), value)
                 self._put(child, leaf, self._exchange(value).to(wanted.dtype))
 
     def fill_rows(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

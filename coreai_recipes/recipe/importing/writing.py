@@ -8,7 +8,7 @@ from coreai_recipes.recipe.schema import LayerKind, Recipe
 from coreai_recipes.recipe.yaml_writer import write_yaml
 
 _ORDERS = {
-    "": ("recipe", "name", "reference", "model", "draft", "weights", "export"),
+    "": ("recipe", "name", "reference", "model", "draft", "weights", "adapters", "export"),
     "model": (
         "vocab_size", "hidden_size", "embedding", "norm", "placement", "residual_multiplier", "layer_scalar", "altup",
         "laurel_rank", "head", "kinds", "layers",

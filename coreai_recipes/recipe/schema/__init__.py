@@ -3,6 +3,7 @@
 The JSON Schema of editors is generated from these classes, and `rules.py` holds what relates one field to another.
 """
 
+from coreai_recipes.recipe.schema.adapters import Adapter
 from coreai_recipes.recipe.schema.attention import (
     Alibi,
     Attention,
@@ -108,6 +109,7 @@ __all__ = [
     "MLP",
     "MODEL",
     "Activation",
+    "Adapter",
     "Alibi",
     "AltUp",
     "Attention",

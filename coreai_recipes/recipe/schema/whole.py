@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from coreai_recipes.recipe import rules, sizes
+from coreai_recipes.recipe.schema.adapters import Adapter
 from coreai_recipes.recipe.schema.export import (
     Export,
 )
@@ -241,6 +242,9 @@ class Recipe(Spec):
     model: Model = Field(description="the architecture")
     draft: Draft | None = Field(default=None, description="a model that drafts for this one, built as function `draft`")
     weights: Weights = Field(description="the tensor names of the checkpoint")
+    adapters: Annotated[list[Adapter], Field(max_length=sizes.MAX_ADAPTERS)] | None = Field(
+        default=None, description="low-rank adapters that are merged into the weights, in this order"
+    )
     compress: Compress | None = Field(default=None, description="how weights are stored; defaults to float16")
     export: Export = Field(description="how the package is written")
 
