@@ -57,6 +57,6 @@ for command in (cache.list_, cache.clean):
 app.add_typer(caches, name="cache")
 
 zoos = typer.Typer(cls=zoo.ZooGroup, help="Build many recipes in many forms on a cluster.", no_args_is_help=True)
-for of_zoo in (zoo.build, zoo.plan, zoo.table):
+for of_zoo in (zoo.build, zoo.plan, zoo.table, zoo.page):
     zoos.command(of_zoo.__name__, cls=Command)(of_zoo)
 app.add_typer(zoos, name="zoo")

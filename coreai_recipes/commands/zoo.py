@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coreai_recipes.commands.line import Group
-from coreai_recipes.commands.options import JsonOption, SchedulerOption
+from coreai_recipes.commands.options import JsonOption, SchedulerOption, out_option
+from coreai_recipes.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,6 +87,23 @@ def table(zoo: ZooArgument, as_json: JsonOption = False) -> None:
         console.print_json({"rows": to_json(rows)})
     else:
         print_zoo(rows)
+
+
+def page(
+    zoo: ZooArgument, out: Annotated[Path, out_option("FILE", "Write the page to FILE.")] = Path("gallery.html")
+) -> None:
+    """Write a gallery of a zoo: size against KL divergence and predicted tokens/s, by model and device.
+
+    The page needs no network and no script.
+    """
+    from coreai_recipes.report.page.gallery import gallery_of
+
+    text = gallery_of(_rows(zoo), zoo.stem)
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {(error.strerror or str(error)).lower()}") from None
+    print(f"{out}  {len(text.encode()) / 1e6:.2f} MB")
 
 
 def _rows(zoo: Path) -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
 """What a cell will cost, from its recipe alone: bytes, memory, time, and the bound on its tokens a second."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coreai_recipes.decoder.model import Decoder, count_parameters, exported_form
+from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.lint.devices import Device, find_device
 from coreai_recipes.planning.bounds import decode_weights, most_tokens_per_second
@@ -27,7 +28,8 @@ SECONDS_PER_WEIGHT = {False: 4.5e-7, True: 6.5e-7}  # by whether it is compresse
 
 @dataclass(frozen=True)
 class Estimate:
-    """`weights` in number and `bytes`; `memory` in bytes and `seconds` of a build with its proof, both rough.
+    """`weights` in number and `bytes` of the whole recipe, `written` those of its bundle, which may be a part of it where
+    weights are random; `memory` in bytes and `seconds` of a build with its proof, both rough.
 
     `tokens_per_second` is a bound: what the rate allows at which the device reads weights, None where nobody has
     measured that or no device is named.
@@ -35,6 +37,7 @@ class Estimate:
 
     weights: int
     bytes: int
+    written: int
     bits_per_weight: float
     tokens_per_second: float | None
     memory: int
@@ -55,7 +58,8 @@ def estimate(cell: Cell, total_memory: int | None = None) -> Estimate:
     rate = SECONDS_PER_WEIGHT[stored.bits_per_weight < 15]
     return Estimate(
         weights=stored.weights,
-        bytes=stored.bytes + raw_tables(stacks).bytes,
+        bytes=_bytes_of(stacks),
+        written=_bytes_of(stacks if built is recipe else build_stacks(built, exported_form(built))),
         bits_per_weight=round(stored.bits_per_weight, 4),
         tokens_per_second=None if device is None else _tokens_per_second(decoder, device),
         memory=memory_of(built, machine_memory() if total_memory is None else total_memory),
@@ -63,10 +67,17 @@ def estimate(cell: Cell, total_memory: int | None = None) -> Estimate:
     )
 
 
+def _bytes_of(stacks: Sequence[StackModule]) -> int:
+    """Of all weights, those of a host's tables among them."""
+    return stored_parameters(stacks).bytes + raw_tables(stacks).bytes
+
+
 def _recipe(cell: Cell) -> Recipe:
-    """As it is built, but for what a checkpoint decides."""
+    """As it is built, but for what a checkpoint decides, and layouts: they take no bytes, and time to be chosen."""
     recipe = without_source(load_held(cell.source, cell.overrides, cell.build_bits))
-    return recipe if cell.device is None else choose(recipe, find_device(cell.device), cell.overrides)[0]
+    if cell.device is None or cell.bits is not None or recipe.compress is not None:
+        return recipe
+    return choose(recipe, find_device(cell.device), cell.overrides)[0]
 
 
 def _tokens_per_second(decoder: Decoder, device: Device) -> float | None:

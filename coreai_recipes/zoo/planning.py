@@ -39,7 +39,7 @@ def plan_zoo(loaded: Loaded) -> dict[str, Any]:
         "store": loaded.store,
         "cells": cells,
         "kept": sum(cell["kept"] for cell in cells),
-        "bytes": sum(each.bytes for each in to_build.values()),
+        "bytes": sum(each.written for each in to_build.values()),
         "memory": max(needs, default=0),
         "workers": workers,
         "hours": total_seconds(to_build, workers) / 3600,

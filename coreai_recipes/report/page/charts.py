@@ -137,6 +137,30 @@ def loss_chart(facts: Facts) -> Spec | None:
     return _chart(rows, {"type": "point", "filled": True, "size": 36}, encoding, 200)
 
 
+def cells_chart(rows: Sequence[Mapping[str, Any]], figure: str, title: str, log: bool) -> Spec | None:
+    """A figure of a zoo's cells against their size, a point each: by recipe and device, the larger the more tokens a
+    second. None without a point."""
+    if not rows:
+        return None
+    scale = {"type": "log"} if log else {"zero": False}
+    encoding = {
+        "x": {"field": "MB", "type": "quantitative", "scale": {"type": "log"}, "title": "MB"},
+        "y": {"field": figure, "type": "quantitative", "scale": scale, "title": title},
+        "color": {"field": "recipe", "type": "nominal", "sort": None, "legend": _below(None)},
+        "shape": {"field": "where", "type": "nominal", "sort": None, "legend": _below(None)},
+        "description": {"field": "says", "type": "nominal"},
+    }
+    if any(row["tokens_per_second"] is not None for row in rows):
+        size = {
+            "field": "tokens_per_second",
+            "type": "quantitative",
+            "title": "tokens/s",
+            "scale": {"range": [30, 300]},
+        }
+        encoding["size"] = {**size, "legend": _below("tokens/s, at most")}
+    return _chart(rows, {"type": "point", "filled": True}, encoding, 300)
+
+
 def _tensor_words(row: Mapping[str, Any]) -> str:
     loss = "" if row["psnr_db"] is None else f", {row['psnr_db']} dB"
     kl = "" if row["kl"] is None else f", KL {row['kl']:.2g}"

@@ -1,36 +1,26 @@
 """The page: facts and charts put into `page.html`. What a bundle says is text there, whatever it holds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from coreai_recipes.report.device import function_rows, lines
 from coreai_recipes.report.page import charts
 from coreai_recipes.report.page.drawing import draw
+from coreai_recipes.report.page.environment import environment, style
 from coreai_recipes.report.plan import fit_table, products_table
 from coreai_recipes.report.rules import groups, summary
 from coreai_recipes.report.words import decibels, milliseconds, word
 
-FOLDER = Path(__file__).parent
 Facts = Mapping[str, Any]
 
 
 def page_of(bundles: Sequence[Facts]) -> str:
     """The HTML of a page of one or several bundles, side by side where there is room."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"db": decibels, "word": word}
+    made = environment()
+    made.filters |= {"db": decibels, "word": word}
     drawn = [{**facts, **_drawn(facts, index)} for index, facts in enumerate(bundles)]
-    style = Markup((FOLDER / "page.css").read_text())
-    return environment.get_template("page.html").render(bundles=drawn, style=style)
+    page: str = made.get_template("page.html").render(bundles=drawn, style=style())
+    return page
 
 
 def _drawn(facts: Facts, index: int) -> dict[str, Any]:
