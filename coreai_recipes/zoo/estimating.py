@@ -28,8 +28,8 @@ SECONDS_PER_WEIGHT = {False: 4.5e-7, True: 6.5e-7}  # by whether it is compresse
 
 @dataclass(frozen=True)
 class Estimate:
-    """`weights` in number and `bytes` of the whole recipe, `written` those of its bundle, which may be a part of it where
-    weights are random; `memory` in bytes and `seconds` of a build with its proof, both rough.
+    """`weights` in number and `bytes` of the whole recipe; `written` those of its bundle, a part of it where weights
+    are random and many. `memory` in bytes and `seconds` of a build with its proof are rough.
 
     `tokens_per_second` is a bound: what the rate allows at which the device reads weights, None where nobody has
     measured that or no device is named.
