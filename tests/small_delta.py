@@ -11,7 +11,7 @@ from coreai_recipes.recipe.importing.assembling import recipe_from_config
 
 
 def small_delta(vocab_size: int = 96) -> Any:
-    """transformers' model, its weights float16 numbers."""
+    """transformers' model, its weights float16 numbers as a package has them: norms as 1 + w, rates as exp(A_log)."""
     from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
     config = Qwen3_5TextConfig(
@@ -21,8 +21,13 @@ def small_delta(vocab_size: int = 96) -> Any:
         max_position_embeddings=256, eos_token_id=None,
     )  # fmt: skip
     model = small_model(Qwen3_5ForCausalLM, config)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.half().float()
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):
+            parameter.data = parameter.data.exp().half().float().log()
+        elif "norm" in name and "linear_attn.norm" not in name:
+            parameter.data = (1 + parameter.data).half().float() - 1
+        else:
+            parameter.data = parameter.data.half().float()
     return model
 
 

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from coreai_recipes.hosts.logits import ALIGNMENT
-from coreai_recipes.primitives.attention import carried_of_kind, rows_of_kind
+from coreai_recipes.primitives.attention import carried_of_kind, row_parts_of_kind, rows_of_kind
 from coreai_recipes.primitives.carried import CarriedTensor
 from coreai_recipes.recipe.schema import Recipe
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Role = Literal["kv", "k", "v"]
 CarriedRole = Literal["convolution", "recurrence"]
 WHOLE = slice(None)
+COMMIT = "commit"  # the function that carries the rows of a buffer into the states before them
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,37 @@ class CarriedSpec:
 
 
 @dataclass(frozen=True)
+class RowsSpec:
+    """The buffer of all layers of one kind, which functions take as `name`, and give their own rows as `new_name`."""
+
+    kind: str
+    layers: int
+    rows: int
+    parts: Mapping[str, int]
+    name: str
+
+    role: Literal["rows"] = "rows"
+
+    @property
+    def output(self) -> str:
+        return f"new_{self.name}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(layers, rows, columns)."""
+        return (self.layers, self.rows, sum(self.parts.values()))
+
+    def new_shape(self, tokens: int) -> tuple[int, int, int]:
+        """That of the rows that a call of so many tokens gives."""
+        return (self.layers, tokens, self.shape[2])
+
+    @property
+    def bytes(self) -> int:
+        """In float16."""
+        return 2 * prod(self.shape)
+
+
+@dataclass(frozen=True)
 class State:
     """One state of a package: whether it holds keys, values or both, and of which kinds."""
 
@@ -145,6 +177,19 @@ def carried_specs(recipe: Recipe, part: slice = WHOLE, behind: str = "") -> dict
         CarriedSpec(kind, kinds.count(kind), tensor, f"{tensor.name}_{kind}{behind}")
         for kind in dict.fromkeys(kinds)
         for tensor in carried_of_kind(recipe.model.kinds[kind])
+    )
+    return {spec.name: spec for spec in found}
+
+
+def rows_specs(recipe: Recipe, part: slice = WHOLE, behind: str = "") -> dict[str, RowsSpec]:
+    """The buffers of kinds that carry something, by name, where the recipe has such; as `carried_specs`."""
+    kinds, rows = recipe.model.layer_kinds[part], recipe.export.buffer
+    if not rows:
+        return {}
+    carrying = dict.fromkeys(spec.kind for spec in carried_specs(recipe, part).values())
+    found = (
+        RowsSpec(kind, kinds.count(kind), rows, row_parts_of_kind(recipe.model.kinds[kind]), f"rows_{kind}{behind}")
+        for kind in carrying
     )
     return {spec.name: spec for spec in found}
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import Decoder
+from coreai_recipes.export.crossing_fragments import pick_fragment
 from coreai_recipes.export.fragments import (
     FLOAT,
     WEIGHT_PREFIX,
@@ -15,7 +16,6 @@ from coreai_recipes.export.fragments import (
     front_fragment,
     layer_fragment,
     parameters_as,
-    pick_fragment,
     state_names,
 )
 from coreai_recipes.export.head_fragments import head_fragment

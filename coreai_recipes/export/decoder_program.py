@@ -8,17 +8,19 @@ from collections.abc import Iterator, Sequence
 
 from coreai_recipes.decoder.front import CallShape
 from coreai_recipes.decoder.model import Decoder
+from coreai_recipes.decoder.states import COMMIT
+from coreai_recipes.export.commit_fragments import commit_fragment
+from coreai_recipes.export.crossing_fragments import giving_fragment, pick_fragment, taking_fragment
 from coreai_recipes.export.fragments import (
     FLOAT,
+    INTEGER,
     Fragment,
     Port,
+    buffer_of,
     carried_by,
     front_fragment,
-    giving_fragment,
     layer_fragment,
-    pick_fragment,
     state_names,
-    taking_fragment,
 )
 from coreai_recipes.export.handed_fragments import handed_layer_fragment, handed_ports, handing_fragment
 from coreai_recipes.export.head_fragments import head_fragment
@@ -40,11 +42,15 @@ class DecoderProgram(StackProgram):
 
     @property
     def functions(self) -> Iterator[str]:
-        return iter(self.recipe.export.functions.queries)
+        yield from self.recipe.export.functions.queries
+        if self.chunk.buffers:
+            yield COMMIT
 
     def fragments(self) -> Iterator[Fragment]:
         decoder, chunk = self.decoder, self.chunk
-        for call in map(decoder.call, self.functions):
+        for buffer in chunk.buffers.values():
+            yield commit_fragment(decoder.front, buffer, carried_by(chunk, buffer.kind))
+        for call in map(decoder.call, self.recipe.export.functions.queries):
             crossing = _Crossing(decoder, call, self.chunks)
             if chunk.kinds:
                 yield front_fragment(decoder, call, chunk)
@@ -62,6 +68,8 @@ class DecoderProgram(StackProgram):
 
     def link(self, function: str, models: Models, linker: Linker, numbers: Numbers) -> Signature:
         decoder, chunk = self.decoder, self.chunk
+        if function == COMMIT:
+            return self._link_commit(models, linker)
         call = decoder.call(function)
         crossing = _Crossing(decoder, call, self.chunks)
         taken = crossing.taken(chunk)
@@ -72,7 +80,7 @@ class DecoderProgram(StackProgram):
         front = front_fragment(decoder, call, chunk) if chunk.kinds else None
         if front is not None:
             inputs |= {name: port for name, port in front.inputs.items() if name not in front.parameters}
-        inputs |= {name: Port(FLOAT, spec.shape) for name, spec in chunk.carried.items()}
+        inputs |= self._carried
         inputs |= self.caches if self.recipe.export.is_functional else {}
         states = self.declare(inputs, linker)
 
@@ -94,6 +102,28 @@ class DecoderProgram(StackProgram):
             outputs |= link_head(head_fragment(decoder, call), {"x": x}, choices, models, linker)
         return Signature(inputs, give(outputs, linker), states)
 
+    @property
+    def _carried(self) -> dict[str, Port]:
+        """What the package is given of what its calls gave, and of what their commits did."""
+        chunk = self.chunk
+        found = {name: Port(FLOAT, spec.shape) for name, spec in chunk.carried.items()}
+        return found | {name: Port(FLOAT, spec.shape) for name, spec in chunk.buffers.items()}
+
+    def _link_commit(self, models: Models, linker: Linker) -> Signature:
+        """The function that carries the rows before `position` into what the layers carry, which is of `base`."""
+        chunk, carried = self.chunk, self.chunk.carried
+        inputs = {name: Port(INTEGER, (1,)) for name in ("base", "position")} | self._carried
+        states = self.declare(inputs, linker)
+        for buffer in chunk.buffers.values():
+            specs = carried_by(chunk, buffer.kind)
+            names = {"base": "base", "position": "position", "rows": buffer.name}
+            names |= {spec.tensor.name: spec.name for spec in specs}
+            names |= {f"new_{spec.tensor.name}": spec.output for spec in specs}
+            fragment = commit_fragment(self.decoder.front, buffer, specs)
+            linker.append(models[fragment.name], f"commit_{buffer.kind}_", names, {})
+        outputs = {spec.output: Port(FLOAT, spec.shape) for spec in carried.values()}
+        return Signature(inputs, give(outputs, linker), states)
+
     def _link_layers(self, call: CallShape, crossing: "_Crossing", models: Models, linker: Linker) -> str:
         """The layers of the package, and the pick of the last real token where they need no other from there on; the
         name of what comes out of them."""
@@ -112,6 +142,8 @@ class DecoderProgram(StackProgram):
                 "per_layer_inputs": crossing.per_layer(index),
             }
             names |= {spec.tensor.name: spec.name for spec in carried_by(chunk, kind)}
+            buffer = buffer_of(chunk, kind)
+            names |= {} if buffer is None else {"rows": buffer.name}
             names |= {each.port: each.part(index) for each in left if index in each.layers}
             names |= {f"{LEFT}{name}": _port(f"{name}_{index}") for name in ("keys", "values")}
             layer = crossing.layer(chunk, index)

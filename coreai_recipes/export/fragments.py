@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from coreai_recipes.decoder.front import CallShape, Front
 from coreai_recipes.decoder.model import EMBEDDED, PER_LAYER_ROWS, Decoder
-from coreai_recipes.decoder.states import CarriedSpec, StateSpec
+from coreai_recipes.decoder.states import CarriedSpec, RowsSpec, StateSpec
 from coreai_recipes.export.pieces import Piece, describe
-from coreai_recipes.primitives.cache import Cache, NoCache, SharedCache, last_of
+from coreai_recipes.primitives.buffer import Buffer
+from coreai_recipes.primitives.cache import Cache, NoCache, SharedCache
 from coreai_recipes.primitives.carried import Carried, layer_of
-from coreai_recipes.primitives.layer_inputs import ROTATING, WHOLE_NUMBERS, LayerInputs
+from coreai_recipes.primitives.layer_inputs import ROTATING, SHARED, WHOLE_NUMBERS, LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.chunks import Chunk
@@ -27,6 +28,7 @@ from coreai_recipes.storage.parameters import EMBEDDING, stored_shape
 
 FLOAT, INTEGER = "float16", "int32"
 WEIGHT_PREFIX = "weight_"
+NEW_ROWS = "new_rows"  # what a layer leaves in a buffer
 TRACED_ROWS = 8  # of a table
 
 
@@ -82,6 +84,8 @@ def front_fragment(decoder: Decoder, call: CallShape, chunk: Chunk) -> Fragment:
     inputs["position"] = Port(INTEGER, (1,))
     if tokens > 1:
         inputs["count"] = Port(INTEGER, (1,))
+    if chunk.buffers:
+        inputs["base"] = Port(INTEGER, (1,))
     if chunk.embeds:
         outputs["x"] = Port(FLOAT, (model.streams, model.hidden_size, 1, tokens))
         if "input_ids" in looked_up:
@@ -141,9 +145,8 @@ def layer_fragment(decoder: Decoder, kind: str, call: CallShape, chunk: Chunk) -
     front, state = decoder.front, chunk.states.get(decoder.front.owners[kind])
     inputs = layer_inputs(decoder, kind, call) | places_in(chunk, kind, state)
     name = layer_name(decoder, kind, call, chunk)
-    return fragment_of_layer(
-        name, layer_of_kind(decoder, kind), inputs, state, front.shares(kind), carried_by(chunk, kind)
-    )
+    carried, buffer = carried_by(chunk, kind), buffer_of(chunk, kind)
+    return fragment_of_layer(name, layer_of_kind(decoder, kind), inputs, state, front.shares(kind), carried, buffer)
 
 
 def layer_of_kind(decoder: Decoder, kind: str) -> nn.Module:
@@ -164,7 +167,9 @@ def layer_name(decoder: Decoder, kind: str, call: CallShape, chunk: Chunk) -> st
 
 def places_in(chunk: Chunk, kind: str, state: StateSpec | None) -> dict[str, Port]:
     """Where a layer lies in its state and in what its kind carries, and what that is."""
-    carried, inputs = carried_by(chunk, kind), dict[str, Port]()
+    carried, buffer, inputs = carried_by(chunk, kind), buffer_of(chunk, kind), dict[str, Port]()
+    if buffer is not None:
+        inputs["rows"] = Port(FLOAT, buffer.shape)
     if state is not None:
         inputs["slot"] = Port(INTEGER, (1,))
     if carried:
@@ -189,6 +194,11 @@ def carried_by(chunk: Chunk, kind: str) -> list[CarriedSpec]:
     return [spec for spec in chunk.carried.values() if spec.kind == kind]
 
 
+def buffer_of(chunk: Chunk, kind: str) -> RowsSpec | None:
+    """The rows that the layers of a kind keep in a package since the last commit."""
+    return next((spec for spec in chunk.buffers.values() if spec.kind == kind), None)
+
+
 def fragment_of_layer(
     name: str,
     layer: nn.Module,
@@ -196,13 +206,19 @@ def fragment_of_layer(
     spec: StateSpec | None,
     shares: bool,
     carried: Sequence[CarriedSpec] = (),
+    buffer: RowsSpec | None = None,
 ) -> Fragment:
-    """The fragment of a layer that takes `inputs` and its weights, over the states that `spec` says."""
+    """The fragment of a layer that takes `inputs` and its weights, over the states that `spec` says. It gives what it
+    carries for the next call, or its rows of a `buffer`."""
     parameters = weights_of(layer)
     inputs = {**inputs, **ports_of(layer, parameters)}
     states = {} if spec is None else {port: Port(FLOAT, spec.shape) for port in state_names(spec)}
-    outputs = {"y": inputs["x"]} | {f"new_{s.tensor.name}": Port(FLOAT, (1, *s.tensor.shape)) for s in carried}
-    piece = LayerPiece(layer, states, list(inputs), parameters, shares, [spec.tensor.name for spec in carried])
+    outputs, parts = {"y": inputs["x"]}, None if buffer is None else dict(buffer.parts)
+    if buffer is None:
+        outputs |= {f"new_{s.tensor.name}": Port(FLOAT, (1, *s.tensor.shape)) for s in carried}
+    else:
+        outputs[NEW_ROWS] = Port(FLOAT, (1, *buffer.new_shape(inputs["x"].shape[3])[1:]))
+    piece = LayerPiece(layer, states, list(inputs), parameters, shares, [spec.tensor.name for spec in carried], parts)
     return Fragment(name, piece, inputs, outputs, parameters, states)
 
 
@@ -235,32 +251,6 @@ def ports_of(module: nn.Module, parameters: Mapping[str, str], prefix: str = "")
     return {alias: Port(FLOAT, tuple(shape)) for alias, shape in shapes.items()}
 
 
-def giving_fragment(shape: tuple[int, int, int, int]) -> Fragment:
-    """x (N, C, 1, S) -> (1, S, N * C), as it leaves a package: with full lanes on the last axis."""
-    N, C, _, S = shape
-    return Fragment(
-        f"give_{N}x{C}x{S}", _GivingPiece(), {"x": Port(FLOAT, shape)}, {"y": Port(FLOAT, (1, S, N * C))}, {}
-    )
-
-
-def taking_fragment(shape: tuple[int, int, int, int]) -> Fragment:
-    """What a package before it gave, (1, S, N * C) -> x (N, C, 1, S)."""
-    N, C, _, S = shape
-    piece = _TakingPiece(shape)
-    return Fragment(f"take_{N}x{C}x{S}", piece, {"x": Port(FLOAT, (1, S, N * C))}, {"y": Port(FLOAT, shape)}, {})
-
-
-def pick_fragment(name: str, shape: tuple[int, int, int, int]) -> Fragment:
-    """x (N, C, 1, S) of all tokens, count -> x of the last real one."""
-    return Fragment(
-        f"{name}_{shape[3]}",
-        _PickPiece(),
-        {"x": Port(FLOAT, shape), "count": Port(INTEGER, (1,))},
-        {"y": Port(FLOAT, (*shape[:3], 1))},
-        {},
-    )
-
-
 @contextmanager
 def parameters_as(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """The module with `tensors` in place of its parameters; torch.func.functional_call refuses to be traced."""
@@ -290,9 +280,11 @@ class FrontPiece(Piece):
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         named, front, call = dict(zip(self.inputs, given, strict=True)), cast(Front, self.piece[0]), self._call
         found = dict[str, Tensor | None]()
-        for kind, of_kind in front.see(call, named["position"], named.get("count", _one())).items():
-            found |= {f"{port}_{kind}": tensor for port, tensor in of_kind.ports().items()}
-            found["padding"] = of_kind.padding
+        at = named["position"], named.get("count", _one()), named.get("base")
+        for kind, of_kind in front.see(call, *at).items():
+            ports = of_kind.ports()
+            found |= {call.source(kind, port): tensor for port, tensor in ports.items() if port in SHARED}
+            found |= {f"{port}_{kind}": tensor for port, tensor in ports.items()}
         if "x" in self.outputs:
             with parameters_as(front, self.weights(named)):
                 given_rows = named.get("input_ids"), named.get(EMBEDDED), named.get(PER_LAYER_ROWS)
@@ -340,9 +332,10 @@ class LayerPiece(CalledLayer):
         parameters: dict[str, str],
         shares: bool,
         carried: list[str],
+        row_parts: dict[str, int] | None = None,
     ) -> None:
         super().__init__(layer, inputs, parameters)
-        self.shares, self.carried = shares, carried
+        self.shares, self.carried, self.row_parts = shares, carried, row_parts
         for name in ("keys", "values"):
             self.register_buffer(name, untouched(states[name]) if name in states else None)
 
@@ -354,10 +347,14 @@ class LayerPiece(CalledLayer):
         named = dict(zip(self.inputs, tensors, strict=True))
         cache = self._cache(named, keys, values)
         y = self.run(named, cache)
+        if self.row_parts is not None:
+            return y, cache.carried.rows.new_rows
         return (y, *(cache.carried.left[name] for name in self.carried)) if self.carried else y
 
     def _cache(self, named: Mapping[str, Tensor], keys: Tensor | None, values: Tensor | None) -> Cache:
         carried = carried_in(named, self.carried)
+        if self.row_parts is not None:
+            carried.buffer = Buffer(layer_of(named["rows"], named["place"]), self.row_parts)
         if keys is None:
             return NoCache(carried)
         if self.shares:
@@ -368,22 +365,3 @@ class LayerPiece(CalledLayer):
 def carried_in(named: Mapping[str, Tensor], carried: Sequence[str]) -> Carried:
     """A layer's part of what its kind carries, by the names of the tensors."""
     return Carried({name: layer_of(named[name], named["place"]) for name in carried})
-
-
-class _GivingPiece(Piece):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(1, -1, x.shape[3]).transpose(1, 2)  # (1, S, N * C)
-
-
-class _TakingPiece(Piece):
-    def __init__(self, shape: tuple[int, int, int, int]) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).reshape(self.shape)
-
-
-class _PickPiece(Piece):
-    def forward(self, x: Tensor, count: Tensor) -> Tensor:
-        return last_of(x, count)

@@ -12,6 +12,7 @@ from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.states import CarriedSpec, StateSpec, states_of
 from coreai_recipes.export.fragments import (
     FLOAT,
+    NEW_ROWS,
     CalledLayer,
     Fragment,
     Port,
@@ -63,7 +64,9 @@ def left_by(chunk: Chunk, call: CallShape) -> Iterator[Left]:
     def layers_of(kind: str) -> tuple[int, ...]:
         return tuple(index for index in range(chunk.first, chunk.end) if kinds[index] == kind)
 
-    for carried in chunk.carried.values():
+    for buffer in chunk.buffers.values():
+        yield Left(buffer.output, NEW_ROWS, layers_of(buffer.kind), (1, *buffer.new_shape(call.tokens)[1:]))
+    for carried in () if chunk.buffers else chunk.carried.values():
         yield Left(carried.output, f"new_{carried.tensor.name}", layers_of(carried.kind), (1, *carried.tensor.shape))
     for name, state in states_of(chunk.states).items() if chunk.recipe.export.is_functional else ():
         layers = tuple(index for spec in state.kinds for index in layers_of(spec.kind))

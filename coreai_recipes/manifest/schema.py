@@ -180,12 +180,13 @@ class Carried(Described):
 
     It holds the `count` layers of a `kind` on its first axis: a `convolution`'s inputs at its last positions, or the
     state of a `recurrence`. With a rollback of `none` it belongs to one position, and a host goes back by keeping it.
+    With `commit` it is that of the last commit, and `rows` hold what each position since has added.
     """
 
     dtype: Literal["float16"]
     shape: Shape
-    role: Literal["convolution", "recurrence"]
-    rollback: Literal["none"]
+    role: Literal["convolution", "recurrence", "rows"]
+    rollback: Literal["none", "commit"]
     kind: Name
     count: Count
 
@@ -270,6 +271,12 @@ class Manifest(Sealed):
     def host_caches(self) -> dict[str, CarriedCache]:
         """The keys and values that the host keeps."""
         return {name: kept for name, kept in (self.carried or {}).items() if isinstance(kept, CarriedCache)}
+
+    @property
+    def buffers(self) -> dict[str, Carried]:
+        """The rows since the last commit."""
+        carried = (self.carried or {}).items()
+        return {name: kept for name, kept in carried if isinstance(kept, Carried) and kept.role == "rows"}
 
     @property
     def places(self) -> dict[str, Places]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coreai_recipes.decoder.model import EMBEDDED, PER_LAYER_TABLE, table_file
-from coreai_recipes.decoder.states import CarriedSpec, StateSpec
+from coreai_recipes.decoder.states import COMMIT, CarriedSpec, RowsSpec, StateSpec
 from coreai_recipes.decoder.states import State as KeptState
 from coreai_recipes.errors import BundleError
 from coreai_recipes.hosts.anemll import functions_of as functions_of_anemll
@@ -18,7 +18,12 @@ from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
 from coreai_recipes.recipe.host_form import anemll_form
 from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
-from coreai_recipes.storage.chunks import carried_of_packages, states_of_draft, states_of_packages
+from coreai_recipes.storage.chunks import (
+    buffers_of_packages,
+    carried_of_packages,
+    states_of_draft,
+    states_of_packages,
+)
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import EMBEDDING, TABLE_INPUTS
 from coreai_recipes.storage.rows import describe_rows
@@ -134,7 +139,7 @@ def _layer_contradictions(manifest: Manifest, layers: int) -> Iterator[str]:
             found = f"{list(program.layers)} of role {program.role}"
             yield f"packages: layers is {found} and must be [0, {layers}] of role all"
         return
-    for name in [name for name in manifest.functions if name != DRAFT]:
+    for name in [name for name in manifest.functions if name not in (DRAFT, COMMIT)]:
         parts = [program.layers for program in manifest.programs if name in program.functions]
         ends = [0, *(end for _, end in parts)]
         if [start for start, _ in parts] != ends[:-1] or ends[-1] != layers:
@@ -172,7 +177,9 @@ def states_in_manifest(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 def carried_in_manifest(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """What a manifest says of the tensors by name that a call takes and leaves something of for the next."""
-    found = {name: _describe_carried(spec) for name, spec in carried_of_packages(recipe).items()}
+    specs: dict[str, CarriedSpec | RowsSpec] = {**carried_of_packages(recipe), **buffers_of_packages(recipe)}
+    rollback = "commit" if recipe.export.buffer else "none"
+    found = {name: _describe_carried(spec, rollback) for name, spec in specs.items()}
     if recipe.export.is_functional:
         caches = states_of_packages(recipe).items()
         found |= {name: {**_describe_state(state), "rollback": "rows"} for name, state in caches}
@@ -187,12 +194,12 @@ def _describe_state(state: KeptState) -> dict[str, Any]:
     return {"dtype": "float16", "shape": list(state.shape), "role": state.role, "kinds": kinds}
 
 
-def _describe_carried(spec: CarriedSpec) -> dict[str, Any]:
+def _describe_carried(spec: CarriedSpec | RowsSpec, rollback: str) -> dict[str, Any]:
     return {
         "dtype": "float16",
         "shape": list(spec.shape),
         "role": spec.role,
-        "rollback": "none",
+        "rollback": rollback,
         "kind": spec.kind,
         "count": spec.layers,
     }
@@ -260,24 +267,33 @@ def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
     if recipe.export.host == "anemll":
         yield from functions_of_anemll(anemll_form(recipe)).items()
         return
-    carried = carried_of_packages(recipe)
+    carried, buffers = carried_of_packages(recipe), buffers_of_packages(recipe)
+    kept: Described = {
+        **{name: ("float16", spec.shape) for name, spec in carried.items()},
+        **{name: ("float16", spec.shape) for name, spec in buffers.items()},
+    }
+    left: Described = {spec.output: ("float16", spec.shape) for spec in carried.values()}
+    base: Described = {"base": ("int32", (1,))} if buffers else {}
     caches = states_of_packages(recipe) if recipe.export.is_functional else {}
     for name, query in recipe.export.functions.queries.items():
         inputs: dict[str, tuple[str, tuple[int, ...]]] = {
             **_said_of_ids(recipe, query),
             "position": ("int32", (1,)),
             **({} if name == "decode" else {"count": ("int32", (1,))}),
+            **base,
             **_rows_of_tables(recipe, query),
         }
         rows = query if name == "score" else 1
         outputs = _said_of_tokens(recipe, rows, model.vocab_size)
         if recipe.draft is not None:
             outputs["hidden"] = ("float16", (1, rows, model.hidden_size))
-        inputs |= {spec.name: ("float16", spec.shape) for spec in carried.values()}
-        outputs |= {spec.output: ("float16", spec.shape) for spec in carried.values()}
+        inputs |= kept
+        outputs |= {spec.output: ("float16", spec.new_shape(query)) for spec in buffers.values()} or left
         inputs |= {cache: ("float16", state.shape) for cache, state in caches.items()}
         outputs |= {f"new_{cache}": ("float16", _new_rows(state, query)) for cache, state in caches.items()}
         yield name, (query, inputs, outputs)
+    if buffers:
+        yield COMMIT, (recipe.export.buffer, {**base, "position": ("int32", (1,)), **kept}, left)
 
 
 def _functions_of_draft(recipe: Recipe) -> Iterator[tuple[str, Called]]:

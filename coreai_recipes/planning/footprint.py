@@ -72,6 +72,10 @@ def _(decoder: Decoder) -> Iterator[Footprint]:
         shape = " x ".join(map(str, carried.shape))
         how = f"{carried.role} of {carried.layers} layers, {shape}, from call to call, a session's own"
         yield Footprint(f"`{name}`", carried.bytes, how)
+    for name, buffer in decoder.front.row_buffers.items():
+        shape = " x ".join(map(str, buffer.shape))
+        how = f"rows since the last commit of {buffer.layers} layers, {shape}, a session's own"
+        yield Footprint(f"`{name}`", buffer.bytes, how)
 
 
 def _forms(parameters: Parameters) -> str:

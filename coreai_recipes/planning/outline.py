@@ -12,7 +12,7 @@ from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import EMBEDDED, Decoder, exported_form
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
-from coreai_recipes.decoder.states import state_specs, states_of
+from coreai_recipes.decoder.states import COMMIT, state_specs, states_of
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.lint.program import Function, Operation, Program, Shape, Value
 from coreai_recipes.lint.reading import LintInput
@@ -44,6 +44,8 @@ def outline_of(stacks: Sequence[StackModule]) -> LintInput:
     functions = []
     for stack in stacks:
         for name, (query, inputs, outputs) in functions_of(recipe, stack.of.key).items():
+            if name == COMMIT:  # which has no weights, and no layer
+                continue
             drawn = _Outline(Function(name), states, stored.compression, stacks[0])
             drawn.draw(stack, query, inputs, outputs)
             functions.append(drawn.function)

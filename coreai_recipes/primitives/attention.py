@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.cache import Cache, KeptRows
-from coreai_recipes.primitives.carried import CarriedTensor
+from coreai_recipes.primitives.carried import Carried, CarriedTensor
 from coreai_recipes.primitives.constants import clipped, scaled
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.norm import build_norm
@@ -196,6 +196,18 @@ def rows_of_kind(kind: LayerKind) -> KeptRows | None:
 def carried_of_kind(kind: LayerKind) -> tuple[CarriedTensor, ...]:
     """What the registered primitive of `kind` declares to carry from call to call."""
     return tuple(kept for kept in _states_of_kind(kind) if isinstance(kept, CarriedTensor))
+
+
+def row_parts_of_kind(kind: LayerKind) -> dict[str, int]:
+    """The columns of the rows that the registered primitive of `kind` keeps in a buffer, by name; none where it cannot
+    go back."""
+    declare = getattr(primitive("attention", kind.attention.kind), "row_parts", None)
+    return {} if declare is None else dict(declare(kind))
+
+
+def commit_kind(kind: LayerKind, carried: Carried, given: LayerInputs) -> None:
+    """Leave what the layers of a kind carry as the rows that are held make it."""
+    primitive("attention", kind.attention.kind).commit(kind, carried, given)  # type: ignore[attr-defined]
 
 
 def _states_of_kind(kind: LayerKind) -> tuple[KeptRows | CarriedTensor, ...]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from coreai_recipes.primitives.buffer import Buffer
+
 
 @dataclass(frozen=True)
 class CarriedTensor:
@@ -25,14 +27,25 @@ class CarriedTensor:
 
 @dataclass
 class Carried:
-    """One layer's tensors by name, (1, *shape): as the call before has `given` them, as this one has `left` them."""
+    """One layer's tensors by name, (1, *shape): as the call before has `given` them, as this one has `left` them.
+
+    With a `buffer` they are those of the last commit, and a call leaves rows in it instead.
+    """
 
     given: Mapping[str, Tensor] = field(default_factory=dict)
     left: dict[str, Tensor] = field(default_factory=dict)
+    buffer: Buffer | None = None
 
     def earlier(self, tensor: CarriedTensor) -> Tensor:
         """(1, *shape): zeros where this is the first call."""
         return self.given[tensor.name] if tensor.name in self.given else torch.zeros(1, *tensor.shape)
+
+    @property
+    def rows(self) -> Buffer:
+        """The buffer of layers that have one."""
+        if self.buffer is None:
+            raise ValueError("these layers keep no rows")
+        return self.buffer
 
     def leave(self, tensor: CarriedTensor, value: Tensor) -> None:
         self.left[tensor.name] = value

@@ -13,36 +13,50 @@ Here tokens are the last axis, so all of it is transposed: S is (values, keys), 
 import torch
 from torch import Tensor
 
+from coreai_recipes.primitives.buffer import HeldState
 from coreai_recipes.primitives.decays import decays
 
 CHUNK = 32  # of 64 the inverse alone would be a third of the work, of 32 it is a ninth
 
 
-def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """q and k (G, 1, K, S) of unit length, q scaled; v (G, M, V, S); g <= 0 and beta (G, M, 1, S); state (G, M, V, K)
-    -> what is read (G, M, V, S), and the next state. M value heads share a key head."""
-    read = []
+    -> what is read (G, M, V, S), the next state, and what each token adds to it at its key, u (G, M, V, S). M value
+    heads share a key head."""
+    read, added = [], []
     for start in range(0, v.shape[3], CHUNK):
         part = slice(start, min(start + CHUNK, v.shape[3]))
-        found, state = _chunk(q[..., part], k[..., part], v[..., part], g[..., part], beta[..., part], state)
+        found, state, u = _chunk(q[..., part], k[..., part], v[..., part], g[..., part], beta[..., part], state)
         read.append(found)
-    return (read[0] if len(read) == 1 else torch.cat(read, 3)), state
+        added.append(u)
+    if len(read) == 1:
+        return read[0], state, added[0]
+    return torch.cat(read, 3), state, torch.cat(added, 3)
 
 
-def _chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: HeldState) -> tuple[Tensor, Tensor]:
+    """As `delta_rule` of one token, on a state that is only read: what is read, and what the token adds."""
+    decay = torch.exp(g.clamp(max=0.0))
+    u = beta * (v - decay * state.read(k))  # (G, M, V, 1)
+    return decay * state.read(q) + u * (k * q).sum(2, keepdim=True), u
+
+
+def _chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tokens = v.shape[3]
     if tokens == 1:
         decay = torch.exp(g.clamp(max=0.0))
         u = beta * (v - decay * torch.matmul(state, k))  # (G, M, V, 1)
         state = state * decay + torch.matmul(u, k.transpose(2, 3))
-        return torch.matmul(state, q), state
+        return torch.matmul(state, q), state, u
     decay, since, left = decays(g)
     u = beta * (v - since * torch.matmul(state, k))  # (G, M, V, S)
     keys = k.transpose(2, 3)  # (G, 1, S, K)
     corrections = torch.matmul(keys, k) * decay * beta
     u = torch.matmul(u, unit_upper_inverse(corrections))
     read = since * torch.matmul(state, q) + torch.matmul(u, torch.matmul(keys, q) * decay)
-    return read, state * since[..., -1:] + torch.matmul(u * left, keys)
+    return read, state * since[..., -1:] + torch.matmul(u * left, keys), u
 
 
 def unit_upper_inverse(a: Tensor) -> Tensor:

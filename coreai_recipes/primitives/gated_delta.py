@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreai_recipes.primitives.buffer import HeldState, held_state
 from coreai_recipes.primitives.cache import Cache
-from coreai_recipes.primitives.carried import CarriedTensor
-from coreai_recipes.primitives.causal_conv import CausalConvolution, tail_of
+from coreai_recipes.primitives.carried import Carried, CarriedTensor
+from coreai_recipes.primitives.causal_conv import ROWS, CausalConvolution, tail_of, tail_since
 from coreai_recipes.primitives.constants import scaled
-from coreai_recipes.primitives.delta_rule import delta_rule
+from coreai_recipes.primitives.delta_rule import delta_rule, delta_step
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.mlp import ACTIVATIONS
 from coreai_recipes.primitives.norm import build_norm
@@ -55,6 +56,23 @@ class GatedDelta(nn.Module):
         channels = 2 * spec.num_key_heads * spec.key_dim + spec.num_value_heads * spec.value_dim
         return tail_of(channels, spec.taps), _matrix_of(spec)
 
+    @classmethod
+    def row_parts(cls, kind: LayerKind) -> dict[str, int]:
+        """The columns of a buffer's rows: the convolution's inputs, a token's keys, what it adds there, and how much
+        each head keeps of what was before, as a logarithm."""
+        spec = _spec_of(kind)
+        keys, values = spec.num_key_heads * spec.key_dim, spec.num_value_heads * spec.value_dim
+        return {ROWS: 2 * keys + values, "keys": keys, "added": values, "decays": spec.num_value_heads}
+
+    @classmethod
+    def commit(cls, kind: LayerKind, carried: Carried, given: LayerInputs) -> None:
+        """Leave what N layers carry, (N, ...), as it is behind the rows that `given` says are held."""
+        spec = _spec_of(kind)
+        tail, matrix = cls.states(kind)
+        carried.leave(tail, tail_since(carried.earlier(tail), carried.rows, given.before))
+        whole = _held(spec, carried, given).whole()
+        carried.leave(matrix, whole.view(-1, *matrix.shape))
+
     def forward(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
         spec, S = self.spec, x.shape[3]
         G, M, K, V = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads, spec.key_dim, spec.value_dim
@@ -69,11 +87,20 @@ class GatedDelta(nn.Module):
         if given.padding is not None:  # it neither writes nor lets anything fade
             padding = given.padding.view(1, 1, 1, S) > 0
             beta, g = beta.masked_fill(padding, 0.0), g.masked_fill(padding, 0.0)
-        tensor = _matrix_of(spec)
-        heads = (G, M, 1, S)
-        state = cache.carried.earlier(tensor).view(G, M, V, K)
-        read, state = delta_rule(q, k, v.view(G, M, V, S), g.view(heads), beta.view(heads), state)
-        cache.carried.leave(tensor, state.view(1, G * M, V, K))
+        tensor, heads = _matrix_of(spec), (G, M, 1, S)
+        given_to_rule = q, k, v.view(G, M, V, S), g.view(heads), beta.view(heads)
+        if cache.carried.buffer is None:
+            state = cache.carried.earlier(tensor).view(G, M, V, K)
+            read, state, _ = delta_rule(*given_to_rule, state)
+            cache.carried.leave(tensor, state.view(1, G * M, V, K))
+        else:
+            held, buffer = _held(spec, cache.carried, given), cache.carried.rows
+            if S == 1:
+                read, u = delta_step(*given_to_rule, held)
+            else:
+                read, _, u = delta_rule(*given_to_rule, held.whole())
+            for name, row in (("keys", k), ("added", u), ("decays", g)):
+                buffer.leave(name, row.reshape(1, -1, S).transpose(1, 2))
         gate = F.silu(self.gate(x)) if spec.gate == "silu" else torch.sigmoid(self.gate(x))
         y = self.out_norm(read.view(G * M, V, 1, S)) * gate.view(G * M, V, 1, S)
         out: Tensor = self.last(y.view(1, G * M * V, 1, S))
@@ -88,6 +115,19 @@ def _exact_scale(scale: float, root_eps: float) -> tuple[float, float]:
     exact = wanted.astype(np.float16).astype(np.float64)
     best = int(np.abs(exact / wanted - 1).argmin())
     return float(of_queries[best]), float(exact[best])
+
+
+def _held(spec: GatedDeltaSpec, carried: Carried, given: LayerInputs) -> HeldState:
+    """The states of N layers as the rows that are held leave them, (N * G, M, V, K)."""
+    if given.held is None or given.later is None:
+        raise ValueError("a call on rows must say which of them are held")
+    G, M, K, V = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads, spec.key_dim, spec.value_dim
+    buffer, state = carried.rows, carried.earlier(_matrix_of(spec))
+    N, R = buffer.rows.shape[:2]
+    keys = buffer.part("keys").view(N, R, G, K).transpose(1, 2).reshape(N * G, 1, R, K)
+    added = buffer.part("added").transpose(1, 2).reshape(N * G, M, V, R)
+    g = buffer.part("decays").transpose(1, 2).reshape(N * G, M, 1, R)
+    return held_state(state.view(N * G, M, V, K), keys, added, g, given.held, given.later)
 
 
 def _matrix_of(spec: GatedDeltaSpec) -> CarriedTensor:

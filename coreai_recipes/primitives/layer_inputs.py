@@ -11,6 +11,7 @@ from coreai_recipes.primitives.carried import Carried
 
 WHOLE_NUMBERS = ("first",)
 ROTATING = ("cos", "sin")
+SHARED = ("padding", "held", "later")  # the same for every kind that has them
 # computed in float32 up to the port itself: float16 has 11 bits for an angle, and for a position
 FLOAT32 = (*ROTATING, "temperature")
 
@@ -26,6 +27,8 @@ class LayerInputs:
         first: written are the rows of a state from this one on, (1,).
         put, kept: or where `Placement` says, when several tokens come into a ring.
         tail: which rows are a convolution's next tail, where padding may stand behind them, as `tail_placement` has it.
+        held, later, before: with a buffer, which of its rows are held, which stand behind which, and which are the
+            tail before the call (`primitives.buffer`).
         padding: 1 for tokens behind the real ones, (1, 1, S, 1).
     """
 
@@ -37,6 +40,9 @@ class LayerInputs:
     put: Tensor | None = None
     kept: Tensor | None = None
     tail: Tensor | None = None
+    held: Tensor | None = None
+    later: Tensor | None = None
+    before: Tensor | None = None
     padding: Tensor | None = None
 
     @classmethod

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.cache import Cache
-from coreai_recipes.primitives.carried import CarriedTensor
-from coreai_recipes.primitives.causal_conv import CausalConvolution, tail_of
+from coreai_recipes.primitives.carried import Carried, CarriedTensor
+from coreai_recipes.primitives.causal_conv import ROWS, CausalConvolution, tail_of, tail_since
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import register
@@ -28,6 +28,17 @@ class ShortConvolution(nn.Module):
         """The convolution's inputs at the last positions."""
         spec = _spec_of(kind)
         return (tail_of(spec.channels, spec.taps),)
+
+    @classmethod
+    def row_parts(cls, kind: LayerKind) -> dict[str, int]:
+        """The columns of a buffer's rows: the convolution's inputs."""
+        return {ROWS: _spec_of(kind).channels}
+
+    @classmethod
+    def commit(cls, kind: LayerKind, carried: Carried, given: LayerInputs) -> None:
+        """Leave what N layers carry, (N, ...), as it is behind the rows that `given` says are held."""
+        tail, buffer = tail_of(_spec_of(kind).channels, _spec_of(kind).taps), carried.rows
+        carried.leave(tail, tail_since(carried.earlier(tail), buffer, given.before))
 
     def forward(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
         before, after, values = self.input(x).chunk(3, 1)  # (1, C, 1, S) each

@@ -18,8 +18,7 @@ from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_at, value_at
 from coreai_recipes.recipe.rotary_rules import rotary_problems, scaling_problems
 from coreai_recipes.recipe.sizes import MAX_KINDS, MAX_LAYERS, find_size_problems
-
-CARRYING = ("short_conv", "gated_delta", "mamba2")  # attentions whose state belongs to one position
+from coreai_recipes.recipe.state_rules import draft_state_problems, state_problems
 
 
 def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
@@ -38,6 +37,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     problems += _position_problems(recipe)
     problems += _draft_problems(recipe)
     problems += export_problems(recipe)
+    problems += state_problems(recipe)
     problems += float32_problems(recipe)
     problems += host_problems(recipe)
     problems += format_problems(recipe)
@@ -294,14 +294,7 @@ def _draft_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         for field in ("alibi", "temperature"):
             if isinstance(kind, Mapping) and value_at(kind, "attention", field) is not None:
                 yield Problem(("draft", "kinds", name, "attention", field), "draft-foreign", "a draft cannot have this")
-    for name, kind in islice(mapping_at(recipe, "model", "kinds").items(), MAX_KINDS):
-        if isinstance(kind, Mapping) and value_at(kind, "attention", "kind") in CARRYING:
-            yield Problem(
-                ("draft",),
-                "draft-carries",
-                f"the target's `{name}` carries a state that no guess can be taken out of",
-                "build it without a draft",
-            )
+    yield from draft_state_problems(recipe)
     if value_at(recipe, "model", "altup") is not None:
         at = ("model", "altup")
         yield Problem(at, "draft-streams", "a draft reads one stream, and cannot be built with several")

@@ -30,6 +30,7 @@ MAX_ISLANDS = 16  # of float32
 MAX_RULES = 4096  # of `compress`: each is tried for every parameter
 MAX_ADAPTERS = 64
 MAX_TOKENS = 4096  # of a call
+MAX_BUFFER = 1024  # rows since the last commit
 MAX_CHUNKS = 64  # packages of a model; a process loads about 128 programs
 MAX_CHUNK_BYTES = 1 << 40
 

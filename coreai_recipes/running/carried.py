@@ -1,6 +1,7 @@
 """What layers carry from call to call, at those positions of a sequence that a session may go back to.
 
-Each call gives new tensors, so that to keep the old ones takes no copy: they are the snapshot.
+Each call gives new tensors, so that to keep the old ones takes no copy: they are the snapshot. Where a program keeps
+rows since its last commit, it goes back to any position since by itself; a snapshot is then what a commit has made.
 """
 
 from collections.abc import Mapping
@@ -41,6 +42,9 @@ class Snapshots:
     def keep(self) -> None:
         """Keep what was noted last, and forget the oldest of too many."""
         position, carried = self._now
+        if self._program.buffered:
+            self._program.commit(position)
+            carried = self._program.carried
         self._kept.pop(position, None)
         self._kept[position] = carried
         while len(self._kept) > MOST_KEPT:
@@ -48,7 +52,7 @@ class Snapshots:
 
     def nearest(self, position: int) -> int:
         """The last position up to this one that can be gone back to."""
-        if not self._program.carries:
+        if not self._program.carries or self._is_in_rows(position):
             return position
         return max(each for each in (0, self._now[0], *self._kept) if each <= position)
 
@@ -57,6 +61,12 @@ class Snapshots:
         if not self._program.carries:
             return
         if position != self._now[0]:
-            self._now = position, self._kept.get(position, {})
-        self._program.carried = self._now[1]
+            in_rows = self._is_in_rows(position)
+            self._now = position, self._program.carried if in_rows else self._kept.get(position, {})
+        if not self._is_in_rows(position):
+            self._program.restore(self._now[1], position)
         self._kept = {each: carried for each, carried in self._kept.items() if each <= position}
+
+    def _is_in_rows(self, position: int) -> bool:
+        """Whether the program still has the rows from its last commit up to there."""
+        return self._program.buffered and self._program.base <= position <= self._now[0]

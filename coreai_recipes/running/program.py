@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from coreai_recipes.errors import UserError
+from coreai_recipes.running.buffer import RowBuffer
 from coreai_recipes.running.coreml import CoreMLProgram, check_coreml, why_no_coreml
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class Engine(Protocol):
 class SavedProgram:
     """Calls functions by name on states that stay between calls, and hands them the rows of the bundle's tables, what
     the call before gave of the tensors that are `carried`, whose shapes these are by name, and the `caches` that a host
-    keeps. `keep` may change what is kept of what is carried between two calls."""
+    keeps. `keep` may change what is kept of what is carried between two calls.
+
+    With a `buffer` the carried tensors are those of the last commit, which is made whenever a call would find no room.
+    """
 
     def __init__(
         self,
@@ -53,8 +57,9 @@ class SavedProgram:
         carried: "Mapping[str, tuple[int, ...]] | None" = None,
         keep: "Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]" = lambda given: given,
         caches: "HostCaches | None" = None,
+        buffer: RowBuffer | None = None,
     ) -> None:
-        self._engine, self._tables, self._keep, self._caches = engine, tables, keep, caches
+        self._engine, self._tables, self._keep, self._caches, self._buffer = engine, tables, keep, caches, buffer
         self._states: Any = None
         self._shapes = carried or {}
         self._carried: Mapping[str, Tensor] = {}
@@ -62,17 +67,57 @@ class SavedProgram:
     def call(self, function: str, inputs: "Mapping[str, Tensor]", watch: "Watch | None" = None) -> "dict[str, Tensor]":
         """The outputs by name. `watch(name, value, operation)` is told each value inside, where that can be seen."""
         given = inputs if self._tables is None else self._tables.with_rows(function, inputs)
-        kept = {} if self._caches is None else self._caches.read_by(function)
-        outputs = self._engine.function(function)({**given, **self.carried, **kept}, self._own_states, watch)
+        caches = {} if self._caches is None else self._caches.read_by(function)
+        carried = {} if function == "draft" else self._carried_to(inputs)  # a draft reads caches alone
+        outputs = self._engine.function(function)({**given, **carried, **caches}, self._own_states, watch)
         if self._caches is not None:
             outputs = self._caches.write(inputs, outputs)
-        if self._shapes:
+        if carried:
+            self._take(inputs, outputs)
+        return {name: output for name, output in outputs.items() if name.removeprefix("new_") not in carried}
+
+    def _carried_to(self, inputs: "Mapping[str, Tensor]") -> "Mapping[str, Tensor]":
+        """What a call is given of what is carried, for which room is made where rows are."""
+        if self._buffer is None:
+            return self.carried
+        position, count = _extent(inputs)
+        if position == 0:
+            self.restore({}, 0)
+        self.commit(self._buffer.to_commit(position, count))
+        return {**self.carried, **self._buffer.inputs}
+
+    def _take(self, inputs: "Mapping[str, Tensor]", outputs: "Mapping[str, Tensor]") -> None:
+        """Keep what a call has given of what is carried."""
+        if self._buffer is None:
             self._carried = self._keep({name: outputs[f"new_{name}"] for name in self._shapes})
-        return {name: output for name, output in outputs.items() if name.removeprefix("new_") not in self._shapes}
+        else:
+            self._buffer.put(*_extent(inputs), outputs)
+
+    def commit(self, position: int) -> None:
+        """Carry what the rows before `position` have made of the states; nothing where they are of it already."""
+        import torch
+
+        buffer = self._buffer
+        if buffer is None or position == buffer.base:
+            return
+        given = {**self.carried, **buffer.inputs, "position": torch.tensor([position], dtype=torch.int32)}
+        outputs = self._engine.function("commit")(given, self._own_states, None)
+        self.restore(self._keep({name: outputs[f"new_{name}"] for name in self._shapes}), position)
+
+    @property
+    def buffered(self) -> bool:
+        """Whether it keeps rows since a last commit."""
+        return self._buffer is not None
+
+    @property
+    def base(self) -> int:
+        """The position of the last commit."""
+        return 0 if self._buffer is None else self._buffer.base
 
     @property
     def states(self) -> Any:
-        """As the last call left them: of the evaluator, tensors by name, those that are carried and kept too."""
+        """As the last call left them: of the evaluator, tensors by name, those that are carried and kept too.
+        Rows of a buffer are none of them: `commit` first."""
         own = self._own_states
         kept = {} if self._caches is None else self._caches.tensors
         return {**own, **self.carried, **kept} if isinstance(own, dict) else own
@@ -98,14 +143,16 @@ class SavedProgram:
             self._carried = {name: torch.zeros(shape) for name, shape in self._shapes.items()}
         return self._carried
 
-    @carried.setter
-    def carried(self, kept: "Mapping[str, Tensor]") -> None:
-        """Nothing is what stands before the first token: zeros."""
-        self._carried = kept
+    def restore(self, carried: "Mapping[str, Tensor]", position: int) -> None:
+        """Carry what was carried at a position. Nothing is what stands before the first token: zeros."""
+        self._carried = carried
+        if self._buffer is not None:
+            self._buffer.base = position
 
     def reset(self) -> None:
         """Start anew, with states of zeros."""
-        self._states, self._carried = None, {}
+        self._states = None
+        self.restore({}, 0)
         if self._caches is not None:
             self._caches.reset()
 
@@ -133,8 +180,16 @@ def open_program(
     engine = as_ours(chained(engines, programs), manifest.host, manifest.context, manifest.vocab_size)
     kept = manifest.host_caches
     carried = {name: tensor.shape for name, tensor in (manifest.carried or {}).items() if name not in kept}
+    rows = {name: carried.pop(name) for name in manifest.buffers}
+    score = manifest.functions.get("score")
+    buffer = RowBuffer(rows, 0 if score is None else score.query - 1) if rows else None
     caches = HostCaches({name: cache.shape for name, cache in kept.items()}, _drafting(manifest)) if kept else None
-    return SavedProgram(engine, Tables.of_manifest(folder, manifest), carried, caches=caches)
+    return SavedProgram(engine, Tables.of_manifest(folder, manifest), carried, caches=caches, buffer=buffer)
+
+
+def _extent(inputs: "Mapping[str, Tensor]") -> tuple[int, int]:
+    """The position of a call, and how many tokens it has."""
+    return int(inputs["position"]), int(inputs["count"]) if "count" in inputs else 1
 
 
 def _drafting(manifest: "Manifest") -> Collection[str]:

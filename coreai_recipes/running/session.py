@@ -61,11 +61,13 @@ class Session:
     @property
     def states(self) -> Any:
         """The program's, as they are now."""
+        self._program.commit(len(self._token_ids))
         return self._program.states
 
     def resume(self, token_ids: Sequence[int], written: int) -> None:
         """The states hold those tokens: they were filled by another process."""
         self._token_ids, self._written = list(token_ids), written
+        self._program.restore(self._program.carried, len(token_ids))
         self._snapshots.note(len(token_ids))
         self._snapshots.keep()
 
@@ -144,6 +146,7 @@ class Session:
         for found in speculator.rounds(text, max_tokens, pick, skip=len(self._token_ids)):
             text += found.tokens
             self._token_ids = text[:-1]  # the last one was picked and not yet fed
+            self._snapshots.note(len(self._token_ids))
             yield found
 
     def _call_and_note(self, function: str, inputs: Mapping[str, "Tensor"]) -> Mapping[str, "Tensor"]:

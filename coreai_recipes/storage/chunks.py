@@ -19,11 +19,13 @@ from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.decoder.states import (
     CarriedSpec,
+    RowsSpec,
     State,
     StateSpec,
     carried_specs,
     owner_of,
     places_of,
+    rows_specs,
     slots_of,
     state_specs,
     states_of,
@@ -79,6 +81,11 @@ class Chunk:
     def carried(self) -> dict[str, CarriedSpec]:
         """What its layers carry from call to call, by name."""
         return carried_specs(self.recipe, self.part, self._behind)
+
+    @cached_property
+    def buffers(self) -> dict[str, RowsSpec]:
+        """The rows that its layers keep since the last commit, by name, where the recipe has a buffer."""
+        return rows_specs(self.recipe, self.part, self._behind)
 
     @property
     def _behind(self) -> str:
@@ -147,6 +154,14 @@ def carried_of_packages(recipe: Recipe) -> dict[str, CarriedSpec]:
         return carried_specs(recipe)
     chunks = chunks_of(build_stacks(recipe, exported_form(recipe)))
     return {name: spec for chunk in chunks for name, spec in chunk.carried.items()}
+
+
+def buffers_of_packages(recipe: Recipe) -> dict[str, RowsSpec]:
+    """The buffers by name of all packages of a recipe."""
+    if recipe.export.chunks == 1 or not recipe.export.buffer:
+        return rows_specs(recipe)
+    chunks = chunks_of(build_stacks(recipe, exported_form(recipe)))
+    return {name: spec for chunk in chunks for name, spec in chunk.buffers.items()}
 
 
 def states_of_packages(recipe: Recipe) -> dict[str, State]:

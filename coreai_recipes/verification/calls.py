@@ -73,10 +73,12 @@ def plan_calls(queries: Mapping[str, int], length: int, decode_steps: int, padde
 
 
 def in_turn(program: SavedProgram, calls: Sequence[FunctionCall]) -> Iterator[FunctionCall]:
-    """The calls in their order, each when the program carries what was carried at its position."""
+    """The calls in their order, each when the program carries what was carried at its position. A program with a buffer
+    goes back by itself."""
     carried: dict[int, Mapping[str, Tensor]] = {}
     for call in calls:
-        program.carried = carried.setdefault(call.position, program.carried)
+        if not program.buffered:
+            program.restore(carried.setdefault(call.position, program.carried), call.position)
         yield call
 
 

@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING
 
 from coreai_recipes.decoder.model import build_decoder, table_file
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.running.buffer import RowBuffer
 from coreai_recipes.running.chain import chained, functions_of
 from coreai_recipes.running.host_caches import HostCaches
 from coreai_recipes.running.program import Engine, SavedProgram, as_ours, open_engine
 from coreai_recipes.running.tables import Table, Tables
-from coreai_recipes.storage.chunks import carried_of_packages, states_of_draft, states_of_packages
+from coreai_recipes.storage.chunks import (
+    buffers_of_packages,
+    carried_of_packages,
+    states_of_draft,
+    states_of_packages,
+)
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import TABLE_INPUTS, raw_tables
 from coreai_recipes.storage.rows import describe_rows
@@ -43,7 +49,9 @@ def open_program(
     if export.is_functional:
         shapes = {name: state.shape for name, state in states_of_packages(subject.recipe).items()}
         caches = HostCaches(shapes, states_of_draft(subject.recipe))
-    return SavedProgram(engine, tables, carried, lambda given: in_float16(given, names), caches)
+    rows = {name: spec.shape for name, spec in buffers_of_packages(subject.recipe).items()}
+    buffer = RowBuffer(rows, (export.functions.score or 1) - 1) if rows else None
+    return SavedProgram(engine, tables, carried, lambda given: in_float16(given, names), caches, buffer)
 
 
 def _open_engine(subject: Subject, package: Path, precision: "Precision", without: Sequence[str]) -> Engine:

@@ -4,7 +4,7 @@ transformers keeps such a state in float32, whatever it computes in. So that wha
 same float16, theirs is given its states back in float16 too, after the very calls that the package is asked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.storage.chunks import carried_of_packages
+from coreai_recipes.running.buffer import RowBuffer
+from coreai_recipes.storage.chunks import buffers_of_packages, carried_of_packages
 from coreai_recipes.verification.calls import FunctionCall
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.reference import Reference, keep_all
@@ -86,19 +87,31 @@ def their_logits(
     subject: "Subject", calls: Sequence[FunctionCall], dtype: torch.dtype, exchange: "Exchange | None" = None
 ) -> Tensor:
     """transformers' logits (S, V) in `dtype`, float32 here, of these calls one after another, its recurrent states
-    rounded to float16 after each. The whole model is in memory."""
+    rounded to float16 wherever the package's are. The whole model is in memory."""
     from transformers import DynamicCache
 
     model: Any = Reference(subject.recipe, subject.weights, dtype, exchange).fill_all()
     cache, ids = DynamicCache(config=model.config), torch.tensor([subject.tokens.sequence])
     logits = []
     with torch.inference_mode():
-        for call in calls:
-            part = ids[:, call.position : call.position + call.count]
-            found = model(input_ids=part, past_key_values=cache, use_cache=True, **keep_all(model, call.count)).logits
-            logits.append(found[0].float())
-            for layer in cache.layers:
+        for call, is_rounded in zip(calls, _rounded_before(subject.recipe, calls), strict=True):
+            for layer in cache.layers if is_rounded else ():
                 for state in getattr(layer, "recurrent_states", {}).values():
                     if state is not None:
                         state.copy_(state.half())
+            part = ids[:, call.position : call.position + call.count]
+            found = model(input_ids=part, past_key_values=cache, use_cache=True, **keep_all(model, call.count)).logits
+            logits.append(found[0].float())
     return torch.cat(logits)
+
+
+def _rounded_before(recipe: Recipe, calls: Sequence[FunctionCall]) -> Iterator[bool]:
+    """Whether states are put into float16 before each call: always, or where a program with a buffer commits."""
+    shapes = {name: spec.shape for name, spec in buffers_of_packages(recipe).items()}
+    if not shapes:
+        yield from (True for _ in calls)
+        return
+    buffer = RowBuffer(shapes)
+    for call in calls:
+        base, buffer.base = buffer.base, buffer.to_commit(call.position, call.count)
+        yield buffer.base > base

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from coreai_recipes.primitives.layer_inputs import FLOAT32, ROTATING
+from coreai_recipes.primitives.layer_inputs import FLOAT32, ROTATING, SHARED
 
 if TYPE_CHECKING:
     from coreai_recipes.decoder.front.front import Front
@@ -21,7 +21,8 @@ Shape = tuple[int, ...]
 class CallShape:
     """A call with so many `tokens`: of a `function` of the package, or of torch's own, which may have no states.
 
-    `padded` is whether a host may fill it up with tokens that are none.
+    `padded` is whether a host may fill it up with tokens that are none; `buffer` how many rows there are since the last
+    commit, 0 where each call gives all that is carried.
     """
 
     front: "Front"
@@ -30,6 +31,7 @@ class CallShape:
     function: str | None = None
     cached: bool = True
     padded: bool = True
+    buffer: int = 0
 
     @property
     def has_count(self) -> bool:
@@ -97,7 +99,11 @@ class CallShape:
                 found["first"] = (1,)
             elif not front.is_functional or front.is_shared(kind):  # several tokens come into a ring
                 found |= {"put": (1, 1, state.rows, self.tokens), "kept": (1, 1, state.rows, 1)}
-        if front.tail(kind) and pads:
+        if self.buffer and front.is_buffered(kind):
+            found |= {"held": (1, 1, 1, self.buffer), "later": (1, 1, self.buffer, self.buffer)}
+            if front.tail(kind):
+                found["before"] = (1, front.tail(kind), front.tail(kind) + self.buffer)
+        elif front.tail(kind) and pads:
             found["tail"] = (1, front.tail(kind), front.tail(kind) + self.tokens)
         if pads:
             found["padding"] = (1, 1, self.tokens, 1)
@@ -105,13 +111,18 @@ class CallShape:
 
     def source(self, kind: str, port: str) -> str:
         """The value of the function that a port of a kind's layers takes: kinds that need the same share it."""
-        if port == "padding":
+        if port in SHARED:
             return port
         if port == "first" and self.front.state(kind).window is None:
             return "position"
         if port in ROTATING:
             return f"{port}_{self.angle_group(kind)}"
-        groups = {"mask": self.mask_group, "temperature": self.temperature_group, "tail": self.tail_group}
+        groups = {
+            "mask": self.mask_group,
+            "temperature": self.temperature_group,
+            "tail": self.tail_group,
+            "before": self.tail_group,
+        }
         return f"{port}_{groups.get(port, self.place_group)(kind)}"
 
     def is_float32(self, kind: str, port: str) -> bool:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.decoder.front.call_shape import CallShape, Sharing
-from coreai_recipes.decoder.states import StateSpec, carried_specs, owner_of, state_specs
+from coreai_recipes.decoder.states import StateSpec, carried_specs, owner_of, rows_specs, state_specs
 from coreai_recipes.primitives import alibi
+from coreai_recipes.primitives.buffer import since_commit
 from coreai_recipes.primitives.cache import (
     full_key_positions,
     mask,
@@ -38,6 +39,7 @@ class Front(nn.Module):
         self.kinds = {name: recipe.model.kinds[name] for name in dict.fromkeys(recipe.model.layer_kinds)}
         self.owners = {name: owner_of(recipe, name) for name in self.kinds}
         self.states, self.carried = state_specs(recipe, positions), carried_specs(recipe)
+        self.buffer, self.row_buffers = recipe.export.buffer, rows_specs(recipe)
         self.keys_last, self.padded = recipe.export.keys_last, recipe.export.padded
         self.is_functional = recipe.export.is_functional
         self.rotaries = nn.ModuleDict(
@@ -61,8 +63,8 @@ class Front(nn.Module):
     @property
     def state_bytes(self) -> int:
         """Of what a session keeps, in float16."""
-        rows, carried = self.states.values(), self.carried.values()
-        return sum(spec.bytes for spec in rows) + sum(spec.bytes for spec in carried)
+        specs = self.states.values(), self.carried.values(), self.row_buffers.values()
+        return sum(spec.bytes for each in specs for spec in each)
 
     def attends(self, name: str) -> bool:
         """Whether layers of kind `name` have keys and values to attend to."""
@@ -72,6 +74,10 @@ class Front(nn.Module):
         """How many inputs of earlier positions the convolution of a kind sees; 0 where it has none."""
         tails = (spec.tensor for spec in self.carried.values() if spec.kind == name and spec.tensor.is_tail)
         return next((tensor.shape[0] for tensor in tails), 0)
+
+    def is_buffered(self, name: str) -> bool:
+        """Whether layers of kind `name` keep rows in a package's buffer."""
+        return any(spec.kind == name for spec in self.row_buffers.values())
 
     def shares(self, name: str) -> bool:
         """Whether layers of kind `name` attend to a cache of another kind."""
@@ -96,7 +102,7 @@ class Front(nn.Module):
 
     def call_of(self, function: str, tokens: int) -> CallShape:
         """A call of a function of the package."""
-        return CallShape(self, tokens, self.sharing(function), function, padded=self.padded)
+        return CallShape(self, tokens, self.sharing(function), function, padded=self.padded, buffer=self.buffer)
 
     def slopes(self, name: str) -> tuple[object, ...] | None:
         """What the slopes of a kind's heads are made of."""
@@ -137,8 +143,11 @@ class Front(nn.Module):
         """Of the call's tokens, (S,)."""
         return position + torch.arange(call.tokens, dtype=torch.int32, device=position.device)
 
-    def see(self, call: CallShape, position: Tensor, count: Tensor) -> dict[str, LayerInputs]:
-        """What the layers of each kind are given, by kind."""
+    def see(
+        self, call: CallShape, position: Tensor, count: Tensor, base: Tensor | None = None
+    ) -> dict[str, LayerInputs]:
+        """What the layers of each kind are given, by kind; `base` (1,) is the position of the last commit, in a call on
+        a buffer."""
         queries, cached = call.tokens, call.cached
         positions = self._positions(call, position)
         angles: dict[str, tuple[Tensor, Tensor]] = {}
@@ -155,7 +164,7 @@ class Front(nn.Module):
             if call.temperature_group(name) == name:
                 spec = self.kinds[name].attention.temperature
                 temperatures[name] = None if spec is None else _temperature(spec, asked)
-            if call.tail_group(name) == name and self.tail(name) and padding is not None:
+            if call.tail_group(name) == name and self.tail(name) and padding is not None and not call.buffer:
                 tails[name] = tail_placement(self.tail(name), queries, count)
             if not self.attends(name):
                 continue
@@ -173,12 +182,19 @@ class Front(nn.Module):
             cos, sin = angles[call.angle_group(name)]
             temperature = temperatures[call.temperature_group(name)]
             tail = tails.get(call.tail_group(name))
+            since = {} if base is None else self._since(name, base, position)
             if self.attends(name):
                 seen, place = masks[call.mask_group(name)], places[call.place_group(name)]
                 inputs[name] = LayerInputs(seen, cos, sin, temperature, tail=tail, padding=padding, **place)
             else:
-                inputs[name] = LayerInputs(None, cos, sin, temperature, tail=tail, padding=padding)
+                inputs[name] = LayerInputs(None, cos, sin, temperature, tail=tail, padding=padding, **since)
         return inputs
+
+    def _since(self, name: str, base: Tensor, position: Tensor) -> dict[str, Tensor]:
+        """Which rows of a buffer a call at `position` sees."""
+        if not self.is_buffered(name):
+            return {}
+        return since_commit(self.buffer, self.tail(name), base, position)
 
     def placed(self, input_ids: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, LayerInputs]]:
         """Where a host of another project makes the masks: input_ids (1, S) at `positions` (S,) -> x (1, C, 1, S), and

@@ -90,6 +90,11 @@ class Export(Spec):
         description="who keeps keys and values between calls: Core ML, as a `state`, or the host: `functional`, they "
         "come in with a call and their new rows go out, for chips that cannot compile the states",
     )
+    buffer: Annotated[int, Field(ge=0, le=sizes.MAX_BUFFER, strict=True)] = Field(
+        default=0,
+        description="rows that layers which carry a state keep since the last `commit`: any position since then can be "
+        "gone back to, as drafts need it; 0: each call returns the whole state, of one position",
+    )
     attention_layout: Literal["auto", "channels", "last"] = Field(
         default="auto",
         description="the axis of attention scores that holds the keys: `last`, which the engine pads to 64 bytes, or "

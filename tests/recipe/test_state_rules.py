@@ -1,0 +1,31 @@
+"""What a recipe with a buffer must be: rows that hold a call, of states that can be kept so."""
+
+import pytest
+from small_delta import small_delta
+
+from coreai_recipes.errors import RecipeError
+from coreai_recipes.recipe import Recipe
+from coreai_recipes.recipe.importing.assembling import recipe_from_config
+
+
+def refused(model: str = "delta", **export: object) -> str:
+    config = small_delta().config.to_dict()
+    if model == "attention":
+        config["layer_types"] = ["full_attention"] * 3
+    recipe = recipe_from_config(config, "small").recipe.model_dump(mode="json", exclude_unset=True)
+    recipe["export"] |= {"context": 96, "functions": {"prefill": 16}, **export}
+    with pytest.raises((RecipeError, ValueError)) as caught:
+        Recipe.model_validate(recipe)
+    return str(caught.value)
+
+
+def test_a_buffer_holds_the_tokens_of_a_call() -> None:
+    assert "prefill takes 16 tokens per call, which do not go into 8 rows" in refused(buffer=8)
+
+
+def test_a_buffer_is_of_layers_that_carry_a_state() -> None:
+    assert "no layer carries a state, of which a buffer keeps rows" in refused("attention", buffer=64)
+
+
+def test_an_aimodel_has_no_buffer_yet() -> None:
+    assert "an .aimodel cannot be written with a buffer yet" in refused(buffer=64, format="coreai")
