@@ -1,6 +1,7 @@
 """The setting that mends what a recipe breaks on a device: each one that a rule's remedy names is tried."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ from coreai_recipes.errors import RecipeError
 from coreai_recipes.lint.devices import Device
 from coreai_recipes.lint.findings import Lint
 from coreai_recipes.planning.choosing import BITS
+from coreai_recipes.planning.placing import problem_of
 from coreai_recipes.planning.settings import broken, rules_of, with_setting
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.yaml_reader import read_yaml
@@ -39,12 +41,17 @@ def _findings(found: Lint, id_: str) -> int:
 
 
 def _candidates(recipe: Recipe, remedy: str, id_: str) -> Iterator[tuple[str, Recipe]]:
-    for path, word in SETTING.findall(remedy):
-        for value in _values(path, word):
-            try:
-                yield f"--set export.{path}={value}", with_setting(recipe, (path, value))
-            except (ValueError, KeyError, TypeError):
-                continue
+    settings = [(path, value, f"{value}") for path, word in SETTING.findall(remedy) for value in _values(path, word)]
+    if id_ == "pkg-size":  # where layers that share caches are larger than a file
+        settings.append(("chunks", {"share": "pass"}, "{share: pass}"))
+    for path, value, word in settings:
+        try:
+            changed = with_setting(recipe, (path, value))
+        except (ValueError, KeyError, TypeError):
+            continue
+        if not problem_of(changed, path.partition(".")[0]):
+            words = f"export.{path}={word}"
+            yield f"--set {shlex.quote(words)}", changed
     if id_ == "pkg-size" and recipe.compress is None:
         yield from ((f"--bits {bits}", with_bits(recipe, bits)) for bits in BITS if bits is not None)
 

@@ -22,6 +22,7 @@ from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.export_rules import export_problems
 from coreai_recipes.recipe.format_rules import format_problems
 from coreai_recipes.recipe.host_rules import host_problems
+from coreai_recipes.recipe.schema.export import ChunkSizes
 from coreai_recipes.storage.chunks import AUTO_BYTES, PROGRAM_BYTES, chunks_of
 from coreai_recipes.storage.parameters import EMBEDDING, own_parameters, raw_tables
 
@@ -146,23 +147,39 @@ def _cut(recipe: Recipe, device: Device, kept: Collection[str]) -> Placed:
     if whole.limit is None or max(whole.sizes) <= whole.limit:
         return whole
     most = whole.limit - PROGRAM_BYTES
-    chunks = "auto" if most == AUTO_BYTES else {"max_bytes": most}
-    cut = Placed(with_setting(recipe, ("chunks", chunks)), whole.limit)
-    refused = problem_of(cut.recipe, "chunks")
-    if not refused:
-        try:
-            sizes = cut.sizes
-        except RecipeError as error:
-            refused = str(error).removeprefix(f"{recipe.name}: ")
-    if refused:
-        return Placed(recipe, whole.limit, refused=refused)
-    why = f"{len(sizes)} packages of {', '.join(map(size_words, sizes))}; one would have {size_words(whole.weights)}, "
-    return _with(cut, Choice("export.chunks", _chunk_words(cut.recipe), why + whole.why_not))
+    sized = {} if most == AUTO_BYTES else {"max_bytes": most}
+    refusals: list[str] = []
+    for chunks in (sized or "auto", {**sized, "share": "pass"}):  # caches are handed on where no other cut will do
+        cut = Placed(with_setting(recipe, ("chunks", chunks)), whole.limit)
+        refused = _why_no_cut(cut)
+        if not refused:
+            taken = f"{len(cut.sizes)} packages of {', '.join(map(size_words, cut.sizes))}"
+            handed = "; with `share: owner`, " + refusals[0] if refusals else ""
+            why = f"{taken}; one would have {size_words(whole.weights)}, {whole.why_not}{handed}"
+            return _with(cut, Choice("export.chunks", _chunk_words(cut.recipe), why))
+        refusals.append(refused)
+    return Placed(recipe, whole.limit, refused=refusals[-1])
+
+
+def _why_no_cut(cut: Placed) -> str:
+    """Why a recipe cannot be cut as it says, empty where it can."""
+    problem = problem_of(cut.recipe, "chunks")
+    if problem:
+        return problem
+    try:
+        _ = cut.sizes
+    except RecipeError as error:
+        return str(error).removeprefix(f"{cut.recipe.name}: ")
+    return ""
 
 
 def _chunk_words(recipe: Recipe) -> str:
     said, cut = recipe.export.chunks, recipe.export.cut
-    return f"{{max_bytes: {cut.max_bytes}}}" if cut.max_bytes is not None else str(cut.count or said)
+    if not isinstance(said, ChunkSizes):
+        return str(said)
+    fields = {name: getattr(cut, name) for name in ("count", "max_bytes")}
+    words = [f"{name}: {value}" for name, value in fields.items() if value is not None]
+    return f"{{{', '.join([*words, *(['share: pass'] if cut.share == 'pass' else [])])}}}"
 
 
 def problem_of(recipe: Recipe, field: str) -> str:

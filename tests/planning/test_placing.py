@@ -70,23 +70,27 @@ def test_what_set_and_the_recipe_say_of_packages_is_kept() -> None:
         assert kept["export.chunks"] == kept["export.table"] == "kept, as --set or the recipe says"
 
 
-def test_a_form_whose_layers_cannot_be_parted_is_passed_over() -> None:
-    """Layers 13 to 34 of Gemma 4 E2B share caches: they fit a package at 4 bits, not at 6."""
-    said = {choice.field: choice for choice in choose(load_recipe("gemma4"), PHONE)[1]}
-    assert said["compress"].value == "--bits 4"
-    assert said["export.chunks"].why.startswith("3 packages of 0.25 GB, 0.69 GB, 0.30 GB; ")
-    assert said["compress"].why.endswith(
-        "--bits 6 would take 1.72 GB, above the 0.95 GB that a file may have (pkg-size), and cannot be cut: "
-        "export.chunks: auto: 940000000 is less than layers 13 to 34, which share caches (`share: pass` hands "
-        "them on), takes; the smallest that can be is 1039785920"
+def test_caches_are_handed_on_where_the_layers_that_share_them_are_larger_than_a_file() -> None:
+    """Layers 13 to 34 of Gemma 4 E2B share caches: they fit a package at 4 bits, not at 8, which was passed over."""
+    recipe, choices = choose(load_recipe("gemma4"), PHONE)
+    said = {choice.field: choice for choice in choices}
+    assert said["compress"].value == "--bits 8"
+    assert (recipe.export.cut.share, said["export.chunks"].value) == ("pass", "{share: pass}")
+    assert said["export.chunks"].why == (
+        "3 packages of 0.77 GB, 0.78 GB, 0.73 GB; one would have 2.28 GB, above the 0.95 GB that a file may have "
+        "(pkg-size); with `share: owner`, export.chunks: auto: 940000000 is less than layers 13 to 34, which share "
+        "caches (`share: pass` hands them on), takes; the smallest that can be is 1380360128"
     )
+    fitting = place(with_bits(load_recipe("gemma4"), 4), PHONE, ())
+    assert fitting.choices[0].words.startswith("export.chunks: auto: 3 packages of 0.25 GB, 0.69 GB, 0.30 GB; ")
 
 
-def test_what_cannot_be_cut_stays_one_package_and_says_why() -> None:
+def test_what_cannot_be_cut_stays_one_package_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placing, "file_limit", lambda device: 10_000_000 + 20_000_000)
     placed = place(with_bits(load_recipe("gemma4"), 8), PHONE, ())
     assert placed.recipe.export.chunks == 1
-    assert placed.why_not.startswith("above the 0.95 GB that a file may have (pkg-size), and cannot be cut: ")
-    assert "which share caches" in placed.why_not
+    assert placed.why_not.startswith("above the 0.03 GB that a file may have (pkg-size), and cannot be cut: ")
+    assert "export.chunks.max_bytes: 20000000 is less than " in placed.why_not
 
 
 def test_a_host_that_loads_one_package_has_one() -> None:
