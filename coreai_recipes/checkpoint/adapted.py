@@ -83,12 +83,13 @@ class AdaptedCheckpoint(Checkpoint):
 
     def _added(self, name: str) -> Tensor:
         """What is added to a matrix, whole: rows of a product by themselves may be rounded otherwise."""
-        if self._latest is None or self._latest[0] != name:
+        latest = self._latest
+        if latest is None or latest[0] != name:
             added, *others = (self._product(*each) for each in self._merged[name])
             for other in others:
                 added = added + other
-            self._latest = name, added
-        return self._latest[1]
+            latest = self._latest = name, added
+        return latest[1]
 
     def _product(self, adapter: Adapter, part: LowRank, factor: float) -> Tensor:
         product: Tensor = adapter.read(part.b) @ adapter.read(part.a)

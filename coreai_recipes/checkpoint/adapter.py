@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PeftModel's, around the model that transformers knows
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|magnitude_vector)(?:\.weight)?")
+# of a pattern, which may come from a stranger: a few repeats of one character each end soon on any name
+MOST_REPEATS, LONGEST_PATTERN, LONGEST_MODULE = 3, 4000, 200
 PARTS = {"A": "a", "B": "b", "magnitude_vector": "magnitude"}
 
 # What else an adapter's config may say, and the values that ask for nothing: with any other, its product is not theirs.
@@ -153,6 +156,8 @@ class Adapter:
 
     def _low_rank(self, module: str, names: Mapping[str, str]) -> LowRank:
         """Raises ValueError for what does not hold together, or is not what its config says."""
+        if len(module) > LONGEST_MODULE:
+            raise ValueError("no module has so long a name")
         if "a" not in names or "b" not in names:
             raise ValueError(f"lora_{'B' if 'a' in names else 'A'} is missing")
         if ("magnitude" in names) != bool(self.config.get("use_dora")):
@@ -173,10 +178,7 @@ class Adapter:
         """As peft decides it: a pattern matches the whole name, a word its end."""
         targets = self.config["target_modules"]
         if isinstance(targets, str):
-            try:
-                return targets == "all-linear" or re.fullmatch(targets, module) is not None
-            except re.error as error:
-                raise ValueError(f"target_modules is no pattern: {error}") from None
+            return targets == "all-linear" or _compiled(targets, "target_modules").fullmatch(module) is not None
         return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
@@ -199,9 +201,18 @@ def _is_number(value: object) -> bool:
 def _by_pattern(patterns: Any, module: str, default: float) -> float:
     """The number of the first pattern that the end of a module's name matches (peft, `get_pattern_key`)."""
     for pattern, number in (patterns or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return float(number)
-        except re.error as error:
-            raise ValueError(f"{pattern!r:.60} is no pattern: {error}") from None
+        if _compiled(rf"(.*\.)?({pattern})$", "a key of rank_pattern or alpha_pattern").match(module):
+            return float(number)
     return default
+
+
+@cache
+def _compiled(pattern: str, place: str) -> re.Pattern[str]:
+    """Raises ValueError for what is no pattern, and for one that could be tried without end."""
+    repeats = re.findall(r"(?<!\\)[*+{]", pattern)
+    if len(pattern) > LONGEST_PATTERN or len(repeats) > MOST_REPEATS + 1 or re.search(r"\)[*+{]", pattern):
+        raise ValueError(f"{place} repeats too much for a pattern of names: {pattern:.60}")
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{place} is no pattern: {error}") from None

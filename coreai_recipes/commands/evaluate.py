@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from coreai_recipes.commands.options import BundleArgument, CheckpointOption, JsonOption
+from coreai_recipes.commands.options import AdapterOption, BundleArgument, CheckpointOption, JsonOption, read_adapters
 
 
 def evaluate(
@@ -16,6 +16,7 @@ def evaluate(
     window: Annotated[
         int | None, typer.Option(metavar="N", min=2, help="Tokens per window; 512, or the context if that is less.")
     ] = None,
+    adapter: AdapterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a bundle's perplexity on text files and, with its checkpoint, its KL divergence from transformers."""
@@ -29,7 +30,7 @@ def evaluate(
     opened = Bundle.open(find_bundle(bundle))
     read = read_texts(texts)
     with console.progress_bar() as progress:
-        found = score(opened, read, checkpoint, window, progress)
+        found = score(opened, read, checkpoint, window, progress, read_adapters(adapter))
     if as_json:
         console.print_json(found.to_json())
         return

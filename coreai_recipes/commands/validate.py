@@ -59,6 +59,7 @@ def validate(
 
 def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
     """What `build` would decide against the recipe's word; UserError where a tensor does not fit."""
+    from coreai_recipes.bundle.adapting import with_adapters
     from coreai_recipes.checkpoint.base import Unread
     from coreai_recipes.checkpoint.open import open_headers
     from coreai_recipes.decoder.filling import bind_weights, settle_head
@@ -67,11 +68,11 @@ def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
     from coreai_recipes.recipe.schema import MODEL
     from coreai_recipes.storage.source import with_source
 
-    source = open_headers(checkpoint)
+    source = with_adapters(recipe, open_headers(checkpoint))
     recipe, note = settle_head(recipe, source)
     bind_weights(build_decoder(recipe), source)
     source.check_tokenizer(recipe.model.vocab_size)
     # of a checkpoint of the hub there are headers alone, and forms depend on scales
-    as_source = () if isinstance(source, Unread) else with_source(recipe, {MODEL: source})[1]
+    as_source = () if isinstance(getattr(source, "base", source), Unread) else with_source(recipe, {MODEL: source})[1]
     packing = [] if source.packing is None else [f"weights are dequantised from {source.packing}"]
     return [*left_out(source.config), *packing, *((note,) if note else ()), *as_source]

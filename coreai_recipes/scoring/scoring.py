@@ -5,7 +5,7 @@ itself gives the logits of a window's last token alone (`prefill`) or of a few (
 all of them, and stage `package` of `recipe verify` holds the two to 90 dB of each other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +112,10 @@ def evaluate(
     checkpoint: str | None = None,
     window: int | None = None,
     progress: Progress | None = None,
+    adapters: Mapping[str, str] | None = None,
 ) -> Evaluated:
-    """`texts` by name, in windows of `window` tokens (512, or the context where that is shorter).
+    """`texts` by name, in windows of `window` tokens (512, or the context where that is shorter). `adapters` says by
+    name where those lie that the bundle was built with.
 
     Raises UserError where a text cannot be evaluated, and where the bundle was modified since it was built or the
     checkpoint is another than the one that it was built from.
@@ -125,7 +127,7 @@ def evaluate(
         raise BundleError(f"{bundle.path}: has no tokenizer.json, so it cannot read text")
     size = choose_window(recipe, window)
     cut = cut_texts(texts, BundleTokenizer(bundle.path), recipe.model.vocab_size, size)
-    held = _reference(bundle, checkpoint)
+    held = _reference(bundle, checkpoint, adapters)
     from coreai_recipes.decoder.model import count_parameters
     from coreai_recipes.verification.loss import logits_of_decoder, logits_of_reference, measure_loss
     from coreai_recipes.verification.packaged import packaged_decoder
@@ -157,13 +159,13 @@ def choose_window(recipe: Recipe, asked: int | None) -> int:
     return asked or min(WINDOW, context, max(2, WIDEST_LOGITS // recipe.model.vocab_size))
 
 
-def _reference(bundle: Bundle, checkpoint: str | None) -> Held:
+def _reference(bundle: Bundle, checkpoint: str | None, adapters: Mapping[str, str] | None) -> Held:
     if bundle.recipe.reference is None:
         return Held(reason="the recipe has no reference")
     origin, name = bundle.described.checkpoint, bundle.described.name
     named = bundle.recipe.reference.checkpoint
     held = hold_origin(origin, name, checkpoint, named, "--checkpoint SRC", bundle.path)
-    return hold_adapters(held, bundle.recipe, name, origin.adapters, None)
+    return hold_adapters(held, bundle.recipe, name, origin.adapters, adapters)
 
 
 def _weights(recipe: Recipe) -> dict[str, Any]:

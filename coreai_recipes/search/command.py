@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from coreai_recipes.bundle.adapting import with_adapters
 from coreai_recipes.bundle.sources import find_checkpoint
 from coreai_recipes.calibration.text import folder_of, read_windows
 from coreai_recipes.decoder.filling import settle_head
@@ -53,7 +54,7 @@ def run_search(
         raise UserError(f"{out}: there is no folder {out.parent}: create it first")
     resolved = load_resolved(source, overrides)
     recipe = resolved.recipe
-    found = find_checkpoint(recipe, checkpoint)
+    found = with_adapters(recipe, find_checkpoint(recipe, checkpoint))
     recipe, note = settle_head(recipe, found)
     recipe = without_source(recipe)  # every matrix gets a form here, whatever the checkpoint has it in
     check_bits(recipe, budget)

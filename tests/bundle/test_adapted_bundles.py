@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_adapters import save_adapter
+from small_adapters import save_adapter, tiny_llama
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = Path(__file__).parents[1] / "checkpoints/tiny-llama"
@@ -58,6 +58,11 @@ def test_an_adapter_is_built_into_a_bundle_and_proven(run: Run, adapter: Path, t
         "",
         f"adapter {other}: this is not the adapter style that style was built with: adapter_config.json\n",
     )
+    text = tmp_path / "text.txt"
+    text.write_text("In the beginning God created the heaven and the earth. " * 8)
+    status, out, err = run("evaluate", bundle, text, "--checkpoint", TINY, "--adapter", f"style={adapter}", "--json")
+    assert (status, json.loads(out)["why_not_compared"]) == (0, None), err
+    assert json.loads(out)["all"]["kl"]["mean"] < 1e-3
     assert run(*ask, "--adapter", f"x={other}")[2] == "--adapter x: style has no such adapter: it has style\n"
     assert run(*ask, "--adapter", "x")[2] == "--adapter x: not NAME=SRC, as in style=adapters/style\n"
 
@@ -74,6 +79,19 @@ def test_an_adapter_that_is_left_out_fails_the_stage(adapter: Path, monkeypatch:
     monkeypatch.setattr(AdaptedCheckpoint, "blocks", lambda self, name, rows=None: self.base.blocks(name, rows))
     (stage,) = verify(recipe, TINY, stages=["torch"]).stages
     assert stage.passed is False
+
+
+def test_validate_holds_an_adapter_to_the_checkpoint(run: Run, adapter: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"recipe: 1\nextends: tiny-llama\nname: r\nadapters: [{{name: a, source: {adapter}}}]\n")
+    assert run("validate", recipe, "--checkpoint", TINY)[0] == 0
+    (adapter_of_another := tmp_path / "other").mkdir()
+    save_adapter(tiny_llama(), adapter_of_another)
+    recipe.write_text(recipe.read_text().replace(str(adapter), str(adapter_of_another)))
+    status, _, err = run("validate", recipe, "--checkpoint", TINY)
+    assert status == 2
+    said = "model.layers.0.mlp.down_proj: it is for a matrix (24, 40), and its base has (96, 176)"
+    assert err.splitlines()[0] == f"adapter {adapter_of_another}: {said}"
 
 
 def test_names_of_adapters_differ(run: Run, tmp_path: Path) -> None:

@@ -130,6 +130,14 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda at: rewrite(at, target_modules=["q_proj"]),
         "model.layers.0.mlp.down_proj: its config targets no such module: target_modules is ['q_proj']",
     ),
+    "a pattern without end": (
+        lambda at: rewrite(at, target_modules=r"(.*)*_proj"),
+        "model.layers.0.mlp.down_proj: target_modules repeats too much for a pattern of names: (.*)*_proj",
+    ),
+    "no pattern": (
+        lambda at: rewrite(at, target_modules="q_proj["),
+        "model.layers.0.mlp.down_proj: target_modules is no pattern: unterminated character set at position 6",
+    ),
     "no number": (lambda at: rewrite(at, lora_alpha="5"), "adapter_config.json: lora_alpha is no number above 0"),
 }
 
