@@ -21,7 +21,6 @@ from coreai_recipes.manifest.audit import Audit
 from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.export_rules import scale_problems
-from coreai_recipes.recipe.schema import Export
 from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 from coreai_recipes.verification.calls import LAYER, Note, plan_calls, run_call
 from coreai_recipes.verification.report import number
@@ -271,19 +270,16 @@ def audit_recipe(
     """The same of a recipe, whose package is built for it and not kept."""
     habits_without(without)
     # rules of the device that it is for must not keep it from being measured
-    asked = {"device": recipe.export.device, "allow": recipe.export.allow}
-    plain = recipe.model_copy(
-        update={"export": recipe.export.model_copy(update={name: _default(name) for name in asked})}
-    )
+    fields = type(recipe.export).model_fields
+    names: tuple[str, ...] = ("device", "allow")
+    asked = {name: getattr(recipe.export, name) for name in names if name in fields}
+    usual = {name: fields[name].get_default(call_default_factory=True) for name in asked}
+    plain = recipe.model_copy(update={"export": recipe.export.model_copy(update=usual)})
     with temporary_folder() as folder:
         bundle = build(plain, checkpoint, folder, verified=False, progress=progress)
         audited = _audit(bundle, recipe.name, prompts, without, progress)
     export = audited.recipe.export.model_copy(update=asked)
     return replace(audited, recipe=audited.recipe.model_copy(update={"export": export}))
-
-
-def _default(name: str) -> Any:
-    return Export.model_fields[name].get_default(call_default_factory=True)
 
 
 def _audit(

@@ -6,7 +6,6 @@ from coreai_recipes.lint.devices import Device
 from coreai_recipes.lint.findings import Lint, lint
 from coreai_recipes.planning.outline import outline
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.recipe.schema.export import Export
 
 Setting = tuple[str, Any]  # a dotted path below `export`, and its value
 
@@ -20,7 +19,7 @@ def with_setting(recipe: Recipe, setting: Setting) -> Recipe:
     for name in parents:
         inner = inner[name]
     inner[last] = value
-    return recipe.model_copy(update={"export": Export.model_validate(said)})
+    return recipe.model_copy(update={"export": type(recipe.export).model_validate(said)})
 
 
 def rules_of(recipe: Recipe, device: Device) -> Lint:

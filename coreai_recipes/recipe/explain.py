@@ -75,7 +75,7 @@ def _find(error_type: str, context: Mapping[str, Any], loc: Location, root: Node
         if step == "[key]":
             error_type = "bad_key"
             break
-        holder, kind = before, kind_of(node)
+        holder, kind = before, kind_of(node, before)
         location.append(step)
         form, node = form.step(step, kind) or FieldType(), _below(node, step)
     return _Found(error_type, context, tuple(location), node, form, holder, kind)
@@ -105,15 +105,17 @@ def _problem(found: _Found) -> Problem:
                 True,
             )
         case "union_tag_not_found":
-            return Problem(found.location, "kind-unsaid", f"`kind` is missing: {_one_of(tuple(found.form.kinds))}")
+            return Problem(
+                found.location, "kind-unsaid", f"`{found.form.tag}` is missing: {_one_of(tuple(found.form.kinds))}"
+            )
         case "union_tag_invalid":
-            tag = _below(found.node, "kind")
+            tag = _below(found.node, found.form.tag)
             near = nearest(str(tag.value), found.form.kinds)
             message = f"{shown(tag)} is not {_one_of(tuple(found.form.kinds))}"
             hint = f"did you mean `{near}`?" if near else None
             if near is None and found.location[-1] in OF_PLUGINS and isinstance(tag.value, str):
                 hint = "if a plugin has this kind, name its file with --plugin"
-            return Problem((*found.location, "kind"), "kind-invalid", message, hint)
+            return Problem((*found.location, found.form.tag), "kind-invalid", message, hint)
     return Problem(found.location, "value", _wrong_value(found), _hint_for_value(found))
 
 

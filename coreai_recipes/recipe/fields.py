@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from coreai_recipes.recipe.kinds import Open
 
+FORMAT = "format"
 _BOUNDS = {Gt: "gt", Ge: "ge", Lt: "lt", Le: "le"}
 
 
@@ -34,13 +35,26 @@ class FieldType:
     bounds: Mapping[type, Any] = field(default_factory=dict)
     description: str | None = None
 
+    @property
+    def tag(self) -> str:
+        """The key by which a mapping says which model it is: `kind`, or a package's `format`."""
+        return FORMAT if self.models and all(FORMAT in model.model_fields for model in self.models) else "kind"
+
+    @property
+    def usual_kind(self) -> str | None:
+        """What a mapping is that does not say it."""
+        told = (model.model_fields[FORMAT].default for model in self.models if self.tag == FORMAT)
+        return next((default for default in told if isinstance(default, str)), None)
+
     @cached_property
     def kinds(self) -> dict[str, type[BaseModel]]:
-        """The models of a discriminated union by their `kind`."""
+        """The models of a discriminated union by their `tag`."""
         tagged = (
-            model for model in self.models if "kind" in model.model_fields and model.model_fields["kind"].is_required()
+            model
+            for model in self.models
+            if self.tag in model.model_fields and (self.tag == FORMAT or model.model_fields[self.tag].is_required())
         )
-        return {name: model for model in tagged for name in get_args(model.model_fields["kind"].annotation)}
+        return {name: model for model in tagged for name in get_args(model.model_fields[self.tag].annotation)}
 
     def fields(self, kind: Any = None) -> dict[str, FieldInfo]:
         """The fields that a mapping may have here; those of one kind when it is known."""

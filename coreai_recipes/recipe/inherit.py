@@ -36,7 +36,7 @@ def _merge(base: Node, over: Node, form: FieldType | None, at: Location, merging
     """Mappings key by key, lists and scalars whole; `null` removes a key, or stays for a later merge (`keep_null`)."""
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
-    kind = kind_of(over)
+    kind = _word(over, form.tag if form else "kind")
     merged = _without_foreign_keys(base, kind, form, at, merging)
     if form and form.models == (LayerKind,):
         keep_null = _word(over, "like") is not None or ("like" not in over.value and _word(base, "like") is not None)
@@ -44,7 +44,7 @@ def _merge(base: Node, over: Node, form: FieldType | None, at: Location, merging
         if node.value is None and key in merged and not keep_null and not _null_is_a_value(form, key):
             del merged[key]
         elif key in merged and isinstance(node.value, dict):
-            below = form.step(key, kind or kind_of(base)) if form else None
+            below = form.step(key, kind or kind_of(base, form)) if form else None
             merged[key] = _merge(merged[key], node, below, (*at, key), merging, keep_null)
         else:
             merged[key] = node
@@ -56,7 +56,7 @@ def _without_foreign_keys(
 ) -> dict[str, Node]:
     """The entries of `base`, less those that a new `kind` does not have and the old one has."""
     entries = dict(base.value) if isinstance(base.value, dict) else {}
-    if form is None or kind not in form.kinds or kind == kind_of(base):
+    if form is None or kind not in form.kinds or kind == kind_of(base, form):
         return entries
     foreign = form.fields().keys() - form.fields(kind).keys()
     for key in [key for key in entries if key in foreign]:
@@ -171,7 +171,7 @@ def _set(
         merging.problems.append(Problem((*at, step), "key-unknown", f"unknown key: {what}, nothing is below it"))
         return node or value
     entries = _entries(node) if node else {}
-    kind = kind_of(node) if node else None
+    kind = kind_of(node, form) if node else form.usual_kind
     known = (
         {**form.fields(), **({"like": None} if form.models == (LayerKind,) else {})}
         if form.models
@@ -235,9 +235,9 @@ def _entries(node: Node) -> dict[str, Node]:
     return node.value if isinstance(node.value, dict) else {}
 
 
-def kind_of(node: Node) -> str | None:
-    """The `kind` that a mapping says, when it says one."""
-    return _word(node, "kind")
+def kind_of(node: Node, form: FieldType) -> str | None:
+    """The `kind` that a mapping says, or what its form's tag is; what it is if it says none."""
+    return _word(node, form.tag) or form.usual_kind
 
 
 def _word(node: Node, key: str) -> str | None:

@@ -58,7 +58,7 @@ def _below(path: str, form: FieldType, places: dict[Models, str]) -> Iterator[st
 def _section(path: str, form: FieldType, places: dict[Models, str]) -> Iterator[str]:
     yield f"### `{path}`\n" if path else "### The top level\n"
     if form.kinds:
-        yield from (f"- `kind: {kind}`: {_sentence(model)}" for kind, model in form.kinds.items())
+        yield from (f"- `{form.tag}: {kind}`: {_sentence(model)}" for kind, model in form.kinds.items())
         yield ""
     else:
         yield from (f"{_sentence(model)}\n" for model in form.models)
@@ -70,13 +70,13 @@ def _table(path: str, form: FieldType, places: dict[Models, str]) -> Iterator[st
     rows: dict[tuple[str, ...], list[str]] = {}
     for kind, model in form.kinds.items() or [("", model) for model in form.models]:
         for name, info in model.model_fields.items():
-            if name != "kind":
+            if name != form.tag:
                 below = type_of_field(info)
                 value, default = _value(_join(path, name), below, places), _default(info)
                 rows.setdefault((name, value, default, info.description or below.description or ""), []).append(kind)
     if not rows:
         return
-    yield f"| field | value | default |{' kinds |' if several else ''} meaning |"
+    yield f"| field | value | default |{f' {form.tag}s |' if several else ''} meaning |"
     yield f"|---|---|---|{'---|' if several else ''}---|"
     names = [*dict.fromkeys(name for name, *_ in rows)]
     for name, value, default, meaning in sorted(rows, key=lambda row: names.index(row[0])):

@@ -187,6 +187,30 @@ def test_set_changes_a_kind_as_a_merge_does(small, load):
     )
 
 
+def test_another_format_drops_the_fields_that_it_does_not_have(small, load):
+    base = small.replace("export:", "export:\n  compute_units: all\n  device: M1\n  norm: mirrored", 1)
+    notes = (
+        "export.compute_units: dropped, `coreai` export has none",
+        "export.device: dropped, `coreai` export has none",
+    )
+    by_set = load(base, "export.format=coreai")
+    by_extends = load(CHILD.replace("base", "base.yaml") + "export: {format: coreai}\n", base=base)
+    for resolved in (by_set, by_extends):
+        assert resolved.notes == notes
+        assert (resolved.recipe.export.format, resolved.recipe.export.norm) == ("coreai", "mirrored")
+    same = load(base, "export.format=coreml")
+    assert (same.notes, same.recipe.export.device) == ((), "M1")
+
+
+def test_a_field_of_another_format_is_refused_where_it_is_said(small, refusal):
+    assert refusal(small, "export.format=coreai", "export.device=M1") == [
+        "--set export.device=M1: export.device: unknown key\n  `coreml` has it, `coreai` does not"
+    ]
+    assert refusal(small, "export.format=onnx") == [
+        "--set export.format=onnx: export.format: `onnx` is not one of `coreml`, `coreai`"
+    ]
+
+
 def test_set_says_a_key_before_the_kind_that_has_it(small, load):
     overrides = ("model.kinds.full.attention.window=8", "model.kinds.full.attention.kind=sliding")
     assert load(small, *overrides).recipe.model.kinds["full"].attention.window == 8

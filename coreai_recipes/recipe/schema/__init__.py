@@ -21,7 +21,10 @@ from coreai_recipes.recipe.schema.attention import (
     Temperature,
 )
 from coreai_recipes.recipe.schema.export import (
+    CoreAIExport,
+    CoreMLExport,
     Export,
+    ExportOfAnyFormat,
     Functions,
 )
 from coreai_recipes.recipe.schema.fields import (
@@ -119,6 +122,8 @@ __all__ = [
     "Centroids",
     "Clamp",
     "Compress",
+    "CoreAIExport",
+    "CoreMLExport",
     "Draft",
     "DynamicScaling",
     "Embedding",
@@ -126,6 +131,7 @@ __all__ = [
     "ExpertRouter",
     "Experts",
     "Export",
+    "ExportOfAnyFormat",
     "Factor",
     "Flag",
     "FullAttention",

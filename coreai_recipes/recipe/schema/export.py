@@ -1,8 +1,9 @@
-"""How a package is written."""
+"""How a package is written: what every format has, and what each alone has."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from coreai_recipes.hosts import anemll
 from coreai_recipes.recipe import sizes
@@ -50,21 +51,9 @@ class ChunkSizes(Spec):
     )
 
 
-class Export(Spec):
-    """How the package is written."""
+class ExportOfAnyFormat(Spec):
+    """What every format has."""
 
-    format: Literal["coreml", "coreai"] = Field(
-        default="coreml",
-        description="the package format: `coreml`, Core ML's .mlpackage, or `coreai`, Core AI's .aimodel, which needs "
-        "the extra `coreai`",
-    )
-    target: Literal["iOS18"] = Field(
-        default="iOS18", description="the oldest supported system: iOS 18, which is macOS 15"
-    )
-    compute_units: Literal["cpu_and_ne", "cpu_and_gpu", "cpu_only", "all"] = Field(
-        default="cpu_and_ne",
-        description="the compute units that `recipe` requests from Core ML; an app requests its own",
-    )
     precision: Literal["float16"] = Field(default="float16", description="precision of weights, states and results")
     context: Annotated[int, Field(ge=2, le=sizes.MAX_CONTEXT, strict=True)] = Field(
         description="positions that a session can hold"
@@ -105,11 +94,6 @@ class Export(Spec):
         description="what a call returns for the next token: `logits`, or `ids`, the best token and its logit, for "
         "hosts that never sample",
     )
-    host: Literal["anemll"] | None = Field(
-        default=None,
-        description="the host of another project that the package is for: `anemll`, the monolithic form that ANEMLL's "
-        "Swift host loads; null for the functions of docs/bundle.md",
-    )
     mlp_layout: Literal["row", "8x8"] = Field(
         default="row",
         description="the layout of the 64 tokens of a prefill in an MLP: a row, or 8 x 8, which is faster on M1 and "
@@ -131,15 +115,6 @@ class Export(Spec):
         default=True,
         description="permute weights so that the dimensions of rotary pairs are contiguous: the model stays the same, "
         "and less of each head is rotated",
-    )
-    device: DeviceId | None = Field(
-        default=None,
-        description="the device or chip that the package is for: the build fails on an error by a rule of its chip "
-        "(`recipe lint --device`)",
-    )
-    allow: dict[RuleId, Reason] = Field(
-        default={},
-        description="rules whose errors do not fail a build for the device, each with a reason that includes a figure",
     )
     residual_scale: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] | Literal["auto"] = Field(
         default=1.0,
@@ -166,7 +141,7 @@ class Export(Spec):
     @property
     def padded(self) -> bool:
         """Whether a call may be filled up with tokens that are none: the host of another project does not."""
-        return self.host is None
+        return True
 
     @property
     def most_padding(self) -> int:
@@ -175,8 +150,7 @@ class Export(Spec):
 
     def name_of(self, function: str) -> str:
         """What a function is called in the package."""
-        theirs = {} if self.host is None else {ours: theirs for theirs, ours in anemll.OURS.items()}
-        return theirs.get(function, function)
+        return function
 
     @property
     def cut(self) -> ChunkSizes:
@@ -190,12 +164,6 @@ class Export(Spec):
                 return self.chunks
 
     @property
-    def allowed(self) -> dict[str, str]:
-        """The reasons for which errors are let pass, by rule."""
-        asked: dict[str, str] = {"f32-mid": f"export.float32 has {', '.join(self.float32)}"} if self.float32 else {}
-        return asked | {str(rule): reason for rule, reason in self.allow.items()}
-
-    @property
     def scale(self) -> float:
         """The residual scale as a number: `auto` is 1 until a build has measured it."""
         return 1.0 if self.residual_scale == "auto" else self.residual_scale
@@ -205,3 +173,68 @@ class Export(Spec):
         """Whether layers that run for one query have its keys on the last axis of their scores."""
         by_context = self.context <= sizes.MAX_LAST_AXIS
         return by_context if self.attention_layout == "auto" else self.attention_layout == "last"
+
+
+class CoreMLExport(ExportOfAnyFormat):
+    """Core ML's .mlpackage, which is what a recipe means that says no format."""
+
+    format: Literal["coreml"] = Field(default="coreml", description="Core ML's .mlpackage, the usual format")
+    target: Literal["iOS18"] = Field(
+        default="iOS18", description="the oldest supported system: iOS 18, which is macOS 15"
+    )
+    compute_units: Literal["cpu_and_ne", "cpu_and_gpu", "cpu_only", "all"] = Field(
+        default="cpu_and_ne",
+        description="the compute units that `recipe` requests from Core ML; an app requests its own",
+    )
+    host: Literal["anemll"] | None = Field(
+        default=None,
+        description="the host of another project that the package is for: `anemll`, the monolithic form that ANEMLL's "
+        "Swift host loads; null for the functions of docs/bundle.md",
+    )
+    device: DeviceId | None = Field(
+        default=None,
+        description="the device or chip that the package is for: the build fails on an error by a rule of its chip "
+        "(`recipe lint --device`)",
+    )
+    allow: dict[RuleId, Reason] = Field(
+        default={},
+        description="rules whose errors do not fail a build for the device, each with a reason that includes a figure",
+    )
+
+    @property
+    def padded(self) -> bool:
+        return self.host is None
+
+    def name_of(self, function: str) -> str:
+        theirs = {} if self.host is None else {ours: theirs for theirs, ours in anemll.OURS.items()}
+        return theirs.get(function, function)
+
+    @property
+    def allowed(self) -> dict[str, str]:
+        """The reasons for which errors are let pass, by rule."""
+        asked: dict[str, str] = {"f32-mid": f"export.float32 has {', '.join(self.float32)}"} if self.float32 else {}
+        return asked | {str(rule): reason for rule, reason in self.allow.items()}
+
+
+class CoreAIExport(ExportOfAnyFormat):
+    """Core AI's .aimodel, which needs the extra `coreai`."""
+
+    format: Literal["coreai"] = Field(description="Core AI's .aimodel, which needs the extra `coreai`")
+
+    # no host of another project loads it yet, and the rules of devices are of Core ML's programs
+    host: ClassVar[None] = None
+    device: ClassVar[None] = None
+    compute_units: ClassVar[Literal["all"]] = "all"
+    allowed: ClassVar[dict[str, str]] = {}
+
+
+def _format_of(said: Any) -> str:
+    """The format that a mapping says, or has if it says none; what it says, where that is no format."""
+    found = said.get("format", "coreml") if isinstance(said, Mapping) else getattr(said, "format", "coreml")
+    return found if isinstance(found, str) else repr(found)
+
+
+Export = Annotated[
+    Annotated[CoreMLExport, Tag("coreml")] | Annotated[CoreAIExport, Tag("coreai")],
+    Discriminator(_format_of),
+]

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from coreai_recipes.recipe.schema.export import Export
+from coreai_recipes.recipe.schema.export import CoreMLExport
 from coreai_recipes.targets.coreml.version import DEPLOYMENT_TARGET, OPSET, SPECIFICATION_VERSION
 
 
@@ -11,4 +11,4 @@ def test_the_version_is_said_in_the_same_words_by_the_recipe_and_by_coremltools(
 
     target = getattr(coremltools.target, DEPLOYMENT_TARGET)
     assert (coremltools._OPSET[target], int(target)) == (OPSET, SPECIFICATION_VERSION)
-    assert get_args(Export.model_fields["target"].annotation) == (DEPLOYMENT_TARGET,)
+    assert get_args(CoreMLExport.model_fields["target"].annotation) == (DEPLOYMENT_TARGET,)
