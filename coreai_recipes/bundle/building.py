@@ -100,7 +100,9 @@ def build(
 
         check_coreai()
         if on is not None:
-            raise UserError(f"--device {device}: the rules of a device are of Core ML's programs: leave it out")
+            from coreai_recipes.planning.choosing import check_rules
+
+            check_rules(recipe, on)
     if draft is None and bits is None:
         _hold_storage_rules(recipe, resolved)  # before anything is downloaded
     target = Path(out) / recipe.name

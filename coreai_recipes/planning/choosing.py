@@ -10,6 +10,7 @@ from typing import Any
 
 from coreai_recipes.decoder.model import Decoder, exported_form
 from coreai_recipes.decoder.stacks import build_stacks
+from coreai_recipes.errors import UserError
 from coreai_recipes.lint.devices import Device
 from coreai_recipes.lint.findings import Lint
 from coreai_recipes.planning.bounds import PROMPTS, first_token_seconds, prefill_weights
@@ -34,6 +35,7 @@ WIDTHS = (16, 32, 64, 128, 256, 512)
 def choose(recipe: Recipe, device: Device, overrides: Sequence[str] = ()) -> tuple[Recipe, tuple[Choice, ...]]:
     """The recipe as `device` wants it, but for the fields that `overrides` of `--set` name, and for `chunks`
     and `table` where the recipe says them itself."""
+    check_rules(recipe, device)
     own = recipe.export.model_fields_set & {"chunks", "table"}
     kept = {word.partition("=")[0] for word in overrides} | {f"export.{name}" for name in own}
     recipe = with_setting(recipe, ("device", device.id))
@@ -53,6 +55,12 @@ def choose(recipe: Recipe, device: Device, overrides: Sequence[str] = ()) -> tup
             Choice("export.residual_scale", "auto", "the build measures what the engine can hold (mac-32768)")
         )
     return recipe, tuple(choices)
+
+
+def check_rules(recipe: Recipe, device: Device) -> None:
+    """Raise UserError where nothing is known of a device for packages of the recipe's format."""
+    if recipe.export.format != "coreml":
+        raise UserError(f"--device {device.id}: the rules of a device are of Core ML's programs: leave it out")
 
 
 def _choose_form(recipe: Recipe, device: Device, kept: Collection[str]) -> tuple[Recipe, list[Choice]]:

@@ -1,6 +1,7 @@
 """What a build for a device chooses, and the setting that mends a rule."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,9 @@ def test_layers_that_share_caches_are_cut_by_handing_them_on() -> None:
     assert mends(recipe, device, rules_of(recipe, device))["pkg-size"] == "--set 'export.chunks={share: pass}'"
     smaller = with_bits(recipe, 4)
     assert mends(smaller, device, rules_of(smaller, device))["pkg-size"] == "--set export.chunks=auto"
+
+
+def test_no_device_is_chosen_for_another_format(run: Callable[..., tuple[int, str, str]]) -> None:
+    """`plan` ended with a fault of ours."""
+    status, _, said = run("plan", "tiny-llama", "--set", "export.format=coreai", "--device", "M1")
+    assert (status, said.strip()) == (2, "--device M1: the rules of a device are of Core ML's programs: leave it out")
