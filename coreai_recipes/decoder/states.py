@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from coreai_recipes.hosts.logits import ALIGNMENT
 from coreai_recipes.primitives.attention import carried_of_kind, row_parts_of_kind, rows_of_kind
-from coreai_recipes.primitives.carried import CarriedTensor
+from coreai_recipes.primitives.carried import CarriedTensor, low_half
 from coreai_recipes.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -172,11 +172,12 @@ def state_specs(
 def carried_specs(recipe: Recipe, part: slice = WHOLE, behind: str = "") -> dict[str, CarriedSpec]:
     """The tensors that layers carry from call to call, by name, in the order of first use; as `state_specs`, of all
     layers or of a `part`."""
-    kinds = recipe.model.layer_kinds[part]
+    kinds, in_halves = recipe.model.layer_kinds[part], recipe.export.recurrent_state == "two_float16"
     found = (
         CarriedSpec(kind, kinds.count(kind), tensor, f"{tensor.name}_{kind}{behind}")
         for kind in dict.fromkeys(kinds)
-        for tensor in carried_of_kind(recipe.model.kinds[kind])
+        for declared in carried_of_kind(recipe.model.kinds[kind])
+        for tensor in ((declared, low_half(declared)) if in_halves and not declared.is_tail else (declared,))
     )
     return {spec.name: spec for spec in found}
 

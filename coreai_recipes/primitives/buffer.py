@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from coreai_recipes.primitives.linear_state import LinearState
+
 
 @dataclass
 class Buffer:
@@ -37,7 +39,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class HeldState:
-    """The state of a recurrence as of the last commit, (G, M, V, K), and what rows since make of it.
+    """The state of a recurrence as of the last commit, and what rows since make of it.
 
     That is S <- decay S + (added * left) keys, of which nobody needs the sum who only reads it.
 
@@ -47,21 +49,21 @@ class HeldState:
         keys: where, (G, 1, R, K).
     """
 
-    state: Tensor
+    state: LinearState
     decay: Tensor
     added: Tensor
     keys: Tensor
 
     def read(self, x: Tensor) -> Tensor:
         """The state times x (G, 1, K, S), (G, M, V, S)."""
-        return self.decay * torch.matmul(self.state, x) + torch.matmul(self.added, torch.matmul(self.keys, x))
+        return self.decay * self.state.read(x) + torch.matmul(self.added, torch.matmul(self.keys, x))
 
-    def whole(self) -> Tensor:
-        """The state itself, (G, M, V, K)."""
-        return self.state * self.decay + torch.matmul(self.added, self.keys)
+    def whole(self) -> LinearState:
+        """The state itself."""
+        return self.state.advanced(self.decay, self.added, self.keys)
 
 
-def held_state(state: Tensor, keys: Tensor, added: Tensor, g: Tensor, held: Tensor, later: Tensor) -> HeldState:
+def held_state(state: LinearState, keys: Tensor, added: Tensor, g: Tensor, held: Tensor, later: Tensor) -> HeldState:
     """Of a state and rows: keys (G, 1, R, K), what they `added` (G, M, V, R), and the logarithm g <= 0 (G, M, 1, R) of
     what each row has left of what was before it; `held` and `later` as `rows_held` and `rows_later` have them."""
     g = g * held

@@ -5,12 +5,13 @@ position needs the tensor as the call before that position gave it. Before the f
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from coreai_recipes.primitives.buffer import Buffer
+from coreai_recipes.primitives.linear_state import LinearState
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,20 @@ class Carried:
 
     def leave(self, tensor: CarriedTensor, value: Tensor) -> None:
         self.left[tensor.name] = value
+
+    def earlier_state(self, tensor: CarriedTensor) -> LinearState:
+        """The state of a recurrence, with what its first half lacks where that is kept too."""
+        return LinearState(self.earlier(tensor), self.given.get(low_half(tensor).name))
+
+    def leave_state(self, tensor: CarriedTensor, state: LinearState) -> None:
+        self.leave(tensor, state.high)
+        if state.low is not None:
+            self.leave(low_half(tensor), state.low)
+
+
+def low_half(tensor: CarriedTensor) -> CarriedTensor:
+    """Of the state of a recurrence, what float16 has lost of it."""
+    return replace(tensor, name=f"{tensor.name}_low")
 
 
 def layer_of(tensors: Tensor, place: Tensor) -> Tensor:

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from coreai_recipes.primitives.buffer import HeldState
 from coreai_recipes.primitives.decays import decays
+from coreai_recipes.primitives.linear_state import LinearState
 
 CHUNK = 32  # of 64 the inverse alone would be a third of the work, of 32 it is a ninth
 
 
 def delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q and k (G, 1, K, S) of unit length, q scaled; v (G, M, V, S); g <= 0 and beta (G, M, 1, S); state (G, M, V, K)
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: LinearState
+) -> tuple[Tensor, LinearState, Tensor]:
+    """q and k (G, 1, K, S) of unit length, q scaled; v (G, M, V, S); g <= 0 and beta (G, M, 1, S); a state (G, M, V, K)
     -> what is read (G, M, V, S), the next state, and what each token adds to it at its key, u (G, M, V, S). M value
     heads share a key head."""
     read, added = [], []
@@ -43,20 +44,22 @@ def delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: 
     return decay * state.read(q) + u * (k * q).sum(2, keepdim=True), u
 
 
-def _chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _chunk(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: LinearState
+) -> tuple[Tensor, LinearState, Tensor]:
     tokens = v.shape[3]
     if tokens == 1:
         decay = torch.exp(g.clamp(max=0.0))
-        u = beta * (v - decay * torch.matmul(state, k))  # (G, M, V, 1)
-        state = state * decay + torch.matmul(u, k.transpose(2, 3))
-        return torch.matmul(state, q), state, u
+        u = beta * (v - decay * state.read(k))  # (G, M, V, 1)
+        state = state.advanced(decay, u, k.transpose(2, 3))
+        return state.read(q), state, u
     decay, since, left = decays(g)
-    u = beta * (v - since * torch.matmul(state, k))  # (G, M, V, S)
+    u = beta * (v - since * state.read(k))  # (G, M, V, S)
     keys = k.transpose(2, 3)  # (G, 1, S, K)
     corrections = torch.matmul(keys, k) * decay * beta
     u = torch.matmul(u, unit_upper_inverse(corrections))
-    read = since * torch.matmul(state, q) + torch.matmul(u, torch.matmul(keys, q) * decay)
-    return read, state * since[..., -1:] + torch.matmul(u * left, keys), u
+    read = since * state.read(q) + torch.matmul(u, torch.matmul(keys, q) * decay)
+    return read, state.advanced(since[..., -1:], u * left, keys), u
 
 
 def unit_upper_inverse(a: Tensor) -> Tensor:

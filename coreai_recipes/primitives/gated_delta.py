@@ -71,7 +71,7 @@ class GatedDelta(nn.Module):
         tail, matrix = cls.states(kind)
         carried.leave(tail, tail_since(carried.earlier(tail), carried.rows, given.before))
         whole = _held(spec, carried, given).whole()
-        carried.leave(matrix, whole.view(-1, *matrix.shape))
+        carried.leave_state(matrix, whole.view(-1, *matrix.shape))
 
     def forward(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
         spec, S = self.spec, x.shape[3]
@@ -90,9 +90,9 @@ class GatedDelta(nn.Module):
         tensor, heads = _matrix_of(spec), (G, M, 1, S)
         given_to_rule = q, k, v.view(G, M, V, S), g.view(heads), beta.view(heads)
         if cache.carried.buffer is None:
-            state = cache.carried.earlier(tensor).view(G, M, V, K)
+            state = cache.carried.earlier_state(tensor).view(G, M, V, K)
             read, state, _ = delta_rule(*given_to_rule, state)
-            cache.carried.leave(tensor, state.view(1, G * M, V, K))
+            cache.carried.leave_state(tensor, state.view(1, G * M, V, K))
         else:
             held, buffer = _held(spec, cache.carried, given), cache.carried.rows
             if S == 1:
@@ -122,7 +122,7 @@ def _held(spec: GatedDeltaSpec, carried: Carried, given: LayerInputs) -> HeldSta
     if given.held is None or given.later is None:
         raise ValueError("a call on rows must say which of them are held")
     G, M, K, V = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads, spec.key_dim, spec.value_dim
-    buffer, state = carried.rows, carried.earlier(_matrix_of(spec))
+    buffer, state = carried.rows, carried.earlier_state(_matrix_of(spec))
     N, R = buffer.rows.shape[:2]
     keys = buffer.part("keys").view(N, R, G, K).transpose(1, 2).reshape(N * G, 1, R, K)
     added = buffer.part("added").transpose(1, 2).reshape(N * G, M, V, R)

@@ -10,6 +10,8 @@ from coreai_recipes.recipe.sizes import MAX_KINDS
 
 CARRYING = ("short_conv", "gated_delta", "mamba2")  # attentions whose state belongs to one position
 BUFFERED = ("short_conv", "gated_delta")  # those that may keep rows since a commit, and go back in them
+HALVED = ("gated_delta",)  # those whose state may be two float16
+RECURRENT = ("gated_delta", "mamba2")
 AT = ("export", "buffer")
 
 
@@ -17,6 +19,8 @@ def state_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     rows, kinds = integer_at(recipe, "export", "buffer"), mapping_at(recipe, "model", "kinds")
     used = dict.fromkeys(layer_order(recipe, "model"))
     carrying = {name: kind for name in used if (kind := value_at(kinds, name, "attention", "kind")) in CARRYING}
+    if value_at(recipe, "export", "recurrent_state") == "two_float16":
+        yield from _halves_problems({name: kind for name, kind in carrying.items() if kind in RECURRENT})
     if not rows:
         return
     if not carrying:
@@ -36,6 +40,16 @@ def state_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             )
     if value_at(recipe, "export", "format") == "coreai":
         yield Problem(AT, "buffer-format", "an .aimodel cannot be written with a buffer yet", "remove it")
+
+
+def _halves_problems(recurrent: Mapping[str, Any]) -> Iterator[Problem]:
+    at = ("export", "recurrent_state")
+    if not recurrent:
+        yield Problem(at, "halves-empty", "no layer carries the state of a recurrence", "set it to float16")
+    for name, kind in recurrent.items():
+        if kind not in HALVED:
+            words = f"the state of `{name}`, {kind}, cannot be two float16 yet"
+            yield Problem(at, "halves-kind", words, "set it to float16")
 
 
 def draft_state_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:

@@ -44,7 +44,7 @@ def open_program(
     model, export = subject.recipe.model, subject.recipe.export
     engine = as_ours(engine, export.host, export.context, model.vocab_size)
     carried = {name: spec.shape for name, spec in carried_of_packages(subject.recipe).items()}
-    names = recurrences(subject.recipe) if float16_states else ()
+    names = recurrences(subject.recipe) if float16_states else {}
     tables, caches = Tables(tables_beside(subject.recipe, subject.package)), None
     if export.is_functional:
         shapes = {name: state.shape for name, state in states_of_packages(subject.recipe).items()}

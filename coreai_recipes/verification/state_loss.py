@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from coreai_recipes.primitives.carried import low_half
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.buffer import RowBuffer
 from coreai_recipes.storage.chunks import buffers_of_packages, carried_of_packages
@@ -28,14 +29,26 @@ if TYPE_CHECKING:
 BELIEVED_DB = 10.0
 
 
-def recurrences(recipe: Recipe) -> list[str]:
-    """The carried tensors that are states of a recurrence: a convolution's inputs are float16 before they are kept."""
-    return [name for name, spec in carried_of_packages(recipe).items() if spec.role == "recurrence"]
+def recurrences(recipe: Recipe) -> dict[str, str | None]:
+    """The carried tensors that are states of a recurrence, and those that have what float16 has lost of them. A
+    convolution's inputs are none: they are float16 before they are kept."""
+    carried, found = carried_of_packages(recipe), dict[str, str | None]()
+    for name, spec in carried.items():
+        low = low_half(spec.tensor).name + name.removeprefix(spec.tensor.name)
+        if spec.role == "recurrence" and name not in found.values():
+            found[name] = low if low in carried else None
+    return found
 
 
-def in_float16(carried: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """What is carried, those `names` as float16 keeps them."""
-    return {name: tensor.half().float() if name in names else tensor for name, tensor in carried.items()}
+def in_float16(carried: Mapping[str, Tensor], states: Mapping[str, str | None]) -> dict[str, Tensor]:
+    """What is carried, the `states` as one float16 or two keep them."""
+    found = dict(carried)
+    for name, low in states.items():
+        whole = carried[name] if low is None else carried[name] + carried[low]
+        found[name] = whole.half().float()
+        if low is not None:
+            found[low] = (whole - found[name]).half().float()
+    return found
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,7 @@ def their_logits(
     from transformers import DynamicCache
 
     model: Any = Reference(subject.recipe, subject.weights, dtype, exchange).fill_all()
+    in_halves = subject.recipe.export.recurrent_state == "two_float16"
     cache, ids = DynamicCache(config=model.config), torch.tensor([subject.tokens.sequence])
     logits = []
     with torch.inference_mode():
@@ -98,7 +112,8 @@ def their_logits(
             for layer in cache.layers if is_rounded else ():
                 for state in getattr(layer, "recurrent_states", {}).values():
                     if state is not None:
-                        state.copy_(state.half())
+                        high = state.half().float()
+                        state.copy_(high + (state - high).half() if in_halves else high)
             part = ids[:, call.position : call.position + call.count]
             found = model(input_ids=part, past_key_values=cache, use_cache=True, **keep_all(model, call.count)).logits
             logits.append(found[0].float())

@@ -11,8 +11,12 @@ from small_delta import save_delta, small_delta
 from torch import Tensor
 
 from coreai_recipes import Bundle, build
+from coreai_recipes.evaluate import Program
 from coreai_recipes.generate import open_model
 from coreai_recipes.generate.prompt_cache import PromptCache
+from coreai_recipes.running.buffer import RowBuffer
+from coreai_recipes.running.chain import chained
+from coreai_recipes.running.program import SavedProgram
 
 PROMPT = [(37 * index + 5) % 101 for index in range(21)]
 ROWS = 12
@@ -25,9 +29,9 @@ def theirs() -> Any:
 
 @pytest.fixture(scope="module")
 def built(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """In two packages: each commits what its own layers carry."""
+    """In two packages: each commits what its own layers carry, states of two float16 each."""
     folder = tmp_path_factory.mktemp("buffered")
-    export = {"functions": {"prefill": 8, "score": 4}, "buffer": ROWS, "chunks": 2}
+    export = {"functions": {"prefill": 8, "score": 4}, "buffer": ROWS, "chunks": 2, "recurrent_state": "two_float16"}
     recipe, _ = save_delta(theirs, folder / "checkpoint", **export)
     write_tokenizer(folder / "checkpoint", eos_token=None)
     return build(recipe, folder / "checkpoint", folder / "dist", verified=False)
@@ -73,3 +77,21 @@ def test_a_prompt_cache_goes_on_from_what_was_committed(built: Bundle, theirs: A
     assert second.session.token_ids == (*PROMPT, 3)
     text = [*PROMPT, 3, 60, 61]
     assert psnr(whole(theirs, text), second.session.feed(text)) >= 90
+
+
+def test_a_float16_program_keeps_what_the_first_half_of_a_state_has_lost(built: Bundle) -> None:
+    """No pass of the conversion may take a value that was rounded for the value itself: what is lost would be 0."""
+    manifest = built.described
+    programs = [Program(built.path / each.file).at("rounded", ()) for each in manifest.programs]
+    carried = {name: tensor.shape for name, tensor in (manifest.carried or {}).items()}
+    rows = {name: carried.pop(name) for name in manifest.buffers}
+    engine = chained(programs, [each.functions for each in manifest.programs])
+    program = SavedProgram(engine, None, carried, buffer=RowBuffer(rows))
+    for position in range(ROWS + 1):
+        inputs = {"input_ids": torch.tensor([[PROMPT[position]]]), "position": torch.tensor([position])}
+        program.call("decode", {name: tensor.to(torch.int32) for name, tensor in inputs.items()})
+    assert program.base == ROWS
+    for name, low in ((name, low) for name, low in program.carried.items() if "_low_" in name):
+        high = program.carried[name.replace("_low_", "_")]
+        assert (low != 0).float().mean() > 0.5
+        assert bool((low.abs() <= high.abs() * 2**-11 + 2**-24).all())

@@ -27,5 +27,9 @@ def test_a_buffer_is_of_layers_that_carry_a_state() -> None:
     assert "no layer carries a state, of which a buffer keeps rows" in refused("attention", buffer=64)
 
 
+def test_two_halves_are_of_the_state_of_a_recurrence() -> None:
+    assert "no layer carries the state of a recurrence" in refused("attention", recurrent_state="two_float16")
+
+
 def test_an_aimodel_has_no_buffer_yet() -> None:
     assert "an .aimodel cannot be written with a buffer yet" in refused(buffer=64, format="coreai")

@@ -19,11 +19,19 @@ def delta(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 def test_only_the_states_of_recurrences_are_rounded(delta: Saved) -> None:
-    assert recurrences(delta[0]) == ["recurrent_delta"]
+    assert recurrences(delta[0]) == {"recurrent_delta": None}
     given = {"recurrent_delta": torch.tensor([1 / 3]), "conv_delta": torch.tensor([1 / 3])}
     kept = in_float16(given, recurrences(delta[0]))
     assert float(kept["recurrent_delta"]) == float(torch.tensor(1 / 3).half())
     assert float(kept["conv_delta"]) == float(torch.tensor(1 / 3))
+
+
+def test_two_halves_are_rounded_as_their_sum() -> None:
+    """The second is what the first has lost: in float32 that is nothing yet."""
+    given = {"recurrent_delta": torch.tensor([1 / 3]), "recurrent_low_delta": torch.tensor([0.0])}
+    kept = in_float16(given, {"recurrent_delta": "recurrent_low_delta"})
+    assert all(torch.equal(each, each.half().float()) for each in kept.values())
+    assert abs(float(sum(kept.values())) - 1 / 3) < 2**-22
 
 
 def test_transformers_is_given_its_states_back_in_float16(delta: Saved) -> None:

@@ -79,6 +79,11 @@ class ExportOfAnyFormat(Spec):
         description="who keeps keys and values between calls: Core ML, as a `state`, or the host: `functional`, they "
         "come in with a call and their new rows go out, for chips that cannot compile the states",
     )
+    recurrent_state: Literal["float16", "two_float16"] = Field(
+        default="float16",
+        description="how the state of a recurrence is kept between calls, or between commits: as `float16`, or as "
+        "`two_float16` whose sum it is, advanced in float32, so that slow heads forget and small increments count",
+    )
     buffer: Annotated[int, Field(ge=0, le=sizes.MAX_BUFFER, strict=True)] = Field(
         default=0,
         description="rows that layers which carry a state keep since the last `commit`: any position since then can be "

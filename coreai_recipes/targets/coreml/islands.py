@@ -11,7 +11,11 @@ import functools
 from typing import Any
 
 CASTS = "common::add_fp16_cast"
-WIDE, NARROW = "torch_widened", "torch_narrowed"  # operations of coremltools' torch dialect are named so
+WIDE, NARROW, HALF = (
+    "torch_widened",
+    "torch_narrowed",
+    "torch_halved",
+)  # operations of coremltools' torch dialect are named so
 UNMARK = "coreai_recipes::take_out_marks"
 
 
@@ -35,7 +39,7 @@ def register_marks() -> None:
         body = {"input_spec": spec, "type_domains": domains, "type_inference": type_inference}
         return SSAOpRegistry.register_op(namespace="torch")(type(name, (Operation,), body))
 
-    for name in (WIDE, NARROW):
+    for name in (WIDE, NARROW, HALF):
         mark(name)
 
     def widened(context: Any, node: Any) -> None:
@@ -44,12 +48,16 @@ def register_marks() -> None:
     def narrowed(context: Any, node: Any) -> None:
         context.add(Builder.torch_narrowed(x=context[node.inputs[0]], name=node.name))
 
+    def halved(context: Any, node: Any) -> None:
+        context.add(Builder.torch_halved(x=context[node.inputs[0]], name=node.name))
+
+    register_torch_op(halved, torch_alias=["coreai_recipes::halved"])
     register_torch_op(widened, torch_alias=["coreai_recipes::widened"])
     register_torch_op(narrowed, torch_alias=["coreai_recipes::narrowed"])
 
     def take_out(block: Any) -> None:
         for operation in list(block.operations):
-            if operation.op_type in (WIDE, NARROW):
+            if operation.op_type in (WIDE, NARROW, HALF):
                 mark = operation.outputs[0]
                 block.replace_uses_of_var_after_op(
                     anchor_op=operation, old_var=mark, new_var=operation.x, force_replace=True
