@@ -53,7 +53,7 @@ SchedulerOption = Annotated[
     typer.Option(
         "--scheduler",
         metavar="ADDRESS",
-        help="Dask's scheduler, such as tcp://host:8786; else a cluster on this machine.",
+        help="Dask's scheduler, such as tcp://host:8786; else this machine does it.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]

@@ -16,6 +16,7 @@ from coreai_recipes.manifest.staging import temporary_folder
 from coreai_recipes.recipe import load_resolved
 from coreai_recipes.recipe.importing.writing import write_recipe
 from coreai_recipes.recipe.schema import Calibration, Compress, Recipe
+from coreai_recipes.search.predicting import Measuring
 from coreai_recipes.search.searching import Budget, Progress, Searched, check_bits, search
 from coreai_recipes.storage.source import without_source
 
@@ -43,6 +44,7 @@ def run_search(
     overrides: Sequence[str],
     out: Path | None,
     progress: Progress | None,
+    measuring: Measuring | None = None,
 ) -> tuple[Searched, tuple[str, ...], str]:
     """What was found, what is to be said of the text that it was learnt from, and the recipe as text.
 
@@ -69,7 +71,7 @@ def run_search(
             f"compress.calibration: {len(windows)} window of {len(windows[0])} tokens: one is searched on and another "
             "held out; give more text, or more `tokens`"
         )
-    result = search(recipe, found, windows[:MOST_WINDOWS], budget, progress)
+    result = search(recipe, found, windows[:MOST_WINDOWS], budget, progress, measuring)
     if out is not None:
         result = replace(result, recipe=_texts_from(result.recipe, folder_of(resolved), out.parent))
     return result, (*((note,) if note else ()), *notes), recipe_of(result)

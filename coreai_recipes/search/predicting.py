@@ -1,6 +1,6 @@
 """For each matrix of a recipe and each form: its bits, and the KL divergence that it is predicted to cost."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,6 +17,7 @@ from coreai_recipes.calibration.fitting import fit
 from coreai_recipes.calibration.passing import folded_decoder
 from coreai_recipes.calibration.statistics import Statistics
 from coreai_recipes.calibration.threads import Threads
+from coreai_recipes.calibration.threads import threads as take_threads
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.recipe.schema import Recipe
@@ -68,6 +69,23 @@ class Saved:
         return torch.from_numpy(values[list(rows)].astype(np.float32))
 
 
+@dataclass(frozen=True)
+class Job:
+    """All that the forms of one matrix are measured with, wherever that is done."""
+
+    name: str
+    shape: Shape
+    tensor: str
+    original: Tensor
+    curvature: Curvature | None
+    statistics: Statistics | None
+    positions: int
+
+
+Measured = Iterable[tuple[Option, Tensor | None]]  # of each form, with the matrix as it gives it back
+Measuring = Callable[[Iterator[Job]], Iterator[tuple[str, Measured]]]  # jobs as they come -> by name, in order
+
+
 def predict(
     recipe: Recipe,
     checkpoint: Checkpoint,
@@ -75,63 +93,98 @@ def predict(
     kept: Kept,
     threads: Threads,
     on_progress: Callable[[str, int, int], None] | None = None,
+    measuring: Measuring | None = None,
 ) -> list[Matrix]:
-    """Every matrix that can be compressed, in a package's order; fitted to the windows where the recipe has a text."""
-    encode = _Encoder(kept, threads, recipe.compress is not None and recipe.compress.calibration is not None)
+    """Every matrix that can be compressed, in a package's order; fitted to the windows where the recipe has a text.
+
+    `measuring` does that for all matrices but the table; by default one after the other, on `threads`.
+    """
+    calibrated = recipe.compress is not None and recipe.compress.calibration is not None
     backward = Backward(folded_decoder(recipe), checkpoint, windows, on_progress)
     shapes = {
         name: shape
         for name, shape in stored_parameters([backward.decoder]).shapes.items()
         if is_compressible(name, shape) and name in backward.weights
     }
-    found: dict[str, Matrix] = {}
+
+    def job(name: str, curvature: Curvature | None) -> Job:
+        weight, statistics = backward.weights[name], None
+        if curvature is not None and calibrated:
+            statistics = curvature.statistics(looked_up=name == EMBEDDING)
+        original = weight.read().float()
+        return Job(name, shapes[name], weight.tensor, original, curvature, statistics, backward.positions)
+
     waiting: dict[str, Curvature] = {}
-    for _, curvatures in backward.run():
-        for name, curvature in curvatures.items():
-            if name == EMBEDDING:
-                waiting[name] = curvature  # it is looked up too, which the front says
-            elif name in shapes:
-                found[name] = _matrix(name, shapes[name], backward, curvature, encode)
+
+    def jobs() -> Iterator[Job]:
+        for _, curvatures in backward.run():
+            for name, curvature in curvatures.items():
+                if name == EMBEDDING:
+                    waiting[name] = curvature  # it is looked up too, which the front says
+                elif name in shapes:
+                    yield job(name, curvature)
+
+    def here(given: Iterator[Job]) -> Iterator[tuple[str, Measured]]:
+        for each in given:
+            yield each.name, measure(each, threads)
+
+    found = {name: _matrix(name, shapes[name], forms, kept) for name, forms in (measuring or here)(jobs())}
     if EMBEDDING in shapes:
-        found[EMBEDDING] = _matrix(EMBEDDING, shapes[EMBEDDING], backward, waiting.get(EMBEDDING), encode)
+        forms = measure(job(EMBEDDING, waiting.get(EMBEDDING)), threads, backward.lookup_cost)
+        found[EMBEDDING] = _matrix(EMBEDDING, shapes[EMBEDDING], forms, kept)
     return [found[name] for name in shapes if name in found]
 
 
-def _matrix(name: str, shape: Shape, backward: Backward, curvature: Curvature | None, encode: "_Encoder") -> Matrix:
-    weight = backward.weights[name]
-    original = weight.read().float()
-    statistics = None
-    if curvature is not None and encode.calibrated:
-        statistics = curvature.statistics(looked_up=name == EMBEDDING)
-    options = []
-    for number, form in candidates_for(shape):
+def measure(
+    job: Job, threads: Threads, looked_up: Callable[[Tensor], float] = lambda error: 0.0
+) -> Iterator[tuple[Option, Tensor | None]]:
+    """What each form of a matrix costs, and the matrix as it gives it back; `looked_up` is what it costs beside."""
+    weight = _Held(job.tensor, job.original)
+    for number, form in candidates_for(job.shape):
         if form.storage is None:
-            options.append(Option(number, 0.0, 16 * prod(shape)))
+            yield Option(number, 0.0, 16 * prod(job.shape)), None
             continue
-        storage = form.storage.fitted(shape)
-        stored = encode(weight, shape, storage, statistics).reshape(-1, *original.shape[1:])[: len(original)]
-        encode.kept.write(name, number, stored)
-        error = stored - original
-        cost = 0.0 if curvature is None else curvature.cost(error, backward.positions)
-        cost += backward.lookup_cost(error) if name == EMBEDDING else 0.0
-        options.append(Option(number, cost, 8 * storage.bytes(shape)))
+        storage = form.storage.fitted(job.shape)
+        encoded = _encode(weight, job.shape, storage, job.statistics, threads)
+        stored = encoded.reshape(-1, *job.original.shape[1:])[: len(job.original)]
+        error = stored - job.original
+        cost = 0.0 if job.curvature is None else job.curvature.cost(error, job.positions)
+        yield Option(number, cost + looked_up(error), 8 * storage.bytes(job.shape)), stored
+
+
+def measure_all(job: Job) -> list[tuple[Option, Tensor | None]]:
+    """As `measure`, all at once and on threads of its own: a task somewhere else."""
+    with take_threads() as threads:
+        return list(measure(job, threads))
+
+
+def _matrix(name: str, shape: Shape, forms: Measured, kept: Kept) -> Matrix:
+    options = []
+    for option, stored in forms:
+        options.append(option)
+        if stored is not None:
+            kept.write(name, option.form, stored)
     return Matrix(shown_name(name), prod(shape), tuple(options))
 
 
 @dataclass(frozen=True)
-class _Encoder:
-    """Encodes matrices as a build of the recipe does, and gives them back."""
+class _Held:
+    """A parameter in memory."""
 
-    kept: Kept
-    threads: Threads
-    calibrated: bool
+    tensor: str
+    values: Tensor
 
-    def __call__(self, weight: Weight, shape: Shape, storage: Storage, statistics: Statistics | None) -> Tensor:
-        parts: list[list[NDArray[Any]]] = [[] for _ in storage.parts(shape)]
-        if statistics is not None and storage.is_coarse:
-            values = fit(weight.blocks(), shape, storage, statistics, weight.tensor, self.threads)
-        else:
-            values = storage.encode(weight.blocks(), shape, weight.tensor)
-        for part, found in values:
-            parts[part].append(found.reshape(-1).copy())
-        return storage.decode([np.concatenate(each) for each in parts], shape)
+    def blocks(self) -> Iterator[Tensor]:
+        yield self.values
+
+
+def _encode(weight: _Held, shape: Shape, storage: Storage, statistics: Statistics | None, threads: Threads) -> Tensor:
+    """A matrix as a build of the recipe encodes it, given back."""
+    parts: list[list[NDArray[Any]]] = [[] for _ in storage.parts(shape)]
+    if statistics is not None and storage.is_coarse:
+        values = fit(weight.blocks(), shape, storage, statistics, weight.tensor, threads)
+    else:
+        values = storage.encode(weight.blocks(), shape, weight.tensor)
+    for part, found in values:
+        parts[part].append(found.reshape(-1).copy())
+    return storage.decode([np.concatenate(each) for each in parts], shape)

@@ -25,7 +25,7 @@ from coreai_recipes.search.choosing import (
     within_bits,
     within_kl,
 )
-from coreai_recipes.search.predicting import Kept, predict
+from coreai_recipes.search.predicting import Kept, Measuring, predict
 from coreai_recipes.storage.base import Storage
 from coreai_recipes.storage.compression import FLOAT16, Parameters, is_compressible, shown_name
 from coreai_recipes.storage.parameters import stored_parameters
@@ -128,10 +128,15 @@ class Searched:
 
 
 def search(
-    recipe: Recipe, checkpoint: Checkpoint, windows: Windows, budget: Budget, progress: Progress | None = None
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    windows: Windows,
+    budget: Budget,
+    progress: Progress | None = None,
+    measuring: Measuring | None = None,
 ) -> Searched:
     """The rules for `recipe` within `budget`. Of the windows of token ids the last fifth, at least one, is held out: on
-    it the choice is compared with the uniform one that fits, and the better is taken.
+    it the choice is compared with the uniform one that fits, and the better is taken. `measuring` is `predict`'s.
 
     Raises UserError for a budget that cannot be met, with the lowest figure that can.
     """
@@ -139,7 +144,7 @@ def search(
     seen, unseen = list(windows[:-held]), list(windows[-held:])
     with temporary_folder() as folder, threads() as own:
         kept = Kept(folder)
-        matrices = predict(recipe, checkpoint, seen, kept, own, progress)
+        matrices = predict(recipe, checkpoint, seen, kept, own, progress, measuring)
         whole = stored_parameters(build_stacks(recipe))
         draft = _draft_form(budget) if recipe.draft else None
         others = _others(whole, {each.name for each in matrices}, draft)

@@ -60,6 +60,16 @@ def open_cluster(scheduler: str | None, needs: Sequence[int]) -> Iterator[Cluste
         yield _described(client, "the local cluster", threads)
 
 
+def result_of(task: Any) -> Any:
+    """What a task returned or raised. Raises UserError where it was lost with its workers."""
+    from distributed import KilledWorker
+
+    try:
+        return task.result()
+    except KilledWorker:
+        raise UserError("--scheduler: workers died one after the other of a task: perhaps for want of memory") from None
+
+
 def workers_for(needs: Sequence[int], memory: int, processors: int) -> int:
     """How many workers share a machine, each with an equal part of its memory: as many as let the largest task run that
     can run here at all."""

@@ -1,11 +1,10 @@
 """What goes wrong is a sentence: for the whole zoo where nothing can be built, else of a cell, and the others go on."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from zoos import ONE_EACH, TINY, tiny_zoo, write_zoo
+from zoos import TINY, tiny_zoo, write_zoo
 
 from coreai_recipes.errors import CheckpointError, UserError
 from coreai_recipes.manifest.staging import NoSpace
@@ -16,15 +15,6 @@ from coreai_recipes.zoo.loading import load_zoo
 from coreai_recipes.zoo.running import run_zoo
 from coreai_recipes.zoo.store import Store, StoreError
 from coreai_recipes.zoo.working import Order, run_cell
-
-
-@pytest.fixture
-def inside() -> Iterator[str]:
-    """The address of a worker in this process, in which what a test replaces is replaced."""
-    from distributed import LocalCluster
-
-    with LocalCluster(n_workers=1, **ONE_EACH | {"processes": False, "host": None}) as made:
-        yield made.scheduler_address
 
 
 def test_a_full_disk_is_tried_again_when_the_others_are_done_and_a_broken_checkpoint_is_not(
