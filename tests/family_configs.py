@@ -29,6 +29,17 @@ LONGROPE = {
 # Further configs of a family, for what one config cannot be at once.
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3-yarn": ("deepseek_v3", {"rope_parameters": YARN, "attention_bias": True, "q_lora_rank": None}),
+    "laguna-alike": ("laguna", {"gating": "per-head"}),
+    "llama4-every-second": (
+        "llama4_text",
+        {
+            "layer_types": None,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layer_interval": 2,
+            "attn_temperature_tuning": False,
+            "use_qk_norm": False,
+        },
+    ),
     "granitemoehybrid-rotary": ("granitemoehybrid", {"position_embedding_type": "rope"}),
     "granitemoehybrid-dense": ("granitemoehybrid", {"num_local_experts": 0}),
     "granitemoehybrid-no-mamba": (
@@ -165,14 +176,14 @@ def unusual_config(family: Family) -> dict[str, Any]:
     said = {name: rule for name, rule in family.fields.items() if rule.only != (rule.default,)}
     config = {name: unusual_value(name, rule) for name, rule in said.items() if name != family.per_layer}
     tokens = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
-    return gather({**config, **_rope(family), **TOGETHER.get(family.name, {}), **tokens}, family)
+    return gather({**config, **tokens, **_rope(family), **TOGETHER.get(family.name, {})}, family)
 
 
 def plain_config(family: Family) -> dict[str, Any]:
     """Sizes alone: every other field is absent."""
     free = {name for name, rule in family.fields.items() if rule.only is None}
     sizes = {name: value for name, value in SIZES.items() if name in free}
-    return gather({**sizes, **TOGETHER.get(family.name, {}), "pad_token_id": None}, family)
+    return gather({**sizes, "pad_token_id": None, **TOGETHER.get(family.name, {})}, family)
 
 
 def all_configs() -> dict[str, dict[str, Any]]:

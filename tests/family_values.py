@@ -9,6 +9,8 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 88,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 6,
+    "attention_heads": 6,
+    "dff": 88,
     "num_key_value_heads": 3,
     "head_dim": 20,
     "global_head_dim": 24,
@@ -133,11 +135,25 @@ UNUSUAL: dict[str, Any] = {
     "ffn_config.moe_top_k": 3,
     "ffn_config.moe_normalize_expert_weights": None,
     "index_topk": 300,
+    "num_attention_heads_per_layer": [6, 3, 6, 9, 6],
+    "moe_routed_scaling_factor": 1.7,
+    "moe_router_logit_softcapping": 1.5,
+    "gating": "per-element",
+    "intermediate_size_mlp": 60,
+    "moe_layers": [0, 2, 3],
+    "interleave_moe_layer_step": 2,
+    "attention_chunk_size": 7,
+    "floor_scale": 16,
+    "attn_scale": 0.4,
+    "attention_heads": 6,
+    "dff": 88,
+    "local_attention": 14,
     "prefix_dense_sliding_window_pattern": 2,
     "prefix_dense_intermediate_size": 60,
 }
 DELTA = ["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"]
 INDEXED = {"layer_types": ["indexed_attention"] * LAYERS, "num_key_value_heads": 6, "n_routed_experts": 12}
+CHUNKS = ["chunked_attention", "full_attention", "full_attention", "chunked_attention", "full_attention"]
 CONV = ["conv", "full_attention", "conv", "conv", "full_attention"]
 # What holds a family's values together.
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -160,6 +176,10 @@ TOGETHER: dict[str, dict[str, Any]] = {
         }
     },
     "exaone_moe": {"num_experts": 6},
+    "ctrl": {"n_positions": 200},
+    # transformers wants a number
+    "modernbert-decoder": {"pad_token_id": 0, "layer_types": TYPES, "global_attn_every_n_layers": 2},
+    "llama4_text": {"layer_types": CHUNKS, "attn_temperature_tuning": True, "use_qk_norm": True},
     "afmoe": {"num_shared_experts": 3},
     "bamba": {"attn_layer_indices": [1, 4], "head_dim": 16},
     "nanochat": {"num_attention_heads": 9},

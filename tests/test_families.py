@@ -31,7 +31,7 @@ CONFIGS = all_configs()
 # Weights with which float16 is no nearer to its floor than 2 dB: with 3, OPT's is 0.2 dB below it or above it by turns.
 SEEDS = {"opt": 5}
 # transformers turns these by complex numbers, which stage rotary does not compare
-COMPLEX = {"deepseek_v2"}
+COMPLEX = {"deepseek_v2", "llama4_text"}
 
 
 def read_recipe(config: dict[str, Any]) -> Recipe:
@@ -192,6 +192,7 @@ OTHER_VALUES: dict[str, Any] = {
     "eos_token_id": [6, 7],
     "pad_token_id": 3,
     "sep_token_id": 3,
+    "decoder_start_token_id": 3,
     "attention_dropout": 0.5,
     "attention_probs_dropout_prob": 0.5,
     "hidden_dropout_prob": 0.5,

@@ -123,6 +123,13 @@ SWAPS: dict[str, Callable[[Any], Any]] = {
     "attention.alibi": lambda _: None,
     "attention.output_gate": lambda _: None,
     "attention.out_norm": lambda _: None,
+    "attention.chunk": lambda chunk: chunk + 3,
+    "attention.temperature.shift": lambda shift: 1 - shift,
+    "attention.output_gate.activation": lambda activation: _other(activation, "sigmoid", "softplus"),
+    "mlp.router.softcap": lambda _: None,
+    "mlp.router.weighs": lambda weighs: _other(weighs, "output", "input"),
+    "model.embedding.positions.sines": lambda sines: _other(sines, "open", "closed"),
+    "model.head.transform": lambda _: None,
     "rotary.backwards": lambda backwards: not backwards,
     "rotary.theta": lambda theta: 1.5 * theta,
     "rotary.pairing": lambda pairing: _other(pairing, "half", "interleaved"),
@@ -189,6 +196,7 @@ UNSEEN = {
     ("bloom", "model.embedding.scale"),
     ("nanochat", "model.embedding.scale"),
     ("nanochat", "attention.qk_norm.after_rotary"),
+    ("llama4_text", "attention.qk_norm.after_rotary"),
     ("flex_olmo", "mlp.router.scale"),
     ("flex_olmo", "mlp.router.renorm"),
 }
@@ -202,7 +210,7 @@ def test_every_swap_of_what_a_family_has_is_seen(name: str) -> None:
     ids = torch.randint(0, recipe.model.vocab_size, (1, 90), generator=torch.Generator().manual_seed(1))
     expected, survivors = right(ids), set()
     for path, mutant in swaps_of(recipe).items():
-        if path == "model.norm.weight":  # 1 + w is formed when weights are read
+        if path in ("model.norm.weight", "model.embedding.positions.sines"):  # formed when weights are read
             wrong = filled(mutant, checkpoint)
         else:
             wrong = build_decoder(mutant)

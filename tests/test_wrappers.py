@@ -21,7 +21,7 @@ from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.verification import run_stages
 
 # wholes that tests/verification/test_text_parts.py makes, and Gemma 3n's, whose eyes transformers takes from timm
-ELSEWHERE = {"aria", "aya_vision", "cohere_compass", "gemma3n", "got_ocr2"}
+ELSEWHERE = {"aria", "aya_vision", "cohere_compass", "gemma3n", "got_ocr2", "llama4"}
 WRAPPERS = [
     name
     for name in family_names()

@@ -15,9 +15,12 @@ from coreai_recipes.primitives.layer import POINTWISE
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.weights.binding import Binding, ParameterInfo, bind
+from coreai_recipes.weights.computed import SinesBinding
 from coreai_recipes.weights.folding import stored_as
 from coreai_recipes.weights.regrouping import regrouped
 from coreai_recipes.weights.tying import judge_head
+
+POSITIONS = "embedding.positions.weight"
 
 
 class Weight(Protocol):
@@ -77,13 +80,21 @@ def bind_weights(stack: StackModule, checkpoint: Checkpoint) -> dict[str, Bindin
     """Where each parameter of `stack` is read from. Raises CheckpointError with every tensor that does not fit."""
     said = stack.of.layers
     wanted = {}
-    for name, shape in checkpoint_shapes(stack).items():
+    positions = stack.recipe.model.embedding.positions
+    shapes = checkpoint_shapes(stack)
+    spec = positions if positions is not None and positions.sines is not None and POSITIONS in shapes else None
+    for name, shape in shapes.items():
+        if name == POSITIONS and spec is not None:
+            continue
         kind = said.layer_kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
         attention = said.kinds[kind].attention if kind else None
         kv_heads, heads = (attention.num_kv_heads, attention.num_heads) if attention else (1, 1)
         rewrite = stored_as(stack.recipe, name, stack.form, stack.of.key)
         wanted[name] = ParameterInfo(shape, kind, rewrite, name in stack.whole_numbers, kv_heads, heads)
     found = bind(wanted, stack.of.weights.names, checkpoint, unused=stack.unused())
+    if spec is not None:
+        name = POSITIONS
+        found[name] = SinesBinding(checkpoint, name, shapes[name], spec=spec)
     if stack.form.regrouped:
         for index, kind in enumerate(said.layer_kinds):
             if said.kinds[kind].mlp.kind in POINTWISE:

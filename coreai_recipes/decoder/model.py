@@ -71,6 +71,7 @@ class Decoder(StackModule):
             head.scale,
             model.embedding.width,
             form.head_scale,
+            head.transform,
         )
         # not a submodule: it holds no weights but those of modules that have their names already
         self._front = [Front(recipe, self.embedding, self.per_layer, form.folded, positions)]

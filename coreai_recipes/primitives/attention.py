@@ -11,6 +11,7 @@ from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.primitives.rotary import build_rotary
+from coreai_recipes.primitives.softplus import softplus
 from coreai_recipes.recipe.schema import GatedDelta, LatentAttention, LayerKind, LayerNorm, QKNorm, RMSNorm
 from coreai_recipes.recipe.schema import SlidingAttention as SlidingSpec
 
@@ -106,6 +107,7 @@ class Attention(AttentionCore):
         self.v_norm = build_norm(v_norm, spec.head_dim) if owns and spec.v_norm else None
         gates = None if spec.output_gate is None else spec.num_heads if spec.output_gate.of == "head" else queries
         self.output_gate = Projection(hidden_size, gates) if gates else None
+        self.gate_activation = spec.output_gate.activation if spec.output_gate else None
         self.out_norm = build_norm(spec.out_norm, queries) if spec.out_norm else None
         self.o = Projection(queries, hidden_size, spec.bias in ("qkvo", "o"))
         self.rotary = build_rotary(kind.rotary, spec.head_dim, folded)
@@ -134,7 +136,10 @@ class Attention(AttentionCore):
         """What the heads give, (1, H * D, 1, S), times their gates of x (1, C, 1, S)."""
         if self.output_gate is None:
             return mixed
-        gate = torch.sigmoid(self.output_gate(x))  # (1, H, 1, S) or (1, H * D, 1, S)
+        gate = self.output_gate(x)
+        gate = (
+            softplus(gate) if self.gate_activation == "softplus" else torch.sigmoid(gate)
+        )  # (1, H, 1, S) or (1, H * D, 1, S)
         if gate.shape[1] == mixed.shape[1]:
             return mixed * gate
         H, D, S = self.num_heads, self.head_dim, x.shape[3]
@@ -181,6 +186,11 @@ class FullAttention(Attention):
 @register("attention", "sliding")
 class SlidingAttention(Attention):
     """The last `window` positions are seen; the mask and the cache make the difference, the arithmetic is the same."""
+
+
+@register("attention", "chunked")
+class ChunkedAttention(Attention):
+    """The earlier positions of the query's chunk are seen; the mask makes the difference."""
 
 
 def build_attention(kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> nn.Module:

@@ -216,8 +216,15 @@ def last_of(x: Tensor, count: Tensor) -> Tensor:
     return x.masked_fill(tokens != count - 1, 0.0).sum(3, keepdim=True)
 
 
-def mask(key_positions: Tensor, query_positions: Tensor, window: int | None, keys_last: bool = False) -> Tensor:
-    """(1, K, 1, S) float32: 0 where a query sees a key, HIDDEN where it is later, outside the window or empty (< 0).
+def mask(
+    key_positions: Tensor,
+    query_positions: Tensor,
+    window: int | None,
+    keys_last: bool = False,
+    chunk: int | None = None,
+) -> Tensor:
+    """(1, K, 1, S) float32: 0 where a query sees a key, HIDDEN where it is later, outside the window, in another
+    chunk or empty (< 0).
 
     With `keys_last` (1, 1, S, K).
     """
@@ -226,6 +233,8 @@ def mask(key_positions: Tensor, query_positions: Tensor, window: int | None, key
     seen = (keys >= 0) & (keys <= queries)
     if window is not None:
         seen = seen & (keys > queries - window)
+    if chunk is not None:  # what is not later and lies behind the start of the query's chunk
+        seen = seen & (keys >= queries // chunk * chunk)
     # arithmetic, because where() would store two constants of (K, S)
     return ((1 - seen.float()) * HIDDEN).unsqueeze(0).unsqueeze(1 if keys_last else 2)
 

@@ -27,6 +27,7 @@ class Mixture(nn.Module):
         super().__init__()
         E, width = spec.num_experts, spec.intermediate_size
         self.num_experts, self.top, self.decode = E, spec.router.top, spec.decode
+        self.weighs_input = isinstance(spec, schema.MixtureMLP) and spec.router.weighs == "input"
         self.gate_up = nn.Parameter(torch.empty(E, 2 * width, hidden_size), requires_grad=False)
         self.down = nn.Parameter(torch.empty(E, hidden_size, width), requires_grad=False)
         self.activation = ACTIVATIONS[spec.activation]
@@ -73,12 +74,14 @@ class Mixture(nn.Module):
         down_bias: Tensor | None,
     ) -> Tensor:
         """The weighted sum of the given experts, (1, C, S); weights (e, 1, S), gate_up (e, 2I, C), down (e, C, I)."""
-        both = torch.matmul(gate_up, n)
+        both = torch.matmul(gate_up, n * weights if self.weighs_input else n)
         if gate_up_bias is not None:
             both = both + gate_up_bias.unsqueeze(2)
         gate, up = both.chunk(2, dim=1)  # (e, I, S)
         # before `down`, where a value is not yet a sum of I products: an unchosen expert cannot overflow there
-        hidden = self._gated(gate, up) * weights
+        hidden = self._gated(gate, up)
+        if not self.weighs_input:  # else one that was not chosen reads zeros, and gives zeros
+            hidden = hidden * weights
         out = torch.matmul(down, hidden)
         if down_bias is not None:
             out = out + down_bias.unsqueeze(2) * weights
@@ -189,7 +192,7 @@ class ScoreRouter(nn.Module):
         self.spec, self.num_experts = spec, num_experts
         self.proj = Projection(hidden_size, num_experts, spec.bias == "logits")
         bias = torch.empty(1, num_experts, 1, 1)
-        self.bias = nn.Parameter(bias, requires_grad=False) if spec.bias == "choice" else None
+        self.bias = nn.Parameter(bias, requires_grad=False) if spec.bias in ("choice", "choice_of_logits") else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (1, C, 1, S) -> weights and numbers of the chosen experts, both (1, top, 1, S)."""
@@ -204,14 +207,18 @@ class ScoreRouter(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """(1, E, 1, S)."""
         logits: Tensor = self.proj(x)
-        return logits
+        cap = self.spec.softcap
+        return logits if cap is None else scaled(torch.tanh(scaled(logits, 1 / cap)), cap)
 
     def values(self, logits: Tensor) -> Tensor:
         """What experts are chosen by, those of groups that are not taken too."""
         if self.bias is None and self.spec.groups == 1:
             return logits  # in the same order as the scores, and with all their bits
-        scores = self._scores(logits)
-        return scores if self.bias is None else scores + self.bias
+        return self._values_for_choice(logits, self._scores(logits))
+
+    def _values_for_choice(self, logits: Tensor, scores: Tensor) -> Tensor:
+        values = logits if self.spec.bias == "choice_of_logits" else scores
+        return values if self.bias is None else values + self.bias
 
     def weigh(self, logits: Tensor, chosen: Tensor) -> Tensor:
         """The weights of given experts, as `forward` gives those of the best."""
@@ -238,7 +245,7 @@ class ScoreRouter(nn.Module):
         """(1, E, 1, S), of which the largest are chosen."""
         if self.bias is None and self.spec.groups == 1:
             return logits  # in the same order as the scores, and with all their bits
-        values = scores if self.bias is None else scores + self.bias
+        values = self._values_for_choice(logits, scores)
         G = self.spec.groups
         if G == 1 or self.spec.top_groups == G:
             return values

@@ -7,8 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.constants import scaled
+from coreai_recipes.primitives.mlp import ACTIVATIONS
+from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import register
+from coreai_recipes.recipe.schema import HeadTransform
+
+
+class Transform(nn.Module):
+    """x (1, C, 1, S) -> norm(activation(dense(x)))."""
+
+    def __init__(self, spec: HeadTransform, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = Projection(hidden_size, hidden_size, spec.bias)
+        self.activation = ACTIVATIONS[spec.activation]
+        self.norm = build_norm(spec.norm, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.activation(self.dense(x)))
+        return out
 
 
 @register("head", "linear")
@@ -32,12 +49,14 @@ class Head(nn.Module):
         scale: float = 1.0,
         width: int | None = None,
         given_scale: float = 1.0,
+        transform: HeadTransform | None = None,
     ) -> None:
         super().__init__()
         shape = (vocab_size, width or hidden_size, 1, 1)
         self.weight = None if tied else nn.Parameter(torch.empty(shape), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(vocab_size), requires_grad=False) if bias else None
         self.projection = Projection(hidden_size, width) if width else None
+        self.transform = Transform(transform, hidden_size) if transform else None
         self.scale, self.softcap, self.given_scale = scale, softcap, given_scale
 
     def forward(self, x: Tensor, table: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -67,6 +86,8 @@ class Head(nn.Module):
 
     def _given(self, x: Tensor) -> Tensor:
         """What its matrix is multiplied with."""
+        if self.transform is not None:
+            x = self.transform(x)
         return scaled(x if self.projection is None else self.projection(x), self.scale)
 
     def _capped(self, logits: Tensor) -> Tensor:

@@ -88,7 +88,9 @@ class Layer(nn.Module):
         placement = stack.placement_of(name)
         before, behind = placement not in ("post", "add"), placement in (*NORMED_BEHIND, "add")
         self.kind, self.placement, self.multiplier = name, placement, stack.residual_multiplier
-        self.attention_norm = build_norm(stream_norm, hidden_size) if before else nn.Identity()
+        self.attention_norm = (
+            build_norm(stream_norm, hidden_size) if before and placement != "pre_mlp" else nn.Identity()
+        )
         self.attention = build_attention(kind, hidden_size, norm, form.folded)
         self.attention_post_norm = build_norm(norm, hidden_size) if behind else nn.Identity()
         self.laurel = Laurel(laurel_rank, hidden_size, norm, form.residual_scale) if laurel_rank else None

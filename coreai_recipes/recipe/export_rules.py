@@ -115,7 +115,7 @@ def scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
                 "residual-scale-impossible",
                 f"the experts of `{name}` read the residual stream without a norm that would undo it",
             )
-        if placement == "add":
+        if placement in ("add", "pre_mlp"):
             yield Problem(
                 at,
                 "residual-scale-impossible",
@@ -149,7 +149,9 @@ def head_scale_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     at, model = ("export", "head_scale"), mapping_at(recipe, "model")
     said = value_at(model, "head", "norm")
     norm = mapping_at(model, "norm") if said in (None, "model") else said
-    if not isinstance(norm, Mapping) or value_at(norm, "weight") == "none":
+    if value_at(model, "head", "transform") is not None:
+        yield Problem(at, "head-scale-impossible", "the head has a layer of its own behind the norm")
+    elif not isinstance(norm, Mapping) or value_at(norm, "weight") == "none":
         yield Problem(at, "head-scale-impossible", "no norm before the head has weights that could absorb it")
     if recipe.get("draft") is not None:
         yield Problem(at, "head-scale-impossible", "the draft reads the output of that norm")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.adapted import AdaptedCheckpoint
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import LatentAttention, Recipe
 from coreai_recipes.verification.half_sums import SumsInFloat16
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 from coreai_recipes.verification.reference_config import make_config
@@ -87,7 +87,8 @@ class Reference:
             ).eval()
         kinds = recipe.model.layer_kinds
         self._score_scales = [recipe.model.kinds[name].score_scale for name in kinds]
-        self._turning = [recipe.model.kinds[name].attention.rotary_dim for name in kinds]
+        latent = (recipe.model.kinds[name].attention for name in kinds)
+        self._turning = [spec.rotary_dim if isinstance(spec, LatentAttention) else 0 for spec in latent]
         self.layers = _find_layers(self.model, config.num_hidden_layers)
         merge = None
         if isinstance(checkpoint, AdaptedCheckpoint):
@@ -143,7 +144,9 @@ class Reference:
                 return hidden, None
             return (hidden,) if in_tuple else hidden
 
-        model = copy.copy(self.model.base_model)  # shares every module: only the layers are exchanged for lookers
+        # what holds the layers, a copy that shares every module: only they are exchanged for lookers
+        holders = self.model.base_model.modules()
+        model: Any = copy.copy(next(m for m in holders if any(child is self.layers for child in m.children())))
         model._modules = dict(model._modules)
         name = next(n for n, child in model._modules.items() if child is self.layers)
         model._modules[name] = nn.ModuleList(_Looker(layer, look) for layer in self.layers)
@@ -182,6 +185,9 @@ class Reference:
                 continue
             if isinstance(module, nn.Embedding) and _looks_up_tokens(module):
                 module.padding_idx = None  # only for gradients, and it would be checked against the few rows
+                # Llama 4 takes ids to where the table is
+                none = torch.zeros(1, 1, dtype=module.weight.dtype).expand(module.weight.shape)
+                module.weight = nn.Parameter(none, requires_grad=False)
                 self._handles.append(module.register_forward_pre_hook(self._weights.fill_rows))
             else:
                 self._handles.append(module.register_forward_pre_hook(lambda module, _: self._weights.fill(module)))
@@ -230,7 +236,7 @@ class Reference:
             ours = self._score_scales[index]
             if scale is not None and not math.isclose(scale, ours, rel_tol=1e-6):
                 query = query * (scale / ours)  # OPT scales its queries before they are handed over
-            if hasattr(sys.modules[type(layer).__module__], "apply_rotary_emb"):
+            if self._turning[index] and hasattr(sys.modules[type(layer).__module__], "apply_rotary_emb"):
                 query, key = (pairs_apart(x, self._turning[index]) for x in (query, key))
         self._on_layer(
             LayerRecord(

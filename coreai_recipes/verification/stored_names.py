@@ -31,7 +31,8 @@ class StoredNames:
         self._converters = [each for each in (*outer, *transforms) if isinstance(each, WeightConverter)]
         self._renamings = [each for each in transforms if not isinstance(each, WeightConverter)]
         self._by_pattern = {pattern: each for each in self._converters for pattern in each.source_patterns}
-        self._model, self._prefix = model, model.base_model_prefix
+        prefix = model.base_model_prefix  # Llama 4's text model says its whole's
+        self._model, self._prefix = model, prefix if hasattr(model, prefix) else "model"
         self._parameters = model.state_dict()
         self._sources: dict[str, dict[str | None, list[str]]] = {}
         for name in sorted(tensors, key=_by_number):

@@ -75,6 +75,20 @@ WHOLES = {
             "deepstack_visual_indexes": [],
         },
     ),
+    "Llama4ForConditionalGeneration": (
+        "llama4_text-plain",
+        {
+            "hidden_size": 16,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "vision_output_dim": 16,
+            "projector_input_dim": 16,
+            "projector_output_dim": 16,
+        },
+    ),
     "GotOcr2ForConditionalGeneration": (
         "qwen2-plain",
         {

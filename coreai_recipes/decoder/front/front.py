@@ -20,7 +20,7 @@ from coreai_recipes.primitives.carried import tail_placement
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import PerLayerInput
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
-from coreai_recipes.recipe.schema import Recipe, Temperature
+from coreai_recipes.recipe.schema import ChunkedAttention, Recipe, Temperature
 
 
 class Front(nn.Module):
@@ -239,10 +239,15 @@ class Front(nn.Module):
             return self._see(name, full_key_positions(state.rows, asked.device), asked, None)
         return self._see(name, ring_key_positions(state.rows, next_position), asked, state.window)
 
+    def chunk(self, name: str) -> int | None:
+        """The positions of a chunk, where keys of others are not seen and there can be others."""
+        spec = self.kinds[name].attention
+        return spec.chunk if isinstance(spec, ChunkedAttention) and spec.chunk < self.state(name).rows else None
+
     def _see(self, name: str, keys: Tensor, queries: Tensor, window: int | None) -> Tensor:
         """The mask of the positions `queries` over the positions `keys`, and how scores fall with distance."""
         keys_last, spec = self.puts_keys_last(keys.shape[0], queries.shape[0]), self.kinds[name].attention
-        hidden = mask(keys, queries, window, keys_last)
+        hidden = mask(keys, queries, window, keys_last, self.chunk(name))
         if spec.alibi is None:
             return hidden
         heads = spec.num_heads, spec.num_kv_heads
@@ -251,5 +256,5 @@ class Front(nn.Module):
 
 def _temperature(spec: Temperature, positions: Tensor) -> Tensor:
     """(1, 1, 1, S) float32: the factor of queries at `positions` (S,)."""
-    whole = (positions // spec.original_context).float()
+    whole = ((positions + spec.shift) // spec.original_context).float()
     return (1 + spec.beta * torch.log(1 + whole)).view(1, 1, 1, -1)

@@ -38,6 +38,8 @@ def find_config_problems(config: Mapping[str, Any], family: Family) -> Iterator[
             yield from judge_value(name, value, family.fields[name])
         elif name in family.rope_fields:
             continue  # judged where they are read, by their layers
+        elif name in family.ignored:
+            continue
         elif _inner(name, family) in irrelevant:
             yield from _judge_irrelevant(name, value, irrelevant[_inner(name, family)])
         elif is_strange(name, family) and why_left_out(name, value, config, family) is None:

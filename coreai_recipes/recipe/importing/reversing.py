@@ -16,14 +16,14 @@ from coreai_recipes.recipe.importing.family import (
     Family,
     family_names,
     gather,
-    key_of,
     load_family,
     value_of,
 )
+from coreai_recipes.recipe.importing.inverses import another_value, from_recipe
 from coreai_recipes.recipe.importing.paths import get_path
 from coreai_recipes.recipe.importing.reading import Traits, holds_traits, read_model, trait_order
 from coreai_recipes.recipe.importing.rope import write_around, write_rope
-from coreai_recipes.recipe.importing.rules import FieldRule, Trait
+from coreai_recipes.recipe.importing.rules import Each, FieldRule, Trait
 from coreai_recipes.recipe.inherit import dotted
 from coreai_recipes.recipe.loader import Resolved
 from coreai_recipes.recipe.nearest import did_you_mean
@@ -94,7 +94,8 @@ def _harmless(recipe: Recipe, family: Family) -> dict[str, Any]:
         for scaling in scalings
         if scaling
     ]
-    return {family.longest: max(recipe.export.context, *reach, 1), "pad_token_id": None}
+    padding = family.fields.get("pad_token_id")  # where a family's class wants a number
+    return {family.longest: max(recipe.export.context, *reach, 1), "pad_token_id": padding.off if padding else None}
 
 
 def _check(recipe: Recipe, config: Mapping[str, Any], family: Family) -> None:
@@ -152,7 +153,7 @@ class _Reverser:
         traits = {name: self.recognise(name, kind) for name, kind in self.kinds.items()}
         for name, rule in self.family.fields.items():
             if rule.each is not None:
-                self.config[name] = self.entries(rule, rule.each.others, traits)
+                self.config[name] = self.entries(rule, rule.each, traits)
         for trait in trait_order(self.family):
             self.solve(trait, traits)
         for rows in self.family.switches.values():
@@ -175,15 +176,15 @@ class _Reverser:
             self.config[self.family.thetas] = [self.kinds[name]["rotary"].get("theta", 0) for name in self.names]
         return gather({name: value for name, value in self.config.items() if value is not _ON}, self.family)
 
-    def entries(self, rule: FieldRule, others: Any, traits: Mapping[str, Traits]) -> Any:
+    def entries(self, rule: FieldRule, each: Each, traits: Mapping[str, Traits]) -> Any:
         """The value of each layer of a field that may list them; one where all have the same."""
         found = [
             from_recipe(rule, get_path(self.kinds[name], rule.sets[0]))
             if holds_traits(rule.of, traits[name])
-            else others
+            else each.others
             for name in self.names
         ]
-        return found[0] if not rule.of and all(value == found[0] for value in found) else found
+        return found[0] if not rule.of and not each.always and all(value == found[0] for value in found) else found
 
     def recognise(self, name: str, kind: Mapping[str, Any]) -> Traits:
         """What a kind is in each respect."""
@@ -262,7 +263,7 @@ class _Reverser:
             for name, value in rule.when.items():
                 if name in self.family.fields:
                     field = self.family.fields[name]
-                    both = [_ON, field.off] if value in ("on", "off") else [value, _another(value, field)]
+                    both = [_ON, field.off] if value in ("on", "off") else [value, another_value(value, field)]
                     offer(name, both if (rule.value or rule.all) in wanted else both[::-1])
         return found
 
@@ -361,37 +362,6 @@ class _Reverser:
             kind = next((kind for kind, data in self.kinds.items() if get_path(data, holder)), self.names[0])
             location = ("model", "kinds", kind, *path.split("."))
         return Impossible(Problem(location, "reference-differs", message, hint))
-
-
-def from_recipe(rule: FieldRule, value: Any, divisor: float = 1) -> Any:
-    """The config's word for the recipe's; KeyError when it has none."""
-    if value is None:
-        return rule.off
-    if rule.over is not None:  # the shortest number of which it is the quotient
-        near = (float(f"{value * divisor:.{digits}g}") for digits in range(1, 18))
-        exact = next((number for number in near if number / divisor == value), value * divisor)
-        return int(exact) if exact.is_integer() else exact
-    if rule.times is not None:
-        if value % divisor:
-            raise KeyError(value)
-        return int(value // divisor)
-    if rule.via is not None:
-        exact = value**-2 if rule.via == "inverse_sqrt" else 1 / value
-        whole = round(exact)
-        return whole if whole > 0 and abs(exact - whole) < 1e-6 * whole else exact
-    if rule.values is None:
-        return value
-    found = next((key for key, ours in rule.values.items() if ours == value), None)
-    if found is None:
-        raise KeyError(value)
-    return value_of(found)
-
-
-def _another(value: Any, rule: FieldRule) -> Any:
-    """A value that is not this one, of those that the field may have."""
-    if rule.values is not None:
-        return next((value_of(key) for key in rule.values if key != key_of(value)), None)
-    return not value if value is None or isinstance(value, bool) else value + 1 if isinstance(value, int) else None
 
 
 def _shown(value: Any) -> str:

@@ -27,11 +27,12 @@ class Adjusted(Rule):
 
 class Each(Rule):
     """A field that may list a value for each layer. Where it is null and there are more than `first` layers, these have
-    `value`; all others have `others`."""
+    `value`; all others have `others`. With `always` it lists where layers are alike too."""
 
     first: int = 0
     value: Any = None
     others: Any = None
+    always: bool = False
 
 
 class FieldRule(Rule):
@@ -44,7 +45,7 @@ class FieldRule(Rule):
             transformers' words besides, unless `exactly`.
         off: the value with which the field sets nothing (null, unless said).
         absent: what null stands for: another field, `one // other` or `one * other`, each a field or a number.
-        via: the recipe has the field to the power -1/2, or one over it.
+        via: the recipe has the field to the power -1/2, one over it, or half of it.
         over: the recipe has the field divided by this one, by what `absent` may say, or by a root: `sqrt
             num_hidden_layers`.
         times: the recipe has the field times this one.
@@ -63,7 +64,7 @@ class FieldRule(Rule):
     exactly: bool = False
     off: Any = None
     absent: str | None = None
-    via: Literal["inverse_sqrt", "inverse"] | None = None
+    via: Literal["inverse_sqrt", "inverse", "half"] | None = None
     over: str | None = None
     times: str | None = None
     adjusted: Adjusted | None = None

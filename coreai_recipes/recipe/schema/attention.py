@@ -52,17 +52,24 @@ class QKNorm(Spec):
 
 
 class Temperature(Spec):
-    """Queries times 1 + beta * log(1 + floor(position / original_context)), which sharpens scores in longer texts."""
+    """Queries times 1 + beta * log(1 + floor((position + shift) / original_context)), which sharpens scores in longer
+    texts."""
 
     beta: PositiveFloat = Field(description="how fast scores sharpen (llama_4_scaling_beta); Ministral 3 uses 0.1")
     original_context: Positive = Field(description="positions that are not scaled")
+    shift: Annotated[int, Field(ge=0, le=1, strict=True)] = Field(
+        default=0, description="number of the first position; Llama 4 counts from 1"
+    )
 
 
 class OutputGate(Spec):
-    """What the heads give, times sigmoid(output_gate(x)), x being what the layer's attention reads."""
+    """What the heads give, times activation(output_gate(x)), x being what the layer's attention reads."""
 
     of: Literal["head", "width"] = Field(
         description="what has a gate of its own: `head`, each head; `width`, each dimension of each head (AFMoE)"
+    )
+    activation: Literal["sigmoid", "softplus"] = Field(
+        default="sigmoid", description="activation of the gate; Laguna uses softplus"
     )
 
 
@@ -140,6 +147,13 @@ class SlidingAttention(Attention):
 
     kind: Literal["sliding"]
     window: Positions = Field(description="positions that a query sees, including its own (sliding_window)")
+
+
+class ChunkedAttention(Attention):
+    """Query i sees keys j <= i of its own chunk: i // chunk = j // chunk (Llama 4)."""
+
+    kind: Literal["chunked"]
+    chunk: Positions = Field(description="positions of a chunk (attention_chunk_size); Llama 4 uses 8192")
 
 
 class _WithoutOptions(Spec):
@@ -308,5 +322,6 @@ class Mamba2(_WithoutOptions):
 
 
 AttentionKind = Annotated[
-    FullAttention | SlidingAttention | LatentAttention | ShortConvolution | GatedDelta | Mamba2, Open("attention")
+    FullAttention | SlidingAttention | ChunkedAttention | LatentAttention | ShortConvolution | GatedDelta | Mamba2,
+    Open("attention"),
 ]

@@ -54,10 +54,17 @@ class ExpertRouter(Spec):
         description="turns logits into scores: softmax (Qwen, Mixtral) or sigmoid (DeepSeek V3, dots1, GLM-4 MoE)"
     )
     top: ExpertCount = Field(description="experts per token (num_experts_per_tok)")
-    bias: Literal["none", "logits", "choice"] = Field(
+    bias: Literal["none", "logits", "choice", "choice_of_logits"] = Field(
         default="none",
         description="where a bias is added: `logits`, to the router's output (gpt-oss); `choice`, to the scores that "
-        "choose experts, but not to those that weigh them (e_score_correction_bias; DeepSeek V3)",
+        "choose experts, but not to those that weigh them (e_score_correction_bias; DeepSeek V3); `choice_of_logits`, "
+        "to logits that choose in place of scores (Kolibri 1)",
+    )
+    softcap: PositiveFloat | None = Field(
+        default=None, description="logits become softcap * tanh(logits / softcap) (Laguna)"
+    )
+    weighs: Literal["output", "input"] = Field(
+        default="output", description="what of an expert is multiplied by its weight; Llama 4 weighs what it reads"
     )
     groups: ExpertCount = Field(
         default=1, description="groups of experts; a token's experts come from the best groups (n_group)"

@@ -25,6 +25,7 @@ from coreai_recipes.recipe.schema.fields import (
 )
 from coreai_recipes.recipe.schema.mlp import (
     MLP,
+    Activation,
     Experts,
 )
 from coreai_recipes.recipe.schema.rotary import (
@@ -32,7 +33,7 @@ from coreai_recipes.recipe.schema.rotary import (
     YarnScaling,
 )
 
-Placement = Literal["pre", "post", "sandwich", "sandwich_mlp", "parallel", "parallel_two_norms", "add"]
+Placement = Literal["pre", "post", "sandwich", "sandwich_mlp", "pre_mlp", "parallel", "parallel_two_norms", "add"]
 
 
 class LayerKind(Spec):
@@ -81,11 +82,17 @@ class AltUp(Spec):
 
 
 class LearnedPositions(Spec):
-    """A row for each position, added to the token's (GPT-2, OPT)."""
+    """A row for each position, added to the token's: learned (GPT-2, OPT), or sines of the position, which are computed
+    as weights are read."""
 
     count: Positions = Field(description="number of learned positions; the context cannot be longer")
     offset: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
         default=0, description="rows before that of position 0; OPT has 2"
+    )
+    sines: Literal["closed", "open"] | None = Field(
+        default=None,
+        description="rows are sines, then cosines of the position times frequencies from 1 to 1/10000: `closed`, the "
+        "last is that (XGLM); `open`, one step before it (CTRL)",
     )
 
 
@@ -105,6 +112,14 @@ class Embedding(Spec):
     positions: LearnedPositions | None = Field(default=None, description="learned positions (GPT-2, OPT)")
 
 
+class HeadTransform(Spec):
+    """norm(activation(dense(x))) before the head (ModernBERT's decoder)."""
+
+    activation: Activation = Field(description="activation behind the projection (classifier_activation)")
+    bias: Flag = Field(default=False, description="add a bias to the projection (classifier_bias)")
+    norm: Norm = Field(description="the norm behind it")
+
+
 class Head(Spec):
     """From the last hidden state to logits."""
 
@@ -114,6 +129,9 @@ class Head(Spec):
         default=1.0, description="factor of the logits (Cohere's logit_scale, 1 / Granite's logits_scaling)"
     )
     softcap: PositiveFloat | None = Field(default=None, description="logits become softcap * tanh(logits / softcap)")
+    transform: HeadTransform | None = Field(
+        default=None, description="a layer of the head's own (ModernBERT's decoder)"
+    )
     norm: Norm | Literal["model", "none"] = Field(
         default="model", description="the norm before the head, if it differs from the model's; `none` for no norm"
     )
@@ -139,7 +157,8 @@ class Stack(Spec):
     placement: Placement = Field(
         default="pre",
         description="where the norms of a block f (attention or MLP) stand: `pre`, x + f(norm(x)); `post`, x + "
-        "norm(f(x)); `sandwich`, x + norm(f(norm(x))); `sandwich_mlp`, the same of the MLP alone; `add`, "
+        "norm(f(x)); `sandwich`, x + norm(f(norm(x))); `sandwich_mlp`, the same of the MLP alone; `pre_mlp`, "
+        "no norm before attention; `add`, "
         "norm(x + f(x)); `parallel`, x + attention(norm(x)) + mlp(norm(x)); `parallel_two_norms`, the same with a norm "
         "for each",
     )

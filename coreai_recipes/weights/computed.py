@@ -1,0 +1,51 @@
+"""Parameters that no checkpoint has, because they follow from the recipe: made when they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coreai_recipes.recipe.schema import LearnedPositions
+from coreai_recipes.weights.binding import Binding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LONGEST = 10000.0  # the wavelength of the slowest sine over that of the fastest
+
+
+@dataclass(frozen=True)
+class SinesBinding(Binding):
+    """The rows (offset + count, C) of positions that are sines."""
+
+    spec: LearnedPositions | None = None
+
+    @property
+    def tensors(self) -> set[str]:
+        return set()
+
+    def _stored_blocks(self) -> Iterator[Tensor]:
+        if self.spec is not None:
+            rows = position_sines(self.spec, self.shape[1])
+            yield rows if self.rows is None else rows[self.rows.start : self.rows.stop]
+
+
+def position_sines(spec: LearnedPositions, width: int) -> Tensor:
+    """(offset + count, width) float32: the sines of each row, then its cosines.
+
+    The frequencies, and what they are multiplied with, are rounded as transformers rounds them: in float32 an angle has
+    lost its last digits long before the last position, and with others the rows would be 90 dB apart.
+    """
+    import torch
+
+    half = width // 2
+    places = torch.arange(half, dtype=torch.int64).float()
+    if spec.sines == "closed":
+        frequencies = torch.exp(places * -(math.log(LONGEST) / (half - 1)))
+    else:
+        frequencies = 1 / torch.pow(LONGEST, 2 * places / width)
+    positions = torch.arange(spec.offset + spec.count, dtype=torch.int64).float()
+    angles = positions.unsqueeze(1) * frequencies.unsqueeze(0)
+    return torch.cat((torch.sin(angles), torch.cos(angles)), 1)
