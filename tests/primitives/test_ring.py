@@ -8,6 +8,7 @@ from torch import Tensor
 
 from coreai_recipes.primitives.cache import (
     HIDDEN,
+    FunctionalCache,
     NoCache,
     RingCache,
     RowCache,
@@ -125,6 +126,29 @@ def test_a_packed_layer_writes_its_own_rows_and_has_its_keys_before_its_values()
     assert torch.equal(state, expected)
     assert torch.equal(keys, expected[2:3])
     assert torch.equal(values, expected[3:4])
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("is_ring", [False, True])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_cache_that_the_host_keeps_shows_what_a_state_shows(queries: int, is_ring: bool, is_packed: bool) -> None:
+    """It stays as it was, and gives its new rows and what the state would be. The last token is padding."""
+    state, new = torch.randn(6, 2, 5, 4), torch.randn(2, 2, queries, 4)
+    given = (state.clone(), None if is_packed else state.flip(0).clone(), one(2))
+    kept = [tensor.clone() for tensor in given[:2] if tensor is not None]
+    padding = padding_of(queries, one(2)) if queries > 1 else None
+    place = None if padding is None or not is_ring else ring_placement(5, one(9), one(2), padding)
+    first = one(1) if place is None else None
+    cache = FunctionalCache(*(None if each is None else each.clone() for each in given), first, padding, place)  # type: ignore[arg-type]
+    known = RowCache(*given, one(1), padding) if place is None else RingCache(*given, place)
+    assert all(torch.equal(*pair) for pair in zip(cache.update(*new), known.update(*new), strict=True))
+    of_host = [cache.key_state, *([] if cache.value_state is None else [cache.value_state])]
+    assert all(torch.equal(*pair) for pair in zip(of_host, kept, strict=True))
+    real = new if padding is None else new.masked_fill(padding > 0, 0.0)
+    assert torch.equal(torch.cat(cache.new), real)
+    assert [each.shape[0] for each in cache.new] == ([2] if is_packed else [1, 1])
+    left = given[0][2:4] if is_packed else torch.stack((given[0][2], given[1][2]))  # type: ignore[index]
+    assert torch.equal(torch.cat(cache.read()), left)
 
 
 def test_several_tokens_see_a_packed_ring_as_it_was() -> None:
