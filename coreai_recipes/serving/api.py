@@ -13,7 +13,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from coreai_recipes.errors import UserError
-from coreai_recipes.generate.sampling import Sampling
 from coreai_recipes.serving.bodies import Body, ChatBody, CompletionBody, read_body
 from coreai_recipes.serving.guard import Guard
 from coreai_recipes.serving.metrics import Metrics
@@ -78,8 +77,11 @@ class Api:
         except ClientDisconnect:
             raise GONE from None
         worker = self._find(body.model)
-        if not worker.model.session.gives_logits and (body.temperature or getattr(body, "top", None) is not None):
-            raise Refusal(400, f"{worker.name} gives its best token and no logits: leave out temperature and logprobs")
+        asked = [option.removeprefix("--").replace("-", "_") for option in body.sampling.asked]
+        asked += ["logprobs"] if body.top is not None else []
+        if asked and not worker.model.session.gives_logits:
+            said = f"{worker.name} gives its best token and no logits: leave out {', '.join(asked)}"
+            raise Refusal(400, said, param=asked[0])
         return body, worker
 
     def _find(self, name: str) -> Worker:
@@ -114,14 +116,7 @@ class Api:
         job = Job(
             prompt_ids,
             body.limit or worker.model.session.context,
-            Sampling(
-                body.temperature or 0.0,
-                1.0 if body.top_p is None else body.top_p,
-                body.seed,
-                body.top_k,
-                body.min_p,
-                body.repetition_penalty,
-            ),
+            body.sampling,
             tell,
             body.stops,
             shown,

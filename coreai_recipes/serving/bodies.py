@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from coreai_recipes.generate.sampling import Sampling
 from coreai_recipes.json_reader import load_json, refuse_constant
 from coreai_recipes.serving.refusals import Refusal
 
@@ -70,6 +71,17 @@ class _Request(_Model):
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @property
+    def sampling(self) -> Sampling:
+        """How a token is drawn: greedy without a temperature."""
+        top_p = 1.0 if self.top_p is None else self.top_p
+        return Sampling(self.temperature or 0.0, top_p, self.seed, self.top_k, self.min_p, self.repetition_penalty)
+
+    @property
+    def top(self) -> int | None:
+        """How many tokens' probabilities are asked for beside the one that was picked; None for none at all."""
+        raise NotImplementedError
 
     @property
     def wants_usage(self) -> bool:
@@ -145,7 +157,6 @@ class ChatBody(_Request):
 
     @property
     def top(self) -> int | None:
-        """How many tokens' probabilities are asked for beside the one that was picked; None for none at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property

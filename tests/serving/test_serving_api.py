@@ -183,3 +183,16 @@ def test_a_key_must_be_known(tmp_path: Path) -> None:
         assert ask(url, "/v1/models", authorization="Bearer secre")[0] == 401
         assert ask(url, "/v1/models", authorization="Bearer secret", host="example.org")[0] == 200
         assert ask(url, "/health")[0] == 200
+
+
+def test_a_package_without_logits_says_what_to_leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = reading_model(tmp_path, "Yes.")
+    monkeypatch.setattr(type(model.session), "gives_logits", False)
+    with served({"m": model}) as url:
+        body = {"model": "m", "messages": said("hi"), "min_p": 0.1, "temperature": 1, "logprobs": True}
+        assert ask(url, "/v1/chat/completions", json.dumps(body).encode()) == (
+            400,
+            "m gives its best token and no logits: leave out temperature, min_p, logprobs",
+        )
+        plain = {"model": "m", "messages": said("hi")}
+        assert ask(url, "/v1/chat/completions", json.dumps(plain).encode())[0] == 200
