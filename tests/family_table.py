@@ -53,7 +53,14 @@ def table() -> str:
     rows = [_row(load_family(name), verified_families()) for name in family_names()]
     marks = ["---" if index < RIGHT else "---:" for index in range(len(COLUMNS))]
     lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, marks, *rows)]
-    return BEGIN + "\n".join(lines) + "\n" + END
+    return BEGIN + count() + "\n\n" + "\n".join(lines) + "\n" + END
+
+
+def count() -> str:
+    """How many decoders there are, and beside them model types with no stack of layers of their own."""
+    decoders = len(verified_families())
+    others = f"{len(family_names()) - decoders} names that wrap or rename one, or draft for it"
+    return f"{decoders} decoders, each compared with transformers, and {others}."
 
 
 def models() -> str:
@@ -61,7 +68,8 @@ def models() -> str:
     said = [load_family(name).about.partition(":")[0] for name in family_names()]
     alone = {name for names in said for name in re.sub(r" \([^)]*\)", "", names).split(", ")}
     drawn = sorted((name for name in alone if "assistant" not in name), key=str.casefold)
-    return BEGIN + textwrap.fill(", ".join(drawn) + ".", WIDTH, break_on_hyphens=False) + "\n" + END
+    listed = textwrap.fill(", ".join(drawn) + ".", WIDTH, break_on_hyphens=False)
+    return BEGIN + count() + "\n\n" + listed + "\n" + END
 
 
 def _row(family: Family, verified: dict[str, Any]) -> Sequence[str]:

@@ -11,6 +11,13 @@ def test_every_link_leads_to_a_page_and_a_heading() -> None:
     assert problems() == []
 
 
+def test_no_page_has_a_section_twice() -> None:
+    """A merge once left half of the README in it twice, and every link of both halves led somewhere."""
+    for page in pages():
+        sections = [line for line in (REPOSITORY / page).read_text().splitlines() if line.startswith("## ")]
+        assert sorted(set(sections)) == sorted(sections), page
+
+
 def test_what_leads_nowhere_is_named(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     for page in OUTSIDE:
