@@ -1,5 +1,6 @@
 """A small random Qwen3.5: two layers of the gated delta rule and one of attention, saved as a checkpoint."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def small_delta(vocab_size: int = 96) -> Any:
 def save_delta(model: Any, folder: Path, **export: object) -> tuple[Recipe, Checkpoint]:
     """The model's checkpoint, written into `folder`, and its recipe with `export` over what the importer says."""
     model.save_pretrained(folder)
-    recipe = recipe_from_config(model.config.to_dict(), "small").recipe.model_dump(mode="json", exclude_unset=True)
+    config = json.loads((folder / "config.json").read_text())
+    recipe = recipe_from_config(config, "small").recipe.model_dump(mode="json", exclude_unset=True)
     recipe["export"] |= {"context": 96, "functions": {"prefill": 16}, "residual_scale": 1.0, **export}
     return Recipe.model_validate(recipe), open_checkpoint(folder)

@@ -6,11 +6,15 @@ A ring of R rows holds position p in row p mod R, as keys and values do. What a 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from coreai_recipes.primitives.linear_state import LinearState
+
+if TYPE_CHECKING:
+    from coreai_recipes.primitives.layer_inputs import LayerInputs
 
 
 @dataclass
@@ -70,6 +74,25 @@ def held_state(state: LinearState, keys: Tensor, added: Tensor, g: Tensor, held:
     decay = torch.exp(g.sum(3, keepdim=True).clamp(max=0.0))
     left = torch.exp(torch.matmul(g, later).clamp(max=0.0)) * held  # (G, M, 1, R)
     return HeldState(state, decay, added * left, keys)
+
+
+def held_in(buffer: Buffer, state: LinearState, sizes: tuple[int, int, int, int], given: "LayerInputs") -> HeldState:
+    """The states of N layers as the rows that are held leave them, (N * G, M, V, K) of the `sizes` G, M, V and K: their
+    buffer has the parts `keys`, `added` and `decays`."""
+    if given.held is None or given.later is None:
+        raise ValueError("a call on rows must say which of them are held")
+    G, M, V, K = sizes
+    N, R = buffer.rows.shape[:2]
+    keys = buffer.part("keys").view(N, R, G, K).transpose(1, 2).reshape(N * G, 1, R, K)
+    added = buffer.part("added").transpose(1, 2).reshape(N * G, M, V, R)
+    g = buffer.part("decays").transpose(1, 2).reshape(N * G, M, 1, R)
+    return held_state(state.view(N * G, M, V, K), keys, added, g, given.held, given.later)
+
+
+def leave_in(buffer: Buffer, keys: Tensor, added: Tensor, g: Tensor) -> None:
+    """A call's own rows of these parts, each with its tokens last."""
+    for name, row in (("keys", keys), ("added", added), ("decays", g)):
+        buffer.leave(name, row.reshape(1, -1, row.shape[-1]).transpose(1, 2))
 
 
 def since_commit(rows: int, taps: int, base: Tensor, position: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreai_recipes.primitives.buffer import HeldState, held_state
+from coreai_recipes.primitives.buffer import HeldState, held_in, leave_in
 from coreai_recipes.primitives.cache import Cache
 from coreai_recipes.primitives.carried import Carried, CarriedTensor
 from coreai_recipes.primitives.causal_conv import ROWS, CausalConvolution, tail_of, tail_since
@@ -99,8 +99,7 @@ class GatedDelta(nn.Module):
                 read, u = delta_step(*given_to_rule, held)
             else:
                 read, _, u = delta_rule(*given_to_rule, held.whole())
-            for name, row in (("keys", k), ("added", u), ("decays", g)):
-                buffer.leave(name, row.reshape(1, -1, S).transpose(1, 2))
+            leave_in(buffer, k, u, g)
         gate = F.silu(self.gate(x)) if spec.gate == "silu" else torch.sigmoid(self.gate(x))
         y = self.out_norm(read.view(G * M, V, 1, S)) * gate.view(G * M, V, 1, S)
         out: Tensor = self.last(y.view(1, G * M * V, 1, S))
@@ -118,16 +117,8 @@ def _exact_scale(scale: float, root_eps: float) -> tuple[float, float]:
 
 
 def _held(spec: GatedDeltaSpec, carried: Carried, given: LayerInputs) -> HeldState:
-    """The states of N layers as the rows that are held leave them, (N * G, M, V, K)."""
-    if given.held is None or given.later is None:
-        raise ValueError("a call on rows must say which of them are held")
-    G, M, K, V = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads, spec.key_dim, spec.value_dim
-    buffer, state = carried.rows, carried.earlier_state(_matrix_of(spec))
-    N, R = buffer.rows.shape[:2]
-    keys = buffer.part("keys").view(N, R, G, K).transpose(1, 2).reshape(N * G, 1, R, K)
-    added = buffer.part("added").transpose(1, 2).reshape(N * G, M, V, R)
-    g = buffer.part("decays").transpose(1, 2).reshape(N * G, M, 1, R)
-    return held_state(state.view(N * G, M, V, K), keys, added, g, given.held, given.later)
+    heads = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads
+    return held_in(carried.rows, carried.earlier_state(_matrix_of(spec)), (*heads, spec.value_dim, spec.key_dim), given)
 
 
 def _matrix_of(spec: GatedDeltaSpec) -> CarriedTensor:

@@ -4,16 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreai_recipes.primitives.buffer import HeldState, held_in, leave_in
 from coreai_recipes.primitives.cache import Cache
-from coreai_recipes.primitives.carried import CarriedTensor
-from coreai_recipes.primitives.causal_conv import CausalConvolution, tail_of
+from coreai_recipes.primitives.carried import Carried, CarriedTensor
+from coreai_recipes.primitives.causal_conv import ROWS, CausalConvolution, tail_of, tail_since
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.mlp import ACTIVATIONS
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import register
 from coreai_recipes.primitives.softplus import softplus
-from coreai_recipes.primitives.state_space import state_space
+from coreai_recipes.primitives.state_space import state_space, state_space_step
 from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm
 from coreai_recipes.recipe.schema import Mamba2 as Mamba2Spec
 
@@ -49,6 +50,22 @@ class Mamba2(nn.Module):
         spec = _spec_of(kind)
         return tail_of(_channels_of(spec), spec.taps), _matrix_of(spec)
 
+    @classmethod
+    def row_parts(cls, kind: LayerKind) -> dict[str, int]:
+        """The columns of a buffer's rows: the convolution's inputs, a token's keys, what it adds there, and how much
+        each head keeps of what was before, as a logarithm."""
+        spec = _spec_of(kind)
+        heads, keys = spec.num_value_heads, spec.num_key_heads * spec.key_dim
+        return {ROWS: _channels_of(spec), "keys": keys, "added": heads * spec.value_dim, "decays": heads}
+
+    @classmethod
+    def commit(cls, kind: LayerKind, carried: Carried, given: LayerInputs) -> None:
+        """Leave what N layers carry, (N, ...), as it is behind the rows that `given` says are held."""
+        spec = _spec_of(kind)
+        tail, matrix = cls.states(kind)
+        carried.leave(tail, tail_since(carried.earlier(tail), carried.rows, given.before))
+        carried.leave_state(matrix, _held(spec, carried, given).whole().view(-1, *matrix.shape))
+
     def forward(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
         spec, S = self.spec, x.shape[3]
         G, M, K, V = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads, spec.key_dim, spec.value_dim
@@ -59,10 +76,15 @@ class Mamba2(nn.Module):
             step = step.masked_fill(given.padding.view(1, 1, 1, S) > 0, 0.0)
         tensor, heads = _matrix_of(spec), (G, M, 1, S)
         v = v.view(G, M, V, S)
-        state = cache.carried.earlier(tensor).view(G, M, V, K)
         g = (step * self.rate).view(heads)
-        read, state = state_space(q.view(G, 1, K, S), k.view(G, 1, K, S), v * step.view(heads), g, state)
-        cache.carried.leave(tensor, state.view(1, G * M, V, K))
+        scanned = q.view(G, 1, K, S), k.view(G, 1, K, S), v * step.view(heads), g
+        if cache.carried.buffer is None:
+            read, state = state_space(*scanned, cache.carried.earlier_state(tensor).view(G, M, V, K))
+            cache.carried.leave_state(tensor, state.view(1, G * M, V, K))
+        else:
+            held = _held(spec, cache.carried, given)
+            read = state_space_step(*scanned, held) if S == 1 else state_space(*scanned, held.whole())[0]
+            leave_in(cache.carried.buffer, *scanned[1:])
         read = read + v * self.skip.view(G, M, 1, 1)
         y = self.out_norm(read.view(G, M * V, 1, S) * F.silu(self.gate(x)).view(G, M * V, 1, S))
         out: Tensor = self.last(y.view(1, G * M * V, 1, S) * self.norm_scale)
@@ -71,6 +93,11 @@ class Mamba2(nn.Module):
 
 def _channels_of(spec: Mamba2Spec) -> int:
     return spec.num_value_heads * spec.value_dim + 2 * spec.num_key_heads * spec.key_dim
+
+
+def _held(spec: Mamba2Spec, carried: Carried, given: LayerInputs) -> HeldState:
+    heads = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads
+    return held_in(carried.rows, carried.earlier_state(_matrix_of(spec)), (*heads, spec.value_dim, spec.key_dim), given)
 
 
 def _matrix_of(spec: Mamba2Spec) -> CarriedTensor:

@@ -12,13 +12,15 @@ transposed, as in `delta_rule`, which corrects where this only adds.
 import torch
 from torch import Tensor
 
+from coreai_recipes.primitives.buffer import HeldState
 from coreai_recipes.primitives.decays import decays
+from coreai_recipes.primitives.linear_state import LinearState
 
 CHUNK = 64  # a chunk of 32 multiplies as much: what scores cost less, the state costs more
 
 
-def state_space(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """q and k (G, 1, K, S), v (G, M, V, S), g <= 0 (G, M, 1, S), state (G, M, V, K) -> what is read (G, M, V, S), and
+def state_space(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: LinearState) -> tuple[Tensor, LinearState]:
+    """q and k (G, 1, K, S), v (G, M, V, S), g <= 0 (G, M, 1, S), a state (G, M, V, K) -> what is read (G, M, V, S), and
     the next state. M heads share q and k."""
     read = []
     for start in range(0, v.shape[3], CHUNK):
@@ -28,11 +30,16 @@ def state_space(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor) -> tu
     return (read[0] if len(read) == 1 else torch.cat(read, 3)), state
 
 
-def _chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def state_space_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: HeldState) -> Tensor:
+    """As `state_space` of one token, on a state that is only read: what is read."""
+    return torch.exp(g.clamp(max=0.0)) * state.read(q) + v * (k * q).sum(2, keepdim=True)
+
+
+def _chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: LinearState) -> tuple[Tensor, LinearState]:
     keys = k.transpose(2, 3)  # (G, 1, S, K)
     if v.shape[3] == 1:
-        state = state * torch.exp(g.clamp(max=0.0)) + torch.matmul(v, keys)
-        return torch.matmul(state, q), state
+        state = state.advanced(torch.exp(g.clamp(max=0.0)), v, keys)
+        return state.read(q), state
     between, since, left = decays(g)
-    read = since * torch.matmul(state, q) + torch.matmul(v, torch.matmul(keys, q) * between)
-    return read, state * since[..., -1:] + torch.matmul(v * left, keys)
+    read = since * state.read(q) + torch.matmul(v, torch.matmul(keys, q) * between)
+    return read, state.advanced(since[..., -1:], v * left, keys)

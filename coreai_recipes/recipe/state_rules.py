@@ -9,8 +9,8 @@ from coreai_recipes.recipe.plain import Problem, integer_at, mapping_at, value_a
 from coreai_recipes.recipe.sizes import MAX_KINDS
 
 CARRYING = ("short_conv", "gated_delta", "mamba2")  # attentions whose state belongs to one position
-BUFFERED = ("short_conv", "gated_delta")  # those that may keep rows since a commit, and go back in them
-HALVED = ("gated_delta",)  # those whose state may be two float16
+BUFFERED = ("short_conv", "gated_delta", "mamba2")  # those that may keep rows since a commit, and go back in them
+HALVED = ("gated_delta", "mamba2")  # those whose state may be two float16
 RECURRENT = ("gated_delta", "mamba2")
 AT = ("export", "buffer")
 

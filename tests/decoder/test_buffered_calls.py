@@ -84,8 +84,19 @@ def short_convolutions() -> Any:
     return small_model(Lfm2ForCausalLM, config)
 
 
+def state_spaces() -> Any:
+    from transformers import BambaConfig, BambaForCausalLM
+
+    config = BambaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=2,
+        mamba_d_state=8, mamba_expand=2, max_position_embeddings=128, eos_token_id=None,
+    )  # fmt: skip
+    return small_model(BambaForCausalLM, config)
+
+
 @pytest.mark.usefixtures("small_tensors")
-@pytest.mark.parametrize("make", [small_delta, short_convolutions])
+@pytest.mark.parametrize("make", [small_delta, short_convolutions, state_spaces])
 def test_rejected_guesses_and_commits_leave_no_trace(make: Any, tmp_path: Path) -> None:
     """Calls of every kind from any position since the last commit: guesses that are wrong, padding, rows in a ring."""
     theirs = make()
