@@ -9,12 +9,14 @@ from typing import Any
 
 from coreai_recipes.errors import UserError, describe
 from coreai_recipes.zoo.estimating import machine_memory
+from coreai_recipes.zoo.extra import check_extra
 from coreai_recipes.zoo.identity import cluster_versions
-from coreai_recipes.zoo.store import EXTRA
 from coreai_recipes.zoo.working import version_problems
 
 MEMORY = "memory"  # a resource of dask's, in bytes
-DEATHS = 2  # workers that a cell may take with it before it is given up
+DEATHS = 3  # workers that a cell may take with it before it is given up
+# in which a worker that died is started anew: after dask's own 15 s a busy machine would be left without any
+BACK_WITHIN = "30 minutes"
 ANSWER_SECONDS = 10
 LOOPBACK = "127.0.0.1"
 KEPT_FREE = 0.1  # of this machine's memory, for everything else
@@ -37,21 +39,13 @@ class Cluster:
         return {MEMORY: memory} if self.shares else None
 
 
-def check_dask() -> None:
-    """Raise UserError where dask is not installed."""
-    try:
-        import distributed  # noqa: F401
-    except ImportError:
-        raise UserError(f"recipe zoo: a cluster needs dask: {EXTRA}") from None
-
-
 @contextmanager
 def open_cluster(scheduler: str | None, needs: Sequence[int]) -> Iterator[Cluster]:
     """The cluster behind the address of a scheduler, or one on this machine for tasks of so many bytes each.
 
     Raises UserError where no scheduler answers, and with each worker that is not like this process.
     """
-    check_dask()
+    check_extra()
     if scheduler is not None:
         with _connect(scheduler) as client:
             yield _described(client, scheduler)
@@ -94,6 +88,7 @@ def _local_cluster(needs: Sequence[int]) -> Iterator[tuple[Any, int]]:
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     settings = {
         "distributed.scheduler.allowed-failures": DEATHS,
+        "distributed.deploy.lost-worker-timeout": BACK_WITHIN,
         "distributed.nanny.pre-spawn-environ": environment,
         "distributed.admin.log-format": "%(message)s",
     }

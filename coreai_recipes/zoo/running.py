@@ -1,6 +1,7 @@
 """A zoo from its first cell to its table: what is known already is taken, all else is built where there is room."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 from coreai_recipes.errors import UserError, describe
 from coreai_recipes.recipe.loader import load_resolved, recipe_text
 from coreai_recipes.zoo.cells import Cell
-from coreai_recipes.zoo.cluster import DEATHS, Cluster, local_memory, open_cluster
+from coreai_recipes.zoo.cluster import Cluster, local_memory, open_cluster
 from coreai_recipes.zoo.estimating import Estimate, estimate
 from coreai_recipes.zoo.identity import Identity, cluster_versions, identify, key_of, versions
 from coreai_recipes.zoo.loading import Loaded
@@ -179,7 +180,7 @@ class _Run:
         return f"needs about {needed / 1e9:.1f} GB of memory; the largest worker has {cluster.memory / 1e9:.1f} GB"
 
     def died(self, cell: Cell) -> Outcome:
-        why = f"{DEATHS + 1} workers died while they built it: perhaps for want of memory"
+        why = "workers died one after the other while they built it: perhaps for want of memory"
         return Outcome.of_error(cell, self.keys[cell], why, may_mend=True)
 
 
@@ -188,6 +189,7 @@ def work(order: Order) -> Outcome:
     from distributed import get_worker
 
     worker = get_worker()
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # as in a command: it warns of what nothing here needs
 
     def announce(step: str) -> None:
         event = {"cell": order.cell.words, "step": step, "worker": worker.address, "process": os.getpid()}

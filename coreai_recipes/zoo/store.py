@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from coreai_recipes.errors import UserError, describe
+from coreai_recipes.zoo.extra import check_extra
 
-EXTRA = "pip install 'coreai-recipes[zoo]'"
 # where a file that is being written can be seen: it gets its name when it is whole. All others are objects, which
 # appear when their last byte is there.
 SEEN_WHILE_WRITTEN = {"file", "local", "sftp", "ssh", "ftp", "hdfs", "arrow_hdfs", "smb", "webhdfs"}
@@ -36,10 +36,9 @@ class Store:
 
     def __init__(self, address: str) -> None:
         """Raises StoreError for an address that fsspec cannot open."""
-        try:
-            from fsspec.core import url_to_fs
-        except ImportError:
-            raise UserError(f"recipe zoo: a store needs fsspec: {EXTRA}") from None
+        check_extra()
+        from fsspec.core import url_to_fs
+
         self.address = address
         try:
             self.files, root = url_to_fs(address)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from coreai_recipes.errors import UserError
 from coreai_recipes.zoo.rows import COLUMNS, Row
-from coreai_recipes.zoo.store import EXTRA, Store
+from coreai_recipes.zoo.store import Store
 
 TABLE = "table.parquet"
 
@@ -17,11 +17,9 @@ def write_table(store: Store, rows: Sequence[Row]) -> None:
 
 def table_bytes(rows: Sequence[Row]) -> bytes:
     """The same rows give the same bytes."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"recipe zoo: a table needs pyarrow: {EXTRA}") from None
+    import pyarrow
+    from pyarrow import parquet
+
     types = {
         "string": pyarrow.string(),
         "int64": pyarrow.int64(),
@@ -39,11 +37,9 @@ def read_table(store: Store) -> list[Row]:
     data = store.get(TABLE)
     if data is None:
         raise UserError(f"store {store.address}: has no table yet: `recipe zoo ZOO` writes it")
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"recipe zoo: a table needs pyarrow: {EXTRA}") from None
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         found: list[Row] = parquet.read_table(io.BytesIO(data)).to_pylist()
     except (pyarrow.ArrowInvalid, OSError):

@@ -54,7 +54,7 @@ def scheduler() -> Iterator[str]:
 
 def load_short(folder: Path, text: str) -> Loaded:
     (folder / "short.yaml").write_text(SHORT)
-    (folder / "noise.yaml").write_text(SHORT.replace("short", "noise"))
+    (folder / "noise.yaml").write_text(SHORT.replace("short", "noise") + "model: {layers: [full]}\n")
     return load_zoo(write_zoo(folder, text))
 
 
@@ -104,7 +104,7 @@ def test_what_was_built_is_whole_and_of_the_digest_in_the_table(ten: Ran) -> Non
     for row in built:
         (folder,) = Path(ten.loaded.store, "bundles", row["cell"]).iterdir()
         Bundle.open(folder).check_files()
-    assert [row["why"] for row in built if row["recipe"] == "./noise.yaml"] == ["random weights, all 4 layers"] * 5
+    assert [row["why"] for row in built if row["recipe"] == "./noise.yaml"] == ["random weights, all 1 layers"] * 5
 
 
 def test_nothing_unfinished_is_left_in_the_store(ten: Ran) -> None:

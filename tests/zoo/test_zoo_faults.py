@@ -8,7 +8,7 @@ from zoos import TINY, tiny_zoo, write_zoo
 
 from coreai_recipes.errors import CheckpointError, UserError
 from coreai_recipes.manifest.staging import NoSpace
-from coreai_recipes.zoo import cluster, working
+from coreai_recipes.zoo import cluster, extra, working
 from coreai_recipes.zoo.cluster import open_cluster, workers_for
 from coreai_recipes.zoo.identity import cluster_versions
 from coreai_recipes.zoo.loading import load_zoo
@@ -88,6 +88,18 @@ def test_a_scheduler_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyP
         pass
     assert str(raised.value).startswith("--scheduler tcp://127.0.0.1:9: no scheduler answers (")
     assert str(raised.value).endswith("): start one with `dask scheduler`, or leave it out")
+
+
+def test_a_zoo_without_its_extra_says_so_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extra, "find_spec", lambda name: None if name in ("distributed", "pyarrow") else name)
+    with pytest.raises(UserError) as raised:
+        run_zoo(tiny_zoo(tmp_path))
+    assert str(raised.value) == (
+        "the extra zoo is not installed (dask[distributed], pyarrow missing): pip install 'coreai-recipes[zoo]'"
+    )
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_store_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
