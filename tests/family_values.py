@@ -58,6 +58,9 @@ SIZES: dict[str, Any] = {
     "mamba_n_groups": 2,
     "mamba_d_state": 12,
     "mamba_d_conv": 3,
+    "state_size": 12,
+    "conv_kernel": 3,
+    "n_groups": 2,
     "rotary_dim": 4,
     "intermediate_multiple_size": 3,
 }
@@ -181,6 +184,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "modernbert-decoder": {"pad_token_id": 0, "layer_types": TYPES, "global_attn_every_n_layers": 2},
     "llama4_text": {"layer_types": CHUNKS, "attn_temperature_tuning": True, "use_qk_norm": True},
     "afmoe": {"num_shared_experts": 3},
+    "mamba2": {"hidden_size": 48, "num_heads": 6, "head_dim": 16},
     "bamba": {"attn_layer_indices": [1, 4], "head_dim": 16},
     "nanochat": {"num_attention_heads": 9},
     "lfm2": {"layer_types": CONV},

@@ -1,11 +1,13 @@
 """The table of docs/audit.md: what each island of float32 buys the families whose new recipes name it.
 
-    python tests/island_table.py
+    python tests/island_table.py           measure every family that has an island, and write the table
+    python tests/island_table.py mamba2    measure this one anew, and keep the rows of the others
 
 Refuses to write a table in which one buys less than LEAST_DB, with the engine's habits, of any model.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,22 +80,30 @@ def _stages(recipe: Any, checkpoint: Any, folder: Path) -> dict[str, Any]:
     return {stage["name"]: stage for stage in report["stages"]}
 
 
-def table(rows: list[Row]) -> str:
+def written() -> list[tuple[str, ...]]:
+    """The cells of the page's table, row by row."""
+    lines = PAGE.read_text().partition(BEGIN)[2].partition(END)[0].splitlines()[2:]
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
     """The table in Markdown, between its marks."""
     marks = ["---" if index < 2 else "---:" for index in range(len(COLUMNS))]
-    lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, marks, *(row.cells for row in rows))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, marks, *rows)]
     return BEGIN + "\n".join(lines) + "\n" + END
 
 
-def main() -> None:
-    rows = [measure(name, island, seed) for name, names in islands().items() for island in names for seed in SEEDS]
+def main(wanted: Sequence[str]) -> None:
+    found = {name: names for name, names in islands().items() if not wanted or name in wanted}
+    rows = [measure(name, island, seed) for name, names in found.items() for island in names for seed in SEEDS]
     poor = [f"{row.name}, {row.island}, seed {row.seed}: {row.gain:.1f} dB" for row in rows if row.gain < LEAST_DB]
     if poor:
         sys.exit(f"less than {LEAST_DB:g} dB: {'; '.join(poor)}")
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
-    PAGE.write_text(before + table(rows) + rest.partition(END)[2])
+    cells = [row.cells for row in rows] + [kept for kept in written() if kept[0] in islands() and kept[0] not in found]
+    PAGE.write_text(before + table(sorted(cells, key=lambda row: (*row[:2], int(row[2])))) + rest.partition(END)[2])
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -29,7 +29,8 @@ from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 CHANGELOG = Path(__file__).parents[1] / "CHANGELOG.md"
 CONFIGS = all_configs()
 # Weights with which float16 is no nearer to its floor than 2 dB: with 3, OPT's is 0.2 dB below it or above it by turns.
-SEEDS = {"opt": 5}
+# Mamba-2's is 0.2 dB above it with 3.
+SEEDS = {"opt": 5, "mamba2": 0}
 # transformers turns these by complex numbers, which stage rotary does not compare
 COMPLEX = {"deepseek_v2", "llama4_text"}
 

@@ -95,7 +95,9 @@ class Layer(nn.Module):
         self.attention_post_norm = build_norm(norm, hidden_size) if behind else nn.Identity()
         self.laurel = Laurel(laurel_rank, hidden_size, norm, form.residual_scale) if laurel_rank else None
         self.altup = AltUp(altup, hidden_size, norm, stream_norm, per_layer is not None) if altup else None
-        self.mlp_norm = build_norm(stream_norm, hidden_size) if before and placement != "parallel" else nn.Identity()
+        self.ends = kind.mlp.kind == "none"
+        norms_mlp = before and placement != "parallel" and not self.ends
+        self.mlp_norm = build_norm(stream_norm, hidden_size) if norms_mlp else nn.Identity()
         self.mlp = build_mlp(kind.mlp, hidden_size)
         self.mlp_in_square = form.mlp_in_square and kind.mlp.kind in POINTWISE
         of_mlp = form.of_mlp(norm, placement)
@@ -126,6 +128,8 @@ class Layer(nn.Module):
             x = x + scaled(y + self._of_mlp(n if self.placement == "parallel" else self.mlp_norm(x)), self.multiplier)
         else:
             x = self._join(x, y, self.attention_post_norm)
+            if self.ends:
+                return x
             if self.laurel is not None:
                 x = scaled(x + self.laurel(n), 2**-0.5)
             y = self._of_mlp(self.mlp_norm(x))

@@ -14,6 +14,7 @@ from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.recipe.schema import GatedMLP as GatedMLPSpec
 from coreai_recipes.recipe.schema import MixtureMLP
+from coreai_recipes.recipe.schema import NoMLP as NoMLPSpec
 from coreai_recipes.recipe.schema import PlainMLP as PlainMLPSpec
 
 
@@ -101,6 +102,17 @@ class PlainMLP(nn.Module):
         return out
 
 
-def build_mlp(spec: GatedMLPSpec | PlainMLPSpec | MixtureMLP, hidden_size: int) -> nn.Module:
+@register("mlp", "none")
+class NoMLP(nn.Module):
+    """Nothing is added to the stream; a layer that has none does not ask."""
+
+    def __init__(self, spec: NoMLPSpec, hidden_size: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def build_mlp(spec: GatedMLPSpec | PlainMLPSpec | MixtureMLP | NoMLPSpec, hidden_size: int) -> nn.Module:
     """The registered MLP of `spec`."""
     return primitive("mlp", spec.kind)(spec, hidden_size)

@@ -32,6 +32,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
                 problems += rotary_problems(at, kind)
                 problems += scaling_problems(recipe, at, kind)
                 problems += _expert_problems(at, kind)
+                problems += _ending_problems(recipe, at, kind)
                 problems += _mixture_problems(recipe, at, kind)
         problems += _layer_problems(recipe, stack)
     problems += _position_problems(recipe)
@@ -216,6 +217,24 @@ def _mixture_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
             f"experts beside an MLP need `placement: sandwich`, and this is `{placement or 'pre'}`",
             "write `placement: sandwich`, or experts in place of the MLP: `mlp: {kind: moe, ...}`",
         )
+
+
+def _ending_problems(recipe: Mapping[str, Any], at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    """A layer that ends behind attention has nothing beside an MLP, and no norm behind one."""
+    if value_at(kind, "mlp", "kind") != "none":
+        return
+    placement = value_at(kind, "placement") or value_at(recipe, str(at[0]), "placement") or "pre"
+    if placement != "pre":
+        yield Problem(
+            (*at, "mlp", "kind"), "mlp-none", f"no MLP, and the placement {placement}", "write `placement: pre`"
+        )
+    for name, there in (
+        ("experts", kind),
+        ("laurel_rank", mapping_at(recipe, str(at[0]))),
+        ("altup", mapping_at(recipe, str(at[0]))),
+    ):
+        if there.get(name) is not None:
+            yield Problem((*at, "mlp", "kind"), "mlp-none", f"no MLP, and {name}, which stands beside one")
 
 
 def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:

@@ -4,7 +4,6 @@ Ours is given transformers' continuation in one chunk and asked what it would ha
 is the same as decoding on its own: up to the first place where they part, its prefix is what it would have written.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight, bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder, build_decoder
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.verification.reference import Reference
+from coreai_recipes.verification.reference import Reference, keeps, on_cache
 from coreai_recipes.verification.ties import following, has_routers, noting
 
 TOKENS = 64
@@ -86,17 +85,14 @@ def generate(model: nn.Module, prompts: Sequence[Sequence[int]], steps: Sequence
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     shortest, ends = min(map(len, prompts)), [len(p) + n for p, n in zip(prompts, steps, strict=True)]
     tokens: list[list[int]] = [[] for _ in prompts]
     logits: list[list[Tensor]] = [[] for _ in prompts]
     new = torch.tensor([prompt[:shortest] for prompt in prompts])
     for position in range(shortest, max(ends)):  # of the token that is chosen
         last = torch.tensor([new.shape[1] - 1])  # a tensor: see `keep_all`
-        start = position - new.shape[1]
-        # as transformers' own generate: Bamba would begin at 0 again in every call
-        said = {"position_ids": torch.arange(start, position)[None]} if takes_positions else {}
-        output: Any = model(input_ids=new, past_key_values=cache, logits_to_keep=last, **said)
+        said = on_cache(model, cache, position - new.shape[1], new.shape[1])
+        output: Any = model(input_ids=new, logits_to_keep=last, **said)
         best = output.logits[:, -1].argmax(-1).tolist()
         for row, prompt in enumerate(prompts):
             if len(prompt) <= position < ends[row]:
@@ -105,7 +101,7 @@ def generate(model: nn.Module, prompts: Sequence[Sequence[int]], steps: Sequence
         chosen = torch.tensor(
             [[prompt[position] if position < len(prompt) else best[row]] for row, prompt in enumerate(prompts)]
         )
-        new = chosen if cache.get_seq_length() else torch.cat((new, chosen), 1)
+        new = chosen if keeps(cache) else torch.cat((new, chosen), 1)
     return [(torch.tensor(ids), torch.stack(rows)) for ids, rows in zip(tokens, logits, strict=True)]
 
 

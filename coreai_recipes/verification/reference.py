@@ -31,7 +31,7 @@ from coreai_recipes.verification.their_adapters import TheirMerge
 from coreai_recipes.verification.ties import ExpertChoice, TopK
 
 # the ends of the names of what mixes positions, in transformers
-MIXERS = ("Attention", "Attention2", "ShortConv", "GatedDeltaNet", "MambaLayer", "BambaMixer")
+MIXERS = ("Attention", "Attention2", "ShortConv", "GatedDeltaNet", "MambaLayer", "BambaMixer", "Mamba2Mixer")
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
 # Where `_recording_attention` leaves what it is given: (attention module, query, key, the factor of the scores).
@@ -290,6 +290,22 @@ def keep_all(model: Any, length: int) -> dict[str, Tensor]:
     """
     takes_it = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {"logits_to_keep": torch.arange(length)} if takes_it else {}
+
+
+def on_cache(model: Any, cache: Any, start: int, length: int) -> dict[str, Any]:
+    """The arguments of a call of `length` tokens from position `start` on with a cache: Mamba-2 calls it cache_params,
+    and Bamba begins at position 0 again where positions are not said, as transformers' own generate says them."""
+    taken = inspect.signature(model.forward).parameters
+    given = {"cache_params" if "cache_params" in taken else "past_key_values": cache}
+    return {**given, "position_ids": torch.arange(start, start + length)[None]} if "position_ids" in taken else given
+
+
+def keeps(cache: Any) -> bool:
+    """Whether a cache holds anything of the calls so far; of recurrent layers alone, which have no length, it does."""
+    try:
+        return bool(cache.get_seq_length())
+    except ValueError:
+        return True
 
 
 def first(output: Any) -> Tensor:

@@ -17,7 +17,7 @@ from coreai_recipes.running.buffer import RowBuffer
 from coreai_recipes.storage.chunks import buffers_of_packages, carried_of_packages
 from coreai_recipes.verification.calls import FunctionCall
 from coreai_recipes.verification.figures import psnr, snr_min
-from coreai_recipes.verification.reference import Reference, keep_all
+from coreai_recipes.verification.reference import Reference, keep_all, on_cache
 from coreai_recipes.verification.report import number
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def their_logits(
                         high = state.half().float()
                         state.copy_(high + (state - high).half() if in_halves else high)
             part = ids[:, call.position : call.position + call.count]
-            found = model(input_ids=part, past_key_values=cache, use_cache=True, **keep_all(model, call.count)).logits
+            given = {**on_cache(model, cache, call.position, call.count), **keep_all(model, call.count)}
+            found = model(input_ids=part, use_cache=True, **given).logits
             logits.append(found[0].float())
     return torch.cat(logits)
 

@@ -88,6 +88,19 @@ def plain(activation: str, bias: bool = False) -> Case:
     return compare
 
 
+def behind_a_mixer() -> tuple[Tensor, Tensor]:
+    """The stream behind transformers' layer of Mamba-2, and behind its mixer with what we add."""
+    from transformers import Mamba2Config
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Block
+
+    config = Mamba2Config(hidden_size=32, num_heads=4, head_dim=16, n_groups=2, state_size=12, num_hidden_layers=1)
+    block = Mamba2Block(config, 0).eval()
+    x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        mixed = x + block.mixer(block.norm(x))
+        return block(x), mixed + build_mlp(schema.NoMLP(kind="none"), 32)(mixed)
+
+
 WORDS: tuple[str, ...] = get_args(schema.Activation.__origin__)
 PLAIN = (*WORDS, "xielu")
 PARITY: dict[str, dict[str, Case]] = {
@@ -96,6 +109,7 @@ PARITY: dict[str, dict[str, Case]] = {
         **{activation: gated(activation) for activation in WORDS},
     },
     "plain": {**{activation: plain(activation) for activation in PLAIN}, "relu2_biased": plain("relu2", bias=True)},
+    "none": {"mamba2": behind_a_mixer},
     "moe": {name: partial(compared, name, "gathered", 9) for name in MIXTURES},  # test_mixture.py has more
 }
 

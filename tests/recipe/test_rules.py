@@ -331,3 +331,16 @@ def test_a_draft_needs_a_target_that_can_go_back():
     recipe = {"model": {"hidden_size": 32, "kinds": {"conv": kind}, "layers": ["conv"]}, "draft": draft}
     (problem,) = [problem for problem in find_problems(recipe) if problem.location == ("draft",)]
     assert problem.message == "the target's `conv` carries a state that no guess can be taken out of"
+
+
+def test_a_layer_without_an_mlp_has_no_norm_behind_it_and_nothing_beside_it() -> None:
+    from coreai_recipes.recipe.rules import find_problems
+
+    kind = {"mlp": {"kind": "none"}, "experts": {}}
+    found = find_problems({"model": {"placement": "sandwich", "kinds": {"mixer": kind}, "layers": ["mixer"]}})
+    assert [each.message for each in found if each.code == "mlp-none"] == [
+        "no MLP, and the placement sandwich",
+        "no MLP, and experts, which stands beside one",
+    ]
+    fitting = {"model": {"kinds": {"mixer": {"mlp": {"kind": "none"}}}, "layers": ["mixer"]}}
+    assert not any(each.code == "mlp-none" for each in find_problems(fitting))

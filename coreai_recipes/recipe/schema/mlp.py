@@ -117,7 +117,13 @@ class MixtureMLP(Spec):
     )
 
 
-MLP = Annotated[GatedMLP | PlainMLP | MixtureMLP, Open("mlp")]
+class NoMLP(Spec):
+    """None: such a layer is attention, or what stands in its place, and nothing behind it (Mamba-2)."""
+
+    kind: Literal["none"]
+
+
+MLP = Annotated[GatedMLP | PlainMLP | MixtureMLP | NoMLP, Open("mlp")]
 
 
 class Router(Spec):
