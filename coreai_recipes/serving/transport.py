@@ -98,3 +98,4 @@ class EventStream(Response):
     @staticmethod
     async def _send(send: Send, body: bytes, more: bool) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": more})
+        await asyncio.sleep(0)  # an answer that is ready waits for nothing, and others, and who has left, must be seen
