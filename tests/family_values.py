@@ -147,6 +147,7 @@ UNUSUAL: dict[str, Any] = {
     "interleave_moe_layer_step": 2,
     "attention_chunk_size": 7,
     "floor_scale": 16,
+    "attention_value_scale": 0.6,
     "attn_scale": 0.4,
     "attention_heads": 6,
     "dff": 88,
@@ -180,6 +181,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     },
     "exaone_moe": {"num_experts": 6},
     "ctrl": {"n_positions": 200},
+    "mimo_v2_flash": {"n_routed_experts": 12, "n_group": 4, "topk_group": 2},
     # transformers wants a number
     "modernbert-decoder": {"pad_token_id": 0, "layer_types": TYPES, "global_attn_every_n_layers": 2},
     "llama4_text": {"layer_types": CHUNKS, "attn_temperature_tuning": True, "use_qk_norm": True},

@@ -123,6 +123,7 @@ SWAPS: dict[str, Callable[[Any], Any]] = {
     "attention.alibi": lambda _: None,
     "attention.output_gate": lambda _: None,
     "attention.out_norm": lambda _: None,
+    "attention.value_scale": lambda scale: 0.8 * scale,
     "attention.chunk": lambda chunk: chunk + 3,
     "attention.temperature.shift": lambda shift: 1 - shift,
     "attention.output_gate.activation": lambda activation: _other(activation, "sigmoid", "softplus"),

@@ -23,7 +23,7 @@ class AttentionCore(nn.Module):
         super().__init__()
         spec = kind.attention
         self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        self.value_dim = spec.value_dim if isinstance(spec, LatentAttention) else spec.head_dim
+        self.value_dim = getattr(spec, "value_dim", None) or spec.head_dim
         self.scale, self.softcap = kind.score_scale, spec.softcap
         self.sinks = nn.Parameter(torch.empty(spec.num_heads), requires_grad=False) if spec.sinks else None
 
@@ -94,6 +94,7 @@ class Attention(AttentionCore):
         if isinstance(spec, LatentAttention | GatedDelta):
             raise TypeError(f"{spec.kind} attention makes its keys otherwise")
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        given = spec.num_heads * self.value_dim
         owns, has_bias = spec.shares_kv_with is None, spec.bias in ("qkv", "qkvo")
         self.clip = spec.clip
         self.norm_over = spec.qk_norm.over if spec.qk_norm else None
@@ -103,13 +104,16 @@ class Attention(AttentionCore):
         self.q_norm = self._build_norm(spec.qk_norm, spec.num_heads, norm) if spec.qk_norm else None
         self.k = Projection(hidden_size, keys, has_bias) if owns else None
         self.k_norm = self._build_norm(spec.qk_norm, spec.num_kv_heads, norm) if owns and spec.qk_norm else None
-        self.v = Projection(hidden_size, keys, has_bias) if owns and not spec.k_eq_v else None
-        self.v_norm = build_norm(v_norm, spec.head_dim) if owns and spec.v_norm else None
-        gates = None if spec.output_gate is None else spec.num_heads if spec.output_gate.of == "head" else queries
+        self.value_scale = spec.value_scale
+        self.v = (
+            Projection(hidden_size, spec.num_kv_heads * self.value_dim, has_bias) if owns and not spec.k_eq_v else None
+        )
+        self.v_norm = build_norm(v_norm, self.value_dim) if owns and spec.v_norm else None
+        gates = None if spec.output_gate is None else spec.num_heads if spec.output_gate.of == "head" else given
         self.output_gate = Projection(hidden_size, gates) if gates else None
         self.gate_activation = spec.output_gate.activation if spec.output_gate else None
-        self.out_norm = build_norm(spec.out_norm, queries) if spec.out_norm else None
-        self.o = Projection(queries, hidden_size, spec.bias in ("qkvo", "o"))
+        self.out_norm = build_norm(spec.out_norm, given) if spec.out_norm else None
+        self.o = Projection(given, hidden_size, spec.bias in ("qkvo", "o"))
         self.rotary = build_rotary(kind.rotary, spec.head_dim, folded)
         self.rotated_query, self.rotated_key = nn.Identity(), nn.Identity()
 
@@ -142,7 +146,7 @@ class Attention(AttentionCore):
         )  # (1, H, 1, S) or (1, H * D, 1, S)
         if gate.shape[1] == mixed.shape[1]:
             return mixed * gate
-        H, D, S = self.num_heads, self.head_dim, x.shape[3]
+        H, D, S = self.num_heads, self.value_dim, x.shape[3]
         return (mixed.view(H, D, 1, S) * gate.view(H, 1, 1, S)).view(1, H * D, 1, S)
 
     def finish(self, mixed: Tensor, x: Tensor) -> Tensor:
@@ -155,9 +159,12 @@ class Attention(AttentionCore):
         G, D, S = self.num_kv_heads, self.head_dim, x.shape[3]
         k = self.k(x).view(G, D, 1, S)  # type: ignore[misc]
         # where K = V it is the projection itself that is shared: before the norm, before the rotary (Gemma 4)
-        v = self._clipped(k if self.v is None else self.v(x).view(G, D, 1, S))
+        v = self._clipped(k if self.v is None else self.v(x).view(G, self.value_dim, 1, S))
         if self.v_norm is not None:
             v = self.v_norm(v)
+        v = scaled(v, self.value_scale)
+        if self.value_dim < D:  # the cache has one length for both
+            v = torch.cat((v, torch.zeros(G, D - self.value_dim, 1, S, dtype=v.dtype, device=v.device)), 1)
         k = self.rotated_key(self._turned(k, self.k_norm, cos, sin))
         return k.view(G, D, S).transpose(1, 2), v.view(G, D, S).transpose(1, 2)
 

@@ -256,6 +256,13 @@ def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         )
     yield from _stream_problems(recipe)
     for name, kind in islice(mapping_at(recipe, "model", "kinds").items(), MAX_KINDS):
+        head, value = (integer_at(kind, "attention", name) for name in ("head_dim", "value_dim"))
+        if head and value and value > head:
+            yield Problem(
+                ("model", "kinds", name, "attention", "value_dim"),
+                "value-dim",
+                f"{value} dimensions of a value, and {head} of a key: the cache has rows of head_dim",
+            )
         chosen = integer_at(kind, "attention", "index_topk")
         if chosen and context and context > chosen:
             yield Problem(

@@ -93,6 +93,13 @@ class Attention(Spec):
     num_heads: Heads = Field(description="query heads (num_attention_heads)")
     num_kv_heads: Heads = Field(description="key and value heads (num_key_value_heads); num_heads is a multiple of it")
     head_dim: HeadDim = Field(description="dimensions of one head")
+    value_dim: HeadDim | None = Field(
+        default=None,
+        description="dimensions of a value head (v_head_dim; MiMo V2 Flash); at most head_dim, the default",
+    )
+    value_scale: PositiveFloat = Field(
+        default=1.0, description="factor of the values (attention_value_scale; MiMo V2 Flash)"
+    )
     bias: Literal["none", "qkv", "qkvo", "o"] = Field(
         default="none", description="projections with a bias; Qwen2 uses qkv, GPT-Neo o"
     )
@@ -162,6 +169,7 @@ class _WithoutOptions(Spec):
     qk_norm: ClassVar[QKNorm | None] = None
     v_norm: ClassVar[bool] = False
     k_eq_v: ClassVar[bool] = False
+    value_scale: ClassVar[float] = 1.0
     softcap: ClassVar[float | None] = None
     sinks: ClassVar[bool] = False
     clip: ClassVar[float | None] = None
