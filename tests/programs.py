@@ -45,9 +45,9 @@ def layer_kind(
         turn = {"theta": 10000.0, **turn}
     if turn["kind"] in ("partial", "proportional"):
         turn = {"factor": 0.5, **turn}
-    window = {"window": 8} if attention == "sliding" else {}
+    seen = {"sliding": {"window": 8}, "chunked": {"chunk": 8}}.get(attention, {})
     return {
-        "attention": {"kind": attention, **window, **sizes, **own},
+        "attention": {"kind": attention, **seen, **sizes, **own},
         "rotary": turn,
         "mlp": {"kind": "gated", "activation": "silu", "intermediate_size": 88, **(mlp or {})},
         **more,
@@ -143,6 +143,15 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         },
         ["plain", "partial", "proportional", "none"],
         head={"tied": False},
+    ),
+    "chunked": lambda: small_recipe(
+        {
+            "plain": layer_kind("chunked"),
+            "partial": layer_kind("chunked", "partial", attention_chunk=5),
+            "proportional": layer_kind("chunked", "proportional"),
+            "none": layer_kind("chunked", "none"),
+        },
+        ["plain", "partial", "proportional", "none"],
     ),
     "mixture": lambda: small_recipe(
         {

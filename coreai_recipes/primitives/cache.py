@@ -234,7 +234,7 @@ def mask(
     if window is not None:
         seen = seen & (keys > queries - window)
     if chunk is not None:  # what is not later and lies behind the start of the query's chunk
-        seen = seen & (keys >= queries // chunk * chunk)
+        seen = seen & (keys >= queries - queries % chunk)
     # arithmetic, because where() would store two constants of (K, S)
     return ((1 - seen.float()) * HIDDEN).unsqueeze(0).unsqueeze(1 if keys_last else 2)
 

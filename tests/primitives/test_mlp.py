@@ -90,11 +90,11 @@ def plain(activation: str, bias: bool = False) -> Case:
 
 def behind_a_mixer() -> tuple[Tensor, Tensor]:
     """The stream behind transformers' layer of Mamba-2, and behind its mixer with what we add."""
-    from transformers import Mamba2Config
-    from transformers.models.mamba2.modeling_mamba2 import Mamba2Block
+    from transformers import Mamba2Config, Mamba2Model
 
     config = Mamba2Config(hidden_size=32, num_heads=4, head_dim=16, n_groups=2, state_size=12, num_hidden_layers=1)
-    block = Mamba2Block(config, 0).eval()
+    torch.manual_seed(0)
+    (block,) = Mamba2Model(config).eval().layers  # a block made alone has steps and decays of uninitialised memory
     x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         mixed = x + block.mixer(block.norm(x))

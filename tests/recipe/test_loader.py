@@ -119,7 +119,7 @@ MISTAKES = {
         "kind: gated",
         "kind: dense",
     ): (
-        "r.yaml:13:19: model.kinds.full.mlp.kind: `dense` is not one of `gated`, `plain`, `moe`\n"
+        "r.yaml:13:19: model.kinds.full.mlp.kind: `dense` is not one of `gated`, `plain`, `moe`, `none`\n"
         "  if a plugin has this kind, name its file with --plugin"
     ),
     ("{repeat: 3, of: [full]}", "{repeat: 0, of: [full]}"): (
