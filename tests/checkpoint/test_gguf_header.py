@@ -126,7 +126,7 @@ def test_a_hundred_thousand_tensors_take_time_by_their_number(tmp_path: Path):
     names = [b"blk.%05d.attn_norm.weight" % index for index in range(100_000)]
     for count in (12_500, 100_000):
         (tmp_path / f"{count}.gguf").write_bytes(header_of(names[:count]))
-    assert growth(lambda count: read_header(tmp_path / f"{count}.gguf"), 100_000) < 24
+    assert growth(lambda count: read_header(tmp_path / f"{count}.gguf"), 100_000) < 40
     assert [tensor.name.encode() for tensor in read_header(tmp_path / "100000.gguf").tensors] == names
 
 
@@ -140,7 +140,7 @@ def test_a_name_that_stands_twice_is_found_in_time_by_their_number(tmp_path: Pat
     for count in (12_500, 100_000):
         names = [b"blk.%05d.attn_norm.weight" % min(index, count - 2) for index in range(count)]
         (tmp_path / f"{count}.gguf").write_bytes(header_of(names))
-    assert growth(refuse, 100_000) < 24
+    assert growth(refuse, 100_000) < 40
 
 
 def list_of(key: bytes, kind: int, count: int, element: bytes) -> bytes:

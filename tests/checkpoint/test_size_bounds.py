@@ -44,7 +44,7 @@ def less_than(mebibytes: int) -> Iterator[None]:
 def test_a_hundred_thousand_tensors_of_safetensors_take_time_by_their_number(tmp_path: Path) -> None:
     for count in (12_500, 100_000):
         write_folder(tmp_path / str(count), pack(entries(count), bytes(4 * count)))
-    assert growth(lambda count: open_checkpoint(tmp_path / str(count)), 100_000) < 24
+    assert growth(lambda count: open_checkpoint(tmp_path / str(count)), 100_000) < 40
     assert len(open_checkpoint(tmp_path / "100000").tensors) == 100_000
 
 
@@ -63,7 +63,7 @@ def write_shards(folder: Path, count: int) -> None:
 def test_an_index_as_long_as_kimi_k2s_takes_time_by_its_length(tmp_path: Path) -> None:
     for count in (17_500, 140_000):
         write_shards(tmp_path / str(count), count)
-    assert growth(lambda count: open_checkpoint(tmp_path / str(count)), 140_000) < 24
+    assert growth(lambda count: open_checkpoint(tmp_path / str(count)), 140_000) < 40
     assert len(open_checkpoint(tmp_path / "140000").tensors) == 140_000
 
 

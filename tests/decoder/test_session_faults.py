@@ -41,12 +41,16 @@ def one_row_off(rows: int, next_position: Tensor) -> Tensor:
     return cache_module.ring_key_positions(rows, next_position + 1)
 
 
-def no_window(key_positions: Tensor, query_positions: Tensor, window: int | None, keys_last: bool) -> Tensor:
-    return cache_module.mask(key_positions, query_positions, None, keys_last)
+def no_window(
+    key_positions: Tensor, query_positions: Tensor, window: int | None, keys_last: bool, chunk: int | None
+) -> Tensor:
+    return cache_module.mask(key_positions, query_positions, None, keys_last, chunk)
 
 
-def empty_rows_are_seen(key_positions: Tensor, query_positions: Tensor, window: int | None, keys_last: bool) -> Tensor:
-    return cache_module.mask(key_positions.abs(), query_positions, window, keys_last)
+def empty_rows_are_seen(
+    key_positions: Tensor, query_positions: Tensor, window: int | None, keys_last: bool, chunk: int | None
+) -> Tensor:
+    return cache_module.mask(key_positions.abs(), query_positions, window, keys_last, chunk)
 
 
 def written_before_it_is_seen(self: Any, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -139,7 +139,9 @@ def test_the_streamed_reference_is_transformers_own_forward(family: str, saved: 
     theirs = model(input_ids=torch.tensor([ids])).logits[0]
     torch.testing.assert_close(reference.run(ids), theirs, rtol=0, atol=2e-6)
     assert torch.equal(reference.model.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
-    assert all(parameter.is_meta for parameter in reference.model.parameters()), "what was filled is emptied again"
+    # a token table is one number, repeated: some models take the ids to where it is
+    emptied = [p.is_meta or p.untyped_storage().nbytes() == p.element_size() for p in reference.model.parameters()]
+    assert all(emptied), "what was filled is emptied again"
 
 
 def test_a_half_precision_reference_keeps_its_frequencies(saved: Callable[[str], Saved]) -> None:
