@@ -18,7 +18,7 @@ class Decays(NamedTuple):
 def decays(g: Tensor) -> Decays:
     """Of logarithms g <= 0, (..., 1, S)."""
     tokens = g.shape[3]
-    seen = torch.ones(tokens, tokens, device=g.device).triu()  # (j, i): 1 where token i sees token j
+    seen = torch.ones(tokens, tokens, dtype=g.dtype, device=g.device).triu()  # (j, i): 1 where token i sees token j
     later = seen.triu(1)
     # sums of what lies between two tokens, not differences of sums from the start: those of a head that forgets fast
     # are large, and what is left of them is wrong in float16, and in float32 by 1e-4

@@ -71,11 +71,11 @@ def unit_upper_inverse(a: Tensor) -> Tensor:
     """
     size = a.shape[-1]
     place = torch.arange(size, device=a.device)
-    inverse, block = torch.eye(size, device=a.device), 1
+    inverse, block = torch.eye(size, dtype=a.dtype, device=a.device), 1
     while block < size:
         same = (place // (2 * block)).unsqueeze(1) == (place // (2 * block)).unsqueeze(0)
         first, second = place // block % 2 == 0, place // block % 2 == 1
-        upper = a * (same & first.unsqueeze(1) & second.unsqueeze(0)).float()
+        upper = a * (same & first.unsqueeze(1) & second.unsqueeze(0)).to(a.dtype)
         inverse = inverse - (upper if block == 1 else torch.matmul(torch.matmul(inverse, upper), inverse))
         block *= 2
     return inverse
