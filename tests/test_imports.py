@@ -51,7 +51,9 @@ ROOMS: dict[str, set[str]] = {
         *("primitives", "hosts", "recipe", "errors"),
     },
     "lint": {"evaluate", "manifest", "recipe.yaml_reader", "protobuf", "errors"},
-    "targets": {"export", "storage", "decoder", "weights", "primitives", "recipe", "hosts", "protobuf", "aimodel"},
+    "targets": {
+        *("export", "storage", "decoder", "weights", "primitives", "recipe", "hosts", "protobuf", "aimodel", "errors"),
+    },
     "export": {"storage", "decoder", "weights", "primitives", "hosts", "recipe"},
     "calibration": {
         *("storage", "decoder", "weights", "checkpoint", "primitives", "tokenizer", "recipe", "errors"),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coreai_recipes.errors import UserError, describe
 from coreai_recipes.export.fragments import INTEGER, Fragment, LayerPiece, Port
 from coreai_recipes.targets.coreai.factors import keep_factors
 from coreai_recipes.targets.coreai.rows import READ, WRITE, RowsOf
@@ -62,9 +63,10 @@ class _Pure(nn.Module):
 
 
 def convert_fragment(fragment: Fragment) -> bytes:
-    """The fragment as bytecode: one graph of its name, whose weights are arguments."""
+    """The fragment as bytecode: one graph of its name, whose weights are arguments. Raises UserError where it cannot be
+    converted."""
     ports = Ports.of(fragment)
-    with quietly(), torch.no_grad():
+    with quietly(), _refusals_of(fragment), torch.no_grad():
         converter = new_converter()
         converter.add_exported_program(
             exported(_Pure(fragment), tuple(_examples(ports))),
@@ -77,6 +79,21 @@ def convert_fragment(fragment: Fragment) -> bytes:
             path = Path(folder) / "fragment.mlirb"
             program._save_bytecode(path)
             return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _refusals_of(fragment: Fragment) -> Iterator[None]:
+    """Whatever torch.export or coreai-torch has against a fragment, as a sentence: what they take is known of the
+    families that were tried, and a recipe can combine others."""
+    try:
+        yield
+    except (UserError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"export.format: {fragment.name} is not converted to Core AI: {describe(error)}: leave out export.format, "
+            "for Core ML's package, and please report it"
+        ) from error
 
 
 def exported(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
