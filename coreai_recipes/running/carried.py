@@ -22,11 +22,25 @@ class Snapshots:
         self._program = program
         self._now: tuple[int, Mapping[str, Tensor]] = 0, {}
         self._kept: dict[int, Mapping[str, Tensor]] = {}
+        self._aside = False
 
-    def copy(self) -> "Snapshots":
-        """The same for later: no call changes the tensors."""
+    def set_aside(self) -> "Snapshots":
+        """The same for later, when the program may have held another text: no call changes the tensors, and what is
+        only in rows of a buffer is committed."""
+        if self._program.buffered and not self._aside:
+            self._program.commit(self._now[0])
+            self.note(self._now[0])
         other = Snapshots(self._program)
-        other._now, other._kept = self._now, dict(self._kept)
+        other._now, other._kept, other._aside = self._now, dict(self._kept), True
+        return other
+
+    def resumed(self) -> "Snapshots":
+        """Of what was set aside: carried again, and still there for another time."""
+        other = self.set_aside()
+        other._aside = False
+        if self._program.carries:
+            position, carried = self._now
+            self._program.restore(carried, position)
         return other
 
     @property
@@ -69,4 +83,4 @@ class Snapshots:
 
     def _is_in_rows(self, position: int) -> bool:
         """Whether the program still has the rows from its last commit up to there."""
-        return self._program.buffered and self._program.base <= position <= self._now[0]
+        return self._program.buffered and not self._aside and self._program.base <= position <= self._now[0]

@@ -78,7 +78,7 @@ class Session:
             return None
         used = {name: used_rows(states[name], state, self._written) for name, state in self._described.items()}
         copied = {name: tensor.clone() for name, tensor in used.items()}
-        return Kept(self.token_ids, self._written, copied, self._snapshots.copy())
+        return Kept(self.token_ids, self._written, copied, self._snapshots.set_aside())
 
     def restore(self, kept: Kept) -> None:
         """Hold again what was kept of this session."""
@@ -86,9 +86,8 @@ class Session:
         self._token_ids.clear()  # interrupted here, nothing is certain
         for name, state in self._described.items():
             used_rows(states[name], state, kept.written).copy_(kept.states[name])
-        self._snapshots = kept.snapshots.copy()
+        self._snapshots = kept.snapshots.resumed()
         self._token_ids, self._written = list(kept.token_ids), kept.written
-        self._snapshots.go_back(self._snapshots.nearest(len(kept.token_ids)))
 
     def count_reusable(self, token_ids: Sequence[int], kept: Kept | None = None) -> int:
         """How many of the first tokens of a sequence need no call, after what the session holds or what was kept."""

@@ -79,6 +79,23 @@ def test_a_prompt_cache_goes_on_from_what_was_committed(built: Bundle, theirs: A
     assert psnr(whole(theirs, text), second.session.feed(text)) >= 90
 
 
+@pytest.mark.parametrize(
+    "other", [[*PROMPT[:3], *range(50, 68)], [7, 8], [*range(40, 80)]], ids=["alike", "short", "long"]
+)
+def test_a_text_that_was_set_aside_goes_on_whatever_the_rows_held_meanwhile(
+    built: Bundle, theirs: Any, other: list[int]
+) -> None:
+    session = open_model(built.path, built.manifest, "evaluator").session
+    session.feed(PROMPT)
+    kept = session.keep()
+    assert kept is not None
+    session.feed(other)
+    session.restore(kept)
+    assert session.count_reusable([*PROMPT, 60]) == len(PROMPT)
+    for text in ([*PROMPT, 60], [*PROMPT, 60, 61, 62], [*other[:2], 9]):
+        assert psnr(whole(theirs, text), session.feed(text)) >= 90
+
+
 def test_a_float16_program_keeps_what_the_first_half_of_a_state_has_lost(built: Bundle) -> None:
     """No pass of the conversion may take a value that was rounded for the value itself: what is lost would be 0."""
     manifest = built.described
