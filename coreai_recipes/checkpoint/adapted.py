@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONV1D = ("gpt2", "openai-gpt")  # families whose matrices transformers stores (in, out)
-BLOCK_BYTES = 2 << 20
 
 
 class AdaptedCheckpoint(Checkpoint):
@@ -72,24 +71,28 @@ class AdaptedCheckpoint(Checkpoint):
             yield from self.base.blocks(name, rows)
             return
         if any(part.magnitude for _, part, _ in self._merged[name]):
-            whole = self._with_lengths(name)
+            whole = self._formed(name, self._with_lengths)
             yield whole if rows is None else whole[rows.start : rows.stop]
             return
-        added = self._added(name)
+        added = self._formed(name, self._sum)
         row = 0 if rows is None else rows.start
         for block in self.base.blocks(name, rows):
             yield block.float() + added[row : row + len(block)]
             row += len(block)
 
-    def _added(self, name: str) -> Tensor:
-        """What is added to a matrix, whole: rows of a product by themselves may be rounded otherwise."""
+    def _formed(self, name: str, form: Callable[[str], Tensor]) -> Tensor:
+        """What is made of a matrix as a whole, once for all its blocks: rows alone may be rounded otherwise."""
         latest = self._latest
         if latest is None or latest[0] != name:
-            added, *others = (self._product(*each) for each in self._merged[name])
-            for other in others:
-                added = added + other
-            latest = self._latest = name, added
+            latest = self._latest = name, form(name)
         return latest[1]
+
+    def _sum(self, name: str) -> Tensor:
+        """What is added to a matrix."""
+        added, *others = (self._product(*each) for each in self._merged[name])
+        for other in others:
+            added = added + other
+        return added
 
     def _product(self, adapter: Adapter, part: LowRank, factor: float) -> Tensor:
         product: Tensor = adapter.read(part.b) @ adapter.read(part.a)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreai_recipes.primitives.buffer import HeldState, held_in, leave_in
+from coreai_recipes.primitives.buffer import leave_in
 from coreai_recipes.primitives.cache import Cache
 from coreai_recipes.primitives.carried import Carried, CarriedTensor
 from coreai_recipes.primitives.causal_conv import ROWS, CausalConvolution, tail_of, tail_since
@@ -15,6 +15,7 @@ from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.mlp import ACTIVATIONS
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
+from coreai_recipes.primitives.recurrence import held_of, matrix_of
 from coreai_recipes.primitives.registry import register
 from coreai_recipes.primitives.softplus import softplus
 from coreai_recipes.recipe.schema import GatedDelta as GatedDeltaSpec
@@ -54,7 +55,7 @@ class GatedDelta(nn.Module):
         """The convolution's inputs at the last positions, and each value head's matrix."""
         spec = _spec_of(kind)
         channels = 2 * spec.num_key_heads * spec.key_dim + spec.num_value_heads * spec.value_dim
-        return tail_of(channels, spec.taps), _matrix_of(spec)
+        return tail_of(channels, spec.taps), matrix_of(spec)
 
     @classmethod
     def row_parts(cls, kind: LayerKind) -> dict[str, int]:
@@ -70,7 +71,7 @@ class GatedDelta(nn.Module):
         spec = _spec_of(kind)
         tail, matrix = cls.states(kind)
         carried.leave(tail, tail_since(carried.earlier(tail), carried.rows, given.before))
-        whole = _held(spec, carried, given).whole()
+        whole = held_of(spec, carried, given).whole()
         carried.leave_state(matrix, whole.view(-1, *matrix.shape))
 
     def forward(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
@@ -87,14 +88,14 @@ class GatedDelta(nn.Module):
         if given.padding is not None:  # it neither writes nor lets anything fade
             padding = given.padding.view(1, 1, 1, S) > 0
             beta, g = beta.masked_fill(padding, 0.0), g.masked_fill(padding, 0.0)
-        tensor, heads = _matrix_of(spec), (G, M, 1, S)
+        tensor, heads = matrix_of(spec), (G, M, 1, S)
         given_to_rule = q, k, v.view(G, M, V, S), g.view(heads), beta.view(heads)
         if cache.carried.buffer is None:
             state = cache.carried.earlier_state(tensor).view(G, M, V, K)
             read, state, _ = delta_rule(*given_to_rule, state)
             cache.carried.leave_state(tensor, state.view(1, G * M, V, K))
         else:
-            held, buffer = _held(spec, cache.carried, given), cache.carried.rows
+            held, buffer = held_of(spec, cache.carried, given), cache.carried.rows
             if S == 1:
                 read, u = delta_step(*given_to_rule, held)
             else:
@@ -114,15 +115,6 @@ def _exact_scale(scale: float, root_eps: float) -> tuple[float, float]:
     exact = wanted.astype(np.float16).astype(np.float64)
     best = int(np.abs(exact / wanted - 1).argmin())
     return float(of_queries[best]), float(exact[best])
-
-
-def _held(spec: GatedDeltaSpec, carried: Carried, given: LayerInputs) -> HeldState:
-    heads = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads
-    return held_in(carried.rows, carried.earlier_state(_matrix_of(spec)), (*heads, spec.value_dim, spec.key_dim), given)
-
-
-def _matrix_of(spec: GatedDeltaSpec) -> CarriedTensor:
-    return CarriedTensor("recurrent", (spec.num_value_heads, spec.value_dim, spec.key_dim))
 
 
 def _spec_of(kind: LayerKind) -> GatedDeltaSpec:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreai_recipes.primitives.buffer import HeldState, held_in, leave_in
+from coreai_recipes.primitives.buffer import leave_in
 from coreai_recipes.primitives.cache import Cache
 from coreai_recipes.primitives.carried import Carried, CarriedTensor
 from coreai_recipes.primitives.causal_conv import ROWS, CausalConvolution, tail_of, tail_since
@@ -12,6 +12,7 @@ from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.mlp import ACTIVATIONS
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
+from coreai_recipes.primitives.recurrence import held_of, matrix_of
 from coreai_recipes.primitives.registry import register
 from coreai_recipes.primitives.softplus import softplus
 from coreai_recipes.primitives.state_space import state_space, state_space_step
@@ -48,7 +49,7 @@ class Mamba2(nn.Module):
     def states(cls, kind: LayerKind) -> tuple[CarriedTensor, ...]:
         """The convolution's inputs at the last positions, and each head's matrix."""
         spec = _spec_of(kind)
-        return tail_of(_channels_of(spec), spec.taps), _matrix_of(spec)
+        return tail_of(_channels_of(spec), spec.taps), matrix_of(spec)
 
     @classmethod
     def row_parts(cls, kind: LayerKind) -> dict[str, int]:
@@ -64,7 +65,7 @@ class Mamba2(nn.Module):
         spec = _spec_of(kind)
         tail, matrix = cls.states(kind)
         carried.leave(tail, tail_since(carried.earlier(tail), carried.rows, given.before))
-        carried.leave_state(matrix, _held(spec, carried, given).whole().view(-1, *matrix.shape))
+        carried.leave_state(matrix, held_of(spec, carried, given).whole().view(-1, *matrix.shape))
 
     def forward(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
         spec, S = self.spec, x.shape[3]
@@ -74,7 +75,7 @@ class Mamba2(nn.Module):
         step = softplus(self.step(x) + self.step_offset)  # (1, G * M, 1, S)
         if given.padding is not None:  # it neither writes nor lets anything fade
             step = step.masked_fill(given.padding.view(1, 1, 1, S) > 0, 0.0)
-        tensor, heads = _matrix_of(spec), (G, M, 1, S)
+        tensor, heads = matrix_of(spec), (G, M, 1, S)
         v = v.view(G, M, V, S)
         g = (step * self.rate).view(heads)
         scanned = q.view(G, 1, K, S), k.view(G, 1, K, S), v * step.view(heads), g
@@ -82,7 +83,7 @@ class Mamba2(nn.Module):
             read, state = state_space(*scanned, cache.carried.earlier_state(tensor).view(G, M, V, K))
             cache.carried.leave_state(tensor, state.view(1, G * M, V, K))
         else:
-            held = _held(spec, cache.carried, given)
+            held = held_of(spec, cache.carried, given)
             read = state_space_step(*scanned, held) if S == 1 else state_space(*scanned, held.whole())[0]
             leave_in(cache.carried.buffer, *scanned[1:])
         read = read + v * self.skip.view(G, M, 1, 1)
@@ -93,15 +94,6 @@ class Mamba2(nn.Module):
 
 def _channels_of(spec: Mamba2Spec) -> int:
     return spec.num_value_heads * spec.value_dim + 2 * spec.num_key_heads * spec.key_dim
-
-
-def _held(spec: Mamba2Spec, carried: Carried, given: LayerInputs) -> HeldState:
-    heads = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads
-    return held_in(carried.rows, carried.earlier_state(_matrix_of(spec)), (*heads, spec.value_dim, spec.key_dim), given)
-
-
-def _matrix_of(spec: Mamba2Spec) -> CarriedTensor:
-    return CarriedTensor("recurrent", (spec.num_value_heads, spec.value_dim, spec.key_dim))
 
 
 def _spec_of(kind: LayerKind) -> Mamba2Spec:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from coreai_recipes.errors import UserError
 from coreai_recipes.running.buffer import RowBuffer
 from coreai_recipes.running.coreml import CoreMLProgram, check_coreml, why_no_coreml
+from coreai_recipes.running.host_caches import DRAFT, HostCaches
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from coreai_recipes.manifest.schema import Manifest
-    from coreai_recipes.running.host_caches import HostCaches
     from coreai_recipes.running.tables import Tables
 
     Watch = Callable[[str, Tensor, str], None]
@@ -68,7 +68,7 @@ class SavedProgram:
         """The outputs by name. `watch(name, value, operation)` is told each value inside, where that can be seen."""
         given = inputs if self._tables is None else self._tables.with_rows(function, inputs)
         caches = {} if self._caches is None else self._caches.read_by(function)
-        carried = {} if function == "draft" else self._carried_to(inputs)  # a draft reads caches alone
+        carried = {} if function == DRAFT else self._carried_to(inputs)  # a draft reads caches alone
         outputs = self._engine.function(function)({**given, **carried, **caches}, self._own_states, watch)
         if self._caches is not None:
             outputs = self._caches.write(inputs, outputs)
@@ -168,7 +168,6 @@ def open_program(
     """The programs and tables of the bundle in `folder`, in float32 where the evaluator runs them, else by Core ML on
     `compute_units`. Raises UserError when the runtime cannot be had here, or the bundle cannot be opened."""
     from coreai_recipes.running.chain import chained, check_shared
-    from coreai_recipes.running.host_caches import HostCaches
     from coreai_recipes.running.tables import Tables
 
     runtime = choose_runtime(runtime, manifest.package_format)
@@ -194,7 +193,7 @@ def _extent(inputs: "Mapping[str, Tensor]") -> tuple[int, int]:
 
 def _drafting(manifest: "Manifest") -> Collection[str]:
     """What a draft is given by name."""
-    return manifest.functions["draft"].inputs.keys() if "draft" in manifest.functions else ()
+    return manifest.functions[DRAFT].inputs.keys() if DRAFT in manifest.functions else ()
 
 
 def as_ours(engine: Engine, host: str | None, context: int, vocab_size: int) -> Engine:

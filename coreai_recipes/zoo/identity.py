@@ -28,7 +28,7 @@ PACKAGES = (
     *("coreai-core", "coreai-torch"),
 )
 CLUSTER = ("dask", "distributed")  # of which no bytes depend, but workers and a client must agree on them
-NO_MATTER = ("commands", "report", "generate", "audit", "terminal", "zoo")  # rooms that no bundle depends on
+NO_MATTER = ("commands", "report", "generate", "serving", "audit", "terminal", "zoo")  # rooms that no bundle depends on
 
 Identity = dict[str, Any]
 
@@ -51,9 +51,9 @@ def cluster_versions() -> dict[str, str]:
 def _code() -> str:
     root = Path(coreai_recipes.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted((*root.rglob("*.py"), *root.rglob("*.yaml"))):
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):  # its data too: tables, texts
         name = path.relative_to(root)
-        if name.parts[0] not in NO_MATTER:
+        if name.parts[0] not in NO_MATTER and "__pycache__" not in name.parts:
             digest.update(f"{name.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
 

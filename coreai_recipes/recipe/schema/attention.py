@@ -228,7 +228,16 @@ class LatentAttention(_WithoutOptions):
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
 
-class ShortConvolution(_WithoutOptions):
+class _WithoutAttention(_WithoutOptions):
+    """What stands in attention's place: nothing attends and nothing turns."""
+
+    num_heads: ClassVar[int] = 1
+    head_dim: ClassVar[int] = 1
+    rotary_dim: ClassVar[int] = 0
+    score_scale: ClassVar[float] = 1.0
+
+
+class ShortConvolution(_WithoutAttention):
     """No attention, but a causal convolution over a few positions: o(c * conv(b * x)), where b, c and x are thirds of a
     projection of the hidden state and each channel has taps of its own (LFM2).
 
@@ -241,16 +250,10 @@ class ShortConvolution(_WithoutOptions):
         description="positions that an output sees, including its own (conv_L_cache); LFM2 uses 3, LFM3 7"
     )
     bias: Flag = Field(default=False, description="add biases to the convolution and to both projections (conv_bias)")
-
-    # nothing attends and nothing turns
-    num_heads: ClassVar[int] = 1
     num_kv_heads: ClassVar[int] = 1
-    head_dim: ClassVar[int] = 1
-    rotary_dim: ClassVar[int] = 0
-    score_scale: ClassVar[float] = 1.0
 
 
-class GatedDelta(_WithoutOptions):
+class GatedDelta(_WithoutAttention):
     """Linear attention by the gated delta rule (Qwen3.5, Qwen3-Next, OLMo-Hybrid): each value head has a matrix that
     all earlier positions have left, which a query reads and a key corrects.
 
@@ -280,18 +283,12 @@ class GatedDelta(_WithoutOptions):
         default=None, description="of the norm of what a head gives; defaults to the model's. OLMo-Hybrid has 1.0e-5"
     )
 
-    # nothing attends and nothing turns
-    num_heads: ClassVar[int] = 1
-    head_dim: ClassVar[int] = 1
-    rotary_dim: ClassVar[int] = 0
-    score_scale: ClassVar[float] = 1.0
-
     @property
     def num_kv_heads(self) -> int:
         return self.num_key_heads
 
 
-class Mamba2(_WithoutOptions):
+class Mamba2(_WithoutAttention):
     """A state space in the place of attention (Mamba-2: Granite 4, Bamba): each head has a matrix that all earlier
     positions have left, which fades by a factor of each token; a key adds to it and a query reads it.
 
@@ -318,16 +315,12 @@ class Mamba2(_WithoutOptions):
         default=None, description="of the norm of what heads give; defaults to the model's"
     )
 
-    # nothing attends and nothing turns
-    num_heads: ClassVar[int] = 1
-    head_dim: ClassVar[int] = 1
-    rotary_dim: ClassVar[int] = 0
-    score_scale: ClassVar[float] = 1.0
-
     @property
     def num_kv_heads(self) -> int:
         return self.num_key_heads
 
+
+Recurrence = GatedDelta | Mamba2  # heads with a matrix each, by groups that share keys
 
 AttentionKind = Annotated[
     FullAttention | SlidingAttention | ChunkedAttention | LatentAttention | ShortConvolution | GatedDelta | Mamba2,

@@ -20,7 +20,7 @@ def gallery_of(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     drawn = [Markup(draw(spec, number)) for number, spec in enumerate(gallery_charts(cells)) if spec is not None]
     template = environment().get_template("gallery.html")
     page: str = template.render(
-        name=name,
+        title=name,
         style=style(),
         charts=drawn,
         columns=COLUMNS,

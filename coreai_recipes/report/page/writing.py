@@ -19,7 +19,9 @@ def page_of(bundles: Sequence[Facts]) -> str:
     made = environment()
     made.filters |= {"db": decibels, "word": word}
     drawn = [{**facts, **_drawn(facts, index)} for index, facts in enumerate(bundles)]
-    page: str = made.get_template("page.html").render(bundles=drawn, style=style())
+    page: str = made.get_template("page.html").render(
+        title=", ".join(each["name"] for each in drawn), bundles=drawn, style=style()
+    )
     return page
 
 
