@@ -7,6 +7,11 @@ from pathlib import Path
 GIGABYTE = 1e9
 
 
+def machine_bytes() -> int:
+    """All memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def free_bytes() -> float:
     """What this process could still take without swapping, the limit of its container included."""
     return min(_system_free_bytes(), _container_free_bytes())
@@ -32,7 +37,7 @@ def _system_free_bytes() -> int:
         if match:
             return int(match[1]) << 10
     # macOS does not say what is available without asking the kernel in C: half of what there is
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return machine_bytes() // 2
 
 
 def _container_free_bytes() -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coreai_recipes.errors import UserError, describe
-from coreai_recipes.zoo.estimating import machine_memory
+from coreai_recipes.verification.memory import machine_bytes
 from coreai_recipes.zoo.extra import check_extra
 from coreai_recipes.zoo.identity import cluster_versions
 from coreai_recipes.zoo.working import version_problems
@@ -74,7 +74,12 @@ def workers_for(needs: Sequence[int], memory: int, processors: int) -> int:
 
 def local_memory() -> int:
     """Bytes that the builds on this machine may take together."""
-    return int(machine_memory() * (1 - KEPT_FREE))
+    return int(machine_bytes() * (1 - KEPT_FREE))
+
+
+def local_processors() -> int:
+    """The processors that this process may use; macOS tells of all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -82,7 +87,7 @@ def _local_cluster(needs: Sequence[int]) -> Iterator[tuple[Any, int]]:
     import dask
     from distributed import Client, LocalCluster
 
-    memory, processors = local_memory(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    memory, processors = local_memory(), local_processors()
     workers = workers_for(needs, memory, processors)
     threads = max(1, processors // workers)
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

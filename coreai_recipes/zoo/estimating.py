@@ -1,6 +1,5 @@
 """What a cell will cost, from its recipe alone: bytes, memory, time, and the bound on its tokens a second."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from coreai_recipes.recipe import Recipe
 from coreai_recipes.storage.matching import load_held
 from coreai_recipes.storage.parameters import raw_tables, stored_parameters
 from coreai_recipes.storage.source import without_source
+from coreai_recipes.verification.memory import machine_bytes
 from coreai_recipes.verification.random_checkpoint import make_affordable
 from coreai_recipes.verification.subject import Subject
 from coreai_recipes.zoo.cells import Cell
@@ -62,7 +62,7 @@ def estimate(cell: Cell, total_memory: int | None = None) -> Estimate:
         written=_bytes_of(stacks if built is recipe else build_stacks(built, exported_form(built))),
         bits_per_weight=round(stored.bits_per_weight, 4),
         tokens_per_second=None if device is None else _tokens_per_second(decoder, device),
-        memory=memory_of(built, machine_memory() if total_memory is None else total_memory),
+        memory=memory_of(built, machine_bytes() if total_memory is None else total_memory),
         seconds=START_SECONDS + rate * count_parameters(built),
     )
 
@@ -93,11 +93,6 @@ def memory_of(recipe: Recipe, total: int) -> int:
     if WHOLE_MODELS * whole <= total:
         return PROCESS + streamed + WHOLE_MODELS * whole
     return PROCESS + 2 * streamed + 4 * recipe.model.vocab_size * recipe.model.hidden_size
-
-
-def machine_memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def plan_row(cell: Cell, key: str) -> Row:

@@ -1,10 +1,9 @@
 """`recipe zoo plan`: cells, bytes, memory and hours before anything runs."""
 
-import os
 from typing import Any
 
 from coreai_recipes.errors import UserError
-from coreai_recipes.zoo.cluster import local_memory, workers_for
+from coreai_recipes.zoo.cluster import local_memory, local_processors, workers_for
 from coreai_recipes.zoo.estimating import Estimate, estimate, total_seconds
 from coreai_recipes.zoo.loading import Loaded
 from coreai_recipes.zoo.running import known_outcomes
@@ -13,7 +12,7 @@ from coreai_recipes.zoo.running import known_outcomes
 def plan_zoo(loaded: Loaded) -> dict[str, Any]:
     """The document of a plan. Nothing is written, read of weights or downloaded; `why` is of a cell that cannot run."""
     known = known_outcomes(loaded)
-    memory, processors = local_memory(), os.cpu_count() or 1
+    memory, processors = local_memory(), local_processors()
     cells: list[dict[str, Any]] = []
     to_build: dict[Any, Estimate] = {}
     for cell in loaded.cells:
