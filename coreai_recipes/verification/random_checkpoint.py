@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 BLOCK_NUMBERS = 1 << 18
 # A whole model of this many numbers is verified in about a minute on one core.
 AFFORDABLE_NUMBERS = 120_000_000
+# Rows that are kept of a table where it is cut: whole, it would be most of what is computed for a few layers.
+AFFORDABLE_VOCABULARY = 8192
 # Entries of a matrix are this over the root of its columns: scores then spread enough for attention to be peaked.
 GAIN = 1.5
 
@@ -151,10 +153,32 @@ def cut_to_kinds(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"layers": layers, "kinds": kinds})})
 
 
-def make_affordable(recipe: Recipe) -> tuple[Recipe, str]:
-    """The recipe, or what of it can be verified in about a minute; and which of the two, in words."""
+def cut_vocabulary(recipe: Recipe, size: int) -> Recipe:
+    """The recipe with tables of at most `size` rows."""
+    model = recipe.model
+    embedding, second = model.embedding, model.embedding.per_layer
+    if second is not None:
+        second = second.model_copy(update={"vocab_size": min(size, second.vocab_size)})
+        embedding = embedding.model_copy(update={"per_layer": second})
+    cut = {"vocab_size": min(size, model.vocab_size), "embedding": embedding}
+    return recipe.model_copy(update={"model": model.model_copy(update=cut)})
+
+
+def make_affordable(recipe: Recipe, vocabulary: int | None = None) -> tuple[Recipe, str]:
+    """The recipe, or what of it can be verified in about a minute; and what that is, in words.
+
+    Layers are cut, at full width; before them tables, where a `vocabulary` says to how many rows.
+    """
     total = len(recipe.model.layer_kinds)
-    if count_parameters(recipe) <= AFFORDABLE_NUMBERS:
-        return recipe, f"all {total} layers"
+    words = ""
+    if vocabulary is not None and _is_large(recipe) and vocabulary < recipe.model.vocab_size:
+        words = f", {vocabulary:,} of {recipe.model.vocab_size:,} tokens"
+        recipe = cut_vocabulary(recipe, vocabulary)
+    if not _is_large(recipe):
+        return recipe, f"all {total} layers{words}"
     cut = cut_to_kinds(recipe)
-    return cut, f"one layer of each kind at full width, {len(cut.model.layer_kinds)} of {total}"
+    return cut, f"one layer of each kind at full width, {len(cut.model.layer_kinds)} of {total}{words}"
+
+
+def _is_large(recipe: Recipe) -> bool:
+    return count_parameters(recipe) > AFFORDABLE_NUMBERS

@@ -14,7 +14,7 @@ from coreai_recipes.storage.matching import load_held
 from coreai_recipes.storage.parameters import raw_tables, stored_parameters
 from coreai_recipes.storage.source import without_source
 from coreai_recipes.verification.memory import machine_bytes
-from coreai_recipes.verification.random_checkpoint import make_affordable
+from coreai_recipes.verification.random_checkpoint import AFFORDABLE_VOCABULARY, make_affordable
 from coreai_recipes.verification.subject import Subject
 from coreai_recipes.zoo.cells import Cell
 from coreai_recipes.zoo.rows import PLAN, Row, row
@@ -54,7 +54,7 @@ def estimate(cell: Cell, total_memory: int | None = None) -> Estimate:
     (decoder,) = (stack for stack in stacks if isinstance(stack, Decoder))
     stored = stored_parameters(stacks)
     device = None if cell.device is None else find_device(cell.device)
-    built = make_affordable(recipe)[0] if cell.checkpoint == RANDOM else recipe
+    built = make_affordable(recipe, AFFORDABLE_VOCABULARY)[0] if cell.checkpoint == RANDOM else recipe
     rate = SECONDS_PER_WEIGHT[stored.bits_per_weight < 15]
     return Estimate(
         weights=stored.weights,

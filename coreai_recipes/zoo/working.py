@@ -14,7 +14,7 @@ from coreai_recipes.errors import UserError, describe
 from coreai_recipes.manifest.staging import BeingBuilt, NoSpace, temporary_folder
 from coreai_recipes.recipe import Recipe, load_recipe
 from coreai_recipes.tokenizer.tokens import Tokens
-from coreai_recipes.verification.random_checkpoint import RandomCheckpoint, make_affordable
+from coreai_recipes.verification.random_checkpoint import AFFORDABLE_VOCABULARY, RandomCheckpoint, make_affordable
 from coreai_recipes.verification.stages import STAGES
 from coreai_recipes.zoo.cells import Cell
 from coreai_recipes.zoo.estimating import plan_row
@@ -192,7 +192,8 @@ def _whole_or_random(cell: Cell) -> tuple[Recipe | str, RandomCheckpoint | str |
     if cell.checkpoint != RANDOM:
         return cell.source, cell.checkpoint, None
     fitted = () if cell.bits in (None, FLOAT16_BITS) else (NO_TEXT,)
-    recipe, layers = make_affordable(load_recipe(cell.source, (*cell.overrides, *fitted)))
+    whole = load_recipe(cell.source, (*cell.overrides, *fitted))
+    recipe, layers = make_affordable(whole, AFFORDABLE_VOCABULARY)
     without = "" if recipe.draft is None else ", without the draft"
     recipe = recipe.model_copy(update={"draft": None})
     return recipe, TextlessCheckpoint(recipe), f"random weights, {layers}{without}"

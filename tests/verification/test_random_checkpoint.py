@@ -7,11 +7,17 @@ import torch
 
 from coreai_recipes import build_decoder, load_recipe, verify
 from coreai_recipes.decoder.filling import bind_weights
+from coreai_recipes.decoder.model import count_parameters
 from coreai_recipes.errors import CheckpointError, RecipeError, UserError
 from coreai_recipes.recipe import built_in_recipes
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification import random_checkpoint
-from coreai_recipes.verification.random_checkpoint import RandomCheckpoint, cut_to_kinds, make_affordable
+from coreai_recipes.verification.random_checkpoint import (
+    RandomCheckpoint,
+    cut_to_kinds,
+    cut_vocabulary,
+    make_affordable,
+)
 
 
 @pytest.fixture
@@ -60,6 +66,22 @@ def test_a_cut_recipe_keeps_a_layer_of_each_kind(monkeypatch: pytest.MonkeyPatch
     cut, words = make_affordable(tiny)
     assert (cut.model.layer_kinds, words) == (("full",), "one layer of each kind at full width, 1 of 4")
     assert cut == cut_to_kinds(tiny)
+
+
+def test_tables_are_cut_before_layers(monkeypatch: pytest.MonkeyPatch, tiny: Recipe) -> None:
+    assert make_affordable(tiny, 100) == (tiny, "all 4 layers")
+    layers = count_parameters(tiny) - 512 * 96
+    monkeypatch.setattr(random_checkpoint, "AFFORDABLE_NUMBERS", layers + 100 * 96)
+    cut, words = make_affordable(tiny, 100)
+    assert (cut.model.vocab_size, words) == (100, "all 4 layers, 100 of 512 tokens")
+    assert make_affordable(tiny, 101)[1] == "one layer of each kind at full width, 1 of 4, 101 of 512 tokens"
+    assert make_affordable(tiny, 512)[1] == "one layer of each kind at full width, 1 of 4"
+
+
+def test_the_second_table_is_cut_as_the_first() -> None:
+    second = cut_vocabulary(load_recipe("gemma4"), 1000).model.embedding.per_layer
+    assert second is not None
+    assert second.vocab_size == 1000
 
 
 def test_verify_says_which_weights_it_used(tiny: Recipe) -> None:
