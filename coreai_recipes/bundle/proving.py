@@ -34,12 +34,14 @@ def verify(
     runtime: str | None = None,
     random: bool = False,
     adapters: Mapping[str, str] | None = None,
+    states: bool = False,
     progress: "Progress | None" = None,
 ) -> "Report":
     """Prove a bundle, or a recipe before it is built, equal to transformers, stage by stage (`verification.run`).
 
     `adapters` says by name where those of the recipe lie. With `random` the weights are random ones in the recipe's
-    shape, one layer of each kind where all would take long.
+    shape, one layer of each kind where all would take long. With `states` what recurrences lose after 500 and 2,000
+    tokens is measured in models of any size.
     Raises UserError when the bundle was modified since it was built, or the checkpoint does not fit.
     """
     from coreai_recipes.storage.matching import load_held
@@ -82,6 +84,7 @@ def verify(
             runtime=chosen,
             on_progress=check,
             missing=missing,
+            all_lengths=states,
         )
     except UserError:
         finish()  # what is wrong with another checkpoint says nothing of this bundle

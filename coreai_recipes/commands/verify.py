@@ -33,6 +33,9 @@ def verify(
         bool,
         typer.Option("--random", help="Verify a recipe with random weights; of a deep model, one layer of each kind."),
     ] = False,
+    states: Annotated[
+        bool, typer.Option("--states", help="Measure what recurrent states lose after 2,000 tokens, if it takes long.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a bundle, or a recipe before it is built, with transformers."""
@@ -50,6 +53,7 @@ def verify(
             runtime=runtime,
             random=random,
             adapters=read_adapters(adapter),
+            states=states,
             progress=progress,
         )
     if as_json:

@@ -117,6 +117,12 @@ def _state_words(states: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"transformers' states stay in float32: {theirs['not_compared']}"
     else:
         yield f"transformers' float16 with float16 states {decibels(theirs['float16_psnr_db'])} dB"
+    after = states.get("after", {})
+    for each in after.get("lengths", ()):
+        yield f"its states alone after {each['tokens']:,} tokens, one a call: {decibels(each['psnr_db'])} dB"
+    if "not_measured" in after:
+        lengths = " and ".join(f"{length:,}" for length in after["not_measured"])
+        yield f"what they lose after {lengths} tokens was not measured, which takes long: --states does"
 
 
 def _their_halves(float16: Mapping[str, Any], bfloat16: Mapping[str, Any] | None, sums: bool) -> str:

@@ -29,12 +29,14 @@ def run_stages(
     runtime: Runtime = "evaluator",
     on_progress: Progress | None = None,
     missing: Mapping[str, str] | None = None,
+    all_lengths: bool = False,
 ) -> Report:
     """Run `stages` (all by default, and those in `require`) in their order; what cannot run is skipped and says why.
 
     `sources` are the checkpoints by the stack that they fill, and `missing` says why a stack has none; a checkpoint
     alone fills the model. A stage in `require` that is skipped is a failure. `tokens` replaces the fixed English
-    passage. `on_progress(stage, done, total)` is called as a stage goes on.
+    passage. `on_progress(stage, done, total)` is called as a stage goes on. With `all_lengths` what states of
+    recurrences lose after 500 and 2,000 tokens is measured in models of any size.
     Raises UserError for a stage that there is not, and for a runtime that is not on this machine.
     """
     check_names((*(stages or ()), *require))
@@ -44,7 +46,7 @@ def run_stages(
     given = None if tokens is None else check_tokens(tokens, recipe)
     if not isinstance(sources, Mapping):
         sources = {} if sources is None else {MODEL: sources}
-    subject = Subject(recipe, sources, package, given, runtime, on_progress, missing or {})
+    subject = Subject(recipe, sources, package, given, runtime, on_progress, missing or {}, all_lengths=all_lengths)
     return run_on(subject, wanted, require)
 
 

@@ -51,6 +51,8 @@ class Subject:
     peaks: "Peaks | None" = None
     # the largest value of the residual stream, left by the first stage that saw it
     stream_peak: float | None = None
+    # what states lose after 2,000 tokens is measured however long that takes
+    all_lengths: bool = False
 
     @property
     def weights(self) -> Checkpoint:

@@ -123,8 +123,8 @@ def run_cell(order: Order, announce: Announce = lambda step: None) -> Outcome:
             return _run(order, announce)
     except UserError as error:
         return Outcome.of_error(cell, key, "\n".join(error.problems), _may_mend(error))
-    except Exception as error:  # a fault of ours must not take the other cells with it
-        return Outcome.of_error(cell, key, describe(error), _may_mend(error))
+    except Exception as error:  # a fault of ours, or of something below: nobody knows whether it comes again
+        return Outcome.of_error(cell, key, describe(error), may_mend=True)
 
 
 def _run(order: Order, announce: Announce) -> Outcome:

@@ -12,6 +12,7 @@ from zoos import ONE_EACH, unclocked, write_zoo
 
 from coreai_recipes.bundle import Bundle
 from coreai_recipes.zoo import running
+from coreai_recipes.zoo.cluster import BACK_WITHIN
 from coreai_recipes.zoo.loading import Loaded, load_zoo
 from coreai_recipes.zoo.running import run_zoo
 from coreai_recipes.zoo.store import Store
@@ -48,9 +49,13 @@ class Ran:
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """The address of two workers of one machine, processes of their own."""
+    import dask
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, **ONE_EACH) as cluster:
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": BACK_WITHIN}),  # as ours: processors are shared here
+        LocalCluster(n_workers=2, **ONE_EACH) as cluster,
+    ):
         yield cluster.scheduler_address
 
 
@@ -76,7 +81,7 @@ def ten(scheduler: str, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def test_ten_cells_pass_though_a_worker_was_killed_in_a_build(ten: Ran) -> None:
-    assert [outcome.status for outcome in ten.outcomes] == ["passed"] * 10
+    assert {outcome.cell.words: outcome.why for outcome in ten.outcomes if outcome.status != "passed"} == {}
     assert [outcome.cell for outcome in ten.outcomes] == list(ten.loaded.cells)
     begun = [process for step, process in ten.steps if step == "build"]
     assert len(set(begun)) == 2, "the cell was begun in one process, and again in another"

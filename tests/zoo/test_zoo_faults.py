@@ -36,14 +36,14 @@ def test_a_full_disk_is_tried_again_when_the_others_are_done_and_a_broken_checkp
     ]
 
 
-def test_a_fault_of_ours_is_an_outcome_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_is_an_outcome_too_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr(working, "build", build)
     loaded = tiny_zoo(tmp_path)
     outcome = run_cell(Order(loaded.cells[0], "0" * 64, loaded.store, cluster_versions()))
-    assert (outcome.status, outcome.why, outcome.may_mend) == ("error", "ZeroDivisionError: by zero", False)
+    assert (outcome.status, outcome.why, outcome.may_mend) == ("error", "ZeroDivisionError: by zero", True)
 
 
 def test_a_checkpoint_that_cannot_be_read_costs_its_own_cells_alone(

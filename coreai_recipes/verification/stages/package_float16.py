@@ -21,6 +21,7 @@ from coreai_recipes.verification.half_sums import SumsInFloat16
 from coreai_recipes.verification.reference import Reference
 from coreai_recipes.verification.report import StageResult, number, skip
 from coreai_recipes.verification.stages.package import experts_taken
+from coreai_recipes.verification.state_lengths import measure_lengths
 from coreai_recipes.verification.state_loss import StateLoss, measure_states, recurrences
 from coreai_recipes.verification.streamed import Agreeing, StreamedDecoder
 from coreai_recipes.verification.subject import Subject
@@ -104,7 +105,8 @@ def run(subject: Subject) -> StageResult:
         "overflowed": overflowed[:10],
     }
     if states is not None:
-        detail["states"] = states.to_json()
+        lengths = measure_lengths(subject, f"{NAME}: states")
+        detail["states"] = {**states.to_json(), **({} if lengths is None else {"after": lengths})}
     if sums_in_float16(subject):
         detail["sums_in_float16"] = True
     if theirs_bfloat16 is not None:
