@@ -211,6 +211,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {"scale_attn_weights": True},
     "phi": {"head_dim": 8},  # its q and k norms are hidden_size / num_attention_heads wide
     "apertus": {"hidden_act": "xielu"},
+    "diffllama": {"num_attention_heads": 12, "num_key_value_heads": 4},  # halves of both
     # transformers cannot run it without
     "dbrx": {"attn_config.clip_qkv": 0.7, "attn_config.rope_theta": 10000.0},
     # which attention_layers overrule

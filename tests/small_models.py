@@ -19,8 +19,8 @@ def small_model(model_class: Callable[[Any], nn.Module], config: Any, seed: int 
                 parameter.copy_(random * 1.5 * parameter.shape[-1] ** -0.5)
             elif name.endswith("A_log"):
                 parameter.copy_(random * 0.5 - 1)  # slow and fast heads
-            elif name.endswith(("bias", "sinks")):
-                parameter.copy_(random * 0.5)  # sinks begin at random
+            elif name.endswith(("bias", "sinks")) or "lambda_" in name:
+                parameter.copy_(random * 0.5)  # sinks and lambdas begin at random
             else:
                 parameter.add_(random * (0.2 if "norm" in name else 0.5))
         stored = model.state_dict()

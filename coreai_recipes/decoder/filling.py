@@ -15,7 +15,7 @@ from coreai_recipes.primitives.layer import POINTWISE
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.weights.binding import Binding, ParameterInfo, bind
-from coreai_recipes.weights.computed import SinesBinding
+from coreai_recipes.weights.computed import LambdaBinding, SinesBinding
 from coreai_recipes.weights.folding import stored_as
 from coreai_recipes.weights.regrouping import regrouped
 from coreai_recipes.weights.tying import judge_head
@@ -92,6 +92,9 @@ def bind_weights(stack: StackModule, checkpoint: Checkpoint) -> dict[str, Bindin
         rewrite = stored_as(stack.recipe, name, stack.form, stack.of.key)
         wanted[name] = ParameterInfo(shape, kind, rewrite, name in stack.whole_numbers, kv_heads, heads)
     found = bind(wanted, stack.of.weights.names, checkpoint, unused=stack.unused())
+    for name in made_of(stack):
+        joined, layer = found[name], int(name.split(".")[1])
+        found[name] = LambdaBinding(checkpoint, joined.tensor, (1,), join=joined.join, layer=layer)
     if spec is not None:
         name = POSITIONS
         found[name] = SinesBinding(checkpoint, name, shapes[name], spec=spec)
@@ -113,7 +116,21 @@ def bind_stacks(stacks: Iterable[StackModule], sources: Mapping[str, Checkpoint]
 
 
 def checkpoint_shapes(module: StackModule) -> dict[str, tuple[int, ...]]:
-    """The shape that a checkpoint has of each parameter: matrices without the 1 x 1 of a convolution, vectors flat."""
+    """The shape that a checkpoint has of each parameter, or of the vectors together of which one is made."""
+    return flat_shapes(module) | made_of(module)
+
+
+def made_of(module: StackModule) -> dict[str, tuple[int, ...]]:
+    """Parameters that are made of a checkpoint's vectors, and how long these are together."""
+    return {
+        f"{owner}.{name}": shape
+        for owner, part in module.named_modules()
+        for name, shape in getattr(part, "made_of", {}).items()
+    }
+
+
+def flat_shapes(module: StackModule) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter: matrices without the 1 x 1 of a convolution, vectors flat."""
     shapes = {}
     for name, parameter in module.named_parameters():
         shape = tuple(parameter.shape)

@@ -22,7 +22,14 @@ from coreai_recipes.primitives.causal_conv import CausalConvolution
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
-from coreai_recipes.recipe.schema import Attention, GatedDelta, LatentAttention, Mamba2, ShortConvolution
+from coreai_recipes.recipe.schema import (
+    Attention,
+    DifferentialAttention,
+    GatedDelta,
+    LatentAttention,
+    Mamba2,
+    ShortConvolution,
+)
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def draft_flops(draft: Draft) -> int:
 
 def _layer_flops(
     layer: Layer,
-    attention: Attention | LatentAttention | ShortConvolution | GatedDelta | Mamba2,
+    attention: Attention | DifferentialAttention | LatentAttention | ShortConvolution | GatedDelta | Mamba2,
     queries: int,
     rows: int,
 ) -> int:

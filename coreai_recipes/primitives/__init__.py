@@ -2,6 +2,7 @@
 
 from coreai_recipes.primitives import (
     attention,
+    differential,
     embedding,
     experts,
     gated_delta,
@@ -17,6 +18,7 @@ from coreai_recipes.primitives.registry import primitive, register, registered
 
 __all__ = [
     "attention",
+    "differential",
     "embedding",
     "experts",
     "gated_delta",

@@ -50,7 +50,7 @@ class AttentionCore(nn.Module):
         G, D = self.num_kv_heads, self.head_dim
         q = scaled(q.view(1, G, self.num_heads // G, D), self.scale)
         scores = torch.matmul(q, keys.transpose(2, 3))  # (1, G, H/G, K)
-        mixed = self._values(torch.matmul(self._weights(scores, mask, 3), values), 3)  # (1, G, H/G, E)
+        mixed = self.mix(self._weights(scores, mask, 3), values, 3)  # (1, G, H/G, E)
         return mixed.reshape(1, -1, 1, 1)
 
     def _attend_queries_last(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -59,11 +59,13 @@ class AttentionCore(nn.Module):
         q = scaled(q, self.scale).view(G, shared, D, S).transpose(1, 2).reshape(1, G, D, shared * S)
         scores = torch.matmul(keys, q).view(G, -1, shared, S)  # (G, K, H/G, S)
         weights = self._weights(scores, mask, 1).view(1, G, -1, shared * S)
-        mixed = self._values(torch.matmul(values.transpose(2, 3), weights), 2)  # (1, G, E, H/G * S)
-        return mixed.reshape(G, -1, shared, S).transpose(1, 2).reshape(1, -1, 1, S)
+        mixed = self.mix(weights, values, 2)  # (1, G, E, H/G * S)
+        return mixed.reshape(mixed.shape[1], -1, shared, S).transpose(1, 2).reshape(1, -1, 1, S)
 
-    def _values(self, mixed: Tensor, axis: int) -> Tensor:
-        """Without what a cache adds to values to make them as long as keys."""
+    def mix(self, weights: Tensor, values: Tensor, axis: int) -> Tensor:
+        """values (1, G, K, E) by their weights, dimensions being `axis` of what is given: (1, G, N, K) -> (1, G, N, E),
+        or (1, G, K, N) -> (1, G, E, N); without what a cache adds to values to make them as long as keys."""
+        mixed = torch.matmul(weights, values) if axis == 3 else torch.matmul(values.transpose(2, 3), weights)
         return mixed if self.value_dim == mixed.shape[axis] else mixed.narrow(axis, 0, self.value_dim)
 
     def _weights(self, scores: Tensor, mask: Tensor, axis: int) -> Tensor:

@@ -75,6 +75,9 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
         yield Problem(
             (*at, "num_kv_heads"), "latent-heads", f"in latent attention, keys are made for each of {heads} heads"
         )
+    if value_at(kind, "attention", "kind") == "differential" and kv_heads and kv_heads % 2:
+        words = f"{kv_heads} KV heads have no two halves, whose heads are paired"
+        yield Problem((*at, "num_kv_heads"), "differential-heads", words)
     values = integer_at(kind, "attention", "value_dim")
     nope_dim, rope_dim = integer_at(kind, "attention", "nope_dim"), integer_at(kind, "attention", "rope_dim")
     if values and nope_dim and rope_dim and values > nope_dim + rope_dim:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.decoder.filling import bind_weights, checkpoint_shapes
+from coreai_recipes.decoder.filling import bind_weights, flat_shapes
 from coreai_recipes.decoder.model import build_decoder, exported_form
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.constants import Constant
@@ -102,7 +102,7 @@ def packaged_decoder(
     found: dict[str, PackagedWeight | RawTable] = {}
     missing = []
     tables = tables_beside(recipe, package)
-    for name, shape in checkpoint_shapes(decoder).items():
+    for name, shape in flat_shapes(decoder).items():
         constant = constants.get(name.replace(".", "_"))
         if name in decoder.tables or (constant is None and TABLE_INPUTS.get(name) in tables):
             found[name] = RawTable(name, tables[TABLE_INPUTS[name]], shape)

@@ -1,4 +1,5 @@
-"""Parameters that no checkpoint has, because they follow from the recipe: made when they are read."""
+"""Parameters that no checkpoint has, because they follow from the recipe or from other tensors: made when they are
+read."""
 
 from __future__ import annotations
 
@@ -49,3 +50,21 @@ def position_sines(spec: LearnedPositions, width: int) -> Tensor:
     positions = torch.arange(spec.offset + spec.count, dtype=torch.int64).float()
     angles = positions.unsqueeze(1) * frequencies.unsqueeze(0)
     return torch.cat((torch.sin(angles), torch.cos(angles)), 1)
+
+
+@dataclass(frozen=True)
+class LambdaBinding(Binding):
+    """The lambda (1,) of layer `layer` of differential attention, of its q1, k1, q2 and k2, which are joined."""
+
+    layer: int = 0
+
+    def _stored_blocks(self) -> Iterator[Tensor]:
+        import torch
+
+        q1, k1, q2, k2 = (tensor.float() for tensor in super()._stored_blocks())
+        yield (torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + initial_lambda(self.layer)).view(1)
+
+
+def initial_lambda(layer: int) -> float:
+    """What lambda is where a layer has learned nothing (transformers' lambda_init_fn)."""
+    return 0.8 - 0.6 * math.exp(-0.3 * layer)

@@ -6,7 +6,18 @@ power of two it is multiplied, and in which order the dimensions of each head st
 
 from coreai_recipes.primitives.layer import MLP_NORMED_BEHIND, NORMED_BEHIND, Form
 from coreai_recipes.primitives.rotary import fold_order
-from coreai_recipes.recipe.schema import MODEL, GatedMLP, LatentAttention, LayerKind, LayerNorm, Recipe, RMSNorm, Stack
+from coreai_recipes.recipe.schema import (
+    MODEL,
+    DifferentialAttention,
+    GatedMLP,
+    LatentAttention,
+    LayerKind,
+    LayerNorm,
+    Recipe,
+    RMSNorm,
+    Stack,
+)
+from coreai_recipes.weights.computed import initial_lambda
 from coreai_recipes.weights.rewrite import Rewrite
 
 # what reads the residual stream in each block, and what writes to it; `input` is a short convolution's, `last` also
@@ -37,18 +48,21 @@ def stored_as(recipe: Recipe, name: str, form: Form, key: str = MODEL) -> Rewrit
     if parts[0] != "layers":
         of_head = (parts[0] == "norm" and "projections" not in parts) or parts[:2] == ["head", "bias"]
         return Rewrite(_added(_norm_around(recipe, stack, parts), parts[-1]), form.head_scale if of_head else 1.0)
-    kind_name, parts = stack.layer_kinds[int(parts[1])], parts[2:]
+    layer, parts = int(parts[1]), parts[2:]
+    kind_name = stack.layer_kinds[layer]
     kind = stack.kinds[kind_name]
     if parts[:2] == ["mlp", "activation"]:  # xielu's alphas, whose logits are what a checkpoint has
         return Rewrite(function="softplus", offset=0.5 if parts[-1] == "alpha_n" else 0.0)
     if parts == ["attention", "rate"]:  # A_log: no program takes the exp of a weight
         return Rewrite(function="negative_exp")
+    of_pairs = isinstance(kind.attention, DifferentialAttention) and parts == ["attention", "o", "weight"]
+    scale = 1 - initial_lambda(layer) if of_pairs else 1.0
     norm = _norm_at(stack, kind_name, parts)
     rows, columns = _orders(recipe, kind, kind_name, parts) if form.folded else (None, None)
     factor = _stream_factor(stack, kind_name, parts, form.residual_scale) * _mlp_factor(
         stack, kind_name, parts, form.mlp_scale
     )
-    return Rewrite(_added(norm, parts[-1]), factor, rows, columns)
+    return Rewrite(_added(norm, parts[-1]), factor, rows, columns, scale=scale)
 
 
 def _added(norm: RMSNorm | LayerNorm | None, leaf: str) -> float:

@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A parameter is (function(tensor) + offset) * factor, its rows (or its columns) in `order` within each run of
-    len(order)."""
+    """A parameter is (function(tensor) * scale + offset) * factor, its rows (or its columns) in `order` within each run
+    of len(order)."""
 
     offset: float = 0.0
     factor: float = 1.0
     row_order: Sequence[int] | None = None
     column_order: Sequence[int] | None = None
     function: Literal["softplus", "negative_exp"] | None = None
+    scale: float = 1.0
 
     def apply(self, tensor: Tensor) -> Tensor:
         """The parameter, from whole heads of the checkpoint's tensor (rows, columns) or (rows,)."""
@@ -29,8 +30,8 @@ class Rewrite:
             tensor = torch.nn.functional.softplus(tensor.float())
         elif self.function == "negative_exp":
             tensor = -torch.exp(tensor.float())
-        if self.offset or self.factor != 1.0:
-            tensor = (tensor.float() + self.offset) * self.factor
+        if self.offset or self.factor != 1.0 or self.scale != 1.0:
+            tensor = (tensor.float() * self.scale + self.offset) * self.factor
         for axis, order in enumerate((self.row_order, self.column_order)):
             if order is not None:
                 starts = torch.arange(0, tensor.shape[axis], len(order))

@@ -9,6 +9,7 @@ from families import FAMILIES, Pair, llama, mistral
 from figures import psnr
 from test_chunked import both_chunks
 from test_chunked import small as small_llama4
+from test_differential import layers as differential_layers
 from test_gated_delta import both as both_deltas
 from test_latent import CASES as LATENT
 from test_latent import case as latent_case
@@ -75,6 +76,7 @@ PARITY: dict[str, dict[str, Callable[[], list[Compare]]]] = {
     },
     "gated_delta": {"qwen3_5": lambda: [both_deltas()]},  # test_gated_delta.py has more
     "mamba2": {"bamba": lambda: [both_mambas()]},  # test_mamba2.py has more
+    "differential": {"diffllama": differential_layers},  # test_differential.py has more
     "chunked": {"llama4": lambda: both_chunks(small_llama4())},  # test_chunked.py has more
     "full": {
         "llama": of_kind("full", FAMILIES["llama"]),

@@ -24,6 +24,12 @@ RULES = [
         "num_kv_heads: 4",
     ),
     (
+        "attention: {kind: full, num_heads: 4, num_kv_heads: 2",
+        "attention: {kind: differential, num_heads: 3, num_kv_heads: 3",
+        "r.yaml:11:67: model.kinds.full.attention.num_kv_heads: 3 KV heads have no two halves, whose heads are paired",
+        "attention: {kind: differential, num_heads: 4, num_kv_heads: 2",
+    ),
+    (
         "head_dim: 8",
         "head_dim: 7",
         "r.yaml:11:72: model.kinds.full.attention.head_dim: 7 is odd, but a rotary rotates dimensions in pairs",

@@ -180,6 +180,34 @@ class _WithoutOptions(Spec):
     shares_kv_with: ClassVar[str | None] = None
 
 
+class DifferentialAttention(_WithoutOptions):
+    """A query sees every earlier position, by the difference of two softmaxes (DiffLlama): of each pair of heads, one
+    of the first half of all and its fellow in the second half, the weights of the first less lambda times those of the
+    second mix the values of both, side by side.
+
+    What a pair gives is normed and times 1 - initial, where initial = 0.8 - 0.6 exp(-0.3 i) in layer i and lambda =
+    exp(q1 k1) - exp(q2 k2) + initial, of four vectors of the layer.
+    """
+
+    kind: Literal["differential"]
+    num_heads: Heads = Field(description="query heads (num_attention_heads)")
+    num_kv_heads: Heads = Field(
+        description="key and value heads (num_key_value_heads), an even number; num_heads is a multiple of it"
+    )
+    head_dim: HeadDim = Field(description="dimensions of one head")
+    bias: Literal["none", "qkvo"] = Field(default="none", description="add biases to the projections (attention_bias)")
+    scale: PositiveFloat | None = Field(default=None, description="factor of the scores; defaults to head_dim^-0.5")
+
+    @property
+    def score_scale(self) -> float:
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def rotary_dim(self) -> int:
+        """The dimensions of a head that are given to its rotary."""
+        return self.head_dim
+
+
 class LatentAttention(_WithoutOptions):
     """A query sees every earlier position; one short vector holds the keys and values of all heads (DeepSeek V2, V3).
 
@@ -323,6 +351,13 @@ class Mamba2(_WithoutAttention):
 Recurrence = GatedDelta | Mamba2  # heads with a matrix each, by groups that share keys
 
 AttentionKind = Annotated[
-    FullAttention | SlidingAttention | ChunkedAttention | LatentAttention | ShortConvolution | GatedDelta | Mamba2,
+    FullAttention
+    | SlidingAttention
+    | ChunkedAttention
+    | DifferentialAttention
+    | LatentAttention
+    | ShortConvolution
+    | GatedDelta
+    | Mamba2,
     Open("attention"),
 ]
