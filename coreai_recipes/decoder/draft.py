@@ -18,7 +18,7 @@ from coreai_recipes.decoder.states import StateSpec, state_specs
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.cache import SharedCache, draft_mask
 from coreai_recipes.primitives.layer import PLAIN, Form, Layer
-from coreai_recipes.primitives.layer_inputs import ROTATING, LayerInputs
+from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive
@@ -81,8 +81,8 @@ class Draft(StackModule):
 
     def ports(self, kind: str) -> dict[str, tuple[int, ...]]:
         """The inputs by name that layers of a kind are given (`LayerInputs`)."""
-        pairs, rows = len(self._rotary(kind).inv_freq), self.owners[self.owner(kind)].rows
-        found: dict[str, tuple[int, ...]] = dict.fromkeys(ROTATING, (1, pairs, 1, 1)) if pairs else {}
+        rows = self.owners[self.owner(kind)].rows
+        found = self._rotary(kind).ports(1)
         found["mask"] = (1, 1, 1, rows) if self.recipe.export.keys_last else (1, rows, 1, 1)
         return found
 
@@ -97,9 +97,8 @@ class Draft(StackModule):
         return self.given(kind, position, mask)
 
     def given(self, kind: str, positions: Tensor, mask: Tensor) -> LayerInputs:
-        """What layers of `kind` are given at `positions` (S,): cos, sin (1, R/2, 1, S) and this mask."""
-        cos, sin = self._rotary(kind).angles(positions.unsqueeze(0))
-        return LayerInputs(mask, cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2))
+        """What layers of `kind` are given at `positions` (S,): angles and this mask."""
+        return LayerInputs(mask, **self._rotary(kind).given(positions))
 
     def start(self, embedded: Tensor, hidden: Tensor) -> Tensor:
         """x (1, C', 1, 1) of the last token's embedding (1, C, 1, 1) and the last hidden state (1, 1, C)."""

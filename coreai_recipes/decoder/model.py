@@ -190,12 +190,12 @@ def exported_form(recipe: Recipe) -> Form:
     export = recipe.export
     layout, norm = export.mlp_layout == "8x8", export.norm == "mirrored"
     scales = export.scale, export.mlp_scale, export.head_scale
-    return Form(export.fold, *scales, layout, norm, recipe.regroups, tuple(export.float32))
+    return Form(export.rotary_fold, *scales, layout, norm, recipe.regroups, tuple(export.float32))
 
 
 def weights_form(recipe: Recipe) -> Form:
     """The form in whose order the exported one has its weights, without its scales: they are factors."""
-    return Form(folded=recipe.export.fold, regrouped=recipe.regroups)
+    return Form(folded=recipe.export.rotary_fold, regrouped=recipe.regroups)
 
 
 def fill(module: nn.Module, read: ReadParameter, prefix: str = "") -> None:

@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from coreai_recipes.primitives.cache import Cache, KeptRows
 from coreai_recipes.primitives.carried import Carried, CarriedTensor
 from coreai_recipes.primitives.constants import clipped, scaled
-from coreai_recipes.primitives.layer_inputs import LayerInputs
+from coreai_recipes.primitives.layer_inputs import Angles, LayerInputs
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.primitives.rotary import build_rotary
 from coreai_recipes.primitives.softplus import softplus
-from coreai_recipes.recipe.schema import GatedDelta, LatentAttention, LayerKind, LayerNorm, QKNorm, RMSNorm
+from coreai_recipes.recipe.schema import GatedDelta, LatentAttention, LayerKind, LayerNorm, QKNorm, RMSNorm, RotaryFold
 from coreai_recipes.recipe.schema import SlidingAttention as SlidingSpec
 
 
@@ -90,7 +90,9 @@ class Attention(AttentionCore):
     k (G, D, 1, S) through untouched: places for a hook to look.
     """
 
-    def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> None:
+    def __init__(
+        self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: RotaryFold | None = None
+    ) -> None:
         super().__init__(kind)
         spec = kind.attention
         if isinstance(spec, LatentAttention | GatedDelta):
@@ -126,13 +128,13 @@ class Attention(AttentionCore):
         return build_norm(spec.norm or norm, self.head_dim, heads if spec.over == "each_head" else None)
 
     def forward(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
-        cos, sin = given.angles
-        q = self._turned(self.q(x).view(self.num_heads, self.head_dim, 1, x.shape[3]), self.q_norm, cos, sin)
+        angles = given.angles
+        q = self._turned(self.q(x).view(self.num_heads, self.head_dim, 1, x.shape[3]), self.q_norm, angles)
         if given.temperature is not None:
             q = q * given.temperature
         q = self.rotated_query(q)
         keys, values = (
-            cache.read() if self.k is None else cache.update(*self._keys_and_values(x, cos, sin))
+            cache.read() if self.k is None else cache.update(*self._keys_and_values(x, angles))
         )  # (1, G, K, D)
         mixed = self._gated(self.attend(q, keys, values, given.hidden), x)
         out: Tensor = self.o(self.finish(mixed if self.out_norm is None else self.out_norm(mixed), x))
@@ -156,7 +158,7 @@ class Attention(AttentionCore):
         by x (1, C, 1, S)."""
         return mixed
 
-    def _keys_and_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_and_values(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
         """The call's own keys and values, each (G, S, D)."""
         G, D, S = self.num_kv_heads, self.head_dim, x.shape[3]
         k = self.k(x).view(G, D, 1, S)  # type: ignore[misc]
@@ -167,17 +169,17 @@ class Attention(AttentionCore):
         v = scaled(v, self.value_scale)
         if self.value_dim < D:  # the cache has one length for both
             v = torch.cat((v, torch.zeros(G, D - self.value_dim, 1, S, dtype=v.dtype, device=v.device)), 1)
-        k = self.rotated_key(self._turned(k, self.k_norm, cos, sin))
+        k = self.rotated_key(self._turned(k, self.k_norm, angles))
         return k.view(G, D, S).transpose(1, 2), v.view(G, D, S).transpose(1, 2)
 
     def _clipped(self, x: Tensor) -> Tensor:
         return x if self.clip is None else clipped(x, self.clip)
 
-    def _turned(self, x: Tensor, norm: nn.Module | None, cos: Tensor, sin: Tensor) -> Tensor:
+    def _turned(self, x: Tensor, norm: nn.Module | None, angles: Angles) -> Tensor:
         """Queries or keys (N, D, 1, S), normed and turned, in the recipe's order; cut off before they turn."""
         if norm is not None and not self.norm_after_rotary:
             x = self._normed(x, norm)
-        x = self.rotary.rotate_along(self._clipped(x), cos, sin, 1)
+        x = self.rotary.turn(self._clipped(x), angles)
         return self._normed(x, norm) if norm is not None and self.norm_after_rotary else x
 
     def _normed(self, x: Tensor, norm: nn.Module) -> Tensor:
@@ -202,8 +204,10 @@ class ChunkedAttention(Attention):
     """The earlier positions of the query's chunk are seen; the mask makes the difference."""
 
 
-def build_attention(kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> nn.Module:
-    """The registered attention of `kind`; `folded` turns heads whose dimensions stand in the rotary's fold order."""
+def build_attention(
+    kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: RotaryFold | None = None
+) -> nn.Module:
+    """The registered attention of `kind`; `folded` turns heads whose dimensions stand in that order."""
     return primitive("attention", kind.attention.kind)(kind, hidden_size, norm, folded)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from coreai_recipes.primitives.attention import Attention
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.registry import register
-from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm
+from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm, RotaryFold
 
 
 @register("attention", "differential")
@@ -17,7 +17,9 @@ class DifferentialAttention(Attention):
     of four vectors as it is read (`weights.computed`), and 1 - initial is in the last projection.
     """
 
-    def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> None:
+    def __init__(
+        self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: RotaryFold | None = None
+    ) -> None:
         super().__init__(kind, hidden_size, norm, folded)
         self.lambda_full = nn.Parameter(torch.empty(1, 1, 1, 1), requires_grad=False)
         self.made_of = {"lambda_full": (4 * self.head_dim,)}

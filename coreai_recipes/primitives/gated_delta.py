@@ -19,7 +19,7 @@ from coreai_recipes.primitives.recurrence import held_of, matrix_of
 from coreai_recipes.primitives.registry import register
 from coreai_recipes.primitives.softplus import softplus
 from coreai_recipes.recipe.schema import GatedDelta as GatedDeltaSpec
-from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm
+from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm, RotaryFold
 
 UNIT_EPS = 1e-6  # added to the sum of squares of a query or a key, not to their mean
 
@@ -31,7 +31,9 @@ class GatedDelta(nn.Module):
     Each value head has a factor of its own for what its state keeps, exp(rate * softplus(decay(x) + decay_bias)).
     """
 
-    def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> None:
+    def __init__(
+        self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: RotaryFold | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec = _spec_of(kind)
         keys, values = spec.num_key_heads * spec.key_dim, spec.num_value_heads * spec.value_dim

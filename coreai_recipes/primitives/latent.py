@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from coreai_recipes.primitives.attention import AttentionCore
 from coreai_recipes.primitives.cache import Cache
-from coreai_recipes.primitives.layer_inputs import LayerInputs
+from coreai_recipes.primitives.layer_inputs import Angles, LayerInputs
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import register
 from coreai_recipes.primitives.rotary import build_rotary
 from coreai_recipes.recipe.schema import LatentAttention as LatentSpec
-from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm
+from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm, RotaryFold
 
 
 @register("attention", "latent")
@@ -26,7 +26,9 @@ class LatentAttention(AttentionCore):
     The part of a key that turns is made of the hidden state itself, once for all heads.
     """
 
-    def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> None:
+    def __init__(
+        self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: RotaryFold | None = None
+    ) -> None:
         spec = kind.attention
         if not isinstance(spec, LatentSpec):
             raise TypeError(f"{spec.kind} attention is not latent")
@@ -48,11 +50,10 @@ class LatentAttention(AttentionCore):
 
     def forward(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
         H, D, S = self.num_heads, self.head_dim, x.shape[3]
-        cos, sin = given.angles
         q = self._queries(x).view(H, D, 1, S)
         passing, turning = q.narrow(1, 0, self.nope_dim), q.narrow(1, self.nope_dim, self.rope_dim)
-        q = self.rotated_query(torch.cat((passing, self._turned(turning, cos, sin)), 1))
-        keys, values = cache.update(*self._keys_and_values(x, cos, sin))  # (1, H, K, D)
+        q = self.rotated_query(torch.cat((passing, self._turned(turning, given.angles)), 1))
+        keys, values = cache.update(*self._keys_and_values(x, given.angles))  # (1, H, K, D)
         out: Tensor = self.o(self.attend(q, keys, values, given.hidden))
         return out
 
@@ -61,20 +62,20 @@ class LatentAttention(AttentionCore):
             return self.q(x)  # type: ignore[no-any-return]
         return self.q_b(self.q_a_norm(self.q_a(x)))  # type: ignore[misc, no-any-return]
 
-    def _keys_and_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_and_values(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
         """The call's own keys and values, each (H, S, D), values with zeros behind them."""
         H, D, S = self.num_heads, self.head_dim, x.shape[3]
         both = self.kv_b(self.kv_a_norm(self.kv_a(x))).view(H, self.nope_dim + self.value_dim, 1, S)
         passing, v = both.narrow(1, 0, self.nope_dim), both.narrow(1, self.nope_dim, self.value_dim)
-        turned = self._turned(self.k_rope(x), cos, sin).expand(H, self.rope_dim, 1, S)
+        turned = self._turned(self.k_rope(x), angles).expand(H, self.rope_dim, 1, S)
         k = self.rotated_key(torch.cat((passing, turned), 1))
         if self.value_dim < D:
             v = torch.cat((v, torch.zeros(H, D - self.value_dim, 1, S, dtype=v.dtype, device=v.device)), 1)
         return k.view(H, D, S).transpose(1, 2), v.reshape(H, D, S).transpose(1, 2)
 
-    def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _turned(self, x: Tensor, angles: Angles) -> Tensor:
         """x (N, R, 1, S) turned; interleaved pairs leave as transformers has them: all first ones, all second ones."""
-        x = self.rotary.rotate_along(x, cos, sin, 1)
+        x = self.rotary.turn(x, angles)
         if self.rotary.pairing == "interleaved":
             x = x.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)  # type: ignore[no-untyped-call]
         return x

@@ -16,7 +16,7 @@ from coreai_recipes.primitives.mlp import build_mlp
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.per_layer import PerLayerGate
 from coreai_recipes.recipe.schema import AltUp as AltUpSpec
-from coreai_recipes.recipe.schema import LayerNorm, PerLayerEmbedding, RMSNorm, Stack
+from coreai_recipes.recipe.schema import LayerNorm, PerLayerEmbedding, RMSNorm, RotaryFold, Stack
 
 # MLPs that do the same to each token, wherever it lies.
 POINTWISE = ("gated", "plain")
@@ -31,7 +31,7 @@ class Form:
     """How the modules of a recipe are to be built: as the reference has them, or rewritten for export.
 
     Attributes:
-        folded: heads stand in the rotary's fold order (`rotary.fold_order`).
+        folded: how the dimensions of heads stand (`rotary.fold_order`), None as the reference has them.
         residual_scale: the residual stream, what reads it and what is written to it, is scaled by this power of two.
         mlp_scale: what a gated MLP multiplies is scaled by this power of two, and its last matrix, or the norm behind
             it, undoes that.
@@ -42,7 +42,7 @@ class Form:
         float32: what of each layer is computed in float32 (`primitives.float32`).
     """
 
-    folded: bool = False
+    folded: RotaryFold | None = None
     residual_scale: float = 1.0
     mlp_scale: float = 1.0
     head_scale: float = 1.0

@@ -9,11 +9,12 @@ from torch import Tensor
 from coreai_recipes.primitives.cache import Cache, FunctionalCache, Placement, RingCache, RowCache
 from coreai_recipes.primitives.carried import Carried
 
-WHOLE_NUMBERS = ("first",)
-ROTATING = ("cos", "sin")
+WHOLE_NUMBERS = ("first", "positions")
+ROTATING = ("cos", "sin", "positions")
 SHARED = ("padding", "held", "later")  # the same for every kind that has them
 # computed in float32 up to the port itself: float16 has 11 bits for an angle, and for a position
-FLOAT32 = (*ROTATING, "temperature")
+FLOAT32 = ("cos", "sin", "temperature")
+Angles = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class LayerInputs:
     Attributes:
         mask: 0 where a query sees a key, as `AttentionCore.attend` has it.
         cos, sin: of each pair that turns, (1, R/2, 1, S).
+        positions: of the tokens, (1, S), in place of cos and sin where the rotary makes them itself.
         temperature: a factor of queries, (1, 1, 1, S).
         first: written are the rows of a state from this one on, (1,).
         put, kept: or where `Placement` says, when several tokens come into a ring.
@@ -44,6 +46,7 @@ class LayerInputs:
     later: Tensor | None = None
     before: Tensor | None = None
     padding: Tensor | None = None
+    positions: Tensor | None = None
 
     @classmethod
     def of_ports(cls, named: Mapping[str, Tensor]) -> "LayerInputs":
@@ -63,8 +66,10 @@ class LayerInputs:
         return self.mask
 
     @property
-    def angles(self) -> tuple[Tensor, Tensor]:
-        """cos and sin, empty where nothing turns."""
+    def angles(self) -> Angles:
+        """What a rotary turns by: positions, or cos and sin, empty where nothing turns."""
+        if self.positions is not None:
+            return (self.positions,)
         if self.cos is None or self.sin is None:
             none = torch.empty(0, device="cpu")
             return none, none

@@ -16,7 +16,7 @@ from coreai_recipes.primitives.recurrence import held_of, matrix_of
 from coreai_recipes.primitives.registry import register
 from coreai_recipes.primitives.softplus import softplus
 from coreai_recipes.primitives.state_space import state_space, state_space_step
-from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm
+from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm, RotaryFold
 from coreai_recipes.recipe.schema import Mamba2 as Mamba2Spec
 
 
@@ -28,7 +28,9 @@ class Mamba2(nn.Module):
     dt, softplus(step(x) + step_offset), is a factor of what it writes, and rate * dt the logarithm of what it keeps.
     """
 
-    def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> None:
+    def __init__(
+        self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: RotaryFold | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec = _spec_of(kind)
         values, heads = spec.num_value_heads * spec.value_dim, spec.num_value_heads

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from coreai_recipes.primitives.alibi import round_to_bfloat16
 from coreai_recipes.primitives.registry import primitive, register
+from coreai_recipes.primitives.rotary_operation import turn_by_angles, turn_by_positions
 from coreai_recipes.recipe import schema
-from coreai_recipes.recipe.schema import NoRotary
+from coreai_recipes.recipe.schema import NoRotary, RotaryFold
 
 TurningSpec = schema.FullRotary | schema.PartialRotary | schema.ProportionalRotary
 RotarySpec = TurningSpec | NoRotary
+WHOLE_HEAD_KINDS = ("full", "partial", "proportional")
+Shape = tuple[int, ...]
 
 
 def inverse_frequencies(spec: TurningSpec, head_dim: int, context: int | None = None) -> Tensor:
@@ -55,13 +58,14 @@ def turning_pairs(spec: RotarySpec, head_dim: int) -> int:
     return int(spec.factor * head_dim) // 2 if isinstance(spec, schema.PartialRotary) else head_dim // 2
 
 
-def fold_order(spec: RotarySpec, head_dim: int) -> tuple[int, ...] | None:
+def fold_order(spec: RotarySpec, head_dim: int, fold: RotaryFold | None = "contiguous") -> tuple[int, ...] | None:
     """The dimensions of a head in the order that a folded rotary wants, None where they stand so already.
 
-    `interleaved`: the even ones of the width that turns, the odd ones, the rest. `proportional`: the A dimensions that
-    turn, those they are paired with, the rest (Gemma 4's global layers then turn 128 of 512 dimensions).
+    `contiguous`, pairs (i, i + R/2): the first dimensions of all pairs that turn, those they are paired with, the rest
+    (Gemma 4's global layers then turn 128 of 512 dimensions). `whole_head`, pairs (i, i + D/2): half of the rest stands
+    behind either.
     """
-    if isinstance(spec, NoRotary):
+    if isinstance(spec, NoRotary) or not fold:
         return None
     pairs = turning_pairs(spec, head_dim)
     if isinstance(spec, schema.ProportionalRotary):
@@ -69,9 +73,16 @@ def fold_order(spec: RotarySpec, head_dim: int) -> tuple[int, ...] | None:
     elif spec.pairing == "interleaved":
         first, second = range(0, 2 * pairs, 2), range(1, 2 * pairs, 2)
     else:
-        return None
-    turning = dict.fromkeys((*first, *second))
-    return (*turning, *(d for d in range(head_dim) if d not in turning))
+        first, second = range(pairs), range(pairs, 2 * pairs)
+    rest = sorted({*range(head_dim)} - {*first, *second})
+    between = len(rest) // 2 if turns_whole_head(spec, fold) else 0
+    order = (*first, *rest[:between], *second, *rest[between:])
+    return None if order == (*range(head_dim),) else order
+
+
+def turns_whole_head(spec: RotarySpec, fold: RotaryFold | None) -> bool:
+    """Whether a rotary is one operation over the whole head: a plugin's own is what its class makes of it."""
+    return fold == "whole_head" and spec.kind in WHOLE_HEAD_KINDS
 
 
 def _series(theta: float, width: int, pairs: int) -> Tensor:
@@ -186,6 +197,21 @@ class Rotary(nn.Module):
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.attention_factor == 1.0 else x * self.attention_factor
 
+    def ports(self, tokens: int) -> dict[str, Shape]:
+        """What layers of this rotary are given in a call of so many tokens, by name (`LayerInputs`)."""
+        pairs = len(self.inv_freq)
+        return dict.fromkeys(("cos", "sin"), (1, pairs, 1, tokens)) if pairs else {}
+
+    def given(self, positions: Tensor) -> dict[str, Tensor]:
+        """The same of integer `positions` (S,): cos and sin (1, R/2, 1, S)."""
+        cos, sin = self.angles(positions.unsqueeze(0))
+        return {"cos": cos.transpose(1, 2).unsqueeze(2), "sin": sin.transpose(1, 2).unsqueeze(2)}
+
+    def turn(self, x: Tensor, given: tuple[Tensor, ...]) -> Tensor:
+        """x (H, D, 1, S) turned by what its layer was `given`, in x's dtype."""
+        cos, sin = given
+        return self.rotate_along(x, cos, sin, 1)
+
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x (B, H, S, D) turned by cos and sin (B, S, R/2), in x's dtype."""
         return self.rotate_along(x, cos.unsqueeze(1), sin.unsqueeze(1), -1)
@@ -226,9 +252,60 @@ class Rotary(nn.Module):
         return first * cos - second * sin, second * cos + first * sin
 
 
-def build_rotary(spec: RotarySpec, head_dim: int, folded: bool = False, context: int | None = None) -> Rotary:
-    """The registered rotary of `spec`, for whichever kind."""
-    return Rotary(cast(TurningSpec, spec), head_dim, folded, context)
+class WholeHeadRotary(Rotary):
+    """The same rotation as one operation of a program, over heads whose dimensions stand in whole-head order.
+
+    Pairs are (i, i + D/2), with a frequency for each, zero where nothing turns. The operation takes positions and makes
+    the angles itself, or takes cos and sin where these are not just those of float32 angles.
+    """
+
+    def __init__(self, spec: TurningSpec, head_dim: int, context: int | None = None) -> None:
+        super().__init__(spec, head_dim, True, context)
+        self.turning = len(self.inv_freq)
+        self.inv_freq += (0.0,) * (head_dim // 2 - self.turning)
+        self.takes_positions = self.attention_factor == 1.0 and spec.precision == "float32" and spec.product == "model"
+
+    def ports(self, tokens: int) -> dict[str, Shape]:
+        return {"positions": (1, tokens)} if self.takes_positions else super().ports(tokens)
+
+    def given(self, positions: Tensor) -> dict[str, Tensor]:
+        return {"positions": positions.unsqueeze(0)} if self.takes_positions else super().given(positions)
+
+    def turn(self, x: Tensor, given: tuple[Tensor, ...]) -> Tensor:
+        if not self.takes_positions:
+            return super().turn(x, given)
+        (positions,), sign = given, -1.0 if self.spec.backwards else 1.0
+        inv_freq = [sign * each for each in self.inv_freq]
+        return _channels_first(turn_by_positions(_heads_first(x), positions, inv_freq))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        if self.attention_factor == 1.0:
+            return x
+        still = len(self.inv_freq) - self.turning  # their cosine stays 1
+        factors = [self.attention_factor] * self.turning + [1.0] * still
+        return x * torch.tensor(factors, dtype=torch.float32, device=x.device)
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor, axis: int) -> Tensor:
+        sin = -sin if self.spec.backwards else sin
+        if axis % x.dim() == 3:
+            return turn_by_angles(x, cos, sin)
+        return _channels_first(turn_by_angles(*map(_heads_first, (x, cos, sin))))
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    return x.permute(2, 0, 3, 1)  # (H, D, 1, S) -> (1, H, S, D)
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.permute(1, 3, 0, 2)  # (1, H, S, D) -> (H, D, 1, S)
+
+
+def build_rotary(spec: RotarySpec, head_dim: int, fold: RotaryFold | None = None, context: int | None = None) -> Rotary:
+    """The registered rotary of `spec`, for whichever kind, of heads whose dimensions stand in this order."""
+    turning = cast(TurningSpec, spec)
+    if turns_whole_head(spec, fold):
+        return WholeHeadRotary(turning, head_dim, context)
+    return Rotary(turning, head_dim, bool(fold), context)
 
 
 @register("rotary", "full")

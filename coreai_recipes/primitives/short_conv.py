@@ -8,7 +8,7 @@ from coreai_recipes.primitives.causal_conv import ROWS, CausalConvolution, tail_
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import register
-from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm
+from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm, RotaryFold
 from coreai_recipes.recipe.schema import ShortConvolution as ShortConvolutionSpec
 
 
@@ -16,7 +16,9 @@ from coreai_recipes.recipe.schema import ShortConvolution as ShortConvolutionSpe
 class ShortConvolution(nn.Module):
     """x (1, C, 1, S) -> (1, C, 1, S)."""
 
-    def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> None:
+    def __init__(
+        self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: RotaryFold | None = None
+    ) -> None:
         super().__init__()
         spec = _spec_of(kind)
         self.input = Projection(hidden_size, 3 * spec.channels, spec.bias)

@@ -25,3 +25,10 @@ def format_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             "caches that the host keeps are not proven in an .aimodel yet, and export.format is coreai",
             "leave out export.cache",
         )
+    if value_at(recipe, "export", "rotary_op") == "composite" and value_at(recipe, "export", "fold") is False:
+        yield Problem(
+            ("export", "rotary_op"),
+            "rotary-op-fold",
+            "composite turns heads whose dimensions are permuted, and export.fold is false",
+            "set fold to true, or rotary_op to plain",
+        )

@@ -15,6 +15,7 @@ from coreai_recipes.recipe.schema import (
     LayerNorm,
     Recipe,
     RMSNorm,
+    RotaryFold,
     Stack,
 )
 from coreai_recipes.weights.computed import initial_lambda
@@ -58,7 +59,7 @@ def stored_as(recipe: Recipe, name: str, form: Form, key: str = MODEL) -> Rewrit
     of_pairs = isinstance(kind.attention, DifferentialAttention) and parts == ["attention", "o", "weight"]
     scale = 1 - initial_lambda(layer) if of_pairs else 1.0
     norm = _norm_at(stack, kind_name, parts)
-    rows, columns = _orders(recipe, kind, kind_name, parts) if form.folded else (None, None)
+    rows, columns = _orders(recipe, kind, kind_name, parts, form.folded) if form.folded else (None, None)
     factor = _stream_factor(stack, kind_name, parts, form.residual_scale) * _mlp_factor(
         stack, kind_name, parts, form.mlp_scale
     )
@@ -101,14 +102,14 @@ def _norm_at(stack: Stack, kind: str, parts: list[str]) -> RMSNorm | LayerNorm |
 
 
 def _orders(
-    recipe: Recipe, kind: LayerKind, kind_name: str, parts: list[str]
+    recipe: Recipe, kind: LayerKind, kind_name: str, parts: list[str], fold: RotaryFold
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
     """The order of rows and of columns within each head, for what a rotary's fold concerns.
 
     Queries and keys, and the norms over their heads, are permuted alike, so that their products stay. Where V is the
     key projection's own output it is permuted with it, and so the columns of o that it meets; else o is left alone.
     """
-    order = fold_order(kind.rotary, kind.attention.rotary_dim)
+    order = fold_order(kind.rotary, kind.attention.rotary_dim, fold)
     if order is None or parts[0] != "attention":
         return None, None
     if isinstance(kind.attention, LatentAttention):

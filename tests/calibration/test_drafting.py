@@ -23,7 +23,7 @@ from coreai_recipes.storage.parameters import stored_parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FOLDED = Form(folded=True)
+FOLDED = Form(folded="contiguous")
 RULES = '[{match: "*", kind: float16}, {match: draft.layers.0.*, kind: palettize, bits: 3}]'
 
 

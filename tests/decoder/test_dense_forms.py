@@ -50,7 +50,7 @@ def logits(recipe: Recipe, form: Form) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "form",
-    [Form(folded=True), Form(residual_scale=0.25), Form(head_scale=0.25)],
+    [Form(folded="contiguous"), Form(residual_scale=0.25), Form(head_scale=0.25)],
     ids=["folded", "scaled", "head scaled"],
 )
 @pytest.mark.parametrize("name", SAME)

@@ -54,7 +54,9 @@ def test_it_is_transformers_model(pair: Pair) -> None:
     assert psnr(pair.logits, pair.decoder()(pair.ids)) > 120
 
 
-@pytest.mark.parametrize("form", [Form(residual_scale=0.25), Form(mlp_scale=0.5, head_scale=0.25), Form(folded=True)])
+@pytest.mark.parametrize(
+    "form", [Form(residual_scale=0.25), Form(mlp_scale=0.5, head_scale=0.25), Form(folded="contiguous")]
+)
 def test_its_exported_forms_are_the_same(pair: Pair, form: Form) -> None:
     assert psnr(pair.logits, pair.decoder(form)(pair.ids)) > 120
 

@@ -22,9 +22,9 @@ from coreai_recipes.primitives import experts, mlp, per_layer
 from coreai_recipes.primitives.attention import Attention, build_attention
 from coreai_recipes.primitives.cache import NoCache, mask
 from coreai_recipes.primitives.layer import Form
-from coreai_recipes.primitives.layer_inputs import LayerInputs
+from coreai_recipes.primitives.layer_inputs import Angles, LayerInputs
 from coreai_recipes.primitives.rotary import Rotary, build_rotary, fold_order
-from coreai_recipes.recipe.schema import LayerKind, ProportionalRotary, Recipe, RMSNorm
+from coreai_recipes.recipe.schema import LayerKind, ProportionalRotary, Recipe, RMSNorm, RotaryFold
 from coreai_recipes.verification.figures import snr_min
 from coreai_recipes.verification.reference import keep_all
 from coreai_recipes.weights import folding
@@ -34,7 +34,7 @@ PSNR_FLOOR, SNR_MIN_FLOOR, FOLD_FLOOR = 100, 80, 120
 LAST = 131071  # of Gemma 4's positions
 MECHANISMS = ("per_layer", "sharing", "k_eq_v", "experts")
 COMBINATIONS = [dict(zip(MECHANISMS, switches, strict=True)) for switches in product((False, True), repeat=4)]
-FOLDED = Form(folded=True)
+FOLDED = Form(folded="contiguous")
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,7 @@ def test_a_folded_decoder_equals_the_plain_one_at_every_distance(switches: dict[
 def test_a_folded_decoder_equals_the_plain_one_in_calls() -> None:
     ids = random_ids(CONTEXT)
     for pair in (whole(), separate_values()):
-        plain, folded = pair.decoder(), pair.decoder(form=Form(folded=True, residual_scale=2.0**-5))
+        plain, folded = pair.decoder(), pair.decoder(form=Form(folded="contiguous", residual_scale=2.0**-5))
         assert psnr(plain(ids), in_calls(folded, ids, 3)) >= PSNR_FLOOR
 
 
@@ -135,7 +135,7 @@ GLOBAL = ProportionalRotary(kind="proportional", factor=0.25, theta=1e6)
 
 @pytest.mark.parametrize("position", [0, 4096, LAST])
 def test_the_folded_rotary_turns_128_of_512_dimensions_by_the_same_bits(position: int) -> None:
-    plain, folded = build_rotary(GLOBAL, 512), build_rotary(GLOBAL, 512, folded=True)
+    plain, folded = build_rotary(GLOBAL, 512), build_rotary(GLOBAL, 512, folded="contiguous")
     order = fold_order(GLOBAL, 512)
     assert order is not None
     assert (len(plain.inv_freq), len(folded.inv_freq)) == (256, 64)
@@ -153,7 +153,7 @@ def attention_pair(k_eq_v: bool) -> tuple[LayerKind, Attention, Attention]:
     data["model"]["kinds"]["full_shared"]["attention"] |= {"num_heads": 4, "num_kv_heads": 2, "head_dim": 512}
     recipe = Recipe.model_validate(data)
     spec, norm = recipe.model.kinds["full"], RMSNorm(kind="rms", eps=1e-6)
-    plain, folded = (build_attention(spec, 48, norm, is_folded) for is_folded in (False, True))
+    plain, folded = (build_attention(spec, 48, norm, is_folded) for is_folded in (None, "contiguous"))
     assert isinstance(plain, Attention)
     assert isinstance(folded, Attention)
     index = recipe.model.layer_kinds.index("full")
@@ -193,8 +193,8 @@ def with_values(take: Callable[[Attention, Tensor, Tensor, Tensor], Tensor]) -> 
     """The attention's keys and values, where K = V is `take(attention, k, normed, turned)`."""
     plain = Attention._keys_and_values
 
-    def keys_and_values(self: Attention, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = plain(self, x, cos, sin)
+    def keys_and_values(self: Attention, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+        keys, values = plain(self, x, angles)
         if self.v is not None:
             return keys, values
         assert self.k is not None
@@ -202,7 +202,7 @@ def with_values(take: Callable[[Attention, Tensor, Tensor, Tensor], Tensor]) -> 
         assert self.v_norm is not None
         k = self.k(x).view(self.num_kv_heads, self.head_dim, 1, x.shape[3])
         normed = self.k_norm(k)
-        v = self.v_norm(take(self, k, normed, self.rotary.rotate_along(normed, cos, sin, 1)))  # type: ignore[operator, union-attr]
+        v = self.v_norm(take(self, k, normed, self.rotary.turn(normed, angles)))  # type: ignore[operator, union-attr]
         return keys, v.squeeze(2).transpose(1, 2)
 
     return keys_and_values
@@ -311,10 +311,10 @@ def test_columns_of_o_that_are_permuted_wrongly_are_seen(
     """Where K = V they must be, where it is not they must not."""
     orders, ids = folding._orders, random_ids(50)
 
-    def swapped(recipe: Recipe, kind: LayerKind, name: str, parts: list[str]) -> Any:
+    def swapped(recipe: Recipe, kind: LayerKind, name: str, parts: list[str], fold: RotaryFold) -> Any:
         if parts[-2:] != ["o", "weight"]:
-            return orders(recipe, kind, name, parts)
-        right = orders(recipe, kind, name, parts)[1]
+            return orders(recipe, kind, name, parts, fold)
+        right = orders(recipe, kind, name, parts, fold)[1]
         return None, fold_order(kind.rotary, kind.attention.head_dim) if right is None else None
 
     monkeypatch.setattr(folding, "_orders", swapped)

@@ -69,7 +69,7 @@ def recipe_for(block: Any, context: int = 64) -> schema.Recipe:
     )
 
 
-def ours(block: Any, folded: bool = False) -> LatentAttention:
+def ours(block: Any, folded: schema.RotaryFold | None = None) -> LatentAttention:
     """Our module with the weights of transformers', rewritten as a fold wants them."""
     recipe = recipe_for(block)
     module = build_attention(recipe.model.kinds["latent"], HIDDEN, NORM, folded)
@@ -91,8 +91,7 @@ def compared(block: Any, module: LatentAttention) -> tuple[Tensor, Tensor]:
     seen = mask(positions, positions, None)
     angles = DeepseekV3RotaryEmbedding(block.config)(x, positions[None])
     theirs, _ = block(x, angles, seen.permute(0, 2, 3, 1))
-    cos, sin = (angle.transpose(1, 2).unsqueeze(2) for angle in module.rotary.angles(positions[None]))
-    y = module(x.transpose(1, 2).unsqueeze(2), LayerInputs(seen, cos, sin), NoCache())
+    y = module(x.transpose(1, 2).unsqueeze(2), LayerInputs(seen, **module.rotary.given(positions)), NoCache())
     return theirs, y.squeeze(2).transpose(1, 2)
 
 
@@ -112,9 +111,9 @@ def case(name: str) -> Any:
     return lambda: [compared(block, ours(block))]
 
 
-@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("folded", [None, "contiguous", "whole_head"])
 @pytest.mark.parametrize("name", CASES)
-def test_latent_attention_equals_deepseeks(name: str, folded: bool) -> None:
+def test_latent_attention_equals_deepseeks(name: str, folded: schema.RotaryFold | None) -> None:
     block = their_attention(**CASES[name])
     assert psnr(*compared(block, ours(block, folded))) >= 120
 
@@ -122,7 +121,7 @@ def test_latent_attention_equals_deepseeks(name: str, folded: bool) -> None:
 def test_a_folded_rotary_takes_no_strided_slices() -> None:
     block = their_attention()
     assert ours(block).rotary.pairing == "interleaved"
-    assert ours(block, folded=True).rotary.pairing == "half"
+    assert ours(block, folded="contiguous").rotary.pairing == "half"
 
 
 def pair_halves(module: LatentAttention) -> None:

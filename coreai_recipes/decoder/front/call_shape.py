@@ -85,8 +85,7 @@ class CallShape:
         """The inputs by name that layers of a kind are given (`LayerInputs`), those that say where to write last."""
         front, asked, pads = self.front, self.tokens_of(kind), self.tokens > 1 and self.padded
         found: dict[str, Shape] = {}
-        if front.pairs(kind):
-            found |= dict.fromkeys(ROTATING, (1, front.pairs(kind), 1, asked))
+        found |= front.rotary(kind).ports(asked)
         if front.kinds[kind].attention.temperature:
             found["temperature"] = (1, 1, 1, asked)
         if front.attends(kind):

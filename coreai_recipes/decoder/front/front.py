@@ -20,7 +20,7 @@ from coreai_recipes.primitives.carried import tail_placement
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import PerLayerInput
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
-from coreai_recipes.recipe.schema import ChunkedAttention, Recipe, Temperature
+from coreai_recipes.recipe.schema import ChunkedAttention, Recipe, RotaryFold, Temperature
 
 
 class Front(nn.Module):
@@ -31,7 +31,7 @@ class Front(nn.Module):
         recipe: Recipe,
         embedding: nn.Module,
         per_layer: PerLayerInput | None = None,
-        folded: bool = False,
+        folded: RotaryFold | None = None,
         positions: int | None = None,
     ) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Front(nn.Module):
         a buffer."""
         queries, cached = call.tokens, call.cached
         positions = self._positions(call, position)
-        angles: dict[str, tuple[Tensor, Tensor]] = {}
+        angles: dict[str, dict[str, Tensor]] = {}
         masks: dict[str, Tensor] = {}
         places: dict[str, dict[str, Tensor]] = {}
         padding = padding_of(queries, count) if cached and queries > 1 else None
@@ -159,8 +159,7 @@ class Front(nn.Module):
         for name in self.kinds:
             asked = position + count - 1 if call.tokens_of(name) < queries else positions
             if call.angle_group(name) == name:
-                cos, sin = self.rotary(name).angles(asked.unsqueeze(0))
-                angles[name] = cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2)  # (1, R/2, 1, S)
+                angles[name] = self.rotary(name).given(asked)
             if call.temperature_group(name) == name:
                 spec = self.kinds[name].attention.temperature
                 temperatures[name] = None if spec is None else _temperature(spec, asked)
@@ -179,15 +178,15 @@ class Front(nn.Module):
                 places[name] = self._place(name, position, count, padding) if cached else {}
         inputs = {}
         for name in self.kinds:
-            cos, sin = angles[call.angle_group(name)]
+            turns = angles[call.angle_group(name)]
             temperature = temperatures[call.temperature_group(name)]
             tail = tails.get(call.tail_group(name))
             since = {} if base is None else self._since(name, base, position)
             if self.attends(name):
                 seen, place = masks[call.mask_group(name)], places[call.place_group(name)]
-                inputs[name] = LayerInputs(seen, cos, sin, temperature, tail=tail, padding=padding, **place)
+                inputs[name] = LayerInputs(seen, temperature=temperature, tail=tail, padding=padding, **turns, **place)
             else:
-                inputs[name] = LayerInputs(None, cos, sin, temperature, tail=tail, padding=padding, **since)
+                inputs[name] = LayerInputs(None, temperature=temperature, tail=tail, padding=padding, **turns, **since)
         return inputs
 
     def _since(self, name: str, base: Tensor, position: Tensor) -> dict[str, Tensor]:
@@ -201,11 +200,10 @@ class Front(nn.Module):
         the angles and temperature of each kind, its mask empty."""
         inputs = {}
         for name in self.kinds:
-            cos, sin = self.rotary(name).angles(positions.unsqueeze(0))
             spec = self.kinds[name].attention.temperature
             temperature = None if spec is None else _temperature(spec, positions)
-            turns = cos.transpose(1, 2).unsqueeze(2), sin.transpose(1, 2).unsqueeze(2)  # (1, R/2, 1, S)
-            inputs[name] = LayerInputs(torch.empty(0), *turns, temperature)
+            turns = self.rotary(name).given(positions)
+            inputs[name] = LayerInputs(torch.empty(0), temperature=temperature, **turns)
         return self.embedding(input_ids, positions), inputs
 
     def _mask(self, name: str, positions: Tensor, position: Tensor) -> Tensor:

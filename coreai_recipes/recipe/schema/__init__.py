@@ -29,6 +29,7 @@ from coreai_recipes.recipe.schema.export import (
     Export,
     ExportOfAnyFormat,
     Functions,
+    RotaryFold,
 )
 from coreai_recipes.recipe.schema.fields import (
     ExpertCount,
@@ -187,6 +188,7 @@ __all__ = [
     "Reference",
     "Repeat",
     "Rotary",
+    "RotaryFold",
     "Router",
     "Scaling",
     "Share",

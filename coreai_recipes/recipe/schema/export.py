@@ -17,6 +17,9 @@ from coreai_recipes.recipe.schema.fields import (
 
 # A name stands here because it buys 3 dB or more in a family: tests/island_table.py measures in which.
 Island = Literal["attention_norm"]
+# How the dimensions of a head are ordered for its rotary: the pairs that turn first, or each half of them in a half of
+# the head, which is the order of Core AI's composite operation.
+RotaryFold = Literal["contiguous", "whole_head"]
 
 
 class Functions(Spec):
@@ -139,6 +142,11 @@ class ExportOfAnyFormat(Spec):
     )
 
     @property
+    def rotary_fold(self) -> RotaryFold | None:
+        """The order of the dimensions of heads in the package, None where it is the checkpoint's."""
+        return "contiguous" if self.fold else None
+
+    @property
     def is_functional(self) -> bool:
         """Whether the host keeps keys and values between calls."""
         return self.cache == "functional"
@@ -225,12 +233,21 @@ class CoreAIExport(ExportOfAnyFormat):
     """Core AI's .aimodel, which needs the extra `coreai`."""
 
     format: Literal["coreai"] = Field(description="Core AI's .aimodel, which needs the extra `coreai`")
+    rotary_op: Literal["plain", "composite"] = Field(
+        default="plain",
+        description="how rotaries are written: as `plain` operations, or as Core AI's `composite` operation, over the "
+        "whole head with zeros for what does not turn: the same numbers, for which devices may have a kernel",
+    )
 
     # no host of another project loads it yet, and the rules of devices are of Core ML's programs
     host: ClassVar[None] = None
     device: ClassVar[None] = None
     compute_units: ClassVar[Literal["all"]] = "all"
     allowed: ClassVar[dict[str, str]] = {}
+
+    @property
+    def rotary_fold(self) -> RotaryFold | None:
+        return "whole_head" if self.rotary_op == "composite" else super().rotary_fold
 
 
 def _format_of(said: Any) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from coreai_recipes.errors import UserError, describe
 from coreai_recipes.export.fragments import INTEGER, Fragment, LayerPiece, Port
 from coreai_recipes.targets.coreai.factors import keep_factors
+from coreai_recipes.targets.coreai.rope import register_rope
 from coreai_recipes.targets.coreai.rows import READ, WRITE, RowsOf
 
 TORCH = {"float16": torch.float16, INTEGER: torch.int32}
@@ -192,6 +193,7 @@ def _register_lowerings(converter: Any) -> None:
         """Core AI's is C's fmod: the same, for no numerator of ours is negative."""
         return coreai.broadcasting_modulo(values[node.args[0].name], node.args[1], loc=loc)
 
+    register_rope(register)
     register(READ, read)
     register(WRITE, write)
     register("coreai_recipes::channel_norm", norm)

@@ -67,10 +67,13 @@ class _Used(Mapping[str, PrivateGraph]):
             path = Path(folder) / "fragment.mlirb"
             path.write_bytes(self._converted[name])
             loaded = AIProgram._load_bytecode(path, self._module.context)._module._mlir_module
-        graph = next(each for each in loaded.body.operations if each.sym_name.value == name)
-        copy = graph.operation.clone(ip=InsertionPoint.at_block_begin(self._module.body))
-        for attribute in ("priv", "no_inline"):  # kept as it is: a layer can be run by itself
-            copy.attributes[attribute] = UnitAttr.get(self._module.context)
+        held = {each.sym_name.value for each in self._module.body.operations}
+        for graph in loaded.body.operations:
+            if graph.sym_name.value in held:  # an operation that other fragments declare too
+                continue
+            copy = graph.operation.clone(ip=InsertionPoint.at_block_begin(self._module.body))
+            for attribute in ("priv", "no_inline"):  # kept as it is: a layer can be run by itself
+                copy.attributes[attribute] = UnitAttr.get(self._module.context)
 
 
 @contextmanager

@@ -98,7 +98,8 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
     recipe = subject.recipe
     draft = Draft.build(recipe)
     fill_from(draft, stored_weights(recipe, checkpoint, DRAFT, subject.package))
-    folded = {owner: fold_order(kind.rotary, kind.attention.rotary_dim) for owner, kind in recipe.model.kinds.items()}
+    fold, kinds = recipe.export.rotary_fold, recipe.model.kinds
+    folded = {owner: fold_order(kind.rotary, kind.attention.rotary_dim, fold) for owner, kind in kinds.items()}
     program, windows = open_program(subject, "float32"), windows_of(recipe, draft)
     embedding = StreamedDecoder(recipe, subject.stored_weights)
     held = drafting_states(recipe)
@@ -107,7 +108,7 @@ def compare_package(subject: Subject, checkpoint: Checkpoint) -> list[Figures]:
         seen = {owner: seen_positions(window, place.end, place.end + 1, place.end) for owner, window in windows.items()}
         program.reset()
         for owner, spec in draft.owners.items():
-            order, last = folded[owner] if recipe.export.fold else None, spec.layers - 1
+            order, last = folded[owner], spec.layers - 1
             turned = True, recipe.model.kinds[owner].attention.k_eq_v  # keys always, values where they are keys
             saved = held[owner].of_layer(program.states, held[owner].layers - 1)
             pairs = zip(saved, spec.of_layer(place.states, last), turned, strict=True)
