@@ -18,7 +18,7 @@ from coreai_recipes.planning.placing import Choice
 from coreai_recipes.planning.workload import Workload, count_workloads, saved_by_sharing
 from coreai_recipes.primitives.rotary import Rotary, TurningSpec
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.recipe.schema import NoRotary
+from coreai_recipes.recipe.schema import CoreAIExport, NoRotary
 from coreai_recipes.storage.accounting import account
 from coreai_recipes.storage.budget import bits_over
 from coreai_recipes.storage.chunks import chunks_of
@@ -72,7 +72,7 @@ def make_plan(recipe: Recipe, device: Device | None = None, overrides: Sequence[
         _saved_in_prefill(stacks),
         recipe.export.functions.queries,
         found,
-        (*_rotaries(recipe), *_islands(recipe), *([SAID] if recipe.regroups else [])),
+        (*_rotaries(recipe), *_operations(recipe), *_islands(recipe), *([SAID] if recipe.regroups else [])),
         None if on is None else fit(stacks, workloads, drawn, on),
         None if on is None else mends(recipe, on, found),
         None if device is None else choose(recipe, device, overrides)[1],
@@ -99,6 +99,15 @@ def _rotaries(recipe: Recipe) -> Iterator[str]:
         if not isinstance(kind.rotary, NoRotary) and kind.rotary.precision != "float32":
             error = _cosine_error(kind.rotary, kind.attention.rotary_dim, recipe.export.context)
             yield f"rotary of `{name}` in {kind.rotary.precision}: cosines off by up to {error:.3f} within the context"
+
+
+def _operations(recipe: Recipe) -> Iterator[str]:
+    """Core AI's composite rotary, of which nothing is known but what it computes."""
+    if isinstance(recipe.export, CoreAIExport) and recipe.export.rotary_op == "composite":
+        yield (
+            "rotaries as Core AI's composite operation, with a frequency for each pair of a head: that systems which "
+            "ask for as many keep its fast kernel is supposed, not measured"
+        )
 
 
 def _islands(recipe: Recipe) -> Iterator[str]:
