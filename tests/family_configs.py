@@ -29,6 +29,10 @@ LONGROPE = {
 # Further configs of a family, for what one config cannot be at once.
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3-yarn": ("deepseek_v3", {"rope_parameters": YARN, "attention_bias": True, "q_lora_rank": None}),
+    "phimoe-unscaled": (
+        "phimoe",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "router_jitter_noise": 0.01},
+    ),
     "laguna-alike": ("laguna", {"gating": "per-head"}),
     "llama4-every-second": (
         "llama4_text",

@@ -152,6 +152,7 @@ UNUSUAL: dict[str, Any] = {
     "attention_heads": 6,
     "dff": 88,
     "local_attention": 14,
+    "router_jitter_noise": 0.2,
     "prefix_dense_sliding_window_pattern": 2,
     "prefix_dense_intermediate_size": 60,
 }
@@ -159,6 +160,16 @@ DELTA = ["linear_attention", "full_attention", "linear_attention", "linear_atten
 INDEXED = {"layer_types": ["indexed_attention"] * LAYERS, "num_key_value_heads": 6, "n_routed_experts": 12}
 CHUNKS = ["chunked_attention", "full_attention", "full_attention", "chunked_attention", "full_attention"]
 CONV = ["conv", "full_attention", "conv", "conv", "full_attention"]
+# Its magnitude is the same in both lists of factors.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 5000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.4],
+    "long_factor": [1.0, 2.5, 9.0, 21.0],
+    "short_mscale": 1.3,
+    "long_mscale": 1.3,
+    "original_max_position_embeddings": 64,
+}
 # What holds a family's values together.
 TOGETHER: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_key_value_heads": 6, "n_routed_experts": 12, "n_group": 4, "topk_group": 2},
@@ -211,6 +222,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {"scale_attn_weights": True},
     "phi": {"head_dim": 8},  # its q and k norms are hidden_size / num_attention_heads wide
     "apertus": {"hidden_act": "xielu"},
+    "phimoe": {"head_dim": 8, "rope_parameters": LONGROPE},
     "diffllama": {"num_attention_heads": 12, "num_key_value_heads": 4},  # halves of both
     # transformers cannot run it without
     "dbrx": {"attn_config.clip_qkv": 0.7, "attn_config.rope_theta": 10000.0},

@@ -118,6 +118,8 @@ def without_choice(config: dict[str, Any]) -> dict[str, Any]:
         changes[top] = next(config[name] for name in counts if name in config)
     if "moe_top_k" in config.get("ffn_config", {}):
         changes["ffn_config"] = {**config["ffn_config"], "moe_top_k": config["ffn_config"]["moe_num_experts"]}
+    if config["model_type"] == "phimoe":  # there are always two
+        changes = {"num_local_experts": 2}
     if "topk_group" in config:
         changes["topk_group"] = config["n_group"]
     return {**config, **changes}

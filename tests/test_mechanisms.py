@@ -149,6 +149,7 @@ SWAPS: dict[str, Callable[[Any], Any]] = {
     "mlp.inner_norm": lambda _: None,
     "mlp.shared.scale": lambda scale: 0.8 * scale,
     "placement": lambda _: "pre",
+    "mlp.router.jitter": lambda jitter: jitter / 2,
     "mlp.router.top_groups": lambda groups: groups + 1,
     "experts.router.top": lambda top: top - 1,
     "model.placement": lambda placement: _other(placement, "pre", "parallel"),

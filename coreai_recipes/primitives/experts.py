@@ -11,7 +11,7 @@ from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.recipe import schema
 from coreai_recipes.recipe.schema import LayerNorm, RMSNorm
 
-# Scores are taken down by this where their group is not chosen: more than any score and its bias.
+# Scores are taken down by this where they do not count (their group is not chosen): more than any score and its bias.
 FAR_BELOW = 1e4
 MOST_IN_FLOAT16 = 2048  # it holds every whole number up to this
 SMALLEST = 2.0**-24  # of a sum by which weights are divided, so that scores that are all zero give no NaN
@@ -112,6 +112,22 @@ def _values_of(values: Tensor, chosen: Tensor) -> Tensor:
     return (_is_chosen(chosen, E, values.dtype) * values.view(E, 1, 1, S)).sum(0, keepdim=True)
 
 
+def mix_sparsely(logits: Tensor, chosen: Tensor, jitter: float) -> Tensor:
+    """The weight of each chosen expert, (1, top, 1, S), of logits (1, E, 1, S): its part of the softmax among those
+    whose logits are near its own and that were not chosen before it (transformers' sparsemixer, arXiv 2409.12136)."""
+    E, S = logits.shape[1], logits.shape[3]
+    of_all = logits.view(E, 1, 1, S)
+    is_chosen = _is_chosen(chosen, E, logits.dtype)  # (E, top, 1, S)
+    best = (is_chosen * of_all).sum(0, keepdim=True)  # (1, top, 1, S)
+    is_near = (best - of_all <= 2 * jitter * torch.maximum(of_all.abs(), best)).to(logits.dtype)
+    before = [torch.zeros_like(is_chosen[:, :1])]
+    for rank in range(1, chosen.shape[1]):
+        before.append(before[-1] + is_chosen[:, rank - 1 : rank])
+    is_among = is_near * (1 - torch.cat(before, 1))  # (E, top, 1, S)
+    parts = torch.softmax(of_all + (is_among - 1) * FAR_BELOW, 0)
+    return (is_chosen * parts).sum(0, keepdim=True)
+
+
 class Router(nn.Module):
     """Which `top` of E experts a token takes, and with what weights: softmax(proj(rms(x) * scale * C^-0.5)).
 
@@ -200,6 +216,9 @@ class ScoreRouter(nn.Module):
         if self._weighs_the_best_logits:
             best, chosen = torch.topk(logits, self.spec.top, dim=1)
             return scaled(torch.softmax(best, 1), self.spec.scale), chosen
+        if self.spec.jitter is not None:
+            chosen = torch.topk(logits, self.spec.top, dim=1)[1]
+            return self.weigh(logits, chosen), chosen
         scores = self._scores(logits)
         chosen = torch.topk(self._to_choose_by(logits, scores), self.spec.top, dim=1)[1]
         return self._weigh_by(scores, chosen), chosen
@@ -224,6 +243,8 @@ class ScoreRouter(nn.Module):
         """The weights of given experts, as `forward` gives those of the best."""
         if self._weighs_the_best_logits:
             return scaled(torch.softmax(_values_of(logits, chosen), 1), self.spec.scale)
+        if self.spec.jitter is not None:
+            return scaled(mix_sparsely(logits, chosen, self.spec.jitter), self.spec.scale)
         return self._weigh_by(self._scores(logits), chosen)
 
     @property

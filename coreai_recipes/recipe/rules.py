@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from coreai_recipes.recipe.compress_rules import compress_problems
+from coreai_recipes.recipe.expert_rules import expert_problems, mixture_problems
 from coreai_recipes.recipe.export_rules import export_problems, float32_problems, residual_problems
 from coreai_recipes.recipe.format_rules import format_problems
 from coreai_recipes.recipe.host_rules import host_problems
@@ -31,9 +32,9 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
                 problems += _attention_problems(recipe, at, kind)
                 problems += rotary_problems(at, kind)
                 problems += scaling_problems(recipe, at, kind)
-                problems += _expert_problems(at, kind)
+                problems += expert_problems(at, kind)
                 problems += _ending_problems(recipe, at, kind)
-                problems += _mixture_problems(recipe, at, kind)
+                problems += mixture_problems(recipe, at, kind)
         problems += _layer_problems(recipe, stack)
     problems += _position_problems(recipe)
     problems += _draft_problems(recipe)
@@ -181,44 +182,6 @@ def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
             at,
             "share-not-last",
             f"a layer of kind `{owns}` comes after it: layers that share a cache are the last ones",
-        )
-
-
-def _expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    for block in ("experts", "mlp"):
-        count, router = integer_at(kind, block, "num_experts"), mapping_at(kind, block, "router")
-        at: Location = (*kind_at, block, "router")
-        top, groups, top_groups = (integer_at(router, name) for name in ("top", "groups", "top_groups"))
-        if count and top and top > count:
-            yield Problem((*at, "top"), "experts-top", f"{top} of {count} experts cannot be chosen")
-            continue
-        if groups and top_groups and top_groups > groups:
-            yield Problem(
-                (*at, "top_groups"), "experts-top-groups", f"{top_groups} of {groups} groups cannot be chosen"
-            )
-            continue
-        if not count or not groups or groups == 1 or min(count, groups) < 1:
-            continue
-        if count % groups:
-            yield Problem((*at, "groups"), "experts-groups", f"{count} experts cannot be divided among {groups} groups")
-        elif count // groups < 2:
-            yield Problem((*at, "groups"), "experts-group-of-one", "a group of one expert has no two best scores")
-        elif top and top_groups and top > count // groups * top_groups:
-            within = count // groups * top_groups
-            yield Problem(
-                (*at, "top"), "experts-top", f"{top} experts cannot be chosen from the {within} of {top_groups} groups"
-            )
-
-
-def _mixture_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    """Experts beside an MLP are joined with it behind norms of their own, which a sandwich alone has."""
-    placement = kind.get("placement") or value_at(recipe, str(kind_at[0]), "placement")
-    if mapping_at(kind, "experts") and placement != "sandwich":
-        yield Problem(
-            (*kind_at, "experts"),
-            "experts-placement",
-            f"experts beside an MLP need `placement: sandwich`, and this is `{placement or 'pre'}`",
-            "write `placement: sandwich`, or experts in place of the MLP: `mlp: {kind: moe, ...}`",
         )
 
 

@@ -90,7 +90,7 @@ def _block(family: str, class_name: str, config_name: str, **changes: Any) -> nn
 
     modeling = import_module(f"transformers.models.{family}.modeling_{family}")
     configuration = import_module(f"transformers.models.{family}.configuration_{family}")
-    config = getattr(configuration, config_name)(hidden_size=HIDDEN, num_experts_per_tok=TOP, **changes)
+    config = getattr(configuration, config_name)(**{"hidden_size": HIDDEN, "num_experts_per_tok": TOP, **changes})
     config._experts_implementation = "eager"
     return getattr(modeling, class_name)(config)
 
@@ -133,6 +133,14 @@ MIXTURES = {
             "granitemoe", "GraniteMoeMoE", "GraniteMoeConfig", num_local_experts=EXPERTS, intermediate_size=WIDTH
         ),
         {"score": "softmax", "renorm": True},
+        {**NAMES, "router.proj.weight": "router.weight"},
+    ),
+    "phimoe": Mixture(
+        _make(
+            "phimoe", "PhimoeSparseMoeBlock", "PhimoeConfig", num_local_experts=EXPERTS, intermediate_size=WIDTH,
+            num_experts_per_tok=2, router_jitter_noise=0.3,
+        ),
+        {"score": "sparsemixer", "jitter": 0.3, "top": 2},
         {**NAMES, "router.proj.weight": "router.weight"},
     ),
     "dots1": Mixture(

@@ -65,6 +65,26 @@ def test_only_the_best_groups_are_chosen_from() -> None:
     assert route(router(score="sigmoid", top=2, groups=4, top_groups=1, groups_by="best"), logits)[0] == [0, 1]
 
 
+def test_sparsemixer_weighs_each_of_the_best_among_those_near_it() -> None:
+    """Near 4 is 3.9, and 3 is not; near 3.9 nothing is that was not chosen before."""
+    logits = [4.0, 3.9, 3.0, 0.0, 0.0, -9.0, 0.0, 0.0]
+    chosen, weights = route(router(score="sparsemixer", jitter=0.05, top=2), logits)
+    assert chosen == [0, 1]
+    assert weights == pytest.approx([float(torch.sigmoid(torch.tensor(0.1))), 1.0])
+    # all are near where the best are below zero: each difference is at most its own size
+    logits = [-1.0, -2.0, -3.0, -30.0, -30.0, -30.0, -30.0, -30.0]
+    chosen, weights = route(router(score="sparsemixer", jitter=0.5, top=2), logits)
+    below = torch.softmax(torch.tensor(logits), 0)[0], torch.softmax(torch.tensor(logits[1:]), 0)[0]
+    assert (chosen, weights) == ([0, 1], pytest.approx([float(part) for part in below]))
+
+
+def test_sparsemixer_is_finite_in_float16_far_above_and_below() -> None:
+    module = router(score="sparsemixer", jitter=0.01, top=2).half()
+    weights, chosen = module(torch.tensor([600.0, -600.0, 5.0, 4.0, 0.0, 0.0, 0.0, 0.0]).half().view(1, 8, 1, 1))
+    assert chosen.flatten().tolist() == [0, 2]
+    assert weights.flatten().tolist() == [1.0, 1.0]
+
+
 def test_a_group_that_is_far_below_cannot_be_chosen_and_float16_keeps_the_others_bits() -> None:
     module = router(score="sigmoid", bias="choice", top=4, groups=2, top_groups=1)
     x = torch.randn(1, 8, 1, 64).half().float()
@@ -156,6 +176,9 @@ ROUTER_MUTANTS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3_moe, not renormed", {"renorm": True}),
     ("qwen3_moe", {"top": TOP - 1}),
     ("qwen3_moe, not renormed", {"score": "sigmoid"}),
+    ("phimoe", {"jitter": 0.1}),
+    ("phimoe", {"jitter": 1.0}),
+    ("phimoe", {"score": "softmax", "jitter": None}),
     ("dots1", {"scale": 1.0}),
     ("dots1", {"renorm": False}),
     ("dots1", {"score": "softmax"}),

@@ -1,11 +1,13 @@
 """config.json -> recipe: every field is used, known not to matter, or refused by its name."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 from family_configs import DRAFT_TARGET as TARGET
 from family_configs import FURTHER, TOGETHER, all_configs, assistant, decoders, plain_config, unusual_config
+from family_values import LONGROPE
 from hypothesis import given, settings, strategies
 from read_configs import NOT_UNDERSTOOD, SIZES, needs, problems, read
 
@@ -28,6 +30,7 @@ COUNTING: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {"moe_layer_end_index": 1, "moe_layer_start_index": 1, "moe_layer_interval": 1},
     "flint": {"mlp_only_layers": [3]},
     "olmo_hybrid": {"linear_num_value_heads": 4},
+    "phimoe": {"rope_parameters": {name: value for name, value in LONGROPE.items() if not name.startswith("original")}},
 }
 
 
@@ -240,3 +243,11 @@ def test_a_null_bound_of_yarns_ramp_is_its_default() -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
     said = {**yarn, "beta_fast": None, "beta_slow": None, "mscale": None}
     assert read("llama", rope_scaling=said).model == read("llama", rope_scaling=yarn).model
+
+
+def test_two_parameters_of_a_rotary_that_a_recipe_holds_as_one_must_be_alike() -> None:
+    config = all_configs()["phimoe-unusual"]
+    config["rope_parameters"] = {**config["rope_parameters"], "short_mscale": 1.1}
+    expected = "config.json: rope_parameters.long_mscale: 1.3: only supported where it is 1.1, as its fellow is"
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        recipe_from_config(config, "small")

@@ -15,6 +15,9 @@ SHARED = """\
 
 ROTARY = "rotary: {kind: full, theta: 10000}"
 
+GATED = "mlp: {kind: gated, activation: silu, intermediate_size: 48}"
+MIXTURE = "mlp: {kind: moe, activation: silu, intermediate_size: 8, num_experts: 4, router: {score: sparsemixer"
+
 # What to put for what in the small recipe, the problem, and what to put instead that is right.
 RULES = [
     (
@@ -22,6 +25,18 @@ RULES = [
         "num_kv_heads: 3",
         "r.yaml:11:59: model.kinds.full.attention.num_kv_heads: 4 heads cannot be divided among 3 KV heads",
         "num_kv_heads: 4",
+    ),
+    (
+        GATED,
+        f"{MIXTURE}, top: 2}}}}",
+        "r.yaml:13:96: model.kinds.full.mlp.router.score: sparsemixer needs jitter, and there is none",
+        f"{MIXTURE}, top: 2, jitter: 0.01}}}}",
+    ),
+    (
+        GATED,
+        f"{MIXTURE}, top: 2, jitter: 0.01, renorm: true}}}}",
+        "r.yaml:13:139: model.kinds.full.mlp.router.renorm: sparsemixer has no renorm\n  remove it",
+        f"{MIXTURE}, top: 2, jitter: 0.01, renorm: false}}}}",
     ),
     (
         "attention: {kind: full, num_heads: 4, num_kv_heads: 2",

@@ -51,6 +51,11 @@ def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tupl
             value = _ratio(paths, config, family)
         if value is None and not rule.only and not rule.is_off_said:
             problems.append(f"{place}.{key}: missing, rope_type {shown(name)} needs it")
+        other = next((paths[path] for path in rule.sets if paths.get(path, value) != value), None)
+        if other is not None:
+            problems.append(
+                f"{place}.{key}: {shown(value)}: only supported where it is {shown(other)}, as its fellow is"
+            )
         paths |= dict.fromkeys(rule.sets, value)
     paths |= {path: value_in(config, field, family) for path, field in known.derived.items()}
     if known.stretch:

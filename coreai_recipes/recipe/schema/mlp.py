@@ -50,8 +50,9 @@ class PlainMLP(Spec):
 class ExpertRouter(Spec):
     """Chooses a token's experts by scores of proj(x), and weighs each by its score."""
 
-    score: Literal["softmax", "sigmoid"] = Field(
-        description="turns logits into scores: softmax (Qwen, Mixtral) or sigmoid (DeepSeek V3, dots1, GLM-4 MoE)"
+    score: Literal["softmax", "sigmoid", "sparsemixer"] = Field(
+        description="turns logits into scores: softmax (Qwen, Mixtral), sigmoid (DeepSeek V3, dots1, GLM-4 MoE), or "
+        "sparsemixer, for each of the best the softmax among those that are near it and not better (Phi-3.5-MoE)"
     )
     top: ExpertCount = Field(description="experts per token (num_experts_per_tok)")
     bias: Literal["none", "logits", "choice", "choice_of_logits"] = Field(
@@ -59,6 +60,11 @@ class ExpertRouter(Spec):
         description="where a bias is added: `logits`, to the router's output (gpt-oss); `choice`, to the scores that "
         "choose experts, but not to those that weigh them (e_score_correction_bias; DeepSeek V3); `choice_of_logits`, "
         "to logits that choose in place of scores (Kolibri 1)",
+    )
+    jitter: PositiveFloat | None = Field(
+        default=None,
+        description="sparsemixer's width (router_jitter_noise): near a logit b are those l with b - l <= 2 jitter "
+        "max(b, |l|)",
     )
     softcap: PositiveFloat | None = Field(
         default=None, description="logits become softcap * tanh(logits / softcap) (Laguna)"
