@@ -56,8 +56,7 @@ def build(
         console.print_json({"store": loaded.store, "passed": all(_passed(each) for each in outcomes), "cells": cells})
     else:
         print_zoo([row for outcome in outcomes for row in outcome.rows])
-        built = sum(not outcome.kept for outcome in outcomes)
-        print(f"{loaded.store}: {len(outcomes) - built} kept, {built} built")
+        print(f"{loaded.store}: {_counts(outcomes)}")
     raise typer.Exit(0 if all(_passed(each) for each in outcomes) else 1)
 
 
@@ -135,6 +134,14 @@ def _told(total: int) -> "Iterator[Callable[[dict[str, Any]], None]]":
                 print(f"{event['cell']}: {outcome.status}{why}", file=sys.stderr)
 
         yield tell
+
+
+def _counts(outcomes: "list[Outcome]") -> str:
+    """`3 kept, 2 built`, and how many could not be."""
+    kept = sum(outcome.kept for outcome in outcomes)
+    errors = sum(outcome.status == "error" for outcome in outcomes)
+    failed = f", {errors} not built" if errors else ""
+    return f"{kept} kept, {len(outcomes) - kept - errors} built{failed}"
 
 
 def _passed(outcome: "Outcome") -> bool:

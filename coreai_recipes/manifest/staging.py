@@ -83,6 +83,14 @@ def recover(target: Path) -> None:
             time.sleep(0.01)  # a live builder is between its two renames: neither bundle has the name for a moment
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed builds have left in a folder, of every name; what is being built there stays."""
+    for lock in folder.glob(".*.lock"):
+        place = _Place(folder / lock.name.removeprefix(".").removesuffix(".lock"))
+        with suppress(BundleError), place.locked():
+            place.clear()
+
+
 class NoSpace(BundleError):
     """The disk is full, or would be."""
 
@@ -168,13 +176,17 @@ class _Place:
             self.check()
             if is_bundle(self.previous):  # renamed before it is removed: half of it must never be put back
                 os.rename(self.previous, self._new_area() / self.path.name)
-            leftover = re.compile(rf"\.{re.escape(self.path.name)}\.building-\d+-[0-9a-f]{{8}}")
-            for entry in list(os.scandir(self.parent)):
-                if leftover.fullmatch(entry.name) and self._is_area(entry):
-                    shutil.rmtree(entry.path, ignore_errors=True)
+            self.clear()
             area = self._new_area()
             (area / self.path.name).mkdir()
             return area
+
+    def clear(self) -> None:
+        """Remove what dead processes were building; the lock is held."""
+        leftover = re.compile(rf"\.{re.escape(self.path.name)}\.building-\d+-[0-9a-f]{{8}}")
+        for entry in list(os.scandir(self.parent)):
+            if leftover.fullmatch(entry.name) and self._is_area(entry):
+                shutil.rmtree(entry.path, ignore_errors=True)
 
     def _new_area(self) -> Path:
         area = self.parent / f".{self.path.name}.building-{os.getpid()}-{secrets.token_hex(4)}"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def _local_cluster(needs: Sequence[int]) -> Iterator[tuple[Any, int]]:
     import dask
     from distributed import Client, LocalCluster
 
+    _quiet_tracker()
     memory, processors = local_memory(), local_processors()
     workers = workers_for(needs, memory, processors)
     threads = max(1, processors // workers)
@@ -99,6 +101,7 @@ def _local_cluster(needs: Sequence[int]) -> Iterator[tuple[Any, int]]:
     }
     with (
         dask.config.set(settings),
+        _deaf_loop() as loop,
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -109,10 +112,45 @@ def _local_cluster(needs: Sequence[int]) -> Iterator[tuple[Any, int]]:
             memory_limit=0,  # a task's figure of memory is an estimate: nothing is killed for passing it
             resources={MEMORY: memory // workers},
             silence_logs=logging.CRITICAL,
+            loop=loop,
         ) as cluster,
         Client(cluster) as client,
     ):
         yield client, threads
+
+
+@contextmanager
+def _deaf_loop() -> Iterator[Any]:
+    """A loop of events in a thread, whose child processes do not hear a terminal's Ctrl-C: it goes to all of them, and
+    this process stops them, so that none has a traceback to show."""
+    from distributed.utils import LoopRunner
+
+    runner = LoopRunner()
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
+
+
+def _quiet_tracker() -> None:
+    """Start the process that unlinks what a worker leaves behind when it is killed, with nothing to say of it: a bar of
+    tqdm's is a semaphore."""
+    from multiprocessing import resource_tracker
+
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 @contextmanager

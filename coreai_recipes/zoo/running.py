@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from coreai_recipes.zoo.estimating import Estimate, estimate
 from coreai_recipes.zoo.identity import Identity, cluster_versions, identify, key_of, versions
 from coreai_recipes.zoo.loading import Loaded
 from coreai_recipes.zoo.schema import RANDOM
-from coreai_recipes.zoo.store import Store
+from coreai_recipes.zoo.store import Store, StoreError
 from coreai_recipes.zoo.table import write_table
 from coreai_recipes.zoo.working import Identified, Order, Outcome, identify_checkpoint, kept_outcome, run_cell
 
@@ -45,11 +46,23 @@ def run_zoo(
             if needs:
                 with open_cluster(scheduler, needs) as cluster:
                     run.build_all(cluster)
+    except BaseException:
+        with suppress(StoreError):  # what ended the run is what is told
+            _put_table(store, run.outcomes())
+        raise
     finally:
-        done = run.outcomes()
-        if done:
-            write_table(store, [row for outcome in done for row in outcome.rows])
-    return done
+        store.remove_leftovers()
+    _put_table(store, run.outcomes())
+    return run.outcomes()
+
+
+def _put_table(store: Store, outcomes: Sequence[Outcome]) -> None:
+    """Write the table of what is known by now. Raises StoreError where it cannot be; cells are kept all the same."""
+    if outcomes:
+        try:
+            write_table(store, [row for outcome in outcomes for row in outcome.rows])
+        except StoreError as error:
+            raise StoreError(f"{error}: there is no table of it; a second run keeps what was built") from error
 
 
 @dataclass
@@ -95,7 +108,10 @@ class _Run:
             except UserError as error:  # a recipe that cannot be this cell
                 self.note(Outcome.of_error(cell, "", "\n".join(error.problems)))
                 continue
-            known = kept_outcome(self.store, cell, self.keys[cell]) if self.resume else None
+            known = None
+            if self.resume:
+                with suppress(StoreError):  # it is built anew, and by then may be kept
+                    known = kept_outcome(self.store, cell, self.keys[cell])
             if known is not None:
                 self.note(known)
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from coreai_recipes.errors import UserError, describe
+from coreai_recipes.manifest.staging import remove_leftovers
 from coreai_recipes.zoo.extra import check_extra
 
 # where a file that is being written can be seen: it gets its name when it is whole. All others are objects, which
@@ -99,6 +100,17 @@ class Store:
         except Exception as error:
             raise self._failed("read", error) from error
 
+    def remove_leftovers(self) -> None:
+        """Remove what killed builds have left in a store that is a folder."""
+        if self.is_local:
+            for folder in Path(self.path("bundles")).glob("*"):
+                remove_leftovers(folder)
+
+    @property
+    def full(self) -> str:
+        """What is said where its disk is full."""
+        return f"store {self.address}: no space left on the device; free some, or name another store"
+
     def _place(self, name: str, write: Callable[[str], object], keep: bool) -> None:
         path = self.path(name)
         unfinished = f"{path}-{secrets.token_hex(8)}{UNFINISHED}" if self._renames else path
@@ -121,7 +133,7 @@ class Store:
     def _failed(self, what: str, error: Exception) -> StoreError:
         may_mend = not isinstance(error, PermissionError | NotADirectoryError | FileExistsError)
         if isinstance(error, OSError) and error.errno in NO_SPACE:
-            return StoreError(f"store {self.address}: no space left on the device; free some, or name another store")
+            return StoreError(self.full)
         return StoreError(f"store {self.address}: cannot be {what}: {_reason(error)}", may_mend)
 
 

@@ -121,6 +121,9 @@ def run_cell(order: Order, announce: Announce = lambda step: None) -> Outcome:
             return Outcome.of_error(cell, key, f"this worker has other versions: {'; '.join(wrong)}")
         with _threads(order.threads):
             return _run(order, announce)
+    except NoSpace as error:
+        why = Store(order.store).full if Store(order.store).is_local else "\n".join(error.problems)
+        return Outcome.of_error(cell, key, why, may_mend=True)
     except UserError as error:
         return Outcome.of_error(cell, key, "\n".join(error.problems), _may_mend(error))
     except Exception as error:  # a fault of ours, or of something below: nobody knows whether it comes again

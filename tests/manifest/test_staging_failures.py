@@ -22,7 +22,7 @@ from staged_places import (
 
 from coreai_recipes.errors import BundleError
 from coreai_recipes.manifest import staging
-from coreai_recipes.manifest.staging import recover, staged_folder
+from coreai_recipes.manifest.staging import recover, remove_leftovers, staged_folder
 
 READ_IN_A_CHILD = """
 import sys
@@ -214,6 +214,20 @@ def test_the_lock_of_a_killed_builder_is_free(dist: Path, live_builder: subproce
     build(dist / "llama", "mine")
     assert bundle_at(dist / "llama") == "mine"
     assert names_in(dist) == ["llama"]
+
+
+def test_leftovers_of_every_name_are_removed_and_what_is_being_built_stays(
+    dist: Path, live_builder: subprocess.Popen[str]
+) -> None:
+    theirs = staging_of(live_builder)
+    (dist / ".gemma.building-1-0123abcd/gemma").mkdir(parents=True)
+    (dist / ".gemma.lock").write_text("1")
+    (dist / ".mine.lock").write_text("a user's")
+    remove_leftovers(dist)
+    assert theirs.exists()
+    assert [name for name in names_in(dist) if name != theirs.parent.name] == [".llama.lock", ".mine.lock", "llama"]
+    live_builder.communicate("\n")
+    assert bundle_at(dist / "llama") == "new"
 
 
 def test_only_one_of_many_holds_the_lock_while_its_file_comes_and_goes(dist: Path) -> None:

@@ -1,20 +1,27 @@
 """What goes wrong is a sentence: for the whole zoo where nothing can be built, else of a cell, and the others go on."""
 
 import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from zoos import TINY, tiny_zoo, write_zoo
 
+from coreai_recipes.commands.zoo import _counts
 from coreai_recipes.errors import CheckpointError, UserError
 from coreai_recipes.manifest.staging import NoSpace
-from coreai_recipes.zoo import cluster, extra, working
+from coreai_recipes.zoo import cluster, extra, running, working
 from coreai_recipes.zoo.cluster import open_cluster, workers_for
 from coreai_recipes.zoo.identity import cluster_versions
 from coreai_recipes.zoo.loading import load_zoo
 from coreai_recipes.zoo.running import run_zoo
 from coreai_recipes.zoo.store import Store, StoreError
-from coreai_recipes.zoo.working import Order, run_cell
+from coreai_recipes.zoo.table import read_table
+from coreai_recipes.zoo.working import Order, Outcome, run_cell
 
 
 def test_a_full_disk_is_tried_again_when_the_others_are_done_and_a_broken_checkpoint_is_not(
@@ -30,10 +37,80 @@ def test_a_full_disk_is_tried_again_when_the_others_are_done_and_a_broken_checkp
     outcomes = run_zoo(tiny_zoo(tmp_path, "[16, 4, 2]"), inside)
     assert asked == [None, 4, 2, None]
     assert [(outcome.status, outcome.why) for outcome in outcomes] == [
-        ("error", "out: no space left"),
+        ("error", f"store {tmp_path}/store: no space left on the device; free some, or name another store"),
         ("error", "checkpoint x: is broken"),
         ("error", "checkpoint x: is broken"),
     ]
+
+
+def test_an_interrupted_zoo_keeps_the_table_of_what_it_knows_and_nothing_unfinished(
+    tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: object, **__: object) -> None:
+        raise CheckpointError("checkpoint x: is broken")
+
+    def tell(event: dict[str, Any]) -> None:
+        if "outcome" in event:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(working, "build", build)
+    loaded = tiny_zoo(tmp_path)
+    killed = tmp_path / "store/bundles/key"
+    (killed / ".small.building-1-0123abcd/small").mkdir(parents=True)
+    (killed / ".small.lock").write_text("1")
+    with pytest.raises(KeyboardInterrupt):
+        run_zoo(loaded, inside, tell=tell)
+    assert [row["why"] for row in read_table(Store(loaded.store))] == ["checkpoint x: is broken"]
+    assert not list(killed.iterdir())
+
+
+def test_a_store_that_is_lost_at_the_end_is_a_sentence_that_says_what_is_kept(
+    tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: object, **__: object) -> None:
+        raise CheckpointError("checkpoint x: is broken")
+
+    def put(*_: object) -> None:
+        raise StoreError("store x: cannot be written to: connection refused")
+
+    monkeypatch.setattr(working, "build", build)
+    monkeypatch.setattr(running, "write_table", put)
+    with pytest.raises(StoreError) as raised:
+        run_zoo(tiny_zoo(tmp_path), inside)
+    assert str(raised.value) == (
+        "store x: cannot be written to: connection refused: there is no table of it; a second run keeps what was built"
+    )
+
+
+def test_workers_do_not_hear_ctrl_c_and_this_process_does() -> None:
+    def blocked() -> set[int]:
+        return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    with cluster._deaf_loop() as loop:
+        heard: Future[set[int]] = Future()
+        loop.add_callback(lambda: heard.set_result(blocked()))
+        assert signal.SIGINT in heard.result(10)
+        assert signal.SIGINT not in blocked()
+
+
+@pytest.mark.parametrize(
+    ("before", "lines"), [("", 2), ("from coreai_recipes.zoo import cluster; cluster._quiet_tracker()", 0)]
+)
+def test_what_a_killed_worker_leaves_to_the_system_is_not_spoken_of(before: str, lines: int) -> None:
+    left = "import multiprocessing, os; left = multiprocessing.get_context('spawn').Semaphore(); os._exit(0)"
+    ended = subprocess.run([sys.executable, "-c", f"{before}\n{left}"], capture_output=True, text=True, check=True)
+    assert len(ended.stderr.splitlines()) == lines
+
+
+def test_what_could_not_be_built_is_not_counted_as_built(tmp_path: Path) -> None:
+    passed, broken, kept = (
+        Outcome(cell, "key", status, (), kept=kept)
+        for cell, status, kept in zip(
+            tiny_zoo(tmp_path, "[16, 4, 2]").cells, ("passed", "error", "passed"), (False, False, True), strict=True
+        )
+    )
+    assert _counts([passed, broken, kept]) == "1 kept, 1 built, 1 not built"
+    assert _counts([passed, kept]) == "1 kept, 1 built"
 
 
 def test_a_fault_of_ours_is_an_outcome_too_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
