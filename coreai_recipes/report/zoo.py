@@ -9,6 +9,7 @@ from coreai_recipes.report.words import count
 Row = Mapping[str, Any]
 VERDICTS = {True: "passed", False: "FAILED", None: "-"}
 NOT_STAGES = ("plan", "build", "convert", "lint")
+RANDOM_WEIGHTS = "random weights"  # how the name of such a checkpoint begins
 
 
 def by_cell(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -28,8 +29,14 @@ def by_cell(rows: Sequence[Row]) -> list[dict[str, Any]]:
             cell |= {name: row[name] for name in ("passed", "seconds", "why", "checkpoint")}
         elif row["stage"] not in NOT_STAGES:
             cell["stages"] += row["passed"] is True
-            cell["kl"] = row["kl"] if row["kl"] is not None else cell["kl"]
+            if row["kl"] is not None and not is_random(cell):  # what random weights lose says nothing of a model
+                cell["kl"] = row["kl"]
     return list(found.values())
+
+
+def is_random(cell: Row) -> bool:
+    """Whether it was built of random weights."""
+    return (cell["checkpoint"] or "").startswith(RANDOM_WEIGHTS)
 
 
 def form_words(cell: Row) -> tuple[str, str, str]:

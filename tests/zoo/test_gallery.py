@@ -55,7 +55,8 @@ def test_why_a_cell_failed_stands_below_the_table(capsys: pytest.CaptureFixture[
 
 
 def test_the_gallery_draws_what_passed_and_names_what_did_not() -> None:
-    loss, speed = gallery_charts(by_cell(ROWS))
+    sizes, loss, speed = gallery_charts(by_cell(ROWS))
+    assert sizes is not None
     assert loss is not None
     assert speed is not None
     assert [(point["MB"], point["kl"]) for point in loss["data"]["values"]] == [(2.0, 0.25)]
@@ -64,7 +65,13 @@ def test_the_gallery_draws_what_passed_and_names_what_did_not() -> None:
         (2.0, 80.0),
     ]
     text = gallery_of(ROWS, "my <zoo>")
-    assert text.count("<svg ") == 2
+    _, speeds = sizes["layer"]
+    assert [(point["recipe"], point["bits"], point["MB"]) for point in sizes["data"]["values"]] == [
+        ("small", "16", 8.0),
+        ("small", "4", 2.0),
+    ]
+    assert [point["speed"] for point in speeds["data"]["values"]] == ["20/s", "80/s"]
+    assert text.count("<svg ") == 3
     assert "<title>my &lt;zoo&gt;</title>" in text
     assert "<li>small, 2 bits, M5, coreml: too &lt;large&gt;</li>" in text
     assert "<title>small, 4 bits, M5, coreml: passed, 2.0, 0.25, 80.0</title>" in text
@@ -72,7 +79,25 @@ def test_the_gallery_draws_what_passed_and_names_what_did_not() -> None:
 
 
 def test_a_table_without_a_figure_has_no_chart() -> None:
-    assert gallery_charts(by_cell(rows_of(cell(16, None), 8_000_000, None, None))) == [None, None]
+    sizes, *others = gallery_charts(by_cell(rows_of(cell(16, None), 8_000_000, None, None)))
+    assert sizes is not None
+    assert len(sizes["layer"]) == 1
+    assert others == [None, None]
+    assert gallery_charts([]) == [None, None, None]
+
+
+def test_two_devices_have_no_speeds_beside_their_points() -> None:
+    rows = [*rows_of(cell(4), 2_000_000, None, 80.0), *rows_of(cell(4, "A19 Pro"), 2_000_000, None, 50.0)]
+    sizes = gallery_charts(by_cell(rows))[0]
+    assert sizes is not None
+    assert len(sizes["layer"]) == 1
+
+
+def test_what_random_weights_lose_is_not_shown() -> None:
+    rows = rows_of(cell(4), 2_000_000, 0.25, 80.0)
+    for each in rows:
+        each["checkpoint"] = "random weights, seed 0" if each["stage"] == "build" else None
+    assert by_cell(rows)[0]["kl"] is None
 
 
 def test_the_table_is_read_as_it_was_written_and_its_page_is_made_of_it(tmp_path: Path) -> None:

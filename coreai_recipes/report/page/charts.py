@@ -137,6 +137,33 @@ def loss_chart(facts: Facts) -> Spec | None:
     return _chart(rows, {"type": "point", "filled": True, "size": 36}, encoding, 200)
 
 
+def sizes_chart(rows: Sequence[Mapping[str, Any]]) -> Spec | None:
+    """The sizes of each recipe in a line, by bits; where there is one device alone, beside each its tokens a second.
+    None without a point."""
+    if not rows:
+        return None
+    recipe = {"field": "recipe", "type": "nominal", "sort": None, "title": None, "axis": {"grid": True}}
+    size = {"field": "MB", "type": "quantitative", "scale": {"type": "log"}, "title": "MB"}
+    points = {
+        "mark": {"type": "point", "filled": True, "size": 60},
+        "encoding": {
+            "y": recipe,
+            "x": size,
+            "color": {"field": "bits", "type": "nominal", "sort": None, "legend": _below("bits")},
+            "shape": {"field": "where", "type": "nominal", "sort": None, "legend": _below(None)},
+            "description": {"field": "says", "type": "nominal"},
+        },
+    }
+    fast = [row for row in rows if row["tokens_per_second"]]
+    layers = [points]
+    if len({row["where"] for row in fast}) == 1:
+        speeds = [{**row, "speed": f"{row['tokens_per_second']:,.0f}/s"} for row in fast]
+        text = {"type": "text", "dy": -8, "fontSize": 9, "color": "currentColor", "aria": False}
+        said = {"y": recipe, "x": size, "text": {"field": "speed", "type": "nominal"}}
+        layers.append({"data": {"values": speeds}, "mark": text, "encoding": said})
+    return {**_base({"step": 26}, WIDTH), "data": {"values": list(rows)}, "layer": layers}
+
+
 def cells_chart(rows: Sequence[Mapping[str, Any]], figure: str, title: str, log: bool) -> Spec | None:
     """A figure of a zoo's cells against their size, a point each: by recipe and device, the larger the more tokens a
     second. None without a point."""

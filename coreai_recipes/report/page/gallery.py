@@ -6,7 +6,7 @@ from typing import Any
 from coreai_recipes.report.page import charts
 from coreai_recipes.report.page.drawing import draw
 from coreai_recipes.report.page.environment import environment, style
-from coreai_recipes.report.zoo import by_cell, cell_line, words_of
+from coreai_recipes.report.zoo import by_cell, cell_line, form_words, words_of
 
 COLUMNS = ("recipe", "bits", "device", "format", "verdict", "MB", "KL, nats", "tokens/s, at most", "seconds")
 NUMBERS = (1, 5, 6, 7, 8)
@@ -38,24 +38,32 @@ def _note(cell: Mapping[str, Any]) -> str:
 
 
 def gallery_charts(cells: Sequence[Mapping[str, Any]]) -> list[charts.Spec | None]:
-    """Size against loss, and size against speed: None where there is no figure for it."""
+    """Sizes by recipe, size against loss, and size against speed: None where there is no figure for it."""
+    points = _points(cells)
     return [
-        charts.cells_chart(_points(cells, "kl"), "kl", "KL divergence, nats", log=True),
-        charts.cells_chart(_points(cells, "tokens_per_second"), "tokens_per_second", "tokens/s, at most", log=True),
+        charts.sizes_chart(points),
+        charts.cells_chart(_having(points, "kl"), "kl", "KL divergence, nats", log=True),
+        charts.cells_chart(_having(points, "tokens_per_second"), "tokens_per_second", "tokens/s, at most", log=True),
     ]
 
 
-def _points(cells: Sequence[Mapping[str, Any]], figure: str) -> list[dict[str, Any]]:
-    """Of the cells that passed, those with a figure; of a loss of nothing there is no logarithm."""
+def _points(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The cells that passed, as charts show them."""
     return [
         {
             "MB": cell["bytes"] / 1e6,
-            figure: cell[figure],
+            "kl": cell["kl"],
             "tokens_per_second": cell["tokens_per_second"],
             "recipe": cell["recipe"],
+            "bits": form_words(cell)[0],
             "where": cell["device"] or cell["format"],
             "says": f"{words_of(cell)}: {', '.join(cell_line(cell)[4:8])}",
         }
         for cell in cells
-        if cell["passed"] and cell["bytes"] and cell[figure] and cell[figure] > 0
+        if cell["passed"] and cell["bytes"]
     ]
+
+
+def _having(points: Sequence[Mapping[str, Any]], figure: str) -> list[Mapping[str, Any]]:
+    """Those with a figure; of a loss of nothing there is no logarithm."""
+    return [point for point in points if point[figure] and point[figure] > 0]
