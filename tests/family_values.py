@@ -155,6 +155,15 @@ UNUSUAL: dict[str, Any] = {
     "router_jitter_noise": 0.2,
     "prefix_dense_sliding_window_pattern": 2,
     "prefix_dense_intermediate_size": 60,
+    "expand": 3,
+    "time_step_rank": 5,
+    "mixer_rms_eps": 3e-5,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 3,
+    "expert_layer_offset": 0,
+    "mamba_expand": 3,
+    "mamba_dt_rank": 5,
 }
 DELTA = ["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"]
 INDEXED = {"layer_types": ["indexed_attention"] * LAYERS, "num_key_value_heads": 6, "n_routed_experts": 12}

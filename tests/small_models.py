@@ -15,10 +15,10 @@ def small_model(model_class: Callable[[Any], nn.Module], config: Any, seed: int 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             random = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(random * 1.5 * parameter.shape[-1] ** -0.5)
-            elif name.endswith("A_log"):
+            if name.endswith("A_log"):
                 parameter.copy_(random * 0.5 - 1)  # slow and fast heads
+            elif parameter.dim() > 1:
+                parameter.copy_(random * 1.5 * parameter.shape[-1] ** -0.5)
             elif name.endswith(("bias", "sinks")) or "lambda_" in name:
                 parameter.copy_(random * 0.5)  # sinks and lambdas begin at random
             else:

@@ -74,7 +74,8 @@ def test_a_kind_is_unknown_without_its_plugin_and_valid_with_it(example: Path, r
     status, _, error = run("validate", "gated.yaml")
     assert status == 2
     assert error.endswith(
-        "`head_gated` is not one of `full`, `sliding`, `chunked`, `latent`, `short_conv`, `gated_delta`, `mamba2`\n"
+        "`head_gated` is not one of "
+        "`full`, `sliding`, `chunked`, `differential`, `latent`, `short_conv`, `gated_delta`, `mamba1`, `mamba2`\n"
         "  if a plugin has this kind, name its file with --plugin\n"
     )
     assert run("validate", "gated.yaml", "--plugin", "head_gated.py") == (0, "gated.yaml: valid\n", "")
@@ -89,7 +90,8 @@ def test_mistakes_in_a_plugins_kind_are_explained_as_in_any(example: Path, run: 
     status, _, error = run(*order, "kind.yaml", "key.yaml", "other.yaml")
     assert status == 2
     said = error.splitlines()
-    kinds = "`full`, `sliding`, `chunked`, `latent`, `short_conv`, `gated_delta`, `mamba2`, `head_gated`"
+    ours = "`full`, `sliding`, `chunked`, `differential`, `latent`, `short_conv`, `gated_delta`, `mamba1`, `mamba2`"
+    kinds = f"{ours}, `head_gated`"
     assert said[0].endswith(f"`head_gate` is not one of {kinds}")
     assert said[1] == "  did you mean `head_gated`?"
     assert [line.partition("attention.")[2] for line in said[2::2]] == [

@@ -140,6 +140,8 @@ def flat_shapes(module: StackModule) -> dict[str, tuple[int, ...]]:
             shape = shape[:2]
         elif isinstance(owner, CausalConvolution) and len(shape) == 4 and shape[2] > 1:
             shape = (shape[1], 1, shape[2])
+        elif len(shape) == 4 and shape[0] == shape[3] == 1 and min(shape[1:3]) > 1:  # of each channel and number
+            shape = shape[1:3]
         elif name in module.whole_numbers or (len(shape) > 2 and parameter.numel() == max(shape)):
             shape = (parameter.numel(),)
         shapes[name] = shape

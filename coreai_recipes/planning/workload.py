@@ -24,11 +24,12 @@ from coreai_recipes.primitives.layer import Layer
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe.schema import (
     Attention,
+    AttentionKind,
     DifferentialAttention,
     GatedDelta,
     LatentAttention,
+    Mamba1,
     Mamba2,
-    ShortConvolution,
 )
 
 
@@ -135,17 +136,14 @@ def draft_flops(draft: Draft) -> int:
     return layers + around + 2 * tokens * draft.spec.hidden_size
 
 
-def _layer_flops(
-    layer: Layer,
-    attention: Attention | DifferentialAttention | LatentAttention | ShortConvolution | GatedDelta | Mamba2,
-    queries: int,
-    rows: int,
-) -> int:
-    attends = not isinstance(attention, ShortConvolution | GatedDelta | Mamba2)
+def _layer_flops(layer: Layer, attention: AttentionKind, queries: int, rows: int) -> int:
+    attends = isinstance(attention, Attention | DifferentialAttention | LatentAttention)
     scores_and_mixing = 4 * attention.num_heads * attention.head_dim * rows if attends else 0
     experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, Mixture))
     rule = _delta_flops(attention, queries) if isinstance(attention, GatedDelta) else 0
     rule += _state_space_flops(attention, queries) if isinstance(attention, Mamba2) else 0
+    if isinstance(attention, Mamba1) and queries == 1:  # several tokens read their states without a product
+        rule += 2 * attention.channels * attention.key_dim
     return int(queries * (_projection_flops(layer) + scores_and_mixing) + experts + rule)
 
 

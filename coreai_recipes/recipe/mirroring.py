@@ -50,5 +50,6 @@ def _norms(recipe: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], list[Map
         for kind in islice(mapping_at(recipe, stack, "kinds").values(), MAX_KINDS):
             norms.append(mapping_at(kind, "norm"))
             others.append(mapping_at(kind, "attention", "qk_norm", "norm"))
-            others += [mapping_at(kind, "attention", "out_norm"), mapping_at(kind, "mlp", "inner_norm")]
+            others += [mapping_at(kind, "attention", name) for name in ("out_norm", "selection_norm")]
+            others.append(mapping_at(kind, "mlp", "inner_norm"))
     return [norm for norm in stream if norm], [norm for norm in others if norm]

@@ -101,6 +101,8 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
         yield from _delta_problems(kind_at, kind, "a gated delta rule")
     if value_at(kind, "attention", "kind") == "mamba2":
         yield from _delta_problems(kind_at, kind, "a state space")
+    if value_at(kind, "attention", "kind") == "mamba1":
+        yield from _turning_problems(kind_at, kind, "a state space")
     yield from _sharing_problems(recipe, kind_at, kind)
 
 

@@ -31,7 +31,16 @@ from coreai_recipes.verification.their_adapters import TheirMerge
 from coreai_recipes.verification.ties import ExpertChoice, TopK
 
 # the ends of the names of what mixes positions, in transformers
-MIXERS = ("Attention", "Attention2", "ShortConv", "GatedDeltaNet", "MambaLayer", "BambaMixer", "Mamba2Mixer")
+MIXERS = (
+    "Attention",
+    "Attention2",
+    "ShortConv",
+    "GatedDeltaNet",
+    "MambaLayer",
+    "BambaMixer",
+    "Mamba2Mixer",
+    "MambaMixer",
+)
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
 # Where `_recording_attention` leaves what it is given: (attention module, query, key, the factor of the scores).

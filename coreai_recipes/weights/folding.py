@@ -13,6 +13,7 @@ from coreai_recipes.recipe.schema import (
     LatentAttention,
     LayerKind,
     LayerNorm,
+    Mamba1,
     Recipe,
     RMSNorm,
     RotaryFold,
@@ -92,6 +93,8 @@ def _norm_at(stack: Stack, kind: str, parts: list[str]) -> RMSNorm | LayerNorm |
         return attention.latent_norm
     if parts[-2] == "out_norm":
         return attention.out_norm
+    if parts[-2] in ("step_norm", "key_norm", "query_norm") and isinstance(attention, Mamba1):
+        return attention.selection_norm
     if parts[-2] == "inner_norm":
         mlp = stack.kinds[kind].mlp
         return mlp.inner_norm if isinstance(mlp, GatedMLP) else None

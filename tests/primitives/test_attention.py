@@ -13,6 +13,8 @@ from test_differential import layers as differential_layers
 from test_gated_delta import both as both_deltas
 from test_latent import CASES as LATENT
 from test_latent import case as latent_case
+from test_mamba1 import NORMS
+from test_mamba1 import both as both_mambas1
 from test_mamba2 import both as both_mambas
 from test_short_conv import both as both_convolutions
 from torch import Tensor
@@ -75,6 +77,7 @@ PARITY: dict[str, dict[str, Callable[[], list[Compare]]]] = {
         "seven_taps": lambda: [both_convolutions(7, False)],
     },
     "gated_delta": {"qwen3_5": lambda: [both_deltas()]},  # test_gated_delta.py has more
+    "mamba1": {name: lambda name=name: [both_mambas1(name)] for name in NORMS},  # test_mamba1.py has more
     "mamba2": {"bamba": lambda: [both_mambas()]},  # test_mamba2.py has more
     "differential": {"diffllama": differential_layers},  # test_differential.py has more
     "chunked": {"llama4": lambda: both_chunks(small_llama4())},  # test_chunked.py has more

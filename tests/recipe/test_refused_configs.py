@@ -293,8 +293,8 @@ def test_every_problem_is_told_at_once() -> None:
         ({"model_type": "siglip"}, "model_type: siglip: a vision model: a recipe describes a decoder of text"),
         ({"model_type": "t5"}, "model_type: t5: an encoder and a decoder: a recipe describes a decoder alone"),
         (
-            {"model_type": "mamba"},
-            "model_type: mamba: " + needs("recurrent layers"),
+            {"model_type": "rwkv"},
+            "model_type: rwkv: " + needs("recurrent layers"),
         ),
         (
             {"model_type": "my_llama", **SIZES, "rms_norm_eps": 1e-5},
@@ -321,8 +321,8 @@ def test_every_problem_is_told_at_once() -> None:
             "model_type: step3p7: no family file reads its config.json yet; CONTRIBUTING.md explains how to write one",
         ),
         (
-            {"model_type": "llava", "text_config": {"model_type": "mamba"}},
-            'text_config.model_type: "mamba": ' + needs("recurrent layers"),
+            {"model_type": "llava", "text_config": {"model_type": "rwkv"}},
+            'text_config.model_type: "rwkv": ' + needs("recurrent layers"),
         ),
         (
             {"model_type": "llava", "text_config": {"model_type": "llava"}},

@@ -27,6 +27,20 @@ def test_a_buffer_is_of_layers_that_carry_a_state() -> None:
     assert "no layer carries a state, of which a buffer keeps rows" in refused("attention", buffer=64)
 
 
+def test_states_that_have_no_form_as_rows_or_as_two_halves_are_refused_with_either() -> None:
+    from coreai_recipes.recipe.state_rules import state_problems
+
+    kind = {"attention": {"kind": "mamba1"}}
+    recipe = {
+        "model": {"kinds": {"mixer": kind}, "layers": ["mixer"]},
+        "export": {"buffer": 64, "recurrent_state": "two_float16"},
+    }
+    assert [problem.message for problem in state_problems(recipe)] == [
+        "the state of `mixer`, mamba1, cannot be two float16 yet",
+        "the state of `mixer`, mamba1, cannot be kept as rows since a commit",
+    ]
+
+
 def test_two_halves_are_of_the_state_of_a_recurrence() -> None:
     assert "no layer carries the state of a recurrence" in refused("attention", recurrent_state="two_float16")
 

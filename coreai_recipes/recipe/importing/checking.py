@@ -118,7 +118,7 @@ def judge_value(name: str, value: Any, rule: FieldRule) -> Iterator[str]:
         if not any(_same(value, one) for one in rule.only):
             yield f"{name}: {shown(value)}: this model needs {rule.needs}, which recipes do not have"
         return
-    if value is None and rule.may_be_null:
+    if (value is None and rule.may_be_null) or (rule.unsaid is not None and value == rule.unsaid):
         return
     if rule.each is not None and isinstance(value, list):
         single = rule.model_copy(update={"each": None})

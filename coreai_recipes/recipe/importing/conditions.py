@@ -17,7 +17,7 @@ def value_in(config: Mapping[str, Any], name: str, family: Family) -> Any:
     """A field's value: as it stands, else transformers' default; a null that stands for something is that."""
     rule = family.fields[name]
     value = config.get(name, rule.default)
-    return evaluate(rule.absent, config, family) if value is None and rule.absent else value
+    return evaluate(rule.absent, config, family) if value in (None, rule.unsaid) and rule.absent else value
 
 
 def entries_of(config: Mapping[str, Any], name: str, family: Family) -> list[Any]:
@@ -33,7 +33,7 @@ def entries_of(config: Mapping[str, Any], name: str, family: Family) -> list[Any
 
 
 def evaluate(expression: str, config: Mapping[str, Any], family: Family) -> Any:
-    """`one`, `one // other` or `one * other`, of the config's fields and of numbers."""
+    """`one`, `one // other`, `one /^ other`, which rounds up, or `one * other`, of config fields and of numbers."""
 
     def term(word: str) -> Any:
         return int(word) if word.isdecimal() else value_in(config, word, family)
@@ -41,7 +41,8 @@ def evaluate(expression: str, config: Mapping[str, Any], family: Family) -> Any:
     one, *rest = expression.split(" ")
     found = term(one)
     for operator, other in zip(rest[::2], rest[1::2], strict=True):
-        found = found * term(other) if operator == "*" else found // term(other)
+        by = term(other)
+        found = found * by if operator == "*" else -(-found // by) if operator == "/^" else found // by
     return found
 
 
@@ -116,7 +117,7 @@ def decide(
         n = number(rule.every)
         if n < 1:
             raise Unreadable(f"{rule.every}: {n}: only supported in a config that lists its layers")
-        said = index % n == rule.at % n
+        said = index % n == (number(rule.at) if isinstance(rule.at, str) else rule.at % n)
     elif rule.since is not None:
         said = index >= number(rule.since)
     elif rule.after is not None:

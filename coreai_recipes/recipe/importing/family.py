@@ -207,7 +207,7 @@ class Irrelevant(Rule):
 
 def fields_in(expression: str) -> Iterator[str]:
     """The config's fields that an expression names."""
-    return (word for word in expression.split(" ") if word not in ("//", "*") and not word.isdecimal())
+    return (word for word in expression.split(" ") if word not in ("//", "/^", "*") and not word.isdecimal())
 
 
 def family_names() -> list[str]:

@@ -260,6 +260,8 @@ class _Reverser:
                 offer(rule.after, range(-1, len(wanted)))
             if isinstance(rule.every, str):
                 offer(rule.every, range(1, len(wanted) + 2))
+            if isinstance(rule.at, str):
+                offer(rule.at, range(len(wanted) + 1))
             for name, value in rule.when.items():
                 if name in self.family.fields:
                     field = self.family.fields[name]

@@ -44,7 +44,8 @@ class FieldRule(Rule):
         values: the recipe's words for the config's; a value that is not there is refused. An activation has
             transformers' words besides, unless `exactly`.
         off: the value with which the field sets nothing (null, unless said).
-        absent: what null stands for: another field, `one // other` or `one * other`, each a field or a number.
+        absent: what null stands for: another field, `one // other` (`/^` rounds up) or `one * other`, each a field or a
+            number. unsaid: a word that stands for the same.
         via: the recipe has the field to the power -1/2, one over it, or half of it.
         over: the recipe has the field divided by this one, by what `absent` may say, or by a root: `sqrt
             num_hidden_layers`.
@@ -64,6 +65,7 @@ class FieldRule(Rule):
     exactly: bool = False
     off: Any = None
     absent: str | None = None
+    unsaid: str | None = None
     via: Literal["inverse_sqrt", "inverse", "half"] | None = None
     over: str | None = None
     times: str | None = None
@@ -128,7 +130,7 @@ class LayerRule(Rule):
             recipe lacks for others, and for null.
         positive: a field with a value for each layer, of which those count that have one above 0.
         patterns: a field that lists layers as pairs of a pattern and how often it comes, [[["global", "local"], 12]].
-        every: layers i with i % n == at % n, n a number or a field.
+        every: layers i with i % n == at % n, n and at a number or a field.
         since: layers from that field's index on. after: layers behind it, which -1 says of the last layer. last, first:
             so many. within: a field that lists indices. all: each.
         value: what they are. when: other fields and what they must be for the rule to say anything.
@@ -140,7 +142,7 @@ class LayerRule(Rule):
     needs: dict[str, str] = {}
     positive: str | None = None
     every: int | str | None = None
-    at: int = -1
+    at: int | str = -1
     since: str | None = Field(default=None, alias="from")
     after: str | None = None
     last: int | str | None = None
@@ -158,6 +160,7 @@ class LayerRule(Rule):
             self.positive,
             self.patterns,
             self.every,
+            self.at,
             self.since,
             self.after,
             self.last,

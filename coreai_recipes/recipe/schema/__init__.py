@@ -7,7 +7,6 @@ from coreai_recipes.recipe.schema.adapters import Adapter
 from coreai_recipes.recipe.schema.attention import (
     Alibi,
     Attention,
-    AttentionKind,
     ChunkedAttention,
     DifferentialAttention,
     FullAttention,
@@ -23,6 +22,8 @@ from coreai_recipes.recipe.schema.attention import (
     SlidingAttention,
     Temperature,
 )
+from coreai_recipes.recipe.schema.attention_kinds import AttentionKind
+from coreai_recipes.recipe.schema.channel_states import Mamba1
 from coreai_recipes.recipe.schema.export import (
     CoreAIExport,
     CoreMLExport,
@@ -161,6 +162,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
+    "Mamba1",
     "Mamba2",
     "MixtureMLP",
     "Model",

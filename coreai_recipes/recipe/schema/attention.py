@@ -256,7 +256,7 @@ class LatentAttention(_WithoutOptions):
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
 
-class _WithoutAttention(_WithoutOptions):
+class WithoutAttention(_WithoutOptions):
     """What stands in attention's place: nothing attends and nothing turns."""
 
     num_heads: ClassVar[int] = 1
@@ -265,7 +265,7 @@ class _WithoutAttention(_WithoutOptions):
     score_scale: ClassVar[float] = 1.0
 
 
-class ShortConvolution(_WithoutAttention):
+class ShortConvolution(WithoutAttention):
     """No attention, but a causal convolution over a few positions: o(c * conv(b * x)), where b, c and x are thirds of a
     projection of the hidden state and each channel has taps of its own (LFM2).
 
@@ -281,7 +281,7 @@ class ShortConvolution(_WithoutAttention):
     num_kv_heads: ClassVar[int] = 1
 
 
-class GatedDelta(_WithoutAttention):
+class GatedDelta(WithoutAttention):
     """Linear attention by the gated delta rule (Qwen3.5, Qwen3-Next, OLMo-Hybrid): each value head has a matrix that
     all earlier positions have left, which a query reads and a key corrects.
 
@@ -316,7 +316,7 @@ class GatedDelta(_WithoutAttention):
         return self.num_key_heads
 
 
-class Mamba2(_WithoutAttention):
+class Mamba2(WithoutAttention):
     """A state space in the place of attention (Mamba-2: Granite 4, Bamba): each head has a matrix that all earlier
     positions have left, which fades by a factor of each token; a key adds to it and a query reads it.
 
@@ -349,15 +349,3 @@ class Mamba2(_WithoutAttention):
 
 
 Recurrence = GatedDelta | Mamba2  # heads with a matrix each, by groups that share keys
-
-AttentionKind = Annotated[
-    FullAttention
-    | SlidingAttention
-    | ChunkedAttention
-    | DifferentialAttention
-    | LatentAttention
-    | ShortConvolution
-    | GatedDelta
-    | Mamba2,
-    Open("attention"),
-]

@@ -8,12 +8,12 @@ from pydantic import Field
 from coreai_recipes.recipe import sizes
 from coreai_recipes.recipe.layer_order import expand_layers
 from coreai_recipes.recipe.schema.attention import (
-    AttentionKind,
     LatentAttention,
     LayerNorm,
     Norm,
     RMSNorm,
 )
+from coreai_recipes.recipe.schema.attention_kinds import AttentionKind
 from coreai_recipes.recipe.schema.fields import (
     Flag,
     HiddenSize,

@@ -1,0 +1,29 @@
+"""Which kinds of attention there are, and of what stands in its place."""
+
+from typing import Annotated
+
+from coreai_recipes.recipe.kinds import Open
+from coreai_recipes.recipe.schema.attention import (
+    ChunkedAttention,
+    DifferentialAttention,
+    FullAttention,
+    GatedDelta,
+    LatentAttention,
+    Mamba2,
+    ShortConvolution,
+    SlidingAttention,
+)
+from coreai_recipes.recipe.schema.channel_states import Mamba1
+
+AttentionKind = Annotated[
+    FullAttention
+    | SlidingAttention
+    | ChunkedAttention
+    | DifferentialAttention
+    | LatentAttention
+    | ShortConvolution
+    | GatedDelta
+    | Mamba1
+    | Mamba2,
+    Open("attention"),
+]
