@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.bundle.adapting import origins_of, sealed_recipe
+from coreai_recipes.bundle.adapting import open_unmerged, origins_of, sealed_recipe
+from coreai_recipes.bundle.low_rank import with_low_rank, write_adapters
 from coreai_recipes.bundle.opened import Bundle, digest_of
 from coreai_recipes.bundle.packaging import Written, compose, write_package
 from coreai_recipes.bundle.ruling import hold_rules
@@ -26,6 +27,7 @@ from coreai_recipes.recipe.host_form import anemll_form
 from coreai_recipes.recipe.schema import DRAFT, MODEL
 
 if TYPE_CHECKING:
+    from coreai_recipes.checkpoint.adapted import Unmerged
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.export.cache import FragmentCache
     from coreai_recipes.export.reporting import Progress
@@ -109,7 +111,8 @@ def build(
     check_place(target)  # what is there may be kept: said before anything is downloaded, let alone converted
     recipe, sources = find_sources(recipe, {MODEL: checkpoint, DRAFT: draft}, adapters=adapters)
     source = sources[MODEL]
-    recipe = sealed_recipe(recipe, source)
+    beside = open_unmerged(recipe, source, adapters)
+    recipe = sealed_recipe(recipe, source, beside)
     from coreai_recipes.checkpoint.kept_tokenizer import KeptTokenizer
     from coreai_recipes.export.cache import FragmentCache, default_root
 
@@ -138,7 +141,7 @@ def build(
     from coreai_recipes.storage.source import with_source
     from coreai_recipes.weights.regrouping import SAID
 
-    recipe, as_source = with_source(recipe, sources)
+    recipe, as_source = with_source(with_low_rank(recipe, source, beside), sources)
     chosen: tuple[str, ...] = ()
     if on is not None:
         from coreai_recipes.planning.choosing import choose
@@ -179,11 +182,12 @@ def build(
         written = write_first(composed, write, measures)
         recipe = written.composed.recipe
         origins = {key: _origin_of(each, digests[key].result()) for key, each in sources.items()}
-        merged = origins_of(recipe, source)
-        facts = {**origins.pop(MODEL), **origins, **({} if merged is None else {"adapters": merged})}
+        adapted = origins_of(recipe, source, beside)
+        facts = {**origins.pop(MODEL), **origins, **({} if adapted is None else {"adapters": adapted})}
 
         def describe() -> dict[str, Any]:
             (folder / RECIPE).write_text(recipe_text(written.composed.recipe))
+            write_adapters(written.composed, beside, folder)
             if recipe.export.host == "anemll":
                 for name, text in anemll.files_of(anemll_form(recipe), package, list(tokens.end_tokens)).items():
                     (folder / name).write_text(text)
@@ -200,7 +204,7 @@ def build(
         held = hold_rules(recipe, written.lint, notes)
         report: dict[str, Any] = {"passed": False, "stages": []}
         if verified:
-            subject = _subject(recipe, sources, folder / package, progress)
+            subject = _subject(recipe, sources, folder / package, progress, beside)
             found, figures = _prove(subject, rewrite if measures else None)
             if not found.passed:
                 raise VerificationError(found, notes)
@@ -245,12 +249,17 @@ def _fit(
 
 
 def _subject(
-    recipe: Recipe, sources: "Mapping[str, Checkpoint]", package: Path, progress: "Progress | None"
+    recipe: Recipe,
+    sources: "Mapping[str, Checkpoint]",
+    package: Path,
+    progress: "Progress | None",
+    beside: "Mapping[str, Unmerged]",
 ) -> "Subject":
     from coreai_recipes.running.program import proving_runtime
     from coreai_recipes.verification.subject import Subject
 
-    return Subject(recipe, sources, package, runtime=proving_runtime(recipe.export.format), on_progress=progress)
+    runtime = proving_runtime(recipe.export.format)
+    return Subject(recipe, sources, package, runtime=runtime, on_progress=progress, adapters=beside)
 
 
 def _prove(subject: "Subject", rewrite: "Callable[[Recipe], None] | None") -> "tuple[Report, dict[str, Any]]":
@@ -287,6 +296,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
     """What a host needs. Nothing in it depends on when or where it was built."""
     recipe, exported, costs = written.composed.recipe, written.exported, written.costs
     pieces = Pieces(recipe.model.vocab_size)
+    from coreai_recipes.planning.adapter_contract import adapters_in_manifest
     from coreai_recipes.planning.contract import (
         carried_in_manifest,
         functions_of,
@@ -334,6 +344,7 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
         ],
         "states": states_in_manifest(recipe),
         "carried": carried_in_manifest(recipe) or None,
+        **({"adapters": adapters_in_manifest(recipe)} if recipe.export.low_rank else {}),
         "eos_token_ids": looked_at["eos_token_ids"],
         "tokens": TOKENS,
         "files": {

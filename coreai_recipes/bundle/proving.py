@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coreai_recipes.bundle.adapting import hold_adapters
+from coreai_recipes.bundle.adapting import hold_adapters, hold_unmerged, open_unmerged
 from coreai_recipes.bundle.opened import Bundle
 from coreai_recipes.bundle.origin import Held, hold_origin
 from coreai_recipes.bundle.sources import OPTIONS, find_sources
@@ -16,6 +16,7 @@ from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.schema import DRAFT, MODEL
 
 if TYPE_CHECKING:
+    from coreai_recipes.checkpoint.adapted import Unmerged
     from coreai_recipes.checkpoint.base import Checkpoint
     from coreai_recipes.export.reporting import Progress
     from coreai_recipes.verification.report import Report
@@ -57,10 +58,10 @@ def verify(
     wanted = [key for key in given if key == MODEL or stages is None or key in (*stages, *require)]
     if isinstance(target, Bundle):
         package: Path | None = target.package
-        recipe, held = _hold_bundle(target, given, wanted, adapters)
+        recipe, held, beside, why = _hold_bundle(target, given, wanted, adapters)
     else:
-        package = None
-        recipe, held = _hold_recipe(target, given, wanted, adapters)
+        package, why = None, None
+        recipe, held, beside = _hold_recipe(target, given, wanted, adapters)
 
     def check(step: str, done: int, total: int) -> None:
         for each in held.values():
@@ -85,6 +86,8 @@ def verify(
             on_progress=check,
             missing=missing,
             all_lengths=states,
+            adapters=beside,
+            no_adapters=why,
         )
     except UserError:
         finish()  # what is wrong with another checkpoint says nothing of this bundle
@@ -103,8 +106,9 @@ def _runtime(target: Bundle | Recipe, asked: str | None) -> "Runtime":
 
 def _hold_bundle(
     bundle: Bundle, given: "Given", wanted: Sequence[str], adapters: Mapping[str, str] | None
-) -> tuple[Recipe, dict[str, Held]]:
-    """The recipe of a bundle that is as it was built, and the checkpoints of those of its stacks that are wanted."""
+) -> "tuple[Recipe, dict[str, Held], dict[str, Unmerged], str | None]":
+    """The recipe of a bundle that is as it was built, the checkpoints of those of its stacks that are wanted, and the
+    adapters that are not merged, or why they are not there."""
     bundle.check_files()
     bundle.check_ends()
     bundle.check_package()
@@ -120,15 +124,17 @@ def _hold_bundle(
         if was is not None and key in wanted:
             named = None if stack.reference is None else stack.reference.checkpoint
             held[key] = hold_origin(was, called, given[key], named, OPTIONS[key], folder)
-    if MODEL in held:
-        held[MODEL] = hold_adapters(held[MODEL], recipe, name, origin.adapters, adapters)
-    return recipe, held
+    if MODEL not in held:
+        return recipe, held, {}, None
+    held[MODEL] = hold_adapters(held[MODEL], recipe, name, origin.adapters, adapters)
+    return recipe, held, *hold_unmerged(held[MODEL], recipe, name, origin.adapters, adapters)
 
 
 def _hold_recipe(
     recipe: Recipe, given: "Given", wanted: Sequence[str], adapters: Mapping[str, str] | None
-) -> tuple[Recipe, dict[str, Held]]:
-    """A recipe before it is built, with the checkpoints that are given or that it names."""
+) -> "tuple[Recipe, dict[str, Held], dict[str, Unmerged]]":
+    """A recipe before it is built, with the checkpoints that are given or that it names, and the adapters that are not
+    merged."""
     references = {key: stack.reference for key, stack in recipe.stacks.items()}
     named = [key for key, said in references.items() if said is not None and said.checkpoint is not None]
     keys = [key for key in wanted if key in named or given[key] is not None]
@@ -136,7 +142,8 @@ def _hold_recipe(
 
     recipe, sources = find_sources(recipe, given, keys, adapters)
     recipe = with_source(recipe, sources)[0] if MODEL in sources else without_source(recipe)
-    return recipe, {key: Held(source) for key, source in sources.items()}
+    beside = open_unmerged(recipe, sources[MODEL], adapters) if MODEL in sources else {}
+    return recipe, {key: Held(source) for key, source in sources.items()}, beside
 
 
 def _verify_random(

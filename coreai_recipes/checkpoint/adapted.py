@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +108,29 @@ class AdaptedCheckpoint(Checkpoint):
         scaled: Tensor = adapter.read(part.magnitude).reshape(-1, 1) / lengths * turned
         return scaled.t().contiguous() if self._is_transposed else scaled
 
+    @property
+    def changed(self) -> Set[str]:
+        """The tensors that an adapter changes."""
+        return self._merged.keys()
+
+    def why_no_factors(self, name: str) -> str | None:
+        """Why what is added to a tensor is no product of two matrices, or None."""
+        is_dora = any(part.magnitude for _, part, _ in self._merged[name])
+        return "a DoRA gives the rows of the sum their lengths: it is merged, not handed in" if is_dora else None
+
+    def rank(self, name: str) -> int:
+        """Of what is added to a tensor."""
+        return sum(part.rank for _, part, _ in self._merged[name])
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank) of what is added to a matrix W (out, in), B with the scale, float32."""
+        import torch
+
+        held = self._merged[name]
+        a = torch.cat([adapter.read(part.a) for adapter, part, _ in held])
+        b = torch.cat([adapter.read(part.b) * (part.scale * factor) for adapter, part, factor in held], 1)
+        return a, b
+
     # what is the base's
 
     def weight_files(self) -> Mapping[str, Path]:
@@ -159,6 +182,21 @@ class AdaptedCheckpoint(Checkpoint):
 
     def why_unreadable(self, name: str) -> str | None:
         return self.base.why_unreadable(name)
+
+
+class Unmerged:
+    """An `adapter` beside the checkpoint `source`, which may have others merged into it; `scale` is the recipe's.
+
+    Attributes:
+        alone: the checkpoint that those others were merged into, with this adapter alone.
+        merged: with all of them, which is the model that a package with this adapter must equal.
+    """
+
+    def __init__(self, source: Checkpoint, adapter: Adapter, scale: float) -> None:
+        self.adapter = adapter
+        base, others = (source.base, source.adapters) if isinstance(source, AdaptedCheckpoint) else (source, ())
+        self.alone = AdaptedCheckpoint(base, [(adapter, scale)])
+        self.merged = AdaptedCheckpoint(base, [*others, (adapter, scale)])
 
 
 def _why_another(adapter: Adapter, base: Checkpoint) -> str | None:

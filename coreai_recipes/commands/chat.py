@@ -20,6 +20,7 @@ from coreai_recipes.commands.options import (
     TemplateOption,
     TopKOption,
     TopPOption,
+    WithAdapterOption,
     read_template,
 )
 from coreai_recipes.errors import UserError
@@ -43,6 +44,7 @@ def chat(
     bundle: BundleArgument,
     system: SystemOption = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 512,
+    adapter: WithAdapterOption = None,
     draft: GuessOption = False,
     template: TemplateOption = None,
     temperature: TemperatureOption = 0.0,
@@ -61,7 +63,7 @@ def chat(
     sampler = Sampler(temperature, top_p, seed, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty)
     named, variables = read_template(template)
     stop = [check_text(text, "--stop") for text in stop or ()]
-    model = open_bundle(bundle, runtime)
+    model = open_bundle(bundle, runtime, adapter)
     talk = Chat(
         model,
         system=system,

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from coreai_recipes.errors import BundleError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from coreai_recipes.generate import LanguageModel
+    from coreai_recipes.manifest.schema import Manifest
 
 BUILT = Path("dist")  # where `recipe build` writes
 
@@ -35,8 +38,18 @@ def find_bundle(word: str) -> Path:
     raise BundleError(f"{word}: no such bundle, here or in dist/\n  {hint}")
 
 
-def open_bundle(word: str, runtime: str) -> "LanguageModel":
-    """The bundle, ready to answer. What is loaded is said on a terminal, and that nobody proved it everywhere."""
+def open_bundle(word: str, runtime: str, adapter: str | None = None) -> "LanguageModel":
+    """The bundle with one of its adapters or none, ready to answer. What is loaded is said on a terminal, and that
+    nobody proved it everywhere."""
+    return _open(word, runtime, lambda described: [adapter])[0]
+
+
+def open_with_adapters(word: str, runtime: str) -> "list[LanguageModel]":
+    """As `open_bundle`: the bundle alone, and with each of its adapters, over one copy of the package."""
+    return _open(word, runtime, lambda described: [None, *(described.adapters.files if described.adapters else ())])
+
+
+def _open(word: str, runtime: str, adapters_of: "Callable[[Manifest], Sequence[str | None]]") -> "list[LanguageModel]":
     from coreai_recipes.bundle import Bundle
     from coreai_recipes.running.program import choose_runtime
 
@@ -45,12 +58,12 @@ def open_bundle(word: str, runtime: str) -> "LanguageModel":
     if sys.stderr.isatty():
         engine = {"coreml": "Core ML", "coreai": "Core AI"}.get(runtime, "the evaluator")
         print(f"loading {bundle.path}: {bundle.bytes / 1e6:,.1f} MB, run by {engine}", file=sys.stderr)
-    from coreai_recipes.generate import open_model
+    from coreai_recipes.generate import open_models
 
-    model = open_model(bundle.path, bundle.manifest, runtime)
+    models = open_models(bundle.path, bundle.manifest, runtime, adapters_of(bundle.described))
     if not bundle.report["stages"]:
         print("not verified", file=sys.stderr)
-    return model
+    return models
 
 
 def _is_bundle(path: Path) -> bool:

@@ -62,6 +62,10 @@ AdapterOption = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="NAME=SRC", help="Where an adapter of the recipe lies. Repeatable."),
 ]
+WithAdapterOption = Annotated[
+    str | None,
+    typer.Option("--adapter", metavar="NAME", help="Answer with this adapter of the bundle, one that is not merged."),
+]
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or its name in dist/.")]
 TemplateOption = Annotated[
     list[str] | None,

@@ -22,6 +22,7 @@ from coreai_recipes.commands.options import (
     TemplateOption,
     TopKOption,
     TopPOption,
+    WithAdapterOption,
     read_template,
 )
 from coreai_recipes.errors import UserError
@@ -41,6 +42,7 @@ def run(
     ] = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 256,
     system: SystemOption = None,
+    adapter: WithAdapterOption = None,
     draft: GuessOption = False,
     raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     template: TemplateOption = None,
@@ -78,7 +80,7 @@ def run(
     sampler = Sampler(temperature, top_p, seed, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty)
     named, variables = read_template(template)
     stop = [check_text(text, "--stop") for text in stop or ()]
-    model = open_bundle(bundle, runtime)
+    model = open_bundle(bundle, runtime, adapter)
     kept = None if prompt_cache is None else PromptCache(prompt_cache, model)
     if kept is not None:
         kept.restore()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from coreai_recipes.commands.opening import open_bundle
+from coreai_recipes.commands.opening import open_with_adapters
 from coreai_recipes.commands.options import JsonOption, RuntimeOption
 from coreai_recipes.errors import UserError
 
@@ -51,11 +51,13 @@ def serve(
     with listener:
         models = {}
         for word in bundles:
-            model = open_bundle(word, runtime)
-            name = model.path.resolve().name
-            if name in models:
-                raise UserError(f"{word}: {name} is the name of another bundle too: serve it under another folder's")
-            models[name] = model
+            for model in open_with_adapters(word, runtime):
+                name = model.path.resolve().name + (f":{model.adapter}" if model.adapter else "")
+                if name in models:
+                    raise UserError(
+                        f"{word}: {name} is the name of another bundle too: serve it under another folder's"
+                    )
+                models[name] = model
         address = f"[{host}]" if ":" in host else host
         url = f"http://{address}:{listener.getsockname()[1]}/v1"
 

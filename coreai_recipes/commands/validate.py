@@ -59,7 +59,8 @@ def validate(
 
 def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
     """What `build` would decide against the recipe's word; UserError where a tensor does not fit."""
-    from coreai_recipes.bundle.adapting import with_adapters
+    from coreai_recipes.bundle.adapting import open_unmerged, with_adapters
+    from coreai_recipes.bundle.low_rank import with_low_rank
     from coreai_recipes.checkpoint.base import Unread
     from coreai_recipes.checkpoint.open import open_headers
     from coreai_recipes.decoder.filling import bind_weights, settle_head
@@ -71,6 +72,7 @@ def _check_tensors(recipe: Any, checkpoint: str) -> list[str]:
     source = with_adapters(recipe, open_headers(checkpoint))
     recipe, note = settle_head(recipe, source)
     bind_weights(build_decoder(recipe), source)
+    with_low_rank(recipe, source, open_unmerged(recipe, source))
     source.check_tokenizer(recipe.model.vocab_size)
     # of a checkpoint of the hub there are headers alone, and forms depend on scales
     as_source = () if isinstance(getattr(source, "base", source), Unread) else with_source(recipe, {MODEL: source})[1]

@@ -6,8 +6,10 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from coreai_recipes.checkpoint.adapted import Unmerged
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint, stated_flag
-from coreai_recipes.decoder.model import fill
+from coreai_recipes.decoder.low_rank import Pair, matrices_of_layers
+from coreai_recipes.decoder.model import Decoder, fill
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.primitives.causal_conv import CausalConvolution
 from coreai_recipes.primitives.head import Head
@@ -17,6 +19,7 @@ from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.weights.binding import Binding, ParameterInfo, bind
 from coreai_recipes.weights.computed import LambdaBinding, SinesBinding
 from coreai_recipes.weights.folding import stored_as
+from coreai_recipes.weights.low_rank import bind_low_rank
 from coreai_recipes.weights.regrouping import regrouped
 from coreai_recipes.weights.tying import judge_head
 
@@ -113,6 +116,14 @@ def bind_stacks(stacks: Iterable[StackModule], sources: Mapping[str, Checkpoint]
         if stack.of.key in sources
         for name, binding in bind_weights(stack, sources[stack.of.key]).items()
     }
+
+
+def low_rank_factors(recipe: Recipe, checkpoint: Checkpoint, adapter: Unmerged) -> dict[str, Pair]:
+    """A (rank, in) and B (out, rank) by matrix of what an adapter adds to the recipe's Decoder, float32. Raises
+    CheckpointError where it is no part of the model."""
+    bindings = bind_weights(Decoder.build(recipe), checkpoint)
+    found = bind_low_rank(bindings, adapter.alone, matrices_of_layers(recipe))
+    return {matrix: each.read() for matrix, each in found.items()}
 
 
 def checkpoint_shapes(module: StackModule) -> dict[str, tuple[int, ...]]:

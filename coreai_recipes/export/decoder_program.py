@@ -7,6 +7,7 @@ its own. Angles and masks are computed wherever layers need them, for they cost 
 from collections.abc import Iterator, Sequence
 
 from coreai_recipes.decoder.front import CallShape
+from coreai_recipes.decoder.low_rank import SIDES
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.states import COMMIT
 from coreai_recipes.export.commit_fragments import commit_fragment
@@ -20,6 +21,7 @@ from coreai_recipes.export.fragments import (
     carried_by,
     front_fragment,
     layer_fragment,
+    low_rank_of,
     state_names,
 )
 from coreai_recipes.export.handed_fragments import handed_layer_fragment, handed_ports, handing_fragment
@@ -81,6 +83,7 @@ class DecoderProgram(StackProgram):
         if front is not None:
             inputs |= {name: port for name, port in front.inputs.items() if name not in front.parameters}
         inputs |= self._carried
+        inputs |= {name: Port(FLOAT, shape) for spec in chunk.low_rank for name, shape in spec.inputs.items()}
         inputs |= self.caches if self.recipe.export.is_functional else {}
         states = self.declare(inputs, linker)
 
@@ -142,6 +145,7 @@ class DecoderProgram(StackProgram):
                 "per_layer_inputs": crossing.per_layer(index),
             }
             names |= {spec.tensor.name: spec.name for spec in carried_by(chunk, kind)}
+            names |= {spec.port(side): spec.input(side) for spec in low_rank_of(chunk, kind) for side in SIDES}
             buffer = buffer_of(chunk, kind)
             names |= {} if buffer is None else {"rows": buffer.name}
             names |= {each.port: each.part(index) for each in left if index in each.layers}
@@ -156,13 +160,14 @@ class DecoderProgram(StackProgram):
     def _at(self, index: int, linker: Linker) -> dict[str, str]:
         """A layer's states and its place in them and in what its kind carries, or the cache that is handed to it."""
         chunk, kind = self.chunk, self.recipe.model.layer_kinds[index]
+        at = {}
+        if carried_by(chunk, kind) or low_rank_of(chunk, kind):
+            at["place"] = linker.add_integer(f"place_{index}", chunk.place(index))
         if index in chunk.read:
-            return {name: _port(f"{name}_{chunk.read[index]}") for name in ("keys", "values")}
-        found = state_names(chunk.states.get(self.decoder.front.owners[kind]))
+            return at | {name: _port(f"{name}_{chunk.read[index]}") for name in ("keys", "values")}
+        found = at | state_names(chunk.states.get(self.decoder.front.owners[kind]))
         if self.decoder.front.attends(kind):
             found["slot"] = linker.add_integer(f"slot_{index}", chunk.slot(index))
-        if carried_by(chunk, kind):
-            found["place"] = linker.add_integer(f"place_{index}", chunk.place(index))
         return found
 
     def _link_handed(self, crossing: "_Crossing", models: Models, linker: Linker) -> dict[str, Port]:
@@ -268,7 +273,7 @@ class _Crossing:
 
     def _made(self, chunk: Chunk, kind: str, reads: bool, hands: bool) -> Fragment:
         if reads:
-            return handed_layer_fragment(self.decoder, kind, self.call)
+            return handed_layer_fragment(self.decoder, kind, self.call, chunk)
         if self.decoder.recipe.export.is_functional and self.decoder.front.attends(kind):
             return functional_layer_fragment(self.decoder, kind, self.call, chunk, hands)
         return layer_fragment(self.decoder, kind, self.call, chunk)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.decoder.front import CallShape, Front
+from coreai_recipes.decoder.low_rank import SIDES, LowRankSpec, low_rank_port
 from coreai_recipes.decoder.model import EMBEDDED, PER_LAYER_ROWS, Decoder
 from coreai_recipes.decoder.states import CarriedSpec, RowsSpec, StateSpec
 from coreai_recipes.export.pieces import Piece, describe
@@ -22,6 +23,7 @@ from coreai_recipes.primitives.cache import Cache, NoCache, SharedCache
 from coreai_recipes.primitives.carried import Carried, layer_of
 from coreai_recipes.primitives.layer_inputs import ROTATING, SHARED, WHOLE_NUMBERS, LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
+from coreai_recipes.primitives.projection import Factors, Projection, with_low_rank
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.storage.chunks import Chunk
 from coreai_recipes.storage.parameters import EMBEDDING, stored_shape
@@ -162,11 +164,18 @@ def layer_name(decoder: Decoder, kind: str, call: CallShape, chunk: Chunk) -> st
         name += f"_of_{state.depth}"
     if carried and carried[0].layers != decoder.recipe.model.layer_kinds.count(kind):
         name += f"_carrying_{carried[0].layers}"
-    return name
+    return name + low_rank_suffix(chunk, kind)
+
+
+def low_rank_suffix(chunk: Chunk, kind: str) -> str:
+    """How the name ends of a fragment that takes what fewer layers of its kind than the model's have of adapters."""
+    found = low_rank_of(chunk, kind)
+    is_part = found and len(found[0].layers) != chunk.recipe.model.layer_kinds.count(kind)
+    return f"_low_rank_{len(found[0].layers)}" if is_part else ""
 
 
 def places_in(chunk: Chunk, kind: str, state: StateSpec | None) -> dict[str, Port]:
-    """Where a layer lies in its state and in what its kind carries, and what that is."""
+    """Where a layer lies in its state and in what its kind carries or is given of adapters, and what that is."""
     carried, buffer, inputs = carried_by(chunk, kind), buffer_of(chunk, kind), dict[str, Port]()
     if buffer is not None:
         inputs["rows"] = Port(FLOAT, buffer.shape)
@@ -174,7 +183,14 @@ def places_in(chunk: Chunk, kind: str, state: StateSpec | None) -> dict[str, Por
         inputs["slot"] = Port(INTEGER, (1,))
     if carried:
         inputs["place"] = Port(INTEGER, (1,))
+    inputs |= low_rank_ports(chunk, kind)
     return inputs | {spec.tensor.name: Port(FLOAT, spec.shape) for spec in carried}
+
+
+def low_rank_ports(chunk: Chunk, kind: str) -> dict[str, Port]:
+    """What a layer is given of adapters, which is of all layers of its kind, and its place there."""
+    ports = {spec.port(side): Port(FLOAT, spec.shape(side)) for spec in low_rank_of(chunk, kind) for side in SIDES}
+    return {"place": Port(INTEGER, (1,)), **ports} if ports else {}
 
 
 def layer_inputs(decoder: Decoder, kind: str, call: CallShape) -> dict[str, Port]:
@@ -192,6 +208,11 @@ def layer_inputs(decoder: Decoder, kind: str, call: CallShape) -> dict[str, Port
 def carried_by(chunk: Chunk, kind: str) -> list[CarriedSpec]:
     """What the layers of a kind carry in a package."""
     return [spec for spec in chunk.carried.values() if spec.kind == kind]
+
+
+def low_rank_of(chunk: Chunk, kind: str) -> list[LowRankSpec]:
+    """What the layers of a kind take of adapters in a package."""
+    return [spec for spec in chunk.low_rank if spec.kind == kind]
 
 
 def buffer_of(chunk: Chunk, kind: str) -> RowsSpec | None:
@@ -316,8 +337,18 @@ class CalledLayer(Piece):
         """x of the next layer, of what the fragment was given by name."""
         weights = {name: named[alias] for alias, name in self.parameter_names.items()}
         of_layer = slice_of(named["per_layer_inputs"], named["index"]) if "index" in named else None
-        with parameters_as(self.piece[0], weights):
+        with parameters_as(self.piece[0], weights), with_low_rank(self.piece[0], self._low_rank(named)):
             return self.piece[0](named["x"], LayerInputs.of_ports(named), cache, of_layer)  # type: ignore[no-any-return]
+
+    def _low_rank(self, named: Mapping[str, Tensor]) -> dict[str, Factors]:
+        """Of what the kind is given of adapters, the layer's own, by matrix."""
+        found = dict[str, Factors]()
+        for matrix, module in self.piece[0].named_modules():
+            ports = [low_rank_port(side, matrix) for side in SIDES]
+            if isinstance(module, Projection) and ports[0] in named:
+                a, b = (layer_of(named[port], named["place"]) for port in ports)
+                found[matrix] = a, b
+        return found
 
 
 class LayerPiece(CalledLayer):

@@ -15,6 +15,8 @@ from coreai_recipes.export.fragments import (
     Port,
     layer_inputs,
     layer_of_kind,
+    low_rank_ports,
+    low_rank_suffix,
     ports_of,
     state_names,
     untouched,
@@ -22,6 +24,7 @@ from coreai_recipes.export.fragments import (
 )
 from coreai_recipes.export.pieces import Piece
 from coreai_recipes.primitives.cache import HandedCache, SharedCache
+from coreai_recipes.storage.chunks import Chunk
 
 
 def handed_ports(spec: StateSpec) -> dict[str, Port]:
@@ -37,13 +40,14 @@ def handing_fragment(spec: StateSpec) -> Fragment:
     return Fragment(name, _HandingPiece(states), {"slot": Port(INTEGER, (1,))}, outputs, {}, states)
 
 
-def handed_layer_fragment(decoder: Decoder, kind: str, call: CallShape) -> Fragment:
+def handed_layer_fragment(decoder: Decoder, kind: str, call: CallShape, chunk: Chunk) -> Fragment:
     """x, what the front computed, and the keys and values of another layer -> x of the next layer."""
     layer = layer_of_kind(decoder, kind)
     inputs, parameters = layer_inputs(decoder, kind, call) | handed_ports(decoder.front.state(kind)), weights_of(layer)
-    inputs |= ports_of(layer, parameters)
+    inputs |= low_rank_ports(chunk, kind) | ports_of(layer, parameters)
     piece = _HandedLayerPiece(layer, list(inputs), parameters)
-    return Fragment(f"layer_{kind}_{call.tokens_of(kind)}_handed", piece, inputs, {"y": inputs["x"]}, parameters)
+    name = f"layer_{kind}_{call.tokens_of(kind)}_handed{low_rank_suffix(chunk, kind)}"
+    return Fragment(name, piece, inputs, {"y": inputs["x"]}, parameters)
 
 
 class _HandingPiece(Piece):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coreai_recipes.generate.answering import Answer, answer
     from coreai_recipes.generate.chat import Chat
-    from coreai_recipes.generate.language_model import LanguageModel, open_model
+    from coreai_recipes.generate.language_model import LanguageModel, open_model, open_models
     from coreai_recipes.generate.sampling import Sampler
 
 _HOMES = {
@@ -23,9 +23,10 @@ _HOMES = {
     "Sampler": "sampling",
     "answer": "answering",
     "open_model": "language_model",
+    "open_models": "language_model",
 }
 
-__all__ = ["Answer", "Chat", "LanguageModel", "Sampler", "answer", "open_model"]
+__all__ = ["Answer", "Chat", "LanguageModel", "Sampler", "answer", "open_model", "open_models"]
 
 
 def __getattr__(name: str) -> Any:

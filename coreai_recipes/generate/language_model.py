@@ -18,13 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """`path` is the bundle's; answers share the session, and with it the prefix that they have in common."""
+    """`path` is the bundle's; answers share the session, and with it the prefix that they have in common.
+
+    `adapter` is the one of the bundle's that is in force, or None. Models of one package take turns: `first` is the one
+    with which the others share it.
+    """
 
     path: Path
     tokenizer: "BundleTokenizer"
     session: "Session"
     eos_token_ids: frozenset[int]
     vocab_size: int
+    adapter: str | None = None
+    first: "LanguageModel | None" = None
 
     def continue_text(
         self, token_ids: Sequence[int], max_tokens: int, sampler: "Sampler", speculates: bool = False
@@ -83,13 +89,23 @@ class LanguageModel:
             )
 
 
-def open_model(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = "auto") -> LanguageModel:
-    """The bundle's tokenizer and a session on its package. `runtime` is auto, evaluator or coreml.
+def open_model(
+    bundle_path: Path, manifest: Mapping[str, Any], runtime: str = "auto", adapter: str | None = None
+) -> LanguageModel:
+    """The bundle's tokenizer and a session on its package, with one of its adapters or none. `runtime` is auto,
+    evaluator or coreml.
 
-    Raises UserError when the runtime is not there, or a file of the bundle cannot be read.
+    Raises UserError when the runtime or the adapter is not there, or a file of the bundle cannot be read.
     """
+    return open_models(bundle_path, manifest, runtime, [adapter])[0]
+
+
+def open_models(
+    bundle_path: Path, manifest: Mapping[str, Any], runtime: str, adapters: Sequence[str | None]
+) -> list[LanguageModel]:
+    """As `open_model` with each of these adapters, over one copy of the package. No session sees another's states."""
     from coreai_recipes.bundle import Bundle
-    from coreai_recipes.running.program import open_program
+    from coreai_recipes.running.program import open_programs
     from coreai_recipes.running.session import Session
     from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
@@ -97,6 +113,10 @@ def open_model(bundle_path: Path, manifest: Mapping[str, Any], runtime: str = "a
     bundle.check_package()
     tokenizer = BundleTokenizer(bundle_path)
     described = bundle.described
-    program = open_program(bundle_path, described, runtime, bundle.recipe.export.compute_units)
-    session = Session(program, described)
-    return LanguageModel(bundle_path, tokenizer, session, frozenset(described.eos_token_ids), described.vocab_size)
+    units, ends = bundle.recipe.export.compute_units, frozenset(described.eos_token_ids)
+    found: list[LanguageModel] = []
+    programs = open_programs(bundle_path, described, runtime, units, adapters)
+    for adapter, program in zip(adapters, programs, strict=True):
+        session, first = Session(program, described), found[0] if found else None
+        found.append(LanguageModel(bundle_path, tokenizer, session, ends, described.vocab_size, adapter, first))
+    return found

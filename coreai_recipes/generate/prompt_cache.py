@@ -1,7 +1,7 @@
 """A session's states in a file, to go on from where an earlier process was: `--prompt-cache`.
 
-A line that says what it is, a line of JSON (the bundle's digest, the tokens, how far was written, each state's shape
-and type), the states' bytes in that order, and the sha256 of all before it. No size is taken from the file.
+A line that says what it is, a line of JSON (the bundle's digest, its adapter, the tokens, how far was written, each
+state's shape and type), the states' bytes in that order, and the sha256 of all before it. The file says no size.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class PromptCache:
         if not isinstance(states, dict):
             raise UserError(f"--prompt-cache {path}: Core ML cannot export its states: use --runtime evaluator")
         self._states: dict[str, Tensor] = states
-        self._bundle = identity_of(model.path)
+        self._bundle, self._adapter = identity_of(model.path), model.adapter
         self._vocab_size = model.vocab_size
 
     def restore(self) -> None:
@@ -58,6 +58,10 @@ class PromptCache:
         header = self._read_header(head) if newline else None
         if header is not None and header["bundle"] != self._bundle:
             raise UserError(f"{self._path}: belongs to another bundle; use another name, or remove it")
+        if header is not None and header.get("adapter") != self._adapter:
+            # what was read under one adapter is not what another makes of the same text
+            was = f"with --adapter {header['adapter']}" if header.get("adapter") else "without --adapter"
+            raise UserError(f"{self._path}: was kept {was}; use another name, or remove it")
         if header is None or len(rest) != size + DIGEST or hashlib.sha256(content[:-DIGEST]).digest() != rest[-DIGEST:]:
             raise UserError(f"{self._path}: is damaged; remove it")
         at = 0
@@ -88,6 +92,7 @@ class PromptCache:
         """Write what the session holds, in place of what was there: whole, or not at all."""
         header = {
             "bundle": self._bundle,
+            **({"adapter": self._adapter} if self._adapter else {}),
             "tokens": list(self._session.token_ids),
             "written": self._session.written,
             "states": {name: [list(state.shape), str(state.dtype)] for name, state in self._states.items()},

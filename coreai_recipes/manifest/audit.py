@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from coreai_recipes.manifest.fields import Count, Described, Size, Text
 from coreai_recipes.manifest.files import read_regular
 from coreai_recipes.manifest.reading import parse_json, typed
-from coreai_recipes.manifest.schema import Count, Described, Size, Text
 
 AUDIT = "audit.json"
 MAX_BYTES = 64 << 20  # some 60 bytes a value of the program

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from coreai_recipes.errors import BundleError
+from coreai_recipes.manifest.fields import Count, Described, Digest, Name, Size, Text
 from coreai_recipes.manifest.files import read_regular
 from coreai_recipes.manifest.reading import document_in, typed
-from coreai_recipes.manifest.schema import Count, Described, Digest, Name, Size, Text
 
 MAX_BYTES = 64 << 20  # some 200 bytes an operation
 EXAMPLE = "example"  # the device of fixtures: of no table

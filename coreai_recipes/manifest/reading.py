@@ -20,6 +20,11 @@ MAX_PROBLEMS = 20
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def file_of_adapter(name: str) -> str:
+    """Where a bundle has the values of an adapter that is not merged."""
+    return f"adapters/{name}.bin"
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the bundle in `folder` as its JSON has it, which `typed` takes.
 

@@ -8,35 +8,24 @@ What cannot be is refused here; what contradicts the recipe or the package, wher
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
-from coreai_recipes.manifest.files import check_relative
+from coreai_recipes.manifest.adapters import Adapters
+from coreai_recipes.manifest.fields import (
+    AdapterName,
+    Count,
+    Described,
+    Digest,
+    File,
+    FileName,
+    Name,
+    Shape,
+    Size,
+    Text,
+)
 
 FORMATS = (1, 2)  # every format so far
 FORMAT = FORMATS[-1]
-
-Count = Annotated[int, Field(ge=1, lt=1 << 31)]
-Size = Annotated[int, Field(ge=0, lt=1 << 53)]
-Text = Annotated[str, Field(min_length=1, max_length=1024)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$")]
-FileName = Annotated[
-    str,
-    AfterValidator(check_relative),
-    WithJsonSchema({"type": "string", "maxLength": 1024, "pattern": r"^(?!(.*/)?\.{0,2}(/|$))[^\\]+$"}),
-]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
-
-
-class Described(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
-
-
-class File(Described):
-    """A file as it was sealed."""
-
-    bytes: Size
-    sha256: Digest
 
 
 class Sealed(Described):
@@ -216,15 +205,16 @@ class Origin(Described):
 
 
 class AdapterOrigin(Described):
-    """An adapter that is merged into the weights: its hub id with its commit or its base name, and its files."""
+    """An adapter of the recipe, merged or not: its hub id with its commit or its base name, and its files."""
 
-    name: Name
+    name: AdapterName
     source: Text
     sha256: dict[FileName, Digest]
 
 
 class Checkpoint(Origin):
-    """`draft` is where a draft's weights came from, `adapters` what was merged into the model's."""
+    """`draft` is where a draft's weights came from, `adapters` where what was merged into the model's did, and what is
+    handed in."""
 
     draft: Origin | None = None
     adapters: tuple[AdapterOrigin, ...] | None = None
@@ -244,6 +234,7 @@ class Manifest(Sealed):
     packages: Annotated[tuple[Annotated[Program | Table, Field(discriminator="role")], ...], Field(max_length=1000)]
     states: dict[Name, State]
     carried: dict[Name, Annotated[Carried | CarriedCache, Field(discriminator="role")]] | None = None
+    adapters: Adapters | None = None  # those that are not merged
     eos_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...], Field(max_length=100_000)]
     tokens: FileName | None = None  # what the tokenizer is beyond tokenizer.json; docs/tokens.md
     residual_scale: dict[Name, float | str] | None = None  # where it was measured: the scale, and its figures
@@ -263,6 +254,8 @@ class Manifest(Sealed):
         problems += [f"states.{name}: {problem}" for name, state in self.states.items() for problem in state.problems()]
         for name, carried in (self.carried or {}).items():
             problems += [f"carried.{name}: {problem}" for problem in carried.problems()]
+        if self.adapters is not None:
+            problems += [f"adapters.{problem}" for problem in self.adapters.problems(self.files)]
         if problems:
             raise ValueError("\n".join(problems))
         return self

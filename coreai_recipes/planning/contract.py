@@ -16,11 +16,13 @@ from coreai_recipes.hosts.anemll import functions_of as functions_of_anemll
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
+from coreai_recipes.planning.adapter_contract import adapters_in_manifest
 from coreai_recipes.recipe.host_form import anemll_form
 from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
 from coreai_recipes.storage.chunks import (
     buffers_of_packages,
     carried_of_packages,
+    low_rank_of_packages,
     states_of_draft,
     states_of_packages,
 )
@@ -128,6 +130,9 @@ def _contradictions(manifest: Manifest, recipe: Recipe) -> Iterator[str]:
     said = {name: tensor.model_dump(mode="json") for name, tensor in (manifest.carried or {}).items()}
     if said != carried:
         yield f"carried is {_said(said)} and must be {_said(carried)}"
+    adapters = None if manifest.adapters is None else manifest.adapters.model_dump(mode="json")
+    if adapters != adapters_in_manifest(recipe):
+        yield "adapters are not the inputs and files that its export.low_rank and its adapters ask for"
 
 
 def _layer_contradictions(manifest: Manifest, layers: int) -> Iterator[str]:
@@ -268,6 +273,7 @@ def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
         yield from functions_of_anemll(anemll_form(recipe)).items()
         return
     carried, buffers = carried_of_packages(recipe), buffers_of_packages(recipe)
+    low_rank = low_rank_of_packages(recipe)
     kept: Described = {
         **{name: ("float16", spec.shape) for name, spec in carried.items()},
         **{name: ("float16", spec.shape) for name, spec in buffers.items()},
@@ -288,6 +294,7 @@ def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
         if recipe.draft is not None:
             outputs["hidden"] = ("float16", (1, rows, model.hidden_size))
         inputs |= kept
+        inputs |= {port: ("float16", shape) for spec in low_rank for port, shape in spec.inputs.items()}
         outputs |= {spec.output: ("float16", spec.new_shape(query)) for spec in buffers.values()} or left
         inputs |= {cache: ("float16", state.shape) for cache, state in caches.items()}
         outputs |= {f"new_{cache}": ("float16", _new_rows(state, query)) for cache, state in caches.items()}

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
+from itertools import groupby
 
 from coreai_recipes.decoder.draft import Draft
+from coreai_recipes.decoder.low_rank import low_rank_specs
 from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.states import state_specs
@@ -40,9 +42,9 @@ def _(decoder: Decoder) -> Iterator[Footprint]:
         experts = own.below(*(f"layers.{i}.experts.{leaf}" for i in of_kind for leaf in EXPERT_STACKS))
         others = own.below(*(f"layers.{i}." for i in of_kind)).without(experts)
         yield Footprint(f"weights of `{name}`", others.bytes, f"{len(of_kind)} layers, {_forms(others)}")
-        found = decoder.stack[of_kind[0]].experts
-        if isinstance(found, Experts):
-            yield Footprint(f"experts of `{name}`", experts.bytes, _describe_experts(found, len(of_kind), experts))
+        mixture = decoder.stack[of_kind[0]].experts
+        if isinstance(mixture, Experts):
+            yield Footprint(f"experts of `{name}`", experts.bytes, _describe_experts(mixture, len(of_kind), experts))
     table, raw, front = own.below(EMBEDDING), own.below(PER_LAYER_TABLE), own.below("per_layer.")
     head = own.below("head.weight")
     shape = f"{' x '.join(map(str, table.shapes[EMBEDDING]))}, {_forms(table)}"
@@ -72,6 +74,11 @@ def _(decoder: Decoder) -> Iterator[Footprint]:
         shape = " x ".join(map(str, carried.shape))
         how = f"{carried.role} of {carried.layers} layers, {shape}, from call to call, a session's own"
         yield Footprint(f"`{name}`", carried.bytes, how)
+    for name, specs in groupby(low_rank_specs(recipe), lambda spec: spec.kind):
+        found = list(specs)
+        matrices = ", ".join(spec.matrix for spec in found)
+        how = f"A and B of {matrices}, {len(found[0].layers)} layers, rank {found[0].rank}, handed in with each call"
+        yield Footprint(f"adapter of `{name}`", sum(spec.bytes for spec in found), how)
     for name, buffer in decoder.front.row_buffers.items():
         shape = " x ".join(map(str, buffer.shape))
         how = f"rows since the last commit of {buffer.layers} layers, {shape}, a session's own"

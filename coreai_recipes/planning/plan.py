@@ -72,7 +72,13 @@ def make_plan(recipe: Recipe, device: Device | None = None, overrides: Sequence[
         _saved_in_prefill(stacks),
         recipe.export.functions.queries,
         found,
-        (*_rotaries(recipe), *_operations(recipe), *_islands(recipe), *([SAID] if recipe.regroups else [])),
+        (
+            *_rotaries(recipe),
+            *_operations(recipe),
+            *_islands(recipe),
+            *_adapters(recipe),
+            *([SAID] if recipe.regroups else []),
+        ),
         None if on is None else fit(stacks, workloads, drawn, on),
         None if on is None else mends(recipe, on, found),
         None if device is None else choose(recipe, device, overrides)[1],
@@ -114,6 +120,13 @@ def _islands(recipe: Recipe) -> Iterator[str]:
     """What leaves the engine in each layer, because the recipe says so: a plan's outline has no such operations."""
     if recipe.export.float32:
         yield f"float32 in each layer, off the engine and back (f32-mid): {', '.join(recipe.export.float32)}"
+
+
+def _adapters(recipe: Recipe) -> Iterator[str]:
+    """What a plan does not know of adapters, which it does not open."""
+    if recipe.unmerged and recipe.export.low_rank is None:
+        names = ", ".join(each.name for each in recipe.unmerged)
+        yield f"the inputs of {names} are not counted: export.low_rank says what they are, or a build finds out"
 
 
 def _cosine_error(rotary: TurningSpec, head_dim: int, context: int) -> float:

@@ -105,8 +105,19 @@ def layer_flops(decoder: Decoder, layer: Layer, call: CallShape) -> int:
     spec = decoder.recipe.model.kinds[layer.kind].attention
     flops = _layer_flops(layer, spec, queries, call.seen_rows(layer.kind))
     flops += sum(_tail_flops(conv, queries) for conv in layer.modules() if isinstance(conv, CausalConvolution))
+    flops += _low_rank_flops(decoder, layer, queries)
     writes = front.attends(layer.kind) and not front.shares(layer.kind)
     return flops + _placing_flops(front.state(layer.kind), queries) if writes else flops
+
+
+def _low_rank_flops(decoder: Decoder, layer: Layer, queries: int) -> int:
+    """Of an adapter that is handed in: two products beside each matrix that it may change."""
+    said = decoder.recipe.export.low_rank
+    if said is None:
+        return 0
+    shapes = {name: part.weight.shape for name, part in layer.named_modules() if type(part) is Projection}
+    widths = (shapes[name][0] + shapes[name][1] for name in said.matrices if name in shapes)
+    return 2 * said.rank * queries * sum(widths)
 
 
 def _tail_flops(conv: CausalConvolution, queries: int) -> int:

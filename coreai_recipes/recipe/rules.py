@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from coreai_recipes.recipe.adapter_rules import adapter_problems
 from coreai_recipes.recipe.compress_rules import compress_problems
 from coreai_recipes.recipe.expert_rules import expert_problems, mixture_problems
 from coreai_recipes.recipe.export_rules import export_problems, float32_problems, residual_problems
@@ -46,17 +47,9 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     problems += residual_problems(recipe)
     problems += mirror_problems(recipe)
     problems += compress_problems(recipe)
-    problems += _adapter_problems(recipe)
+    problems += adapter_problems(recipe)
     problems += find_size_problems(recipe, {stack: len(layer_order(recipe, stack)) for stack in ("model", "draft")})
     return problems
-
-
-def _adapter_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
-    adapters = value_at(recipe, "adapters")
-    named = [value_at(each, "name") for each in adapters] if isinstance(adapters, list) else []
-    for index, name in enumerate(named):
-        if isinstance(name, str) and name in named[:index]:
-            yield Problem(("adapters", index, "name"), "adapter-name", f"{name} is the name of an earlier adapter too")
 
 
 def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:

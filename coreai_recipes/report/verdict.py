@@ -12,8 +12,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     """The stages of a report with their figures."""
     rows = []
     for stage in report["stages"]:
-        if stage["name"] == "compressed" and stage["passed"] is None:
-            continue  # nothing compresses
+        if stage["detail"].get("skipped") in NOTHING or (stage["name"] == "compressed" and stage["passed"] is None):
+            continue  # there is nothing of the kind
         verdict = {True: "passed", False: "FAILED", None: "skipped"}[stage["passed"]]
         rows.append(
             (
@@ -42,6 +42,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         print("not covered: Core ML's own compiler and loader, placement, the hardware's accumulation")
 
 
+# why a stage did not run that hardly any recipe has
+NOTHING = ("no adapters that are not merged",)
 # how a package may be run in float16, the hardware first
 RUN = ("coreml", "coreai", "rounded")
 
@@ -90,6 +92,7 @@ def _explain(stage: Mapping[str, Any]) -> str:
         if strict:
             words.append(f"sums in float16 too {decibels(strict['psnr_db'])} dB, top-1 {percent(strict)}")
         words += [f"overflow in {name}" for name in detail["overflowed"][:1]]
+    words += [f"{name}: {_adapter_words(each)}" for name, each in detail.get("adapters", {}).items()]
     if "with_tables" in detail:
         words.append(f"top-1 {percent(detail['engine'])} of package_float16's")
         words += [count(len(detail["ties"]), "tie")] if detail["ties"] else []
@@ -105,6 +108,14 @@ def _explain(stage: Mapping[str, Any]) -> str:
     if "weights" in detail:
         words.append(f"{detail['weights']}: {detail['layers']}")
     return "; ".join(words)
+
+
+def _adapter_words(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each of the comparisons with an adapter has found."""
+    said = (
+        f"{name} {decibels(each['psnr_db'])} dB" + ("" if each["passed"] else " FAILED") for name, each in found.items()
+    )
+    return ", ".join(said)
 
 
 def _state_words(states: Mapping[str, Any] | None) -> Iterator[str]:

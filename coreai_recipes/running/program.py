@@ -1,6 +1,6 @@
 """A bundle's functions by name, whatever runs them: one for everyone who calls a package."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -48,6 +48,7 @@ class SavedProgram:
     keeps. `keep` may change what is kept of what is carried between two calls.
 
     With a `buffer` the carried tensors are those of the last commit, which is made whenever a call would find no room.
+    `adapter` are the inputs that make up an adapter, or zeros for none: what is kept between calls is of it.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class SavedProgram:
         keep: "Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]" = lambda given: given,
         caches: "HostCaches | None" = None,
         buffer: RowBuffer | None = None,
+        adapter: "Mapping[str, Tensor] | None" = None,
     ) -> None:
+        self._adapter: Mapping[str, Tensor] = adapter or {}
         self._engine, self._tables, self._keep, self._caches, self._buffer = engine, tables, keep, caches, buffer
         self._states: Any = None
         self._shapes = carried or {}
@@ -69,7 +72,8 @@ class SavedProgram:
         given = inputs if self._tables is None else self._tables.with_rows(function, inputs)
         caches = {} if self._caches is None else self._caches.read_by(function)
         carried = {} if function == DRAFT else self._carried_to(inputs)  # a draft reads caches alone
-        outputs = self._engine.function(function)({**given, **carried, **caches}, self._own_states, watch)
+        all_given = {**given, **carried, **caches, **self._adapter}
+        outputs = self._engine.function(function)(all_given, self._own_states, watch)
         if self._caches is not None:
             outputs = self._caches.write(inputs, outputs)
         if carried:
@@ -163,13 +167,28 @@ class SavedProgram:
 
 
 def open_program(
-    folder: Path, manifest: "Manifest", runtime: str = "auto", compute_units: str = "cpu_and_ne"
+    folder: Path,
+    manifest: "Manifest",
+    runtime: str = "auto",
+    compute_units: str = "cpu_and_ne",
+    adapter: str | None = None,
 ) -> SavedProgram:
+    """As `open_programs`, with one of the bundle's adapters or none."""
+    return open_programs(folder, manifest, runtime, compute_units, [adapter])[0]
+
+
+def open_programs(
+    folder: Path, manifest: "Manifest", runtime: str, compute_units: str, adapters: Sequence[str | None]
+) -> list[SavedProgram]:
     """The programs and tables of the bundle in `folder`, in float32 where the evaluator runs them, else by Core ML on
-    `compute_units`. Raises UserError when the runtime cannot be had here, or the bundle cannot be opened."""
+    `compute_units`: with each of these adapters of its, each with states of its own. Raises UserError when the runtime
+    cannot be had here, or the bundle cannot be opened."""
+    from coreai_recipes.running.adapters import check_adapter, inputs_of
     from coreai_recipes.running.chain import chained, check_shared
     from coreai_recipes.running.tables import Tables
 
+    for adapter in adapters:
+        check_adapter(str(folder), manifest, adapter)
     runtime = choose_runtime(runtime, manifest.package_format)
     packages = [folder / program.file for program in manifest.programs]
     if runtime == "coreml":
@@ -177,13 +196,18 @@ def open_program(
     engines = [open_engine(package, runtime, compute_units, manifest.context) for package in packages]
     programs = [program.functions for program in manifest.programs]
     engine = as_ours(chained(engines, programs), manifest.host, manifest.context, manifest.vocab_size)
-    kept = manifest.host_caches
+    tables, kept = Tables.of_manifest(folder, manifest), manifest.host_caches
     carried = {name: tensor.shape for name, tensor in (manifest.carried or {}).items() if name not in kept}
     rows = {name: carried.pop(name) for name in manifest.buffers}
     score = manifest.functions.get("score")
-    buffer = RowBuffer(rows, 0 if score is None else score.query - 1) if rows else None
-    caches = HostCaches({name: cache.shape for name, cache in kept.items()}, _drafting(manifest)) if kept else None
-    return SavedProgram(engine, Tables.of_manifest(folder, manifest), carried, caches=caches, buffer=buffer)
+
+    def program(adapter: str | None) -> SavedProgram:
+        buffer = RowBuffer(rows, 0 if score is None else score.query - 1) if rows else None
+        caches = HostCaches({name: cache.shape for name, cache in kept.items()}, _drafting(manifest)) if kept else None
+        inputs = inputs_of(folder, manifest, adapter)
+        return SavedProgram(engine, tables, carried, caches=caches, buffer=buffer, adapter=inputs)
+
+    return [program(adapter) for adapter in adapters]
 
 
 def _extent(inputs: "Mapping[str, Tensor]") -> tuple[int, int]:

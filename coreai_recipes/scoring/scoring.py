@@ -6,10 +6,10 @@ all of them, and stage `package` of `recipe verify` holds the two to 90 dB of ea
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.bundle.adapting import hold_adapters
+from coreai_recipes.bundle.adapting import hold_adapters, hold_unmerged
 from coreai_recipes.bundle.opened import Bundle
 from coreai_recipes.bundle.origin import Held, hold_origin
 from coreai_recipes.errors import BundleError, UserError
@@ -18,6 +18,7 @@ from coreai_recipes.scoring.texts import Text, cut_texts
 from coreai_recipes.tokenizer.bundle_tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
+    from coreai_recipes.decoder.low_rank import Pair
     from coreai_recipes.verification.loss import Loss
 
 WINDOW = 512  # tokens
@@ -63,6 +64,7 @@ class Evaluated:
     texts: tuple[Scored, ...]
     why_alone: str | None
     verified: bool
+    adapter: str | None = None
 
     @property
     def whole(self) -> Scored:
@@ -87,6 +89,7 @@ class Evaluated:
             f"by {HOW}, in {windows} window{'' if windows == 1 else 's'} of at most {self.window} tokens (context "
             f"{self.context}), each from an empty state"
         )
+        found += [f"with the adapter {self.adapter}"] if self.adapter else []
         found += [f"perplexity only: {self.why_alone}"] if self.why_alone else []
         found += [] if self.verified else ["not verified: `recipe verify` holds the package to these weights"]
         return found
@@ -97,6 +100,7 @@ class Evaluated:
             "by": HOW,
             "window": self.window,
             "context": self.context,
+            **({"adapter": self.adapter} if self.adapter else {}),
             "weights": self.weights,
             "verified": self.verified,
             "compared_with": None if self.why_alone else "transformers in float32, with the checkpoint's weights",
@@ -115,7 +119,7 @@ def evaluate(
     adapters: Mapping[str, str] | None = None,
 ) -> Evaluated:
     """`texts` by name, in windows of `window` tokens (512, or the context where that is shorter). `adapters` says by
-    name where those lie that the bundle was built with.
+    name where those lie that the bundle was built with: with one that is not merged, that one is in force.
 
     Raises UserError where a text cannot be evaluated, and where the bundle was modified since it was built or the
     checkpoint is another than the one that it was built from.
@@ -128,6 +132,10 @@ def evaluate(
     size = choose_window(recipe, window)
     cut = cut_texts(texts, BundleTokenizer(bundle.path), recipe.model.vocab_size, size)
     held = _reference(bundle, checkpoint, adapters)
+    used = [each.name for each in recipe.unmerged if each.name in (adapters or {})]
+    if len(used) > 1:
+        raise UserError(f"--adapter: {' and '.join(used)} are evaluated one at a time: give one of them")
+    held, factors = _unmerged(bundle, held, adapters, used[0]) if used else (held, None)
     from coreai_recipes.decoder.model import count_parameters
     from coreai_recipes.verification.loss import logits_of_decoder, logits_of_reference, measure_loss
     from coreai_recipes.verification.packaged import packaged_decoder
@@ -143,12 +151,13 @@ def evaluate(
             progress("windows", done, total)
 
     with threads_for(4 * count_parameters(recipe)):
-        ours = logits_of_decoder(recipe, packaged_decoder(recipe, bundle.package))
+        ours = logits_of_decoder(recipe, packaged_decoder(recipe, bundle.package), low_rank=factors)
         theirs = None if held.source is None else logits_of_reference(recipe, held.source)
         scored = tuple(Scored(text, measure_loss(text.windows, ours, theirs, note)) for text in cut)
     held.finish()
     verified = bool(bundle.report.get("passed"))
-    return Evaluated(str(bundle.path), size, recipe.export.context, _weights(recipe), scored, held.reason, verified)
+    weights, adapter = _weights(recipe), used[0] if used else None
+    return Evaluated(str(bundle.path), size, recipe.export.context, weights, scored, held.reason, verified, adapter)
 
 
 def choose_window(recipe: Recipe, asked: int | None) -> int:
@@ -166,6 +175,22 @@ def _reference(bundle: Bundle, checkpoint: str | None, adapters: Mapping[str, st
     named = bundle.recipe.reference.checkpoint
     held = hold_origin(origin, name, checkpoint, named, "--checkpoint SRC", bundle.path)
     return hold_adapters(held, bundle.recipe, name, origin.adapters, adapters)
+
+
+def _unmerged(
+    bundle: Bundle, held: Held, adapters: Mapping[str, str] | None, name: str
+) -> "tuple[Held, dict[str, Pair]]":
+    """The checkpoint with an adapter that is not merged, and what that adds to each matrix, as it is stored."""
+    from coreai_recipes.decoder.filling import low_rank_factors
+    from coreai_recipes.decoder.low_rank import as_stored
+
+    if held.source is None:
+        raise UserError(f"--adapter {name}: {held.reason}")
+    recipe, origin, given = bundle.recipe, bundle.described.checkpoint, {name: (adapters or {})[name]}
+    alone = recipe.model_copy(update={"adapters": [each for each in recipe.adapters or () if each.name == name]})
+    of_name = [each for each in origin.adapters or () if each.name == name]
+    (adapter,) = hold_unmerged(held, alone, bundle.described.name, of_name, given)[0].values()
+    return replace(held, source=adapter.merged), as_stored(low_rank_factors(recipe, held.source, adapter))
 
 
 def _weights(recipe: Recipe) -> dict[str, Any]:

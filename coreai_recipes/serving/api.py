@@ -20,19 +20,20 @@ from coreai_recipes.serving.refusals import Refusal
 from coreai_recipes.serving.replies import ChatReply, CompletionReply, Reply
 from coreai_recipes.serving.tools import ToolForm, ToolReader, form_of
 from coreai_recipes.serving.transport import Document, EventStream, read_content, refuse, wait_until_gone
-from coreai_recipes.serving.worker import End, Event, Job, Piece, Worker
+from coreai_recipes.serving.worker import End, Event, Job, Piece, Served
 
 GONE = Refusal(499, "the client has left")  # nginx's word; nobody reads it
 
 
 class Api:
-    """The application over `workers`, which are the models by name."""
+    """The application over the models that are served, by name."""
 
-    def __init__(self, workers: Mapping[str, Worker], metrics: Metrics, key: str | None = None) -> None:
-        self._workers, self._metrics = workers, metrics
+    def __init__(self, served: Mapping[str, Served], metrics: Metrics, key: str | None = None) -> None:
+        self._served, self._metrics = served, metrics
+        self._workers = {id(each.worker): each.worker for each in served.values()}.values()
         # a template and its tokenizer work for one request at a time, and beside the loop: a long text takes a second
         self._preparing = ThreadPoolExecutor(1, "prepare")
-        self._spelling = {name: lru_cache(1 << 16)(each.model.tokenizer.text_of) for name, each in workers.items()}
+        self._spelling = {name: lru_cache(1 << 16)(each.model.tokenizer.text_of) for name, each in served.items()}
         routes = [
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", self._model),
@@ -45,50 +46,50 @@ class Api:
         self.app = Guard(Starlette(routes=routes, exception_handlers=handlers), key, metrics)
 
     async def _models(self, request: Request) -> Response:
-        return Document({"object": "list", "data": [_described(worker) for worker in self._workers.values()]})
+        return Document({"object": "list", "data": [_described(each) for each in self._served.values()]})
 
     async def _model(self, request: Request) -> Response:
         return Document(_described(self._find(request.path_params["name"])))
 
     async def _health(self, request: Request) -> Response:
-        is_well = all(worker.is_alive for worker in self._workers.values())
-        document = {"status": "ok" if is_well else "failed", "models": list(self._workers)}
+        is_well = all(worker.is_alive for worker in self._workers)
+        document = {"status": "ok" if is_well else "failed", "models": list(self._served)}
         return Document(document, 200 if is_well else 503)
 
     async def _tell_metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _chat(self, request: Request) -> Response:
-        body, worker = await self._read(request, ChatBody)
-        prompt_ids, form = await self._prepared(lambda: _encode_chat(worker, body))
+        body, served = await self._read(request, ChatBody)
+        prompt_ids, form = await self._prepared(lambda: _encode_chat(served, body))
         tools = None if form is None else ToolReader(form, body.offered or [])
-        reply = ChatReply(body.model, self._spelling[worker.name], body.top is not None, body.wants_usage, tools=tools)
-        return await self._answered(request, body, worker, prompt_ids, reply, () if form is None else form.shown)
+        reply = ChatReply(body.model, self._spelling[served.name], body.top is not None, body.wants_usage, tools=tools)
+        return await self._answered(request, body, served, prompt_ids, reply, () if form is None else form.shown)
 
     async def _complete(self, request: Request) -> Response:
-        body, worker = await self._read(request, CompletionBody)
-        prompt_ids = await self._prepared(lambda: _encode_text(worker, body))
-        reply = CompletionReply(body.model, self._spelling[worker.name], body.top is not None, body.wants_usage)
-        return await self._answered(request, body, worker, prompt_ids, reply)
+        body, served = await self._read(request, CompletionBody)
+        prompt_ids = await self._prepared(lambda: _encode_text(served, body))
+        reply = CompletionReply(body.model, self._spelling[served.name], body.top is not None, body.wants_usage)
+        return await self._answered(request, body, served, prompt_ids, reply)
 
-    async def _read(self, request: Request, form: type[Body]) -> tuple[Body, Worker]:
+    async def _read(self, request: Request, form: type[Body]) -> tuple[Body, Served]:
         try:
             body = read_body(await read_content(request), form)
         except ClientDisconnect:
             raise GONE from None
-        worker = self._find(body.model)
+        served = self._find(body.model)
         asked = [option.removeprefix("--").replace("-", "_") for option in body.sampling.asked]
         asked += ["logprobs"] if body.top is not None else []
-        if asked and not worker.model.session.gives_logits:
-            said = f"{worker.name} gives its best token and no logits: leave out {', '.join(asked)}"
+        if asked and not served.model.session.gives_logits:
+            said = f"{served.name} gives its best token and no logits: leave out {', '.join(asked)}"
             raise Refusal(400, said, param=asked[0])
-        return body, worker
+        return body, served
 
-    def _find(self, name: str) -> Worker:
-        if name not in self._workers:
-            there = ", ".join(self._workers)
+    def _find(self, name: str) -> Served:
+        if name not in self._served:
+            there = ", ".join(self._served)
             raise Refusal(404, f"there is no model {name}: {there}", param="model", code="model_not_found")
-        return self._workers[name]
+        return self._served[name]
 
     async def _prepared(self, prepare: Callable[[], Any]) -> Any:
         """A prompt's tokens. Raises Refusal where there are none."""
@@ -101,7 +102,7 @@ class Api:
         self,
         request: Request,
         body: ChatBody | CompletionBody,
-        worker: Worker,
+        served: Served,
         prompt_ids: Sequence[int],
         reply: Reply,
         shown: Sequence[str] = (),
@@ -113,16 +114,9 @@ class Api:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        job = Job(
-            prompt_ids,
-            body.limit or worker.model.session.context,
-            body.sampling,
-            tell,
-            body.stops,
-            shown,
-            body.top,
-        )
-        worker.submit(job)
+        most = body.limit or served.model.session.context
+        job = Job(served.name, prompt_ids, most, body.sampling, tell, body.stops, shown, body.top)
+        served.worker.submit(job)
 
         def end_at_once() -> None:
             while not events.empty():  # what nobody will read
@@ -133,7 +127,7 @@ class Api:
 
         def leave() -> None:
             watch.cancel()
-            worker.leave(job)
+            served.worker.leave(job)
 
         try:
             first = await _next(events)
@@ -151,7 +145,7 @@ class Api:
 
     def close(self) -> None:
         """Stop every worker."""
-        for worker in self._workers.values():
+        for worker in self._workers:
             worker.close()
         self._preparing.shutdown(cancel_futures=True)
 
@@ -180,42 +174,42 @@ async def _chunks(first: Piece | End, events: "asyncio.Queue[Event]", reply: Rep
         yield chunk
 
 
-def _encode_text(worker: Worker, body: CompletionBody) -> list[int]:
+def _encode_text(served: Served, body: CompletionBody) -> list[int]:
     prompt = body.prompt
     if isinstance(prompt, str):
-        ids = worker.model.tokenizer.encode(prompt)
+        ids = served.model.tokenizer.encode(prompt)
     elif isinstance(prompt[0], str):
-        ids = worker.model.tokenizer.encode(prompt[0])
+        ids = served.model.tokenizer.encode(prompt[0])
     else:
         ids = [token for token in prompt if isinstance(token, int)]
-        if wrong := [token for token in ids if not 0 <= token < worker.model.vocab_size]:
-            raise UserError(f"prompt: the model has no token {wrong[0]}: there are {worker.model.vocab_size}")
-    worker.model.check_prompt(ids)
+        if wrong := [token for token in ids if not 0 <= token < served.model.vocab_size]:
+            raise UserError(f"prompt: the model has no token {wrong[0]}: there are {served.model.vocab_size}")
+    served.model.check_prompt(ids)
     return ids
 
 
-def _encode_chat(worker: Worker, body: ChatBody) -> tuple[list[int], ToolForm | None]:
+def _encode_chat(served: Served, body: ChatBody) -> tuple[list[int], ToolForm | None]:
     """A conversation's tokens, and how calls of its tools will be written."""
-    model, form = worker.model, None
+    model, form = served.model, None
     model.tokenizer.check_template(None, body.chat_template_kwargs)
     if body.offered is not None:
         names = model.tokenizer.template_names
         form = form_of(model.tokenizer.template_source("default")) if "default" in names else None
         if form is None:
-            raise Refusal(400, f"{worker.name} takes no tools: its chat template writes no calls", param="tools")
+            raise Refusal(400, f"{served.name} takes no tools: its chat template writes no calls", param="tools")
     messages = [said.for_template() for said in body.messages]
     ids = model.tokenizer.encode_chat(messages, None, body.chat_template_kwargs, body.offered)
     model.check_prompt(ids)
     return ids, form
 
 
-def _described(worker: Worker) -> dict[str, Any]:
+def _described(served: Served) -> dict[str, Any]:
     return {
-        "id": worker.name,
+        "id": served.name,
         "object": "model",
-        "created": worker.created,
+        "created": served.worker.created,
         "owned_by": "coreai-recipes",
-        "context": worker.model.session.context,
+        "context": served.model.session.context,
     }
 
 

@@ -12,7 +12,7 @@ from coreai_recipes.errors import UserError
 from coreai_recipes.generate.language_model import LanguageModel
 from coreai_recipes.serving.api import Api
 from coreai_recipes.serving.metrics import Metrics
-from coreai_recipes.serving.worker import Worker
+from coreai_recipes.serving.worker import Served, Worker
 
 GRACE = 3  # seconds for what is being sent when the server is stopped
 
@@ -64,10 +64,13 @@ def make_server(
 ) -> tuple[uvicorn.Server, Api]:
     """The server, and what it serves."""
     metrics = Metrics()
-    workers = {
-        name: Worker(name, model, settings.queue, settings.prompt_bytes, metrics) for name, model in models.items()
-    }
-    api = Api(workers, metrics, settings.key)
+    served: dict[str, Served] = {}
+    for model in models.values():
+        if model.first is None:
+            together = {other: each for other, each in models.items() if each is model or each.first is model}
+            worker = Worker(together, settings.queue, settings.prompt_bytes, metrics)
+            served |= {other: Served(other, each, worker) for other, each in together.items()}
+    api = Api({name: served[name] for name in models}, metrics, settings.key)
     config = uvicorn.Config(
         api.app,
         loop="asyncio",

@@ -1,9 +1,9 @@
-"""One bundle's session, and the requests that wait for it: answered one after another, in a thread of their own."""
+"""One bundle's sessions, and the requests that wait for it: answered one after another, in a thread of their own."""
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coreai_recipes.errors import UserError, describe
@@ -40,8 +40,10 @@ STOPPED = Refusal(503, "the server is being stopped", code="shutting_down")
 
 @dataclass(eq=False)
 class Job:
-    """A prompt that is to be answered; `tell` is given the events, in the worker's thread, and must not wait."""
+    """A prompt that is to be answered by the model of that name; `tell` is given the events, in the worker's thread,
+    and must not wait."""
 
+    model: str
     prompt_ids: Sequence[int]
     max_tokens: int
     sampling: Sampling
@@ -53,26 +55,38 @@ class Job:
     asked_at: float = field(default_factory=time.perf_counter)
 
 
+@dataclass(frozen=True)
+class Served:
+    """A model by the name that clients know, and who answers for it."""
+
+    name: str
+    model: LanguageModel
+    worker: "Worker"
+
+
 class _Left(Exception):
     """Nobody waits for the answer any more."""
 
 
 class Worker:
-    """Answers jobs in the order of their coming; at most `queue` of them wait.
+    """Answers jobs in the order of their coming; at most `queue` of them wait. `models` share a package: that of a
+    bundle alone, and with each of its adapters.
 
-    `prompt_bytes` bounds what is kept of earlier prompts. A draft guesses ahead where the bundle has one.
+    `prompt_bytes` bounds what is kept of earlier prompts, the same share for each. A draft guesses ahead where the
+    bundle has one.
     """
 
-    def __init__(self, name: str, model: LanguageModel, queue: int, prompt_bytes: int, metrics: Metrics) -> None:
-        self.name, self.model = name, model
+    def __init__(self, models: Mapping[str, LanguageModel], queue: int, prompt_bytes: int, metrics: Metrics) -> None:
+        self.name, self._models = next(iter(models)), models
         self.created = int(time.time())
         self._queue, self._metrics = queue, metrics
-        self._prefixes = Prefixes(model.session, prompt_bytes)
+        share = prompt_bytes // len(models)
+        self._prefixes = {name: Prefixes(model.session, share) for name, model in models.items()}
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name=f"serve {name}", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"serve {self.name}", daemon=True)
         self._thread.start()
 
     @property
@@ -99,7 +113,7 @@ class Worker:
             if job in self._waiting:
                 self._waiting.remove(job)
                 self._metrics.waiting.labels(self.name).set(len(self._waiting))
-                self._metrics.ended(self.name, "left")
+                self._metrics.ended(job.model, "left")
 
     def close(self) -> None:
         """Answer nothing more; what runs or waits is refused."""
@@ -119,13 +133,13 @@ class Worker:
             try:
                 self._answer(job)
             except _Left:
-                self._metrics.ended(self.name, "left")
+                self._metrics.ended(job.model, "left")
                 job.tell(STOPPED)
             except UserError as error:
-                self._metrics.ended(self.name, "failed")
+                self._metrics.ended(job.model, "failed")
                 job.tell(Refusal(500, "; ".join(error.problems), code="model_failed"))
             except Exception as error:  # one request must not take the others with it
-                self._metrics.ended(self.name, "failed")
+                self._metrics.ended(job.model, "failed")
                 job.tell(Refusal(500, f"the model failed: {describe(error)}", code="model_failed"))
 
     def _next(self) -> Job | None:
@@ -140,7 +154,8 @@ class Worker:
             return self._running
 
     def _answer(self, job: Job) -> None:
-        session = self.model.session
+        model = self._models[job.model]
+        session, prefixes = model.session, self._prefixes[job.model]
 
         def check() -> None:
             if job.was_left.is_set():
@@ -148,11 +163,11 @@ class Worker:
 
         session.before_call = check
         check()
-        cached = self._prefixes.prepare(job.prompt_ids)
-        self._metrics.kept_bytes.labels(self.name).set(self._prefixes.bytes)
+        cached = prefixes.prepare(job.prompt_ids)
+        self._metrics.kept_bytes.labels(job.model).set(prefixes.bytes)
         witness = Witness(job.sampling, job.top)
         answer = Answer(
-            self.model,
+            model,
             job.prompt_ids,
             job.max_tokens,
             witness,
@@ -166,5 +181,5 @@ class Worker:
             told = len(answer.token_ids)
         if left := witness.picked[told : len(answer.token_ids)]:
             job.tell(Piece("", tuple(left)))
-        self._metrics.answered(self.name, answer, cached, time.perf_counter() - job.asked_at)
+        self._metrics.answered(job.model, answer, cached, time.perf_counter() - job.asked_at)
         job.tell(End(answer.finish_reason or "stop", answer.prompt_tokens, len(answer.token_ids), cached))

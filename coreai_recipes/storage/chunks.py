@@ -14,6 +14,7 @@ from pathlib import Path
 
 from coreai_recipes.aimodel.folder import PROGRAM, SUFFIX, places_in
 from coreai_recipes.decoder.draft import Draft
+from coreai_recipes.decoder.low_rank import LowRankSpec, low_rank_specs
 from coreai_recipes.decoder.model import Decoder, exported_form
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.decoder.stacks import build_stacks
@@ -86,6 +87,11 @@ class Chunk:
     def buffers(self) -> dict[str, RowsSpec]:
         """The rows that its layers keep since the last commit, by name, where the recipe has a buffer."""
         return rows_specs(self.recipe, self.part, self._behind)
+
+    @cached_property
+    def low_rank(self) -> tuple[LowRankSpec, ...]:
+        """What its functions take of adapters that are not merged."""
+        return low_rank_specs(self.recipe, self.part, self._behind)
 
     @property
     def _behind(self) -> str:
@@ -162,6 +168,13 @@ def buffers_of_packages(recipe: Recipe) -> dict[str, RowsSpec]:
         return rows_specs(recipe)
     chunks = chunks_of(build_stacks(recipe, exported_form(recipe)))
     return {name: spec for chunk in chunks for name, spec in chunk.buffers.items()}
+
+
+def low_rank_of_packages(recipe: Recipe) -> tuple[LowRankSpec, ...]:
+    """What the functions of all packages of a recipe take of adapters that are not merged."""
+    if recipe.export.chunks == 1 or recipe.export.low_rank is None:
+        return low_rank_specs(recipe)
+    return tuple(spec for chunk in chunks_of(build_stacks(recipe, exported_form(recipe))) for spec in chunk.low_rank)
 
 
 def states_of_packages(recipe: Recipe) -> dict[str, State]:

@@ -38,7 +38,7 @@ MODELS = 2
 class Asked:
     """Calls of the package from empty states. `watched` are values inside that are wanted, `without` the engine's
     habits that are left out, `peaks` what measures every float value. With `float16_states` the states of
-    recurrences are float16 between calls, whatever the mode."""
+    recurrences are float16 between calls, whatever the mode. `adapter` is the one that the calls are given."""
 
     mode: Mode
     calls: tuple[FunctionCall, ...]
@@ -46,6 +46,7 @@ class Asked:
     without: tuple[str, ...] = ()
     peaks: "Peaks | None" = field(default=None, compare=False)
     float16_states: bool = False
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def ask(subject: Subject, asked: Asked, tell: str) -> Answered:
 def _answer(subject: Subject, ids: Sequence[int], asked: Asked, done: Done) -> Answered:
     mode, recipe = asked.mode, subject.recipe
     precision: Precision = "rounded" if mode == "coreml" or mode == "coreai" else mode
-    program = open_program(subject, precision, asked.without, asked.float16_states)
+    program = open_program(subject, precision, asked.without, asked.float16_states, asked.adapter)
     note = None if asked.peaks is None else asked.peaks.note
     answers: list[CallResult] = []
     overflowed: dict[str, None] = {}

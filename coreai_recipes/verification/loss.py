@@ -10,8 +10,10 @@ from torch import Tensor
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight
+from coreai_recipes.decoder.low_rank import Pair, beside_matrices
 from coreai_recipes.decoder.model import build_decoder, count_parameters, fill
 from coreai_recipes.primitives.layer import PLAIN, Form
+from coreai_recipes.primitives.projection import with_low_rank
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.exchange import Exchange
 from coreai_recipes.verification.figures import divergence, psnr, snr_min
@@ -23,16 +25,19 @@ Window = Sequence[int]
 Logits = Callable[[Window], Tensor]  # (S, V) in float32 of a window that starts from nothing
 
 
-def logits_of_decoder(recipe: Recipe, weights: Mapping[str, Weight], form: Form = PLAIN) -> Logits:
-    """Our Decoder in float32 with `weights` of that form: whole in memory where it fits, else a layer at a time."""
+def logits_of_decoder(
+    recipe: Recipe, weights: Mapping[str, Weight], form: Form = PLAIN, low_rank: Mapping[str, Pair] | None = None
+) -> Logits:
+    """Our Decoder in float32 with `weights` of that form and the products `low_rank` beside its matrices: whole in
+    memory where it fits, else a layer at a time."""
     if not fits(4 * count_parameters(recipe)):
-        streamed = StreamedDecoder(recipe, weights, form)
+        streamed = StreamedDecoder(recipe, weights, form, low_rank)
         return lambda window: streamed.run(window, lambda index, hidden: None)
     decoder = build_decoder(recipe, form)
     fill(decoder, lambda name: weights[name].read())
 
     def run(window: Window) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), with_low_rank(decoder, beside_matrices(low_rank or {})):
             return decoder(torch.tensor([list(window)]))[0]  # type: ignore[no-any-return]
 
     return run

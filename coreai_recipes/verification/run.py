@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import UserError
@@ -14,6 +14,9 @@ from coreai_recipes.verification.memory import GIGABYTE, free_bytes
 from coreai_recipes.verification.report import Report, StageResult, skip
 from coreai_recipes.verification.stages import STAGES, Stage
 from coreai_recipes.verification.subject import Progress, Runtime, Subject
+
+if TYPE_CHECKING:
+    from coreai_recipes.checkpoint.adapted import Unmerged
 
 SMALL_BYTES = 128 << 20
 
@@ -30,13 +33,16 @@ def run_stages(
     on_progress: Progress | None = None,
     missing: Mapping[str, str] | None = None,
     all_lengths: bool = False,
+    adapters: "Mapping[str, Unmerged] | None" = None,
+    no_adapters: str | None = None,
 ) -> Report:
     """Run `stages` (all by default, and those in `require`) in their order; what cannot run is skipped and says why.
 
     `sources` are the checkpoints by the stack that they fill, and `missing` says why a stack has none; a checkpoint
-    alone fills the model. A stage in `require` that is skipped is a failure. `tokens` replaces the fixed English
-    passage. `on_progress(stage, done, total)` is called as a stage goes on. With `all_lengths` what states of
-    recurrences lose after 500 and 2,000 tokens is measured in models of any size.
+    alone fills the model. `adapters` are those that are not merged, and `no_adapters` says why there are none. A stage
+    in `require` that is skipped is a failure. `tokens` replaces the fixed English passage.
+    `on_progress(stage, done, total)` is called as a stage goes on. With `all_lengths` what states of recurrences lose
+    after 500 and 2,000 tokens is measured in models of any size.
     Raises UserError for a stage that there is not, and for a runtime that is not on this machine.
     """
     check_names((*(stages or ()), *require))
@@ -46,7 +52,18 @@ def run_stages(
     given = None if tokens is None else check_tokens(tokens, recipe)
     if not isinstance(sources, Mapping):
         sources = {} if sources is None else {MODEL: sources}
-    subject = Subject(recipe, sources, package, given, runtime, on_progress, missing or {}, all_lengths=all_lengths)
+    subject = Subject(
+        recipe,
+        sources,
+        package,
+        given,
+        runtime,
+        on_progress,
+        missing or {},
+        all_lengths=all_lengths,
+        adapters=adapters or {},
+        no_adapters=no_adapters,
+    )
     return run_on(subject, wanted, require)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from coreai_recipes.decoder.model import build_decoder, table_file
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.running.adapters import inputs_beside
 from coreai_recipes.running.buffer import RowBuffer
 from coreai_recipes.running.chain import chained, functions_of
 from coreai_recipes.running.host_caches import HostCaches
@@ -14,6 +15,7 @@ from coreai_recipes.running.tables import Table, Tables
 from coreai_recipes.storage.chunks import (
     buffers_of_packages,
     carried_of_packages,
+    low_rank_of_packages,
     states_of_draft,
     states_of_packages,
 )
@@ -28,11 +30,15 @@ if TYPE_CHECKING:
 
 
 def open_program(
-    subject: Subject, precision: "Precision", without: Sequence[str] = (), float16_states: bool = False
+    subject: Subject,
+    precision: "Precision",
+    without: Sequence[str] = (),
+    float16_states: bool = False,
+    adapter: str | None = None,
 ) -> SavedProgram:
     """The subject's package. On Core ML `precision` says nothing: it is the hardware's; `without` is for `engine`. Core
     AI's runtime has `float32`, by the asset's twin, and the asset as it is. With `float16_states` the states of
-    recurrences are float16 between calls, whatever the precision.
+    recurrences are float16 between calls, whatever the precision. `adapter` is one that lies beside it, or none.
 
     What it must be is the recipe's to say, not a manifest's. The evaluator streams the weights when the float32 model
     takes more than a third of free memory.
@@ -51,7 +57,9 @@ def open_program(
         caches = HostCaches(shapes, states_of_draft(subject.recipe))
     rows = {name: spec.shape for name, spec in buffers_of_packages(subject.recipe).items()}
     buffer = RowBuffer(rows, (export.functions.score or 1) - 1) if rows else None
-    return SavedProgram(engine, tables, carried, lambda given: in_float16(given, names), caches, buffer)
+    ports = {name: shape for spec in low_rank_of_packages(subject.recipe) for name, shape in spec.inputs.items()}
+    inputs = inputs_beside(subject.package, ports, adapter)
+    return SavedProgram(engine, tables, carried, lambda given: in_float16(given, names), caches, buffer, inputs)
 
 
 def _open_engine(subject: Subject, package: Path, precision: "Precision", without: Sequence[str]) -> Engine:

@@ -8,21 +8,33 @@ from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight, bind_weights, fill_from
+from coreai_recipes.decoder.low_rank import Pair, beside_matrices
 from coreai_recipes.decoder.model import build_decoder, empty
 from coreai_recipes.decoder.streaming import started
 from coreai_recipes.primitives.cache import NoCache
 from coreai_recipes.primitives.layer import PLAIN, Form
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
+from coreai_recipes.primitives.projection import with_low_rank
 from coreai_recipes.recipe.schema import Recipe
 
 Agreeing = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 class StreamedDecoder:
-    """A whole sequence through the Decoder, layer by layer, with a checkpoint's weights or given ones."""
+    """A whole sequence through the Decoder, layer by layer, with a checkpoint's weights or given ones.
 
-    def __init__(self, recipe: Recipe, weights: Checkpoint | Mapping[str, Weight], form: Form = PLAIN) -> None:
+    `low_rank` are the factors A (r, in) and B (out, r) of products beside its matrices, as `layers.0.attention.q`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        weights: Checkpoint | Mapping[str, Weight],
+        form: Form = PLAIN,
+        low_rank: Mapping[str, Pair] | None = None,
+    ) -> None:
+        self._low_rank = low_rank or {}
         self.decoder = build_decoder(recipe, form)
         self.weights: Mapping[str, Weight] = (
             bind_weights(self.decoder, weights) if isinstance(weights, Checkpoint) else weights
@@ -113,8 +125,9 @@ class StreamedDecoder:
     @contextmanager
     def _filled(self, index: int) -> Iterator[None]:
         layer = self.decoder.layers[index]
-        fill_from(layer, self.weights, f"layers.{index}.")
-        yield
+        fill_from(layer, self.weights, prefix := f"layers.{index}.")
+        with with_low_rank(layer, beside_matrices(self._low_rank, prefix)):
+            yield
         empty(layer)
 
     def _read_rows(self, name: str, rows: Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ from coreai_recipes.verification.tokens import Tokens, choose_tokens
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from coreai_recipes.checkpoint.adapted import Unmerged
     from coreai_recipes.decoder.filling import Weight
     from coreai_recipes.evaluate import Program
     from coreai_recipes.verification.exchange import Exchange
@@ -39,6 +40,9 @@ class Subject:
     on_progress: Progress | None = None
     # why a stack has no checkpoint
     missing: Mapping[str, str] = field(default_factory=dict)
+    # adapters that functions take as inputs, by name, and why there are none
+    adapters: "Mapping[str, Unmerged]" = field(default_factory=dict)
+    no_adapters: str | None = None
     # transformers' logits (S, V) in float32, left by the first stage that ran it
     reference_logits: "Tensor | None" = field(default=None, repr=False)
     # our Decoder's logits (S, V) with the weights that the package has, left by the first stage that ran it

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import coreai_recipes
-from coreai_recipes.bundle.adapting import origins_of
+from coreai_recipes.bundle.adapting import open_unmerged, origins_of
 from coreai_recipes.bundle.sources import find_sources
 from coreai_recipes.lint.devices import find_device
 from coreai_recipes.recipe import Recipe
@@ -79,7 +79,9 @@ def identify(recipe: Recipe, checkpoint: str | None, store: Store, known_only: b
     if checkpoint == RANDOM:
         return {MODEL: RANDOM}
     _, sources = find_sources(recipe, {MODEL: checkpoint, DRAFT: None})
-    found, adapters = _identities(sources, store, known_only), origins_of(recipe, sources[MODEL])
+    source = sources[MODEL]
+    found = _identities(sources, store, known_only)
+    adapters = origins_of(recipe, source, open_unmerged(recipe, source))
     return found if found is None or adapters is None else {**found, "adapters": adapters}
 
 

@@ -100,7 +100,7 @@ def test_without_a_checkpoint_nothing_is_verified(tiny_llama: Saved) -> None:
     report = run_stages(tiny_llama[0], None, None, require=["rotary"])
     missing = "no checkpoint: pass one with --checkpoint SRC"
     skipped = [stage.skipped for stage in report.stages]
-    assert skipped == [missing, missing, "no package", "no package", "no package", missing, missing, missing]
+    assert skipped == [missing, missing, "no package", "no package", "no package", missing, missing, missing, missing]
     assert report.stages[0].passed is False, "required, and skipped"
     assert report.stages[1].passed is None
     assert not report.passed
@@ -116,7 +116,9 @@ def test_a_required_stage_runs_though_another_was_asked_for(tiny_llama: Saved) -
 def test_unknown_stages_are_refused_with_those_there_are(tiny_llama: Saved) -> None:
     with pytest.raises(UserError) as refused:
         run_stages(*tiny_llama, None, stages=["torhc"], require=["all"])
-    there_are = "the stages are rotary, torch, package, package_float16, package_engine, tokenizer, draft, compressed"
+    there_are = (
+        "the stages are rotary, torch, package, package_float16, package_engine, tokenizer, draft, adapters, compressed"
+    )
     assert refused.value.problems == (f"there is no stage torhc; {there_are}", f"there is no stage all; {there_are}")
 
 
@@ -183,10 +185,12 @@ def test_a_stage_is_the_module_of_its_name(name: str) -> None:
         ({"reference": None}, "package"),
         ({"reference": None, "sources": {DRAFT: "given"}}, "package draft"),
         ({"compresses": True}, "torch package package_float16 package_engine compressed"),
+        ({"unmerged": ["style"]}, "torch package package_float16 package_engine adapters"),
     ],
 )
 def test_a_build_is_proven_by_the_stages_that_can_run_on_it(changes: dict[str, Any], proofs: str) -> None:
-    asked = {"reference": "given", "sources": {}, "compresses": False} | changes
-    recipe = SimpleNamespace(reference=asked.pop("reference"), export=SimpleNamespace(format="coreml"))
+    asked = {"reference": "given", "sources": {}, "compresses": False, "unmerged": []} | changes
+    said = {name: asked.pop(name) for name in ("reference", "unmerged")}
+    recipe = SimpleNamespace(export=SimpleNamespace(format="coreml"), **said)
     subject: Any = SimpleNamespace(recipe=recipe, **asked)
     assert [name for name, stage in STAGES.items() if stage.proves(subject)] == proofs.split()

@@ -3,7 +3,7 @@
 The JSON Schema of editors is generated from these classes, and `rules.py` holds what relates one field to another.
 """
 
-from coreai_recipes.recipe.schema.adapters import Adapter
+from coreai_recipes.recipe.schema.adapters import Adapter, LowRank
 from coreai_recipes.recipe.schema.attention import (
     Alibi,
     Attention,
@@ -162,6 +162,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
+    "LowRank",
     "Mamba1",
     "Mamba2",
     "MixtureMLP",

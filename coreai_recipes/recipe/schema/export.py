@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 from coreai_recipes.hosts import anemll
 from coreai_recipes.recipe import sizes
 from coreai_recipes.recipe.engine_words import DeviceId, Reason, RuleId
+from coreai_recipes.recipe.schema.adapters import LowRank
 from coreai_recipes.recipe.schema.fields import (
     Flag,
     One,
@@ -204,6 +205,11 @@ class CoreMLExport(ExportOfAnyFormat):
         description="the host of another project that the package is for: `anemll`, the monolithic form that ANEMLL's "
         "Swift host loads; null for the functions of docs/bundle.md",
     )
+    low_rank: LowRank | None = Field(
+        default=None,
+        description="the low-rank products whose matrices functions take as inputs; with adapters that are not merged "
+        "(`merge: false`) a build says what these need",
+    )
     device: DeviceId | None = Field(
         default=None,
         description="the device or chip that the package is for: the build fails on an error by a rule of its chip "
@@ -241,6 +247,7 @@ class CoreAIExport(ExportOfAnyFormat):
 
     # no host of another project loads it yet, and the rules of devices are of Core ML's programs
     host: ClassVar[None] = None
+    low_rank: ClassVar[None] = None
     device: ClassVar[None] = None
     compute_units: ClassVar[Literal["all"]] = "all"
     allowed: ClassVar[dict[str, str]] = {}

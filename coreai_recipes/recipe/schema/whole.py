@@ -243,7 +243,7 @@ class Recipe(Spec):
     draft: Draft | None = Field(default=None, description="a model that drafts for this one, built as function `draft`")
     weights: Weights = Field(description="the tensor names of the checkpoint")
     adapters: Annotated[list[Adapter], Field(max_length=sizes.MAX_ADAPTERS)] | None = Field(
-        default=None, description="low-rank adapters that are merged into the weights, in this order"
+        default=None, description="low-rank adapters, merged into the weights in this order, or inputs of the functions"
     )
     compress: Compress | None = Field(default=None, description="how weights are stored; defaults to float16")
     export: Export = Field(description="how the package is written")
@@ -252,6 +252,16 @@ class Recipe(Spec):
     def regroups(self) -> bool:
         """Whether the channels of MLPs are put in another order."""
         return self.compress is not None and self.compress.regroup is True
+
+    @property
+    def merged(self) -> list[Adapter]:
+        """The adapters that are merged into the weights."""
+        return [each for each in self.adapters or () if each.merge]
+
+    @property
+    def unmerged(self) -> list[Adapter]:
+        """The adapters whose matrices are inputs of the functions."""
+        return [each for each in self.adapters or () if not each.merge]
 
     @property
     def stacks(self) -> Mapping[str, RecipeStack]:

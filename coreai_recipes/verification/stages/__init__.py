@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 NO_CHECKPOINT = "no checkpoint: pass one with --checkpoint SRC"
 NO_REFERENCE = "the recipe has no reference"
 NO_PACKAGE = "no package"
+NO_ADAPTERS = "no adapters that are not merged"
+NOT_AT_HAND = "the adapters are not at hand: pass them with --adapter NAME=SRC"
 OF_COREML = "what the engine makes of a program is known of Core ML's"
 
 
@@ -33,6 +35,7 @@ class Stage:
     needs_package: bool = False
     needs_draft: bool = False
     needs_compression: bool = False
+    needs_adapters: bool = False
     reads_layers: bool = True
     is_proof: bool = True
     only_coreml: bool = False
@@ -45,7 +48,11 @@ class Stage:
             return OF_COREML
         if self.needs_reference and subject.recipe.reference is None:
             return NO_REFERENCE
-        return None if MODEL in subject.sources else subject.missing.get(MODEL, NO_CHECKPOINT)
+        if MODEL not in subject.sources:
+            return subject.missing.get(MODEL, NO_CHECKPOINT)
+        if not self.needs_adapters or subject.adapters:
+            return None
+        return (subject.no_adapters or NOT_AT_HAND) if subject.recipe.unmerged else NO_ADAPTERS
 
     def proves(self, subject: Subject) -> bool:
         """Whether a build of `subject` is not proven without the stage."""
@@ -53,6 +60,8 @@ class Stage:
             return False
         if self.needs_draft:
             return self.is_proof and DRAFT in subject.sources
+        if self.needs_adapters and not subject.recipe.unmerged:
+            return False
         has_reference = subject.recipe.reference is not None or not self.needs_reference
         return self.is_proof and has_reference and (subject.compresses or not self.needs_compression)
 
@@ -76,6 +85,7 @@ _IN_ORDER = (
     Stage("package_engine", needs_package=True, only_coreml=True),
     Stage("tokenizer", needs_reference=False, reads_layers=False, is_proof=False),
     Stage("draft", needs_draft=True),
+    Stage("adapters", needs_adapters=True),
     Stage("compressed", needs_compression=True),
 )
 STAGES = {stage.name: stage for stage in _IN_ORDER}

@@ -1,6 +1,6 @@
 """Stage `package`: the saved program, evaluated in float32, against our Decoder with the weights as stored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from coreai_recipes.decoder.filling import Weight
+from coreai_recipes.decoder.low_rank import Pair
 from coreai_recipes.storage.compression import shown_name
 from coreai_recipes.storage.reading import PackedWeight
 from coreai_recipes.verification.answers import Asked, ask
@@ -31,7 +32,7 @@ def run(subject: Subject) -> StageResult:
     (asked,) = asks(subject)
     answers, calls = ask(subject, asked, NAME).answers, asked.calls
     ties: list[str] = []
-    figures = compare_answers(answers, _references(subject, answers, ties))
+    figures = compare_answers(answers, expected_of(subject, answers, ties))
     detail = _detail(subject, describe_calls(calls))
     if ties:
         detail["tied_experts"] = {"choices": len(ties), "within": TIE, "first": ties[:10]}
@@ -89,16 +90,19 @@ def compare_answers(answers: list[CallResult], expected: list[Expected]) -> list
     return figures
 
 
-def _references(subject: Subject, answers: list[CallResult], ties: list[str]) -> list[Expected]:
-    """What is expected of each call. Among equal experts ours takes those that the package took; where it took others
-    when it computed the last positions again, in `score`, ours is run again too."""
+def expected_of(
+    subject: Subject, answers: list[CallResult], ties: list[str], low_rank: Mapping[str, Pair] | None = None
+) -> list[Expected]:
+    """What is expected of each call, with the products `low_rank` beside the Decoder's matrices. Among equal experts
+    ours takes those that the package took; where it took others when it computed the last positions again, in `score`,
+    ours is run again too."""
     taken = experts_taken(subject, [a for a in answers if a.call.function != "score"])
     again = experts_taken(subject, answers)
-    usual = _run_decoder(subject, taken, ties)
-    if not ties:
+    usual = _run_decoder(subject, taken, ties, low_rank)
+    if not ties and low_rank is None:
         subject.stored_logits = usual.logits
     same = all(torch.equal(one, other) for one, other in zip(taken.values(), again.values(), strict=True))
-    scored = usual if same else _run_decoder(subject, again, ties)
+    scored = usual if same else _run_decoder(subject, again, ties, low_rank)
     return [scored if answer.call.function == "score" else usual for answer in answers]
 
 
@@ -113,9 +117,11 @@ def experts_taken(subject: Subject, answers: Sequence[CallResult]) -> dict[int, 
     return found
 
 
-def _run_decoder(subject: Subject, taken: dict[int, Tensor], ties: list[str]) -> Expected:
+def _run_decoder(
+    subject: Subject, taken: dict[int, Tensor], ties: list[str], low_rank: Mapping[str, Pair] | None
+) -> Expected:
     """Our Decoder over the whole sequence, without caches: each hidden state (S, C) and the logits (S, V)."""
-    decoder = StreamedDecoder(subject.recipe, subject.stored_weights)
+    decoder = StreamedDecoder(subject.recipe, subject.stored_weights, low_rank=low_rank)
     hidden: list[Tensor] = []
     total, scale = len(decoder.decoder.layers) + 1, subject.recipe.export.scale
 

@@ -36,15 +36,18 @@ def run(subject: Subject) -> StageResult:
     return result
 
 
-def compare_layers(subject: Subject, ties: list[str] | None = None) -> list[Figures]:
-    """The figures in the order of computation; each of our layers is given what transformers' was given.
+def compare_layers(
+    subject: Subject, ties: list[str] | None = None, ours: StreamedDecoder | None = None
+) -> list[Figures]:
+    """The figures in the order of computation; each of our layers, of the subject's checkpoint unless `ours` are given,
+    is given what transformers' was given.
 
     `ties` takes the places where ours and transformers chose differently among equal experts.
     """
     tied: list[str] = [] if ties is None else ties
     ids = subject.tokens.sequence
     reference = Reference(subject.recipe, subject.weights)
-    ours = StreamedDecoder(subject.recipe, subject.weights)
+    ours = ours or StreamedDecoder(subject.recipe, subject.weights)
     embedded = by_position(ours.begin(ids))
     layers, streams = len(reference.layers), subject.recipe.model.streams
     figures: list[Figures] = []
