@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.primitives.rotary import Rotary, turning_pairs
+from coreai_recipes.primitives.rotary import build_rotary, fold_order
 from coreai_recipes.recipe import schema
 from coreai_recipes.running.coreai import CoreAIProgram
 from coreai_recipes.targets.coreai.convert import exported, new_converter, quietly
@@ -26,20 +26,12 @@ HEADS, POSITIONS, SEED = 8, 64, 0
 Theirs = Callable[[Tensor, Tensor], Tensor]
 
 
-def whole_head_order(turning: int, head_dim: int) -> list[int]:
-    """The dimensions of a head, of which the first 2 * `turning` turn in halves, in the order in which pairs span the
-    whole head: (i, i + head_dim / 2), those that turn first."""
-    R = 2 * turning
-    rest = (head_dim - R) // 2
-    return [*range(turning), *range(R, R + rest), *range(turning, R), *range(R + rest, head_dim)]
-
-
 @dataclass(frozen=True)
 class Case:
     """A head of `head_dim` by the operation, and by transformers, `theirs`.
 
     `of_the_fault` are the operation's own base and dims; else it is given frequencies for all pairs of the head, zero
-    where nothing turns, or cos and sin of them (`by_angles`). `order` is that of the head's dimensions then.
+    where nothing turns, or cos and sin of them (`by_angles`), as packages have it.
     """
 
     what: str
@@ -49,7 +41,12 @@ class Case:
     spec: Any = None
     of_the_fault: tuple[float, int] | None = None
     by_angles: bool = False
-    order: list[int] | None = None
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """That of the head's dimensions, for the operation."""
+        found = None if self.spec is None else fold_order(self.spec, self.head_dim, "whole_head")
+        return found or tuple(range(self.head_dim))
 
 
 class Turn(nn.Module):
@@ -62,25 +59,16 @@ class Turn(nn.Module):
         self.case, self.dtype = case, dtype
         base, dims = case.of_the_fault or (1e4, None)
         self.rope = RoPE(base=base, dims=dims)
-        self.inv_freq, self.factor = (), 1.0
-        if case.spec is not None:
-            rotary = Rotary(case.spec, case.head_dim)
-            pairs = turning_pairs(case.spec, case.head_dim)
-            self.inv_freq = (*rotary.inv_freq[:pairs], *[0.0] * (case.head_dim // 2 - pairs))
-            self.factor = rotary.attention_factor
+        self.rotary = None if case.spec is None else build_rotary(case.spec, case.head_dim, "whole_head")
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        if not self.inv_freq:
+        if self.rotary is None:
             return self.rope(x, position_ids=positions).float()
-        inv_freq = torch.tensor(self.inv_freq, dtype=torch.float32)
         if not self.case.by_angles:
+            inv_freq = torch.tensor(self.rotary.inv_freq, dtype=torch.float32)
             return self.rope(x, position_ids=positions, freqs=inv_freq).float()
-        angles = positions[:, None, :, None].float() * inv_freq
-        pairs = turning_pairs(self.case.spec, self.case.head_dim)
-        # what does not turn has the cosine 1, whatever factor the others have
-        factor = torch.tensor([self.factor] * pairs + [1.0] * (len(self.inv_freq) - pairs), dtype=torch.float32)
-        cos, sin = (angles.cos() * factor).to(self.dtype), (angles.sin() * factor).to(self.dtype)
+        cos, sin = (angle.unsqueeze(1).to(self.dtype) for angle in self.rotary.angles(positions))
         return self.rope(x, cos=cos, sin=sin).float()
 
 
@@ -115,8 +103,8 @@ def cases() -> Iterator[Case]:
         schema.PartialRotary(kind="partial", factor=0.25, theta=1e4),
         pair(neox, neox.GPTNeoXRotaryEmbedding(config)),
     )
-    name, order = "GPT-NeoX: head_dim 64, 16 of them turn", whole_head_order(8, 64)
-    yield Case(name, "in whole-head order, 8 frequencies and 24 zeros", 64, theirs, partial, order=order)
+    name = "GPT-NeoX: head_dim 64, 16 of them turn"
+    yield Case(name, "in whole-head order, 8 frequencies and 24 zeros", 64, theirs, partial)
 
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 1024}
     config = LlamaConfig(head_dim=64, max_position_embeddings=4096, rope_parameters=rope)
@@ -141,9 +129,9 @@ def cases() -> Iterator[Case]:
         kind="longrope", factor=32.0, original_context=4096, short_factor=short, long_factor=long
     )
     spec = schema.PartialRotary(kind="partial", factor=0.75, theta=1e4, scaling=scaling)
-    theirs, order = pair(phi3, phi3.Phi3RotaryEmbedding(config)), whole_head_order(48, 128)
+    theirs = pair(phi3, phi3.Phi3RotaryEmbedding(config))
     name = "Phi-4-mini's form, partial and longrope: head_dim 128, 96 of them turn"
-    yield Case(name, "in whole-head order, cos and sin", 128, theirs, spec, by_angles=True, order=order)
+    yield Case(name, "in whole-head order, cos and sin", 128, theirs, spec, by_angles=True)
 
 
 def measure() -> list[tuple[Case, list[tuple[float, float]]]]:
@@ -178,8 +166,8 @@ def measure() -> list[tuple[Case, list[tuple[float, float]]]]:
             figures = []
             for d, dtype in enumerate(DTYPES):
                 half = x.to(dtype)
-                order = case.order or list(range(case.head_dim))
-                inputs = {"x": half.float()[..., order].contiguous(), "positions": positions}
+                order = case.order
+                inputs = {"x": half.float()[..., list(order)].contiguous(), "positions": positions}
                 turned = runtime.function(names[n, d])(inputs, state)["y"]
                 ours, theirs = turned[..., torch.tensor(order).argsort()], case.theirs(half, positions).float()
                 figures.append((psnr(theirs, ours), (theirs - ours).abs().max().item()))
