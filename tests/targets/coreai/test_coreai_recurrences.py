@@ -19,6 +19,11 @@ def test_the_gated_delta_rule_runs_in_chunks_and_by_steps(state: str, tmp_path: 
     stacks, sources = build_stacks(recipe, exported_form(recipe)), {"model": checkpoint}
     asset = tmp_path / "model.aimodel"
     export_package(stacks, bind_stacks(stacks, sources), asset, cache)
-    (stage,) = run_stages(recipe, sources, asset, stages=["package"], runtime="coreai", tokens=range(40)).stages
-    assert stage.passed, stage.detail
-    assert stage.psnr_db > 110
+    stages = ["package"] if state == "two_float16" else ["package", "package_float16"]
+    package, *half = run_stages(recipe, sources, asset, stages=stages, runtime="coreai", tokens=range(40)).stages
+    assert package.passed, package.detail
+    assert package.psnr_db > 110
+    for stage in half:  # whose floor is of transformers with its states in float16 between the calls too
+        alone = stage.detail["states"]
+        assert 60 < alone["psnr_db"] < 100
+        assert stage.floor_db == pytest.approx(alone["transformers"]["float16_psnr_db"] - 3, abs=0.01)
