@@ -92,6 +92,8 @@ PARTS: dict[str, dict[str, Any]] = {
             "mrope_interleaved": True,
         },
     },
+    "exaone4_5": {**TEXT, "sliding_window": 7},
+    "lfm3_vl": {**TEXT, "layer_types": ["conv", "full_attention", "conv"]},
     "mistral3": {**TEXT, "model_type": "ministral3", "sliding_window": 7},
 }
 
@@ -158,7 +160,7 @@ def test_a_checkpoint_of_the_whole_fills_the_text_part_and_verifies_it(
     name: str, inside: str, head: str, tmp_path: Path
 ) -> None:
     whole = whole_model(wrapped(name, tie_word_embeddings=False))
-    if name in ("idefics3", "smolvlm"):
+    if name in ("idefics2", "idefics3", "smolvlm"):
         inside = "model.text_model."
     text = {f"{inside}{key}": value for key, value in stored(text_model(whole), name).items()}
     around = {key: value for key, value in whole.state_dict().items() if not re.search("(language|text)_model", key)}
@@ -183,7 +185,9 @@ def stored(text: Any, name: str) -> dict[str, torch.Tensor]:
     """A text model's tensors as checkpoints have them: experts one by one, or all in one with the axes exchanged."""
     found = {}
     for key, value in text.state_dict().items():
-        if name == "qwen3_vl_moe" and ".experts." in key:
+        if name == "lfm3_vl" and ".g_proj." in key:
+            found[key.replace(".g_proj.", ".gate_proj.")] = value
+        elif name == "qwen3_vl_moe" and ".experts." in key:
             found[key] = value.transpose(1, 2)
         elif key.endswith("experts.gate_up_proj"):
             for expert, rows in enumerate(value):
@@ -256,3 +260,35 @@ def test_what_stands_around_the_text_part_is_left_out() -> None:
     plain = recipe_from_config(inside, "small").recipe
     inside["text_config"] |= {"pixel_shuffle_factor": 4, "perceiver_config": {"resampler_depth": 6}}
     assert recipe_from_config(inside, "small").recipe == plain
+
+
+def test_a_part_may_be_of_any_family_where_transformers_makes_it_of_its_own_word() -> None:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    made = {name for name in WRAPPERS if CONFIG_MAPPING[name].sub_configs.get("text_config") is AutoConfig}
+    assert made == {name for name in WRAPPERS if load_family(name).any}
+    config = wrapped("qianfan_ocr")
+    config["text_config"] = {**TEXT, "model_type": "granite"}
+    assert recipe_from_config(config, "small").family.name == "granite"
+    for model_type in ("qwen3_vl_text", "llava"):  # a part alone, and a whole that has one itself
+        config["text_config"]["model_type"] = model_type
+        with pytest.raises(CheckpointError, match=f'"{model_type}" is not qwen3 nor another family'):
+            recipe_from_config(config, "small")
+
+
+def test_a_part_is_found_by_its_embedding_and_what_is_around_it_is_left_out(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    tiny = Path(__file__).parent / "checkpoints" / "tiny-llama"
+    tensors = load_file(tiny / "model.safetensors")
+    tensors = {f"thinker.{name}": tensor for name, tensor in tensors.items()}
+    tensors |= {"thinker.ears.embed_tokens.weight": torch.ones(3, 2), "talker.layers.0.mlp.weight": torch.ones(3)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    recipe = new_recipe(tiny).recipe
+    found = bind_weights(build_decoder(recipe), SafetensorsCheckpoint(tmp_path))
+    assert {binding.tensor.partition(".")[0] for binding in found.values()} == {"thinker"}
+    tensors["thinker.model.layers.0.mlp.unknown"] = torch.ones(3)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"thinker\.model\.layers\.0\.mlp\.unknown \(3,\) is extra"):
+        bind_weights(build_decoder(recipe), SafetensorsCheckpoint(tmp_path))

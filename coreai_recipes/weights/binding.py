@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.weights.names import FIRST_INDEX, NameTable, TensorSource, load_names
+from coreai_recipes.weights.prefixes import EMBEDDING, choose_prefix, is_around
 from coreai_recipes.weights.rewrite import AS_STORED, Rewrite
-from coreai_recipes.weights.tying import EMBEDDING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,7 +174,7 @@ def bind(
     that differ in the layer only are put together.
     """
     table = load_names(names)
-    prefix = table.choose_prefix(parameters, checkpoint.tensors)
+    prefix = choose_prefix(table, parameters, checkpoint.tensors)
     bindings: dict[str, Binding] = {}
     problems: list[Problem] = []
     used: set[str] = set()
@@ -212,7 +212,8 @@ def bind(
             if not isclose(stored, value, rel_tol=2**-8):  # bfloat16 is what many are stored in
                 problems.append(Problem(tensor, f"{{name}} is {stored:g}, and {value:g} in every known model"))
     for tensor in checkpoint.tensors.keys() - used:
-        if not any(fnmatchcase(tensor, pattern) for pattern in table.ignore):
+        is_known = any(fnmatchcase(tensor, pattern) for pattern in table.ignore)
+        if not is_known and not is_around(tensor, prefix):
             shape = checkpoint.tensors[tensor].shape
             problems.append(Problem(tensor, f"{{name}} {shape} is extra: {table.describe_extra(tensor, prefix)}"))
     problems += find_untied_head(parameters, table, prefix, checkpoint)

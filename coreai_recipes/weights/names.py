@@ -141,15 +141,6 @@ class NameTable:
             for index in range(layers)
         }
 
-    def choose_prefix(self, parameters: Iterable[str], tensors: Mapping[str, object]) -> str:
-        """The prefix under which the checkpoint has most of the tensors; the first of equals."""
-
-        def count_found(prefix: str) -> int:
-            sources = (self.find(name, prefix) for name in parameters if self.knows(name))
-            return sum(source is not None and source.tensor in tensors for source in sources)
-
-        return max(self.prefixes, key=count_found)
-
     def knows(self, parameter: str) -> bool:
         """Whether the table says anything about a parameter of ours, if only that there is none."""
         return parameter in self.tensors or FIRST_INDEX.sub("{i}", parameter, count=1) in self.tensors

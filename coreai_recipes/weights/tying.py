@@ -8,8 +8,7 @@ from typing import Literal
 
 from coreai_recipes.checkpoint.base import Checkpoint, Unread
 from coreai_recipes.weights.names import load_names
-
-EMBEDDING = "embedding.weight"
+from coreai_recipes.weights.prefixes import EMBEDDING, choose_prefix
 
 # none: no head, or no table beside it; undecided: only the headers are at hand
 Head = Literal["none", "copy", "own", "undecided"]
@@ -22,7 +21,7 @@ def judge_head(checkpoint: Checkpoint, names: str) -> tuple[Head, str]:
     tensor cannot be read.
     """
     table = load_names(names)
-    prefix = table.choose_prefix((EMBEDDING,), checkpoint.tensors)
+    prefix = choose_prefix(table, (EMBEDDING,), checkpoint.tensors)
     head = table.find_head(prefix, checkpoint.tensors)
     embedding = table.find(EMBEDDING, prefix) if table.knows(EMBEDDING) else None
     if head is None or embedding is None or embedding.tensor not in checkpoint.tensors or head == embedding.tensor:

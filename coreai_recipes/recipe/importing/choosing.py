@@ -85,11 +85,17 @@ def _inner_family(part: Mapping[str, Any], outer: Family) -> tuple[str | None, s
     usual = outer.family or ""
     said = part.get("model_type", usual)
     said = outer.renamed.get(said, said) if isinstance(said, str) else said
-    if said in (usual, *outer.families):
+    if said in (usual, *outer.families) or (outer.any and _is_whole(said)):
         return str(said), None
     if isinstance(said, str) and (said in refused_models() or is_model_type(said)) and said not in family_names():
         return None, f"{shown(said)}: {refused_models().get(said, NO_FAMILY_FILE)}"
-    return None, f"{shown(said)} is not {', '.join((usual, *outer.families))}"
+    others = " nor another family" if outer.any else ""
+    return None, f"{shown(said)} is not {', '.join((usual, *outer.families))}{others}"
+
+
+def _is_whole(name: Any) -> bool:
+    """Whether this is a family of a whole model, and not of a part alone."""
+    return name in family_names() and not name.endswith("_text") and load_family(name).part is None
 
 
 def _check_architectures(config: Mapping[str, Any]) -> None:

@@ -42,6 +42,9 @@ FAMILIES = Path(__file__).parents[1] / "families"
 TABLES = Path(__file__).with_name("tables")
 
 
+# what every row of wrappers.yaml says
+WRAPPED = {"part": "text_config"}
+ONLY = "only the text model is built."
 # where null says something of its own, and removes no key of the file that is extended
 NULL_MEANS = ("default", "off", "theta_field", "scaling_field", "partial_field")
 
@@ -120,6 +123,7 @@ class Family(Rule):
     Attributes:
         part: the field that holds the text part; what stands around it is left out.
         family: whose rules read the part, where it names none of `families`.
+        any: a part may also be of whatever family transformers builds by itself, without a wrapper of its own.
         flat: a config without the part is the part itself, in files of old.
         either_ties: the part may say that the head is tied, where the whole does not: so it was before transformers 5.
         reference: the model_type of transformers that computes the same, for one that has no causal language model.
@@ -138,6 +142,7 @@ class Family(Rule):
     part: str | None = None
     family: str | None = None
     families: tuple[str, ...] = ()
+    any: bool = False
     flat: bool = False
     either_ties: bool = False
     reference: str | None = None
@@ -212,7 +217,13 @@ def fields_in(expression: str) -> Iterator[str]:
 
 def family_names() -> list[str]:
     """Every model_type that there is a file for."""
-    return sorted(path.stem for path in FAMILIES.glob("*.yaml"))
+    return sorted({*(path.stem for path in FAMILIES.glob("*.yaml")), *wrappers()})
+
+
+@cache
+def wrappers() -> Mapping[str, Mapping[str, Any]]:
+    """Model types of which a family reads the text part, and what is said of each."""
+    return _read(TABLES / "wrappers.yaml")
 
 
 def load_family(name: str) -> Family:
@@ -339,6 +350,9 @@ def value_of(key: str) -> Any:
 def _merged(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if name in seen:
         raise ValueError(f"families: {' -> '.join((*seen, name))} is a cycle")
+    row = wrappers().get(name)
+    if row is not None:
+        return {**WRAPPED, **row, "about": f"{row['about']}: {ONLY}"}
     content = _read(FAMILIES / f"{name}.yaml")
     parent = content.get("extends")
     return content if parent is None else _merge(_merged(parent, (*seen, name)), content)
