@@ -15,7 +15,7 @@ from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import register
 from coreai_recipes.primitives.scan import scan
 from coreai_recipes.primitives.softplus import softplus
-from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm
+from coreai_recipes.recipe.schema import LayerKind, LayerNorm, RMSNorm, RotaryFold
 from coreai_recipes.recipe.schema import Mamba1 as Mamba1Spec
 
 CHUNK = 16  # a call of 64 holds the states of 16 tokens at a time: of 8192 channels of 16 numbers 4 MB, not 16
@@ -30,7 +30,9 @@ class Mamba1(nn.Module):
     logarithm of what each number of its state keeps.
     """
 
-    def __init__(self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: bool = False) -> None:
+    def __init__(
+        self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: RotaryFold | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec = _spec_of(kind)
         channels, rank, keys = spec.channels, spec.step_rank, spec.key_dim
