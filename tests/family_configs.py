@@ -44,6 +44,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
             "use_qk_norm": False,
         },
     ),
+    "falcon_h1-norm-before-gate": ("falcon_h1", {"mamba_rms_norm": True, "mamba_d_ssm": None, "mamba_expand": 3}),
     "granitemoehybrid-rotary": ("granitemoehybrid", {"position_embedding_type": "rope"}),
     "granitemoehybrid-dense": ("granitemoehybrid", {"num_local_experts": 0}),
     "granitemoehybrid-no-mamba": (

@@ -131,6 +131,7 @@ SWAPS: dict[str, Callable[[Any], Any]] = {
     "mlp.router.weighs": lambda weighs: _other(weighs, "output", "input"),
     "model.embedding.positions.sines": lambda sines: _other(sines, "open", "closed"),
     "model.head.transform": lambda _: None,
+    "state_space.norm": lambda norm: _other(norm, "behind_gate", "before_gate"),
     "rotary.backwards": lambda backwards: not backwards,
     "rotary.theta": lambda theta: 1.5 * theta,
     "rotary.pairing": lambda pairing: _other(pairing, "half", "interleaved"),
@@ -193,7 +194,7 @@ def swaps_of(recipe: Recipe) -> dict[str, Recipe]:
 # The clamped gate of gpt-oss is an activation of its own, and the config's word beside it is not read. A norm divides
 # the factor of a token out that stands before it: that of the embedding; in FlexOlmo, whose norms are of what a block
 # gives, that of the experts; where a norm follows attention, that of the values. A norm without weights is the same
-# before and behind a rotary.
+# before and behind a rotary. relu of a multiple is that multiple of relu: so experts without a gate may weigh either.
 UNSEEN = {
     ("gpt_oss", "mlp.activation"),
     ("bloom", "model.embedding.scale"),
@@ -205,6 +206,7 @@ UNSEEN = {
     ("glm4", "attention.value_scale"),
     ("kolibri1", "attention.value_scale"),
     ("flex_olmo", "mlp.router.renorm"),
+    ("nemotron_h", "mlp.router.weighs"),
 }
 
 

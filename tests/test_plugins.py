@@ -25,6 +25,10 @@ from coreai_recipes.recipe.plugins import load_plugin
 REPOSITORY = Path(__file__).parents[1]
 TINY = REPOSITORY / "tests/checkpoints/tiny-llama"
 BLOCKS = re.findall(r"```\w+\n# (\S+\.\w+)\n(.*?)```", (REPOSITORY / "docs/extending.md").read_text(), re.DOTALL)
+# of attention, in the order of the schema
+KINDS = (
+    "`full`, `sliding`, `chunked`, `differential`, `latent`, `short_conv`, `gated_delta`, `mamba1`, `mamba2`, `none`"
+)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -74,9 +78,7 @@ def test_a_kind_is_unknown_without_its_plugin_and_valid_with_it(example: Path, r
     status, _, error = run("validate", "gated.yaml")
     assert status == 2
     assert error.endswith(
-        "`head_gated` is not one of "
-        "`full`, `sliding`, `chunked`, `differential`, `latent`, `short_conv`, `gated_delta`, `mamba1`, `mamba2`\n"
-        "  if a plugin has this kind, name its file with --plugin\n"
+        f"`head_gated` is not one of {KINDS}\n  if a plugin has this kind, name its file with --plugin\n"
     )
     assert run("validate", "gated.yaml", "--plugin", "head_gated.py") == (0, "gated.yaml: valid\n", "")
 
@@ -90,9 +92,7 @@ def test_mistakes_in_a_plugins_kind_are_explained_as_in_any(example: Path, run: 
     status, _, error = run(*order, "kind.yaml", "key.yaml", "other.yaml")
     assert status == 2
     said = error.splitlines()
-    ours = "`full`, `sliding`, `chunked`, `differential`, `latent`, `short_conv`, `gated_delta`, `mamba1`, `mamba2`"
-    kinds = f"{ours}, `head_gated`"
-    assert said[0].endswith(f"`head_gate` is not one of {kinds}")
+    assert said[0].endswith(f"`head_gate` is not one of {KINDS}, `head_gated`")
     assert said[1] == "  did you mean `head_gated`?"
     assert [line.partition("attention.")[2] for line in said[2::2]] == [
         "gate: `heads` is not one of `head`, `dimension`",

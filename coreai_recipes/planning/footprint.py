@@ -15,7 +15,7 @@ from coreai_recipes.storage.chunks import Chunk
 from coreai_recipes.storage.compression import Parameters
 from coreai_recipes.storage.parameters import EMBEDDING, own_parameters
 
-EXPERT_STACKS = ("gate_up", "down")
+EXPERT_STACKS = ("gate_up", "up", "down")
 
 
 @dataclass(frozen=True)

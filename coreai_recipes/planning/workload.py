@@ -104,6 +104,8 @@ def layer_flops(decoder: Decoder, layer: Layer, call: CallShape) -> int:
     queries = call.tokens_of(layer.kind)
     spec = decoder.recipe.model.kinds[layer.kind].attention
     flops = _layer_flops(layer, spec, queries, call.seen_rows(layer.kind))
+    beside = decoder.recipe.model.kinds[layer.kind].state_space
+    flops += 0 if beside is None else _state_space_flops(beside, queries)
     flops += sum(_tail_flops(conv, queries) for conv in layer.modules() if isinstance(conv, CausalConvolution))
     flops += _low_rank_flops(decoder, layer, queries)
     writes = front.attends(layer.kind) and not front.shares(layer.kind)
@@ -203,4 +205,4 @@ def _expert_flops(experts: Mixture, queries: int) -> int:
 
 def expert_size(experts: Mixture) -> int:
     """How many weights one expert has."""
-    return (experts.gate_up.numel() + experts.down.numel()) // experts.num_experts
+    return (experts.first.numel() + experts.down.numel()) // experts.num_experts

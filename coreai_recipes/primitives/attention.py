@@ -13,6 +13,7 @@ from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.primitives.rotary import build_rotary
 from coreai_recipes.primitives.softplus import softplus
 from coreai_recipes.recipe.schema import GatedDelta, LatentAttention, LayerKind, LayerNorm, QKNorm, RMSNorm, RotaryFold
+from coreai_recipes.recipe.schema import NoAttention as NoAttentionSpec
 from coreai_recipes.recipe.schema import SlidingAttention as SlidingSpec
 
 
@@ -95,7 +96,7 @@ class Attention(AttentionCore):
     ) -> None:
         super().__init__(kind)
         spec = kind.attention
-        if isinstance(spec, LatentAttention | GatedDelta):
+        if isinstance(spec, LatentAttention | GatedDelta | NoAttentionSpec):
             raise TypeError(f"{spec.kind} attention makes its keys otherwise")
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         given = spec.num_heads * self.value_dim
@@ -204,11 +205,35 @@ class ChunkedAttention(Attention):
     """The earlier positions of the query's chunk are seen; the mask makes the difference."""
 
 
+@register("attention", "none")
+class NoAttention(nn.Module):
+    """Nothing is added to the stream; a layer that has none does not ask."""
+
+    def __init__(
+        self, kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: RotaryFold | None = None
+    ) -> None:
+        super().__init__()
+
+    @classmethod
+    def states(cls, kind: LayerKind) -> tuple[KeptRows | CarriedTensor, ...]:
+        """Nothing is kept."""
+        return ()
+
+    def forward(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
+        return torch.zeros_like(x)
+
+
 def build_attention(
     kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm, folded: RotaryFold | None = None
 ) -> nn.Module:
     """The registered attention of `kind`; `folded` turns heads whose dimensions stand in that order."""
     return primitive("attention", kind.attention.kind)(kind, hidden_size, norm, folded)
+
+
+def build_state_space(kind: LayerKind, hidden_size: int, norm: RMSNorm | LayerNorm) -> nn.Module | None:
+    """The registered primitive of what stands beside the attention of `kind`, if anything does."""
+    spec = kind.state_space
+    return None if spec is None else primitive("attention", spec.kind)(kind, hidden_size, norm)
 
 
 def rows_of_kind(kind: LayerKind) -> KeptRows | None:
@@ -224,17 +249,23 @@ def carried_of_kind(kind: LayerKind) -> tuple[CarriedTensor, ...]:
 def row_parts_of_kind(kind: LayerKind) -> dict[str, int]:
     """The columns of the rows that the registered primitive of `kind` keeps in a buffer, by name; none where it cannot
     go back."""
-    declare = getattr(primitive("attention", kind.attention.kind), "row_parts", None)
+    declare = getattr(_mixers_of(kind)[-1], "row_parts", None)
     return {} if declare is None else dict(declare(kind))
 
 
 def commit_kind(kind: LayerKind, carried: Carried, given: LayerInputs) -> None:
     """Leave what the layers of a kind carry as the rows that are held make it."""
-    primitive("attention", kind.attention.kind).commit(kind, carried, given)  # type: ignore[attr-defined]
+    _mixers_of(kind)[-1].commit(kind, carried, given)  # type: ignore[attr-defined]
+
+
+def _mixers_of(kind: LayerKind) -> list[type[nn.Module]]:
+    """The registered primitives that mix positions: attention, or what stands in its place, and last what stands
+    beside it, which then alone carries anything."""
+    beside = [] if kind.state_space is None else [kind.state_space.kind]
+    return [primitive("attention", name) for name in (kind.attention.kind, *beside)]
 
 
 def _states_of_kind(kind: LayerKind) -> tuple[KeptRows | CarriedTensor, ...]:
     # one of a plugin that says nothing keeps keys and values
-    declare = getattr(primitive("attention", kind.attention.kind), "states", AttentionCore.states)
-    found: tuple[KeptRows | CarriedTensor, ...] = declare(kind)
-    return found
+    found = (getattr(mixer, "states", AttentionCore.states)(kind) for mixer in _mixers_of(kind))
+    return tuple(state for states in found for state in states)

@@ -29,6 +29,12 @@ def clipped(x: Tensor, limit: float) -> Tensor:
     return scaled(scaled(x, 1 / limit).clamp(-1.0, 1.0), limit)
 
 
+def at_least(x: Tensor, limit: float) -> Tensor:
+    """x >= 0, or `limit` <= 1 where x is less, exact to 1e-6 even when the program's constants are float16."""
+    below = x.clamp(max=1.0)  # what is multiplied by 1 / limit: a large x would overflow
+    return scaled(scaled(below, 1 / limit).clamp(min=1.0), limit) + (x - below)
+
+
 @cache
 def _float16_factors(factor: float) -> tuple[float, ...]:
     if factor == 1.0:

@@ -1,10 +1,12 @@
 """Mixtures of experts over (1, C, 1, S): each token passes through the few that its router chooses."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.constants import scaled
-from coreai_recipes.primitives.mlp import ACTIVATIONS, GatedMLP
+from coreai_recipes.primitives.mlp import ACTIVATIONS, GatedMLP, PlainMLP
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
@@ -20,7 +22,8 @@ SMALLEST = 2.0**-24  # of a sum by which weights are divided, so that scores tha
 class Mixture(nn.Module):
     """The experts of a mixture: the sum over a token's experts e of w_e down_e(activation(gate_e(n)) * up_e(n)).
 
-    `gate_up` (E, 2I, C) has the I rows of gate before those of up and `down` is (E, C, I).
+    `gate_up` (E, 2I, C) has the I rows of gate before those of up and `down` is (E, C, I). Experts without a gate have
+    `up` (E, I, C) in its place, and are down_e(activation(up_e(n))).
     """
 
     def __init__(self, spec: schema.Experts | schema.MixtureMLP, hidden_size: int) -> None:
@@ -28,13 +31,22 @@ class Mixture(nn.Module):
         E, width = spec.num_experts, spec.intermediate_size
         self.num_experts, self.top, self.decode = E, spec.router.top, spec.decode
         self.weighs_input = isinstance(spec, schema.MixtureMLP) and spec.router.weighs == "input"
-        self.gate_up = nn.Parameter(torch.empty(E, 2 * width, hidden_size), requires_grad=False)
+        self.gated = isinstance(spec, schema.Experts) or spec.gated
+        rows = 2 * width if self.gated else width
+        first = nn.Parameter(torch.empty(E, rows, hidden_size), requires_grad=False)
+        self.register_parameter("gate_up" if self.gated else "up", first)
         self.down = nn.Parameter(torch.empty(E, hidden_size, width), requires_grad=False)
         self.activation = ACTIVATIONS[spec.activation]
         self.clamp = spec.clamp if isinstance(spec, schema.MixtureMLP) else None
         has_bias = isinstance(spec, schema.MixtureMLP) and spec.bias
         self.gate_up_bias = nn.Parameter(torch.empty(E, 2 * width), requires_grad=False) if has_bias else None
         self.down_bias = nn.Parameter(torch.empty(E, hidden_size), requires_grad=False) if has_bias else None
+
+    @property
+    def first(self) -> Tensor:
+        """What reads the hidden state, of all experts: `gate_up`, or `up` where they have no gate."""
+        found: Tensor = getattr(self, "gate_up" if self.gated else "up")
+        return found
 
     def mix(self, x: Tensor, weights: Tensor, chosen: Tensor, expert_scale: Tensor | None = None) -> Tensor:
         """x (1, C, 1, S), `weights` and numbers of the `chosen` experts (1, top, 1, S) -> (1, C, 1, S); `expert_scale`
@@ -53,33 +65,33 @@ class Mixture(nn.Module):
         weights = weights.squeeze(0)  # (top, 1, 1)
         if expert_scale is not None:
             weights = weights * expert_scale.index_select(0, rows)
-        gate_up, down = (part.index_select(0, rows) for part in (self.gate_up, self.down))
+        first, down = (part.index_select(0, rows) for part in (self.first, self.down))
         biases = (part if part is None else part.index_select(0, rows) for part in (self.gate_up_bias, self.down_bias))
-        return self._sum(n, weights, gate_up, down, *biases)
+        return self._sum(n, weights, first, down, *biases)
 
     def _take_all(self, n: Tensor, weights: Tensor, chosen: Tensor, expert_scale: Tensor | None) -> Tensor:
         """Several tokens: every expert computes every token, with weight zero where it was not chosen."""
         spread = (_is_chosen(chosen, self.num_experts, n.dtype) * weights).sum(1)  # (E, 1, S)
         if expert_scale is not None:
             spread = spread * expert_scale
-        return self._sum(n, spread, self.gate_up, self.down, self.gate_up_bias, self.down_bias)
+        return self._sum(n, spread, self.first, self.down, self.gate_up_bias, self.down_bias)
 
     def _sum(
         self,
         n: Tensor,
         weights: Tensor,
-        gate_up: Tensor,
+        first: Tensor,
         down: Tensor,
         gate_up_bias: Tensor | None,
         down_bias: Tensor | None,
     ) -> Tensor:
-        """The weighted sum of the given experts, (1, C, S); weights (e, 1, S), gate_up (e, 2I, C), down (e, C, I)."""
-        both = torch.matmul(gate_up, n * weights if self.weighs_input else n)
+        """The weighted sum of the given experts, (1, C, S); weights (e, 1, S), first (e, 2I or I, C) and
+        down (e, C, I)."""
+        both = torch.matmul(first, n * weights if self.weighs_input else n)
         if gate_up_bias is not None:
             both = both + gate_up_bias.unsqueeze(2)
-        gate, up = both.chunk(2, dim=1)  # (e, I, S)
         # before `down`, where a value is not yet a sum of I products: an unchosen expert cannot overflow there
-        hidden = self._gated(gate, up)
+        hidden = self._gated(*both.chunk(2, dim=1)) if self.gated else self.activation(both)  # (e, I, S)
         if not self.weighs_input:  # else one that was not chosen reads zeros, and gives zeros
             hidden = hidden * weights
         out = torch.matmul(down, hidden)
@@ -301,8 +313,10 @@ class MixtureMLP(Mixture):
 def _build_shared(spec: schema.MixtureMLP, hidden_size: int) -> nn.Module | None:
     if spec.shared is None:
         return None
-    width = spec.shared.width
-    return GatedMLP(schema.GatedMLP(kind="gated", activation=spec.activation, intermediate_size=width), hidden_size)
+    sizes: dict[str, Any] = {"activation": spec.activation, "intermediate_size": spec.shared.width}
+    if spec.gated:
+        return GatedMLP(schema.GatedMLP(kind="gated", **sizes), hidden_size)
+    return PlainMLP(schema.PlainMLP(kind="plain", **sizes), hidden_size)
 
 
 def build_experts(

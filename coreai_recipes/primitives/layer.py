@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coreai_recipes.primitives.altup import AltUp, Laurel
-from coreai_recipes.primitives.attention import build_attention
+from coreai_recipes.primitives.attention import build_attention, build_state_space
 from coreai_recipes.primitives.cache import Cache
 from coreai_recipes.primitives.constants import scaled
 from coreai_recipes.primitives.experts import build_experts
@@ -88,10 +88,11 @@ class Layer(nn.Module):
         placement = stack.placement_of(name)
         before, behind = placement not in ("post", "add"), placement in (*NORMED_BEHIND, "add")
         self.kind, self.placement, self.multiplier = name, placement, stack.residual_multiplier
-        self.attention_norm = (
-            build_norm(stream_norm, hidden_size) if before and placement != "pre_mlp" else nn.Identity()
-        )
+        self.begins = kind.attention.kind != "none"
+        norms_attention = before and placement != "pre_mlp" and self.begins
+        self.attention_norm = build_norm(stream_norm, hidden_size) if norms_attention else nn.Identity()
         self.attention = build_attention(kind, hidden_size, norm, form.folded)
+        self.state_space = build_state_space(kind, hidden_size, norm)
         self.attention_post_norm = build_norm(norm, hidden_size) if behind else nn.Identity()
         self.laurel = Laurel(laurel_rank, hidden_size, norm, form.residual_scale) if laurel_rank else None
         self.altup = AltUp(altup, hidden_size, norm, stream_norm, per_layer is not None) if altup else None
@@ -122,8 +123,12 @@ class Layer(nn.Module):
 
     def _blocks(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
         """x (1, C, 1, S) behind attention and MLP."""
+        if not self.begins:
+            return self._join(x, self._of_mlp(self.mlp_norm(x)), self.mlp_post_norm)
         n = self.attention_norm(x)
         y = self.attention(n, given, cache)
+        if self.state_space is not None:
+            y = y + self.state_space(n, given, cache)
         if self.placement.startswith("parallel"):
             x = x + scaled(y + self._of_mlp(n if self.placement == "parallel" else self.mlp_norm(x)), self.multiplier)
         else:

@@ -8,6 +8,7 @@ from coreai_recipes.primitives.buffer import leave_in
 from coreai_recipes.primitives.cache import Cache
 from coreai_recipes.primitives.carried import Carried, CarriedTensor
 from coreai_recipes.primitives.causal_conv import ROWS, CausalConvolution, tail_of, tail_since
+from coreai_recipes.primitives.constants import at_least
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.mlp import ACTIVATIONS
 from coreai_recipes.primitives.norm import build_norm
@@ -43,8 +44,10 @@ class Mamba2(nn.Module):
         self.rate = nn.Parameter(torch.empty(1, heads, 1, 1), requires_grad=False)
         self.skip = nn.Parameter(torch.empty(1, heads, 1, 1), requires_grad=False)
         eps = norm.eps if spec.eps is None else spec.eps
-        self.out_norm = build_norm(RMSNorm(kind="rms", eps=eps, weight="none"), values // spec.num_key_heads)
-        self.norm_scale = nn.Parameter(torch.empty(1, values, 1, 1), requires_grad=False)
+        scaled = RMSNorm(kind="rms", eps=eps, weight="none")
+        self.out_norm = build_norm(scaled, values // spec.num_key_heads) if spec.norm != "none" else None
+        one = torch.empty(1, values, 1, 1)
+        self.norm_scale = nn.Parameter(one, requires_grad=False) if spec.norm != "none" else None
         self.last = Projection(values, hidden_size, spec.bias)
 
     @classmethod
@@ -75,6 +78,8 @@ class Mamba2(nn.Module):
         mixed = self.activation(self.conv(self.mixed(x), given, cache))
         v, k, q = torch.split(mixed, [G * M * V, G * K, G * K], 1)
         step = softplus(self.step(x) + self.step_offset)  # (1, G * M, 1, S)
+        if spec.step_min is not None:
+            step = at_least(step, spec.step_min)
         if given.padding is not None:  # it neither writes nor lets anything fade
             step = step.masked_fill(given.padding.view(1, 1, 1, S) > 0, 0.0)
         tensor, heads = matrix_of(spec), (G, M, 1, S)
@@ -89,9 +94,18 @@ class Mamba2(nn.Module):
             read = state_space_step(*scanned, held) if S == 1 else state_space(*scanned, held.whole())[0]
             leave_in(cache.carried.buffer, *scanned[1:])
         read = read + v * self.skip.view(G, M, 1, 1)
-        y = self.out_norm(read.view(G, M * V, 1, S) * F.silu(self.gate(x)).view(G, M * V, 1, S))
-        out: Tensor = self.last(y.view(1, G * M * V, 1, S) * self.norm_scale)
+        out: Tensor = self.last(self._gated(read.view(G, M * V, 1, S), F.silu(self.gate(x))))
         return out
+
+    def _gated(self, read: Tensor, gate: Tensor) -> Tensor:
+        """What heads give, (G, C/G, 1, S), times the gate (1, C, 1, S), normed in its groups -> (1, C, 1, S)."""
+        if self.out_norm is None:
+            return read.view(gate.shape) * gate
+        if self.spec.norm == "before_gate":
+            y: Tensor = self.out_norm(read).view(gate.shape) * self.norm_scale * gate
+        else:
+            y = self.out_norm(read * gate.view(read.shape)).view(gate.shape) * self.norm_scale
+        return y
 
 
 def _channels_of(spec: Mamba2Spec) -> int:
@@ -99,7 +113,7 @@ def _channels_of(spec: Mamba2Spec) -> int:
 
 
 def _spec_of(kind: LayerKind) -> Mamba2Spec:
-    spec = kind.attention
+    spec = kind.attention if kind.state_space is None else kind.state_space
     if not isinstance(spec, Mamba2Spec):
         raise TypeError(f"{spec.kind} attention is no Mamba-2")
     return spec

@@ -11,6 +11,10 @@ def expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Prob
         count, router = integer_at(kind, block, "num_experts"), mapping_at(kind, block, "router")
         at: Location = (*kind_at, block, "router")
         yield from _sparsemixer_problems(at, router)
+        if count and value_at(kind, block, "gated") is False:
+            for name in ("clamp", "bias"):
+                if value_at(kind, block, name):
+                    yield Problem((*kind_at, block, name), "experts-plain", f"experts without a gate have no {name}")
         top, groups, top_groups = (integer_at(router, name) for name in ("top", "groups", "top_groups"))
         if count and top and top > count:
             yield Problem((*at, "top"), "experts-top", f"{top} of {count} experts cannot be chosen")

@@ -13,6 +13,7 @@ from coreai_recipes.recipe.compress_rules import compress_problems
 from coreai_recipes.recipe.expert_rules import expert_problems, mixture_problems
 from coreai_recipes.recipe.export_rules import export_problems, float32_problems, residual_problems
 from coreai_recipes.recipe.format_rules import format_problems
+from coreai_recipes.recipe.half_layer_rules import half_layer_problems
 from coreai_recipes.recipe.host_rules import host_problems
 from coreai_recipes.recipe.layer_order import layer_order
 from coreai_recipes.recipe.mirroring import mirror_problems
@@ -20,7 +21,7 @@ from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_at, value_at
 from coreai_recipes.recipe.rotary_rules import rotary_problems, scaling_problems
 from coreai_recipes.recipe.sizes import MAX_KINDS, MAX_LAYERS, find_size_problems
-from coreai_recipes.recipe.state_rules import draft_state_problems, state_problems
+from coreai_recipes.recipe.state_rules import draft_state_problems, state_problems, state_space_problems
 
 
 def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
@@ -34,7 +35,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
                 problems += rotary_problems(at, kind)
                 problems += scaling_problems(recipe, at, kind)
                 problems += expert_problems(at, kind)
-                problems += _ending_problems(recipe, at, kind)
+                problems += half_layer_problems(recipe, at, kind)
                 problems += mixture_problems(recipe, at, kind)
         problems += _layer_problems(recipe, stack)
     problems += _position_problems(recipe)
@@ -91,11 +92,16 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
     if value_at(kind, "attention", "kind") == "short_conv":
         yield from _convolution_problems(recipe, kind_at, kind)
     if value_at(kind, "attention", "kind") == "gated_delta":
-        yield from _delta_problems(kind_at, kind, "a gated delta rule")
+        yield from _group_problems(kind_at, kind)
+        yield from _turning_problems(kind_at, kind, "a gated delta rule")
+    if value_at(kind, "attention", "kind") == "none":
+        yield from _turning_problems(kind_at, kind, "a layer without attention")
     if value_at(kind, "attention", "kind") == "mamba2":
-        yield from _delta_problems(kind_at, kind, "a state space")
-    if value_at(kind, "attention", "kind") == "mamba1":
+        yield from _group_problems(kind_at, kind)
+    if value_at(kind, "attention", "kind") in ("mamba1", "mamba2"):
         yield from _turning_problems(kind_at, kind, "a state space")
+    yield from _group_problems(kind_at, kind, "state_space")
+    yield from state_space_problems(kind_at, kind)
     yield from _sharing_problems(recipe, kind_at, kind)
 
 
@@ -115,13 +121,12 @@ def _convolution_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Ma
         yield Problem(at, "taps-context", f"{taps} taps see more than the context {context}")
 
 
-def _delta_problems(kind_at: Location, kind: Mapping[str, Any], what: str) -> Iterator[Problem]:
-    """Each key head serves as many value heads, and nothing turns."""
-    keys, values = (integer_at(kind, "attention", name) for name in ("num_key_heads", "num_value_heads"))
+def _group_problems(kind_at: Location, kind: Mapping[str, Any], block: str = "attention") -> Iterator[Problem]:
+    """Each key head serves as many value heads."""
+    keys, values = (integer_at(kind, block, name) for name in ("num_key_heads", "num_value_heads"))
     if keys and values and min(keys, values) > 0 and values % keys:
-        at = (*kind_at, "attention", "num_value_heads")
+        at = (*kind_at, block, "num_value_heads")
         yield Problem(at, "delta-groups", f"{values} value heads cannot be divided among {keys} key heads")
-    yield from _turning_problems(kind_at, kind, what)
 
 
 def _turning_problems(kind_at: Location, kind: Mapping[str, Any], what: str) -> Iterator[Problem]:
@@ -178,24 +183,6 @@ def _sharing_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mappin
             "share-not-last",
             f"a layer of kind `{owns}` comes after it: layers that share a cache are the last ones",
         )
-
-
-def _ending_problems(recipe: Mapping[str, Any], at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    """A layer that ends behind attention has nothing beside an MLP, and no norm behind one."""
-    if value_at(kind, "mlp", "kind") != "none":
-        return
-    placement = value_at(kind, "placement") or value_at(recipe, str(at[0]), "placement") or "pre"
-    if placement != "pre":
-        yield Problem(
-            (*at, "mlp", "kind"), "mlp-none", f"no MLP, and the placement {placement}", "write `placement: pre`"
-        )
-    for name, there in (
-        ("experts", kind),
-        ("laurel_rank", mapping_at(recipe, str(at[0]))),
-        ("altup", mapping_at(recipe, str(at[0]))),
-    ):
-        if there.get(name) is not None:
-            yield Problem((*at, "mlp", "kind"), "mlp-none", f"no MLP, and {name}, which stands beside one")
 
 
 def _position_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from coreai_recipes.recipe.layer_order import layer_order
-from coreai_recipes.recipe.plain import Problem, integer_at, mapping_at, value_at
+from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_at, value_at
 from coreai_recipes.recipe.sizes import MAX_KINDS
 
 CARRYING = ("short_conv", "gated_delta", "mamba1", "mamba2")  # attentions whose state belongs to one position
@@ -15,10 +15,30 @@ RECURRENT = ("gated_delta", "mamba1", "mamba2")
 AT = ("export", "buffer")
 
 
+def mixers_of(kind: Any) -> list[Any]:
+    """What a kind's layers mix positions by: attention, or what stands in its place, and what stands beside it."""
+    found = [value_at(kind, block, "kind") for block in ("attention", "state_space")]
+    return [mixer for mixer in found if mixer is not None]
+
+
+def state_space_problems(at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    """What stands beside an attention of kind `kind`, at `at` in a recipe: an attention that keeps rows of its own."""
+    if not mapping_at(kind, "state_space"):
+        return
+    place, code = (*at, "state_space"), "state-space-beside"
+    attention = value_at(kind, "attention", "kind")
+    if attention in (*CARRYING, "none"):
+        yield Problem(place, code, f"a state space beside {attention}: it stands beside an attention")
+    if value_at(kind, "attention", "shares_kv_with") is not None:
+        yield Problem(place, code, "a state space beside an attention that reads the cache of other layers")
+    if at[0] == "draft":
+        yield Problem(place, code, "a draft's layers carry no state")
+
+
 def state_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     rows, kinds = integer_at(recipe, "export", "buffer"), mapping_at(recipe, "model", "kinds")
     used = dict.fromkeys(layer_order(recipe, "model"))
-    carrying = {name: kind for name in used if (kind := value_at(kinds, name, "attention", "kind")) in CARRYING}
+    carrying = {name: mixer for name in used for mixer in mixers_of(kinds.get(name)) if mixer in CARRYING}
     if value_at(recipe, "export", "recurrent_state") == "two_float16":
         yield from _halves_problems({name: kind for name, kind in carrying.items() if kind in RECURRENT})
     if not rows:
@@ -57,7 +77,7 @@ def draft_state_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     if integer_at(recipe, "export", "buffer"):
         return
     for name, kind in islice(mapping_at(recipe, "model", "kinds").items(), MAX_KINDS):
-        if isinstance(kind, Mapping) and value_at(kind, "attention", "kind") in CARRYING:
+        if any(mixer in CARRYING for mixer in mixers_of(kind)):
             yield Problem(
                 ("draft",),
                 "draft-carries",

@@ -74,7 +74,9 @@ def _form_of(binding: Binding, shape: Shape) -> Integers | None:
     """The integers that hold a parameter to the bit, None where it is not on one grid of its checkpoint."""
     rewrite = binding.rewrite
     # a factor that is no power of two takes scales off float16; columns in another order, off their blocks
-    if rewrite.offset or rewrite.function or rewrite.column_order is not None or frexp(rewrite.factor)[0] != 0.5:
+    if rewrite.offset or rewrite.function or rewrite.column_order is not None:
+        return None
+    if rewrite.multiplier != 1.0 or frexp(rewrite.factor)[0] != 0.5:
         return None
     grids: set[Grid | None] = {binding.checkpoint.grid(tensor) for tensor in binding.tensors}
     grid = grids.pop() if len(grids) == 1 else None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight, bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder, build_decoder
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import AttentionKind, Mamba2, Recipe
 from coreai_recipes.verification.reference import Reference, keeps, on_cache
 from coreai_recipes.verification.ties import following, has_routers, noting
 
@@ -60,11 +60,17 @@ def compare_greedy(
     with torch.inference_mode():
         reference = Reference(recipe, checkpoint)
         model, decoder = reference.fill_all(), fill_whole(recipe, checkpoint, longest)
+        # else its single steps are not its whole sequence, which is what ours follows
+        cached = not any(is_bounded_below(kind.attention) for kind in recipe.model.kinds.values())
+        texts = [] if cached else generate(model, prompts, steps, cached)
         with noting(reference.layers, has_routers(decoder)) as choices:
-            texts = generate(model, prompts, steps)
+            if cached:
+                texts = generate(model, prompts, steps)
+            else:
+                run_whole(model, prompts, texts)
         by_layer = choices()
         for index, (prompt, (tokens, logits)) in enumerate(zip(prompts, texts, strict=True)):
-            rows = rows_of(index, prompts, len(tokens))
+            rows = rows_of(index, prompts, len(tokens)) if cached else rows_of_whole(index, prompts, texts)
             with ExitStack() as stack:
                 for number, (layer, choice) in enumerate(zip(decoder.stack, by_layer, strict=True)):
                     place, own = f"prompt {index}, layers.{number}", None if choice is None else choice.at(rows)
@@ -75,12 +81,20 @@ def compare_greedy(
     return found
 
 
-def generate(model: nn.Module, prompts: Sequence[Sequence[int]], steps: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+def is_bounded_below(attention: AttentionKind) -> bool:
+    """Whether a token's step has a lower bound, of which transformers' step of one token on a cache knows nothing:
+    its scan of several does (modeling_nemotron_h, mamba2_selective_state_update and mamba2_chunk_scan)."""
+    return isinstance(attention, Mamba2) and attention.step_min is not None
+
+
+def generate(
+    model: nn.Module, prompts: Sequence[Sequence[int]], steps: Sequence[int], cached: bool = True
+) -> list[tuple[Tensor, Tensor]]:
     """transformers' greedy tokens after each prompt, (steps,), and the logits (steps, V) that it chose them by.
 
     All prompts go on together, one position after the other and without padding: first as many tokens as the shortest
     has, then one a call, which is a prompt's own as long as it has one, else the one that was chosen. A model that
-    keeps nothing (GPT) is given all of them again.
+    keeps nothing (GPT) is given all of them again, and so is any where `cached` is false.
     """
     from transformers import DynamicCache
 
@@ -91,7 +105,7 @@ def generate(model: nn.Module, prompts: Sequence[Sequence[int]], steps: Sequence
     new = torch.tensor([prompt[:shortest] for prompt in prompts])
     for position in range(shortest, max(ends)):  # of the token that is chosen
         last = torch.tensor([new.shape[1] - 1])  # a tensor: see `keep_all`
-        said = on_cache(model, cache, position - new.shape[1], new.shape[1])
+        said = on_cache(model, cache, position - new.shape[1], new.shape[1]) if cached else {"use_cache": False}
         output: Any = model(input_ids=new, logits_to_keep=last, **said)
         best = output.logits[:, -1].argmax(-1).tolist()
         for row, prompt in enumerate(prompts):
@@ -101,8 +115,22 @@ def generate(model: nn.Module, prompts: Sequence[Sequence[int]], steps: Sequence
         chosen = torch.tensor(
             [[prompt[position] if position < len(prompt) else best[row]] for row, prompt in enumerate(prompts)]
         )
-        new = chosen if keeps(cache) else torch.cat((new, chosen), 1)
+        new = chosen if cached and keeps(cache) else torch.cat((new, chosen), 1)
     return [(torch.tensor(ids), torch.stack(rows)) for ids, rows in zip(tokens, logits, strict=True)]
+
+
+def run_whole(model: nn.Module, prompts: Sequence[Sequence[int]], texts: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Each prompt and its continuation but for the last token through transformers' model, in one call."""
+    wholes = [
+        torch.cat((torch.tensor(prompt), tokens[:-1])) for prompt, (tokens, _) in zip(prompts, texts, strict=True)
+    ]
+    model(input_ids=nn.utils.rnn.pad_sequence(wholes, batch_first=True), use_cache=False)
+
+
+def rows_of_whole(index: int, prompts: Sequence[Sequence[int]], texts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """As `rows_of`, among the rows of the call of `run_whole`."""
+    lengths = [len(prompt) + len(tokens) - 1 for prompt, (tokens, _) in zip(prompts, texts, strict=True)]
+    return index * max(lengths) + torch.arange(lengths[index])
 
 
 def rows_of(index: int, prompts: Sequence[Sequence[int]], steps: int) -> Tensor:

@@ -52,14 +52,14 @@ class LayerRecord:
     """What one layer was given and what it made of it, each (S, features); q and k are those after the rotary.
 
     `attention` is the attention branch before the residual sum. Families from before transformers' attention interface
-    (BLOOM, MPT, Falcon) keep q and k to themselves: None.
+    (BLOOM, MPT, Falcon) keep q and k to themselves: None. So is the attention of a layer that has none.
     """
 
     index: int
     input: Tensor
     query: Tensor | None
     key: Tensor | None
-    attention: Tensor
+    attention: Tensor | None
     output: Tensor
     choice: ExpertChoice | None = None  # of experts
 
@@ -96,6 +96,7 @@ class Reference:
             ).eval()
         kinds = recipe.model.layer_kinds
         self._score_scales = [recipe.model.kinds[name].score_scale for name in kinds]
+        self._mixes = [recipe.model.kinds[name].attention.kind != "none" for name in kinds]
         latent = (recipe.model.kinds[name].attention for name in kinds)
         self._turning = [spec.rotary_dim if isinstance(spec, LatentAttention) else 0 for spec in latent]
         self.layers = _find_layers(self.model, config.num_hidden_layers)
@@ -136,8 +137,10 @@ class Reference:
         """
         found: list[tuple[Tensor, Tensor] | None] = []
 
-        # families from before transformers' own recording give their hidden states first in a tuple, Bamba in a pair
+        # families from before transformers' own recording give their hidden states first in a tuple, as Falcon-H1's do,
+        # Bamba's in a pair
         in_tuple = not getattr(self.model.base_model, "_can_record_outputs", None)
+        in_tuple |= self.model.config.model_type == "falcon_h1"
         in_pair = self.model.config.model_type == "bamba"
 
         def look(*arguments: Any, **named: Any) -> Any:
@@ -237,8 +240,10 @@ class Reference:
         if self._on_layer is None:
             return
         records = _records.get()
-        if self._attention is None:
+        if self._attention is None and self._mixes[index]:
             raise UnknownStructure(f"transformers' {type(layer).__name__} has no attention that is known")
+        if self._attention is not None:  # Falcon-H1 multiplies it behind the module
+            self._attention = self._attention * float(getattr(layer, "attn_out_multiplier", 1.0))
         query, key = None, None
         if records:
             _, query, key, scale = records[-1]
@@ -253,7 +258,7 @@ class Reference:
                 input=_stream_by_position(hidden),
                 query=None if query is None else _by_position(query.transpose(1, 2)),
                 key=None if key is None else _by_position(key.transpose(1, 2)),
-                attention=_by_position(self._attention),
+                attention=None if self._attention is None else _by_position(self._attention),
                 output=_stream_by_position(first(output)),
                 choice=self._top_k.choice(),
             )
@@ -341,8 +346,10 @@ def _find_layers(model: Any, count: int) -> nn.ModuleList:
 
 def restore_buffers(model: Any) -> None:
     """Give the buffers that no checkpoint holds (inv_freq above all) their values again, as transformers itself does
-    after it has loaded a model by way of the meta device: `_init_weights` computes them, in their own dtype."""
+    after it has loaded a model by way of the meta device: `_init_weights` computes them, in their own dtype, of their
+    module or of the model that holds it (Falcon-H1's mup_vector)."""
     owners: dict[str, Any] = {}  # a model may hold another, which knows its own modules better
+    holders: dict[str, Any] = {}
     for path, module in model.named_modules():
         if hasattr(module, "_init_weights"):
             owners[path] = module
@@ -351,7 +358,12 @@ def restore_buffers(model: Any) -> None:
             module._buffers[name] = torch.full_like(module._buffers[name], 0, device="cpu")
         if names:
             inside = [owner for owner in owners if not owner or path == owner or path.startswith(f"{owner}.")]
-            owners[max(inside, key=len)]._init_weights(module)
+            owner = max(inside, key=len)
+            owners[owner]._init_weights(module)
+            if not all(module._buffers[name].any() for name in names):
+                holders[owner] = owners[owner]
+    for holder in holders.values():
+        holder._init_weights(holder)
 
 
 def choose_attention(config: Any) -> str:

@@ -66,8 +66,10 @@ class Binding:
 
     def blocks(self) -> Iterator[Tensor]:
         """Blocks along the first axis, each valid until the next, in the dtype that is stored or float32."""
+        first = 0
         for block in self._stored_blocks():
-            yield self.rewrite.apply(block)
+            yield self.rewrite.apply(block, first)
+            first += len(block)
 
     def read(self) -> Tensor:
         """The whole parameter, a copy of its own."""

@@ -1,7 +1,7 @@
 """Folds: exact rewritings of weights as they are read, that leave the exported program less to do.
 
-`stored_as` says for each parameter of a stack how it differs from the checkpoint's tensor: what is added, by which
-power of two it is multiplied, and in which order the dimensions of each head stand.
+`stored_as` says for each parameter of a stack how it differs from the checkpoint's tensor: by what a model multiplies
+it, what is added, by which power of two it is multiplied, and in which order the dimensions of each head stand.
 """
 
 from coreai_recipes.primitives.layer import MLP_NORMED_BEHIND, NORMED_BEHIND, Form
@@ -20,6 +20,7 @@ from coreai_recipes.recipe.schema import (
     Stack,
 )
 from coreai_recipes.weights.computed import initial_lambda
+from coreai_recipes.weights.multipliers import multiplier_of
 from coreai_recipes.weights.rewrite import Rewrite
 
 # what reads the residual stream in each block, and what writes to it; `input` is a short convolution's, `last` also
@@ -39,7 +40,7 @@ FIRST_OF_ATTENTION = (
     "mixed",
     "step",
 )
-LAST_OF_BLOCKS = (("attention", "o"), ("attention", "last"), ("mlp", "down"))
+LAST_OF_BLOCKS = (("attention", "o"), ("attention", "last"), ("state_space", "last"), ("mlp", "down"))
 LAST_NORMS = (("attention_post_norm",), ("mlp_post_norm",))
 BESIDE_BLOCKS = (("per_layer", "norm"), ("laurel", "norm"))  # norms of what is added to the stream beside blocks
 
@@ -49,22 +50,23 @@ def stored_as(recipe: Recipe, name: str, form: Form, key: str = MODEL) -> Rewrit
     stack, parts = recipe.stacks[key].layers, name.split(".")
     if parts[0] != "layers":
         of_head = (parts[0] == "norm" and "projections" not in parts) or parts[:2] == ["head", "bias"]
-        return Rewrite(_added(_norm_around(recipe, stack, parts), parts[-1]), form.head_scale if of_head else 1.0)
+        factor = form.head_scale if of_head else 1.0
+        return Rewrite(_added(_norm_around(recipe, stack, parts), parts[-1]), factor=factor)
     layer, parts = int(parts[1]), parts[2:]
     kind_name = stack.layer_kinds[layer]
     kind = stack.kinds[kind_name]
     if parts[:2] == ["mlp", "activation"]:  # xielu's alphas, whose logits are what a checkpoint has
         return Rewrite(function="softplus", offset=0.5 if parts[-1] == "alpha_n" else 0.0)
-    if parts == ["attention", "rate"]:  # A_log: no program takes the exp of a weight
+    if parts in (["attention", "rate"], ["state_space", "rate"]):  # A_log: no program takes the exp of a weight
         return Rewrite(function="negative_exp")
     of_pairs = isinstance(kind.attention, DifferentialAttention) and parts == ["attention", "o", "weight"]
-    scale = 1 - initial_lambda(layer) if of_pairs else 1.0
+    multiplier = 1 - initial_lambda(layer) if of_pairs else multiplier_of(kind, parts)
     norm = _norm_at(stack, kind_name, parts)
     rows, columns = _orders(recipe, kind, kind_name, parts, form.folded) if form.folded else (None, None)
     factor = _stream_factor(stack, kind_name, parts, form.residual_scale) * _mlp_factor(
         stack, kind_name, parts, form.mlp_scale
     )
-    return Rewrite(_added(norm, parts[-1]), factor, rows, columns, scale=scale)
+    return Rewrite(_added(norm, parts[-1]), multiplier, factor, rows, columns)
 
 
 def _added(norm: RMSNorm | LayerNorm | None, leaf: str) -> float:
@@ -144,7 +146,8 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
         return scale
     readers = [("per_layer", "gate")]
     if placement == "post":
-        readers += [("attention", part) for part in FIRST_OF_ATTENTION] + [("mlp", "gate"), ("mlp", "up")]
+        readers += [(block, part) for block in ("attention", "state_space") for part in FIRST_OF_ATTENTION]
+        readers += [("mlp", "gate"), ("mlp", "up")]
     return 1 / scale if owner in readers and parts[-1] == "weight" else 1.0
 
 

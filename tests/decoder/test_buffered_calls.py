@@ -57,18 +57,16 @@ class Modules:
         rows: dict[str, list[Tensor]] = {}
         for index, layer in enumerate(self.decoder.stack):
             kind, place = layer.kind, self.decoder.places[index]
-            cache: Cache
-            if front.attends(kind):
-                cache = self.decoder.cache(index, states, given[kind])
-            else:
-                (buffer,) = (spec for spec in front.row_buffers.values() if spec.kind == kind)
+            attends = front.attends(kind)
+            cache: Cache = self.decoder.cache(index, states, given[kind]) if attends else NoCache()
+            buffers = [spec for spec in front.row_buffers.values() if spec.kind == kind]
+            for buffer in buffers:
                 specs = [spec for spec in front.carried.values() if spec.kind == kind]
                 kept = {spec.tensor.name: inputs[spec.name][place : place + 1] for spec in specs}
-                own = Buffer(inputs[buffer.name][place : place + 1], buffer.parts)
-                cache = NoCache(Carried(kept, buffer=own))
+                cache.carried = Carried(kept, buffer=Buffer(inputs[buffer.name][place : place + 1], buffer.parts))
             x = layer(x, given[kind], cache, None)
-            if not front.attends(kind):
-                rows.setdefault(f"new_{buffer.name}", []).append(own.new_rows)
+            for buffer in buffers:
+                rows.setdefault(f"new_{buffer.name}", []).append(cache.carried.rows.new_rows)
         logits = self.decoder.logits(x)[0]
         return {"logits": logits[: int(count)], **{name: torch.cat(each) for name, each in rows.items()}}
 
@@ -95,8 +93,19 @@ def state_spaces() -> Any:
     return small_model(BambaForCausalLM, config)
 
 
+def state_spaces_beside_attention() -> Any:
+    from transformers import FalconH1Config, FalconH1ForCausalLM
+
+    config = FalconH1Config(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, mamba_n_heads=4, mamba_d_ssm=64, mamba_n_groups=2, mamba_d_state=8,
+        max_position_embeddings=128, key_multiplier=0.7, ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 0.7], eos_token_id=None,
+    )  # fmt: skip
+    return small_model(FalconH1ForCausalLM, config)
+
+
 @pytest.mark.usefixtures("small_tensors")
-@pytest.mark.parametrize("make", [small_delta, short_convolutions, state_spaces])
+@pytest.mark.parametrize("make", [small_delta, short_convolutions, state_spaces, state_spaces_beside_attention])
 def test_rejected_guesses_and_commits_leave_no_trace(make: Any, tmp_path: Path) -> None:
     """Calls of every kind from any position since the last commit: guesses that are wrong, padding, rows in a ring."""
     theirs = make()

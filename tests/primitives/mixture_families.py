@@ -104,6 +104,13 @@ DOTS1 = ("dots1", "Dots1MoE", "Dots1Config")
 OF_DOTS1 = {"n_routed_experts": EXPERTS, "moe_intermediate_size": WIDTH, "n_shared_experts": 2}
 TWO_SHARED = {"intermediate_size": WIDTH, "count": 2}
 SIGMOID = {"score": "sigmoid", "bias": "choice"}
+PLAIN_NAMES = {
+    "router.proj.weight": "gate.weight",
+    "router.bias": "gate.e_score_correction_bias",
+    "up": "experts.up_proj",
+    "down": "experts.down_proj",
+    **{f"shared.{part}.weight": f"shared_experts.{part}_proj.weight" for part in ("up", "down")},
+}
 
 MIXTURES = {
     "qwen3_moe": Mixture(
@@ -142,6 +149,16 @@ MIXTURES = {
         ),
         {"score": "sparsemixer", "jitter": 0.3, "top": 2},
         {**NAMES, "router.proj.weight": "router.weight"},
+    ),
+    "nemotron_h": Mixture(
+        _make(
+            "nemotron_h", "NemotronHMoE", "NemotronHConfig", n_routed_experts=EXPERTS, moe_intermediate_size=WIDTH,
+            moe_shared_expert_intermediate_size=SHARED_WIDTH, routed_scaling_factor=2.5,
+        ),
+        {**SIGMOID, "renorm": True, "scale": 2.5},
+        PLAIN_NAMES,
+        {"intermediate_size": SHARED_WIDTH},
+        {"gated": False, "activation": "relu2"},
     ),
     "dots1": Mixture(
         _make(*DOTS1, **OF_DOTS1, norm_topk_prob=True, routed_scaling_factor=2.5),

@@ -19,8 +19,10 @@ from test_mamba2 import both as both_mambas
 from test_short_conv import both as both_convolutions
 from torch import Tensor
 
+from coreai_recipes.primitives.attention import build_attention
 from coreai_recipes.primitives.cache import NoCache
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.primitives.layer_inputs import LayerInputs
+from coreai_recipes.recipe.schema import LayerKind, Recipe, RMSNorm
 
 S = 30  # more than four windows
 Compare = tuple[Tensor, Tensor]
@@ -69,6 +71,26 @@ def of_kind(kind: str, make: Callable[[], Pair]) -> Callable[[], list[Compare]]:
     return compare
 
 
+def an_mlp_alone() -> Compare:
+    """The stream behind transformers' layer of an MLP alone, and behind what our attention adds and that MLP."""
+    from transformers import NemotronHConfig
+    from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock
+
+    config = NemotronHConfig(hidden_size=32, intermediate_size=40, layers_block_type=["mlp"])
+    block = NemotronHBlock(config, 0).eval()
+    kind = {
+        "attention": {"kind": "none"},
+        "rotary": {"kind": "none"},
+        "mlp": {"kind": "plain", "activation": "relu2", "intermediate_size": 40},
+    }
+    layer = build_attention(LayerKind.model_validate(kind), 32, RMSNorm(kind="rms", eps=1e-5))
+    x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        added = layer(x.transpose(1, 2).unsqueeze(2), LayerInputs(None, x, x), NoCache())
+        y = x + added.squeeze(2).transpose(1, 2)
+        return block(x), y + block.mixer(block.norm(y))
+
+
 PARITY: dict[str, dict[str, Callable[[], list[Compare]]]] = {
     "latent": {name: lambda name=name: latent_case(name)() for name in LATENT},  # test_latent.py has more
     "short_conv": {  # test_short_conv.py has more
@@ -80,6 +102,7 @@ PARITY: dict[str, dict[str, Callable[[], list[Compare]]]] = {
     "mamba1": {name: lambda name=name: [both_mambas1(name)] for name in NORMS},  # test_mamba1.py has more
     "mamba2": {"bamba": lambda: [both_mambas()]},  # test_mamba2.py has more
     "differential": {"diffllama": differential_layers},  # test_differential.py has more
+    "none": {"nemotron_h": lambda: [an_mlp_alone()]},
     "chunked": {"llama4": lambda: both_chunks(small_llama4())},  # test_chunked.py has more
     "full": {
         "llama": of_kind("full", FAMILIES["llama"]),

@@ -1,4 +1,4 @@
-"""Layers of Mamba-2 against transformers' Bamba: whole, in padded calls, on repeated tokens; mutants."""
+"""Mixers of Mamba-2 against transformers': whole, in padded calls, on repeated tokens; mutants."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,46 +21,80 @@ ROWS = {"gate": 96, "mixed": 144, "step": 6}
 THEIRS = {"conv": "conv1d", "last": "out_proj"}
 
 
-def kind() -> LayerKind:
+OF_FALCON = {
+    "mamba_n_heads": 6, "mamba_d_ssm": 96, "mamba_n_groups": 2, "mamba_d_state": 12, "mamba_d_conv": 3,
+    "mamba_proj_bias": True, "projectors_bias": True, "mamba_chunk_size": 32, "rms_norm_eps": 2e-5,
+}  # fmt: skip
+# transformers' mixer, its config, and what of ours is not Bamba's
+MIXERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "bamba": (
+        "BambaMixer",
+        {"mamba_n_heads": 6, "mamba_n_groups": 2, "mamba_d_state": 12, "mamba_d_conv": 3, "mamba_proj_bias": True,
+         "mamba_chunk_size": 32, "rms_norm_eps": 2e-5},
+        {},
+    ),
+    "nemotron_h": (
+        "NemotronHMamba2Mixer",
+        {"mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 12, "conv_kernel": 3,
+         "use_bias": True, "chunk_size": 32, "layer_norm_epsilon": 2e-5, "time_step_min": 0.3,
+         "layers_block_type": ["linear_attention"]},
+        {"step_min": 0.3},
+    ),
+    "falcon_h1": ("FalconH1Mixer", OF_FALCON, {"norm": "none"}),
+    "falcon_h1-norm-before-gate": ("FalconH1Mixer", {**OF_FALCON, "mamba_rms_norm": True}, {"norm": "before_gate"}),
+}  # fmt: skip
+
+
+def kind(**changes: Any) -> LayerKind:
     return LayerKind.model_validate({
-        "attention": {"kind": "mamba2", **SIZES},
+        "attention": {"kind": "mamba2", **SIZES, **changes},
         "rotary": {"kind": "none"},
         "mlp": {"kind": "gated", "activation": "silu", "intermediate_size": 88},
     })  # fmt: skip
 
 
-def pair() -> tuple[Any, Mamba2]:
-    """transformers' layer with random weights, half of its heads slow to forget, and ours with the same."""
-    from transformers import BambaConfig
-    from transformers.models.bamba.modeling_bamba import BambaMixer
+def mixer(name: str) -> Any:
+    """transformers' mixer of MIXERS, its weights as they begin."""
+    from importlib import import_module
 
-    config = BambaConfig(
-        hidden_size=HIDDEN, num_hidden_layers=1, mamba_n_heads=6, mamba_n_groups=2, mamba_d_state=12, mamba_d_conv=3,
-        mamba_proj_bias=True, mamba_chunk_size=32, rms_norm_eps=2e-5,
-    )  # fmt: skip
-    theirs = BambaMixer(config, 0).eval()
+    from transformers import CONFIG_MAPPING
+
+    module_class, sizes, _ = MIXERS[name]
+    model_type = name.partition("-")[0]
+    config = CONFIG_MAPPING[model_type](hidden_size=HIDDEN, num_hidden_layers=1, **sizes)
+    modeling = import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    theirs = getattr(modeling, module_class)(config, 0).eval()
+    if model_type == "falcon_h1":  # which its model leaves there
+        theirs.mup_vector = modeling.compute_mup_vector(config)
+    return theirs
+
+
+def pair(name: str = "bamba") -> tuple[Any, Mamba2]:
+    """transformers' layer with random weights, half of its heads slow to forget, and ours with the same."""
+    theirs = mixer(name)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
+        for own, parameter in theirs.named_parameters():
             random = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(random * 1.5 * parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else random * 0.5)
-            if name == "dt_bias":
+            if own == "dt_bias":
                 parameter[::2] -= 5.5
-    ours = build_attention(kind(), HIDDEN, RMSNorm(kind="rms", eps=2e-5))
+    ours = build_attention(kind(**MIXERS[name][2]), HIDDEN, RMSNorm(kind="rms", eps=2e-5))
     assert isinstance(ours, Mamba2)
     stored = theirs.state_dict()
     tensors = {
-        f"{name}.{leaf}": part
+        f"{part}.{leaf}": rows
         for leaf in ("weight", "bias")
-        for name, part in zip(ROWS, stored[f"in_proj.{leaf}"].split([*ROWS.values()]), strict=True)
+        for part, rows in zip(ROWS, stored[f"in_proj.{leaf}"].split([*ROWS.values()]), strict=True)
     }
-    for name, tensor in THEIRS.items():
-        tensors |= {f"{name}.{leaf}": stored[f"{tensor}.{leaf}"] for leaf in ("weight", "bias")}
+    for part, tensor in THEIRS.items():
+        tensors |= {f"{part}.{leaf}": stored[f"{tensor}.{leaf}"] for leaf in ("weight", "bias")}
     tensors |= {"step_offset": stored["dt_bias"], "rate": -stored["A_log"].exp(), "skip": stored["D"]}
-    tensors["norm_scale"] = stored["norm.weight"]
+    if "norm.weight" in stored:
+        tensors["norm_scale"] = stored["norm.weight"]
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            parameter = ours.get_parameter(name)
+        for own, tensor in tensors.items():
+            parameter = ours.get_parameter(own)
             parameter.copy_(tensor.view(parameter.shape))
     assert tensors.keys() == dict(ours.named_parameters()).keys()
     return theirs, ours
@@ -73,8 +107,9 @@ def both() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("distinct", [S, 1, 2], ids=["random", "one token repeated", "two in turn"])
-def test_a_mixer_and_its_padded_calls_and_single_tokens_are_transformers_mixer(distinct: int) -> None:
-    theirs, ours = pair()
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_mixer_and_its_padded_calls_and_single_tokens_are_transformers_mixer(name: str, distinct: int) -> None:
+    theirs, ours = pair(name)
     x = tokens(distinct)
     with torch.no_grad():
         expected = theirs(x)
@@ -124,6 +159,23 @@ def test_a_mechanism_that_is_wrong_is_seen(
         expected = theirs(tokens())
         mutate(ours, monkeypatch)
         assert psnr(expected, whole(ours, tokens())) < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("nemotron_h", {"step_min": None}),
+        ("falcon_h1-norm-before-gate", {"norm": "behind_gate"}),
+        ("falcon_h1-norm-before-gate", {"norm": "none"}),
+    ],
+)
+def test_a_mixer_that_is_told_otherwise_is_seen(name: str, wrong: dict[str, Any]) -> None:
+    theirs, ours = pair(name)
+    ours.spec = ours.spec.model_copy(update=wrong)
+    if wrong.get("norm") == "none":
+        ours.out_norm = None
+    with torch.no_grad():
+        assert psnr(theirs(tokens()), whole(ours, tokens())) < 60
 
 
 def test_padding_that_writes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,3 +315,21 @@ def test_an_activation_may_have_its_own_words_alone(write: Write) -> None:
     assert round_trip(read())["hidden_act"] == "gelu"
     with pytest.raises(CheckpointError, match="hidden_act"):
         read(hidden_act="gelu_new")
+
+
+def test_a_field_may_spell_the_layers_which_then_say_how_many_there_are(write: Write) -> None:
+    write(
+        LAYERS % ("types: {default: null, type: list}", "{list: types, values: {local: sliding, global: full}}")
+        + "spelled: {pattern: {list: types, letters: {L: local, G: global}}}\ncounted: types\n"
+    )
+
+    def kinds(**fields: Any) -> tuple[str, ...]:
+        return recipe_from_config({"model_type": "made_up", **SIZES, **fields}, "small").recipe.model.layer_kinds
+
+    assert kinds(pattern="LGL") == ("sliding", "full", "sliding")
+    assert kinds(types=["global", "local"], pattern="LGL") == ("full", "sliding")
+    assert round_trip(read(pattern="LLGGLG"))["types"] == ["local", "local", "global", "global", "local", "global"]
+    with pytest.raises(CheckpointError, match=r'types\.1: "X": not understood'):
+        kinds(pattern="LX")
+    with pytest.raises(CheckpointError, match="types: 3 entries, and num_hidden_layers is 6"):
+        read(pattern="LGL")

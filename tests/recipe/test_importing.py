@@ -45,6 +45,7 @@ def test_no_field_is_dropped_in_silence(name: str) -> None:
     further = [config for key, config in all_configs().items() if key in FURTHER and config["model_type"] == name]
     further += [{**unusual, **COUNTING[name]}] if name in COUNTING else []
     others = {family.longest, *OVERRULED, *TOGETHER.get(name, {})}
+    others |= {family.layer_count} if family.counted else set()  # a list of the layers says how many there are
     for field in (family.fields.keys() & unusual.keys()) - others:
         if family.fields[field].only is None:
             assert any(matters(field, config) for config in (unusual, *further)), field

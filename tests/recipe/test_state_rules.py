@@ -47,3 +47,20 @@ def test_two_halves_are_of_the_state_of_a_recurrence() -> None:
 
 def test_an_aimodel_has_no_buffer_yet() -> None:
     assert "an .aimodel cannot be written with a buffer yet" in refused(buffer=64, format="coreai")
+
+
+def test_a_state_space_stands_beside_an_attention_with_rows_of_its_own_and_in_no_draft() -> None:
+    from coreai_recipes.recipe.rules import find_problems
+
+    def said(stack: str = "model", **attention: object) -> list[str]:
+        kind = {"attention": attention, "state_space": {"kind": "mamba2", "num_key_heads": 4, "num_value_heads": 6}}
+        found = find_problems({stack: {"kinds": {"full": kind}, "layers": ["full"]}})
+        return [each.message for each in found if each.code in ("state-space-beside", "delta-groups")]
+
+    groups = "6 value heads cannot be divided among 4 key heads"
+    assert said(kind="full") == [groups]
+    assert said(kind="gated_delta") == [groups, "a state space beside gated_delta: it stands beside an attention"]
+    assert said(kind="none") == [groups, "a state space beside none: it stands beside an attention"]
+    shares = "a state space beside an attention that reads the cache of other layers"
+    assert said(kind="full", shares_kv_with="full") == [groups, shares]
+    assert said("draft", kind="full") == [groups, "a draft's layers carry no state"]

@@ -183,7 +183,7 @@ class Front(nn.Module):
             tail = tails.get(call.tail_group(name))
             since = {} if base is None else self._since(name, base, position)
             if self.attends(name):
-                seen, place = masks[call.mask_group(name)], places[call.place_group(name)]
+                seen, place = masks[call.mask_group(name)], places[call.place_group(name)] | since
                 inputs[name] = LayerInputs(seen, temperature=temperature, tail=tail, padding=padding, **turns, **place)
             else:
                 inputs[name] = LayerInputs(None, temperature=temperature, tail=tail, padding=padding, **turns, **since)

@@ -62,8 +62,9 @@ def holds(when: Mapping[str, Any], config: Mapping[str, Any], family: Family, tr
 
 def divisor_of(rule: FieldRule, config: Mapping[str, Any], family: Family) -> float:
     """What the recipe divides a field by, or takes it so many times; 1 where it does not."""
-    if rule.times is not None:
-        return int(value_in(config, rule.times, family))
+    for whole in (rule.times, rule.among):
+        if whole is not None:
+            return int(value_in(config, whole, family))
     if rule.over is None:
         return 1
     value = evaluate(rule.over.removeprefix("sqrt "), config, family)

@@ -31,7 +31,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.rules import FieldRule, Rule, Settings, SwitchRow, Trait
@@ -117,6 +117,13 @@ class RopeSlot(Rule):
         }
 
 
+class Spelling(Rule):
+    """A field that spells a list of layers, a letter for each, where that list itself is null."""
+
+    listed: str = Field(alias="list")
+    letters: dict[str, str]
+
+
 class Family(Rule):
     """How a config.json of one model_type becomes a recipe; or, with `part`, which part of it does, by which family.
 
@@ -128,7 +135,9 @@ class Family(Rule):
         either_ties: the part may say that the head is tied, where the whole does not: so it was before transformers 5.
         reference: the model_type of transformers that computes the same, for one that has no causal language model.
         aliases: other names of fields, as transformers' attribute_map has them.
-        inline: fields that hold fields, which are then named `attn_config.clip_qkv`.
+        spelled: fields that spell another that lists layers, a letter a layer.
+        counted: the field that lists all layers, which says how many there are where layer_count does not.
+        inline: fields that hold fields, which are then named `attn_config.clip_qkv`, or numbers: `multipliers.0`.
         renamed: what transformers takes a part's model_type for.
         weights: the table of weight names; a switch may set another.
         longest: the field that says how many positions the model was trained for.
@@ -155,6 +164,8 @@ class Family(Rule):
     per_layer: str | None = None
     thetas: str | None = None
     aliases: dict[str, str] = {}
+    spelled: dict[str, Spelling] = {}
+    counted: str | None = None
     inline: tuple[str, ...] = ()
     fixed: Settings = {}
     derived: dict[str, str] = {}
@@ -314,13 +325,30 @@ def spread(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         if name in family.inline and isinstance(value, Mapping):
             found |= {f"{name}.{key}": inner for key, inner in value.items()}
             continue
+        if name in family.inline and (value is None or isinstance(value, list)):
+            found |= {f"{name}.{index}": inner for index, inner in enumerate(value or ())}
+            continue
         bare = family.aliases.get(name, name)
         if bare == name or bare not in config:
             found[bare] = value
         elif value is not None and value != config[bare]:
             problems.append(f"config.json: {name}: another name for {bare}, but the two differ")
     CheckpointError.collect(problems)
+    _spell_out(found, family)
     return found
+
+
+def _spell_out(config: dict[str, Any], family: Family) -> None:
+    """List what a config spells, and count the layers that it lists, as transformers does where these are not said."""
+    for name, spelling in family.spelled.items():
+        word = config.get(name)
+        if isinstance(word, str):
+            del config[name]
+            if config.get(spelling.listed) is None:
+                config[spelling.listed] = [spelling.letters.get(letter, letter) for letter in word]
+    layers = config.get(family.counted) if family.counted else None
+    if isinstance(layers, list) and config.get(family.layer_count) is None:
+        config[family.layer_count] = len(layers)
 
 
 def gather(fields: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -332,6 +360,9 @@ def gather(fields: Mapping[str, Any], family: Family) -> dict[str, Any]:
             found.setdefault(holder, {})[key] = value
         else:
             found[name] = value
+    for holder, inner in found.items():
+        if holder in family.inline and all(key.isdecimal() for key in inner):
+            found[holder] = [inner[key] for key in sorted(inner, key=int)]
     return found
 
 

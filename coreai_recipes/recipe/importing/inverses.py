@@ -14,6 +14,8 @@ def from_recipe(rule: FieldRule, value: Any, divisor: float = 1) -> Any:
         near = (float(f"{value * divisor:.{digits}g}") for digits in range(1, 18))
         exact = next((number for number in near if number / divisor == value), value * divisor)
         return int(exact) if exact.is_integer() else exact
+    if rule.among is not None:
+        return value * divisor
     if rule.times is not None:
         if value % divisor:
             raise KeyError(value)

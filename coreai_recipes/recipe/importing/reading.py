@@ -356,6 +356,8 @@ def to_recipe(rule: FieldRule, value: Any, divisor: float = 1) -> Any:
         return value / divisor
     if rule.times is not None:
         return value * divisor
+    if rule.among is not None:
+        return value // divisor
     if rule.via is not None:
         return value // 2 if rule.via == "half" else value**-0.5 if rule.via == "inverse_sqrt" else 1 / value
     return value if rule.values is None else rule.values[key_of(value)]

@@ -50,6 +50,7 @@ class FieldRule(Rule):
         over: the recipe has the field divided by this one, by what `absent` may say, or by a root: `sqrt
             num_hidden_layers`.
         times: the recipe has the field times this one.
+        among: the recipe has the share of each of so many, a whole number.
         adjusted: how the recipe's width is made of it; written back as it is, with the flag false.
         each: it may list a value for each layer.
         doubles: a path whose value is doubled when the field is true.
@@ -69,6 +70,7 @@ class FieldRule(Rule):
     via: Literal["inverse_sqrt", "inverse", "half"] | None = None
     over: str | None = None
     times: str | None = None
+    among: str | None = None
     adjusted: Adjusted | None = None
     each: Each | None = None
     doubles: str | None = None

@@ -16,6 +16,7 @@ from coreai_recipes.recipe.schema.fields import (
     PositiveFloat,
     Spec,
 )
+from coreai_recipes.recipe.schema.multipliers import AttentionMultipliers, StateSpaceMultipliers
 
 
 class RMSNorm(Spec):
@@ -127,6 +128,9 @@ class Attention(Spec):
     )
     out_norm: Norm | None = Field(
         default=None, description="norm of what all heads give, before the last projection (BitNet)"
+    )
+    multipliers: AttentionMultipliers = Field(
+        default=AttentionMultipliers(), description="factors of what passes it (Falcon-H1)"
     )
     shares_kv_with: KindName | None = Field(
         default=None,
@@ -321,7 +325,7 @@ class Mamba2(WithoutAttention):
     positions have left, which fades by a factor of each token; a key adds to it and a query reads it.
 
     Keys, queries and values are B, C and x of the paper. They pass a causal convolution first. What heads give is times
-    a gate of the hidden state, and then normed.
+    a gate of the hidden state, and normed as `norm` says.
     """
 
     kind: Literal["mamba2"]
@@ -339,8 +343,19 @@ class Mamba2(WithoutAttention):
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = Field(
         default="silu", description="activation behind the convolution (hidden_act)"
     )
+    norm: Literal["behind_gate", "before_gate", "none"] = Field(
+        default="behind_gate",
+        description="whether what heads give is normed when the gate is multiplied in, before, or not at all "
+        "(mamba_rms_norm, mamba_norm_before_gate); Falcon-H1 has any",
+    )
     eps: PositiveFloat | None = Field(
         default=None, description="of the norm of what heads give; defaults to the model's"
+    )
+    multipliers: StateSpaceMultipliers = Field(
+        default=StateSpaceMultipliers(), description="factors of what passes it (Falcon-H1)"
+    )
+    step_min: Annotated[float, Field(ge=1e-4, le=1, strict=True, allow_inf_nan=False)] | None = Field(
+        default=None, description="the least step of a token (time_step_min); Nemotron-H uses 0.001"
     )
 
     @property
@@ -349,3 +364,10 @@ class Mamba2(WithoutAttention):
 
 
 Recurrence = GatedDelta | Mamba2  # heads with a matrix each, by groups that share keys
+
+
+class NoAttention(WithoutAttention):
+    """None: such a layer is an MLP, or experts in its place, and nothing before it (Nemotron-H)."""
+
+    kind: Literal["none"]
+    num_kv_heads: ClassVar[int] = 1

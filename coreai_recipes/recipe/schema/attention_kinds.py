@@ -10,6 +10,7 @@ from coreai_recipes.recipe.schema.attention import (
     GatedDelta,
     LatentAttention,
     Mamba2,
+    NoAttention,
     ShortConvolution,
     SlidingAttention,
 )
@@ -24,6 +25,7 @@ AttentionKind = Annotated[
     | ShortConvolution
     | GatedDelta
     | Mamba1
-    | Mamba2,
+    | Mamba2
+    | NoAttention,
     Open("attention"),
 ]

@@ -13,6 +13,7 @@ from coreai_recipes.recipe.schema.fields import (
     PositiveFloat,
     Spec,
 )
+from coreai_recipes.recipe.schema.multipliers import MLPMultipliers
 
 Sparsity = Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)]
 Activation = Annotated[Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"], Open("activation")]
@@ -33,6 +34,7 @@ class GatedMLP(Spec):
         description="share of the gate's values that become zero, if they were normally distributed: the others count "
         "from mean + z * std of the token's on (activation_sparsity_pattern; Gemma 3n)",
     )
+    multipliers: MLPMultipliers = Field(default=MLPMultipliers(), description="factors of what passes it (Falcon-H1)")
 
 
 class PlainMLP(Spec):
@@ -86,7 +88,7 @@ class ExpertRouter(Spec):
 
 
 class SharedExpert(Spec):
-    """A gated MLP that every token passes through, beside the experts that it chooses."""
+    """An MLP that every token passes through, beside the experts that it chooses, gated where they are."""
 
     intermediate_size: IntermediateSize = Field(description="width of one expert")
     count: ExpertCount = Field(default=1, description="number of experts, computed as one MLP (n_shared_experts)")
@@ -106,11 +108,17 @@ class Clamp(Spec):
 
 
 class MixtureMLP(Spec):
-    """A mixture of gated MLPs in place of one: each token passes through the few that its router chooses."""
+    """A mixture of MLPs in place of one: each token passes through the few that its router chooses."""
 
     kind: Literal["moe"]
     num_experts: ExpertCount = Field(description="experts per layer (num_experts, num_local_experts)")
-    activation: Activation = Field(description="activation of each expert's gate (hidden_act)")
+    gated: Flag = Field(
+        default=True,
+        description="each expert, and the shared one, is a gated MLP; else down(activation(up(x))) (Nemotron-H)",
+    )
+    activation: Activation = Field(
+        description="activation of each expert's gate (hidden_act); of its `up` where it has no gate"
+    )
     intermediate_size: IntermediateSize = Field(description="width of one expert (moe_intermediate_size)")
     bias: Flag = Field(default=False, description="add biases to the experts' projections (gpt-oss)")
     clamp: Clamp | None = Field(default=None, description="a clamped gate instead of the activation (gpt-oss)")

@@ -10,6 +10,7 @@ from coreai_recipes.recipe.layer_order import expand_layers
 from coreai_recipes.recipe.schema.attention import (
     LatentAttention,
     LayerNorm,
+    Mamba2,
     Norm,
     RMSNorm,
 )
@@ -40,6 +41,10 @@ class LayerKind(Spec):
     """One kind of layer; its layers differ only in their weights."""
 
     attention: AttentionKind = Field(description="the heads, and the positions that a query sees")
+    state_space: Mamba2 | None = Field(
+        default=None,
+        description="a state space beside attention, which reads the same; their results add up (Falcon-H1)",
+    )
     rotary: Rotary = Field(description="which dimensions of queries and keys rotate, and how fast")
     mlp: MLP = Field(description="the MLP, or a mixture of experts instead")
     experts: Experts | None = Field(default=None, description="a mixture of experts beside the MLP (Gemma 4 26B-A4B)")
