@@ -22,6 +22,7 @@ from coreai_recipes.verification.their_gguf import TheirReading, read_by_transfo
 
 CONFIG = "config.json"
 # see draft_reference.all_layers_may_share
+BY_PEFT = "merged by peft"
 OF_DRAFT = "its own config.json, without transformers 5.23's check that refuses layers which all share caches"
 OF_TOKENIZER = {"tokenizer": "transformers' AutoTokenizer of the checkpoint's own files"}
 OUR_MODULE = {"config": "the recipe, as stage torch compares it", "tensors": "our own module's, as stored"}
@@ -54,7 +55,7 @@ def describe_reference(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]
     if recipe.reference is None:
         return {"config": "none (reference: null)", "tensors": "our own module's, as stored"}
     packing = {} if checkpoint.packing is None else {"dequantised_from": checkpoint.packing}
-    merged = {} if not isinstance(checkpoint, AdaptedCheckpoint) else {"adapters": "merged by peft"}
+    merged = {} if not isinstance(checkpoint, AdaptedCheckpoint) else {"adapters": BY_PEFT}
     return make_config(recipe, checkpoint)[1].to_json() | packing | merged
 
 

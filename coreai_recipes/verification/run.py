@@ -133,13 +133,21 @@ def run_stage(name: str, subject: Subject) -> StageResult:
 
 def reference_of(stage: Stage, subject: Subject) -> dict[str, Any]:
     """What a stage compares with, and what that was made of."""
-    from coreai_recipes.verification.reference_config import OF_DRAFT, OF_TOKENIZER, OUR_MODULE, describe_reference
+    from coreai_recipes.verification.reference_config import (
+        BY_PEFT,
+        OF_DRAFT,
+        OF_TOKENIZER,
+        OUR_MODULE,
+        describe_reference,
+    )
 
     if stage.name == "tokenizer":
         return OF_TOKENIZER
     if not stage.needs_reference and subject.recipe.reference is not None:
         return OUR_MODULE
     made_of = describe_reference(subject.recipe, subject.weights)
+    if stage.needs_adapters:
+        return {**made_of, "adapters": BY_PEFT}
     return {**made_of, "draft": OF_DRAFT} if stage.name == "draft" else made_of
 
 

@@ -79,6 +79,7 @@ def test_each_adapter_is_proven_against_peft(bundle: Bundle, sources: dict[str, 
     found = proven(bundle, sources, "package", "adapters")
     assert found["package"].passed is True  # without an adapter
     assert found["adapters"].passed is True
+    assert found["adapters"].detail["reference"]["adapters"] == "merged by peft"
     of_each = found["adapters"].detail["adapters"]
     assert of_each.keys() == {"style", "terse"}
     for of_adapter in of_each.values():
