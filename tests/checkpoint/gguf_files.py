@@ -98,6 +98,8 @@ def as_stored(
         layer = name.split(".")[2]
         ending = "ffn_gate_inp" if name.endswith("router.scale") else "ffn_down_exps"
         return [(f"blk.{layer}.{ending}.scale", tensor)]
+    if name.endswith("conv.conv.weight"):  # "conv op requires 2d tensor"
+        return [(name, tensor.squeeze(1))]
     if name.endswith("down_proj_bias"):
         return [(name.replace("_bias", ".bias"), tensor)]
     if name.endswith((".sinks", ".layer_scalar", ".gate_up_proj", "experts.down_proj")):
@@ -176,6 +178,11 @@ def metadata_of(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
             "expert_used_count": config.num_experts_per_tok,
             "expert_feed_forward_length": config.intermediate_size,
         }
+    if architecture == "lfm2":
+        kv_heads = [0 if kind == "conv" else config.num_key_value_heads for kind in config.layer_types]
+        pairs |= {"vocab_size": config.vocab_size, "shortconv.l_cache": config.conv_L_cache}
+        pairs |= {"attention.head_count_kv": kv_heads, "attention.layer_norm_rms_epsilon": config.norm_eps}
+        del pairs["attention.key_length"], pairs["attention.value_length"]  # written of a config's own head_dim alone
     if architecture == "gemma4":
         pairs |= gemma4_pairs(config)
     return {f"{architecture}.{key}": value for key, value in pairs.items()}

@@ -46,6 +46,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "expert_used_count": (2, {}),
     "expert_feed_forward_length": (48, {}),
     "rope.freq_base": (777.0, {}),
+    "shortconv.l_cache": (4, {}),
     "rope.freq_base_swa": (777.0, {}),
     "rope.dimension_count": (4, {}),
     "rope.dimension_count_swa": (4, {}),

@@ -65,6 +65,8 @@ class Architecture:
         partial_rotary: whether a rotated width below head_dim can be expressed.
         with_sliding_window: what replaces entries of `config` when the file states a sliding window.
         sliding_period: every how many layers one attends in full; None when the layers do not differ.
+        without_kv_heads: what transformers calls a layer whose attention.head_count_kv is 0.
+        squeezed: how the names of tensors (rows, columns) end that transformers has as (rows, 1, columns).
         sizes_per_kind: whether heads, caches and widths differ between layers, as in Gemma 4.
         query_scale: where query_pre_attn_scalar comes from.
         head_scale: the config field that is head_dim ** -0.5 where the file does not say.
@@ -92,6 +94,8 @@ class Architecture:
     partial_rotary: bool = False
     with_sliding_window: dict[str, Any] = field(default_factory=dict)
     sliding_period: int | None = None
+    without_kv_heads: str | None = None
+    squeezed: str | None = None
     sizes_per_kind: bool = False
     query_scale: dict[str, int] | None = None
     head_scale: str | None = None
@@ -124,6 +128,10 @@ class Architecture:
     def has_shifted_norm(self, name: str) -> bool:
         """Whether the tensor (in transformers' words) is a norm's weight that is stored with one added."""
         return self.norm_weight == "1+w" and name.endswith("norm.weight")
+
+    def is_squeezed(self, name: str) -> bool:
+        """Whether the tensor (in transformers' words) is stored without its axis of one."""
+        return self.squeezed is not None and name.endswith(self.squeezed)
 
     def heads_field(self, name: str) -> str | None:
         """The config field that counts the heads of a tensor whose rows are interleaved, else None."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from coreai_recipes.checkpoint.gguf.architecture import Architecture, check_layers
 from coreai_recipes.checkpoint.gguf.header import StoredTensor
-from coreai_recipes.checkpoint.gguf.layers import complete_kinds, complete_sliding
+from coreai_recipes.checkpoint.gguf.layers import KV_HEADS, complete_attending, complete_kinds, complete_sliding
 from coreai_recipes.checkpoint.gguf.metadata import Metadata
 from coreai_recipes.checkpoint.gguf.rope import ROPE_TENSORS, rope_settings
 from coreai_recipes.checkpoint.gguf.rows import read_rows, rows_together
@@ -21,7 +21,7 @@ FRACTIONS = {
 MOST_EXPERTS = 1 << 12  # llama.cpp's LLAMA_MAX_EXPERTS is 512
 TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
 # Keys that hold a value for each layer, which layers.py reads where an architecture's layers differ in them.
-PER_LAYER = ("feed_forward_length", "attention.head_count_kv")
+PER_LAYER = ("feed_forward_length", KV_HEADS)
 
 
 def rebuild_config(
@@ -33,7 +33,7 @@ def rebuild_config(
     """
     CheckpointError.collect(architecture.unknown_keys(metadata))
     prefix = architecture.name
-    apart = PER_LAYER if architecture.sizes_per_kind else ()
+    apart = PER_LAYER if architecture.sizes_per_kind else (KV_HEADS,) if architecture.without_kv_heads else ()
     given: dict[str, Any] = {
         field: metadata.number(full) if field in FRACTIONS else metadata.integer(full)
         for key, field in architecture.keys.items()
@@ -52,6 +52,8 @@ def rebuild_config(
     if config["rope_theta"] <= 0:
         raise metadata.refuse(f"{prefix}.rope.freq_base", f"is {config['rope_theta']}")
     complete_sliding(architecture, metadata, config)
+    if architecture.without_kv_heads:
+        complete_attending(architecture, metadata, config)
     if architecture.sizes_per_kind:
         complete_kinds(architecture, metadata, config, tensors)
     _complete_heads(architecture, metadata, config)

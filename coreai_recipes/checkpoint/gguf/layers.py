@@ -8,6 +8,7 @@ from coreai_recipes.checkpoint.gguf.metadata import Metadata
 
 PATTERN = "attention.sliding_window_pattern"
 SHARED = "attention.shared_kv_layers"
+KV_HEADS = "attention.head_count_kv"
 
 
 def complete_sliding(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> None:
@@ -24,6 +25,17 @@ def complete_sliding(architecture: Architecture, metadata: Metadata, config: dic
         config["layer_types"] = [
             "sliding_attention" if config.get("sliding_window") and slides else "full_attention" for slides in slide
         ]
+
+
+def complete_attending(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> None:
+    """LFM2: layer_types, of which layers have KV heads; conversion/lfm2.py writes 0 for those that convolve."""
+    key, layers = f"{architecture.name}.{KV_HEADS}", config["num_hidden_layers"]
+    heads = metadata.per_layer(key, layers, config["num_attention_heads"], least=0)
+    counts = {count for count in heads if count}
+    if len(counts) > 1:
+        raise metadata.refuse(key, "differs between layers that attend")
+    config["num_key_value_heads"] = next(iter(counts), config["num_attention_heads"])
+    config["layer_types"] = ["full_attention" if count else architecture.without_kv_heads for count in heads]
 
 
 def _slide(metadata: Metadata, key: str, layers: int, period: int) -> list[bool]:

@@ -37,13 +37,13 @@ class Metadata:
             raise self.refuse(key, f"is {describe(value)}, not a whole number")
         return value
 
-    def per_layer(self, key: str, layers: int, default: int | None = None) -> list[int]:
-        """A size for each layer, where one for all stands for each."""
+    def per_layer(self, key: str, layers: int, default: int | None = None, least: int = 1) -> list[int]:
+        """A size for each layer, `least` or more, where one for all stands for each."""
         value = self.values.get(key, default)
         values = value if isinstance(value, list) else [value] * layers
         if value is None:
             raise self.refuse(key, "is missing")
-        if len(values) != layers or not all(type(each) is int and each > 0 for each in values):
+        if len(values) != layers or not all(type(each) is int and each >= least for each in values):
             raise self.refuse(key, f"is {describe(value)}, not one size for each of {layers} layers")
         return values
 

@@ -18,16 +18,19 @@ from coreai_recipes.errors import CheckpointError
 class Source:
     """One stored tensor under transformers' name.
 
-    `head_dim` is set when the rows of each head are interleaved, `shifted` when one was added to a norm's weight.
+    `head_dim` is set when the rows of each head are interleaved, `shifted` when one was added to a norm's weight,
+    `squeezed` when (rows, 1, columns) are stored as (rows, columns).
     """
 
     stored: StoredTensor
     head_dim: int | None = None
     shifted: bool = False
+    squeezed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
+        rows, *columns = self.stored.shape or (0,)
+        return (rows, 1, *columns) if self.squeezed else self.stored.shape
 
     def blocks(self, wanted: range) -> Iterator[Tensor]:
         """Consecutive blocks of the rows `wanted`, each valid until the next."""
@@ -45,6 +48,8 @@ class Source:
         if self.head_dim is not None:
             heads = block.reshape(-1, self.head_dim // 2, 2, *block.shape[1:])
             block = heads.transpose(1, 2).reshape(block.shape)
+        if self.squeezed:
+            block = block.unsqueeze(1)
         return block.float() - 1.0 if self.shifted else block
 
 
@@ -98,7 +103,8 @@ def find_sources(
                 raise CheckpointError(f"{stored.path}: has more than {MOST_TENSORS} tensors, each expert's counted")
             continue
         head_dim = _interleaved_head_dim(architecture, target, stored, config)
-        sources[target] = Source(stored, head_dim, architecture.has_shifted_norm(target))
+        shifted, squeezed = architecture.has_shifted_norm(target), architecture.is_squeezed(target)
+        sources[target] = Source(stored, head_dim, shifted, squeezed)
     for target, how, parts in architecture.joined_of(found):
         _check_experts(parts, config)
         sources[target] = JoinedSource(tuple(parts), how)
