@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.torch_export import exported
 from coreai_recipes.primitives.rotary import build_rotary, fold_order
 from coreai_recipes.recipe import schema
 from coreai_recipes.running.coreai import CoreAIProgram
-from coreai_recipes.targets.coreai.convert import exported, new_converter, quietly
+from coreai_recipes.targets.coreai.convert import new_converter, quietly
 from coreai_recipes.verification.figures import psnr
 
 PAGE = Path(__file__).parents[1] / "docs/core-ai-rotary.md"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.torch_export import exported
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.checkpoint.open import open_checkpoint
 from coreai_recipes.decoder.filling import bind_weights
@@ -24,7 +25,7 @@ from coreai_recipes.primitives.layer_inputs import WHOLE_NUMBERS, LayerInputs
 from coreai_recipes.primitives.per_layer import slice_of
 from coreai_recipes.recipe import load_resolved
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.targets.coreai.convert import exported, new_converter, quietly
+from coreai_recipes.targets.coreai.convert import new_converter, quietly
 from coreai_recipes.targets.coreai.rows import RowsOf
 
 INT32, HALF = torch.int32, torch.float16

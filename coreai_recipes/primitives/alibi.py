@@ -1,8 +1,11 @@
 """Attention with linear biases: scores fall with distance, by a slope of each head's own (arXiv 2108.12409)."""
 
 import math
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coreai_recipes.primitives.constants import scaled
@@ -10,6 +13,7 @@ from coreai_recipes.recipe.schema import Alibi
 
 # x - (x - x * SPLIT) keeps the upper 8 of float32's 24 bits, those of bfloat16 (Veltkamp); no program has bfloat16.
 SPLIT = 2.0**16 + 1
+Floats = TypeVar("Floats", Tensor, NDArray[np.float32])
 
 
 def slopes(spec: Alibi, num_heads: int) -> tuple[float, ...]:
@@ -17,8 +21,8 @@ def slopes(spec: Alibi, num_heads: int) -> tuple[float, ...]:
     2n. transformers' BLOOM and MPT write it differently and mean the same."""
     n = 2 ** math.floor(math.log2(num_heads))
     exponents = [i / n for i in range(1, n + 1)] + [i / (2 * n) for i in range(1, 2 * (num_heads - n), 2)]
-    values = torch.tensor([2.0 ** (-spec.max * exponent) for exponent in exponents], device="cpu")
-    return tuple((values.bfloat16().float() if spec.rounding == "bfloat16" else values).tolist())
+    values = np.array([2.0 ** (-spec.max * exponent) for exponent in exponents], np.float32)
+    return tuple((round_to_bfloat16(values) if spec.rounding == "bfloat16" else values).tolist())
 
 
 def bias(
@@ -50,7 +54,7 @@ def bias(
     return scaled(fall, score_scale) if spec.scaled else fall
 
 
-def round_to_bfloat16(x: Tensor) -> Tensor:
+def round_to_bfloat16(x: Floats) -> Floats:
     """x in bfloat16's 8 bits, by arithmetic that every program has."""
     large = x * SPLIT
     return large - (large - x)

@@ -1,4 +1,4 @@
-"""One fragment -> one graph of Core AI's IR as bytecode, by torch.export and coreai-torch."""
+"""One fragment -> one graph of Core AI's IR as bytecode, by coreai-torch."""
 
 import contextlib
 import tempfile
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from coreai_recipes.errors import UserError, describe
 from coreai_recipes.export.fragments import INTEGER, Fragment, LayerPiece, Port
 from coreai_recipes.targets.coreai.factors import keep_factors
+from coreai_recipes.targets.coreai.recording import recorded
 from coreai_recipes.targets.coreai.rope import register_rope
 from coreai_recipes.targets.coreai.rows import READ, WRITE, RowsOf
 
@@ -101,7 +102,7 @@ def exported(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
     """A module as coreai-torch takes it: decomposed, its factors kept exact."""
     from coreai_torch import get_decomp_table
 
-    program = torch.export.export(module.eval(), args=examples).run_decompositions(get_decomp_table())
+    program = recorded(module.eval(), examples, get_decomp_table())
     keep_factors(program.graph)
     return program
 

@@ -26,7 +26,8 @@ from coreai_recipes.weights.binding import Binding
 
 HERE = Path(__file__).parent
 ASSEMBLY = [HERE, *(Path(str(room.__file__)).parent for room in (aimodel, export, hosts))]
-CONVERTER = ("convert", "factors", "rope", "rows")  # the modules that a conversion depends on
+# the modules that a conversion depends on
+CONVERTER = ("convert", "factors", "recording", "rope", "rows", "shapes")
 PINNED = ("coreai-core", "coreai-torch")
 PRODUCER = "coreai-recipes"
 Encode = Callable[[str, Storage, Shape], Iterator[Encoded]]
