@@ -169,9 +169,10 @@ def _delta_flops(spec: GatedDelta, queries: int) -> int:
         found += H * 3 * 2 * V * K * n  # the state is read by keys and by queries, and corrected
         if n > 1:
             levels = (n - 1).bit_length()
-            found += (
-                G * 2 * 2 * n * n * K + H * 2 * 2 * n * n * V + H * 2 * n * n
-            )  # scores, what they mix, sums of decays
+            # scores, what they mix, sums of decays
+            scores = (levels if spec.fades_by_column else 1) * G * 2 * 2 * n * n * K
+            sums = G * (levels + 2) * 2 * n * n * K if spec.fades_by_column else H * 2 * (n**3 + 2 * n * n)
+            found += scores + H * 2 * 2 * n * n * V + sums
             found += H * 2 * (levels - 1) * 2 * n**3  # the inverse
     return found
 

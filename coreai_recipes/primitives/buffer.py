@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from coreai_recipes.primitives.linear_state import LinearState
+from coreai_recipes.primitives.linear_state import LinearState, read_faded
 
 if TYPE_CHECKING:
     from coreai_recipes.primitives.layer_inputs import LayerInputs
@@ -48,9 +48,10 @@ class HeldState:
     That is S <- decay S + (added * left) keys, of which nobody needs the sum who only reads it.
 
     Attributes:
-        decay: what is left of the state, (G, M, 1, 1).
-        added: what each row has added, by what is left of that, (G, M, V, R), 0 where there is none.
-        keys: where, (G, 1, R, K).
+        decay: what is left of the state, (G, M, 1, 1), or of each of its columns, (G, 1, K, 1).
+        added: what each row has added, (G, M, V, R).
+        keys: where, (G, 1, R, K). What is left of that is a factor of the one or, by column, of the other, and so is 0
+            where a row holds nothing.
     """
 
     state: LinearState
@@ -60,7 +61,7 @@ class HeldState:
 
     def read(self, x: Tensor) -> Tensor:
         """The state times x (G, 1, K, S), (G, M, V, S)."""
-        return self.decay * self.state.read(x) + torch.matmul(self.added, torch.matmul(self.keys, x))
+        return read_faded(self.state, x, self.decay) + torch.matmul(self.added, torch.matmul(self.keys, x))
 
     def whole(self) -> LinearState:
         """The state itself."""
@@ -68,24 +69,33 @@ class HeldState:
 
 
 def held_state(state: LinearState, keys: Tensor, added: Tensor, g: Tensor, held: Tensor, later: Tensor) -> HeldState:
-    """Of a state and rows: keys (G, 1, R, K), what they `added` (G, M, V, R), and the logarithm g <= 0 (G, M, 1, R) of
-    what each row has left of what was before it; `held` and `later` as `rows_held` and `rows_later` have them."""
+    """Of a state and rows: keys (G, 1, R, K), what they `added` (G, M, V, R), and the logarithm g <= 0 (G, M, 1, R), or
+    (G, 1, K, R) by column, of what each row has left of what was before it; `held` and `later` as `rows_held` and
+    `rows_later` have them."""
     g = g * held
     decay = torch.exp(g.sum(3, keepdim=True).clamp(max=0.0))
-    left = torch.exp(torch.matmul(g, later).clamp(max=0.0)) * held  # (G, M, 1, R)
-    return HeldState(state, decay, added * left, keys)
+    left = torch.exp(torch.matmul(g, later).clamp(max=0.0)) * held
+    if g.shape[2] == 1:
+        return HeldState(state, decay, added * left, keys)
+    return HeldState(state, decay, added, keys * left.transpose(2, 3))
 
 
-def held_in(buffer: Buffer, state: LinearState, sizes: tuple[int, int, int, int], given: "LayerInputs") -> HeldState:
+def held_in(
+    buffer: Buffer,
+    state: LinearState,
+    sizes: tuple[int, int, int, int],
+    given: "LayerInputs",
+    by_column: bool = False,
+) -> HeldState:
     """The states of N layers as the rows that are held leave them, (N * G, M, V, K) of the `sizes` G, M, V and K: their
-    buffer has the parts `keys`, `added` and `decays`."""
+    buffer has the parts `keys`, `added` and `decays`, these of each head or `by_column`."""
     if given.held is None or given.later is None:
         raise ValueError("a call on rows must say which of them are held")
     G, M, V, K = sizes
     N, R = buffer.rows.shape[:2]
     keys = buffer.part("keys").view(N, R, G, K).transpose(1, 2).reshape(N * G, 1, R, K)
     added = buffer.part("added").transpose(1, 2).reshape(N * G, M, V, R)
-    g = buffer.part("decays").transpose(1, 2).reshape(N * G, M, 1, R)
+    g = buffer.part("decays").transpose(1, 2).reshape(N * G, *((1, K) if by_column else (M, 1)), R)
     return held_state(state.view(N * G, M, V, K), keys, added, g, given.held, given.later)
 
 

@@ -28,7 +28,8 @@ UNIT_EPS = 1e-6  # added to the sum of squares of a query or a key, not to their
 class GatedDelta(nn.Module):
     """x (1, C, 1, S) -> (1, C, 1, S).
 
-    Each value head has a factor of its own for what its state keeps, exp(rate * softplus(decay(x) + decay_bias)).
+    Each value head has a factor of its own for what its state keeps, exp(rate * softplus(decay(x) + decay_bias)), or as
+    many as there are dimensions of its keys, with one rate.
     """
 
     def __init__(
@@ -38,12 +39,15 @@ class GatedDelta(nn.Module):
         self.spec = spec = _spec_of(kind)
         keys, values = spec.num_key_heads * spec.key_dim, spec.num_value_heads * spec.value_dim
         self.query, self.key = Projection(hidden_size, keys), Projection(hidden_size, keys)
-        self.value, self.gate = Projection(hidden_size, values), Projection(hidden_size, values)
+        self.value = Projection(hidden_size, values)
+        self.gate_down = None if spec.gate_rank is None else Projection(hidden_size, spec.gate_rank)
+        self.gate = Projection(spec.gate_rank or hidden_size, values)
         self.beta = Projection(hidden_size, spec.num_value_heads)
-        self.decay = Projection(hidden_size, spec.num_value_heads)
+        self.decay_down = None if spec.decay_rank is None else Projection(hidden_size, spec.decay_rank)
+        self.decay = Projection(spec.decay_rank or hidden_size, _decays_of(spec))
         self.activation = ACTIVATIONS[spec.activation]
         self.conv = CausalConvolution(2 * keys + values, spec.taps, False)
-        self.decay_bias = nn.Parameter(torch.empty(1, spec.num_value_heads, 1, 1), requires_grad=False)
+        self.decay_bias = nn.Parameter(torch.empty(1, _decays_of(spec), 1, 1), requires_grad=False)
         self.rate = nn.Parameter(torch.empty(1, spec.num_value_heads, 1, 1), requires_grad=False)
         unit = RMSNorm(kind="rms", eps=UNIT_EPS / spec.key_dim, weight="none")
         self.unit = build_norm(unit, spec.key_dim)
@@ -62,10 +66,10 @@ class GatedDelta(nn.Module):
     @classmethod
     def row_parts(cls, kind: LayerKind) -> dict[str, int]:
         """The columns of a buffer's rows: the convolution's inputs, a token's keys, what it adds there, and how much
-        each head keeps of what was before, as a logarithm."""
+        is kept of what was before, as a logarithm."""
         spec = _spec_of(kind)
         keys, values = spec.num_key_heads * spec.key_dim, spec.num_value_heads * spec.value_dim
-        return {ROWS: 2 * keys + values, "keys": keys, "added": values, "decays": spec.num_value_heads}
+        return {ROWS: 2 * keys + values, "keys": keys, "added": values, "decays": _decays_of(spec)}
 
     @classmethod
     def commit(cls, kind: LayerKind, carried: Carried, given: LayerInputs) -> None:
@@ -86,12 +90,13 @@ class GatedDelta(nn.Module):
         q = (self.unit(q.view(G, K, 1, S)) * self.query_scale).view(G, 1, K, S)
         k = self.unit(k.view(G, K, 1, S)).view(G, 1, K, S)
         beta = scaled(torch.sigmoid(self.beta(x)), (2.0 if spec.negative else 1.0) / K)
-        g = softplus(self.decay(x) + self.decay_bias) * self.rate  # (1, G * M, 1, S)
+        g = self._fading(x)
         if given.padding is not None:  # it neither writes nor lets anything fade
             padding = given.padding.view(1, 1, 1, S) > 0
             beta, g = beta.masked_fill(padding, 0.0), g.masked_fill(padding, 0.0)
         tensor, heads = matrix_of(spec), (G, M, 1, S)
-        given_to_rule = q, k, v.view(G, M, V, S), g.view(heads), beta.view(heads)
+        g = g.view((G, 1, K, S) if spec.fades_by_column else heads)
+        given_to_rule = q, k, v.view(G, M, V, S), g, beta.view(heads)
         if cache.carried.buffer is None:
             state = cache.carried.earlier_state(tensor).view(G, M, V, K)
             read, state, _ = delta_rule(*given_to_rule, state)
@@ -103,10 +108,24 @@ class GatedDelta(nn.Module):
             else:
                 read, _, u = delta_rule(*given_to_rule, held.whole())
             leave_in(buffer, k, u, g)
-        gate = F.silu(self.gate(x)) if spec.gate == "silu" else torch.sigmoid(self.gate(x))
+        gate = self.gate(x if self.gate_down is None else self.gate_down(x))
+        gate = F.silu(gate) if spec.gate == "silu" else torch.sigmoid(gate)
         y = self.out_norm(read.view(G * M, V, 1, S)) * gate.view(G * M, V, 1, S)
         out: Tensor = self.last(y.view(1, G * M * V, 1, S))
         return out
+
+    def _fading(self, x: Tensor) -> Tensor:
+        """Logarithms of what is kept of what was before x (1, C, 1, S), (1, G * M, 1, S) or (1, G * K, 1, S)."""
+        g = softplus(self.decay(x if self.decay_down is None else self.decay_down(x)) + self.decay_bias)
+        if not self.spec.fades_by_column:
+            return g * self.rate
+        G, K = self.spec.num_key_heads, self.spec.key_dim
+        return (g.view(G, K, 1, -1) * self.rate.view(G, 1, 1, 1)).view(g.shape)
+
+
+def _decays_of(spec: GatedDeltaSpec) -> int:
+    """How many factors a token has."""
+    return spec.num_key_heads * spec.key_dim if spec.fades_by_column else spec.num_value_heads
 
 
 def _exact_scale(scale: float, root_eps: float) -> tuple[float, float]:

@@ -5,6 +5,7 @@ sum of two halves, what the first has lost being the second, is advanced on an i
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ class LinearState:
         return found if self.low is None else found + torch.matmul(self.low, x)
 
     def advanced(self, decay: Tensor, added: Tensor, keys: Tensor) -> "LinearState":
-        """decay (G, M, 1, 1), added (G, M, V, S) at keys (G, 1, S, K)."""
+        """decay (G, M, 1, 1), or (G, 1, K, 1) of each column; added (G, M, V, S) at keys (G, 1, S, K)."""
+        decay = decay if decay.shape[2] == 1 else decay.transpose(2, 3)
         if self.low is None:
             return LinearState(self.high * decay + torch.matmul(added, keys))
         ours = torch.ops.coreai_recipes
@@ -38,3 +40,15 @@ class LinearState:
 
     def view(self, *shape: int) -> "LinearState":
         return LinearState(self.high.view(*shape), None if self.low is None else self.low.view(*shape))
+
+
+class Readable(Protocol):
+    """A state, or what rows make of one."""
+
+    def read(self, x: Tensor) -> Tensor: ...
+
+
+def read_faded(state: Readable, x: Tensor, decay: Tensor) -> Tensor:
+    """What x (G, 1, K, S) finds of a state that has faded, (G, M, V, S): by `decay` (G, M, 1, S), or (G, 1, K, S) of
+    each column."""
+    return decay * state.read(x) if decay.shape[2] == 1 else state.read(decay * x)

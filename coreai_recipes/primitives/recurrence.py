@@ -14,4 +14,5 @@ def matrix_of(spec: Recurrence) -> CarriedTensor:
 def held_of(spec: Recurrence, carried: Carried, given: LayerInputs) -> HeldState:
     """These matrices, as the rows that are held leave them."""
     heads = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads
-    return held_in(carried.rows, carried.earlier_state(matrix_of(spec)), (*heads, spec.value_dim, spec.key_dim), given)
+    sizes = (*heads, spec.value_dim, spec.key_dim)
+    return held_in(carried.rows, carried.earlier_state(matrix_of(spec)), sizes, given, spec.fades_by_column)

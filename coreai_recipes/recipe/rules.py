@@ -127,6 +127,10 @@ def _group_problems(kind_at: Location, kind: Mapping[str, Any], block: str = "at
     if keys and values and min(keys, values) > 0 and values % keys:
         at = (*kind_at, block, "num_value_heads")
         yield Problem(at, "delta-groups", f"{values} value heads cannot be divided among {keys} key heads")
+    elif keys and values and keys != values and value_at(kind, block, "decay") == "channel":
+        at = (*kind_at, block, "num_value_heads")
+        words = f"{values} value heads share {keys} key heads, whose dimensions fade by factors of their own"
+        yield Problem(at, "delta-channels", words, f"write {keys}, or `decay: head`")
 
 
 def _turning_problems(kind_at: Location, kind: Mapping[str, Any], what: str) -> Iterator[Problem]:

@@ -19,7 +19,8 @@ def by_tokens(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: T
     read = []
     for t in range(v.shape[3]):
         at = slice(t, t + 1)
-        state = state * g[..., at].exp()
+        decay = g[..., at].exp()
+        state = state * (decay if decay.shape[2] == 1 else decay.transpose(2, 3))
         state = state + beta[..., at] * (v[..., at] - state @ k[..., at]) @ k[..., at].transpose(2, 3)
         read.append(state @ q[..., at])
     return torch.cat(read, 3), state
@@ -30,7 +31,9 @@ def in_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: T
     return read, left.high
 
 
-def inputs(tokens: int, distinct: int = 0, forgets: float = 0.01, largest: float = 1.0) -> tuple[Tensor, ...]:
+def inputs(
+    tokens: int, distinct: int = 0, forgets: float = 0.01, largest: float = 1.0, by_column: bool = False
+) -> tuple[Tensor, ...]:
     """q, k, v, g, beta and a state; `distinct` tokens in turn, where it is not 0."""
     generator = torch.Generator().manual_seed(tokens)
 
@@ -39,16 +42,17 @@ def inputs(tokens: int, distinct: int = 0, forgets: float = 0.01, largest: float
         return drawn.repeat(*(1,) * (len(shape) - 1), -(-shape[-1] // drawn.shape[-1]))[..., : shape[-1]]
 
     q, k = (torch.nn.functional.normalize(random(G, 1, K, tokens), dim=2) for _ in range(2))
-    g = -forgets * random(G, M, 1, tokens).abs()
+    g = -forgets * random(*((G, 1, K) if by_column else (G, M, 1)), tokens).abs()
     beta = largest * torch.sigmoid(random(G, M, 1, tokens) + 3)
     return q * K**-0.5, k, random(G, M, V, tokens), g, beta, torch.randn(G, M, V, K, generator=generator)
 
 
+@pytest.mark.parametrize("by_column", [False, True], ids=["by head", "by channel"])
 @pytest.mark.parametrize("largest", [1.0, 2.0])
 @pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("tokens", [1, 2, 31, 32, 33, 150])
-def test_chunks_are_token_by_token(tokens: int, keys: str, largest: float) -> None:
-    given = inputs(tokens, KEYS[keys], largest=largest)
+def test_chunks_are_token_by_token(tokens: int, keys: str, largest: float, by_column: bool) -> None:
+    given = inputs(tokens, KEYS[keys], largest=largest, by_column=by_column)
     (read, state), (wanted, left) = in_chunks(*given), by_tokens(*given)
     assert min(psnr(wanted, read), psnr(left, state)) >= 115
 
@@ -80,9 +84,10 @@ def test_the_inverse_sees_what_stands_above_the_diagonal_alone(size: int) -> Non
     assert torch.allclose(unit_upper_inverse(a), wanted, atol=1e-9)
 
 
-def test_a_head_that_forgets_at_once_is_as_exact() -> None:
+@pytest.mark.parametrize("by_column", [False, True], ids=["by head", "by channel"])
+def test_a_head_that_forgets_at_once_is_as_exact(by_column: bool) -> None:
     """Sums from the start of a chunk are near -1000 there, of whose differences float32 leaves 1e-4."""
-    given = inputs(64, forgets=40.0)
+    given = inputs(64, forgets=40.0, by_column=by_column)
     assert float(given[3].cumsum(3).min()) < -500
     assert psnr(by_tokens(*given)[0], in_chunks(*given)[0]) >= 130
 

@@ -394,3 +394,12 @@ def test_experts_without_a_gate_have_no_clamp_and_no_biases() -> None:
 
     assert said(gated=False) == ["experts without a gate have no clamp", "experts without a gate have no bias"]
     assert said() == []
+
+
+def test_value_heads_that_share_keys_do_not_fade_by_channel():
+    sizes = {"num_key_heads": 2, "num_value_heads": 4, "key_dim": 8, "value_dim": 8, "taps": 4}
+    kind = {"attention": {"kind": "gated_delta", "decay": "channel", **sizes}, "rotary": {"kind": "none"}}
+    (problem,) = [each for each in find_problems({"model": {"kinds": {"delta": kind}}}) if "heads" in each.message]
+    assert problem.code == "delta-channels"
+    assert problem.message == "4 value heads share 2 key heads, whose dimensions fade by factors of their own"
+    assert problem.hint == "write 2, or `decay: head`"

@@ -286,8 +286,8 @@ class ShortConvolution(WithoutAttention):
 
 
 class GatedDelta(WithoutAttention):
-    """Linear attention by the gated delta rule (Qwen3.5, Qwen3-Next, OLMo-Hybrid): each value head has a matrix that
-    all earlier positions have left, which a query reads and a key corrects.
+    """Linear attention by the gated delta rule (Qwen3.5, Qwen3-Next, OLMo-Hybrid, Kimi Linear): each value head has a
+    matrix that all earlier positions have left, which a query reads and a key corrects.
 
     Queries, keys and values pass a causal convolution first, and queries and keys have unit length. What a head gives
     is normed and times a gate of the hidden state.
@@ -311,6 +311,17 @@ class GatedDelta(WithoutAttention):
         default="silu", description="activation behind the convolution (hidden_act)"
     )
     gate: Literal["silu", "sigmoid"] = Field(default="silu", description="activation of the gate")
+    gate_rank: HiddenSize | None = Field(
+        default=None, description="width of a vector of which the gate is made; without it, the hidden state is used"
+    )
+    decay: Literal["head", "channel"] = Field(
+        default="head",
+        description="what fades by a factor of its own: `head`, each value head's matrix; `channel`, each key "
+        "dimension of it (Kimi Linear), where value heads are as many as key heads",
+    )
+    decay_rank: HiddenSize | None = Field(
+        default=None, description="width of a vector of which these factors are made, as gate_rank of the gate"
+    )
     eps: PositiveFloat | None = Field(
         default=None, description="of the norm of what a head gives; defaults to the model's. OLMo-Hybrid has 1.0e-5"
     )
@@ -318,6 +329,11 @@ class GatedDelta(WithoutAttention):
     @property
     def num_kv_heads(self) -> int:
         return self.num_key_heads
+
+    @property
+    def fades_by_column(self) -> bool:
+        """Whether each column of a matrix (values, keys) has a factor of its own."""
+        return self.decay == "channel"
 
 
 class Mamba2(WithoutAttention):
@@ -357,6 +373,7 @@ class Mamba2(WithoutAttention):
     step_min: Annotated[float, Field(ge=1e-4, le=1, strict=True, allow_inf_nan=False)] | None = Field(
         default=None, description="the least step of a token (time_step_min); Nemotron-H uses 0.001"
     )
+    fades_by_column: ClassVar[bool] = False
 
     @property
     def num_kv_heads(self) -> int:
