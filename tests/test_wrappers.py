@@ -56,6 +56,24 @@ DEEPSEEK = {
     "num_key_value_heads": 6,
     "first_k_dense_replace": 1,
 }
+DELTA = {
+    **TEXT,
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 5000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+}
+SHARED = {**EXPERTS, "shared_expert_intermediate_size": 28}
+SHARED.pop("norm_topk_prob")
 # The text part of each: what its usual family needs, or another family's.
 PARTS: dict[str, dict[str, Any]] = {
     "gemma3": {**TEXT, "sliding_window": 7},
@@ -76,22 +94,8 @@ PARTS: dict[str, dict[str, Any]] = {
     },
     "qwen3_vl": {**TEXT, "rope_scaling": {**MROPE, "mrope_interleaved": True}},
     "qwen3_vl_moe": {**TEXT, **EXPERTS, "rope_scaling": {**MROPE, "mrope_interleaved": True}},
-    "qwen3_5": {
-        **TEXT,
-        "head_dim": 16,
-        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 16,
-        "linear_value_head_dim": 16,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 5000.0,
-            "partial_rotary_factor": 0.5,
-            "mrope_section": [2, 1, 1],
-            "mrope_interleaved": True,
-        },
-    },
+    "qwen3_5": DELTA,
+    "qwen3_5_moe": {**DELTA, **SHARED},
     "exaone4_5": {**TEXT, "sliding_window": 7},
     "lfm3_vl": {**TEXT, "layer_types": ["conv", "full_attention", "conv"]},
     "mistral3": {**TEXT, "model_type": "ministral3", "sliding_window": 7},
@@ -189,6 +193,8 @@ def stored(text: Any, name: str) -> dict[str, torch.Tensor]:
             found[key.replace(".g_proj.", ".gate_proj.")] = value
         elif name == "qwen3_vl_moe" and ".experts." in key:
             found[key] = value.transpose(1, 2)
+        elif name == "qwen3_5_moe":
+            found[key] = value
         elif key.endswith("experts.gate_up_proj"):
             for expert, rows in enumerate(value):
                 gate, up = rows.chunk(2)

@@ -189,7 +189,7 @@ def bind(
         if parameter == HEAD or (parameter == EMBEDDING and HEAD not in parameters):
             source = choose_matrix(parameter, source, table, prefix, parameters, checkpoint)
         if source.other in checkpoint.tensors and source.tensor not in checkpoint.tensors:
-            source = replace(source, tensor=str(source.other))
+            source = replace(source, tensor=str(source.other), stack=())
         if source.stack or source.join:
             bind_several = bind_stack if source.stack else bind_join
             binding, found = bind_several(info, source, checkpoint)
@@ -268,7 +268,7 @@ def bind_parameter(
         info.rewrite,
         runs,
         alternate=source.alternate,
-        is_squeezed=source.squeeze is not None,
+        is_squeezed=bool(source.squeeze),
     )
     who = "the recipe" if info.kind is None else f"the recipe's kind `{info.kind}`"
     stored = checkpoint.tensors.get(source.tensor)

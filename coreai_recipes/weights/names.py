@@ -15,13 +15,13 @@ A table is names/FAMILY.yaml, or a user's own file given by its path, from the w
         stack: [model.layers.{i}.mlp.experts.{e}.gate_proj.weight, model.layers.{i}.mlp.experts.{e}.up_proj.weight]
 
 `transpose` exchanges the last two axes; with `alternate` the rows of gate and up alternate, and are brought apart.
-`squeeze: N` leaves out the tensor's axis N, which is of length one.
+`squeeze: N` leaves out the tensor's axis N, or several, which are of length one.
 
 With `take` in place of `rows` each KV head has its share of the parameters, side by side: [head][q.., k, v]; with
-`of: heads` besides each query head has. `join` is a list of tensors whose rows, one below the other, are the
-parameter's. `or` is the name of the tensor where a checkpoint lacks the first.
-`shares: N`, N runs of heads have. A `stack` of tensors without {e} takes each expert's rows from tensors that hold all
-experts, one below the other; with `transpose` the axes of what it takes are exchanged.
+`of: heads` besides each query head has, with `shares: N` N runs of heads. `join` is a list of tensors whose rows, one
+below the other, are the parameter's. `or` is the name of the tensor where a checkpoint lacks the first: of a `stack` of
+each expert's tensors, one that holds the parameter itself. A `stack` of tensors without {e} takes each expert's rows of
+tensors that hold all of them, one below the other; with `transpose` the axes of what it takes are exchanged.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TensorSource:
     take: tuple[str, ...] = ()
     stack: tuple[str, ...] = ()
     alternate: bool = False
-    squeeze: int | None = None
+    squeeze: tuple[int, ...] = ()
     by_heads: bool = False
     join: tuple[str, ...] = ()
     other: str | None = None
@@ -74,7 +74,9 @@ class TensorSource:
         """The tensor's shape where its rows, transposed or squeezed as it says, are of `shape`."""
         if self.transpose:
             shape = (*shape[:-2], shape[-1], shape[-2])
-        return shape if self.squeeze is None else (*shape[: self.squeeze], 1, *shape[self.squeeze :])
+        for axis in self.squeeze:
+            shape = (*shape[:axis], 1, *shape[axis:])
+        return shape
 
     @property
     def is_whole(self) -> bool:
@@ -265,8 +267,8 @@ def judge_entry(name: str, entry: object) -> Iterator[str]:
 
 def judge_experts(fields: dict[str, Any], stack: list[str]) -> Iterator[str]:
     """What is wrong with a stack's {e} and transpose."""
-    if "transpose" in fields:
-        yield from (f"transpose: {mistake}" for mistake in judge("transpose", fields["transpose"], OPERATIONS, ""))
+    for key in fields.keys() - {"stack"}:
+        yield from (f"{key}: {mistake}" for mistake in judge(key, fields[key], OPERATIONS, ""))
     of_one = {"{e}" in tensor for tensor in stack}
     if len(of_one) > 1:
         yield "stack: {e}, the expert, must stand in all tensors or in none"
@@ -277,8 +279,8 @@ def judge_experts(fields: dict[str, Any], stack: list[str]) -> Iterator[str]:
 def judge_several(name: str, fields: dict[str, Any], key: str) -> Iterator[str]:
     """What is wrong with an entry that puts the tensors of all experts together, or a few tensors of its own."""
     several = fields[key]
-    if fields.keys() - {key, *(("transpose",) if key == "stack" else ())}:
-        yield f"{key}: cannot be combined with other operations" + (" than transpose" if key == "stack" else "")
+    if fields.keys() - {key, *(("transpose", "or") if key == "stack" else ())}:
+        yield f"{key}: cannot be combined with other operations" + (" than transpose and or" if key == "stack" else "")
     if not is_list_of_names(several) or not several:
         yield f"{key}: {several!r:.80} is not a list of tensors"
         return
@@ -304,19 +306,20 @@ def parse_source(entry: str | dict[str, Any] | None) -> TensorSource | None:
     fields: dict[str, Any] = {"tensor": entry} if isinstance(entry, str) else entry
     if "stack" in fields:
         first = fields["stack"][0].replace("{e}", "0")
-        return TensorSource(first, transpose=fields.get("transpose", False), stack=tuple(fields["stack"]))
+        stack, transpose = tuple(fields["stack"]), fields.get("transpose", False)
+        return TensorSource(first, transpose=transpose, stack=stack, other=fields.get("or"))
     if "join" in fields:
         return TensorSource(fields["join"][0], join=tuple(fields["join"]))
     rows, take = (tuple(fields.get(key, ())) for key in ("rows", "take"))
     alternate = fields.get("alternate", False)
-    squeeze = fields.get("squeeze")
+    squeeze = fields.get("squeeze", ())
     return TensorSource(
         fields["tensor"],
         rows,
         fields.get("transpose", False),
         take,
         alternate=alternate,
-        squeeze=squeeze,
+        squeeze=(squeeze,) if isinstance(squeeze, int) else tuple(squeeze),
         by_heads="of" in fields,
         other=fields.get("or"),
         shares=fields.get("shares"),
@@ -353,8 +356,9 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def is_axis(value: object) -> bool:
-    return value in (0, 1) and not isinstance(value, bool)
+def are_axes(value: object) -> bool:
+    axes = value if isinstance(value, list) else [value]
+    return all(type(axis) is int and axis >= 0 for axis in axes) and axes == sorted({*axes})
 
 
 class Field(NamedTuple):
@@ -381,6 +385,6 @@ OPERATIONS = {
     "take": Field(is_list_of_names, "a list of parameters"),
     "of": Field(lambda value: value == "heads", "`heads`"),
     "or": Field(is_name, "a tensor's name"),
-    "squeeze": Field(is_axis, "0 or 1"),
+    "squeeze": Field(are_axes, "an axis, or several in their order"),
     "shares": Field(is_count, "a whole number above 0"),
 }

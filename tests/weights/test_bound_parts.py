@@ -126,7 +126,7 @@ tensors:
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
-        ("{stack: [], tensor: h}", "stack: cannot be combined with other operations than transpose"),
+        ("{stack: [], tensor: h}", "stack: cannot be combined with other operations than transpose and or"),
         ("{stack: h}", "stack: 'h' is not a list of tensors"),
         ('{stack: ["h.{i}.up", "h.{i}.{e}.gate"]}', "stack: {e}, the expert, must stand in all tensors or in none"),
         (
@@ -134,12 +134,27 @@ tensors:
             "stack: transpose is for tensors that hold all experts, without {e}",
         ),
         ('{stack: ["h.{i}.up"], transpose: 1}', "transpose: 1 is not true or false"),
+        ('{stack: ["h.{i}.{e}.up"], or: [h]}', "or: ['h'] is not a tensor's name"),
         ('{stack: ["h.{e}.up"]}', "{i}, the layer, must stand on both sides or on neither: h.{e}.up"),
     ],
 )
 def test_a_stack_that_cannot_be_is_refused(tmp_path, entry, problem):
     table = write_table(tmp_path, f"tensors:\n  layers.{{i}}.mlp.gate_up: {entry}\n")
     assert any(line.endswith(problem) for line in refusal(table))
+
+
+GATE_AND_UP = (("gate", 0), ("up", 3))
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_experts_lie_each_in_its_own_tensors_or_all_in_one(tmp_path, is_whole):
+    gate_up = torch.randn(3, 6, 5)
+    parts = {f"h.0.{e}.{name}": gate_up[e, first : first + 3].clone() for e in range(3) for name, first in GATE_AND_UP}
+    checkpoint = experts_checkpoint(tmp_path, **({"h.0.gate_up": gate_up} if is_whole else parts))
+    entry = '{stack: ["h.{i}.{e}.gate", "h.{i}.{e}.up"], or: "h.{i}.gate_up"}'
+    table = write_table(tmp_path, f"tensors:\n  layers.{{i}}.mlp.gate_up: {entry}\n")
+    (binding,) = bind({"layers.0.mlp.gate_up": ParameterInfo((3, 6, 5))}, table, checkpoint).values()
+    assert torch.equal(binding.read(), gate_up)
 
 
 def fused(tmp_path, order=(0, 1, 2)):

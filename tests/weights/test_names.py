@@ -68,7 +68,7 @@ tensors:
   layers.{i}.a.weight: model.layers.0.a
   layers.{i}.b.weight: {tensor: 'h.{i}.b', flip: true}
   layers.{i}.c.weight: {tensor: 'h.{i}.c', rows: ['layers.{i}.d.weight'], transpose: 1}
-  layers.{i}.d.weight: {tensor: 'h.{i}.d', squeeze: 2}
+  layers.{i}.d.weight: {tensor: 'h.{i}.d', squeeze: [1, 0]}
   layers.{i}.e.weight: {tensor: 'h.{i}.e', squeeze: 1, transpose: true}
 """
     )
@@ -81,7 +81,7 @@ tensors:
         "of, or, squeeze, shares",
         "8:3: layers.{i}.c.weight: transpose: 1 is not true or false",
         "8:3: layers.{i}.c.weight: rows: layers.{i}.c.weight itself is missing",
-        "9:3: layers.{i}.d.weight: squeeze: 2 is not 0 or 1",
+        "9:3: layers.{i}.d.weight: squeeze: [1, 0] is not an axis, or several in their order",
         "10:3: layers.{i}.e.weight: squeeze: cannot be combined with other operations",
     ]
 
