@@ -58,6 +58,21 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_n_heads": 128,
         },
     ),
+    # as the released files say it: layers are counted from 1
+    "kimi_linear-nested": (
+        "kimi_linear",
+        {
+            "layer_types": None,
+            "mlp_layer_types": None,
+            "linear_attn_config": {
+                "full_attn_layers": [2, 5],
+                "kda_layers": [1, 3, 4],
+                "head_dim": 12,
+                "num_heads": 3,
+                "short_conv_kernel_size": 3,
+            },
+        },
+    ),
     "minicpm3-no-factors": ("minicpm3", {"scale_depth": None, "dim_model_base": None, "v_head_dim": 14}),
     "lfm2-adjusted": (
         "lfm2",

@@ -54,6 +54,9 @@ SIZES: dict[str, Any] = {
     "linear_value_head_dim": 10,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 6,
+    "full_attention_interval": 3,
+    "linear_head_dim": 12,
+    "linear_num_heads": 3,
     "mamba_n_heads": 6,
     "mamba_n_groups": 2,
     "mamba_d_state": 12,
@@ -185,6 +188,7 @@ UNUSUAL: dict[str, Any] = {
     "expert_layer_offset": 0,
     "mamba_expand": 3,
     "mamba_dt_rank": 5,
+    "linear_attn_config.full_attn_layers": [2, 5],
 }
 DELTA = ["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"]
 INDEXED = {"layer_types": ["indexed_attention"] * LAYERS, "num_key_value_heads": 6, "n_routed_experts": 12}
@@ -236,6 +240,9 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"vocab_size_per_layer_input": 120, "num_kv_shared_layers": 2, "layer_types": TYPES},
     # a quarter of each head turns, in whole pairs
     "qwen3_5_text": {"layer_types": DELTA, "head_dim": 16},
+    "qwen3_5_moe_text": {"layer_types": DELTA, "head_dim": 16},
+    "qwen3_next": {"layer_types": DELTA, "head_dim": 16},
+    "kimi_linear": {"layer_types": DELTA, "num_key_value_heads": 6, "num_local_experts": 12, "n_group": 4},
     "olmo_hybrid": {"layer_types": DELTA, "num_key_value_heads": 3},
     "lfm2_moe": {"layer_types": CONV, "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "sliding_attention", "conv", "full_attention", "sliding_attention"]},

@@ -104,8 +104,23 @@ def state_spaces_beside_attention() -> Any:
     return small_model(FalconH1ForCausalLM, config)
 
 
+def channels() -> Any:
+    from transformers import KimiLinearConfig, KimiLinearForCausalLM
+
+    config = KimiLinearConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
+        linear_head_dim=8, linear_num_heads=2, mlp_layer_types=["dense"] * 3,
+        layer_types=["linear_attention", "full_attention", "linear_attention"], max_position_embeddings=128,
+        eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    return small_model(KimiLinearForCausalLM, config)
+
+
 @pytest.mark.usefixtures("small_tensors")
-@pytest.mark.parametrize("make", [small_delta, short_convolutions, state_spaces, state_spaces_beside_attention])
+@pytest.mark.parametrize(
+    "make", [small_delta, short_convolutions, state_spaces, state_spaces_beside_attention, channels]
+)
 def test_rejected_guesses_and_commits_leave_no_trace(make: Any, tmp_path: Path) -> None:
     """Calls of every kind from any position since the last commit: guesses that are wrong, padding, rows in a ring."""
     theirs = make()

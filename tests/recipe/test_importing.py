@@ -29,7 +29,9 @@ COUNTING: dict[str, dict[str, Any]] = {
     "exaone_moe": {"mlp_layer_types": None, "first_k_dense_replace": 2},
     "ernie4_5_moe": {"moe_layer_end_index": 1, "moe_layer_start_index": 1, "moe_layer_interval": 1},
     "flint": {"mlp_only_layers": [3]},
+    "kimi_linear": {"mlp_layer_types": None},
     "olmo_hybrid": {"linear_num_value_heads": 4},
+    **{name: {"layer_types": None} for name in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")},
     "phimoe": {"rope_parameters": {name: value for name, value in LONGROPE.items() if not name.startswith("original")}},
 }
 

@@ -129,7 +129,7 @@ def decide(
     elif rule.first is not None:
         said = index < number(rule.first)
     else:
-        said = index in (value_in(config, rule.within or "", family) or ())
+        said = index + rule.counted in (value_in(config, rule.within or "", family) or ())
     return rule.value if said else None
 
 

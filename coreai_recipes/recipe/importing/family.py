@@ -321,17 +321,19 @@ def spread(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     problems = []
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         if name in family.inline and isinstance(value, Mapping):
-            found |= {f"{name}.{key}": inner for key, inner in value.items()}
-            continue
-        if name in family.inline and (value is None or isinstance(value, list)):
-            found |= {f"{name}.{index}": inner for index, inner in enumerate(value or ())}
-            continue
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        elif name in family.inline and (value is None or isinstance(value, list)):
+            flat |= {f"{name}.{index}": inner for index, inner in enumerate(value or ())}
+        else:
+            flat[name] = value
+    for name, value in flat.items():
         bare = family.aliases.get(name, name)
-        if bare == name or bare not in config:
+        if bare == name or bare not in flat:
             found[bare] = value
-        elif value is not None and value != config[bare]:
+        elif value is not None and value != flat[bare]:
             problems.append(f"config.json: {name}: another name for {bare}, but the two differ")
     CheckpointError.collect(problems)
     _spell_out(found, family)

@@ -252,7 +252,7 @@ class _Reverser:
                 listed = [words.get(value) for value in wanted]
                 offer(rule.patterns, [[[listed, 1]], None] if None not in listed else [None])
             if rule.within is not None:
-                offer(rule.within, [[i for i, value in enumerate(wanted) if value == rule.value], []])
+                offer(rule.within, [[i for i, value in enumerate(wanted, rule.counted) if value == rule.value], []])
             numbers = (rule.since, rule.last, rule.first)
             for name in (number for number in numbers if isinstance(number, str)):
                 offer(name, range(len(wanted) + 1))

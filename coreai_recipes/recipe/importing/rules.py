@@ -134,7 +134,7 @@ class LayerRule(Rule):
         patterns: a field that lists layers as pairs of a pattern and how often it comes, [[["global", "local"], 12]].
         every: layers i with i % n == at % n, n and at a number or a field.
         since: layers from that field's index on. after: layers behind it, which -1 says of the last layer. last, first:
-            so many. within: a field that lists indices. all: each.
+            so many. within: a field that lists indices, of which the first is `counted`. all: each.
         value: what they are. when: other fields and what they must be for the rule to say anything.
     """
 
@@ -150,6 +150,7 @@ class LayerRule(Rule):
     last: int | str | None = None
     first: int | str | None = None
     within: str | None = Field(default=None, alias="in")
+    counted: int = 0
     all: str | None = None
     value: str | None = Field(default=None, alias="is")
     when: Settings = {}
