@@ -326,7 +326,7 @@ def test_every_problem_is_told_at_once() -> None:
         ),
         (
             {"model_type": "llava", "text_config": {"model_type": "llava"}},
-            'text_config.model_type: "llava" is not llama, mistral, qwen2',
+            'text_config.model_type: "llava" is not llama nor another family',
         ),
         (
             {"model_type": "mystery", **SIZES, "warp": 9, "weft": 2},
