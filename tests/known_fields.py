@@ -90,9 +90,18 @@ def model_types() -> Mapping[str, str]:
 def folders_of(model_type: str) -> list[Path]:
     """Where a model_type's config, those that it inherits from and its models are defined: the last may be another
     one's, as InternLM 3 is a LlamaForCausalLM."""
-    found = list(dict.fromkeys(_config_folders(model_types()[model_type])))
+    found = list(dict.fromkeys(_config_folders(model_types().get(model_type) or _class_of_another(model_type))))
     has_own = any(path.name.startswith("modeling") for folder in found for path in modules_of(folder))
     return found if has_own else [*found, *_model_folders(model_type)]
+
+
+def _class_of_another(model_type: str) -> str:
+    """The config class of a model_type that has none of its own: GPT-SW3 has GPT-2's."""
+    auto = parse(root() / "models/auto/configuration_auto.py")
+    mappings = (node for node in ast.walk(auto) if isinstance(node, ast.Dict))
+    pairs = ((key, value) for node in mappings for key, value in zip(node.keys, node.values, strict=True))
+    found = (value for key, value in pairs if isinstance(key, ast.Constant) and key.value == model_type)
+    return str(ast.literal_eval(next(found)))
 
 
 def _config_folders(class_name: str) -> Iterator[Path]:

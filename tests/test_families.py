@@ -4,6 +4,7 @@ Nobody writes a test for a new family: its file in recipe/families is one more p
 """
 
 import dataclasses
+import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.conditions import value_in
 from coreai_recipes.recipe.importing.family import family_names, irrelevant_fields, refused_models, spread
-from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.recipe.schema import Recipe, Reference
 from coreai_recipes.verification import run_stages
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 
@@ -103,6 +104,15 @@ def test_a_recipe_read_from_a_config_is_transformers_model(
     report = run_stages(recipe, saved, None, stages=["rotary", "torch"])
     assert [(stage.name, stage.passed, stage.detail) for stage in report.stages if stage.passed is False] == []
     assert report.stages[-1].passed
+
+
+def test_gpt_sw3_is_gpt_2_by_another_name(tmp_path: Path) -> None:
+    saved = save_model(CONFIGS["gpt2-unusual"], tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**saved.config, "model_type": "gpt-sw3"}))
+    checkpoint = SafetensorsCheckpoint(tmp_path)
+    recipe = read_recipe(checkpoint.config)
+    assert recipe.reference == Reference(model_type="gpt2")
+    assert run_stages(recipe, checkpoint, None, stages=["torch"]).passed
 
 
 def turn_of(text: str) -> int:
