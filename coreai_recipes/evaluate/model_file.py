@@ -19,6 +19,11 @@ def find_model_file(path: Path) -> Path:
     """The protobuf file that the package's Manifest.json names."""
     if not path.exists():
         raise EvaluationError(f"{path}: there is no such package")
+    if path.suffix == ".aimodel":
+        raise EvaluationError(
+            f"{path}: is in Core AI's format, and lint, report, audit and evaluate read Core ML's programs; "
+            "`recipe verify` runs it by Apple's runtime"
+        )
     manifest = path / "Manifest.json"
     if not manifest.is_file():
         raise EvaluationError(f"{path}: is not an .mlpackage: it has no Manifest.json")

@@ -44,7 +44,8 @@ class LintInput:
 
 def is_saved(path: Path) -> bool:
     """Whether the path is a package, a model's file or a bundle; anything else may be a recipe."""
-    return path.suffix in (".mlpackage", ".mlmodel", ".mlmodelc") or bool({"Manifest.json", MANIFEST} & _names(path))
+    suffixes = (".mlpackage", ".mlmodel", ".mlmodelc", ".aimodel")
+    return path.suffix in suffixes or bool({"Manifest.json", MANIFEST} & _names(path))
 
 
 def open_subject(path: Path) -> LintInput:

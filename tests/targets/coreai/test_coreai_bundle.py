@@ -12,6 +12,7 @@ import torch
 
 from coreai_recipes.bundle import Bundle
 from coreai_recipes.errors import BundleError, UserError
+from coreai_recipes.lint.reading import is_saved, open_subject
 from coreai_recipes.running import coreai
 from coreai_recipes.running.coreai import CoreAIProgram
 from coreai_recipes.running.program import choose_runtime, open_program
@@ -37,6 +38,17 @@ def test_the_manifest_is_that_of_any_bundle(bundle: Path) -> None:
     assert opened.manifest["versions"].keys() == {"coreai-recipes", "coreai-core", "coreai-torch", "torch"}
     program = bundle / "model.aimodel/main.mlirb"
     assert (bundle / "model.aimodel/main.hash").read_bytes() == sha256(program.read_bytes()).digest()
+
+
+@pytest.mark.parametrize("place", ["", "model.aimodel"])
+def test_what_reads_core_mls_programs_says_so(bundle: Path, place: str) -> None:
+    assert is_saved(bundle / place)
+    with pytest.raises(UserError) as raised:
+        open_subject(bundle / place)
+    assert str(raised.value) == (
+        f"{bundle / 'model.aimodel'}: is in Core AI's format, and lint, report, audit and evaluate read Core ML's "
+        "programs; `recipe verify` runs it by Apple's runtime"
+    )
 
 
 def test_another_process_builds_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
