@@ -189,6 +189,11 @@ UNUSUAL: dict[str, Any] = {
     "mamba_expand": 3,
     "mamba_dt_rank": 5,
     "linear_attn_config.full_attn_layers": [2, 5],
+    "lru_width": 36,
+    "attention_window_size": 7,
+    "conv1d_width": 3,
+    "logits_soft_cap": 7.0,
+    "block_types": ["recurrent", "attention", "recurrent"],
 }
 DELTA = ["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"]
 INDEXED = {"layer_types": ["indexed_attention"] * LAYERS, "num_key_value_heads": 6, "n_routed_experts": 12}

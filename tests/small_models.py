@@ -17,6 +17,8 @@ def small_model(model_class: Callable[[Any], nn.Module], config: Any, seed: int 
             random = torch.randn(parameter.shape, generator=generator)
             if name.endswith("A_log"):
                 parameter.copy_(random * 0.5 - 1)  # slow and fast heads
+            elif name.endswith("recurrent_param"):
+                parameter.copy_(random - 3)  # slow and fast channels; it begins at random
             elif parameter.dim() > 1:
                 parameter.copy_(random * 1.5 * parameter.shape[-1] ** -0.5)
             elif name.endswith(("bias", "sinks")) or "lambda_" in name:

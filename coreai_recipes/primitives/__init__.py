@@ -12,6 +12,7 @@ from coreai_recipes.primitives import (
     mamba2,
     mlp,
     norm,
+    rg_lru,
     rotary,
     short_conv,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "primitive",
     "register",
     "registered",
+    "rg_lru",
     "rotary",
     "short_conv",
 ]

@@ -12,7 +12,16 @@ from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.primitives.registry import primitive, register
 from coreai_recipes.primitives.rotary import build_rotary
 from coreai_recipes.primitives.softplus import softplus
-from coreai_recipes.recipe.schema import GatedDelta, LatentAttention, LayerKind, LayerNorm, QKNorm, RMSNorm, RotaryFold
+from coreai_recipes.recipe.schema import (
+    RGLRU,
+    GatedDelta,
+    LatentAttention,
+    LayerKind,
+    LayerNorm,
+    QKNorm,
+    RMSNorm,
+    RotaryFold,
+)
 from coreai_recipes.recipe.schema import NoAttention as NoAttentionSpec
 from coreai_recipes.recipe.schema import SlidingAttention as SlidingSpec
 
@@ -96,7 +105,7 @@ class Attention(AttentionCore):
     ) -> None:
         super().__init__(kind)
         spec = kind.attention
-        if isinstance(spec, LatentAttention | GatedDelta | NoAttentionSpec):
+        if isinstance(spec, LatentAttention | GatedDelta | RGLRU | NoAttentionSpec):
             raise TypeError(f"{spec.kind} attention makes its keys otherwise")
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         given = spec.num_heads * self.value_dim

@@ -11,7 +11,7 @@ from coreai_recipes.primitives.carried import Carried
 
 WHOLE_NUMBERS = ("first", "positions")
 ROTATING = ("cos", "sin", "positions")
-SHARED = ("padding", "held", "later")  # the same for every kind that has them
+SHARED = ("padding", "held", "later", "starts")  # the same for every kind that has them
 # computed in float32 up to the port itself: float16 has 11 bits for an angle, and for a position
 FLOAT32 = ("cos", "sin", "temperature")
 Angles = tuple[Tensor, ...]
@@ -31,6 +31,7 @@ class LayerInputs:
         tail: which rows are a convolution's next tail, where padding may stand behind them, as `tail_placement` has it.
         held, later, before: with a buffer, which of its rows are held, which stand behind which, and which are the
             tail before the call (`primitives.buffer`).
+        starts: 1 for the token at position 0, (1, 1, 1, S).
         padding: 1 for tokens behind the real ones, (1, 1, S, 1).
     """
 
@@ -45,6 +46,7 @@ class LayerInputs:
     held: Tensor | None = None
     later: Tensor | None = None
     before: Tensor | None = None
+    starts: Tensor | None = None
     padding: Tensor | None = None
     positions: Tensor | None = None
 

@@ -100,6 +100,8 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
         yield from _group_problems(kind_at, kind)
     if value_at(kind, "attention", "kind") in ("mamba1", "mamba2"):
         yield from _turning_problems(kind_at, kind, "a state space")
+    if value_at(kind, "attention", "kind") == "rg_lru":
+        yield from _block_problems(kind_at, kind)
     yield from _group_problems(kind_at, kind, "state_space")
     yield from state_space_problems(kind_at, kind)
     yield from _sharing_problems(recipe, kind_at, kind)
@@ -131,6 +133,15 @@ def _group_problems(kind_at: Location, kind: Mapping[str, Any], block: str = "at
         at = (*kind_at, block, "num_value_heads")
         words = f"{values} value heads share {keys} key heads, whose dimensions fade by factors of their own"
         yield Problem(at, "delta-channels", words, f"write {keys}, or `decay: head`")
+
+
+def _block_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    """Blocks are as wide as each other, and nothing turns."""
+    channels, blocks = integer_at(kind, "attention", "channels"), integer_at(kind, "attention", "blocks")
+    if channels and blocks and min(channels, blocks) > 0 and channels % blocks:
+        at = (*kind_at, "attention", "blocks")
+        yield Problem(at, "blocks-differ", f"{channels} channels cannot be divided into {blocks} blocks")
+    yield from _turning_problems(kind_at, kind, "an RG-LRU")
 
 
 def _turning_problems(kind_at: Location, kind: Mapping[str, Any], what: str) -> Iterator[Problem]:

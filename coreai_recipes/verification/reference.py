@@ -24,7 +24,7 @@ from coreai_recipes.recipe.schema import LatentAttention, Recipe
 from coreai_recipes.verification.half_sums import SumsInFloat16
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 from coreai_recipes.verification.reference_config import make_config
-from coreai_recipes.verification.reference_rotary import UnknownStructure, angles_of_table, pairs_apart
+from coreai_recipes.verification.reference_rotary import UnknownStructure, angles_of_layer, pairs_apart
 from coreai_recipes.verification.reference_weights import Weights
 from coreai_recipes.verification.stored_names import StoredNames
 from coreai_recipes.verification.their_adapters import TheirMerge
@@ -32,15 +32,9 @@ from coreai_recipes.verification.ties import ExpertChoice, TopK
 
 # the ends of the names of what mixes positions, in transformers
 MIXERS = (
-    "Attention",
-    "Attention2",
-    "ShortConv",
-    "GatedDeltaNet",
-    "MambaLayer",
-    "BambaMixer",
-    "Mamba2Mixer",
-    "MambaMixer",
-)
+    "Attention", "Attention2", "ShortConv", "GatedDeltaNet", "MambaLayer",
+    "BambaMixer", "Mamba2Mixer", "MambaMixer", "RecurrentBlock",
+)  # fmt: skip
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 
 # Where `_recording_attention` leaves what it is given: (attention module, query, key, the factor of the scores).
@@ -148,7 +142,7 @@ class Reference:
             is_pair = isinstance(given, tuple) and len(given) == 2 and all(isinstance(g, Tensor) for g in given)
             if isinstance(given, Tensor) and given.is_complex():
                 raise UnknownStructure("transformers turns by complex numbers, whose products torch rounds otherwise")
-            found.append(given if is_pair else angles_of_table(self.layers[len(found)], positions, dtype))
+            found.append(given if is_pair else angles_of_layer(self.layers[len(found)], positions, dtype))
             if len(found) == len(self.layers):
                 raise _SeenAll
             hidden = arguments[0] if arguments else named["hidden_states"]

@@ -53,8 +53,13 @@ def rotary_function(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tens
     return rotate_part
 
 
-def angles_of_table(layer: nn.Module, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-    """cos and sin (1, S, R/2) from the table that a layer of GPT-J or CodeGen keeps: half sines, half cosines."""
+def angles_of_layer(layer: nn.Module, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """cos and sin that a layer makes of positions by itself, None where it does not: RecurrentGemma's, (1, S, R), by a
+    module of its own, GPT-J's and CodeGen's, (1, S, R/2), from a table, half sines, half cosines."""
+    makes = next((module for name, module in layer.named_modules() if name.endswith("rotary_emb")), None)
+    if makes is not None:
+        found: tuple[Tensor, Tensor] = makes(torch.empty(0, dtype=dtype), positions[None])
+        return found
     table = next((buffer for name, buffer in layer.named_buffers() if name.endswith("embed_positions")), None)
     if table is None:
         return None

@@ -8,6 +8,7 @@ from coreai_recipes.primitives.layer import MLP_NORMED_BEHIND, NORMED_BEHIND, Fo
 from coreai_recipes.primitives.rotary import fold_order
 from coreai_recipes.recipe.schema import (
     MODEL,
+    RGLRU,
     DifferentialAttention,
     GatedMLP,
     LatentAttention,
@@ -57,8 +58,8 @@ def stored_as(recipe: Recipe, name: str, form: Form, key: str = MODEL) -> Rewrit
     kind = stack.kinds[kind_name]
     if parts[:2] == ["mlp", "activation"]:  # xielu's alphas, whose logits are what a checkpoint has
         return Rewrite(function="softplus", offset=0.5 if parts[-1] == "alpha_n" else 0.0)
-    if parts in (["attention", "rate"], ["state_space", "rate"]):  # A_log: no program takes the exp of a weight
-        return Rewrite(function="negative_exp")
+    if parts in (["attention", "rate"], ["state_space", "rate"]):  # no program takes the exp of a weight
+        return Rewrite(function="softplus" if isinstance(kind.attention, RGLRU) else "negative_exp")
     of_pairs = isinstance(kind.attention, DifferentialAttention) and parts == ["attention", "o", "weight"]
     multiplier = 1 - initial_lambda(layer) if of_pairs else multiplier_of(kind, parts)
     norm = _norm_at(stack, kind_name, parts)

@@ -16,6 +16,7 @@ from test_latent import case as latent_case
 from test_mamba1 import NORMS
 from test_mamba1 import both as both_mambas1
 from test_mamba2 import both as both_mambas
+from test_rg_lru import both as both_units
 from test_short_conv import both as both_convolutions
 from torch import Tensor
 
@@ -100,6 +101,7 @@ PARITY: dict[str, dict[str, Callable[[], list[Compare]]]] = {
     },
     "gated_delta": {"qwen3_5": lambda: [both_deltas()]},  # test_gated_delta.py has more
     "mamba1": {name: lambda name=name: [both_mambas1(name)] for name in NORMS},  # test_mamba1.py has more
+    "rg_lru": {"recurrent_gemma": lambda: [both_units()]},  # test_rg_lru.py has more
     "mamba2": {"bamba": lambda: [both_mambas()]},  # test_mamba2.py has more
     "differential": {"diffllama": differential_layers},  # test_differential.py has more
     "none": {"nemotron_h": lambda: [an_mlp_alone()]},

@@ -28,6 +28,7 @@ COUNTING: dict[str, dict[str, Any]] = {
     "cohere2_moe": {"mlp_layer_types": None, "rms_norm_eps": None},
     "exaone_moe": {"mlp_layer_types": None, "first_k_dense_replace": 2},
     "ernie4_5_moe": {"moe_layer_end_index": 1, "moe_layer_start_index": 1, "moe_layer_interval": 1},
+    **{name: {"intermediate_size": None} for name in ("mamba", "falcon_mamba")},
     "flint": {"mlp_only_layers": [3]},
     "kimi_linear": {"mlp_layer_types": None},
     "olmo_hybrid": {"linear_num_value_heads": 4},
@@ -254,3 +255,18 @@ def test_two_parameters_of_a_rotary_that_a_recipe_holds_as_one_must_be_alike() -
     expected = "config.json: rope_parameters.long_mscale: 1.3: only supported where it is 1.1, as its fellow is"
     with pytest.raises(CheckpointError, match=re.escape(expected)):
         recipe_from_config(config, "small")
+
+
+@pytest.mark.parametrize("said", [{}, {"time_step_rank": "auto"}, {"time_step_rank": 3}])
+def test_a_rank_that_is_auto_is_a_sixteenth_rounded_up(said: dict[str, Any]) -> None:
+    config = {"model_type": "mamba", "hidden_size": 40, "num_hidden_layers": 2, **said}
+    recipe = recipe_from_config(config, "small").recipe
+    (kind,) = recipe.model.kinds.values()
+    assert kind.attention.model_dump(include={"channels", "step_rank"}) == {"channels": 80, "step_rank": 3}
+
+
+def test_layers_that_repeat_a_pattern_are_as_many_as_there_are() -> None:
+    types = {"block_types": ["recurrent", "attention", "recurrent"], "num_hidden_layers": 5}
+    config = {"model_type": "recurrent_gemma", **types}
+    layers = recipe_from_config(config, "small").recipe.model.layer_kinds
+    assert list(layers) == ["recurrent", "sliding", "recurrent", "recurrent", "sliding"]

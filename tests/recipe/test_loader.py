@@ -133,8 +133,9 @@ MISTAKES = {
         "  a letter, then letters, digits and `_`, at most 64"
     ),
     ("hidden_size: 32", "hidden_size: 32\n  embedding: {scale: sqrt}"): (
-        "r.yaml:7:22: model.embedding.scale: `sqrt` is neither a number above 0 nor `sqrt_hidden_size`\n"
-        "  factor of the embedding; Gemma uses sqrt_hidden_size"
+        "r.yaml:7:22: model.embedding.scale: `sqrt` is neither a number above 0 nor one of `sqrt_hidden_size`, "
+        "`sqrt_hidden_size_bfloat16`\n"
+        "  factor of the embedding; Gemma uses sqrt_hidden_size, RecurrentGemma that in bfloat16"
     ),
     # a whole number it is
     ("export:\n", "export:\n  chunks: 65\n"): (

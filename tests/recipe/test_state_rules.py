@@ -27,17 +27,18 @@ def test_a_buffer_is_of_layers_that_carry_a_state() -> None:
     assert "no layer carries a state, of which a buffer keeps rows" in refused("attention", buffer=64)
 
 
-def test_states_that_have_no_form_as_rows_or_as_two_halves_are_refused_with_either() -> None:
+@pytest.mark.parametrize("name", ["mamba1", "rg_lru"])
+def test_states_that_have_no_form_as_rows_or_as_two_halves_are_refused_with_either(name: str) -> None:
     from coreai_recipes.recipe.state_rules import state_problems
 
-    kind = {"attention": {"kind": "mamba1"}}
+    kind = {"attention": {"kind": name}}
     recipe = {
         "model": {"kinds": {"mixer": kind}, "layers": ["mixer"]},
         "export": {"buffer": 64, "recurrent_state": "two_float16"},
     }
     assert [problem.message for problem in state_problems(recipe)] == [
-        "the state of `mixer`, mamba1, cannot be two float16 yet",
-        "the state of `mixer`, mamba1, cannot be kept as rows since a commit",
+        f"the state of `mixer`, {name}, cannot be two float16 yet",
+        f"the state of `mixer`, {name}, cannot be kept as rows since a commit",
     ]
 
 
@@ -64,3 +65,15 @@ def test_a_state_space_stands_beside_an_attention_with_rows_of_its_own_and_in_no
     shares = "a state space beside an attention that reads the cache of other layers"
     assert said(kind="full", shares_kv_with="full") == [groups, shares]
     assert said("draft", kind="full") == [groups, "a draft's layers carry no state"]
+
+
+def test_blocks_of_an_rg_lru_are_as_wide_as_each_other() -> None:
+    from coreai_recipes.recipe.rules import find_problems
+
+    def found(blocks: int) -> list[str]:
+        kind = {"attention": {"kind": "rg_lru", "channels": 36, "blocks": blocks}, "rotary": {"kind": "none"}}
+        problems = find_problems({"model": {"kinds": {"recurrent": kind}, "layers": ["recurrent"]}})
+        return [each.message for each in problems if each.code == "blocks-differ"]
+
+    assert found(5) == ["36 channels cannot be divided into 5 blocks"]
+    assert found(6) == []

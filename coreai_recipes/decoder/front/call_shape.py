@@ -104,6 +104,8 @@ class CallShape:
                 found["before"] = (1, front.tail(kind), front.tail(kind) + self.buffer)
         elif front.tail(kind) and pads:
             found["tail"] = (1, front.tail(kind), front.tail(kind) + self.tokens)
+        if front.starts(kind):
+            found["starts"] = (1, 1, 1, self.tokens)
         if pads:
             found["padding"] = (1, 1, self.tokens, 1)
         return found

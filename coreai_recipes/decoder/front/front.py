@@ -20,7 +20,7 @@ from coreai_recipes.primitives.carried import tail_placement
 from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.per_layer import PerLayerInput
 from coreai_recipes.primitives.rotary import Rotary, build_rotary
-from coreai_recipes.recipe.schema import ChunkedAttention, Recipe, RotaryFold, Temperature
+from coreai_recipes.recipe.schema import RGLRU, ChunkedAttention, Recipe, RotaryFold, Temperature
 
 
 class Front(nn.Module):
@@ -74,6 +74,10 @@ class Front(nn.Module):
         """How many inputs of earlier positions the convolution of a kind sees; 0 where it has none."""
         tails = (spec.tensor for spec in self.carried.values() if spec.kind == name and spec.tensor.is_tail)
         return next((tensor.shape[0] for tensor in tails), 0)
+
+    def starts(self, name: str) -> bool:
+        """Whether layers of kind `name` do something else with the first token of all."""
+        return isinstance(self.kinds[name].attention, RGLRU)
 
     def is_buffered(self, name: str) -> bool:
         """Whether layers of kind `name` keep rows in a package's buffer."""
@@ -186,7 +190,10 @@ class Front(nn.Module):
                 seen, place = masks[call.mask_group(name)], places[call.place_group(name)] | since
                 inputs[name] = LayerInputs(seen, temperature=temperature, tail=tail, padding=padding, **turns, **place)
             else:
-                inputs[name] = LayerInputs(None, temperature=temperature, tail=tail, padding=padding, **turns, **since)
+                starts = (positions == 0).float().view(1, 1, 1, -1) if self.starts(name) else None
+                inputs[name] = LayerInputs(
+                    None, temperature=temperature, tail=tail, starts=starts, padding=padding, **turns, **since
+                )
         return inputs
 
     def _since(self, name: str, base: Tensor, position: Tensor) -> dict[str, Tensor]:

@@ -110,6 +110,9 @@ def decide(
         return rule.all
     if rule.listed is not None:
         return _listed(rule.listed, value_in(config, rule.listed, family), rule, index)
+    if rule.cycle is not None:
+        entries = value_in(config, rule.cycle, family)
+        return _listed(rule.cycle, entries, rule, index % max(len(entries), 1))
     if rule.patterns is not None:
         return _listed(rule.patterns, _repeated(rule.patterns, value_in(config, rule.patterns, family)), rule, index)
     if rule.positive is not None:

@@ -247,6 +247,9 @@ class _Reverser:
                 words = {ours: value_of(theirs) for theirs, ours in reversed(rule.values.items())}
                 listed = [words.get(value) for value in wanted]
                 offer(rule.listed, [listed, None] if None not in listed else [None])
+            if rule.cycle is not None:
+                words = {ours: value_of(theirs) for theirs, ours in reversed(rule.values.items())}
+                offer(rule.cycle, [[words.get(value) for value in wanted]])
             if rule.patterns is not None:
                 words = {ours: value_of(theirs) for theirs, ours in reversed(rule.values.items())}
                 listed = [words.get(value) for value in wanted]

@@ -131,6 +131,7 @@ class LayerRule(Rule):
         listed: a field that lists all layers, when it is not null; `values` are ours for its words, `needs` what a
             recipe lacks for others, and for null.
         positive: a field with a value for each layer, of which those count that have one above 0.
+        cycle: a field that lists layers, again and again until there are enough.
         patterns: a field that lists layers as pairs of a pattern and how often it comes, [[["global", "local"], 12]].
         every: layers i with i % n == at % n, n and at a number or a field.
         since: layers from that field's index on. after: layers behind it, which -1 says of the last layer. last, first:
@@ -139,6 +140,7 @@ class LayerRule(Rule):
     """
 
     listed: str | None = Field(default=None, alias="list")
+    cycle: str | None = None
     patterns: str | None = None
     values: dict[str, str] = {}
     needs: dict[str, str] = {}
@@ -161,6 +163,7 @@ class LayerRule(Rule):
         for name in (
             self.listed,
             self.positive,
+            self.cycle,
             self.patterns,
             self.every,
             self.at,

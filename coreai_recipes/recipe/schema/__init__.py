@@ -24,7 +24,7 @@ from coreai_recipes.recipe.schema.attention import (
     Temperature,
 )
 from coreai_recipes.recipe.schema.attention_kinds import AttentionKind
-from coreai_recipes.recipe.schema.channel_states import Mamba1
+from coreai_recipes.recipe.schema.channel_states import RGLRU, Mamba1
 from coreai_recipes.recipe.schema.export import (
     CoreAIExport,
     CoreMLExport,
@@ -120,6 +120,7 @@ __all__ = [
     "DRAFT",
     "MLP",
     "MODEL",
+    "RGLRU",
     "Activation",
     "Adapter",
     "Alibi",

@@ -14,7 +14,7 @@ from coreai_recipes.recipe.schema.attention import (
     ShortConvolution,
     SlidingAttention,
 )
-from coreai_recipes.recipe.schema.channel_states import Mamba1
+from coreai_recipes.recipe.schema.channel_states import RGLRU, Mamba1
 
 AttentionKind = Annotated[
     FullAttention
@@ -26,6 +26,7 @@ AttentionKind = Annotated[
     | GatedDelta
     | Mamba1
     | Mamba2
+    | RGLRU
     | NoAttention,
     Open("attention"),
 ]

@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from coreai_recipes.recipe.schema.attention import Norm, WithoutAttention
-from coreai_recipes.recipe.schema.fields import Flag, HeadDim, HiddenSize
+from coreai_recipes.recipe.schema.fields import Flag, HeadDim, Heads, HiddenSize
+from coreai_recipes.recipe.schema.mlp import Activation
 
 
 class Mamba1(WithoutAttention):
@@ -32,4 +33,23 @@ class Mamba1(WithoutAttention):
     selection_norm: Norm | None = Field(
         default=None, description="norm of keys, of queries and of what steps are made of (Falcon Mamba, Jamba)"
     )
+    num_kv_heads: ClassVar[int] = 1
+
+
+class RGLRU(WithoutAttention):
+    """The recurrent block of Griffin in the place of attention (RecurrentGemma): each channel has one number, which
+    fades by a factor of the channel and the token; what stands behind a causal convolution is added to it.
+
+    What channels give is times activation(gate(x)).
+    """
+
+    kind: Literal["rg_lru"]
+    channels: HiddenSize = Field(description="channels of the recurrence (lru_width)")
+    blocks: Heads = Field(
+        description="blocks of channels, each with gates of its own (num_attention_heads): channels are a multiple"
+    )
+    taps: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
+        description="positions that the convolution sees, including its own (conv1d_width)"
+    )
+    activation: Activation = Field(description="activation of the gate (hidden_activation)")
     num_kv_heads: ClassVar[int] = 1

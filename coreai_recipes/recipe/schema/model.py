@@ -104,8 +104,8 @@ class LearnedPositions(Spec):
 class Embedding(Spec):
     """The token table, and what its rows pass before the first layer."""
 
-    scale: PositiveFloat | Literal["sqrt_hidden_size"] = Field(
-        default=1.0, description="factor of the embedding; Gemma uses sqrt_hidden_size"
+    scale: PositiveFloat | Literal["sqrt_hidden_size", "sqrt_hidden_size_bfloat16"] = Field(
+        default=1.0, description="factor of the embedding; Gemma uses sqrt_hidden_size, RecurrentGemma that in bfloat16"
     )
     per_layer: PerLayerEmbedding | None = Field(default=None, description="Gemma 4's second table")
     width: HiddenSize | None = Field(
@@ -218,4 +218,13 @@ class Model(Stack):
     @property
     def embedding_scale(self) -> float:
         scale = self.embedding.scale
-        return math.sqrt(self.hidden_size) if scale == "sqrt_hidden_size" else float(scale)
+        if not isinstance(scale, str):
+            return float(scale)
+        root = math.sqrt(self.hidden_size)
+        return root if scale == "sqrt_hidden_size" else _in_bfloat16(root)
+
+
+def _in_bfloat16(x: float) -> float:
+    """A number as bfloat16 has it, eight bits in all."""
+    mantissa, exponent = math.frexp(x)
+    return math.ldexp(round(mantissa * 256), exponent - 8)
