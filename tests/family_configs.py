@@ -5,8 +5,9 @@ from typing import Any
 
 from family_values import LAYERS, SIZES, TOGETHER, TYPES, UNUSUAL
 
-from coreai_recipes.recipe.importing.family import Family, family_names, gather, load_family
+from coreai_recipes.recipe.importing.family import Family, family_names, load_family
 from coreai_recipes.recipe.importing.rules import FieldRule
+from coreai_recipes.recipe.importing.spelling import gather
 
 YARN = {
     "rope_type": "yarn",

@@ -22,7 +22,8 @@ from coreai_recipes.recipe.importing import config_for, load_family
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.conditions import value_in
-from coreai_recipes.recipe.importing.family import family_names, irrelevant_fields, refused_models, spread
+from coreai_recipes.recipe.importing.family import family_names, irrelevant_fields, refused_models
+from coreai_recipes.recipe.importing.spelling import spread
 from coreai_recipes.recipe.schema import Recipe, Reference
 from coreai_recipes.verification import run_stages
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint

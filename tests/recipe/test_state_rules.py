@@ -6,6 +6,7 @@ from small_delta import small_delta
 from coreai_recipes.errors import RecipeError
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
+from coreai_recipes.recipe.rules import find_problems
 
 
 def refused(model: str = "delta", **export: object) -> str:
@@ -51,8 +52,6 @@ def test_an_aimodel_has_no_buffer_yet() -> None:
 
 
 def test_a_state_space_stands_beside_an_attention_with_rows_of_its_own_and_in_no_draft() -> None:
-    from coreai_recipes.recipe.rules import find_problems
-
     def said(stack: str = "model", **attention: object) -> list[str]:
         kind = {"attention": attention, "state_space": {"kind": "mamba2", "num_key_heads": 4, "num_value_heads": 6}}
         found = find_problems({stack: {"kinds": {"full": kind}, "layers": ["full"]}})
@@ -68,8 +67,6 @@ def test_a_state_space_stands_beside_an_attention_with_rows_of_its_own_and_in_no
 
 
 def test_blocks_of_an_rg_lru_are_as_wide_as_each_other() -> None:
-    from coreai_recipes.recipe.rules import find_problems
-
     def found(blocks: int) -> list[str]:
         kind = {"attention": {"kind": "rg_lru", "channels": 36, "blocks": blocks}, "rotary": {"kind": "none"}}
         problems = find_problems({"model": {"kinds": {"recurrent": kind}, "layers": ["recurrent"]}})
@@ -77,3 +74,12 @@ def test_blocks_of_an_rg_lru_are_as_wide_as_each_other() -> None:
 
     assert found(5) == ["36 channels cannot be divided into 5 blocks"]
     assert found(6) == []
+
+
+def test_value_heads_that_share_keys_do_not_fade_by_channel():
+    sizes = {"num_key_heads": 2, "num_value_heads": 4, "key_dim": 8, "value_dim": 8, "taps": 4}
+    kind = {"attention": {"kind": "gated_delta", "decay": "channel", **sizes}, "rotary": {"kind": "none"}}
+    (problem,) = [each for each in find_problems({"model": {"kinds": {"delta": kind}}}) if "heads" in each.message]
+    assert problem.code == "delta-channels"
+    assert problem.message == "4 value heads share 2 key heads, whose dimensions fade by factors of their own"
+    assert problem.hint == "write 2, or `decay: head`"

@@ -9,9 +9,10 @@ from coreai_recipes.recipe.export_rules import scale_problems
 from coreai_recipes.recipe.importing.checking import find_config_problems, find_notes, shown
 from coreai_recipes.recipe.importing.choosing import choose_family
 from coreai_recipes.recipe.importing.conditions import holds, value_in
-from coreai_recipes.recipe.importing.family import Family, load_family, spread
+from coreai_recipes.recipe.importing.family import Family, load_family
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.importing.reading import ModelRead, read_model
+from coreai_recipes.recipe.importing.spelling import spread
 from coreai_recipes.recipe.loader import validate_data
 from coreai_recipes.recipe.plain import Problem
 from coreai_recipes.recipe.plugins import load_installed

@@ -4,15 +4,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from coreai_recipes.recipe.importing.family import (
-    Family,
-    Irrelevant,
-    irrelevant_fields,
-    key_of,
-    noted_fields,
-)
+from coreai_recipes.recipe.importing.family import Family, Irrelevant, irrelevant_fields, noted_fields
 from coreai_recipes.recipe.importing.known import is_known, is_known_anywhere
 from coreai_recipes.recipe.importing.rules import FieldRule
+from coreai_recipes.recipe.importing.spelling import key_of
 from coreai_recipes.recipe.nearest import did_you_mean
 from coreai_recipes.recipe.yaml_reader import shorten
 

@@ -6,15 +6,9 @@ from typing import Any
 
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.checking import find_config_problems, shown
-from coreai_recipes.recipe.importing.family import (
-    Family,
-    family_names,
-    load_family,
-    own_code_models,
-    refused_models,
-    spread,
-)
+from coreai_recipes.recipe.importing.family import Family, family_names, load_family, own_code_models, refused_models
 from coreai_recipes.recipe.importing.known import family_of_class, is_model_type
+from coreai_recipes.recipe.importing.spelling import spread
 from coreai_recipes.recipe.yaml_reader import shorten
 
 # what classes that give logits of a next token are called

@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from coreai_recipes.recipe.importing.family import Family, key_of
+from coreai_recipes.recipe.importing.family import Family
 from coreai_recipes.recipe.importing.rules import FieldRule, LayerRule
+from coreai_recipes.recipe.importing.spelling import key_of
 from coreai_recipes.recipe.sizes import MAX_LAYERS
 
 

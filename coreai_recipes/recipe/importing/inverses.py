@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from coreai_recipes.recipe.importing.family import key_of, value_of
 from coreai_recipes.recipe.importing.rules import FieldRule
+from coreai_recipes.recipe.importing.spelling import key_of, value_of
 
 
 def from_recipe(rule: FieldRule, value: Any, divisor: float = 1) -> Any:

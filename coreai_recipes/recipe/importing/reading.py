@@ -23,11 +23,12 @@ from coreai_recipes.recipe.importing.conditions import (
     layers_of,
     value_in,
 )
-from coreai_recipes.recipe.importing.family import Family, key_of, spread
+from coreai_recipes.recipe.importing.family import Family
 from coreai_recipes.recipe.importing.layer_pattern import shortest_layers
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.importing.rope import find_foreign_keys, find_rope_notes, put_rotary, read_rope
 from coreai_recipes.recipe.importing.rules import FieldRule
+from coreai_recipes.recipe.importing.spelling import key_of, spread
 from coreai_recipes.recipe.sizes import MAX_KINDS, MAX_LAYERS
 
 Traits = dict[str, str]

@@ -12,18 +12,13 @@ from typing import Any
 from coreai_recipes.errors import CheckpointError, Line, RecipeError
 from coreai_recipes.recipe.importing.comparing import Difference, compare_models, describe_indices
 from coreai_recipes.recipe.importing.conditions import Unreadable, divisor_of, holds, layers_of
-from coreai_recipes.recipe.importing.family import (
-    Family,
-    family_names,
-    gather,
-    load_family,
-    value_of,
-)
+from coreai_recipes.recipe.importing.family import Family, family_names, load_family
 from coreai_recipes.recipe.importing.inverses import another_value, from_recipe
 from coreai_recipes.recipe.importing.paths import get_path
 from coreai_recipes.recipe.importing.reading import Traits, holds_traits, read_model, trait_order
 from coreai_recipes.recipe.importing.rope import write_around, write_rope
 from coreai_recipes.recipe.importing.rules import Each, FieldRule, Trait
+from coreai_recipes.recipe.importing.spelling import gather, value_of
 from coreai_recipes.recipe.inherit import dotted
 from coreai_recipes.recipe.loader import Resolved
 from coreai_recipes.recipe.nearest import did_you_mean
