@@ -156,9 +156,11 @@ class _NoBar:
 
 
 def _register_lowerings(converter: Any) -> None:
-    """What coreai-torch does not know: our operations, and torch's `%`."""
+    """What coreai-torch does not know: our operations, torch's `%` and elu."""
     from coreai._compiler.dialects import coreai
     from coreai._compiler.ir import RankedTensorType
+
+    from coreai_recipes.targets.coreai.weights import element
 
     def sizes(value: Any) -> list[int]:
         return list(RankedTensorType(value.type).shape)
@@ -194,7 +196,21 @@ def _register_lowerings(converter: Any) -> None:
         """Core AI's is C's fmod: the same, for no numerator of ours is negative."""
         return coreai.broadcasting_modulo(values[node.args[0].name], node.args[1], loc=loc)
 
+    def elu(values: Any, node: Any, loc: Any) -> Any:
+        """max(x, 0) + exp(min(x, 0)) - 1, in float32: in float16, exp of what is near 0 has lost it."""
+        x, factors = values[node.args[0].name], node.args[1:]
+        if any(factor != 1 for factor in factors):
+            raise TypeError(f"elu with the factors {factors}")
+        kind = RankedTensorType(x.type)
+        wide = coreai.cast(x, RankedTensorType.get(kind.shape, element("float32")))
+        below = coreai.broadcasting_sub(
+            coreai.exp(coreai.broadcasting_minimum(wide, 0.0, loc=loc), loc=loc), 1.0, loc=loc
+        )
+        found = coreai.broadcasting_add(coreai.broadcasting_maximum(wide, 0.0, loc=loc), below, loc=loc)
+        return coreai.cast(found, RankedTensorType.get(kind.shape, kind.element_type))
+
     register_rope(register)
+    register("aten::elu", elu)
     register(READ, read)
     register(WRITE, write)
     register("coreai_recipes::channel_norm", norm)

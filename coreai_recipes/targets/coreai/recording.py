@@ -7,6 +7,8 @@ tensors without values (`Recorded`), and whatever the dispatcher is asked for is
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from math import prod
 from operator import getitem
 from typing import Any
 
@@ -21,12 +23,16 @@ from coreai_recipes.targets.coreai.shapes import CPU, META, shapes_of
 aten = torch.ops.aten
 PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 COMPOSITE = "CompositeImplicitAutograd"  # the kernel of what other operations make up
-# as torch's own, which import sympy
-FILLED = {
-    aten.ones.default: lambda size, **kwargs: aten.full.default(size, 1, **kwargs),
-    aten.zeros.default: lambda size, **kwargs: aten.full.default(size, 0, **kwargs),
-}
+
+
+def _filled(value: int, size: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+    """`full` takes the type of its value where none is said, and these that of what torch makes."""
+    return aten.full.default(size, value, dtype=dtype or torch.get_default_dtype(), **kwargs)
+
+
 Decompositions = Mapping[Any, Callable[..., Any]]
+# as torch's own, which import sympy
+FILLED: Decompositions = {aten.ones.default: partial(_filled, 1), aten.zeros.default: partial(_filled, 0)}
 
 
 class Recorded(Tensor):
@@ -60,7 +66,8 @@ class Recorded(Tensor):
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Matrices (..., n, k) by (..., k, m), stretched to each other's batches."""
     batches = [max(sizes) for sizes in zip(a.shape[:-2], b.shape[:-2], strict=True)]
-    flat = [each.expand(*batches, *each.shape[-2:]).reshape(-1, *each.shape[-2:]) for each in (a, b)]
+    count = prod(batches)
+    flat = [each.expand(*batches, *each.shape[-2:]).reshape(count, *each.shape[-2:]) for each in (a, b)]
     return torch.bmm(*flat).view(*batches, a.shape[-2], b.shape[-1])
 
 
