@@ -1,6 +1,7 @@
-"""What recurrent states lose in each form, token by token, on the trained tests/checkpoints/tiny-qwen3_5.
+"""What recurrent states lose in each form, token by token, on the trained models of tests/checkpoints.
 
-    python -m bench.recurrent_states
+    python -m bench.recurrent_states tiny-qwen3_5
+    python -m bench.recurrent_states tiny-granite
 
 Prints the rows of docs/verification.md: the package in float32 but for its states, against our Decoder with the same
 weights, and all of it in float16, against transformers in float32, on text that was held out of the training.
@@ -17,32 +18,35 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
-CHECKPOINT = ROOT / "tests/checkpoints/tiny-qwen3_5"
+CHECKPOINTS = ROOT / "tests/checkpoints"
+MODELS = ["tiny-qwen3_5", "tiny-granite"]
 FORMS = [("float16", 0), ("two_float16", 0), ("float16", 64), ("two_float16", 64)]
 AFTER, LAST = (500, 2000), 64
 
 
-def held_out(tokens: int) -> list[int]:
-    """The first tokens of the books that no model here was trained on: gemma4-tiny's, in this checkpoint's tokens."""
+def held_out(model: str, tokens: int) -> list[int]:
+    """The first tokens of the books that no model here was trained on: gemma4-tiny's, in this model's tokens."""
     from transformers import AutoTokenizer
 
     example = ROOT / "examples/gemma4-tiny"
     theirs = json.loads((example / "prompts.json").read_text())["held_out"]
     text = AutoTokenizer.from_pretrained(example).decode(theirs, skip_special_tokens=True)
-    return list(AutoTokenizer.from_pretrained(CHECKPOINT)(text, verbose=False).input_ids[:tokens])
+    return list(AutoTokenizer.from_pretrained(CHECKPOINTS / model)(text, verbose=False).input_ids[:tokens])
 
 
-def reference(ids: list[int]) -> Tensor:
+def reference(name: str, ids: list[int]) -> Tensor:
     """transformers' logits (S, V) in float32 of the whole sequence."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINTS / name, dtype=torch.float32).eval()
     with torch.inference_mode():
         logits: Tensor = model(torch.tensor([ids]), use_cache=False).logits[0]
     return logits
 
 
-def runs(ids: list[int], state: str, buffer: int, theirs: Tensor, modes: list[str]) -> Iterator[tuple[str, str]]:
+def runs(
+    model: str, ids: list[int], state: str, buffer: int, theirs: Tensor, modes: list[str]
+) -> Iterator[tuple[str, str]]:
     """What the package loses in each mode, one token a call: `states`, in float32 but for its states, and `all`."""
     from coreai_recipes.checkpoint import open_checkpoint
     from coreai_recipes.decoder.filling import bind_weights
@@ -55,10 +59,10 @@ def runs(ids: list[int], state: str, buffer: int, theirs: Tensor, modes: list[st
     from coreai_recipes.verification.runtime import open_program
     from coreai_recipes.verification.subject import Subject
 
-    config = json.loads((CHECKPOINT / "config.json").read_text())
-    content = recipe_from_config(config, "tiny-qwen3_5").recipe.model_dump(mode="json", exclude_unset=True)
+    config = json.loads((CHECKPOINTS / model / "config.json").read_text())
+    content = recipe_from_config(config, model).recipe.model_dump(mode="json", exclude_unset=True)
     content["export"] |= {"context": 2048, "residual_scale": 1.0, "recurrent_state": state, "buffer": buffer}
-    recipe, checkpoint = Recipe.model_validate(content), open_checkpoint(CHECKPOINT)
+    recipe, checkpoint = Recipe.model_validate(content), open_checkpoint(CHECKPOINTS / model)
     decoder = build_decoder(recipe)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model.mlpackage"
@@ -84,14 +88,15 @@ def describe(ids: list[int], ref: Tensor, ours: Tensor) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("--tokens", type=int, default=max(AFTER))
     parser.add_argument("--modes", nargs="+", default=["states", "all"], choices=["states", "all"])
     args = parser.parse_args()
-    ids = held_out(args.tokens)
-    ref = reference(ids)
+    ids = held_out(args.model, args.tokens)
+    ref = reference(args.model, ids)
     print(f"transformers float32: perplexity {math.exp(surprise_of(ids, ref)):.4f}", flush=True)
     for state, buffer in FORMS:
-        for name, found in runs(ids, state, buffer, ref, args.modes):
+        for name, found in runs(args.model, ids, state, buffer, ref, args.modes):
             print(f"| {state} | {buffer} | {name} | {found} |", flush=True)
 
 

@@ -135,7 +135,7 @@ GLOBAL = ProportionalRotary(kind="proportional", factor=0.25, theta=1e6)
 
 @pytest.mark.parametrize("position", [0, 4096, LAST])
 def test_the_folded_rotary_turns_128_of_512_dimensions_by_the_same_bits(position: int) -> None:
-    plain, folded = build_rotary(GLOBAL, 512), build_rotary(GLOBAL, 512, folded="contiguous")
+    plain, folded = build_rotary(GLOBAL, 512), build_rotary(GLOBAL, 512, fold="contiguous")
     order = fold_order(GLOBAL, 512)
     assert order is not None
     assert (len(plain.inv_freq), len(folded.inv_freq)) == (256, 64)
