@@ -265,11 +265,11 @@ def _subject(
 def _prove(subject: "Subject", rewrite: "Callable[[Recipe], None] | None") -> "tuple[Report, dict[str, Any]]":
     """What verification finds; with `rewrite`, of a package whose scale it has measured, with the figures."""
     from coreai_recipes.verification.run import run_on
-    from coreai_recipes.verification.stages import STAGES
+    from coreai_recipes.verification.stages import STAGES, usual_stages
 
     required = [name for name, stage in STAGES.items() if stage.proves(subject)]
     if rewrite is None:
-        return run_on(subject, list(STAGES), required), {}
+        return run_on(subject, usual_stages(subject.recipe), required), {}
     return prove_and_scale(subject, required, rewrite)
 
 

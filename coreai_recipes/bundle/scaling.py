@@ -89,7 +89,7 @@ def prove_and_scale(
     from coreai_recipes.verification.report import Report
     from coreai_recipes.verification.run import run_on
     from coreai_recipes.verification.scale import choose_scale, peaks_of
-    from coreai_recipes.verification.stages import STAGES
+    from coreai_recipes.verification.stages import usual_stages
 
     if subject.package is None:
         raise ValueError("there is no package to measure")
@@ -101,7 +101,7 @@ def prove_and_scale(
     scale, kept, rest = (
         min(choose_scale(peaks.peak), start),
         early.stages,
-        [name for name in STAGES if name not in EARLY],
+        [name for name in usual_stages(subject.recipe) if name not in EARLY],
     )
     if scale != start:
         recipe = with_scale(subject.recipe, scale)

@@ -12,7 +12,7 @@ from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.running.coreml import check_coreml
 from coreai_recipes.verification.memory import GIGABYTE, free_bytes
 from coreai_recipes.verification.report import Report, StageResult, skip
-from coreai_recipes.verification.stages import STAGES, Stage
+from coreai_recipes.verification.stages import STAGES, Stage, usual_stages
 from coreai_recipes.verification.subject import Progress, Runtime, Subject
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def run_stages(
     adapters: "Mapping[str, Unmerged] | None" = None,
     no_adapters: str | None = None,
 ) -> Report:
-    """Run `stages` (all by default, and those in `require`) in their order; what cannot run is skipped and says why.
+    """Run `stages` (the usual ones by default, and those in `require`) in their order; what cannot run is skipped and
+    says why.
 
     `sources` are the checkpoints by the stack that they fill, and `missing` says why a stack has none; a checkpoint
     alone fills the model. `adapters` are those that are not merged, and `no_adapters` says why there are none. A stage
@@ -46,7 +47,8 @@ def run_stages(
     Raises UserError for a stage that there is not, and for a runtime that is not on this machine.
     """
     check_names((*(stages or ()), *require))
-    wanted = [name for name in STAGES if stages is None or name in stages or name in require]
+    named = usual_stages(recipe) if stages is None else stages
+    wanted = [name for name in STAGES if name in named or name in require]
     if runtime == "coreml":
         check_coreml()
     given = None if tokens is None else check_tokens(tokens, recipe)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from coreai_recipes.recipe.schema import DRAFT, MODEL
+from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
 from coreai_recipes.verification.report import StageResult
 from coreai_recipes.verification.subject import Subject
 
@@ -89,3 +89,8 @@ _IN_ORDER = (
     Stage("compressed", needs_compression=True),
 )
 STAGES = {stage.name: stage for stage in _IN_ORDER}
+
+
+def usual_stages(recipe: Recipe) -> list[str]:
+    """Those that run where none are named: `adapters` only where the recipe keeps some apart."""
+    return [name for name, stage in STAGES.items() if recipe.unmerged or not stage.needs_adapters]
