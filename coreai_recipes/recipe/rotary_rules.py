@@ -58,16 +58,19 @@ def rotary_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Prob
 def scaling_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
     at: Location = (*kind_at, "rotary", "scaling")
     scaling = mapping_at(kind, "rotary", "scaling")
-    for low_end, high_end, between in (
-        ("low_freq_factor", "high_freq_factor", "smooth transition"),
-        ("beta_slow", "beta_fast", "ramp"),
+    for low_end, high_end, between, may_meet in (
+        ("low_freq_factor", "high_freq_factor", "smooth transition", True),  # Llama 4's do: nothing lies between them
+        ("beta_slow", "beta_fast", "ramp", False),
     ):
         low, high = scaling.get(low_end), scaling.get(high_end)
-        if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
+        if not isinstance(low, int | float) or not isinstance(high, int | float):
+            continue
+        if low > high or (low == high and not may_meet):
+            said = "above" if may_meet else "not below"
             yield Problem(
                 (*at, low_end),
                 "scaling-order",
-                f"{low:g} is not below {high_end} {high:g}: between them lies the {between}",
+                f"{low:g} is {said} {high_end} {high:g}: between them lies the {between}",
             )
     width = _rotated_width(kind)
     for name in ("short_factor", "long_factor"):

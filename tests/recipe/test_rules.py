@@ -86,11 +86,11 @@ RULES = [
     ),
     (
         ROTARY,
-        "rotary: {kind: full, theta: 10000, scaling: {kind: llama3, factor: 8, low_freq_factor: 4, "
+        "rotary: {kind: full, theta: 10000, scaling: {kind: llama3, factor: 8, low_freq_factor: 5, "
         "high_freq_factor: 4, original_context: 32}}",
         "r.yaml:12:94: model.kinds.full.rotary.scaling.low_freq_factor: "
-        "4 is not below high_freq_factor 4: between them lies the smooth transition",
-        "rotary: {kind: full, theta: 10000, scaling: {kind: llama3, factor: 8, low_freq_factor: 1, "
+        "5 is above high_freq_factor 4: between them lies the smooth transition",
+        "rotary: {kind: full, theta: 10000, scaling: {kind: llama3, factor: 8, low_freq_factor: 4, "
         "high_freq_factor: 4, original_context: 32}}",
     ),
     (

@@ -73,6 +73,7 @@ class RopeSlot(Rule):
     Attributes:
         theta: transformers' default.
         theta_field, scaling_field, partial_field: the spelling before rope_parameters, null where there was none.
+        dims_field: where the old spelling says how many dimensions turn, of `head_dim`.
         original_field: the config's own original_max_position_embeddings, which counts before the parameters'.
         nested: the key in rope_parameters, for families whose kinds have parameters of their own.
         types: rope_types that mean something of their own here; `fields` are read beside those of any type.
@@ -86,6 +87,7 @@ class RopeSlot(Rule):
     theta_field: str | None = "rope_theta"
     scaling_field: str | None = "rope_scaling"
     partial_field: str | None = "partial_rotary_factor"
+    dims_field: str | None = None
     original_field: str | None = None
     nested: str | None = None
     partial: float | None = None
@@ -135,6 +137,7 @@ class Family(Rule):
         reference: the model_type of transformers that computes the same, for one that has no causal language model.
         aliases: other names of fields, as transformers' attribute_map has them.
         spelled: fields that spell another that lists layers, a letter a layer.
+        before: fields that count the positions before a query's own, and those that they overrule, which count it too.
         counted: the field that lists all layers, which says how many there are where layer_count does not.
         inline: fields that hold fields, which are then named `attn_config.clip_qkv`, or numbers: `multipliers.0`.
         renamed: what transformers takes a part's model_type for.
@@ -164,6 +167,7 @@ class Family(Rule):
     thetas: str | None = None
     aliases: dict[str, str] = {}
     spelled: dict[str, Spelling] = {}
+    before: dict[str, str] = {}
     counted: str | None = None
     inline: tuple[str, ...] = ()
     fixed: Settings = {}
@@ -201,7 +205,7 @@ class Family(Rule):
         """Fields of the config that hold rotary parameters, in the old spelling and the new."""
         slots = self.rope.values()
         old = {slot.theta_field for slot in slots} | {slot.scaling_field for slot in slots}
-        partial = {slot.partial_field for slot in slots if slot.partial is not None}
+        partial = {name for slot in slots if slot.partial is not None for name in (slot.partial_field, slot.dims_field)}
         return {name for name in old | partial if name} | ({"rope_parameters"} if slots else set())
 
 

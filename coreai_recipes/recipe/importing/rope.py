@@ -63,10 +63,15 @@ def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tupl
         if factor != 1:
             paths |= {"rotary.scaling.kind": known.stretch, "rotary.scaling.factor": factor}
     if slot.partial is not None and FACTOR not in known.fields:
-        factor = given.get(FACTOR, config.get(slot.partial_field or "", slot.partial))
+        name, factor = FACTOR, given.get(FACTOR, config.get(slot.partial_field or "", slot.partial))
+        dims = config.get(slot.dims_field or "")
+        if dims is not None and FACTOR not in given and config.get(slot.partial_field or "") is None:
+            head_dim = value_in(config, "head_dim", family)
+            is_share = all(why_not_of_type(size, "size") is None for size in (dims, head_dim))
+            name, factor = slot.dims_field or "", dims / head_dim if is_share else dims
         reason = why_not_of_type(factor, "number")
         if reason:
-            problems.append(f"{FACTOR}: {shown(factor)} {reason}")
+            problems.append(f"{name}: {shown(factor)} {reason}")
         elif factor != 1:
             paths |= {"rotary.kind": "partial", "rotary.factor": factor}
     return paths, problems

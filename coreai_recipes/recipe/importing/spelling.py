@@ -34,13 +34,18 @@ def spread(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
 
 def _spell_out(config: dict[str, Any], family: Family) -> None:
-    """List what a config spells, and count the layers that it lists, as transformers does where these are not said."""
+    """List what a config spells, count a window's own position, and the layers that it lists where these are not said,
+    as transformers does."""
     for name, spelling in family.spelled.items():
         word = config.get(name)
         if isinstance(word, str):
             del config[name]
             if config.get(spelling.listed) is None:
                 config[spelling.listed] = [spelling.letters.get(letter, letter) for letter in word]
+    for name, whole in family.before.items():
+        count = config.pop(name, None)
+        if count is not None:
+            config[whole] = count + 1 if type(count) is int else count
     layers = config.get(family.counted) if family.counted else None
     if isinstance(layers, list) and config.get(family.layer_count) is None:
         config[family.layer_count] = len(layers)

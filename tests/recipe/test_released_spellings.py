@@ -1,0 +1,74 @@
+"""Fields of released config.json files that transformers' own config classes take in another way than they stand."""
+
+from typing import Any
+
+import pytest
+import torch
+from family_configs import plain_config
+
+from coreai_recipes.errors import CheckpointError
+from coreai_recipes.primitives.rotary import build_rotary
+from coreai_recipes.recipe import Recipe
+from coreai_recipes.recipe.importing import load_family
+from coreai_recipes.recipe.importing.assembling import recipe_from_config
+
+
+def read(model_type: str, **said: Any) -> Recipe:
+    """The recipe of a small config of that type in which a released file's fields stand."""
+    config = {"model_type": model_type, **plain_config(load_family(model_type)), **said}
+    return recipe_from_config({name: value for name, value in config.items() if value is not ...}, "small").recipe
+
+
+def test_minimax_m2_says_how_many_dimensions_turn() -> None:
+    """MiniMaxAI/MiniMax-M2.5."""
+    from transformers import MiniMaxM2Config
+
+    said = {"use_qk_norm": True, "qk_norm_type": "per_layer", "scoring_func": "sigmoid", "rope_theta": 5000000}
+    (kind,) = read("minimax_m2", head_dim=16, rotary_dim=4, **said).model.kinds.values()
+    assert (kind.rotary.kind, kind.rotary.factor) == ("partial", 0.25)
+    theirs = MiniMaxM2Config(head_dim=16, rotary_dim=4, rope_theta=5000000).rope_parameters
+    assert theirs["partial_rotary_factor"] == 0.25
+    with pytest.raises(CheckpointError, match=r"rotary_dim: .four. is not a finite number"):
+        read("minimax_m2", head_dim=16, rotary_dim="four")
+
+
+def test_mimo_sees_its_own_position_beside_those_that_it_counts() -> None:
+    """XiaomiMiMo/MiMo-V2-Flash."""
+    from transformers import MiMoV2FlashConfig
+
+    said = {"rope_theta": 5000000, "swa_head_dim": 192, "sliding_window": 128, "sliding_window_size": 128}
+    kinds = read("mimo_v2_flash", moe_layer_freq=[0, *[1] * 47], **said).model.kinds.values()
+    windows = {kind.attention.window for kind in kinds if kind.attention.kind == "sliding"}
+    assert windows == {129} == {MiMoV2FlashConfig(sliding_window=128, sliding_window_size=128).sliding_window}
+
+
+def test_granite_without_experts_takes_none_of_them() -> None:
+    """ibm-granite's dense hybrids."""
+    recipe = read("granitemoehybrid", num_local_experts=0, num_experts_per_tok=0, layer_types=["attention"] * 5)
+    assert {kind.mlp.kind for kind in recipe.model.kinds.values()} == {"gated"}
+
+
+def test_glm_5_has_older_words_for_experts_and_layers() -> None:
+    """zai-org/GLM-5, nvidia/GLM-5.2-NVFP4."""
+    types = ["deepseek_sparse_attention"] * 2
+    recipe = read(
+        "glm_moe_dsa",
+        rope_interleave=True,
+        num_experts=12,
+        n_routed_experts=...,
+        num_hidden_layers=2,
+        layer_types=types,
+    )
+    assert {kind.rotary.pairing for kind in recipe.model.kinds.values()} == {"interleaved"}
+
+
+def test_a_scaling_of_llama_3_may_have_nothing_between_its_ends() -> None:
+    """meta-llama/Llama-4-Scout-17B-16E-Instruct: both ends are 1, and no frequency is a mixture of two."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {"rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0}
+    said = {**scaling, "rope_theta": 500000.0, "original_max_position_embeddings": 8192}
+    (kind,) = read("llama", head_dim=128, rope_parameters=said).model.kinds.values()
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(head_dim=128, rope_parameters=said), "cpu")
+    assert torch.equal(torch.tensor(build_rotary(kind.rotary, 128).inv_freq), theirs)
