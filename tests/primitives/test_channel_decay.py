@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from figures import psnr
-from test_gated_delta import CALLS, HIDDEN, S, by_calls, tokens, whole
+from mixers import CALLS, HIDDEN, S, by_calls, tokens, whole
 from torch import Tensor
 
 from coreai_recipes.primitives import delta_rule as module

@@ -6,17 +6,14 @@ from typing import Any
 import pytest
 import torch
 from figures import psnr
+from mixers import CALLS, HIDDEN, S, begin_anew, by_calls, tokens, whole
 from torch import Tensor
 
 from coreai_recipes.primitives import gated_delta as module
 from coreai_recipes.primitives.attention import build_attention
-from coreai_recipes.primitives.cache import NoCache
-from coreai_recipes.primitives.carried import Carried, tail_placement
 from coreai_recipes.primitives.gated_delta import GatedDelta
-from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.recipe.schema import LayerKind, RMSNorm
 
-HIDDEN, S = 48, 150
 SIZES = {"num_key_heads": 2, "num_value_heads": 6, "key_dim": 12, "value_dim": 10, "taps": 3}
 THEIRS = {"gate": "in_proj_z", "beta": "in_proj_b", "decay": "in_proj_a", "last": "out_proj"}
 
@@ -62,45 +59,11 @@ def pair(**changes: Any) -> tuple[Any, GatedDelta]:
     return theirs, ours
 
 
-def tokens(distinct: int = S) -> Tensor:
-    drawn = torch.randn(1, distinct, HIDDEN, generator=torch.Generator().manual_seed(2))
-    return drawn.repeat(1, -(-S // distinct), 1)[:, :S]
-
-
 def both() -> tuple[Tensor, Tensor]:
     theirs, ours = pair()
     x = tokens()
     with torch.no_grad():
         return theirs(x), whole(ours, x)
-
-
-def whole(ours: GatedDelta, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return by_position(ours(x.transpose(1, 2).unsqueeze(2), LayerInputs(), NoCache()))
-
-
-def by_position(y: Tensor) -> Tensor:
-    return y.squeeze(2).transpose(1, 2)
-
-
-def by_calls(ours: GatedDelta, x: Tensor, calls: list[tuple[int, int]]) -> Tensor:
-    """By calls of so many tokens, so many of them real: what stands behind these is other tokens."""
-    carried: dict[str, Tensor] = {}
-    found, position = [], 0
-    for size, count in calls:
-        given = torch.full((1, size, HIDDEN), 3.0)
-        given[:, :count] = x[:, position : position + count]
-        padding = (torch.arange(size) >= count).float().view(1, 1, size, 1)
-        inputs = LayerInputs(tail=tail_placement(2, size, torch.tensor([count])), padding=padding)
-        cache = NoCache(Carried(carried))
-        with torch.no_grad():
-            y = ours(given.transpose(1, 2).unsqueeze(2), inputs if size > 1 else LayerInputs(), cache)
-        found.append(by_position(y)[:, :count])
-        carried, position = cache.carried.left, position + count
-    return torch.cat(found, 1)
-
-
-CALLS = [(8, 7), (8, 8), (8, 1), (64, 41), (64, 64), *[(1, 1)] * 29]
 
 
 @pytest.mark.parametrize("distinct", [S, 1, 2], ids=["random", "one token repeated", "two in turn"])
@@ -187,9 +150,7 @@ def test_padding_that_writes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_recurrence_that_begins_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = pair()
     x = tokens()
-    right = Carried.earlier
-    zeros = lambda carried, tensor: right(Carried() if tensor.name == "recurrent" else carried, tensor)  # noqa: E731
-    monkeypatch.setattr(Carried, "earlier", zeros)
+    begin_anew(monkeypatch)
     with torch.no_grad():
         assert psnr(theirs(x), by_calls(ours, x, CALLS)) < 60
 

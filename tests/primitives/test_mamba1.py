@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 from figures import psnr
-from test_gated_delta import CALLS, HIDDEN, S, by_calls, tokens, whole
+from mixers import CALLS, HIDDEN, S, begin_anew, by_calls, let_padding_write, tokens, whole
 from torch import Tensor
 
 from coreai_recipes.primitives.attention import build_attention
-from coreai_recipes.primitives.carried import Carried
 from coreai_recipes.primitives.mamba1 import Mamba1
 from coreai_recipes.primitives.scan import scan
 from coreai_recipes.recipe.schema import LayerKind, RMSNorm
@@ -161,17 +160,15 @@ def test_padding_that_writes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = pair()
     with torch.no_grad():
         expected = theirs(tokens())
-    monkeypatch.setattr(Tensor, "masked_fill", lambda x, *_: x)
+    let_padding_write(monkeypatch)
     assert psnr(expected, by_calls(ours, tokens(), CALLS)) < 60
 
 
 def test_a_recurrence_that_begins_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = pair()
-    right = Carried.earlier
-    zeros = lambda carried, tensor: right(Carried() if tensor.name == "recurrent" else carried, tensor)  # noqa: E731
     with torch.no_grad():
         expected = theirs(tokens())
-    monkeypatch.setattr(Carried, "earlier", zeros)
+    begin_anew(monkeypatch)
     assert psnr(expected, by_calls(ours, tokens(), CALLS)) < 60
 
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from figures import psnr
-from test_gated_delta import CALLS, HIDDEN, S, by_calls, tokens, whole
+from mixers import CALLS, HIDDEN, S, begin_anew, by_calls, let_padding_write, tokens, whole
 from torch import Tensor
 
 from coreai_recipes.primitives import mamba2 as module
 from coreai_recipes.primitives.attention import build_attention
-from coreai_recipes.primitives.carried import Carried
 from coreai_recipes.primitives.mamba2 import Mamba2
 from coreai_recipes.recipe.schema import LayerKind, RMSNorm
 
@@ -182,15 +181,13 @@ def test_padding_that_writes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = pair()
     with torch.no_grad():
         expected = theirs(tokens())
-    monkeypatch.setattr(Tensor, "masked_fill", lambda x, *_: x)
+    let_padding_write(monkeypatch)
     assert psnr(expected, by_calls(ours, tokens(), CALLS)) < 60
 
 
 def test_a_recurrence_that_begins_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = pair()
-    right = Carried.earlier
-    zeros = lambda carried, tensor: right(Carried() if tensor.name == "recurrent" else carried, tensor)  # noqa: E731
     with torch.no_grad():
         expected = theirs(tokens())
-    monkeypatch.setattr(Carried, "earlier", zeros)
+    begin_anew(monkeypatch)
     assert psnr(expected, by_calls(ours, tokens(), CALLS)) < 60

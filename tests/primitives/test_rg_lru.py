@@ -7,14 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from figures import psnr
-from test_gated_delta import CALLS, HIDDEN, S, by_position, tokens
+from mixers import CALLS, HIDDEN, S, begin_anew, by_calls, let_padding_write, tokens
 from torch import Tensor
 
 from coreai_recipes.primitives import rg_lru as module
 from coreai_recipes.primitives.attention import build_attention
-from coreai_recipes.primitives.cache import NoCache
-from coreai_recipes.primitives.carried import Carried, tail_placement
-from coreai_recipes.primitives.layer_inputs import LayerInputs
 from coreai_recipes.primitives.rg_lru import RGLRU
 from coreai_recipes.recipe.schema import LayerKind, RMSNorm
 
@@ -70,24 +67,6 @@ def theirs_of(theirs: Any, x: Tensor) -> Tensor:
     return y
 
 
-def by_calls(ours: RGLRU, x: Tensor, calls: list[tuple[int, int]]) -> Tensor:
-    """By calls of so many tokens, so many of them real: what stands behind these is other tokens."""
-    carried: dict[str, Tensor] = {}
-    found, position = [], 0
-    for size, count in calls:
-        given = torch.full((1, size, HIDDEN), 3.0)
-        given[:, :count] = x[:, position : position + count]
-        starts = (position + torch.arange(size) == 0).float().view(1, 1, 1, size)
-        padding = (torch.arange(size) >= count).float().view(1, 1, size, 1)
-        padded = {"tail": tail_placement(2, size, torch.tensor([count])), "padding": padding} if size > 1 else {}
-        cache = NoCache(Carried(carried))
-        with torch.no_grad():
-            y = ours(given.transpose(1, 2).unsqueeze(2), LayerInputs(starts=starts, **padded), cache)
-        found.append(by_position(y)[:, :count])
-        carried, position = cache.carried.left, position + count
-    return torch.cat(found, 1)
-
-
 def both() -> tuple[Tensor, Tensor]:
     theirs, ours = pair()
     return theirs_of(theirs, tokens()), by_calls(ours, tokens(), [(S, S)])
@@ -127,13 +106,11 @@ def no_start(ours: RGLRU, patch: pytest.MonkeyPatch) -> None:
 
 
 def padding_that_writes(ours: RGLRU, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Tensor, "masked_fill", lambda x, *_: x)
+    let_padding_write(patch)
 
 
 def begins_anew(ours: RGLRU, patch: pytest.MonkeyPatch) -> None:
-    right = Carried.earlier
-    zeros = lambda carried, tensor: right(Carried() if tensor.name == "recurrent" else carried, tensor)  # noqa: E731
-    patch.setattr(Carried, "earlier", zeros)
+    begin_anew(patch)
 
 
 @pytest.mark.parametrize(
