@@ -8,6 +8,7 @@ tensors without values (`Recorded`), and whatever the dispatcher is asked for is
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from math import prod
 from operator import getitem
 from typing import Any
@@ -52,7 +53,7 @@ class Recorded(Tensor):
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """A product of several matrices by one stays that: ATen would make one product of it, torch.export does not."""
-        if function in PRODUCTS and args[0].dim() == args[1].dim() > 2 and args[0].shape[:-2] != args[1].shape[:-2]:
+        if function in PRODUCTS and _stays_several(*args):
             return _product(*args)
         return super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
@@ -63,9 +64,16 @@ class Recorded(Tensor):
         raise RuntimeError(f"{function} of a value outside of its recording")
 
 
+def _stays_several(a: Tensor, b: Tensor) -> bool:
+    """ATen makes one product where a view makes the batches of `a` one, torch.export where `a` is contiguous."""
+    if a.dim() == b.dim():
+        return a.dim() > 2 and a.shape[:-2] != b.shape[:-2]
+    return a.dim() > b.dim() == 2 and not a.is_contiguous()
+
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Matrices (..., n, k) by (..., k, m), stretched to each other's batches."""
-    batches = [max(sizes) for sizes in zip(a.shape[:-2], b.shape[:-2], strict=True)]
+    """Matrices (..., n, k) by (..., k, m), or by one (k, m), stretched to each other's batches."""
+    batches = [max(sizes) for sizes in zip_longest(reversed(a.shape[:-2]), reversed(b.shape[:-2]), fillvalue=1)][::-1]
     count = prod(batches)
     flat = [each.expand(*batches, *each.shape[-2:]).reshape(count, *each.shape[-2:]) for each in (a, b)]
     return torch.bmm(*flat).view(*batches, a.shape[-2], b.shape[-1])
