@@ -15,11 +15,16 @@ MOST_VALUES = 3_000_000
 MAX_SETTINGS_BYTES, MOST_SETTINGS, MOST_FIELDS = 4 << 20, 200_000, 4096
 
 
+# JSON has no infinity. transformers 5 writes {"__float__": "Infinity"}, its older releases the bare word.
+FLOAT = "__float__"
+
+
 def read_json_object(
     path: Path, place: str, most_bytes: int = MAX_JSON_BYTES, most_values: int = MOST_VALUES, unique: bool = False
 ) -> dict[str, Any]:
     """A JSON object, bounded in bytes and in values before it is parsed; with `unique`, without a key twice.
 
+    Infinity and NaN are read as the object that transformers writes for them, as in {"__float__": "Infinity"}.
     Raises CheckpointError for anything else.
     """
     try:
@@ -30,7 +35,9 @@ def read_json_object(
         # Each value but the first follows a comma or opens a list or an object. Those in texts are counted too.
         if sum(map(raw.count, (b",", b"[", b"{"))) > most_values:
             raise CheckpointError(f"{place}: {path.name} holds more than {most_values} values")
-        content = load_json(raw, object_pairs_hook=_refuse_duplicates if unique else None)
+        content = load_json(
+            raw, object_pairs_hook=_refuse_duplicates if unique else None, parse_constant=lambda word: {FLOAT: word}
+        )
     except OSError as error:
         raise CheckpointError(f"{place}: {path.name} cannot be read: {error.strerror or error}") from error
     except ValueError as error:

@@ -12,6 +12,7 @@ from typing import Any
 from coreai_recipes.checkpoint.adapted import AdaptedCheckpoint
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint
 from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
+from coreai_recipes.checkpoint.settings import FLOAT
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.assembling import left_out, recipe_from_config
 from coreai_recipes.recipe.importing.comparing import compare_models
@@ -142,10 +143,10 @@ def config_of(model_type: str, settings: Mapping[str, Any], checkpoint: Checkpoi
 
 
 def _as_number(value: Any) -> Any:
-    """A value of config.json, in which transformers writes numbers that JSON has not: {"__float__": "Infinity"}."""
+    """A value of config.json, whose numbers that JSON has not are objects: {"__float__": "Infinity"}."""
     if isinstance(value, Mapping):
-        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
-            return float(value["__float__"])
+        if value.keys() == {FLOAT} and value[FLOAT] in ("Infinity", "-Infinity", "NaN"):
+            return float(value[FLOAT])
         return {key: _as_number(inner) for key, inner in value.items()}
     return [_as_number(inner) for inner in value] if isinstance(value, list) else value
 

@@ -6,7 +6,7 @@ import pytest
 from checkpoint_files import pack, write_folder
 
 from coreai_recipes.checkpoint.safetensors import SafetensorsCheckpoint
-from coreai_recipes.checkpoint.settings import check_token_ids
+from coreai_recipes.checkpoint.settings import check_token_ids, read_settings
 from coreai_recipes.errors import CheckpointError
 
 # Settings and tokenizer
@@ -78,3 +78,12 @@ def test_a_checkpoint_without_a_tokenizer_says_so(tmp_path):
     ours = SafetensorsCheckpoint(write_folder(tmp_path, pack({}, b"")))
     with pytest.raises(CheckpointError, match="has no tokenizer: neither tokenizer"):
         ours.write_tokenizer(tmp_path)
+
+
+def test_an_infinity_of_either_spelling_is_the_same(tmp_path):
+    """mamba2 of transformers 4 has `"time_step_limit": [0.0, Infinity]`, that of 5 an object."""
+    path = tmp_path / "config.json"
+    path.write_text('{"time_step_limit": [0.0, Infinity]}')
+    older = read_settings(path, "here")
+    path.write_text('{"time_step_limit": [0.0, {"__float__": "Infinity"}]}')
+    assert older == read_settings(path, "here") == {"time_step_limit": [0.0, {"__float__": "Infinity"}]}
