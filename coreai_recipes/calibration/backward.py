@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
 
-from coreai_recipes.calibration.curvature import Curvature, Watching
+from coreai_recipes.calibration.curvature import W, Watcher, Watching
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import PER_LAYER_TABLE, Decoder, empty, rows_of_tokens
@@ -42,11 +43,11 @@ class _Given(NoCache):
         self._given = given
 
 
-class Backward:
+class Backward(Generic[W]):
     """The pass of `decoder`, which is empty, over `windows` of token ids.
 
-    `run` gives the curvature of each matrix by name, in the decoder's own order of rows and columns, from the head down
-    to the front; each lasts until the next is asked for.
+    `run` gives by name what `watcher` makes of each matrix, as `Curvature.of`, in the decoder's own order of rows and
+    columns, from the head down to the front; each lasts until the next is asked for.
 
     Held are the inputs of every layer for all windows, and one layer, or the head's table, in float32.
     """
@@ -56,10 +57,12 @@ class Backward:
         decoder: Decoder,
         checkpoint: Checkpoint,
         windows: Sequence[Sequence[int]],
+        watcher: Watcher[W],
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.decoder = decoder
         self.weights = bind_weights(self.decoder, checkpoint)
+        self.watcher = watcher
         self.positions = sum(map(len, windows))
         self._passes = [Pass(torch.tensor([list(window)])) for window in windows]
         self._progress, self._done = on_progress, 0
@@ -68,7 +71,7 @@ class Backward:
         # of each window its tokens, and the squared gradients (S, C) of the rows that were looked up
         self.of_lookups: list[tuple[Tensor, Tensor]] = []
 
-    def run(self) -> Iterator[tuple[str, dict[str, Curvature]]]:
+    def run(self) -> Iterator[tuple[str, dict[str, W]]]:
         layers = self.decoder.stack
         for each in self._passes:
             self._start(each)
@@ -79,10 +82,10 @@ class Backward:
             self._note()
         yield "head", self._head()
         for index in reversed(range(len(layers))):
-            found: dict[str, Curvature] = {}
+            found: dict[str, W] = {}
             with self._filled(index) as names:
                 for each in self._passes:
-                    with Watching(names, found):
+                    with Watching(names, found, self.watcher):
                         self._layer_back(index, each)
             self._note()
             yield f"layers.{index}", found
@@ -154,14 +157,14 @@ class Backward:
             before = each.of_shared.get(owner)
             each.of_shared[owner] = found if before is None else (before[0] + found[0], before[1] + found[1])
 
-    def _head(self) -> dict[str, Curvature]:
+    def _head(self) -> dict[str, W]:
         """Tokens are drawn, and their gradients go down to the last layer's output."""
         decoder, tied = self.decoder, self.decoder.recipe.model.head.tied
         name = "embedding.weight" if tied else "head.weight"
         table = self.weights[name].read().float()[..., None, None]
         bias = self.weights.get("head.bias")
         biases = None if bias is None else bias.read().float()
-        found: dict[str, Curvature] = {}
+        found: dict[str, W] = {}
         names = {id(table): name}
         generator = torch.Generator().manual_seed(SEED)
         fill_from(decoder.norm, self.weights, "norm.")
@@ -174,7 +177,7 @@ class Backward:
             gradients = []
             for piece in torch.split(last, step, 3):
                 x = piece.detach().requires_grad_()
-                with torch.enable_grad(), Watching(names, found):
+                with torch.enable_grad(), Watching(names, found, self.watcher):
                     logits = decoder.head(decoder.norm(x), table, biases)[0]
                     drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
                     torch.nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum").backward()  # type: ignore[no-untyped-call]
@@ -184,9 +187,9 @@ class Backward:
             empty(part)
         return found
 
-    def _front(self) -> dict[str, Curvature]:
+    def _front(self) -> dict[str, W]:
         """The gradients reach the rows that were looked up, and what is computed of them before any layer."""
-        found: dict[str, Curvature] = {}
+        found: dict[str, W] = {}
         for each in self._passes:
             with torch.enable_grad(), self._front_of(each, found) as (x, _, per_layer, rows):
                 targets, gradients = [x], [each.of_hidden]
@@ -198,7 +201,7 @@ class Backward:
                     self.of_lookups.append((each.ids[0], rows.grad.square()))
         return found
 
-    def _front_of(self, each: Pass, found: dict[str, Curvature] | None = None) -> "_Front":
+    def _front_of(self, each: Pass, found: dict[str, W] | None = None) -> "_Front[W]":
         return _Front(self, each, found)
 
     def _note(self) -> None:
@@ -221,10 +224,10 @@ class _Filled:
         empty(self._module)
 
 
-class _Front:
+class _Front(Generic[W]):
     """The front of a window with its weights: the table has a row for each position, which gradients reach."""
 
-    def __init__(self, owner: Backward, each: Pass, found: dict[str, Curvature] | None) -> None:
+    def __init__(self, owner: Backward[W], each: Pass, found: dict[str, W] | None) -> None:
         self._owner, self._each, self._found = owner, each, found
 
     def __enter__(self) -> tuple[Tensor, dict[str, LayerInputs], Tensor | None, Tensor]:
@@ -244,7 +247,7 @@ class _Front:
             held = rows_of_tokens(ids, decoder.per_layer_table.num_embeddings)
             table = weights[PER_LAYER_TABLE].read_rows(held.tolist()).float()[places]
         start, count = (torch.tensor([n], dtype=torch.int32) for n in (0, places.shape[1]))
-        with Watching(names, {} if self._found is None else self._found):
+        with Watching(names, {} if self._found is None else self._found, self._owner.watcher):
             call = decoder.front.call(places.shape[1], cached=False)
             x, inputs, per_layer = decoder.front(call, torch.arange(places.shape[1])[None], start, count, table)
         return x, inputs, per_layer, decoder.embedding.weight

@@ -8,7 +8,7 @@ and on which nothing depends, has the little weight that it deserves.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,17 @@ from torch.overrides import TorchFunctionMode
 from coreai_recipes.calibration.statistics import Moments, Statistics
 
 MULTIPLICATIONS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+
+
+class Watched(Protocol):
+    """What is told of a matrix: inputs x (I, T) or (experts, I, T), of which one may be all experts', and squared
+    gradients (O, T) or (experts, O, T) of some tokens."""
+
+    def add(self, x: Tensor, squares: Tensor) -> None: ...
+
+
+W = TypeVar("W", bound=Watched)
+Watcher = Callable[[str, int, int], W | None]  # what watches a matrix by its name, rows in all, and width
 
 
 class Curvature:
@@ -28,8 +39,12 @@ class Curvature:
         self.moments = Moments(width)  # each token the same, as what a matrix is fitted to
         self.total = 0.0
 
+    @classmethod
+    def of(cls, name: str, rows: int, width: int) -> "Curvature":
+        """As a `Watcher` of every matrix."""
+        return cls(rows, width)
+
     def add(self, x: Tensor, squares: Tensor) -> None:
-        """Inputs x (I, T) or (experts, I, T) and squared gradients (O, T) or (experts, O, T) of some tokens."""
         rows = squares.sum(-1, dtype=torch.float64)
         self.of_rows += rows.reshape(-1)
         self.total += float(rows.sum())
@@ -57,6 +72,34 @@ class Curvature:
         return found / 2 / positions
 
 
+class ErrorCost:
+    """What an error (..., O, I) of one matrix costs, where it is known before the pass: as `Curvature.cost`, without H,
+    whose numbers are the square of the inputs'. The errors of an expert meet its own inputs alone."""
+
+    def __init__(self, error: Tensor) -> None:
+        self.error = error.flatten(0, -3) if error.dim() > 2 else error[None]  # (experts, O, I)
+        self._of_rows = torch.zeros(self.error.shape[:2], dtype=torch.float64)
+        self._weighted = torch.zeros_like(self._of_rows)  # (E x)^2, each token with its weight
+
+    def add(self, x: Tensor, squares: Tensor) -> None:
+        inputs = x.reshape(-1, *x.shape[-2:])
+        of_each = squares.reshape(*self._of_rows.shape, squares.shape[-1])  # (experts, O, T)
+        self._of_rows += of_each.sum(-1, dtype=torch.float64)
+        for expert, (error, gradients) in enumerate(zip(self.error, of_each, strict=True)):
+            tokens = gradients.sum(0)
+            rows = 0
+            for block in _split(error):
+                outputs = block @ inputs[min(expert, len(inputs) - 1)]
+                self._weighted[expert, rows : rows + len(block)] += (outputs.square_() @ tokens).double()
+                rows += len(block)
+
+    def cost(self, positions: int) -> float:
+        """Predicted nats at a position; `positions` were added in all."""
+        totals = self._of_rows.sum(1, keepdim=True)
+        shares = torch.where(totals > 0, self._of_rows / totals, 0.0)
+        return float((shares * self._weighted).sum()) / 2 / positions
+
+
 def _in_turn(functions: Iterable[Callable[[], None]]) -> None:
     for function in functions:
         function()
@@ -66,13 +109,13 @@ def _split(tensor: Tensor, rows: int = 8192) -> list[Tensor]:
     return list(torch.split(tensor, rows))
 
 
-class Watching(TorchFunctionMode):
+class Watching(TorchFunctionMode, Generic[W]):
     """Within its context, what matrices multiply is noted when it comes, and squared gradients when the backward pass
-    comes by. `names` are those of matrices by identity."""
+    comes by. `names` are those of matrices by identity, and `watcher` makes what is told of one, or None."""
 
-    def __init__(self, names: Mapping[int, str], found: dict[str, Curvature]) -> None:
+    def __init__(self, names: Mapping[int, str], found: dict[str, W], watcher: Watcher[W]) -> None:
         super().__init__()
-        self._names, self._found = names, found
+        self._names, self._found, self._watcher = names, found, watcher
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -85,7 +128,10 @@ class Watching(TorchFunctionMode):
     def _watch(self, name: str, weight: Tensor, x: Tensor, output: Tensor, conv: bool) -> None:
         if name not in self._found:
             width = weight.shape[1] if conv else weight.shape[-1]
-            self._found[name] = Curvature(weight.numel() // width, width)
+            made = self._watcher(name, weight.numel() // width, width)
+            if made is None:
+                return
+            self._found[name] = made
         if not output.requires_grad:
             return
         inputs = x.detach()

@@ -100,7 +100,7 @@ def predict(
     `measuring` does that for all matrices but the table; by default one after the other, on `threads`.
     """
     calibrated = recipe.compress is not None and recipe.compress.calibration is not None
-    backward = Backward(folded_decoder(recipe), checkpoint, windows, on_progress)
+    backward = Backward(folded_decoder(recipe), checkpoint, windows, Curvature.of, on_progress)
     shapes = {
         name: shape
         for name, shape in stored_parameters([backward.decoder]).shapes.items()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from coreai_recipes.calibration.backward import Backward
+from coreai_recipes.calibration.curvature import ErrorCost
 from coreai_recipes.decoder.filling import Weight, bind_weights
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.decoder.stacks import MODULES, build_stacks
@@ -94,17 +95,18 @@ def _predict(
     def note(step: str, done: int, total: int) -> None:
         subject.progress(f"{NAME}: {step}", done, total)
 
-    backward = Backward(build_decoder(subject.recipe), subject.weights, windows, note)
+    def watch(name: str, rows: int, width: int) -> ErrorCost | None:
+        return ErrorCost(_error(weights[name])) if name in names else None
+
+    backward = Backward(build_decoder(subject.recipe), subject.weights, windows, watch, note)
     found = dict.fromkeys(names, 0.0)
-    errors: dict[str, Tensor] = {}
-    for _, curvatures in backward.run():
-        for name, curvature in curvatures.items():
-            if name in found:
-                error = _error(weights[name])
-                found[name] += curvature.cost(error, backward.positions)
-                errors |= {name: error} if name == EMBEDDING else {}
+    table: Tensor | None = None
+    for _, costs in backward.run():
+        for name, cost in costs.items():
+            found[name] += cost.cost(backward.positions)
+            table = cost.error.reshape(-1, cost.error.shape[-1]) if name == EMBEDDING else table
     if EMBEDDING in found:
-        found[EMBEDDING] += backward.lookup_cost(errors.get(EMBEDDING, _error(weights[EMBEDDING])))
+        found[EMBEDDING] += backward.lookup_cost(_error(weights[EMBEDDING]) if table is None else table)
     return {shown_name(name): cost for name, cost in found.items()}
 
 
