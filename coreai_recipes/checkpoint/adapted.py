@@ -33,8 +33,8 @@ class AdaptedCheckpoint(Checkpoint):
         self._is_transposed = base.config.get("model_type") in CONV1D
         problems = []
         for adapter, factor in self.adapters:
-            problems += [f"{adapter.place}: {problem}" for problem in self._find(adapter, factor)]
-        CheckpointError.collect(problems[:20])
+            problems += [f"{adapter.place}: {problem}" for problem in self._find(adapter, factor)][:20]
+        CheckpointError.collect(problems)
         self.tensors = {
             name: replace(info, dtype="F32") if name in self._merged else info for name, info in base.tensors.items()
         }
@@ -44,9 +44,7 @@ class AdaptedCheckpoint(Checkpoint):
         if (why := _why_another(adapter, self.base)) is not None:
             yield why
             return
-        if any(name.endswith(".gguf") for name in self.base.weight_files()):
-            yield f"{self.base.path} is a GGUF file: an adapter is merged into safetensors"
-            return
+        misfits = []
         for module, part in adapter.modules.items():
             name = f"{module}.weight"
             if name not in self.base.tensors:  # GPT-2's files on the hub leave out the first word
@@ -54,14 +52,17 @@ class AdaptedCheckpoint(Checkpoint):
             if module.endswith(("lm_head", "embed_tokens", "wte", "embed_out")):
                 yield f"{module}: adapters of tables and heads are not merged here: merge it with peft first"
             elif name not in self.base.tensors:
-                yield f"{module}: its base has no such matrix: this is an adapter of another model"
+                misfits.append(f"{module}: its base has no such matrix")
             elif (needed := self.base.tensors[name].shape) != self._turned(part.shape):
-                yield f"{module}: it is for a matrix {self._turned(part.shape)}, and its base has {needed}"
+                misfits.append(f"{module}: it is for a matrix {self._turned(part.shape)}, and its base has {needed}")
             else:
                 held = self._merged.setdefault(name, [])
                 held.append((adapter, part, factor))
                 if len(held) > 1 and any(each.magnitude for _, each, _ in held):
                     yield f"{module}: a DoRA cannot be merged beside another adapter"
+        if misfits:
+            others = f", and {len(misfits) - 1} others fit no better" if len(misfits) > 1 else ""
+            yield f"{misfits[0]}{others}: this is an adapter of another model"
 
     def _turned(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[::-1] if self._is_transposed else shape
@@ -182,6 +183,11 @@ class AdaptedCheckpoint(Checkpoint):
 
     def why_unreadable(self, name: str) -> str | None:
         return self.base.why_unreadable(name)
+
+
+def without_adapters(checkpoint: Checkpoint) -> Checkpoint:
+    """The base of a checkpoint with adapters, any other as it is."""
+    return checkpoint.base if isinstance(checkpoint, AdaptedCheckpoint) else checkpoint
 
 
 class Unmerged:

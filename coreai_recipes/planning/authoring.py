@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coreai_recipes.checkpoint.adapter import CONFIG
 from coreai_recipes.checkpoint.open import open_config, open_headers
-from coreai_recipes.errors import RecipeError, UserError
+from coreai_recipes.errors import CheckpointError, RecipeError, UserError
 from coreai_recipes.recipe.importing.assembling import Imported, recipe_from_config, with_draft
 from coreai_recipes.recipe.importing.comparing import Difference, compare_models
 from coreai_recipes.recipe.importing.writing import write_recipe
@@ -44,7 +45,7 @@ def new_recipe(src: str | Path, family: str | None = None, draft: str | Path | N
     that is not understood and every tensor that does not fit.
     """
     adapter, src = _base_of(src)
-    checkpoint = open_config(src)
+    checkpoint = open_config(src) if adapter is None else _open_base(adapter, src)
     source = _hub_id(src)
     name = _name_after(checkpoint, source) if adapter is None else _name_of(adapter.path.resolve().name)
     imported = recipe_from_config(checkpoint.config, name, source, family)
@@ -126,7 +127,7 @@ def _check_draft(recipe: Recipe, checkpoint: "Checkpoint") -> None:
 
 def _base_of(src: str | Path) -> "tuple[Adapter | None, str | Path]":
     """The adapter in a folder and the checkpoint that it names, or no adapter and the source as it is."""
-    from coreai_recipes.checkpoint.adapter import CONFIG, open_adapter
+    from coreai_recipes.checkpoint.adapter import open_adapter
     from coreai_recipes.checkpoint.open import find_path
 
     folder = find_path(src)
@@ -136,6 +137,16 @@ def _base_of(src: str | Path) -> "tuple[Adapter | None, str | Path]":
     if adapter.base is None:
         raise UserError(f"{adapter.place}: {CONFIG} names no base_model_name_or_path: give its base to `recipe new`")
     return adapter, adapter.base
+
+
+def _open_base(adapter: "Adapter", src: str | Path) -> "Checkpoint":
+    try:
+        return open_config(src)
+    except CheckpointError as error:
+        where = f"  say in its {CONFIG} (base_model_name_or_path) where its base is"
+        raise CheckpointError(
+            *(f"{adapter.place}: its base, {problem}\n{where}" for problem in error.problems)
+        ) from None
 
 
 def _with_adapter(recipe: Recipe, adapter: "Adapter", checkpoint: "Checkpoint") -> Recipe:

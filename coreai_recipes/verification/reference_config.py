@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coreai_recipes.checkpoint.adapted import AdaptedCheckpoint
+from coreai_recipes.checkpoint.adapted import AdaptedCheckpoint, without_adapters
 from coreai_recipes.checkpoint.base import TIE_FLAG, Checkpoint
 from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
 from coreai_recipes.checkpoint.settings import FLOAT
@@ -66,7 +66,7 @@ def make_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
     Raises CheckpointError when config.json is of another model_type than the recipe's reference, or transformers
     refuses it.
     """
-    config, origin = _read_config(recipe, checkpoint)
+    config, origin = _read_config(recipe, without_adapters(checkpoint))
     carry_theta(config, checkpoint.config)
     fix_longrope(getattr(config, "rope_parameters", None) or {}, recipe.export.context)
     return config, origin

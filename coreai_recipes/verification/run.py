@@ -155,6 +155,7 @@ def reference_of(stage: Stage, subject: Subject) -> dict[str, Any]:
 
 def read_as(subject: Subject) -> str | None:
     """What config.json says of its model_type, where the recipe names another, by which it was read (`--as`)."""
+    from coreai_recipes.checkpoint.adapted import without_adapters
     from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
 
     reference, settings = subject.recipe.reference, subject.weights.config
@@ -162,7 +163,7 @@ def read_as(subject: Subject) -> str | None:
         return None
     text = settings.get("text_config")
     said = {settings.get("model_type"), text.get("model_type") if isinstance(text, dict) else None}
-    if reference.model_type in said or isinstance(subject.weights, GGUFCheckpoint):
+    if reference.model_type in said or isinstance(without_adapters(subject.weights), GGUFCheckpoint):
         return None
     return f"config.json says model_type {settings.get('model_type')}, read as {reference.model_type}'s"
 

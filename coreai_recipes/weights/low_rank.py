@@ -51,6 +51,7 @@ def bind_low_rank(
     """
     found: dict[str, LowRankBinding] = {}
     problems: list[str] = []
+    unlike: dict[str, list[str]] = {}  # matrices by what their products are
     used: set[str] = set()
     for name, binding in bindings.items():
         matrix, changed = name.removesuffix(".weight"), binding.tensors & adapted.changed
@@ -61,9 +62,12 @@ def bind_low_rank(
         if matrix not in matrices or not is_plain:
             problems.append(f"{matrix} is no plain matrix of a layer: an adapter of it is merged, not handed in")
         elif why := adapted.why_no_factors(binding.tensor):
-            problems.append(f"{matrix}: {why}")
+            unlike.setdefault(why, []).append(matrix)
         else:
             found[matrix] = LowRankBinding(adapted, binding)
+    problems += [
+        f"{names[0]}{f' and {len(names) - 1} others' * (len(names) > 1)}: {why}" for why, names in unlike.items()
+    ]
     problems += [f"{name} fills nothing of the recipe" for name in sorted(adapted.changed - used)]
     (adapter, _), *_ = adapted.adapters
     CheckpointError.collect(f"{adapter.place}: {problem}" for problem in problems[:20])

@@ -92,7 +92,18 @@ def test_validate_holds_an_adapter_to_the_checkpoint(run: Run, adapter: Path, tm
     status, _, err = run("validate", recipe, "--checkpoint", TINY)
     assert status == 2
     said = "model.layers.0.mlp.down_proj: it is for a matrix (24, 40), and its base has (96, 176)"
-    assert err.splitlines()[0] == f"adapter {adapter_of_another}: {said}"
+    others = "and 3 others fit no better: this is an adapter of another model"
+    assert err == f"adapter {adapter_of_another}: {said}, {others}\n"
+
+
+def test_an_adapter_whose_base_is_not_here_says_so(run: Run, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, moved := tmp_path / "moved")
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/gone/base"}))
+    assert run("new", moved)[2] == (
+        f"adapter {moved}: its base, checkpoint /gone/base: no such folder or file; a hub id is ORG/NAME or "
+        "ORG/NAME@REVISION\n  say in its adapter_config.json (base_model_name_or_path) where its base is\n"
+    )
 
 
 def test_names_of_adapters_differ(run: Run, tmp_path: Path) -> None:
@@ -101,15 +112,3 @@ def test_names_of_adapters_differ(run: Run, tmp_path: Path) -> None:
         "recipe: 1\nextends: tiny-llama\nname: two\nadapters:\n  - {name: a, source: x}\n  - {name: a, source: y}\n"
     )
     assert run("validate", recipe)[2] == f"{recipe}:6:12: adapters.1.name: a is the name of an earlier adapter too\n"
-
-
-def test_a_gguf_base_is_refused(adapter: Path, tmp_path: Path, run: Run) -> None:
-    from coreai_recipes.checkpoint.adapted import AdaptedCheckpoint
-    from coreai_recipes.checkpoint.adapter import Adapter
-    from coreai_recipes.checkpoint.open import open_checkpoint
-    from coreai_recipes.errors import CheckpointError
-
-    base = open_checkpoint(TINY)
-    base.weight_files = lambda: {"model.gguf": tmp_path / "model.gguf"}  # type: ignore[method-assign]
-    with pytest.raises(CheckpointError, match="is a GGUF file: an adapter is merged into safetensors"):
-        AdaptedCheckpoint(base, [(Adapter(adapter), 1.0)])

@@ -157,8 +157,9 @@ def test_an_adapter_of_another_model_is_refused_with_the_matrix(base: tuple[Any,
     save_adapter(tiny_llama(hidden_size=32, head_dim=8), tmp_path / "wider")
     with pytest.raises(CheckpointError) as refused:
         merged(base[1], (tmp_path / "wider", 1.0))
-    assert refused.value.problems[0] == f"adapter {tmp_path / 'wider'}: " + (
-        "model.layers.0.mlp.down_proj: it is for a matrix (32, 40), and its base has (24, 40)"
+    assert refused.value.problems == (
+        f"adapter {tmp_path / 'wider'}: model.layers.0.mlp.down_proj: it is for a matrix (32, 40), and its base has "
+        "(24, 40), and 3 others fit no better: this is an adapter of another model",
     )
     save_adapter(base[0], tmp_path / "named")
     rewrite(tmp_path / "named", base_model_name_or_path="org/one")
