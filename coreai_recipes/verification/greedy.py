@@ -16,7 +16,8 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.decoder.filling import Weight, bind_weights, fill_from
 from coreai_recipes.decoder.model import Decoder, build_decoder
 from coreai_recipes.recipe.schema import AttentionKind, Mamba2, Recipe
-from coreai_recipes.verification.reference import Reference, keeps, on_cache
+from coreai_recipes.verification.reference import Reference
+from coreai_recipes.verification.their_cache import make_cache, on_cache
 from coreai_recipes.verification.ties import following, has_routers, noting
 
 TOKENS = 64
@@ -96,9 +97,7 @@ def generate(
     has, then one a call, which is a prompt's own as long as it has one, else the one that was chosen. A model that
     keeps nothing (GPT) is given all of them again, and so is any where `cached` is false.
     """
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
+    cache = make_cache(model)
     shortest, ends = min(map(len, prompts)), [len(p) + n for p, n in zip(prompts, steps, strict=True)]
     tokens: list[list[int]] = [[] for _ in prompts]
     logits: list[list[Tensor]] = [[] for _ in prompts]
@@ -115,7 +114,7 @@ def generate(
         chosen = torch.tensor(
             [[prompt[position] if position < len(prompt) else best[row]] for row, prompt in enumerate(prompts)]
         )
-        new = chosen if cached and keeps(cache) else torch.cat((new, chosen), 1)
+        new = chosen if cached and cache.keeps else torch.cat((new, chosen), 1)
     return [(torch.tensor(ids), torch.stack(rows)) for ids, rows in zip(tokens, logits, strict=True)]
 
 

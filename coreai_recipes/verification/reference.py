@@ -300,22 +300,6 @@ def keep_all(model: Any, length: int) -> dict[str, Tensor]:
     return {"logits_to_keep": torch.arange(length)} if takes_it else {}
 
 
-def on_cache(model: Any, cache: Any, start: int, length: int) -> dict[str, Any]:
-    """The arguments of a call of `length` tokens from position `start` on with a cache: Mamba-2 calls it cache_params,
-    and Bamba begins at position 0 again where positions are not said, as transformers' own generate says them."""
-    taken = inspect.signature(model.forward).parameters
-    given = {"cache_params" if "cache_params" in taken else "past_key_values": cache}
-    return {**given, "position_ids": torch.arange(start, start + length)[None]} if "position_ids" in taken else given
-
-
-def keeps(cache: Any) -> bool:
-    """Whether a cache holds anything of the calls so far; of recurrent layers alone, which have no length, it does."""
-    try:
-        return bool(cache.get_seq_length())
-    except ValueError:
-        return True
-
-
 def first(output: Any) -> Tensor:
     """The hidden states of a module's output: transformers gives them alone, or first in a tuple or a list."""
     return output[0] if isinstance(output, tuple | list) else output  # type: ignore[no-any-return]

@@ -18,8 +18,9 @@ from coreai_recipes.running.buffer import RowBuffer
 from coreai_recipes.storage.chunks import buffers_of_packages, carried_of_packages
 from coreai_recipes.verification.calls import FunctionCall
 from coreai_recipes.verification.figures import psnr, snr_min
-from coreai_recipes.verification.reference import Reference, keep_all, on_cache
+from coreai_recipes.verification.reference import Reference, keep_all
 from coreai_recipes.verification.report import number
+from coreai_recipes.verification.their_cache import make_cache, on_cache
 
 if TYPE_CHECKING:
     from coreai_recipes.verification.exchange import Exchange
@@ -109,11 +110,9 @@ def their_logits(
 ) -> Tensor:
     """transformers' logits (S, V) in `dtype`, float32 here, of these calls one after another, its recurrent states
     rounded to float16 wherever the package's are. The whole model is in memory."""
-    from transformers import DynamicCache
-
     model: Any = Reference(subject.recipe, subject.weights, dtype, exchange, sums).fill_all()
     in_halves = subject.recipe.export.recurrent_state == "two_float16"
-    cache, ids = DynamicCache(config=model.config), torch.tensor([subject.tokens.sequence])
+    cache, ids = make_cache(model), torch.tensor([subject.tokens.sequence])
     logits = []
     with torch.inference_mode(), sums or nullcontext():
         for call, is_rounded in zip(calls, _rounded_before(subject.recipe, calls), strict=True):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_verify_ties import save_equal
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from verify_cases import Saved
 
 from coreai_recipes.checkpoint import Checkpoint
@@ -58,3 +59,20 @@ def test_one_prompt_is_what_transformers_generates(saved: Callable[[str], Saved]
         ((tokens, _),) = generate(model, PROMPTS[:1], [12])
         expected = model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=12, min_new_tokens=12, do_sample=False)  # type: ignore[operator]
     assert tokens.tolist() == expected[0, len(PROMPTS[0]) :].tolist()
+
+
+@pytest.mark.parametrize("family", ["bamba", "granitemoehybrid", "qwen3_5_text"])
+def test_a_hybrid_without_a_layer_of_attention_goes_on_from_its_states(family: str) -> None:
+    """transformers asks its cache for a length, which then none of its layers has: it raised ValueError."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    mamba = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "shared_intermediate_size": 32}
+    layers = {} if family == "bamba" else {"layer_types": ["linear_attention"] * 2}
+    config = CONFIG_MAPPING[family](**sizes, num_attention_heads=4, num_key_value_heads=2, **layers, **mamba)
+    assert set(config.layer_types) == {"linear_attention"}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.inference_mode():
+        on_a_cache, whole = generate(model, PROMPTS, STEPS), generate(model, PROMPTS, STEPS, cached=False)
+    for (tokens, logits), (expected, expected_logits) in zip(on_a_cache, whole, strict=True):
+        assert tokens.tolist() == expected.tolist()
+        torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
