@@ -9,18 +9,14 @@ asset's own program without float16's roundings. It also gives what comes into t
     after:  %5 = coreai.constant dense_resource<w> : tensor<8x8xf32>
 """
 
-import mmap
 import re
-import tempfile
 from collections.abc import Iterator
-from hashlib import sha256, sha512
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from coreai_recipes.aimodel.bytecode import Replacement, splice
-from coreai_recipes.aimodel.folder import HASH, METADATA, PROGRAM
+from coreai_recipes.aimodel.bytecode import Replacement
+from coreai_recipes.aimodel.rewriting import rewrite
 
 FLOAT = re.compile(r"(?<=[x<])f16(?=>)")
 CONSTANT = re.compile(r"( *)%(\w+) = coreai\.constant (.*) : (tensor<[\dx]*f16>)$")
@@ -35,51 +31,27 @@ OUTPUT = re.compile(r"( *coreai\.output )(.*) : (.*)$")
 INSIDE = {"front_": "x", "layer_": "y", "head_": "logits"}
 END = "  }"
 RESOURCE = re.compile(r"dense_resource<\"?(\w+)\"?>$")
-STAND_IN = 64  # bytes
 BLOCK = 1 << 20  # weights that are widened at once
 
 
 def write_twin(asset: Path, twin: Path) -> None:
     """Write the twin of the asset as the folder `twin`, which must not exist."""
-    twin.mkdir()
-    with (asset / PROGRAM).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        weights = _Weights()
-        short = b"".join(splice(whole := memoryview(data), weights.shorten))
-        lines, weights.wide = widened(_printed(short))
-        digest = sha256()
-        with (twin / PROGRAM).open("wb") as out:
-            for block in splice(_parsed("\n".join(lines)), weights.choose):
-                digest.update(block)
-                out.write(block)
-        weights.kept.clear()
-        whole.release()
-    (twin / HASH).write_bytes(digest.digest())
-    (twin / METADATA).write_bytes((asset / METADATA).read_bytes())
+    wide: set[str] = set()
 
+    def widen(text: str) -> str:
+        lines, found = widened(text)
+        wide.update(found)
+        return "\n".join(lines)
 
-class _Weights:
-    """The blobs of an asset while its program is looked at without them. Those named in `wide` are float32 in the
-    twin."""
-
-    def __init__(self) -> None:
-        self.kept: dict[bytes, tuple[str, memoryview]] = {}
-        self.wide: set[str] = set()
-
-    def shorten(self, name: str, content: memoryview) -> Replacement:
-        key = sha512(name.encode()).digest()
-        self.kept[key] = name, content
-        return Replacement(len(key), lambda: [key])
-
-    def choose(self, _: str, stand_in: memoryview) -> Replacement | None:
-        name, content = self.kept.get(bytes(stand_in), (None, None)) if len(stand_in) == STAND_IN else (None, None)
-        if content is None:
+    def choose(name: str, content: memoryview) -> Replacement | None:
+        if name not in wide:
             return None
-        if name not in self.wide:
-            return Replacement(len(content), lambda: [content])
         values = np.frombuffer(content, np.float16)
         parts = range(0, len(values), BLOCK)
         blocks = (values[at : at + BLOCK].astype(np.float32).view(np.uint8).data for at in parts)
         return Replacement(2 * len(content), lambda: blocks)
+
+    rewrite(asset, twin, widen, choose)
 
 
 def widened(text: str) -> tuple[list[str], set[str]]:
@@ -157,30 +129,3 @@ class _Graph:
             shown = f"%{value}#{place}" if several else f"%{value}"
             yield wanted if is_logits else f"hidden_{count}", shown, kinds.split(", ")[place]
             count += not is_logits
-
-
-def _printed(program: bytes) -> str:
-    """The program as text, its resources whole: they are stand-ins."""
-    return str(_load(program))
-
-
-def _parsed(text: str) -> bytes:
-    from coreai._compiler.ir import Location, Module
-    from coreai.authoring import Context
-    from coreai.authoring.asset import AIProgram
-
-    with Context()._mlir_context, Location.unknown():
-        module = Module.parse(text)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, PROGRAM)
-            AIProgram._from_mlir_module(module)._save_bytecode(path)
-            return path.read_bytes()
-
-
-def _load(program: bytes) -> Any:
-    from coreai.authoring.asset import AIProgram
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, PROGRAM)
-        path.write_bytes(program)
-        return AIProgram._load_bytecode(path)._module._mlir_module

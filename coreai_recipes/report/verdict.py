@@ -60,6 +60,9 @@ def _explain(stage: Mapping[str, Any]) -> str:
         words.append(f"{detail['sampled']} positions")
     if "worst_psnr" in detail:
         words.append(f"{detail['tensors']} tensors at {detail['positions']} positions, lowest {detail['worst_psnr']}")
+    if "weights_compared" in detail:
+        words.append(count(detail["weights_compared"], "compressed weight"))
+        words.append(f"{detail['program']} and its dense twin: {detail['calls']}; outputs and states to the bit")
     if "probes" in detail:
         words.append(f"{sum(detail['probes'].values())} texts and conversations")
         if "different" in detail:

@@ -1,32 +1,24 @@
 """Core AI through coreai-core, on Linux and macOS: the functions of a saved asset, in a process of its own.
 
-A broken file aborts the process that reads it, and the runtime prints to standard output. It checks neither an asset's
-hash nor where rows are written; both are checked here. States are zeros that the host allocates. They lie in files that
-both processes map: tensors here, read by the other process only where something has written to them in between.
+The runtime checks neither an asset's hash nor where rows are written; both are checked here. States are zeros that the
+host allocates. They lie in files that both processes map: tensors here, read by the other process only where something
+has written to them in between.
 """
 
-import pickle
-import subprocess
-import sys
-import tempfile
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from hashlib import file_digest
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.aimodel.folder import HASH, PROGRAM
-from coreai_recipes.child_process import command_of, take_output
 from coreai_recipes.errors import BundleError, UserError
+from coreai_recipes.running.coreai_process import CoreAIProcess, Ports
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 EXTRA = "pip install 'coreai-recipes[coreai]'"
-TWIN = "twin.aimodel"
-SAID = 2000  # characters of what a process that ended had said
-Ports = dict[str, tuple[str, tuple[int, ...]]]
 
 
 class States(dict[str, "Tensor"]):
@@ -74,28 +66,22 @@ class CoreAIFunction:
 
 class CoreAIProgram:
     """The functions of the asset at `package` by name. `context` is how many positions it holds, where that is known.
-    With `widened` it is the asset's float32 twin that runs (`aimodel.twin`).
+    With `dense` it is the asset's dense twin that runs (`aimodel.dense`), with `widened` the float32 twin
+    (`aimodel.twin`) of either.
 
     Raises UserError where coreai-core is not installed, BundleError for an asset that is not what its hash says, and
     one that cannot be loaded.
     """
 
-    def __init__(self, package: Path, context: int | None = None, widened: bool = False) -> None:
+    def __init__(self, package: Path, context: int | None = None, widened: bool = False, dense: bool = False) -> None:
         check_coreai()
         check_hash(package)
         self.package, self._context = package, context
         self._functions: dict[str, CoreAIFunction] = {}
-        self._folder = tempfile.TemporaryDirectory()
-        self._log = Path(self._folder.name, "log")
-        command = command_of(__name__, "main")
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
-        self.signatures: dict[str, dict[str, Ports]] = self.ask("load", *self._place(package, widened))
+        self._process = CoreAIProcess(package)
+        self.signatures: dict[str, dict[str, Ports]] = self.ask("load", widened, dense)
         self._states: Ports = {name: port for each in self.signatures.values() for name, port in each["states"].items()}
         self._made = 0
-
-    def _place(self, package: Path, widened: bool) -> tuple[str, str | None]:
-        return str(package.absolute()), str(Path(self._folder.name, TWIN)) if widened else None
 
     def function(self, name: str) -> CoreAIFunction:
         if name not in self.signatures:
@@ -112,7 +98,7 @@ class CoreAIProgram:
         self._made += 1
         tensors, places = dict[str, "Tensor"](), dict[str, str]()
         for name, (dtype, shape) in self._states.items():
-            places[name] = path = str(Path(self._folder.name, f"{self._made}_{len(places)}"))
+            places[name] = path = str(self._process.folder / f"{self._made}_{len(places)}")
             tensors[name] = torch.from_numpy(np.memmap(path, dtype, "w+", shape=shape))
         self.ask("states", self._made, places)
         return States(tensors, self._made)
@@ -130,35 +116,12 @@ class CoreAIProgram:
             )
 
     def ask(self, what: str, *given: Any) -> Any:
-        """What the process answers. Raises BundleError with the runtime's words, also where they were its last."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise RuntimeError("the process has no pipes")
-        try:
-            pickle.dump((what, given), stdin)
-            stdin.flush()
-            done, answer = pickle.load(stdout)
-        except (BrokenPipeError, EOFError):
-            code = self._process.wait()
-            said = self._log.read_text(errors="replace").strip()[-SAID:].splitlines()
-            why = f": {said[-1]}" if said else ""
-            raise BundleError(f"{self.package}: Core AI's runtime ended with status {code}{why}") from None
-        if not done:
-            raise BundleError(f"{self.package}: {answer}")
-        return answer
+        """What the process answers. Raises BundleError with the runtime's words."""
+        return self._process.ask(what, *given)
 
     def close(self) -> None:
         """End the process."""
-        with suppress(Exception):
-            self._process.communicate(timeout=10)
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        self._folder.cleanup()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_process"):
-            self.close()
+        self._process.close()
 
 
 def check_coreai() -> None:
@@ -177,84 +140,3 @@ def check_hash(package: Path) -> None:
         raise BundleError(f"{package}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     if digest != said:
         raise BundleError(f"{package}: {PROGRAM} is not the program whose digest {HASH} holds")
-
-
-def main() -> None:
-    """The other process: answers questions on standard input until it ends. What the runtime prints is kept away."""
-    answers = take_output()
-    _Served(sys.stdin.buffer, answers).serve()
-
-
-class _Served:
-    def __init__(self, questions: BinaryIO, answers: BinaryIO) -> None:
-        self._questions, self._answers = questions, answers
-        self._functions: dict[str, tuple[Any, Ports]] = {}  # and the states of each
-        self._states: dict[int, dict[str, Any]] = {}  # the files that hold them
-        self._held: dict[str, Any] = {}  # the runtime's own arrays, which are copies of these
-
-    def serve(self) -> None:
-        import asyncio
-
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        from contextlib import AsyncExitStack
-
-        async with AsyncExitStack() as self._open:
-            while True:
-                try:
-                    what, given = pickle.load(self._questions)
-                except EOFError:
-                    return
-                try:
-                    answer = True, await getattr(self, what)(*given)
-                except Exception as error:  # the runtime raises RuntimeError, KernelError and others
-                    answer = False, " ".join(str(error).split()) or type(error).__name__
-                pickle.dump(answer, self._answers)
-                self._answers.flush()
-
-    async def load(self, path: str, twin: str | None) -> dict[str, dict[str, Ports]]:
-        """The signatures of its functions, and of the graphs that they call."""
-        from coreai.authoring import AIModelAsset
-
-        if twin is not None:
-            from coreai_recipes.aimodel.twin import write_twin
-
-            write_twin(Path(path), Path(twin))
-        asset = AIModelAsset.load(path if twin is None else twin)
-        model = await self._open.enter_async_context(asset.executable())
-        found = {}
-        for name in model.function_names:
-            function = model.load_function(name)
-            said = function.desc
-            found[name] = {
-                "inputs": {each: _port(said.input_descriptor(each)) for each in said.input_names},
-                "outputs": {each: _port(said.output_descriptor(each)) for each in said.output_names},
-                "states": {each: _port(said.state_descriptor(each)) for each in said.state_names},
-            }
-            self._functions[name] = function, found[name]["states"]
-        return found
-
-    async def states(self, number: int, places: Mapping[str, str]) -> None:
-        import numpy as np
-
-        ports = {name: port for _, own in self._functions.values() for name, port in own.items()}
-        files = {name: np.memmap(path, *ports[name][:1], "r+", shape=ports[name][1]) for name, path in places.items()}
-        self._states = {number: files}  # no other is asked for again
-
-    async def call(self, name: str, number: int, changed: bool, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        import numpy as np
-        from coreai.runtime import NDArray
-
-        (function, taken), files = self._functions[name], self._states[number]
-        if changed:
-            self._held = {each: NDArray(np.array(file)) for each, file in files.items()}
-        given = {each: NDArray(np.ascontiguousarray(value)) for each, value in inputs.items()}
-        found = await function(given, state={each: self._held[each] for each in taken})
-        for each in taken:
-            files[each][...] = self._held[each].numpy()
-        return {each: np.array(value.numpy()) for each, value in found.items()}
-
-
-def _port(said: Any) -> tuple[str, tuple[int, ...]]:
-    return str(said.dtype), tuple(said.shape)

@@ -89,16 +89,21 @@ class RawTable:
 
 
 def packaged_decoder(
-    recipe: Recipe, package: Path, checkpoint: Checkpoint | None = None
+    recipe: Recipe,
+    package: Path,
+    checkpoint: Checkpoint | None = None,
+    constants: Mapping[str, Constant] | None = None,
 ) -> Mapping[str, PackagedWeight | RawTable]:
     """The parameters of the recipe's Decoder by name, as the package has them, or those beside it that the recipe asks
     for. Channels that `compress.regroup` has moved are where the `checkpoint` has them if it is given, else where the
-    package has them, which is the same function. Raises BundleError for a parameter that is not there."""
+    package has them, which is the same function. `constants` are the packages', where they were read before. Raises
+    BundleError for a parameter that is not there."""
     decoder = build_decoder(recipe, exported_form(recipe))
     rewrites = {name: stored_as(recipe, name, decoder.form) for name, _ in decoder.named_parameters()}
     if checkpoint is not None and recipe.regroups:
         rewrites = {name: binding.rewrite for name, binding in bind_weights(decoder, checkpoint).items()}
-    constants = {name: found for each in packages_of(recipe, package) for name, found in _constants(each).items()}
+    if constants is None:
+        constants = {name: found for each in packages_of(recipe, package) for name, found in constants_of(each).items()}
     found: dict[str, PackagedWeight | RawTable] = {}
     missing = []
     tables = tables_beside(recipe, package)
@@ -114,8 +119,12 @@ def packaged_decoder(
     return found
 
 
-def _constants(package: Path) -> dict[str, Constant]:
+def constants_of(package: Path) -> dict[str, Constant]:
     """Those of all functions by name: what one does not compute, another may."""
+    if package.suffix == ".aimodel":
+        from coreai_recipes.running.asset_weights import constants_of as constants_of_asset
+
+        return constants_of_asset(package)
     opened = Package(package)
     found: dict[str, Constant] = {}
     for function in opened.functions:

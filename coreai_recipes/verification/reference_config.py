@@ -27,6 +27,7 @@ BY_PEFT = "merged by peft"
 OF_DRAFT = "its own config.json, without transformers 5.23's check that refuses layers which all share caches"
 OF_TOKENIZER = {"tokenizer": "transformers' AutoTokenizer of the checkpoint's own files"}
 OUR_MODULE = {"config": "the recipe, as stage torch compares it", "tensors": "our own module's, as stored"}
+BY_EVALUATOR = {"tensors": "the evaluator's decompression of the asset's, and our own module's, as stored"}
 # what a quantised checkpoint says about itself: its tensors come to us as floats
 DROPPED = ("model_type", "quantization_config", "quantization", "auto_map")
 

@@ -136,6 +136,7 @@ def run_stage(name: str, subject: Subject) -> StageResult:
 def reference_of(stage: Stage, subject: Subject) -> dict[str, Any]:
     """What a stage compares with, and what that was made of."""
     from coreai_recipes.verification.reference_config import (
+        BY_EVALUATOR,
         BY_PEFT,
         OF_DRAFT,
         OF_TOKENIZER,
@@ -145,6 +146,8 @@ def reference_of(stage: Stage, subject: Subject) -> dict[str, Any]:
 
     if stage.name == "tokenizer":
         return OF_TOKENIZER
+    if stage.name == "decompressed":
+        return BY_EVALUATOR
     if not stage.needs_reference and subject.recipe.reference is not None:
         return OUR_MODULE
     made_of = describe_reference(subject.recipe, subject.weights)

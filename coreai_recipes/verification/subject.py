@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from coreai_recipes.checkpoint.adapted import Unmerged
     from coreai_recipes.decoder.filling import Weight
     from coreai_recipes.evaluate import Program
+    from coreai_recipes.evaluate.constants import Constant
     from coreai_recipes.verification.exchange import Exchange
     from coreai_recipes.verification.scale import Peaks
 
@@ -126,9 +127,16 @@ class Subject:
         """Our Decoder's parameters as the package's program has them; without a package as it would have them."""
         from coreai_recipes.verification.packaged import packaged_decoder
 
-        if self.package is None or self.runtime == "coreai":  # whose own blobs stage `package` runs on
+        if self.package is None:
             return self.stored_weights
-        return packaged_decoder(self.recipe, self.package, self.sources.get(MODEL))
+        return packaged_decoder(self.recipe, self.package, self.sources.get(MODEL), self.constants)
+
+    @cached_property
+    def constants(self) -> "Mapping[str, Constant]":
+        """The weights of the packages by their names in the programs."""
+        from coreai_recipes.verification.packaged import constants_of
+
+        return {name: found for package in self.packages for name, found in constants_of(package).items()}
 
     def exchange(self) -> "Exchange | None":
         """What puts the package's weights into transformers' own model: all that are not as a float16 checkpoint's.

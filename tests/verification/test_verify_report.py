@@ -117,7 +117,8 @@ def test_unknown_stages_are_refused_with_those_there_are(tiny_llama: Saved) -> N
     with pytest.raises(UserError) as refused:
         run_stages(*tiny_llama, None, stages=["torhc"], require=["all"])
     there_are = (
-        "the stages are rotary, torch, package, package_float16, package_engine, tokenizer, draft, adapters, compressed"
+        "the stages are rotary, torch, package, package_float16, package_engine, decompressed, tokenizer, draft, "
+        "adapters, compressed"
     )
     assert refused.value.problems == (f"there is no stage torhc; {there_are}", f"there is no stage all; {there_are}")
 

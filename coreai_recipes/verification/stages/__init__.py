@@ -6,7 +6,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
 from coreai_recipes.verification.report import StageResult
@@ -20,7 +20,11 @@ NO_REFERENCE = "the recipe has no reference"
 NO_PACKAGE = "no package"
 NO_ADAPTERS = "no adapters that are not merged"
 NOT_AT_HAND = "the adapters are not at hand: pass them with --adapter NAME=SRC"
-OF_COREML = "what the engine makes of a program is known of Core ML's"
+NO_COMPRESSION = "no compression in this recipe"
+OF_FORMAT = {
+    "coreml": "what the engine makes of a program is known of Core ML's",
+    "coreai": "Core ML's package is decompressed by the evaluator itself",
+}
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,16 @@ class Stage:
     needs_adapters: bool = False
     reads_layers: bool = True
     is_proof: bool = True
-    only_coreml: bool = False
+    only_format: Literal["coreml", "coreai"] | None = None
 
     def why_not(self, subject: Subject) -> str | None:
         """Why the stage cannot run on `subject`, or None."""
         if self.needs_package and subject.package is None:
             return NO_PACKAGE
-        if self.only_coreml and subject.recipe.export.format != "coreml":
-            return OF_COREML
+        if self.only_format not in (None, subject.recipe.export.format):
+            return OF_FORMAT[self.only_format]
+        if self.only_format == "coreai" and not subject.compresses:
+            return NO_COMPRESSION
         if self.needs_reference and subject.recipe.reference is None:
             return NO_REFERENCE
         if MODEL not in subject.sources:
@@ -56,7 +62,7 @@ class Stage:
 
     def proves(self, subject: Subject) -> bool:
         """Whether a build of `subject` is not proven without the stage."""
-        if self.only_coreml and subject.recipe.export.format != "coreml":
+        if self.only_format not in (None, subject.recipe.export.format):
             return False
         if self.needs_draft:
             return self.is_proof and DRAFT in subject.sources
@@ -82,7 +88,15 @@ _IN_ORDER = (
     Stage("torch"),
     Stage("package", needs_reference=False, needs_package=True),
     Stage("package_float16", needs_package=True),
-    Stage("package_engine", needs_package=True, only_coreml=True),
+    Stage("package_engine", needs_package=True, only_format="coreml"),
+    Stage(
+        "decompressed",
+        needs_reference=False,
+        needs_package=True,
+        needs_compression=True,
+        reads_layers=False,
+        only_format="coreai",
+    ),
     Stage("tokenizer", needs_reference=False, reads_layers=False, is_proof=False),
     Stage("draft", needs_draft=True),
     Stage("adapters", needs_adapters=True),
@@ -92,5 +106,13 @@ STAGES = {stage.name: stage for stage in _IN_ORDER}
 
 
 def usual_stages(recipe: Recipe) -> list[str]:
-    """Those that run where none are named: `adapters` only where the recipe keeps some apart."""
-    return [name for name, stage in STAGES.items() if recipe.unmerged or not stage.needs_adapters]
+    """Those that run where none are named: `adapters` only where the recipe keeps some apart, `decompressed` only where
+    it compresses an .aimodel."""
+    from coreai_recipes.storage.compression import Compression
+
+    is_compressed_asset = recipe.export.format == "coreai" and Compression.of(recipe).compresses
+    return [
+        name
+        for name, stage in STAGES.items()
+        if (recipe.unmerged or not stage.needs_adapters) and (is_compressed_asset or stage.only_format != "coreai")
+    ]

@@ -1,9 +1,13 @@
-"""Compressed weights in an .aimodel: every form as Core AI's own operations make it."""
+"""Compressed weights in an .aimodel: every form as Core AI's own operations make it, to the bit."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from math import inf
 from pathlib import Path
 
 import pytest
+import torch
 
 from coreai_recipes.aimodel.folder import places_in
 from coreai_recipes.checkpoint.open import open_checkpoint
@@ -11,9 +15,12 @@ from coreai_recipes.decoder.filling import bind_stacks
 from coreai_recipes.decoder.model import exported_form
 from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.recipe import load_resolved
+from coreai_recipes.recipe import Recipe, load_resolved
 from coreai_recipes.targets.coreai.exporter import export_package
+from coreai_recipes.verification.report import StageResult
 from coreai_recipes.verification.run import run_stages
+from coreai_recipes.verification.stages.decompressed import differing, run_calls
+from coreai_recipes.verification.subject import Subject
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints/tiny-llama"
 FORMS = {
@@ -23,18 +30,76 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("said", FORMS.values(), ids=FORMS)
-def test_the_runtime_decompresses_what_the_recipe_stores(
-    said: Sequence[str], tmp_path: Path, cache: FragmentCache
-) -> None:
-    overrides = ["export.format=coreai", *(f"compress.default.{field}" for field in said), "compress.calibration=null"]
-    recipe = load_resolved("tiny-llama", overrides).recipe
-    stacks, sources = build_stacks(recipe, exported_form(recipe)), {"model": open_checkpoint(CHECKPOINT)}
-    asset = tmp_path / "model.aimodel"
-    exported = export_package(stacks, bind_stacks(stacks, sources), asset, cache)
+SOURCES = {"model": open_checkpoint(CHECKPOINT)}
+
+
+def recipe_of(said: Sequence[str]) -> Recipe:
+    stored = (f"compress.default.{field}" for field in said)
+    return load_resolved("tiny-llama", ["export.format=coreai", *stored, "compress.calibration=null"]).recipe
+
+
+def stage_of(name: str, recipe: Recipe, asset: Path) -> StageResult:
+    (stage,) = run_stages(recipe, SOURCES, asset, stages=[name], runtime="coreai", tokens=range(20)).stages
+    return stage
+
+
+Made = Callable[[str, Callable[[Path], object]], Path]
+
+
+def asset_of(form: str, made: Made, cache: FragmentCache) -> Path:
+    """The asset of tiny-llama in that form, which every test of it shares."""
+    recipe = recipe_of(FORMS[form])
+
+    def export(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        stacks = build_stacks(recipe, exported_form(recipe))
+        exported = export_package(stacks, bind_stacks(stacks, SOURCES), folder / "model.aimodel", cache)
+        assert exported.digests.keys() == {"model.aimodel/main.mlirb"}
+
+    return made(f"tiny-llama {form}", export) / "model.aimodel"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_runtime_decompresses_what_the_recipe_stores(form: str, made: Made, cache: FragmentCache) -> None:
+    asset = asset_of(form, made, cache)
     sizes = {name: size for name, (_, size) in places_in(asset).items() if name.startswith("layers_0_mlp_up")}
     assert sum(sizes.values()) < 2 * 176 * 96 * 0.6
-    assert exported.digests.keys() == {"model.aimodel/main.mlirb"}
-    (stage,) = run_stages(recipe, sources, asset, stages=["package"], runtime="coreai", tokens=range(20)).stages
+    stage = stage_of("package", recipe_of(FORMS[form]), asset)
     assert stage.passed, stage.detail
     assert stage.psnr_db > 125
+
+
+def test_an_asset_equals_its_dense_twin_to_the_bit(made: Made, cache: FragmentCache) -> None:
+    form = "int4 with offsets"
+    stage = stage_of("decompressed", recipe_of(FORMS[form]), asset_of(form, made, cache))
+    assert stage.passed, stage.detail
+    assert stage.psnr_db == inf
+    assert stage.detail["program"] == "the asset as it is"
+    assert (stage.detail["weights_compared"], stage.detail["values_compared"]) == (29, 5)
+
+
+def test_one_index_and_one_entry_of_a_palette_are_seen(made: Made, cache: FragmentCache, tmp_path: Path) -> None:
+    form = "palettes of 3 bits"
+    asset, recipe = asset_of(form, made, cache), recipe_of(FORMS[form])
+    changed = shutil.copytree(asset, tmp_path / "model.aimodel")
+    program = bytearray((changed / "main.mlirb").read_bytes())
+    for part in ("layers_1_mlp_up_weight_indices", "layers_2_mlp_up_weight_lut"):
+        program[places_in(asset)[part][0]] ^= 1
+    (changed / "main.mlirb").write_bytes(program)
+    (changed / "main.hash").write_bytes(sha256(program).digest())
+
+    stage = stage_of("decompressed", recipe, changed)
+    assert stage.passed is False
+    assert stage.detail["strangers"] == ["layers.1.mlp.up", "layers.2.mlp.up"]
+    assert stage.detail["first_below"]["tensor"] == "layers.1.mlp.up, which is not as the recipe stores it"
+    assert 40 < stage.psnr_db < inf
+
+    subject = Subject(recipe, SOURCES, asset, runtime="coreai")
+    ref, values = run_calls(subject, asset, False, False).values, run_calls(subject, changed, False, True).values
+    assert differing(ref, values)[0].tensor == "logits of prefill at position 0"
+    assert not differing(ref, ref)
+
+
+def test_nothing_finite_is_nothing_equal() -> None:
+    overflowed = {"logits": torch.full((1, 3), inf)}
+    assert differing(overflowed, overflowed)[0].tensor == "logits, of which nothing is finite"
