@@ -194,6 +194,12 @@ UNUSUAL: dict[str, Any] = {
     "conv1d_width": 3,
     "logits_soft_cap": 7.0,
     "block_types": ["recurrent", "attention", "recurrent"],
+    "full_attn_alpha_factor": 1.4,
+    "full_attn_beta_factor": 0.8,
+    "linear_attn_alpha_factor": 0.7,
+    "linear_attn_beta_factor": 1.2,
+    "mlp_alpha_factor": 1.3,
+    "mlp_beta_factor": 0.6,
 }
 DELTA = ["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"]
 INDEXED = {"layer_types": ["indexed_attention"] * LAYERS, "num_key_value_heads": 6, "n_routed_experts": 12}
@@ -239,6 +245,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "mamba2": {"hidden_size": 48, "num_heads": 6, "head_dim": 16},
     "nemotron_h": {"layers_block_type": BLOCKS},
     "bamba": {"attn_layer_indices": [1, 4], "head_dim": 16},
+    "minimax": {"layer_types": DELTA},
     "nanochat": {"num_attention_heads": 9},
     "lfm2": {"layer_types": CONV},
     # a table of fewer rows than there are tokens, as the released ones; layers that share, behind two kinds that own

@@ -17,13 +17,14 @@ from coreai_recipes.primitives.layer import POINTWISE
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.weights.binding import Binding, ParameterInfo, bind
-from coreai_recipes.weights.computed import LambdaBinding, SinesBinding
+from coreai_recipes.weights.computed import FadingBinding, LambdaBinding, SinesBinding
 from coreai_recipes.weights.folding import stored_as
 from coreai_recipes.weights.low_rank import bind_low_rank
 from coreai_recipes.weights.regrouping import regrouped
 from coreai_recipes.weights.tying import judge_head
 
 POSITIONS = "embedding.positions.weight"
+FADING = ".attention.fading"  # of heads that forget at fixed rates
 
 
 class Weight(Protocol):
@@ -83,11 +84,10 @@ def bind_weights(stack: StackModule, checkpoint: Checkpoint) -> dict[str, Bindin
     """Where each parameter of `stack` is read from. Raises CheckpointError with every tensor that does not fit."""
     said = stack.of.layers
     wanted = {}
-    positions = stack.recipe.model.embedding.positions
     shapes = checkpoint_shapes(stack)
-    spec = positions if positions is not None and positions.sines is not None and POSITIONS in shapes else None
+    computed = _computed(stack, checkpoint, shapes)
     for name, shape in shapes.items():
-        if name == POSITIONS and spec is not None:
+        if name in computed:
             continue
         kind = said.layer_kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
         attention = said.kinds[kind].attention if kind else None
@@ -98,13 +98,25 @@ def bind_weights(stack: StackModule, checkpoint: Checkpoint) -> dict[str, Bindin
     for name in made_of(stack):
         joined, layer = found[name], int(name.split(".")[1])
         found[name] = LambdaBinding(checkpoint, joined.tensor, (1,), join=joined.join, layer=layer)
-    if spec is not None:
-        name = POSITIONS
-        found[name] = SinesBinding(checkpoint, name, shapes[name], spec=spec)
+    found |= computed
     if stack.form.regrouped:
         for index, kind in enumerate(said.layer_kinds):
             if said.kinds[kind].mlp.kind in POINTWISE:
                 found |= regrouped(found, f"layers.{index}.mlp.")
+    return found
+
+
+def _computed(stack: StackModule, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Binding]:
+    """What fills the parameters of which a checkpoint need have nothing."""
+    layers = len(stack.of.layers.layer_kinds)
+    found: dict[str, Binding] = {
+        name: FadingBinding(checkpoint, name, shape, layer=int(name.split(".")[1]), layers=layers)
+        for name, shape in shapes.items()
+        if name.endswith(FADING)
+    }
+    positions = stack.recipe.model.embedding.positions
+    if positions is not None and positions.sines is not None and POSITIONS in shapes:
+        found[POSITIONS] = SinesBinding(checkpoint, POSITIONS, shapes[POSITIONS], spec=positions)
     return found
 
 

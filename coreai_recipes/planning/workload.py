@@ -28,6 +28,7 @@ from coreai_recipes.recipe.schema import (
     DifferentialAttention,
     GatedDelta,
     LatentAttention,
+    Lightning,
     Mamba1,
     Mamba2,
 )
@@ -154,7 +155,7 @@ def _layer_flops(layer: Layer, attention: AttentionKind, queries: int, rows: int
     scores_and_mixing = 4 * attention.num_heads * attention.head_dim * rows if attends else 0
     experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, Mixture))
     rule = _delta_flops(attention, queries) if isinstance(attention, GatedDelta) else 0
-    rule += _state_space_flops(attention, queries) if isinstance(attention, Mamba2) else 0
+    rule += _state_space_flops(attention, queries) if isinstance(attention, Lightning | Mamba2) else 0
     if isinstance(attention, Mamba1) and queries == 1:  # several tokens read their states without a product
         rule += 2 * attention.channels * attention.key_dim
     return int(queries * (_projection_flops(layer) + scores_and_mixing) + experts + rule)
@@ -177,7 +178,7 @@ def _delta_flops(spec: GatedDelta, queries: int) -> int:
     return found
 
 
-def _state_space_flops(spec: Mamba2, queries: int) -> int:
+def _state_space_flops(spec: Lightning | Mamba2, queries: int) -> int:
     """Of the products of `state_space`, chunk by chunk."""
     G, H, K, V = spec.num_key_heads, spec.num_value_heads, spec.key_dim, spec.value_dim
     found = 0

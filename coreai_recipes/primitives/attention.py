@@ -18,6 +18,7 @@ from coreai_recipes.recipe.schema import (
     LatentAttention,
     LayerKind,
     LayerNorm,
+    Lightning,
     QKNorm,
     RMSNorm,
     RotaryFold,
@@ -105,7 +106,7 @@ class Attention(AttentionCore):
     ) -> None:
         super().__init__(kind)
         spec = kind.attention
-        if isinstance(spec, LatentAttention | GatedDelta | RGLRU | NoAttentionSpec):
+        if isinstance(spec, LatentAttention | GatedDelta | Lightning | RGLRU | NoAttentionSpec):
             raise TypeError(f"{spec.kind} attention makes its keys otherwise")
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         given = spec.num_heads * self.value_dim

@@ -16,7 +16,7 @@ from coreai_recipes.primitives.mlp import build_mlp
 from coreai_recipes.primitives.norm import build_norm
 from coreai_recipes.primitives.per_layer import PerLayerGate
 from coreai_recipes.recipe.schema import AltUp as AltUpSpec
-from coreai_recipes.recipe.schema import LayerNorm, PerLayerEmbedding, RMSNorm, RotaryFold, Stack
+from coreai_recipes.recipe.schema import LayerNorm, PerLayerEmbedding, Residual, RMSNorm, RotaryFold, Stack
 
 # MLPs that do the same to each token, wherever it lies.
 POINTWISE = ("gated", "plain")
@@ -88,6 +88,9 @@ class Layer(nn.Module):
         placement = stack.placement_of(name)
         before, behind = placement not in ("post", "add"), placement in (*NORMED_BEHIND, "add")
         self.kind, self.placement, self.multiplier = name, placement, stack.residual_multiplier
+        self.attention_residual, self.mlp_residual = kind.attention_residual, kind.mlp_residual
+        # what a norm gives has lost the stream's scale
+        self.norm_scale = form.residual_scale if placement == "from_norm" else 1.0
         self.begins = kind.attention.kind != "none"
         norms_attention = before and placement != "pre_mlp" and self.begins
         self.attention_norm = build_norm(stream_norm, hidden_size) if norms_attention else nn.Identity()
@@ -124,7 +127,7 @@ class Layer(nn.Module):
     def _blocks(self, x: Tensor, given: LayerInputs, cache: Cache) -> Tensor:
         """x (1, C, 1, S) behind attention and MLP."""
         if not self.begins:
-            return self._join(x, self._of_mlp(self.mlp_norm(x)), self.mlp_post_norm)
+            return self._join(x, self._of_mlp(self.mlp_norm(x)), self.mlp_post_norm, self.mlp_residual)
         n = self.attention_norm(x)
         y = self.attention(n, given, cache)
         if self.state_space is not None:
@@ -132,15 +135,19 @@ class Layer(nn.Module):
         if self.placement.startswith("parallel"):
             x = x + scaled(y + self._of_mlp(n if self.placement == "parallel" else self.mlp_norm(x)), self.multiplier)
         else:
-            x = self._join(x, y, self.attention_post_norm)
+            x = self._join(
+                n if self.placement == "from_norm" else x, y, self.attention_post_norm, self.attention_residual
+            )
             if self.ends:
                 return x
             if self.laurel is not None:
                 x = scaled(x + self.laurel(n), 2**-0.5)
-            y = self._of_mlp(self.mlp_norm(x))
+            n = self.mlp_norm(x)
+            y = self._of_mlp(n)
             if self.experts is not None and self.dense_post_norm is not None:
                 y = self.dense_post_norm(y) + self.experts(x)
-            x = self._join(x, y, self.mlp_post_norm)
+            x = n if self.placement == "from_norm" else x
+            x = self._join(x, y, self.mlp_post_norm, self.mlp_residual)
         return x
 
     def _of_mlp(self, x: Tensor) -> Tensor:
@@ -150,8 +157,9 @@ class Layer(nn.Module):
         out: Tensor = self.mlp(x.view(1, -1, SQUARE, SQUARE))
         return out.view(x.shape)
 
-    def _join(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
+    def _join(self, x: Tensor, y: Tensor, norm: nn.Module, factors: Residual) -> Tensor:
         """The residual stream and what a block adds to it, with the norm that stands behind, if any."""
+        x, of_block = scaled(x, factors.stream * self.norm_scale), factors.block * self.multiplier
         if self.placement == "add":
-            return norm(x + scaled(y, self.multiplier))  # type: ignore[no-any-return]
-        return x + scaled(norm(y), self.multiplier)
+            return norm(x + scaled(y, of_block))  # type: ignore[no-any-return]
+        return x + scaled(norm(y), of_block)

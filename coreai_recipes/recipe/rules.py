@@ -36,6 +36,7 @@ def find_problems(recipe: Mapping[str, Any]) -> list[Problem]:
                 problems += scaling_problems(recipe, at, kind)
                 problems += expert_problems(at, kind)
                 problems += half_layer_problems(recipe, at, kind)
+                problems += _residual_problems(recipe, at, kind)
                 problems += mixture_problems(recipe, at, kind)
         problems += _layer_problems(recipe, stack)
     problems += _position_problems(recipe)
@@ -94,6 +95,8 @@ def _attention_problems(recipe: Mapping[str, Any], kind_at: Location, kind: Mapp
     if value_at(kind, "attention", "kind") == "gated_delta":
         yield from _group_problems(kind_at, kind)
         yield from _turning_problems(kind_at, kind, "a gated delta rule")
+    if value_at(kind, "attention", "kind") == "lightning":
+        yield from _turning_problems(kind_at, kind, "lightning attention")
     if value_at(kind, "attention", "kind") == "none":
         yield from _turning_problems(kind_at, kind, "a layer without attention")
     if value_at(kind, "attention", "kind") == "mamba2":
@@ -142,6 +145,16 @@ def _block_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Prob
         at = (*kind_at, "attention", "blocks")
         yield Problem(at, "blocks-differ", f"{channels} channels cannot be divided into {blocks} blocks")
     yield from _turning_problems(kind_at, kind, "an RG-LRU")
+
+
+def _residual_problems(recipe: Mapping[str, Any], at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
+    """Blocks side by side are added to the stream at once."""
+    placement = value_at(kind, "placement") or value_at(recipe, str(at[0]), "placement") or "pre"
+    for block in ("attention_residual", "mlp_residual"):
+        is_said = any(factor != 1 for factor in mapping_at(kind, block).values())
+        if str(placement).startswith("parallel") and is_said:
+            words = f"attention and MLP are added to the stream at once with the placement {placement}"
+            yield Problem((*at, block), "residual-parallel", words, "remove it")
 
 
 def _turning_problems(kind_at: Location, kind: Mapping[str, Any], what: str) -> Iterator[Problem]:

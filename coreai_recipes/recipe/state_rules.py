@@ -8,10 +8,10 @@ from coreai_recipes.recipe.layer_order import layer_order
 from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_at, value_at
 from coreai_recipes.recipe.sizes import MAX_KINDS
 
-CARRYING = ("short_conv", "gated_delta", "mamba1", "mamba2", "rg_lru")  # attentions whose state belongs to one position
-BUFFERED = ("short_conv", "gated_delta", "mamba2")  # those that may keep rows since a commit, and go back in them
-HALVED = ("gated_delta", "mamba2")  # those whose state may be two float16
-RECURRENT = ("gated_delta", "mamba1", "mamba2", "rg_lru")
+HALVED = ("gated_delta", "lightning", "mamba2")  # attentions whose state may be two float16
+BUFFERED = ("short_conv", *HALVED)  # those that may keep rows since a commit, and go back in them
+RECURRENT = (*HALVED, "mamba1", "rg_lru")
+CARRYING = ("short_conv", *RECURRENT)  # those whose state belongs to one position
 AT = ("export", "buffer")
 
 

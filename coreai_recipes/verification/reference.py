@@ -33,7 +33,7 @@ from coreai_recipes.verification.ties import ExpertChoice, TopK
 # the ends of the names of what mixes positions, in transformers
 MIXERS = (
     "Attention", "Attention2", "ShortConv", "GatedDeltaNet", "MambaLayer",
-    "BambaMixer", "Mamba2Mixer", "MambaMixer", "RecurrentBlock",
+    "BambaMixer", "Mamba2Mixer", "MambaMixer", "RecurrentBlock", "LightningAttention",
 )  # fmt: skip
 ATTENTION = "coreai_recipes"  # under which name transformers knows `_recording_attention`
 

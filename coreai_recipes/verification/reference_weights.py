@@ -11,6 +11,9 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.verification.stored_names import StoredNames
 
+# Tables that transformers makes of the config where a checkpoint lacks them (MiniMax), as it does of other buffers.
+MADE_BUFFERS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
+
 
 class Weights:
     """Fills modules of a transformers model with a checkpoint's tensors, and empties them.
@@ -34,6 +37,9 @@ class Weights:
         self._names = {id(module): name for name, module in model.named_modules()}
         self._meta: dict[tuple[int, str], Tensor] = {}  # what an emptied module gets back
         self._stored = StoredNames(model, checkpoint.tensors, wrapper)
+        for path, module in model.named_modules():
+            lacking = (name for name in MADE_BUFFERS if self._stored.find(f"{path}.{name}") is None)
+            module._non_persistent_buffers_set.update(name for name in lacking if name in module._buffers)
         self._tied = self._settle_ties(model)
 
     def owns_any(self, module: nn.Module) -> bool:

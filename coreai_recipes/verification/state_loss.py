@@ -20,7 +20,7 @@ from coreai_recipes.verification.calls import FunctionCall
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.reference import Reference, keep_all
 from coreai_recipes.verification.report import number
-from coreai_recipes.verification.their_cache import make_cache, on_cache
+from coreai_recipes.verification.their_cache import make_cache, on_cache, recurrent_states
 
 if TYPE_CHECKING:
     from coreai_recipes.verification.exchange import Exchange
@@ -116,11 +116,9 @@ def their_logits(
     logits = []
     with torch.inference_mode(), sums or nullcontext():
         for call, is_rounded in zip(calls, _rounded_before(subject.recipe, calls), strict=True):
-            for layer in cache.layers if is_rounded else ():
-                for state in getattr(layer, "recurrent_states", {}).values():
-                    if state is not None:
-                        high = state.half().float()
-                        state.copy_(high + (state - high).half() if in_halves else high)
+            for state in recurrent_states(cache) if is_rounded else ():
+                high = state.half().float()
+                state.copy_(high + (state - high).half() if in_halves else high)
             part = ids[:, call.position : call.position + call.count]
             given = {**on_cache(model, cache, call.position, call.count), **keep_all(model, call.count)}
             found = model(input_ids=part, use_cache=True, **given).logits

@@ -65,6 +65,29 @@ class LambdaBinding(Binding):
         yield (torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + initial_lambda(self.layer)).view(1)
 
 
+@dataclass(frozen=True)
+class FadingBinding(Binding):
+    """Logarithms (H,) of what the heads of lightning attention keep in layer `layer` of `layers`."""
+
+    layer: int = 0
+    layers: int = 1
+
+    @property
+    def tensors(self) -> set[str]:
+        return set()
+
+    def _stored_blocks(self) -> Iterator[Tensor]:
+        yield lightning_fading(self.shape[0], self.layer, self.layers)
+
+
+def lightning_fading(heads: int, layer: int, layers: int) -> Tensor:
+    """(heads,) float32: the slopes of alibi, less in each later layer (transformers' get_slope_rate)."""
+    import torch
+
+    slopes = (1 / 2 ** (8 / heads)) ** (torch.arange(heads, dtype=torch.int64) + 1)
+    return -slopes * (1 - layer / (layers - 1 + 1e-5) + 1e-5)
+
+
 def initial_lambda(layer: int) -> float:
     """What lambda is where a layer has learned nothing (transformers' lambda_init_fn)."""
     return 0.8 - 0.6 * math.exp(-0.3 * layer)

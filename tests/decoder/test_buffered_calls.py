@@ -117,9 +117,22 @@ def channels() -> Any:
     return small_model(KimiLinearForCausalLM, config)
 
 
+def fixed_rates() -> Any:
+    from transformers import MiniMaxConfig, MiniMaxForCausalLM
+
+    config = MiniMaxConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=3, linear_attn_alpha_factor=0.7, mlp_beta_factor=1.2,
+        layer_types=["linear_attention", "full_attention", "linear_attention"], max_position_embeddings=128,
+        eos_token_id=None,
+    )  # fmt: skip
+    config._experts_implementation = "eager"
+    return small_model(MiniMaxForCausalLM, config)
+
+
 @pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize(
-    "make", [small_delta, short_convolutions, state_spaces, state_spaces_beside_attention, channels]
+    "make", [small_delta, short_convolutions, state_spaces, state_spaces_beside_attention, channels, fixed_rates]
 )
 def test_rejected_guesses_and_commits_leave_no_trace(make: Any, tmp_path: Path) -> None:
     """Calls of every kind from any position since the last commit: guesses that are wrong, padding, rows in a ring."""

@@ -92,7 +92,17 @@ def test_the_recipes_hold_every_attention_with_every_rotary() -> None:
     """But those whose packages are held against torch in tests/test_families.py: latent attention (deepseek_v3, youtu),
     the difference of two (diffllama), and what stands in attention's place, which has no rotary."""
     kinds = [kind for make in RECIPES.values() for kind in make().model.kinds.values()]
-    elsewhere = {"latent", "differential", "short_conv", "gated_delta", "mamba1", "mamba2", "rg_lru", "none"}
+    elsewhere = {
+        "latent",
+        "differential",
+        "short_conv",
+        "gated_delta",
+        "lightning",
+        "mamba1",
+        "mamba2",
+        "rg_lru",
+        "none",
+    }
     attentions = {kind for _, kind in registered("attention")} - elsewhere
     wanted = {(a, r) for a in attentions for _, r in registered("rotary")}
     assert {(kind.attention.kind, kind.rotary.kind) for kind in kinds} == wanted

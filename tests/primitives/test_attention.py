@@ -13,6 +13,7 @@ from test_differential import layers as differential_layers
 from test_gated_delta import both as both_deltas
 from test_latent import CASES as LATENT
 from test_latent import case as latent_case
+from test_lightning import both as both_lightnings
 from test_mamba1 import NORMS
 from test_mamba1 import both as both_mambas1
 from test_mamba2 import both as both_mambas
@@ -101,6 +102,7 @@ PARITY: dict[str, dict[str, Callable[[], list[Compare]]]] = {
     },
     "gated_delta": {"qwen3_5": lambda: [both_deltas()]},  # test_gated_delta.py has more
     "mamba1": {name: lambda name=name: [both_mambas1(name)] for name in NORMS},  # test_mamba1.py has more
+    "lightning": {"minimax": lambda: [both_lightnings()]},  # test_lightning.py has more
     "rg_lru": {"recurrent_gemma": lambda: [both_units()]},  # test_rg_lru.py has more
     "mamba2": {"bamba": lambda: [both_mambas()]},  # test_mamba2.py has more
     "differential": {"diffllama": differential_layers},  # test_differential.py has more

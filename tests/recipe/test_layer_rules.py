@@ -37,3 +37,13 @@ def test_experts_without_a_gate_have_no_clamp_and_no_biases() -> None:
 
     assert said(gated=False) == ["experts without a gate have no clamp", "experts without a gate have no bias"]
     assert said() == []
+
+
+def test_factors_of_the_residual_are_of_blocks_that_follow_each_other() -> None:
+    def said(placement: str, factor: float) -> list[str]:
+        kind = {"attention": {"kind": "full"}, "mlp_residual": {"stream": factor}}
+        found = find_problems({"model": {"placement": placement, "kinds": {"full": kind}, "layers": ["full"]}})
+        return [each.message for each in found if each.code == "residual-parallel"]
+
+    assert said("parallel", 2.0) == ["attention and MLP are added to the stream at once with the placement parallel"]
+    assert said("parallel", 1.0) == said("from_norm", 2.0) == []

@@ -10,14 +10,11 @@ from coreai_recipes.recipe.schema.attention import (
     ChunkedAttention,
     DifferentialAttention,
     FullAttention,
-    GatedDelta,
     LatentAttention,
     LayerNorm,
-    Mamba2,
     NoAttention,
     Norm,
     QKNorm,
-    Recurrence,
     RMSNorm,
     ShortConvolution,
     SlidingAttention,
@@ -54,6 +51,7 @@ from coreai_recipes.recipe.schema.fields import (
     Tokens,
     Vocabulary,
 )
+from coreai_recipes.recipe.schema.matrix_states import GatedDelta, Lightning, Mamba2, Recurrence
 from coreai_recipes.recipe.schema.mlp import (
     MLP,
     Activation,
@@ -78,6 +76,7 @@ from coreai_recipes.recipe.schema.model import (
     PerLayerEmbedding,
     Placement,
     Repeat,
+    Residual,
     Stack,
 )
 from coreai_recipes.recipe.schema.multipliers import AttentionMultipliers, MLPMultipliers, StateSpaceMultipliers
@@ -163,6 +162,7 @@ __all__ = [
     "LayerKind",
     "LayerNorm",
     "LearnedPositions",
+    "Lightning",
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
@@ -196,6 +196,7 @@ __all__ = [
     "Recurrence",
     "Reference",
     "Repeat",
+    "Residual",
     "Rotary",
     "RotaryFold",
     "Router",

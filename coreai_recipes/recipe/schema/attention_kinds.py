@@ -7,14 +7,13 @@ from coreai_recipes.recipe.schema.attention import (
     ChunkedAttention,
     DifferentialAttention,
     FullAttention,
-    GatedDelta,
     LatentAttention,
-    Mamba2,
     NoAttention,
     ShortConvolution,
     SlidingAttention,
 )
 from coreai_recipes.recipe.schema.channel_states import RGLRU, Mamba1
+from coreai_recipes.recipe.schema.matrix_states import GatedDelta, Lightning, Mamba2
 
 AttentionKind = Annotated[
     FullAttention
@@ -24,6 +23,7 @@ AttentionKind = Annotated[
     | LatentAttention
     | ShortConvolution
     | GatedDelta
+    | Lightning
     | Mamba1
     | Mamba2
     | RGLRU

@@ -10,7 +10,6 @@ from coreai_recipes.recipe.layer_order import expand_layers
 from coreai_recipes.recipe.schema.attention import (
     LatentAttention,
     LayerNorm,
-    Mamba2,
     Norm,
     RMSNorm,
 )
@@ -24,6 +23,7 @@ from coreai_recipes.recipe.schema.fields import (
     Spec,
     Vocabulary,
 )
+from coreai_recipes.recipe.schema.matrix_states import Mamba2
 from coreai_recipes.recipe.schema.mlp import (
     MLP,
     Activation,
@@ -34,7 +34,16 @@ from coreai_recipes.recipe.schema.rotary import (
     YarnScaling,
 )
 
-Placement = Literal["pre", "post", "sandwich", "sandwich_mlp", "pre_mlp", "parallel", "parallel_two_norms", "add"]
+Placement = Literal[
+    "pre", "from_norm", "post", "sandwich", "sandwich_mlp", "pre_mlp", "parallel", "parallel_two_norms", "add"
+]
+
+
+class Residual(Spec):
+    """What becomes of a block: stream * x + block * f(x)."""
+
+    stream: PositiveFloat = Field(default=1.0, description="factor of what the block is added to (mlp_alpha_factor)")
+    block: PositiveFloat = Field(default=1.0, description="factor of what the block gives (mlp_beta_factor)")
 
 
 class LayerKind(Spec):
@@ -51,6 +60,12 @@ class LayerKind(Spec):
     norm: Norm | None = Field(default=None, description="the norms of this kind, if they differ from the model's")
     placement: Placement | None = Field(
         default=None, description="the placement of this kind's norms, if it differs from the model's"
+    )
+    attention_residual: Residual = Field(
+        default=Residual(), description="factors where attention is added to the stream (MiniMax)"
+    )
+    mlp_residual: Residual = Field(
+        default=Residual(), description="factors where the MLP is added to the stream (MiniMax)"
     )
 
     @property
@@ -163,9 +178,8 @@ class Stack(Spec):
         default="pre",
         description="where the norms of a block f (attention or MLP) stand: `pre`, x + f(norm(x)); `post`, x + "
         "norm(f(x)); `sandwich`, x + norm(f(norm(x))); `sandwich_mlp`, the same of the MLP alone; `pre_mlp`, "
-        "no norm before attention; `add`, "
-        "norm(x + f(x)); `parallel`, x + attention(norm(x)) + mlp(norm(x)); `parallel_two_norms`, the same with a norm "
-        "for each",
+        "no norm before attention; `add`, norm(x + f(x)); `from_norm`, norm(x) + f(norm(x)); `parallel`, x + "
+        "attention(norm(x)) + mlp(norm(x)); `parallel_two_norms`, the same with a norm for each",
     )
     residual_multiplier: PositiveFloat = Field(default=1.0, description="factor of each block's output (Granite)")
     layer_scalar: Flag = Field(default=False, description="multiply each layer's output by a learned scalar (Gemma 4)")
