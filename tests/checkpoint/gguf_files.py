@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 from gguf_configs import FULL, SLIDING
+from gguf_hybrids import HYBRIDS, gathered, hybrid_as_stored, hybrid_pairs
 from transformers import PreTrainedConfig
 
 TypeOf = Callable[[str, torch.Tensor], GGMLQuantizationType]
@@ -52,10 +53,10 @@ def write_gguf(
         if key not in without:
             add_pair(writer, key, value)
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers + 1)  # one may draft
     for name, factors in rope_tensors(config).items():
         writer.add_tensor(name, factors)
-    for name, tensor in state.items():
+    for name, tensor in gathered(architecture, state).items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         for stored_name, data in as_stored(architecture, config, name, tensor.float()):
@@ -77,6 +78,8 @@ def as_stored(
 ) -> list[tuple[str, torch.Tensor]]:
     """llama.cpp's rewriting (modify_tensors of conversion/*.py): LlamaModel.permute, the norms of Gemma and Nemotron,
     experts apart; under the name that its table of tensors looks up."""
+    if architecture in HYBRIDS:
+        return hybrid_as_stored(architecture, config, name, tensor)
     if architecture in ("llama", "granite", "smollm3") and (".q_proj." in name or ".k_proj." in name):
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
@@ -109,6 +112,8 @@ def as_stored(
 
 def metadata_of(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
     """The pairs that conversion/*.py writes for `config`, as (key: value)."""
+    if architecture in HYBRIDS:
+        return {f"{architecture}.{key}": value for key, value in hybrid_pairs(architecture, config).items()}
     if architecture == "gemma4":
         config = deepcopy(config)
         config.allow_global_per_layer_attribute_access = True
@@ -219,7 +224,7 @@ def gemma4_pairs(config: PreTrainedConfig) -> dict[str, Any]:
 
 def rope_tensors(config: PreTrainedConfig) -> dict[str, np.ndarray]:
     """rope_freqs for llama3, rope_factors_* for longrope: generate_extra_tensors of conversion/llama.py and phi.py."""
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", None) or {}
     full = rope.get(FULL, {})
     if full.get("rope_type") == "proportional":
         half = config.per_layer_config[config.layer_types.index(FULL)].head_dim // 2

@@ -74,13 +74,13 @@ def test_a_soft_cap_is_understood_where_the_architecture_has_one(tmp_path: Path)
 
 @pytest.mark.parametrize("key", ["vocab_size", "tensor_data_layout", "rope.scaling.finetuned"])
 def test_keys_without_influence_are_ignored(key: str, tmp_path: Path):
-    assert key in load_table("architectures")["ignored"]
+    assert key in load_table("shared")["ignored"]
     extra = {"llama.tensor_data_layout": "Meta AI original pth", "llama.rope.scaling.finetuned": False}
     assert open_case(tmp_path, extra=extra).config["vocab_size"] == 96
 
 
 def test_harmless_values_are_taken(tmp_path: Path):
-    extra = {f"llama.{key}": value for key, value in load_table("architectures")["harmless"].items()}
+    extra = {f"llama.{key}": value for key, value in load_table("shared")["harmless"].items()}
     assert open_case(tmp_path, extra=extra).config["model_type"] == "llama"
 
 
@@ -260,7 +260,7 @@ def test_the_scaling_of_gemma3_is_that_of_its_full_layers(tmp_path: Path):
     assert rope["sliding_attention"] == {"rope_type": "default", "rope_theta": 1e4}
 
 
-@pytest.mark.parametrize("scaling", load_table("architectures")["llama3_scalings"])
+@pytest.mark.parametrize("scaling", load_table("shared")["llama3_scalings"])
 def test_llama3_factors_are_what_transformers_divides_by(scaling: dict[str, Any]):
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -73,6 +73,10 @@ def reference(pre: str) -> Tokenizer:
     if pre == "qwen2":
         regex = transformers_split("models.qwen2.tokenization_qwen2", "PRETOKENIZE_REGEX")
         return byte_level(normalizers.NFC(), cut_by(regex))
+    if pre == "qwen35":
+        return byte_level(
+            normalizers.NFC(), cut_by(transformers_split("models.qwen3_5.tokenization_qwen3_5", "PRETOKENIZE_REGEX"))
+        )
     splits = "integrations.gguf.gguf_tokenizer_mapping"
     if pre == "llama-bpe":
         return byte_level(None, cut_by(transformers_split(splits, "_LLAMA3_SPLIT")), ignore_merges=True)

@@ -1,29 +1,24 @@
-"""What differs per GGUF architecture, read from tables/architectures.yaml: names, layouts and metadata keys."""
+"""What differs per GGUF architecture, read from tables/: names, layouts and metadata keys."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from coreai_recipes.checkpoint.gguf.header import StoredTensor
+from coreai_recipes.checkpoint.gguf.layout import AS_IT_IS, Layout
 from coreai_recipes.checkpoint.gguf.metadata import Metadata, describe
 from coreai_recipes.errors import CheckpointError
 
 MOST_PROBLEMS = 200
-APART = (
-    "also",
-    "names",
-    "joined",
-    "required",
-    "optional",
-    "checked",
-    "unread",
-)  # what a row says in other words than an Architecture
+# What a row says in other words than an Architecture.
+APART = ("also", "names", "own_names", "joined", "layouts", "required", "optional", "checked", "unread", "unrotated")
 TABLES = Path(__file__).parent / "tables"
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # the field that counts them, by family
 LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
 
 
@@ -31,12 +26,15 @@ LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
 class Joined:
     """A tensor of transformers' that is put together of stored ones, stacked by expert: `of`, without their layer.
 
-    With `transpose` transformers has (in, out); with `alternate` the rows of the two take turns.
+    With `transpose` transformers has (in, out); with `alternate` the rows of the two take turns. With `rows` they are
+    matrices: one below the other (`in_turn`), or a share of each for every key head (`by_key_head`).
     """
 
+    target: str
     of: tuple[str, ...]
     transpose: bool = False
     alternate: bool = False
+    rows: Literal["in_turn", "by_key_head"] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,10 @@ class Architecture:
     Attributes:
         config: what the architecture itself implies, and the values of keys that a file leaves out.
         also: other model_types that are written under this name, and are then its own.
-        names: GGUF tensor names to transformers', `{layer}` for the layer's number, `{expert}` for a stacked one's.
-        joined: transformers' names of tensors that are put together of several.
+        names: GGUF tensor names to transformers', `{layer}` for the layer's number, `{expert}` or `{stream}` for a
+            stacked one's.
+        joined: tensors of transformers' that are put together of several.
+        layouts: how transformers' names end, to what the converter does to such tensors; the longest ending counts.
         keys: metadata keys (without their prefix) to config fields.
         required: those of `keys` that every file must have.
         checked: keys that config.py, layers.py and rope.py read themselves.
@@ -55,8 +55,8 @@ class Architecture:
         ignored: keys without influence, each with the reason.
         unread: keys that mean something in other architectures, and of which nothing says what they mean here.
         zero: config fields for which the loader takes 0 as not given, with what they are then.
-        interleaved: modules whose rows are interleaved per head, to the config field that counts their heads.
-        norm_weight: `1+w` where norms are stored with one added, else `w`.
+        quotients: config fields that are one key's value divided by another's.
+        row_counts: config fields that are how many rows a tensor has.
         flags: config fields that are true when the file has such a tensor.
         rope_tensors: how to read tensors that hold rotary factors: `llama3`, `longrope`, `proportional` or none.
         rope_per_kind: `always`, or `sliding` if any layer slides, where sliding layers have a rotary of their own.
@@ -66,7 +66,9 @@ class Architecture:
         with_sliding_window: what replaces entries of `config` when the file states a sliding window.
         sliding_period: every how many layers one attends in full; None when the layers do not differ.
         without_kv_heads: what transformers calls a layer whose attention.head_count_kv is 0.
-        squeezed: how the names of tensors (rows, columns) end that transformers has as (rows, 1, columns).
+        one_mixer: `mlp` or `moe` where a layer is either attention or recurrent or that, else None.
+        untied: why a file without output.weight cannot be read, else None.
+        recurrent_period: every how many layers one attends where the file does not say, and the others are recurrent.
         sizes_per_kind: whether heads, caches and widths differ between layers, as in Gemma 4.
         query_scale: where query_pre_attn_scalar comes from.
         head_scale: the config field that is head_dim ** -0.5 where the file does not say.
@@ -75,7 +77,8 @@ class Architecture:
     name: str
     config: dict[str, Any]
     names: dict[str, str]
-    joined: dict[str, Joined]
+    joined: tuple[Joined, ...]
+    layouts: dict[str, Layout]
     keys: dict[str, str]
     required: tuple[str, ...]
     checked: frozenset[str]
@@ -84,8 +87,8 @@ class Architecture:
     also: tuple[str, ...] = ()
     unread: frozenset[str] = frozenset()
     zero: dict[str, float] = field(default_factory=dict)
-    interleaved: dict[str, str] = field(default_factory=dict)
-    norm_weight: str = "w"
+    quotients: dict[str, tuple[str, str]] = field(default_factory=dict)
+    row_counts: dict[str, str] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
     rope_tensors: str | None = None
     rope_per_kind: str | None = None
@@ -95,7 +98,9 @@ class Architecture:
     with_sliding_window: dict[str, Any] = field(default_factory=dict)
     sliding_period: int | None = None
     without_kv_heads: str | None = None
-    squeezed: str | None = None
+    one_mixer: Literal["mlp", "moe"] | None = None
+    untied: str | None = None
+    recurrent_period: int | None = None
     sizes_per_kind: bool = False
     query_scale: dict[str, int] | None = None
     head_scale: str | None = None
@@ -111,31 +116,24 @@ class Architecture:
     def knows(self, name: str) -> bool:
         """Whether the GGUF tensor `name` is one of the architecture's, alone or as a part of another."""
         match = LAYER.match(name)
-        joined = match is not None and any(name[match.end() :] in how.of for how in self.joined.values())
+        joined = match is not None and any(name[match.end() :] in how.of for how in self.joined)
         return joined or self.transformers_name(name) is not None
 
     def joined_of(self, found: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Joined, list[StoredTensor]]]:
         """transformers' name, how and of what, for each tensor that is put together of others in the file."""
-        for target, how in self.joined.items():
+        for how in self.joined:
             starts = {name.removesuffix(part) for name in found for part in how.of if name.endswith(f".{part}")}
             for start in sorted(starts):
                 parts = [found[start + part] for part in how.of if start + part in found]
                 if len(parts) < len(how.of):
                     missing = next(start + part for part in how.of if start + part not in found)
                     raise CheckpointError(f"{parts[0].path}: has {parts[0].name}, but no {missing}")
-                yield target.replace("{layer}", start.removeprefix("blk.").removesuffix(".")), how, parts
+                yield how.target.replace("{layer}", start.removeprefix("blk.").removesuffix(".")), how, parts
 
-    def has_shifted_norm(self, name: str) -> bool:
-        """Whether the tensor (in transformers' words) is a norm's weight that is stored with one added."""
-        return self.norm_weight == "1+w" and name.endswith("norm.weight")
-
-    def is_squeezed(self, name: str) -> bool:
-        """Whether the tensor (in transformers' words) is stored without its axis of one."""
-        return self.squeezed is not None and name.endswith(self.squeezed)
-
-    def heads_field(self, name: str) -> str | None:
-        """The config field that counts the heads of a tensor whose rows are interleaved, else None."""
-        return next((field for module, field in self.interleaved.items() if f".{module}." in name), None)
+    def layout_of(self, name: str) -> Layout:
+        """What the converter does to the tensor of that name (transformers')."""
+        endings = [ending for ending in self.layouts if name.endswith(ending)]
+        return self.layouts[max(endings, key=len)] if endings else AS_IT_IS
 
     def unknown_keys(self, metadata: Metadata) -> list[str]:
         """One problem for each key under the architecture's prefix that we do not understand."""
@@ -161,27 +159,35 @@ class Architecture:
 @cache
 def architectures() -> Mapping[str, Architecture]:
     """Every architecture of the table by its GGUF name."""
-    table = load_table("architectures")
-    return {name: _read_row(name, row, table) for name, row in table["architectures"].items()}
+    shared = load_table("shared")
+    names = sorted(path.stem for path in (TABLES / "architectures").glob("*.yaml"))
+    return {name: _read_row(name, load_table(f"architectures/{name}"), shared) for name in names}
 
 
-def _read_row(name: str, row: dict[str, Any], table: dict[str, Any]) -> Architecture:
+def _read_row(name: str, row: dict[str, Any], shared: dict[str, Any]) -> Architecture:
     """A row with what all rows share; what a row says of a key is all that is said of it."""
     parts = ("keys", "harmless", "ignored")
+    turning = shared["unrotated"].items() if row.get("unrotated") else ()
+    unread = {key: reason for key, reason in turning if key not in row.get("harmless", ())}
+    row = {**row, "ignored": {**unread, **row.get("ignored", {})}}
     own = {key for part in (*parts, "unread") for key in row.get(part, {})}
     lists: dict[str, dict[str, Any]] = {
-        part: {**{key: value for key, value in table[part].items() if key not in own}, **row.get(part, {})}
+        part: {**{key: value for key, value in shared[part].items() if key not in own}, **row.get(part, {})}
         for part in parts
     }
-    required = {*table["required"], *row.get("required", ())} - {*row.get("optional", ())}
-    joined = {target: entry for group in row.get("joined", ()) for target, entry in table["joined"][group].items()}
+    required = {*shared["required"], *row.get("required", ())} - {*row.get("optional", ())}
+    layouts = {ending: how for group in row.get("layouts", ()) for ending, how in shared["layouts"][group].items()}
     return Architecture(
         name=name,
         also=tuple(row.get("also", ())),
-        names={stored: ours for group in row["names"] for stored, ours in table["names"][group].items()},
-        joined={target: Joined(**{**entry, "of": tuple(entry["of"])}) for target, entry in joined.items()},
+        names={
+            **{stored: ours for group in row["names"] for stored, ours in shared["names"][group].items()},
+            **row.get("own_names", {}),
+        },
+        joined=tuple(Joined(**{**entry, "of": tuple(entry["of"])}) for entry in row.get("joined", ())),
+        layouts={ending: Layout(**how) for ending, how in layouts.items()},
         required=tuple(key for key in lists["keys"] if key in required),
-        checked=frozenset({*table["checked"], *row.get("checked", ())} - own),
+        checked=frozenset({*shared["checked"], *row.get("checked", ())} - own),
         unread=frozenset(row.get("unread", ())),
         keys=lists["keys"],
         harmless=lists["harmless"],

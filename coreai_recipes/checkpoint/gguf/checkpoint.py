@@ -12,6 +12,7 @@ from coreai_recipes.checkpoint.base import Checkpoint, Grid, TensorInfo
 from coreai_recipes.checkpoint.gguf.architecture import Architecture, find_architecture
 from coreai_recipes.checkpoint.gguf.config import rebuild_config
 from coreai_recipes.checkpoint.gguf.header import MOST_TENSORS, Header, StoredTensor, read_header
+from coreai_recipes.checkpoint.gguf.layers import without_drafts
 from coreai_recipes.checkpoint.gguf.metadata import Metadata
 from coreai_recipes.checkpoint.gguf.rope import ROPE_TENSORS
 from coreai_recipes.checkpoint.gguf.rows import is_readable
@@ -46,6 +47,7 @@ class GGUFCheckpoint(Checkpoint):
         self.metadata: Metadata = headers[0].metadata
         self.architecture = architecture = find_architecture(self.metadata)
         found = {tensor.name: tensor for header in headers for tensor in header.tensors}
+        found = without_drafts(architecture, self.metadata, found)
         CheckpointError.collect(_unusable(self.path, architecture, found.values()))
         self._files = sorted({header.path for header in headers})
         if "token_embd.weight" not in found:
@@ -53,7 +55,7 @@ class GGUFCheckpoint(Checkpoint):
         self.config: dict[str, Any] = rebuild_config(architecture, self.metadata, found)
         self._sources = find_sources(architecture, found, self.config)
         self.tensors = {
-            name: TensorInfo(name, source.shape, source.stored.type.name, source.stored.path.name)
+            name: TensorInfo(name, source.shape, source.parts[0].type.name, source.parts[0].path.name)
             for name, source in self._sources.items()
         }
 
@@ -72,9 +74,10 @@ class GGUFCheckpoint(Checkpoint):
 
     def grid(self, name: str) -> Grid | None:
         source = self._sources[name]
-        parts = source.parts if isinstance(source, JoinedSource) else (source.stored,)
-        found = {GRIDS.get(part.type.name) for part in parts}
+        found = {GRIDS.get(part.type.name) for part in source.parts}
         grid = found.pop() if len(found) == 1 else None
+        if grid is not None and not source.keeps_grids_of(grid.block):
+            return None
         is_turned = isinstance(source, JoinedSource) and bool(source.how.transpose)
         return None if grid is None else replace(grid, transposed=is_turned)
 

@@ -1,14 +1,18 @@
-"""What differs from layer to layer: which slide, and in Gemma 4 heads, caches and widths."""
+"""What differs from layer to layer: which slide, attend or are recurrent, and in Gemma 4 heads, caches and widths."""
 
 from collections.abc import Collection
 from typing import Any
 
-from coreai_recipes.checkpoint.gguf.architecture import Architecture
+from coreai_recipes.checkpoint.gguf.architecture import LAYER, Architecture
+from coreai_recipes.checkpoint.gguf.header import StoredTensor
 from coreai_recipes.checkpoint.gguf.metadata import Metadata
 
 PATTERN = "attention.sliding_window_pattern"
 SHARED = "attention.shared_kv_layers"
 KV_HEADS = "attention.head_count_kv"
+WIDTHS = "feed_forward_length"
+INTERVAL = "full_attention_interval"
+DRAFTS = "nextn_predict_layers"
 
 
 def complete_sliding(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> None:
@@ -27,15 +31,57 @@ def complete_sliding(architecture: Architecture, metadata: Metadata, config: dic
         ]
 
 
-def complete_attending(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> None:
-    """LFM2: layer_types, of which layers have KV heads; conversion/lfm2.py writes 0 for those that convolve."""
-    key, layers = f"{architecture.name}.{KV_HEADS}", config["num_hidden_layers"]
-    heads = metadata.per_layer(key, layers, config["num_attention_heads"], least=0)
+def complete_mixers(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> None:
+    """layer_types (layers_block_type in Nemotron-H), of which layers attend, where not all do."""
+    if architecture.without_kv_heads:
+        heads = _kv_heads(architecture, metadata, config)
+        config["layer_types"] = ["full_attention" if count else architecture.without_kv_heads for count in heads]
+    if architecture.recurrent_period:
+        keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+        if values % keys:
+            problem = f"is {values}, of which {keys} key heads (ssm.group_count) have no equal share"
+            raise metadata.refuse(f"{architecture.name}.ssm.time_step_rank", problem)
+        period = metadata.integer(f"{architecture.name}.{INTERVAL}", architecture.recurrent_period)
+        if not period:
+            raise metadata.refuse(f"{architecture.name}.{INTERVAL}", "is 0")
+        config["layer_types"] = [
+            "linear_attention" if (layer + 1) % period else "full_attention"
+            for layer in range(config["num_hidden_layers"])
+        ]
+    if architecture.one_mixer:
+        key = f"{architecture.name}.{WIDTHS}"
+        heads = _kv_heads(architecture, metadata, config)
+        widths = _of_each_layer(architecture, metadata, config, WIDTHS)
+        if any(count and width for count, width in zip(heads, widths, strict=True)):
+            raise metadata.refuse(key, "is not 0 in a layer that attends")
+        if len({width for width in widths if width}) > 1:
+            raise metadata.refuse(key, "differs between layers that have an MLP")
+        if architecture.one_mixer == "mlp" and any(widths):
+            config["intermediate_size"] = max(widths)
+        config["layers_block_type"] = [
+            "full_attention" if count else architecture.one_mixer if width else "linear_attention"
+            for count, width in zip(heads, widths, strict=True)
+        ]
+
+
+def _kv_heads(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> list[int]:
+    """The KV heads of each layer, 0 of one that does not attend (conversion/lfm2.py, granite.py)."""
+    key = f"{architecture.name}.{KV_HEADS}"
+    heads = _of_each_layer(architecture, metadata, config, KV_HEADS, config["num_attention_heads"])
     counts = {count for count in heads if count}
     if len(counts) > 1:
         raise metadata.refuse(key, "differs between layers that attend")
     config["num_key_value_heads"] = next(iter(counts), config["num_attention_heads"])
-    config["layer_types"] = ["full_attention" if count else architecture.without_kv_heads for count in heads]
+    return heads
+
+
+def _of_each_layer(
+    architecture: Architecture, metadata: Metadata, config: dict[str, Any], key: str, default: int | None = None
+) -> list[int]:
+    """A size, or 0, of each layer; the file's list may go on with those of layers that draft."""
+    layers = config["num_hidden_layers"]
+    drafts = draft_layers(architecture, metadata)
+    return metadata.per_layer(f"{architecture.name}.{key}", layers + drafts, default, least=0)[:layers]
 
 
 def _slide(metadata: Metadata, key: str, layers: int, period: int) -> list[bool]:
@@ -90,3 +136,25 @@ def complete_kinds(
             problem = f"is {full_heads} in full layers, which transformers has only where values are keys"
             raise metadata.refuse(f"{prefix}.attention.head_count_kv", problem)
         config["num_global_key_value_heads"] = full_heads
+
+
+def without_drafts(
+    architecture: Architecture, metadata: Metadata, tensors: dict[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """The tensors but those of layers that draft, which stand behind the others (nextn_predict_layers)."""
+    drafts = draft_layers(architecture, metadata)
+    if not drafts:
+        return tensors
+    first = metadata.positive(f"{architecture.name}.block_count") - drafts
+    layers = {name: LAYER.match(name) for name in tensors}
+    return {name: tensors[name] for name, match in layers.items() if match is None or int(match[1]) < first}
+
+
+def draft_layers(architecture: Architecture, metadata: Metadata) -> int:
+    """How many of block_count's layers draft, which transformers leaves out."""
+    if DRAFTS not in architecture.checked:
+        return 0
+    drafts = metadata.integer(f"{architecture.name}.{DRAFTS}", 0) or 0
+    if drafts >= metadata.positive(f"{architecture.name}.block_count"):
+        raise metadata.refuse(f"{architecture.name}.{DRAFTS}", f"is {drafts}, as many as there are layers")
+    return drafts

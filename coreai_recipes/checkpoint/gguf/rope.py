@@ -133,7 +133,7 @@ def _llama3_scaling(metadata: Metadata, config: dict[str, Any], found: Tensor) -
         raise metadata.refuse(FREQUENCIES, f"has {factors.size} factors for a head_dim of {config['head_dim']}")
     if np.all(factors == 1.0):
         return None
-    for scaling in load_table("architectures")["llama3_scalings"]:
+    for scaling in load_table("shared")["llama3_scalings"]:
         expected = llama3_factors(scaling, config["rope_theta"], config["head_dim"])
         # llama.cpp computes them in float32, where the theta^x of its day is good to some units in the last place.
         if np.allclose(factors, expected, rtol=1e-4, atol=0):
