@@ -42,12 +42,24 @@ def run_audits(
             if overrides:
                 raise UserError(f"{target}: --set applies to recipes, and this is already built")
             bundle = Bundle.open(target)
+            _check_format(target, bundle.described.package_format)
             audited = audit_bundle(bundle, texts, without, progress)
             if saves:
                 save(bundle, audited)
         else:
-            audited = audit_recipe(load_recipe(target, overrides), checkpoint, texts, without, progress)
+            recipe = load_recipe(target, overrides)
+            _check_format(target, recipe.export.format)
+            audited = audit_recipe(recipe, checkpoint, texts, without, progress)
         if apply_to is not None:
             apply(audited, apply_to)
         found.append(audited)
     return found
+
+
+def _check_format(target: str, package_format: str) -> None:
+    """Raise UserError for what shows no value inside a layer, before it is built or run."""
+    if package_format == "coreai":
+        raise UserError(
+            f"{target}: is in Core AI's format, whose runtime shows no value inside a layer: audit Core ML's package "
+            "of the same recipe, which computes the same (--set export.format=coreml)"
+        )

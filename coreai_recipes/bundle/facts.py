@@ -18,21 +18,21 @@ LIMITS = {"float16": 65504, "sums on M1 (mac-32768)": 32768, "divisors on phones
 
 def facts_of(bundle: Bundle) -> dict[str, Any]:
     """The facts of one bundle. Raises UserError where it contradicts itself; no weight is read."""
+    from coreai_recipes.bundle.ruling import open_for_rules
     from coreai_recipes.lint.devices import find_device
     from coreai_recipes.lint.findings import lint
-    from coreai_recipes.lint.reading import open_subject
     from coreai_recipes.planning.plan import make_plan
     from coreai_recipes.recipe.loader import recipe_text
 
     bundle.check_package()
     recipe = recipe_of(bundle.path)
-    subject, plan = open_subject(bundle.path), make_plan(recipe).to_json()
-    subject.units = recipe.export.compute_units
-    device = None if recipe.export.device is None else find_device(recipe.export.device)
-    found = lint(subject, device, allow=recipe.export.allowed).to_json()
+    subject, plan = open_for_rules(bundle.path), make_plan(recipe).to_json()
+    device = None if subject.device is None else find_device(subject.device)
+    found = lint(subject, device, allow=subject.allow).to_json()
     audit = subject.audit
     return {
         "name": recipe.name,
+        "format": recipe.export.format,
         "manifest_sha256": identity_of(bundle.path),
         "bytes": bundle.bytes,
         "checkpoint": bundle.manifest["checkpoint"]["source"],

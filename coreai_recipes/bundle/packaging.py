@@ -69,9 +69,12 @@ def write_package(
 
     Parameters of `fitted` were encoded before; rules look at these `facts` of the manifest.
     """
+    from coreai_recipes.aimodel.folder import PROGRAM
     from coreai_recipes.bundle.ruling import find_broken
     from coreai_recipes.decoder.model import table_file
     from coreai_recipes.lint.reading import LintInput, open_package
+    from coreai_recipes.planning.costs import call_costs
+    from coreai_recipes.planning.outline import outline_of
     from coreai_recipes.storage.chunks import chunks_of
     from coreai_recipes.storage.layout import FILE
     from coreai_recipes.storage.parameters import raw_tables
@@ -87,19 +90,21 @@ def write_package(
         from coreai_recipes.targets.coreai.exporter import export_package as export_asset
 
         made = export_asset(composed.stacks, composed.bindings, package, cache, progress, fitted)
-        # no rule looks at its program, and nothing counts what its calls cost
-        broken = find_broken(composed.recipe, LintInput(package.name, []), package.parent, facts)
-        return Written(composed, made, {each.path.name: {} for each in made.packages}, broken)
-    costs: dict[str, Costs] = {}
+        drawn = outline_of(composed.stacks)
+        drawn.files = {f"{path.name}/{PROGRAM}": (path / PROGRAM).stat().st_size for path in chunks}
+        broken = find_broken(composed.recipe, drawn, package.parent, facts)
+        costs = call_costs(composed.stacks) if len(chunks) == 1 else {}
+        return Written(composed, made, {path.name: costs for path in chunks}, broken)
+    counted: dict[str, Costs] = {}
     opened = LintInput(package.name if len(chunks) == 1 else composed.recipe.name, [])
     found: list[Lint] = []
 
     def look(written: Path) -> None:  # beside the weights, which need no interpreter
-        costs[written.name] = _kept_costs(written, cache)
+        counted[written.name] = _kept_costs(written, cache)
         opened.programs += open_package(written, is_whole=False).programs
         place = FILE if len(chunks) == 1 else Path(written.name, FILE)
         opened.files[place.as_posix()] = chunks[written].parameters.file_bytes
-        if len(costs) == len(chunks):
+        if len(counted) == len(chunks):
             found.append(find_broken(composed.recipe, opened, package.parent, facts))
 
     exported = export_package(
@@ -111,7 +116,7 @@ def write_package(
         on_program=look,
         fitted=fitted,
     )
-    return Written(composed, exported, costs, found[0])
+    return Written(composed, exported, counted, found[0])
 
 
 def _kept_costs(package: Path, cache: "FragmentCache") -> Costs:

@@ -65,19 +65,17 @@ def lint_(
 
 def _open_subject(target: str, overrides: Sequence[str]) -> Any:
     """A saved program or bundle as it lies there, a recipe by its sizes."""
-    from coreai_recipes.lint.reading import is_saved, open_subject
+    from coreai_recipes.lint.reading import is_bundle, is_saved, open_subject
 
     path = Path(check_text(target, "PACKAGE|BUNDLE|RECIPE"))
     if is_saved(path):
         if overrides:
             raise UserError(f"{path}: --set applies to recipes, and this is already built")
-        subject = open_subject(path)
-        if subject.manifest is not None:
-            from coreai_recipes.bundle.opened import recipe_of
+        if is_bundle(path):
+            from coreai_recipes.bundle.ruling import open_for_rules
 
-            export = recipe_of(path).export
-            subject.units, subject.device, subject.allow = export.compute_units, export.device, export.allowed
-        return subject
+            return open_for_rules(path)
+        return open_subject(path)
     from coreai_recipes.planning.outline import outline
     from coreai_recipes.storage.matching import load_held
 

@@ -21,8 +21,8 @@ def find_model_file(path: Path) -> Path:
         raise EvaluationError(f"{path}: there is no such package")
     if path.suffix == ".aimodel":
         raise EvaluationError(
-            f"{path}: is in Core AI's format, and lint, report, audit and evaluate read Core ML's programs; "
-            "`recipe verify` runs it by Apple's runtime"
+            f"{path}: is in Core AI's format, whose programs Apple's runtime alone reads: `recipe lint` takes the "
+            "bundle that it is in, `recipe verify` runs it"
         )
     manifest = path / "Manifest.json"
     if not manifest.is_file():

@@ -15,6 +15,8 @@ from coreai_recipes.lint.rule import LEVELS, Case, Level, Rule, rules
 
 MOST_FINDINGS = 10_000  # of one rule in one function
 SHOWN = 160
+# of ranges that nobody knows
+REMEDIES = {"coreml": "recipe audit BUNDLE", "coreai": "recipe audit, of Core ML's package of the same recipe"}
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Lint:
-    """All findings, the worst first, and where a call changes units."""
+    """All findings, the worst first, where a call changes units, and the rules that are not of the packages' format."""
 
     findings: tuple[Finding, ...]
     crossings: tuple[Crossing, ...]
+    not_run: tuple[str, ...] = ()
 
     @property
     def has_errors(self) -> bool:
@@ -48,6 +51,7 @@ class Lint:
         return {
             "findings": [finding.to_json() for finding in self.findings],
             "crossings": [crossing.to_json() for crossing in self.crossings],
+            **({"not_run": list(self.not_run)} if self.not_run else {}),
         }
 
 
@@ -58,10 +62,11 @@ def lint(
     error for some chips being a warning that names them. `allow` has the reasons for which errors are let pass."""
     context = Context(subject)
     chip = None if device is None else device.chip.id
+    asked = [rule for rule in rules().values() if not only or rule.id in only]
     found = [
         _allowed(finding, (allow or {}).get(rule.id))
-        for rule in rules().values()
-        if not only or rule.id in only
+        for rule in asked
+        if subject.format in rule.formats
         for finding in _hold(rule, context, chip)
     ]
     order = {level: place for place, level in enumerate(LEVELS)}
@@ -72,7 +77,8 @@ def lint(
         for function in program.functions
         for crossing in crossings_of(function, context.flow(function))
     ]
-    return Lint(tuple(found), tuple(crossings))
+    not_run = (rule.id for rule in asked if subject.format not in rule.formats)
+    return Lint(tuple(found), tuple(crossings), tuple(not_run))
 
 
 def _allowed(finding: Finding, reason: str | None) -> Finding:
@@ -106,7 +112,8 @@ def _hold(rule: Rule, context: Context, chip: str | None) -> Iterator[Finding]:
         named = f" on {', '.join(chips)}" if chips and chip is None else ""
         places = f"{count:,} places" if count > 1 else "1 place"
         message = f"unknown: run audit: {rule.about}{named}: {places} with unknown ranges"
-        yield Finding(rule.id, "unknown", name, _printable(item.place), message, rule.source, "recipe audit BUNDLE")
+        remedy = REMEDIES[context.subject.format]
+        yield Finding(rule.id, "unknown", name, _printable(item.place), message, rule.source, remedy)
 
 
 def _try(case: Case, item: Item) -> Any:

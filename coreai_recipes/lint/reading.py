@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.errors import EvaluationError
@@ -25,6 +25,7 @@ class LintInput:
 
     Attributes:
         name: how messages call it.
+        format: of its packages.
         units, device, allow: the compute units and the chip that it is meant for and what is let pass there, where a
             recipe says so.
         manifest: of a bundle, its JSON.
@@ -40,6 +41,7 @@ class LintInput:
     units: str | None = None
     device: str | None = None
     allow: dict[str, str] = field(default_factory=dict)
+    format: Literal["coreml", "coreai"] = "coreml"
 
 
 def is_saved(path: Path) -> bool:
@@ -48,10 +50,14 @@ def is_saved(path: Path) -> bool:
     return path.suffix in suffixes or bool({"Manifest.json", MANIFEST} & _names(path))
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether a folder is a bundle."""
+    return MANIFEST in _names(path)
+
+
 def open_subject(path: Path) -> LintInput:
     """What lies at `path`. Raises UserError with one sentence for what is none of them, or damaged."""
-    names = _names(path)
-    if MANIFEST in names:
+    if is_bundle(path):
         return _open_bundle(path)
     if path.suffix == ".mlmodelc":
         raise EvaluationError(f"{path}: is compiled; lint the .mlpackage or .mlmodel that it was compiled from")
@@ -73,13 +79,19 @@ def open_package(path: Path, is_whole: bool = True) -> LintInput:
 
 
 def _open_bundle(folder: Path) -> LintInput:
+    """A bundle. The programs of .aimodels are not among those that are opened: their sizes are in its recipe."""
     manifest = read_manifest(folder)
     described = typed(Manifest, manifest, f"{folder}: {MANIFEST}")
     subject = LintInput(folder.name, [], manifest=manifest, tokenizer=tokenizer_files(folder), audit=read_audit(folder))
+    subject.format = described.package_format
     for program in described.programs:
         package = folder / program.file
         if not package.resolve().is_relative_to(folder.resolve()):
             raise BundleError(f"{package}: is a link to a place outside the bundle")
+        if subject.format == "coreai":
+            prefix = f"{program.file}/"
+            subject.files |= {name: file.bytes for name, file in described.files.items() if name.startswith(prefix)}
+            continue
         opened = open_package(package)
         subject.programs += opened.programs
         subject.files |= {f"{program.file}/{name}": size for name, size in opened.files.items()}

@@ -20,6 +20,9 @@ LooksAt = Literal[
 ]  # fmt: skip
 
 
+PackageFormat = Literal["coreml", "coreai"]
+
+
 class _Described(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,6 +53,7 @@ class Rule(_Described):
 
     Attributes:
         looks_at: what the cases are tried on, one by one.
+        formats: of packages, those that it holds for.
         chips: those that it holds for, `all` or some; `systems` the versions it was seen on, for the reader.
         message: what a finding says; words in braces are filled in by the predicates.
         remedy: what to do, `--set KEY=VALUE` where a setting does it.
@@ -59,6 +63,7 @@ class Rule(_Described):
     id: Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9-]*$")]
     looks_at: LooksAt
     cases: Annotated[list[Case], Field(min_length=1)]
+    formats: Annotated[tuple[PackageFormat, ...], Field(min_length=1)] = ("coreml", "coreai")
     chips: list[str] = ["all"]
     systems: str | None = None
     source: str

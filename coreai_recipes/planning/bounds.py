@@ -135,19 +135,25 @@ def most_tokens_per_second(read: int, device: Device) -> float | None:
     return None if device.streaming is None else device.streaming[1] * 1e9 / read
 
 
-def decode_weights(decoder: Decoder) -> int:
-    """Bytes of weights that a call for one token reads."""
-    stored = stored_parameters([decoder])
+def weights_read(decoder: Decoder, tokens: int) -> int:
+    """Bytes of weights that a call for so many tokens reads: of a table its rows, of experts the chosen ones."""
+    stored, vocab_size = stored_parameters([decoder]), decoder.recipe.model.vocab_size
     left = 0
     if not decoder.recipe.model.head.tied:
         table = stored.below(EMBEDDING)
-        left += table.bytes - table.bytes // decoder.recipe.model.vocab_size
+        left += table.bytes - table.bytes * min(tokens, vocab_size) // vocab_size
     for index, layer in enumerate(decoder.stack):
         for experts in (part for part in layer.modules() if isinstance(part, Mixture)):
-            if experts.gathers(1):
+            if experts.gathers(tokens):
                 of_all = stored.below(*(f"layers.{index}.experts.{leaf}" for leaf in EXPERT_STACKS))
-                left += of_all.bytes * (experts.num_experts - experts.top) // experts.num_experts
+                unread = max(0, experts.num_experts - experts.top * tokens)
+                left += of_all.bytes * unread // experts.num_experts
     return stored.bytes - left
+
+
+def decode_weights(decoder: Decoder) -> int:
+    """Bytes of weights that a call for one token reads."""
+    return weights_read(decoder, 1)
 
 
 def prefill_weights(decoder: Decoder) -> int:

@@ -59,6 +59,7 @@ def outline_of(stacks: Sequence[StackModule]) -> LintInput:
         units=export.compute_units,
         device=export.device,
         allow=export.allowed,
+        format=export.format,
     )
 
 
@@ -120,6 +121,8 @@ class _Outline:
             said[at] = self._draft_logits(draft, x, at)
             if gives_ids:
                 ids = said[at] = self._choose(f"{at}chosen", said[at], 1)
+        if len(said) == 1:
+            return said[""]
         shape = (1, len(said), *next(iter(said.values())).shape[2:])
         return self._give("concat", "said", ids.dtype, shape, **said)
 

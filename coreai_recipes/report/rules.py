@@ -20,6 +20,8 @@ def print_lint(lint: Document, levels: Sequence[str] = tuple(LEVELS)) -> None:
     for function, crossings in functions.items():
         print(f"{function}: {_changes(crossings)}")
     print(f"rules: {summary(lint['findings'])}")
+    for line in not_run(lint):
+        print(line)
 
 
 def groups(findings: Sequence[Document]) -> Iterator[tuple[tuple[str, str, str], str]]:
@@ -49,6 +51,12 @@ def _changes(crossings: Sequence[Document]) -> str:
     return f"{len(crossings)} changes of unit per call: {places}{more}"
 
 
+def not_run(lint: Document) -> Iterator[str]:
+    """A line on the rules that are of Core ML's programs alone, where others were looked at."""
+    if lint.get("not_run"):
+        yield f"not run, being of Core ML's programs: {', '.join(lint['not_run'])}"
+
+
 def summary(findings: Sequence[Document]) -> str:
     """How many rules are broken, by the worst level of their findings, which come first."""
     worst: dict[str, str] = {}
@@ -65,6 +73,7 @@ def print_rule(rule: Document) -> None:
         ("wants", rule["about"]),
         ("level", " or ".join(dict.fromkeys(case["level"] for case in rule["cases"]))),
         ("holds for", held),
+        ("formats", ", ".join(rule["formats"])),
         ("source", rule["source"]),
         ("confidence", rule["confidence"] + (f": {rule['disputed']}" if rule["disputed"] else "")),
         ("remedy", rule["remedy"]),

@@ -7,6 +7,12 @@ from coreai_recipes.report.console import print_entries
 from coreai_recipes.report.weights import print_storage
 from coreai_recipes.report.words import count, decibels, percent, weights_in_words
 
+# what no stage proves of a package, by its format
+NOT_COVERED = {
+    "coreml": "Core ML's own compiler and loader, placement, the hardware's accumulation",
+    "coreai": "specialisation for a device, placement, Apple's native kernels, speed",
+}
+
 
 def print_report(report: Mapping[str, Any]) -> None:
     """The stages of a report with their figures."""
@@ -37,9 +43,9 @@ def print_report(report: Mapping[str, Any]) -> None:
     if any("coreml" in stage["detail"] for stage in ran):
         print("not covered: placement")
     elif any(stage["detail"].get("runtime") == "coreai" for stage in ran):
-        print("not covered: specialisation for a device, placement, Apple's native kernels, speed")
+        print(f"not covered: {NOT_COVERED['coreai']}")
     else:
-        print("not covered: Core ML's own compiler and loader, placement, the hardware's accumulation")
+        print(f"not covered: {NOT_COVERED['coreml']}")
 
 
 # how a package may be run in float16, the hardware first

@@ -2,7 +2,8 @@
 
 Our Decoder computes, in float32, with the weights as the saved package decompresses them. The evaluator on the package
 itself gives the logits of a window's last token alone (`prefill`) or of a few (`score`): one pass of the Decoder gives
-all of them, and stage `package` of `recipe verify` holds the two to 90 dB of each other.
+all of them, and stage `package` of `recipe verify` holds the two to 90 dB of each other. An .aimodel is run itself, by
+Apple's runtime: its float32 twin, because float16's products take minutes on Linux.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 WINDOW = 512  # tokens
 WIDEST_LOGITS = 1 << 27  # numbers: half a gigabyte, and transformers' as many
-HOW = "our Decoder in float32 with the package's weights"
+BY_DECODER = "our Decoder in float32 with the package's weights"
+BY_RUNTIME = "Apple's runtime on the asset's float32 twin"
 Progress = Callable[[str, int, int], None]
 
 
@@ -55,7 +57,8 @@ class Scored:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The texts of one bundle. `why_alone` is why there is no KL divergence, None where there is one."""
+    """The texts of one bundle, computed `by` what that says. `why_alone` is why there is no KL divergence, None where
+    there is one."""
 
     path: str
     window: int
@@ -64,6 +67,7 @@ class Evaluated:
     texts: tuple[Scored, ...]
     why_alone: str | None
     verified: bool
+    by: str
     adapter: str | None = None
 
     @property
@@ -86,7 +90,7 @@ class Evaluated:
         windows = sum(len(each.text.windows) for each in self.texts if each.text is not None)
         found = [f"{each.name}: {each.text.note}" for each in self.texts if each.text is not None and each.text.note]
         found.append(
-            f"by {HOW}, in {windows} window{'' if windows == 1 else 's'} of at most {self.window} tokens (context "
+            f"by {self.by}, in {windows} window{'' if windows == 1 else 's'} of at most {self.window} tokens (context "
             f"{self.context}), each from an empty state"
         )
         found += [f"with the adapter {self.adapter}"] if self.adapter else []
@@ -97,7 +101,7 @@ class Evaluated:
     def to_json(self) -> dict[str, Any]:
         return {
             "path": self.path,
-            "by": HOW,
+            "by": self.by,
             "window": self.window,
             "context": self.context,
             **({"adapter": self.adapter} if self.adapter else {}),
@@ -137,7 +141,13 @@ def evaluate(
         raise UserError(f"--adapter: {' and '.join(used)} are evaluated one at a time: give one of them")
     held, factors = _unmerged(bundle, held, adapters, used[0]) if used else (held, None)
     from coreai_recipes.decoder.model import count_parameters
-    from coreai_recipes.verification.loss import logits_of_decoder, logits_of_reference, measure_loss
+    from coreai_recipes.verification.loss import (
+        call_of,
+        logits_of_asset,
+        logits_of_decoder,
+        logits_of_reference,
+        measure_loss,
+    )
     from coreai_recipes.verification.packaged import packaged_decoder
     from coreai_recipes.verification.run import threads_for
 
@@ -150,14 +160,21 @@ def evaluate(
         if progress is not None:
             progress("windows", done, total)
 
+    by = BY_DECODER
     with threads_for(4 * count_parameters(recipe)):
-        ours = logits_of_decoder(recipe, packaged_decoder(recipe, bundle.package), low_rank=factors)
+        if bundle.described.package_format == "coreai":
+            ours = logits_of_asset(recipe, bundle.package)
+            name, count = call_of(recipe)
+            by = f"{BY_RUNTIME}, {count} token{'' if count == 1 else 's'} a call of {name}"
+        else:
+            ours = logits_of_decoder(recipe, packaged_decoder(recipe, bundle.package), low_rank=factors)
         theirs = None if held.source is None else logits_of_reference(recipe, held.source)
         scored = tuple(Scored(text, measure_loss(text.windows, ours, theirs, note)) for text in cut)
     held.finish()
     verified = bool(bundle.report.get("passed"))
     weights, adapter = _weights(recipe), used[0] if used else None
-    return Evaluated(str(bundle.path), size, recipe.export.context, weights, scored, held.reason, verified, adapter)
+    context = recipe.export.context
+    return Evaluated(str(bundle.path), size, context, weights, scored, held.reason, verified, by, adapter)
 
 
 def choose_window(recipe: Recipe, asked: int | None) -> int:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ from coreai_recipes.decoder.model import build_decoder, count_parameters, fill
 from coreai_recipes.primitives.layer import PLAIN, Form
 from coreai_recipes.primitives.projection import with_low_rank
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.verification.calls import FunctionCall, run_call
 from coreai_recipes.verification.exchange import Exchange
 from coreai_recipes.verification.figures import divergence, psnr, snr_min
 from coreai_recipes.verification.memory import fits
 from coreai_recipes.verification.reference import Reference
+from coreai_recipes.verification.runtime import open_program
 from coreai_recipes.verification.streamed import StreamedDecoder
+from coreai_recipes.verification.subject import Subject
 
 Window = Sequence[int]
 Logits = Callable[[Window], Tensor]  # (S, V) in float32 of a window that starts from nothing
@@ -41,6 +45,27 @@ def logits_of_decoder(
             return decoder(torch.tensor([list(window)]))[0]  # type: ignore[no-any-return]
 
     return run
+
+
+def logits_of_asset(recipe: Recipe, asset: Path) -> Logits:
+    """Apple's runtime on the float32 twin of an .aimodel: by `score`, as many tokens a call as that takes, where there
+    is one, else one a call."""
+    program = open_program(Subject(recipe, {}, asset, runtime="coreai"), "float32")
+    name, most = call_of(recipe)
+
+    def run(window: Window) -> Tensor:
+        program.reset()
+        starts = range(0, len(window), most)
+        calls = (FunctionCall(name, start, min(most, len(window) - start), most) for start in starts)
+        return torch.cat([run_call(program, window, call, set(), recipe).logits for call in calls])
+
+    return run
+
+
+def call_of(recipe: Recipe) -> tuple[str, int]:
+    """The function that gives the logits of each of its tokens, and how many those are."""
+    functions = recipe.export.functions
+    return ("decode", 1) if functions.score is None else ("score", functions.score)
 
 
 def logits_of_reference(recipe: Recipe, checkpoint: Checkpoint, exchange: Exchange | None = None) -> Logits:

@@ -10,15 +10,16 @@ BEGIN, END = "<!-- rules: python -m tests.lint.rule_table -->", "<!-- end of rul
 
 
 def table() -> str:
-    lines = ["| rule | what the engine wants | chips | level | source | confidence |", "|---|---|---|---|---|---|"]
+    lines = ["| rule | what the engine wants | formats | chips | level | source | confidence |", f"|{7 * '---|'}"]
     for rule in rules().values():
         levels = ", ".join(dict.fromkeys(case.level for case in rule.cases))
         named = dict.fromkeys(
             chip for _, held in rule.settled() for chip in ((*held,) if held is not None else ("all",))
         )
+        of = "both" if len(rule.formats) > 1 else f"`{rule.formats[0]}`"
         where = "all" if "all" in named else ", ".join(named)
         said = f"{rule.confidence}: {rule.disputed}" if rule.disputed else rule.confidence
-        lines.append(f"| `{rule.id}` | {rule.about} | {where} | {levels} | {rule.source} | {said} |")
+        lines.append(f"| `{rule.id}` | {rule.about} | {of} | {where} | {levels} | {rule.source} | {said} |")
     lines += [
         "",
         "| `--device` | is | chip | width | working set | weights GB/s | memory GB | source |",

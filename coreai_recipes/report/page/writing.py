@@ -8,7 +8,8 @@ from coreai_recipes.report.page import charts
 from coreai_recipes.report.page.drawing import draw
 from coreai_recipes.report.page.environment import environment, style
 from coreai_recipes.report.plan import fit_table, products_table
-from coreai_recipes.report.rules import groups, summary
+from coreai_recipes.report.rules import groups, not_run, summary
+from coreai_recipes.report.verdict import NOT_COVERED
 from coreai_recipes.report.words import decibels, milliseconds, word
 
 Facts = Mapping[str, Any]
@@ -51,7 +52,7 @@ def _drawn(facts: Facts, index: int) -> dict[str, Any]:
         "products_rows": products_rows,
         "fit_rows": [] if plan["fit"] is None else fit_table(plan["fit"]),
         "lint_rows": list(groups(facts["lint"]["findings"])),
-        "lint_summary": summary(facts["lint"]["findings"]),
+        "lint_summary": "; ".join((summary(facts["lint"]["findings"]), *not_run(facts["lint"]))),
         "device_rows": [(report, function_rows(report), lines(report)) for report in facts["device_reports"]],
         "known": {
             "measured": list(_measured(facts)),
@@ -62,12 +63,11 @@ def _drawn(facts: Facts, index: int) -> dict[str, Any]:
 
 
 def _measured(facts: Facts) -> Iterator[str]:
-    """By the evaluator, on this machine; and on devices, where there is a report."""
+    """By the evaluator or Apple's runtime, on this machine; and on devices, where there is a report."""
+    judge = "Apple's runtime" if facts["format"] == "coreai" else "the evaluator"
     ran = [stage["name"] for stage in facts["report"]["stages"] if stage["passed"] is not None]
     yield (
-        f"against transformers, by the evaluator: {', '.join(ran)}"
-        if ran
-        else "nothing against transformers: not verified"
+        f"against transformers, by {judge}: {', '.join(ran)}" if ran else "nothing against transformers: not verified"
     )
     if facts["audited"] is not None:
         yield f"ranges, on {facts['audited']['prompts']} prompts and {facts['audited']['positions']} positions"
@@ -88,10 +88,10 @@ def _bounded(facts: Facts) -> Iterator[str]:
 
 
 def _unknown(facts: Facts) -> Iterator[str]:
-    yield "Core ML's own compiler and loader, placement, and the hardware's accumulation"
+    yield NOT_COVERED[facts["format"]]
     if not facts["device_reports"]:
         yield "every figure on a device: there is no device report"
-    if facts["ranges"] is None:
+    if facts["ranges"] is None and facts["format"] == "coreml":
         yield "how large values become: there is no audit"
     fit = facts["plan"]["fit"]
     yield from () if fit is None else (f"of {fit['name']}: {each}" for each in fit["unmeasured"])

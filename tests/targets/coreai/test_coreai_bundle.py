@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,12 +12,20 @@ import pytest
 import torch
 
 from coreai_recipes.bundle import Bundle
+from coreai_recipes.bundle.ruling import open_for_rules
 from coreai_recipes.errors import BundleError, UserError
+from coreai_recipes.lint.findings import lint
 from coreai_recipes.lint.reading import is_saved, open_subject
+from coreai_recipes.lint.rule import rules
+from coreai_recipes.planning.outline import outline
+from coreai_recipes.recipe import load_recipe
 from coreai_recipes.running import coreai
 from coreai_recipes.running.coreai import CoreAIProgram
 from coreai_recipes.running.program import choose_runtime, open_program
+from coreai_recipes.scoring.scoring import evaluate
 
+Run = Callable[..., tuple[int, str, str]]
+ASSET = ("main.mlirb", "main.hash", "metadata.json")
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints/tiny-llama"
 
 
@@ -40,15 +49,58 @@ def test_the_manifest_is_that_of_any_bundle(bundle: Path) -> None:
     assert (bundle / "model.aimodel/main.hash").read_bytes() == sha256(program.read_bytes()).digest()
 
 
-@pytest.mark.parametrize("place", ["", "model.aimodel"])
-def test_what_reads_core_mls_programs_says_so(bundle: Path, place: str) -> None:
-    assert is_saved(bundle / place)
+def test_what_reads_core_mls_programs_says_so(bundle: Path, run: Run) -> None:
+    asset = bundle / "model.aimodel"
+    assert is_saved(asset)
     with pytest.raises(UserError) as raised:
-        open_subject(bundle / place)
+        open_subject(asset)
     assert str(raised.value) == (
-        f"{bundle / 'model.aimodel'}: is in Core AI's format, and lint, report, audit and evaluate read Core ML's "
-        "programs; `recipe verify` runs it by Apple's runtime"
+        f"{asset}: is in Core AI's format, whose programs Apple's runtime alone reads: `recipe lint` takes the bundle "
+        "that it is in, `recipe verify` runs it"
     )
+    refused = (
+        "is in Core AI's format, whose runtime shows no value inside a layer: audit Core ML's package of the same "
+        "recipe, which computes the same (--set export.format=coreml)"
+    )
+    assert run("audit", bundle) == (2, "", f"{bundle}: {refused}\n")
+    assert run("audit", "tiny-llama", "--set", "export.format=coreai") == (2, "", f"tiny-llama: {refused}\n")
+
+
+def test_lint_looks_at_the_sizes_and_files_of_a_bundle_by_the_rules_of_its_format(bundle: Path, run: Run) -> None:
+    status, out, _ = run("lint", bundle, "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert {finding["id"] for finding in found["findings"]} == {"eos-template", "mac-32768", "act-lut", "embed-in"}
+    assert found["not_run"] == [rule.id for rule in rules().values() if "coreai" not in rule.formats]
+    assert {"state-count", "pq-crash"} < set(found["not_run"])
+    # the outline's, as before a build
+    opened, planned = open_for_rules(bundle), outline(load_recipe("tiny-llama", ["export.format=coreai"]))
+    assert lint(opened, only=["embed-in"]) == lint(planned, only=["embed-in"])
+    assert opened.files == {f"model.aimodel/{name}": (bundle / "model.aimodel" / name).stat().st_size for name in ASSET}
+    opened.files["model.aimodel/main.mlirb"] = 1_500_000_000
+    assert [finding.place for finding in lint(opened, only=["pkg-size"]).findings] == ["model.aimodel/main.mlirb"]
+
+
+def test_a_report_says_what_calls_cost_and_who_has_judged(bundle: Path, run: Run, tmp_path: Path) -> None:
+    cost = Bundle.open(bundle).described.functions["decode"].cost
+    assert cost is not None
+    assert cost.keys() == {"flops", "weight_bytes", "state_bytes"}
+    status, out, _ = run("report", bundle, "-o", tmp_path / "page.html")
+    assert (status, out.split()[0]) == (0, str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert "against transformers, by Apple&#39;s runtime: rotary, torch, package, package_float16, tokenizer" in page
+    assert "not run, being of Core ML&#39;s programs: gather-i32" in page
+    assert "specialisation for a device" in page
+
+
+def test_a_text_is_evaluated_by_apples_runtime(bundle: Path) -> None:
+    text = "The moon turns around the earth, and a day has twenty-four hours."
+    found = evaluate(Bundle.open(bundle), [("moon", text)], str(CHECKPOINT))
+    loss = found.whole.loss
+    assert found.by == "Apple's runtime on the asset's float32 twin, 1 token a call of decode"
+    assert loss.kl is not None
+    assert 0 < loss.kl < 1e-5  # weights rounded to float16, and nothing else
+    assert loss.perplexity == pytest.approx(loss.their_perplexity, rel=1e-2)
 
 
 def test_another_process_builds_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
