@@ -179,7 +179,7 @@ def test_without_the_library_the_command_says_how_to_get_it(
     status, _, error = run("report", tiny_bundle, "-o", tmp_path / "page.html")
     assert (status, error) == (
         2,
-        "recipe report: charts need vl-convert: pip install 'coreai-recipes[report]'\n",
+        "charts need vl-convert: pip install 'coreai-recipes[report]'\n",
     )
 
 

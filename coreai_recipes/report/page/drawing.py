@@ -18,7 +18,7 @@ def draw(spec: dict[str, Any], number: int) -> str:
     try:
         import vl_convert
     except ImportError:
-        raise UserError("recipe report: charts need vl-convert: pip install 'coreai-recipes[report]'") from None
+        raise UserError("charts need vl-convert: pip install 'coreai-recipes[report]'") from None
     svg = vl_convert.vegalite_to_svg(spec)
     svg = SYMBOL.sub(r'<\1 aria-label="\2"\3><title>\2</title></\1>', svg)
     svg = OWN_NAMES.sub(rf"\g<1>chart{number}-", svg)  # several charts stand in one document

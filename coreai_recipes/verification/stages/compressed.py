@@ -5,6 +5,7 @@ the checkpoint's, on text that no calibration has seen: no error of float16's ar
 holds the saved program against the same weights.
 """
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ def run(subject: Subject) -> StageResult:
     if subject.package is None and stored.calibrates:
         return skip(NAME, "weights that are fitted to a text are in a package alone")
     subject.evaluated.clear()  # the model comes into memory
+    gc.collect()  # a program and its functions know each other
     weights = _weights(subject)
     windows, text = _windows(subject)
     loss = _measure(subject, weights, windows)
