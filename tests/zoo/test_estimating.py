@@ -13,7 +13,7 @@ from coreai_recipes.zoo.estimating import PROCESS, memory_of
 from coreai_recipes.zoo.metering import CLEAR, Meter
 
 WIDE = "model.kinds.full.mlp.intermediate_size=4096"
-ONE_LAYER = ("model.layers=[full]", "compress.calibration=null")
+ONE_LAYER = ("model.layers=[full]", "export.context=64", "compress.calibration=null")
 
 
 def resident() -> int:
