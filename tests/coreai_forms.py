@@ -52,6 +52,17 @@ TABLES = (
         },
     ),
     Table(
+        "buffer",
+        ("16",),
+        "coreai.md",
+        {
+            "qwen3_5_text-unusual": "the gated delta rule",
+            "mamba2-unusual": "Mamba-2",
+            "granitemoehybrid-unusual": "Mamba-2 and attention",
+            "lfm2-unusual": "short convolutions and attention",
+        },
+    ),
+    Table(
         "rotary_op",
         ("plain", "composite"),
         "core-ai-rotary.md",
@@ -87,7 +98,10 @@ def measure(model: str, field: str, word: str) -> dict[str, Any]:
 
 def _saying(recipe: Recipe, field: str, word: str) -> Recipe:
     said = recipe.model_dump(mode="json", exclude_unset=True)
-    changed, problems = validate_data({**said, "export": {**said["export"], field: word}})
+    export = {**said["export"], field: int(word) if word.isdigit() else word}
+    if field == "buffer":  # which holds the tokens of a call
+        export["functions"] = {"prefill": export[field]}
+    changed, problems = validate_data({**said, "export": export})
     if changed is None or problems:
         raise UserError("; ".join(problem.message for problem in problems))
     return changed

@@ -337,7 +337,7 @@ def _run(
 
     for done, text in enumerate(texts, 1):
         program.reset()
-        for call in plan_calls(export.functions.queries, len(text.token_ids), DECODE_STEPS, export.padded):
+        for call in plan_calls(export.functions.queries, len(text.token_ids), DECODE_STEPS, export.fills_calls):
             run_call(program, text.token_ids, call, set(), recipe, look if windows else note)
             called = [call.function]
             if windows and call.function != "score":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.bundle.adapting import open_unmerged, origins_of, sealed_recipe
+from coreai_recipes.bundle.hosting import copy_tokenizer, files_for_host
 from coreai_recipes.bundle.low_rank import with_low_rank, write_adapters
 from coreai_recipes.bundle.opened import Bundle, digest_of
 from coreai_recipes.bundle.packaging import Written, compose, write_package
@@ -16,14 +17,12 @@ from coreai_recipes.bundle.ruling import hold_rules
 from coreai_recipes.bundle.scaling import FIELD, in_words, prove_and_scale, start_scale, write_first
 from coreai_recipes.bundle.sources import find_sources
 from coreai_recipes.errors import UserError
-from coreai_recipes.hosts import anemll
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST, PACKAGES, RECIPE, REPORT, typed
 from coreai_recipes.manifest.schema import FORMAT, Manifest
 from coreai_recipes.manifest.staging import NoSpace, check_place, staged_folder
 from coreai_recipes.recipe import Recipe, Resolved, load_resolved, recipe_text
 from coreai_recipes.recipe.compress_rules import check_bits
-from coreai_recipes.recipe.host_form import anemll_form
 from coreai_recipes.recipe.schema import DRAFT, MODEL
 
 if TYPE_CHECKING:
@@ -157,6 +156,7 @@ def build(
     package = PACKAGES[recipe.export.format]
     with staged_folder(target) as folder:
         tokenizer.write(folder)
+        copy_tokenizer(recipe, folder)
         tokens = read_tokens(folder)
         check_ids(tokens, folder, recipe.model.vocab_size, source.place)
         if not tokens.end_tokens:
@@ -188,9 +188,8 @@ def build(
         def describe() -> dict[str, Any]:
             (folder / RECIPE).write_text(recipe_text(written.composed.recipe))
             write_adapters(written.composed, beside, folder)
-            if recipe.export.host == "anemll":
-                for name, text in anemll.files_of(anemll_form(recipe), package, list(tokens.end_tokens)).items():
-                    (folder / name).write_text(text)
+            for name, text in files_for_host(recipe, package, list(tokens.end_tokens)).items():
+                (folder / name).write_text(text)
             manifest = _manifest(written, facts, looked_at, folder)
             # nothing is installed that could not be opened
             hold_manifest(typed(Manifest, manifest, f"{target}: {MANIFEST}"), written.composed.recipe, str(target))

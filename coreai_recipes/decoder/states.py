@@ -166,6 +166,8 @@ def state_specs(
         specs[name] = StateSpec(
             name, layers, kept.num_kv_heads, rows, kept.head_dim, kept.window, keys, values, 0, layers
         )
+    if recipe.export.cache_names is not None:
+        return _paired(specs, *recipe.export.cache_names)
     return _packed(specs, behind) if recipe.export.states == "packed" else specs
 
 
@@ -226,6 +228,15 @@ def _packed(specs: Mapping[str, StateSpec], behind: str) -> dict[str, StateSpec]
             found[spec.kind] = replace(spec, keys=state, values=None, first=first, depth=depth)
             first += spec.layers
     return {kind: found[kind] for kind in specs}
+
+
+def _paired(specs: Mapping[str, StateSpec], keys: str, values: str) -> dict[str, StateSpec]:
+    """The same with all keys in one state and all values in another. All kinds are of one geometry."""
+    depth, first, found = sum(spec.layers for spec in specs.values()), 0, dict[str, StateSpec]()
+    for kind, spec in specs.items():
+        found[kind] = replace(spec, keys=keys, values=values, first=first, depth=depth)
+        first += spec.layers
+    return found
 
 
 def states_of(specs: Mapping[str, StateSpec]) -> dict[str, State]:

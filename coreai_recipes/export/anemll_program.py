@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from coreai_recipes.decoder.front import CallShape
+from coreai_recipes.decoder.front import CallShape, Front
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.export.crossing_fragments import pick_fragment
 from coreai_recipes.export.fragments import (
@@ -106,8 +106,10 @@ def anemll_front(decoder: Decoder, call: CallShape, chunk: Chunk) -> Fragment:
 class _FrontPiece(FrontPiece):
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.inputs, given, strict=True))
-        with parameters_as(self.piece[0], self.weights(named)):
-            x, inputs = self.piece[0].placed(named["input_ids"], named["position_ids"])  # type: ignore[operator]
+        front: Front = self.piece[0]  # type: ignore[assignment]
+        inputs = front.placed(named["position_ids"])
+        with parameters_as(front, self.weights(named)):
+            x = front.embedding(named["input_ids"], named["position_ids"])
         seen = named["causal_mask"].clamp(min=HIDDEN)  # (1, 1, S, K); no -inf goes into the layers
         found: dict[str, Tensor] = {"x": x}
         for kind, of_kind in inputs.items():

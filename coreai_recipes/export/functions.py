@@ -6,6 +6,7 @@ from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.export.anemll_program import AnemllProgram
+from coreai_recipes.export.coreai_models_program import CoreAIModelsProgram
 from coreai_recipes.export.decoder_program import DecoderProgram
 from coreai_recipes.export.draft_program import DraftProgram
 from coreai_recipes.export.fragments import Fragment
@@ -20,8 +21,13 @@ def programs_of(stacks: Sequence[StackModule], chunks: Sequence[Chunk], chunk: C
     for stack in stacks:
         match stack:
             case Decoder():
-                is_anemll = stack.recipe.export.host == "anemll"
-                yield AnemllProgram(stack, chunk) if is_anemll else DecoderProgram(stack, chunks, chunk)
+                match stack.recipe.export.host:
+                    case "anemll":
+                        yield AnemllProgram(stack, chunk)
+                    case "coreai-models":
+                        yield CoreAIModelsProgram(stack, chunk)
+                    case None:
+                        yield DecoderProgram(stack, chunks, chunk)
             case Draft() if chunk.drafts:
                 yield DraftProgram(stack, stacks[0], chunk)
             case Draft():

@@ -47,7 +47,7 @@ class Sealed(Described):
 class Port(Described):
     """An input or an output of a function."""
 
-    dtype: Literal["int32", "float16", "float32"]
+    dtype: Literal["int32", "uint16", "float16", "float32"]
     shape: Shape
 
     @property
@@ -228,7 +228,7 @@ class Manifest(Sealed):
     versions: dict[str, str]
     context: Count
     vocab_size: Count
-    host: Literal["anemll"] | None = None  # of another project, whose functions these are
+    host: Literal["anemll", "coreai-models"] | None = None  # of another project, whose functions these are
     logits: Logits
     rotary: dict[str, str] | None = None  # what a rotary was fixed to at build time, by kind
     packages: Annotated[tuple[Annotated[Program | Table, Field(discriminator="role")], ...], Field(max_length=1000)]

@@ -13,11 +13,12 @@ from coreai_recipes.decoder.states import COMMIT, CarriedSpec, RowsSpec, StateSp
 from coreai_recipes.decoder.states import State as KeptState
 from coreai_recipes.errors import BundleError
 from coreai_recipes.hosts.anemll import functions_of as functions_of_anemll
+from coreai_recipes.hosts.coreai_models import functions_of as functions_of_static
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
 from coreai_recipes.planning.adapter_contract import adapters_in_manifest
-from coreai_recipes.recipe.host_form import anemll_form
+from coreai_recipes.recipe.host_form import anemll_form, static_form
 from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
 from coreai_recipes.storage.chunks import (
     buffers_of_packages,
@@ -262,6 +263,16 @@ def tables_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 def functions_of(recipe: Recipe, key: str | None = None) -> dict[str, Called]:
     """The tokens of a call, the inputs and the outputs of each function: of one stack, or of all."""
+    match recipe.export.host:
+        case "anemll":
+            return {**functions_of_anemll(anemll_form(recipe))}
+        case "coreai-models":
+            return {**functions_of_static(static_form(recipe))}
+    return own_functions_of(recipe, key)
+
+
+def own_functions_of(recipe: Recipe, key: str | None = None) -> dict[str, Called]:
+    """The same of a package that is for no other project's host."""
     made = {MODEL: _functions_of_decoder, DRAFT: _functions_of_draft}
     keys = recipe.stacks if key is None else [key]
     return {name: called for each in keys for name, called in made[each](recipe)}
@@ -269,9 +280,6 @@ def functions_of(recipe: Recipe, key: str | None = None) -> dict[str, Called]:
 
 def _functions_of_decoder(recipe: Recipe) -> Iterator[tuple[str, Called]]:
     model = recipe.model
-    if recipe.export.host == "anemll":
-        yield from functions_of_anemll(anemll_form(recipe)).items()
-        return
     carried, buffers = carried_of_packages(recipe), buffers_of_packages(recipe)
     low_rank = low_rank_of_packages(recipe)
     kept: Described = {

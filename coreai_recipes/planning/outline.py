@@ -16,7 +16,7 @@ from coreai_recipes.decoder.states import COMMIT, state_specs, states_of
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.lint.program import Function, Operation, Program, Shape, Value
 from coreai_recipes.lint.reading import LintInput
-from coreai_recipes.planning.contract import functions_of
+from coreai_recipes.planning.contract import functions_of, own_functions_of
 from coreai_recipes.primitives.embedding import index_dtype
 from coreai_recipes.primitives.layer import SQUARE, Layer
 from coreai_recipes.primitives.projection import Projection
@@ -41,9 +41,11 @@ def outline_of(stacks: Sequence[StackModule]) -> LintInput:
     kept = {} if recipe.export.is_functional else states_of(state_specs(recipe))
     states: dict[str, Shape] = {name: state.shape for name, state in kept.items()}
     stored = stored_parameters(stacks)
+    # of an .aimodel the rules look at the Core ML program of the same recipe
+    called = functions_of if recipe.export.format == "coreml" else own_functions_of
     functions = []
     for stack in stacks:
-        for name, (query, inputs, outputs) in functions_of(recipe, stack.of.key).items():
+        for name, (query, inputs, outputs) in called(recipe, stack.of.key).items():
             if name == COMMIT:  # which has no weights, and no layer
                 continue
             drawn = _Outline(Function(name), states, stored.compression, stacks[0])

@@ -1,6 +1,7 @@
 """What a recipe is to the host of another project."""
 
 from coreai_recipes.hosts.anemll import AnemllForm
+from coreai_recipes.hosts.coreai_models import StaticForm
 from coreai_recipes.recipe.schema import Recipe
 
 
@@ -10,4 +11,14 @@ def anemll_form(recipe: Recipe) -> AnemllForm:
     export, vocab_size = recipe.export, recipe.model.vocab_size
     return AnemllForm(
         recipe.name, model_type, export.context, export.functions.prefill, vocab_size, export.outputs == "ids"
+    )
+
+
+def static_form(recipe: Recipe) -> StaticForm:
+    """The sizes that decide an asset for the runner of Apple's coreai-models."""
+    model, export = recipe.model, recipe.export
+    checkpoint = recipe.reference.checkpoint if recipe.reference else None
+    width = model.embedding.width or model.hidden_size
+    return StaticForm(
+        recipe.name, checkpoint or recipe.name, export.context, export.functions.prefill, model.vocab_size, width
     )

@@ -3,17 +3,20 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from coreai_recipes.hosts.coreai_models import MOST_POSITIONS
 from coreai_recipes.recipe.layer_order import layer_order
 from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_at, value_at
 
 AT: Location = ("export", "host")
 LANES = 32  # a state's rows come in as many, and the host's mask has a column for each row
+PREFILL = 64  # where a recipe says none
+CALLS = {"anemll": "infer and prefill", "coreai-models": "extend and prompt_opt"}
 
 
 def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     """Why a recipe cannot be written for the host that it names; nothing where it can."""
     host = value_at(recipe, "export", "host")
-    if host != "anemll":
+    if not isinstance(host, str) or host not in CALLS:
         return
     mend = "leave out export.host"
     kinds, order = mapping_at(recipe, "model", "kinds"), dict.fromkeys(layer_order(recipe, "model"))
@@ -25,6 +28,7 @@ def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             (kind != "full", f"is {kind}"),
             (attention.get("shares_kv_with") is not None, "reads the cache of another kind"),
             (attention.get("alibi") is not None, "has ALiBi, which its mask does not hold"),
+            (value_at(kinds, name, "state_space") is not None, "carries a state beside it"),
         ):
             if wrong:
                 yield Problem(AT, "host-layers", f"{host} has a full cache for each layer, and `{name}` {what}", mend)
@@ -42,7 +46,7 @@ def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(AT, "host-draft", f"{host} has no drafts", "leave out export.host, or build without a draft")
     if integer_at(recipe, "export", "functions", "score"):
         yield Problem(
-            AT, "host-score", f"{host} calls infer and prefill alone", "leave out export.functions.score or export.host"
+            AT, "host-score", f"{host} calls {CALLS[host]} alone", "leave out export.functions.score or export.host"
         )
     chunks = value_at(recipe, "export", "chunks")
     count = chunks.get("count") if isinstance(chunks, Mapping) else chunks
@@ -61,6 +65,28 @@ def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             f"{context} is no multiple of {LANES}: {host} has as many columns in its mask as rows in its state",
             f"the next is {near}",
         )
+    if host == "coreai-models":
+        yield from _static_problems(recipe, shapes, mend)
     prefill = integer_at(recipe, "export", "functions", "prefill")
     if prefill == 1:
         yield Problem(("export", "functions", "prefill"), "host-prefill", f"{host} needs a prefill of 2 or more")
+
+
+def _static_problems(recipe: Mapping[str, Any], shapes: Mapping[tuple[Any, ...], str], mend: str) -> Iterator[Problem]:
+    """What the runner of coreai-models cannot call besides; `shapes` are KV heads and head_dim of the caches."""
+    if value_at(recipe, "export", "outputs") == "ids":
+        words = "coreai-models chooses a token itself, of logits"
+        yield Problem(("export", "outputs"), "host-outputs", words, "leave out export.outputs or export.host")
+    at: Location = ("export", "context")
+    context = integer_at(recipe, "export", "context") or 0
+    prefill = integer_at(recipe, "export", "functions", "prefill") or PREFILL
+    if context % prefill:
+        words = f"{context} is no multiple of {prefill}: coreai-models begins a prefill of {prefill} at its multiples"
+        yield Problem(at, "host-batches", words, "change it or export.functions.prefill")
+    if context > MOST_POSITIONS:
+        words = f"coreai-models has positions of 16 bits, which hold {MOST_POSITIONS:,}, and not {context:,}"
+        yield Problem(at, "host-positions", words, f"{MOST_POSITIONS} or less")
+    sizes = [len(layer_order(recipe, "model")), *(size for shape in shapes for size in shape if isinstance(size, int))]
+    if context < (largest := max(sizes)):
+        words = f"coreai-models takes the largest size of a cache for its context, and {largest} is more than {context}"
+        yield Problem(at, "host-largest", words, f"{largest} or more")

@@ -58,8 +58,6 @@ def state_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
                 f"{function} takes {query} tokens per call, which do not go into {rows} rows",
                 f"at least {query}",
             )
-    if value_at(recipe, "export", "format") == "coreai":
-        yield Problem(AT, "buffer-format", "an .aimodel cannot be written with a buffer yet", "remove it")
 
 
 def _halves_problems(recurrent: Mapping[str, Any]) -> Iterator[Problem]:

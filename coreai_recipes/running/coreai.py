@@ -51,11 +51,12 @@ class CoreAIFunction:
         """The outputs by name; `state` goes on. Raises BundleError for inputs that are not the function's."""
         import torch
 
-        if inputs.keys() != self.inputs.keys():
-            needed, given = ", ".join(self.inputs), ", ".join(inputs) or "nothing"
+        wanted = {name: port for name, port in self.inputs.items() if name not in self._program.held}
+        if inputs.keys() != wanted.keys():
+            needed, given = ", ".join(wanted), ", ".join(inputs) or "nothing"
             raise BundleError(f"function {self.name} needs the inputs {needed}, but got {given}")
         self._program.check_place(self.name, inputs)
-        values = {name: inputs[name].numpy().astype(dtype) for name, (dtype, _) in self.inputs.items()}
+        values = {name: inputs[name].numpy().astype(dtype) for name, (dtype, _) in wanted.items()}
         answer = self._program.ask("call", self.name, state.number, state.changed(), values)
         found = {name: torch.from_numpy(value) for name, value in answer.items()}
         if watch is not None:
@@ -82,6 +83,7 @@ class CoreAIProgram:
         self.signatures: dict[str, dict[str, Ports]] = self.ask("load", widened, dense)
         self._states: Ports = {name: port for each in self.signatures.values() for name, port in each["states"].items()}
         self._made = 0
+        self.held: Collection[str] = ()
 
     def function(self, name: str) -> CoreAIFunction:
         if name not in self.signatures:
@@ -89,6 +91,12 @@ class CoreAIProgram:
         if name not in self._functions:
             self._functions[name] = CoreAIFunction(self, name)
         return self._functions[name]
+
+    def hold(self, function: str) -> None:
+        """Keep what a function gives that takes nothing: functions which take that are given it from then on, and it
+        never leaves the other process."""
+        self.ask("hold", function)
+        self.held = {*self.held, *self.signatures[function]["outputs"]}
 
     def make_state(self) -> States:
         """Zeros, which take no memory before they are written."""

@@ -77,6 +77,7 @@ class _Served:
         self._functions: dict[str, tuple[Any, Ports]] = {}  # and the states of each
         self._states: dict[int, dict[str, Any]] = {}  # the files that hold them
         self._held: dict[str, Any] = {}  # the runtime's own arrays, which are copies of these
+        self._given: dict[str, Any] = {}  # inputs that stay here
 
     def serve(self) -> None:
         import asyncio
@@ -146,6 +147,9 @@ class _Served:
         files = {name: np.memmap(path, *ports[name][:1], "r+", shape=ports[name][1]) for name, path in places.items()}
         self._states = {number: files}  # no other is asked for again
 
+    async def hold(self, name: str) -> None:
+        self._given |= await self._functions[name][0]({})
+
     async def call(self, name: str, number: int, changed: bool, inputs: Mapping[str, Any]) -> dict[str, Any]:
         import numpy as np
         from coreai.runtime import NDArray
@@ -154,6 +158,7 @@ class _Served:
         if changed:
             self._held = {each: NDArray(np.array(file)) for each, file in files.items()}
         given = {each: NDArray(np.ascontiguousarray(value)) for each, value in inputs.items()}
+        given |= {each: value for each, value in self._given.items() if each in function.desc.input_names}
         found = await function(given, state={each: self._held[each] for each in taken})
         for each in taken:
             files[each][...] = self._held[each].numpy()

@@ -224,6 +224,13 @@ def as_ours(engine: Engine, host: str | None, context: int, vocab_size: int) -> 
     """An engine of a package for another project's `host`, with the functions of docs/bundle.md."""
     if host is None:
         return engine
+    if host == "coreai-models":
+        from coreai_recipes.running.coreai import CoreAIProgram
+        from coreai_recipes.running.coreai_models import OwnCalls as OwnCallsOfStatic
+
+        if not isinstance(engine, CoreAIProgram):
+            raise TypeError("an .aimodel is run by Core AI's runtime")
+        return OwnCallsOfStatic(engine, context, vocab_size)
     from coreai_recipes.running.anemll import OwnCalls
 
     return OwnCalls(engine, context, vocab_size)

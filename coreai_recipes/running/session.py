@@ -20,6 +20,10 @@ def _functions_of(manifest: "Manifest") -> "Mapping[str, Function]":
     """Those that a session calls, by this project's names."""
     if manifest.host is None:
         return manifest.functions
+    if manifest.host == "coreai-models":
+        from coreai_recipes.running.coreai_models import own_functions as functions_of_static
+
+        return functions_of_static(manifest)
     from coreai_recipes.running.anemll import own_functions
 
     return own_functions(manifest)

@@ -95,7 +95,7 @@ def _scale_inside(result: StageResult, subject: Subject) -> Iterator[Remedy]:
 
     # Core ML shows no tensors inside the package
     program, tokens = open_program(replace(subject, runtime="evaluator"), "float32"), subject.tokens.sequence
-    for call in plan_calls(queries, len(tokens), FEWEST_STEPS, recipe.export.padded):
+    for call in plan_calls(queries, len(tokens), FEWEST_STEPS, recipe.export.fills_calls):
         run_call(program, tokens, call, set(), recipe, note)
     for inside in INSIDE:
         fitting = inside.choose(recipe, excess[inside])

@@ -6,6 +6,7 @@ import pytest
 
 from coreai_recipes.errors import RecipeError
 from coreai_recipes.recipe import load_recipe
+from coreai_recipes.recipe.host_rules import host_problems
 
 HOST = "export.host=anemll"
 TWO_KINDS = """\
@@ -66,3 +67,45 @@ def test_alibi_and_a_prefill_of_one_are_refused() -> None:
     said = lines_of("tiny-llama", HOST, "model.kinds.full.attention.alibi={}", "export.functions.prefill=1")
     assert any("`full` has ALiBi, which its mask does not hold" in line for line in said)
     assert "--set export.functions.prefill=1: export.functions.prefill: anemll needs a prefill of 2 or more" in said
+
+
+STATIC = ["export.format=coreai", "export.host=coreai-models"]
+
+
+def test_what_apples_runner_cannot_call_is_named() -> None:
+    at = "--set export.host=coreai-models: export.host: coreai-models"
+    refused = lines_of("gemma4-tiny", *STATIC)
+    assert refused[0] == f"{at} has a full cache for each layer, and `sliding` is sliding | {LEAVE}"
+    assert f"{at} calls extend and prompt_opt alone | leave out export.functions.score or export.host" in refused
+    assert lines_of("tiny-llama", *STATIC, "export.outputs=ids") == [
+        "--set export.outputs=ids: export.outputs: coreai-models chooses a token itself, of logits | leave out "
+        "export.outputs or export.host"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("context", "prefill", "why"),
+    [
+        (96, 64, "96 is no multiple of 64: coreai-models begins a prefill of 64 at its multiples"),
+        (131072, 64, "coreai-models has positions of 16 bits, which hold 65,536, and not 131,072"),
+        (32, 16, "coreai-models takes the largest size of a cache for its context, and 64 is more than 32"),
+    ],
+)
+def test_the_contexts_that_apples_runner_can_call(context: int, prefill: int, why: str) -> None:
+    sizes = f"export.context={context}", f"export.functions.prefill={prefill}"
+    wide = "model.kinds.full.attention.head_dim=64"
+    (line,) = lines_of("tiny-llama", *STATIC, *sizes, wide)
+    assert line.partition(" | ")[0] == f"--set export.context={context}: export.context: {why}"
+    assert load_recipe("tiny-llama", [*STATIC, "export.context=64", "export.functions.prefill=64", wide])
+
+
+def test_a_host_is_of_one_format() -> None:
+    (line,) = lines_of("tiny-llama", "export.host=coreai-models")
+    assert line.startswith("--set export.host=coreai-models: export.host: `coreai-models` is not `anemll` | ")
+
+
+def test_a_state_space_beside_an_attention_is_refused() -> None:
+    recipe = {"model": {"kinds": {"full": {"attention": {}, "state_space": {"kind": "mamba2"}}}, "layers": ["full"]}}
+    for host in ("anemll", "coreai-models"):
+        (problem,) = host_problems({**recipe, "export": {"host": host, "context": 64}})
+        assert problem.message == f"{host} has a full cache for each layer, and `full` carries a state beside it"

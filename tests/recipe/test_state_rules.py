@@ -47,10 +47,6 @@ def test_two_halves_are_of_the_state_of_a_recurrence() -> None:
     assert "no layer carries the state of a recurrence" in refused("attention", recurrent_state="two_float16")
 
 
-def test_an_aimodel_has_no_buffer_yet() -> None:
-    assert "an .aimodel cannot be written with a buffer yet" in refused(buffer=64, format="coreai")
-
-
 def test_a_state_space_stands_beside_an_attention_with_rows_of_its_own_and_in_no_draft() -> None:
     def said(stack: str = "model", **attention: object) -> list[str]:
         kind = {"attention": attention, "state_space": {"kind": "mamba2", "num_key_heads": 4, "num_value_heads": 6}}

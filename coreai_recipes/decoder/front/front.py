@@ -202,16 +202,16 @@ class Front(nn.Module):
             return {}
         return since_commit(self.buffer, self.tail(name), base, position)
 
-    def placed(self, input_ids: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, LayerInputs]]:
-        """Where a host of another project makes the masks: input_ids (1, S) at `positions` (S,) -> x (1, C, 1, S), and
-        the angles and temperature of each kind, its mask empty."""
+    def placed(self, positions: Tensor) -> dict[str, LayerInputs]:
+        """Where a host of another project makes the masks, of tokens at `positions` (S,): the angles and temperature of
+        each kind, its mask empty."""
         inputs = {}
         for name in self.kinds:
             spec = self.kinds[name].attention.temperature
             temperature = None if spec is None else _temperature(spec, positions)
             turns = self.rotary(name).given(positions)
             inputs[name] = LayerInputs(torch.empty(0), temperature=temperature, **turns)
-        return self.embedding(input_ids, positions), inputs
+        return inputs
 
     def _mask(self, name: str, positions: Tensor, position: Tensor) -> Tensor:
         """The mask of the call's own queries over what their cache gives them."""

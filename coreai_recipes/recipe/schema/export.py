@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from coreai_recipes.hosts import anemll
+from coreai_recipes.hosts import anemll, coreai_models
 from coreai_recipes.recipe import sizes
 from coreai_recipes.recipe.engine_words import DeviceId, Reason, RuleId
 from coreai_recipes.recipe.schema.adapters import LowRank
@@ -154,8 +154,18 @@ class ExportOfAnyFormat(Spec):
 
     @property
     def padded(self) -> bool:
-        """Whether a call may be filled up with tokens that are none: the host of another project does not."""
+        """Whether the package tells tokens that are none from others: for the host of another project it does not."""
         return True
+
+    @property
+    def fills_calls(self) -> bool:
+        """Whether hosts fill a call up with tokens that are none."""
+        return self.padded
+
+    @property
+    def cache_names(self) -> tuple[str, str] | None:
+        """The states that hold all keys and all values, where the host of another project names them."""
+        return None
 
     @property
     def most_padding(self) -> int:
@@ -203,7 +213,7 @@ class CoreMLExport(ExportOfAnyFormat):
     host: Literal["anemll"] | None = Field(
         default=None,
         description="the host of another project that the package is for: `anemll`, the monolithic form that ANEMLL's "
-        "Swift host loads; null for the functions of docs/bundle.md",
+        "Swift host loads; null for the functions of docs/bundle.md (`coreai-models` is for the format `coreai`)",
     )
     low_rank: LowRank | None = Field(
         default=None,
@@ -245,12 +255,29 @@ class CoreAIExport(ExportOfAnyFormat):
         "whole head with zeros for what does not turn: the same numbers, for which devices may have a kernel",
     )
 
-    # no host of another project loads it yet, and the rules of devices are of Core ML's programs
-    host: ClassVar[None] = None
+    host: Literal["coreai-models"] | None = Field(
+        default=None,
+        description="the host of another project that the asset is for: `coreai-models`, the static form that the "
+        "Swift runner of Apple's coreai-models loads; null for the functions of docs/bundle.md",
+    )
+
+    # the rules of devices are of Core ML's programs
     low_rank: ClassVar[None] = None
     device: ClassVar[None] = None
     compute_units: ClassVar[Literal["all"]] = "all"
     allowed: ClassVar[dict[str, str]] = {}
+
+    @property
+    def padded(self) -> bool:
+        return self.host is None
+
+    @property
+    def fills_calls(self) -> bool:
+        return True  # the runner's mask hides them, and it writes their rows again
+
+    @property
+    def cache_names(self) -> tuple[str, str] | None:
+        return None if self.host is None else coreai_models.CACHES
 
     @property
     def rotary_fold(self) -> RotaryFold | None:

@@ -20,7 +20,7 @@ from coreai_recipes.targets.coreai.recording import recorded
 from coreai_recipes.targets.coreai.rope import register_rope
 from coreai_recipes.targets.coreai.rows import READ, WRITE, RowsOf
 
-TORCH = {"float16": torch.float16, INTEGER: torch.int32}
+TORCH = {"float16": torch.float16, INTEGER: torch.int32, "uint16": torch.uint16}
 NEW = "new_"  # before a state's name: as the fragment leaves it
 
 
@@ -51,7 +51,7 @@ class _Pure(nn.Module):
         named = dict(zip(self._ports.inputs, given, strict=True))
         sliced = {"per_layer_inputs"} if "index" in named else set()
         if isinstance(fragment.module, LayerPiece):
-            sliced |= {*fragment.module.carried}
+            sliced |= {*fragment.module.carried, "rows"}
         own = [RowsOf(named[name]) if name in sliced else named[name] for name in fragment.inputs]
         if isinstance(fragment.module, LayerPiece):
             states = {name: RowsOf(named[name]) for name in fragment.states}

@@ -50,7 +50,7 @@ def run(subject: Subject) -> StageResult:
 def asks(subject: Subject) -> list[Asked]:
     """The calls of the package, in float32, with every hidden state."""
     export, watched = subject.recipe.export, range(len(subject.recipe.model.layer_kinds) + 1)
-    calls = plan_calls(export.functions.queries, len(subject.tokens.sequence), DECODE_STEPS, export.padded)
+    calls = plan_calls(export.functions.queries, len(subject.tokens.sequence), DECODE_STEPS, export.fills_calls)
     return [Asked("float32", tuple(calls), frozenset(f"hidden_{index}" for index in watched), peaks=subject.peaks)]
 
 

@@ -187,7 +187,7 @@ def plan(subject: Subject, steps: int) -> list[FunctionCall]:
         queries = {name: size for name, size in queries.items() if name != "score"}
     if subject.runtime == "coreai" and steps < length + queries["prefill"]:  # each token of a call costs a step
         return [FunctionCall("decode", position, 1, 1) for position in range(min(steps, MOST_STEPS, length))]
-    return plan_calls(queries, length, min(steps, MOST_STEPS), subject.recipe.export.padded)
+    return plan_calls(queries, length, min(steps, MOST_STEPS), subject.recipe.export.fills_calls)
 
 
 def attention_products(recipe: Recipe) -> int:

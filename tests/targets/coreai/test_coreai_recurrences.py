@@ -27,3 +27,19 @@ def test_the_gated_delta_rule_runs_in_chunks_and_by_steps(state: str, tmp_path: 
         alone = stage.detail["states"]
         assert 60 < alone["psnr_db"] < 100
         assert stage.floor_db == pytest.approx(alone["transformers"]["float16_psnr_db"] - 3, abs=0.01)
+
+
+def test_rows_since_a_commit_run_in_an_asset(tmp_path: Path, cache: FragmentCache) -> None:
+    """40 positions on a buffer of 16 rows: states are committed in between, and a score goes three positions back."""
+    functions = {"prefill": 16, "score": 4}
+    recipe, checkpoint = save_delta(
+        small_delta(), tmp_path / "checkpoint", format="coreai", buffer=16, functions=functions
+    )
+    stacks, sources = build_stacks(recipe, exported_form(recipe)), {"model": checkpoint}
+    asset = tmp_path / "model.aimodel"
+    exported = export_package(stacks, bind_stacks(stacks, sources), asset, cache)
+    assert list(exported.packages[0].signatures) == ["decode", "prefill", "score", "commit"]
+    (package,) = run_stages(recipe, sources, asset, stages=["package"], runtime="coreai", tokens=range(40)).stages
+    assert package.passed, package.detail
+    assert package.psnr_db > 110
+    assert package.detail["calls"].endswith("score 3 of 4 from position 37")
