@@ -9,7 +9,7 @@ from family_configs import plain_config
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.primitives.rotary import build_rotary
 from coreai_recipes.recipe import Recipe
-from coreai_recipes.recipe.importing import load_family
+from coreai_recipes.recipe.importing import config_for, load_family
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 
 
@@ -72,3 +72,35 @@ def test_a_scaling_of_llama_3_may_have_nothing_between_its_ends() -> None:
     (kind,) = read("llama", head_dim=128, rope_parameters=said).model.kinds.values()
     theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(head_dim=128, rope_parameters=said), "cpu")
     assert torch.equal(torch.tensor(build_rotary(kind.rotary, 128).inv_freq), theirs)
+
+
+def test_llama_4_lists_no_layers_where_every_fourth_does_not_turn() -> None:
+    """meta-llama/Llama-4-Scout-17B-16E-Instruct: "no_rope_layers": []."""
+    from transformers import Llama4TextConfig
+
+    theirs = Llama4TextConfig(num_hidden_layers=8, no_rope_layers=[]).no_rope_layers
+    recipe = read("llama4_text", num_hidden_layers=8, no_rope_layers=[], layer_types=...)
+    turns = [recipe.model.kinds[name].rotary.kind != "none" for name in recipe.model.layer_kinds]
+    assert turns == [bool(each) for each in theirs]
+    with pytest.raises(CheckpointError, match="no_rope_layers: 1 entries, and num_hidden_layers is 8"):
+        read("llama4_text", num_hidden_layers=8, no_rope_layers=[1], layer_types=...)
+
+
+def test_devstral_2_says_with_zeros_that_queries_do_not_grow_and_which_factor_is_not_said() -> None:
+    """mistralai/Devstral-2-123B-Instruct-2512."""
+    from transformers import Ministral3Config
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    said = {
+        "rope_type": "yarn", "rope_theta": 1000000.0, "factor": 64.0, "original_max_position_embeddings": 4096,
+        "beta_fast": 4.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0, "llama_4_scaling_beta": 0.0,
+    }  # fmt: skip
+    recipe = read("ministral3", head_dim=128, rope_parameters=said)
+    (kind,) = recipe.model.kinds.values()
+    assert kind.attention.temperature is None
+    config = Ministral3Config(head_dim=128, max_position_embeddings=262144, rope_parameters=said)
+    theirs, factor = ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
+    ours = build_rotary(kind.rotary, 128)
+    assert torch.equal(torch.tensor(ours.inv_freq), theirs)
+    assert ours.attention_factor == factor
+    assert config_for(recipe)["rope_parameters"]["llama_4_scaling_beta"] == 0

@@ -58,7 +58,8 @@ def _find_odd_lengths(config: Mapping[str, Any], family: Family) -> Iterator[str
     listed |= {name for name, entry in irrelevant_fields().items() if entry.each is not None}
     for name in sorted(listed & config.keys()):
         entries = config[name]
-        if isinstance(entries, list) and len(entries) != count:
+        is_unsaid = name in family.fields and family.fields[name].says_nothing(entries)
+        if isinstance(entries, list) and len(entries) != count and not is_unsaid:
             yield f"{name}: {len(entries)} entries, and {family.layer_count} is {count}"
 
 
@@ -113,7 +114,7 @@ def judge_value(name: str, value: Any, rule: FieldRule) -> Iterator[str]:
         if not any(_same(value, one) for one in rule.only):
             yield f"{name}: {shown(value)}: this model needs {rule.needs}, which recipes do not have"
         return
-    if (value is None and rule.may_be_null) or (rule.unsaid is not None and value == rule.unsaid):
+    if (value is None and rule.may_be_null) or rule.says_nothing(value):
         return
     if rule.each is not None and isinstance(value, list):
         single = rule.model_copy(update={"each": None})

@@ -18,7 +18,9 @@ def value_in(config: Mapping[str, Any], name: str, family: Family) -> Any:
     """A field's value: as it stands, else transformers' default; a null that stands for something is that."""
     rule = family.fields[name]
     value = config.get(name, rule.default)
-    return evaluate(rule.absent, config, family) if value in (None, rule.unsaid) and rule.absent else value
+    if value not in (None, rule.unsaid):
+        return value
+    return evaluate(rule.absent, config, family) if rule.absent else None
 
 
 def entries_of(config: Mapping[str, Any], name: str, family: Family) -> list[Any]:

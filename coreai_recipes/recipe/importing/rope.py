@@ -42,6 +42,8 @@ def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tupl
     paths: dict[str, Any] = {"rotary.kind": "full", "rotary.theta": theta, **known.set}
     for key, rule in known.fields.items():
         value = given.get(key)
+        if rule.says_nothing(value):
+            continue
         if key == ORIGINAL and slot.original_field:
             value = value_in(config, slot.original_field, family)
         value = rule.default if value is None else value
@@ -74,7 +76,15 @@ def read_rope(slot: RopeSlot, config: Mapping[str, Any], family: Family) -> tupl
             problems.append(f"{name}: {shown(factor)} {reason}")
         elif factor != 1:
             paths |= {"rotary.kind": "partial", "rotary.factor": factor}
-    return paths, problems
+    return _with_late(paths), problems
+
+
+def _with_late(paths: Mapping[str, Any]) -> dict[str, Any]:
+    """The paths, of which those that end with `?` count only where another one is in their block."""
+    found = {path: value for path, value in paths.items() if not path.endswith("?")}
+    blocks = {path.rpartition(".")[0] for path in found}
+    late = {path.removesuffix("?"): value for path, value in paths.items() if path.endswith("?")}
+    return found | {path: value for path, value in late.items() if path.rpartition(".")[0] in blocks}
 
 
 def says_no_rotary(slot: RopeSlot, config: Mapping[str, Any]) -> bool:
@@ -129,6 +139,8 @@ def write_rope(slot: RopeSlot, layer: Mapping[str, Any]) -> dict[str, Any] | Non
         given: dict[str, Any] = {"rope_type": name, "rope_theta": rotary["theta"]}
         for key, rule in known.fields.items():
             value = get_path(layer, rule.sets[0]) if rule.sets else rule.default
+            if value is None and not rule.is_off_said:
+                value = rule.unsaid
             if value is not None:
                 given[key] = value
         if slot.partial is not None and FACTOR not in known.fields:

@@ -45,7 +45,7 @@ class FieldRule(Rule):
             transformers' words besides, unless `exactly`.
         off: the value with which the field sets nothing (null, unless said).
         absent: what null stands for: another field, `one // other` (`/^` rounds up) or `one * other`, each a field or a
-            number. unsaid: a word that stands for the same.
+            number. unsaid: a value that stands for the same, or says as little as null.
         via: the recipe has the field to the power -1/2, one over it, or half of it.
         over: the recipe has the field divided by this one, by what `absent` may say, or by a root: `sqrt
             num_hidden_layers`.
@@ -66,7 +66,7 @@ class FieldRule(Rule):
     exactly: bool = False
     off: Any = None
     absent: str | None = None
-    unsaid: str | None = None
+    unsaid: Any = None
     via: Literal["inverse_sqrt", "inverse", "half"] | None = None
     over: str | None = None
     times: str | None = None
@@ -96,6 +96,10 @@ class FieldRule(Rule):
     @property
     def is_off_said(self) -> bool:
         return "off" in self.model_fields_set
+
+    def says_nothing(self, value: Any) -> bool:
+        """Whether a value is the one that stands for none."""
+        return self.unsaid is not None and value == self.unsaid and type(value) is not bool
 
     @property
     def value_type(self) -> Type | None:
