@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HASH_BLOCK_BYTES = 2 << 20
 TIE_FLAG = "tie_word_embeddings"
 # Wholes whose text part's word for a tied head counts beside theirs: `either_ties` in their family files.
-EITHER_TIES = ("llava", "llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl")
+EITHER_TIES = ("llava", "llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "video_llama_3")
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ VISION = {
 WHOLES = {
     "AriaForConditionalGeneration": ("aria_text-plain", VISION),
     "AyaVisionForConditionalGeneration": ("cohere2-plain", VISION),
+    "Cohere2VisionForConditionalGeneration": ("cohere2-plain", VISION),
     "CohereCompassForConditionalGeneration": (
         "cohere_compass_text-plain",
         {
