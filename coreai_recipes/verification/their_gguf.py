@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,6 +37,7 @@ NOT_TAKEN = {
     "pad_token_id": "no part of the logits",
     "unk_token_id": "no part of the logits",
 }
+CONTEXT = "max_position_embeddings"
 TABLES = ("token_embd.weight", "output.weight")  # whose rows may be read one by one
 ROWS = 4096
 
@@ -98,6 +100,8 @@ class TheirReading:
 
     def _takes(self, field: str, value: Any, ours: Mapping[str, Any]) -> bool:
         is_of_each_layer = isinstance(value, list) and not isinstance(ours.get(field), list)
+        if field == CONTEXT and field not in ours:
+            return False  # a model that counts no positions, of which the converter writes some number
         return field not in NOT_TAKEN and not is_of_each_layer and (self.is_whole or field != TIE_FLAG)
 
 
@@ -155,9 +159,7 @@ class TheirTensors(Checkpoint):
         if missing:
             raise KeyError(missing[0])
         self.tensors = {
-            name: TensorInfo(
-                name, tuple(wanted[name].shape) if len(made) > 1 else _shape(made[0]), "F32", self.path.name
-            )
+            name: TensorInfo(name, _shape(made, tuple(wanted[name].shape)), "F32", self.path.name)
             for name, made in self._made_of.items()
             if name in wanted
         }
@@ -169,7 +171,7 @@ class TheirTensors(Checkpoint):
             for first in range(wanted.start, wanted.stop, ROWS):
                 yield self._make(name, slice(first, min(first + ROWS, wanted.stop)))
             return
-        whole = self._make(name)
+        whole = self._make(name).reshape(self.tensors[name].shape)
         yield whole if rows is None else whole[rows.start : rows.stop]
 
     def _make(self, name: str, rows: slice = slice(None)) -> Tensor:
@@ -196,8 +198,10 @@ class TheirTensors(Checkpoint):
         raise CheckpointError(f"{self.place}: its tokenizer is not read here")
 
 
-def _shape(tensor: Any) -> tuple[int, ...]:
-    return tuple(int(size) for size in reversed(tensor.shape))
+def _shape(made: list[Any], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """A parameter's shape; that of the one tensor that it is made of where the two do not have as many elements."""
+    stored = tuple(int(size) for size in reversed(made[0].shape))
+    return wanted if len(made) > 1 or prod(stored) == prod(wanted) else stored
 
 
 def _alike(theirs: Any, ours: Any) -> bool:

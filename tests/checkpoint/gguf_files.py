@@ -11,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf_configs import FULL, SLIDING
 from gguf_hybrids import HYBRIDS, gathered, hybrid_as_stored, hybrid_pairs
+from gguf_mixtures import MIXTURES, mixture_as_stored, mixture_pairs
 from transformers import PreTrainedConfig
 
 TypeOf = Callable[[str, torch.Tensor], GGMLQuantizationType]
@@ -80,6 +81,8 @@ def as_stored(
     experts apart; under the name that its table of tensors looks up."""
     if architecture in HYBRIDS:
         return hybrid_as_stored(architecture, config, name, tensor)
+    if architecture in MIXTURES:
+        return mixture_as_stored(architecture, config, name, tensor)
     if architecture in ("llama", "granite", "smollm3") and (".q_proj." in name or ".k_proj." in name):
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
@@ -112,8 +115,9 @@ def as_stored(
 
 def metadata_of(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
     """The pairs that conversion/*.py writes for `config`, as (key: value)."""
-    if architecture in HYBRIDS:
-        return {f"{architecture}.{key}": value for key, value in hybrid_pairs(architecture, config).items()}
+    if architecture in HYBRIDS or architecture in MIXTURES:
+        found = hybrid_pairs(architecture, config) if architecture in HYBRIDS else mixture_pairs(architecture, config)
+        return {f"{architecture}.{key}": value for key, value in found.items()}
     if architecture == "gemma4":
         config = deepcopy(config)
         config.allow_global_per_layer_attribute_access = True
@@ -237,7 +241,7 @@ def rope_tensors(config: PreTrainedConfig) -> dict[str, np.ndarray]:
         }
     if rope.get("rope_type") != "llama3":
         return {}
-    dim = config.head_dim
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     factors = []
     for freq in 1.0 / (rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)):
         wavelength = 2 * torch.pi / freq

@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig
 
 QWEN = ("qwen35", "qwen35moe", "qwen3next")
 NEMOTRON = ("nemotron_h", "nemotron_h_moe")
-HYBRIDS = (*QWEN, "granitehybrid", "falcon-h1", *NEMOTRON, "gemma3n")
+MAMBA = ("mamba", "mamba2", "jamba")
+HYBRIDS = (*QWEN, *MAMBA, "lfm2moe", "granitehybrid", "falcon-h1", *NEMOTRON, "gemma3n")
 UNTURNED_CONTEXT = 2**20
 
 
@@ -33,6 +34,8 @@ def hybrid_as_stored(
     """modify_tensors of the architecture's class."""
     if architecture in QWEN:
         return qwen_as_stored(architecture, config, name, tensor)
+    if architecture in MAMBA or architecture == "lfm2moe":
+        return mamba_as_stored(architecture, config, name, tensor)
     if architecture == "gemma3n":
         return [(f"{name}.weight" if name.endswith("_scale") else name, tensor)]
     if architecture in NEMOTRON:
@@ -48,6 +51,25 @@ def hybrid_as_stored(
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
         tensor = tensor.reshape(heads, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape).contiguous()
     return [mamba2_as_stored(config, name, tensor)]
+
+
+def mamba_as_stored(architecture: str, config: PreTrainedConfig, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """MambaModel, Mamba2Model, JambaModel and LFM2MoeModel, whose experts are stacked under names of their own."""
+    if architecture == "mamba2":
+        return [mamba2_as_stored(config, name, tensor)]
+    block = ".".join(name.split(".")[:3])
+    if ".experts." in name:
+        parts = dict(zip(("gate", "up"), tensor.chunk(2, 1), strict=True)) if "gate_up" in name else {"down": tensor}
+        if architecture == "jamba":
+            return [(f"{block}.mlp.experts.{part}_proj.weight", rows) for part, rows in parts.items()]
+        letters = {"gate": "w1", "down": "w2", "up": "w3"}
+        merged = f"{block.removeprefix('model.')}.feed_forward.experts"
+        return [(f"{merged}.{letters[part]}.weight", rows) for part, rows in parts.items()]
+    if name.endswith(".A_log"):
+        return [(name, -torch.exp(tensor))]
+    if name.endswith(("conv1d.weight", "conv.conv.weight")):
+        return [(name, tensor.squeeze(1))]
+    return [(f"{name}.bias" if name.endswith(".expert_bias") else name, tensor)]
 
 
 def mamba2_as_stored(config: PreTrainedConfig, name: str, tensor: Tensor) -> tuple[str, Tensor]:
@@ -155,6 +177,10 @@ def reordered(name: str, tensor: Tensor, keys: int, values: int, key_dim: int, v
 def hybrid_pairs(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
     """set_gguf_parameters of the architecture's class."""
     fields = config.to_dict()
+    if architecture in MAMBA:
+        return mamba_pairs(architecture, fields)
+    if architecture == "lfm2moe":
+        return base_pairs(fields) | lfm2moe_pairs(fields)
     if architecture == "falcon-h1":
         return falcon_h1_pairs(fields)
     if architecture in QWEN:
@@ -193,6 +219,15 @@ def base_pairs(fields: dict[str, Any]) -> dict[str, Any]:
         "attention.key_length": fields.get("head_dim"),
         "attention.value_length": fields.get("head_dim"),
     }
+    full = rope.get("full_attention", rope)
+    if full.get("rope_type") == "yarn":
+        found |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": full["factor"],
+            "rope.scaling.original_context_length": full["original_max_position_embeddings"],
+            "rope.scaling.yarn_beta_fast": full["beta_fast"],
+            "rope.scaling.yarn_beta_slow": full["beta_slow"],
+        }
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -298,4 +333,49 @@ def gemma3n_pairs(fields: dict[str, Any]) -> dict[str, Any]:
         "attention.shared_kv_layers": fields["num_kv_shared_layers"],
         "activation_sparsity_scale": torch.distributions.normal.Normal(0, 1).icdf(shares).tolist(),
         "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in fields["layer_types"]],
+    }
+
+
+def mamba_pairs(architecture: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """MambaModel, Mamba2Model and JambaModel, which do not ask the base."""
+    inner = fields["hidden_size"] * fields.get("expand", fields.get("mamba_expand"))
+    pairs: dict[str, Any] = {
+        "block_count": fields["num_hidden_layers"],
+        "context_length": fields.get("max_position_embeddings", UNTURNED_CONTEXT),
+        "embedding_length": fields["hidden_size"],
+        "feed_forward_length": 0,
+        "attention.head_count": 0,
+        "attention.layer_norm_rms_epsilon": fields.get("layer_norm_epsilon", fields.get("rms_norm_eps")),
+        "ssm.conv_kernel": fields.get("conv_kernel", fields.get("mamba_d_conv")),
+        "ssm.inner_size": inner,
+        "ssm.state_size": fields.get("state_size", fields.get("mamba_d_state")),
+    }
+    if architecture == "mamba2":
+        return pairs | {"ssm.time_step_rank": inner // fields["head_dim"], "ssm.group_count": fields["n_groups"]}
+    if architecture == "mamba":
+        norms = fields["model_type"] == "falcon_mamba"
+        return pairs | {"ssm.time_step_rank": fields["time_step_rank"], "ssm.dt_b_c_rms": norms}
+    period, offset = fields["attn_layer_period"], fields["attn_layer_offset"]
+    return pairs | {
+        "feed_forward_length": fields["intermediate_size"],
+        "attention.head_count": fields["num_attention_heads"],
+        "attention.head_count_kv": [
+            fields["num_key_value_heads"] if i % period == offset else 0 for i in range(fields["num_hidden_layers"])
+        ],
+        "ssm.time_step_rank": fields["mamba_dt_rank"],
+        "expert_count": fields["num_experts"],
+        "expert_used_count": fields["num_experts_per_tok"],
+    }
+
+
+def lfm2moe_pairs(fields: dict[str, Any]) -> dict[str, Any]:
+    """LFM2MoeModel."""
+    heads = [fields["num_key_value_heads"] if kind == "full_attention" else 0 for kind in fields["layer_types"]]
+    return {
+        "attention.head_count_kv": heads,
+        "expert_feed_forward_length": fields["moe_intermediate_size"],
+        "leading_dense_block_count": fields["num_dense_layers"],
+        "expert_gating_func": 2,
+        "vocab_size": fields["vocab_size"],
+        "shortconv.l_cache": fields["conv_L_cache"],
     }

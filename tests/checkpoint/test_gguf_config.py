@@ -86,14 +86,14 @@ def test_harmless_values_are_taken(tmp_path: Path):
 
 def test_an_unknown_architecture_is_told_the_known_ones(tmp_path: Path):
     path = tmp_path / "model.gguf"
-    writer = gguf.GGUFWriter(path, "mamba")
+    writer = gguf.GGUFWriter(path, "rwkv7")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
     known = ", ".join(sorted(architectures()))
     with pytest.raises(CheckpointError) as caught:
         GGUFCheckpoint(path)
-    assert str(caught.value) == f"{path}: general.architecture is 'mamba', which is not supported; known are {known}"
+    assert str(caught.value) == f"{path}: general.architecture is 'rwkv7', which is not supported; known are {known}"
 
 
 def test_an_adapter_is_not_taken_for_a_model(tmp_path: Path):

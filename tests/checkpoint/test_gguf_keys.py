@@ -15,6 +15,7 @@ from coreai_recipes.errors import CheckpointError
 
 # One case of each architecture; that of OLMo 2 is OLMo 3, which has a window.
 CASES = {architecture: case for case, (architecture, _) in CONFIGS.items() if "longrope" not in case}
+CASES |= {"mamba": "mamba", "exaone4": "exaone4", "granitemoe": "granitemoe"}
 CASES |= {
     "qwen35": "qwen35",
     "falcon-h1": "falcon-h1",
@@ -59,6 +60,10 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "ssm.group_count": (1, {}),
     "ssm.time_step_rank": (1, {}),
     "ssm.inner_size": (48, {}),
+    "ssm.dt_b_c_rms": (True, {}),
+    "leading_dense_block_count": (2, {}),
+    "expert_shared_count": (3, {}),
+    "attention.clamp_kqv": (7.0, {}),
     "full_attention_interval": (1, {}),
     "nextn_predict_layers": (2, {}),
     "expert_shared_feed_forward_length": (56, {}),
@@ -111,7 +116,7 @@ def test_no_key_of_a_table_is_dropped(name: str, key: str, states: dict[str, Any
     """rope.scaling.attn_factor was, by all but one architecture, for the table was everyone's."""
     value, beside = OTHER[key]
     case = "gemma4-experts" if name == "gemma4" and "expert" in key else CASES[name]
-    if key == "rope.scaling.type" and name in ("gpt-oss", "olmo2"):
+    if key == "rope.scaling.type" and name in ("gpt-oss", "olmo2", "arcee"):
         value = "linear"  # these cases are scaled by yarn
     without = ("rope.scaling.factor",) if key == "rope.scale_linear" else ()
     before = config_once(case, tmp_path, states, beside, without)

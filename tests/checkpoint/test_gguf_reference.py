@@ -19,7 +19,19 @@ from coreai_recipes.report.verdict import print_report
 from coreai_recipes.verification import Report, run_stages
 from coreai_recipes.verification.their_gguf import OURS, read_by_transformers
 
-THEIRS = ("llama", "llama-biases", "llama-llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "nemotron")
+THEIRS = (
+    "llama",
+    "llama-biases",
+    "llama-llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "nemotron",
+    "mamba",
+)
 
 
 def save(folder: Path, case: str, **extra: Any) -> Path:

@@ -74,7 +74,9 @@ def test_our_decoder_gives_the_logits_of_the_model_that_was_converted(case: str,
     assert 20 * theirs.abs().max().log10() - 10 * error.log10() >= 120
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "nemotron"])
+@pytest.mark.parametrize(
+    "case", ["llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "nemotron", "mamba"]
+)
 def test_transformers_own_reader_gives_the_same_model(case: str, tmp_path: Path):
     """Where it knows the architecture and reads it whole: of biases, heads of a width of their own, MoE widths and
     rotary scalings it has no word, so its tensors are put into a model of the config that was converted."""

@@ -63,10 +63,12 @@ class Architecture:
         sliding_theta: theta of that rotary where the file does not say; None for that of the others.
         yarn: what a yarn scaling of the architecture has beyond what a file can say.
         partial_rotary: whether a rotated width below head_dim can be expressed.
+        variants: what replaces entries of `config` where the file states a key that is neither 0 nor false.
         with_sliding_window: what replaces entries of `config` when the file states a sliding window.
         sliding_period: every how many layers one attends in full; None when the layers do not differ.
         without_kv_heads: what transformers calls a layer whose attention.head_count_kv is 0.
         one_mixer: `mlp` or `moe` where a layer is either attention or recurrent or that, else None.
+        layer_periods: whether Jamba's periods follow from the layers' KV heads and routers.
         untied: why a file without output.weight cannot be read, else None.
         recurrent_period: every how many layers one attends where the file does not say, and the others are recurrent.
         sizes_per_kind: whether heads, caches and widths differ between layers, as in Gemma 4.
@@ -95,10 +97,12 @@ class Architecture:
     sliding_theta: float | None = None
     yarn: dict[str, Any] = field(default_factory=dict)
     partial_rotary: bool = False
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     with_sliding_window: dict[str, Any] = field(default_factory=dict)
     sliding_period: int | None = None
     without_kv_heads: str | None = None
     one_mixer: Literal["mlp", "moe"] | None = None
+    layer_periods: bool = False
     untied: str | None = None
     recurrent_period: int | None = None
     sizes_per_kind: bool = False

@@ -25,7 +25,7 @@ from coreai_recipes.errors import CheckpointError
 FRACTIONS = {
     "rms_norm_eps", "norm_eps", "rope_theta", "attn_logit_softcapping", "final_logit_softcapping",
     "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling", "layer_norm_epsilon",
-    "routed_scaling_factor",
+    "routed_scaling_factor", "layer_norm_eps", "logit_scale", "clip_qkv",
 }  # fmt: skip
 SWITCHES = {"norm_topk_prob"}
 
@@ -57,12 +57,15 @@ def rebuild_config(
     tokens = metadata.strings("tokenizer.ggml.tokens") or ()
     if len(tokens) > vocab_size:
         raise metadata.refuse("tokenizer.ggml.tokens", f"has {len(tokens)} tokens, token_embd.weight {vocab_size} rows")
+    variants = [config for key, config in architecture.variants.items() if metadata.values.get(f"{prefix}.{key}")]
     config = {**architecture.config, "vocab_size": vocab_size, **given}
+    for variant in variants:
+        config.update(variant)
     config.update({field: config.get(field) or value for field, value in architecture.zero.items()})
     if config.get("rope_theta", 1.0) <= 0:
         raise metadata.refuse(f"{prefix}.rope.freq_base", f"is {config['rope_theta']}")
     complete_sliding(architecture, metadata, config)
-    complete_mixers(architecture, metadata, config)
+    complete_mixers(architecture, metadata, config, tensors)
     _complete_quotients(architecture, metadata, config)
     complete_sparsity(architecture, metadata, config)
     for field, name in architecture.row_counts.items():
@@ -96,7 +99,7 @@ def _per_layer(architecture: Architecture) -> tuple[str, ...]:
     """Keys that hold a value for each layer, which layers.py reads where an architecture's layers differ in them."""
     if architecture.sizes_per_kind or architecture.one_mixer:
         return (WIDTHS, KV_HEADS)
-    return (KV_HEADS,) if architecture.without_kv_heads else ()
+    return (KV_HEADS,) if architecture.without_kv_heads or architecture.layer_periods else ()
 
 
 def _value(metadata: Metadata, key: str, field: str) -> Any:

@@ -31,7 +31,9 @@ def complete_sliding(architecture: Architecture, metadata: Metadata, config: dic
         ]
 
 
-def complete_mixers(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> None:
+def complete_mixers(
+    architecture: Architecture, metadata: Metadata, config: dict[str, Any], tensors: Collection[str]
+) -> None:
     """layer_types (layers_block_type in Nemotron-H), of which layers attend, where not all do."""
     if architecture.without_kv_heads:
         heads = _kv_heads(architecture, metadata, config)
@@ -48,6 +50,11 @@ def complete_mixers(architecture: Architecture, metadata: Metadata, config: dict
             "linear_attention" if (layer + 1) % period else "full_attention"
             for layer in range(config["num_hidden_layers"])
         ]
+    if architecture.layer_periods:
+        heads = _kv_heads(architecture, metadata, config)
+        routed = [f"blk.{layer}.ffn_gate_inp.weight" in tensors for layer in range(len(heads))]
+        for kind, places in (("attn", heads), ("expert", routed)):
+            config.update(_period(metadata, architecture, kind, [bool(place) for place in places]))
     if architecture.one_mixer:
         key = f"{architecture.name}.{WIDTHS}"
         heads = _kv_heads(architecture, metadata, config)
@@ -62,6 +69,17 @@ def complete_mixers(architecture: Architecture, metadata: Metadata, config: dict
             "full_attention" if count else architecture.one_mixer if width else "linear_attention"
             for count, width in zip(heads, widths, strict=True)
         ]
+
+
+def _period(metadata: Metadata, architecture: Architecture, kind: str, places: list[bool]) -> dict[str, int]:
+    """Every how many layers, and from which on, one is such a layer: Jamba's words."""
+    found = [layer for layer, place in enumerate(places) if place]
+    period = found[1] - found[0] if len(found) > 1 else len(places) + 1
+    offset = found[0] if found else len(places)
+    if [layer for layer in range(len(places)) if layer % period == offset] != found:
+        problem = f"and the layers {found} ({kind}) are at no equal distances, which transformers has no words for"
+        raise metadata.refuse(f"{architecture.name}.block_count", f"is {len(places)}, {problem}")
+    return {f"{kind}_layer_period": period, f"{kind}_layer_offset": offset}
 
 
 def _kv_heads(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> list[int]:
