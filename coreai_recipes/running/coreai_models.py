@@ -58,6 +58,13 @@ class OwnFunction:
     def __init__(self, engine: "CoreAIProgram", queries: Sequence[int], context: int, vocab_size: int) -> None:
         self._engine, self._queries, self._context, self._vocab_size = engine, queries, context, vocab_size
 
+    @property
+    def inputs(self) -> theirs.Ports:
+        """What it takes: dtype and shape by name."""
+        query = max(self._queries)
+        count: theirs.Ports = {} if query == 1 else {"count": ("int32", (1,))}
+        return {"input_ids": ("int32", (1, query)), "position": ("int32", (1,))} | count
+
     def __call__(self, inputs: "Mapping[str, Any]", state: Any, watch: "Watch | None" = None) -> "dict[str, Tensor]":
         tokens, position = inputs["input_ids"][0], int(inputs["position"])
         count = int(inputs["count"]) if "count" in inputs else 1

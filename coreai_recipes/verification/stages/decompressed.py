@@ -17,6 +17,7 @@ from torch import Tensor
 from coreai_recipes.decoder.states import COMMIT
 from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.running.coreai import CoreAIProgram
+from coreai_recipes.running.program import as_ours
 from coreai_recipes.storage.accounting import measured
 from coreai_recipes.storage.compression import shown_name
 from coreai_recipes.storage.reading import StoredWeight, stored_weights
@@ -83,10 +84,13 @@ def run_calls(subject: Subject, package: Path, widened: bool, dense: bool) -> Ca
     recipe = subject.recipe
     program = CoreAIProgram(package, recipe.export.context, widened=widened, dense=dense)
     try:
+        # of another project's host, the functions that its own make up
+        engine: Any = as_ours(program, recipe.export.host, recipe.export.context, recipe.model.vocab_size)
+        there = program.signatures if engine is program else recipe.export.functions.queries
         state, values = program.make_state(), dict[str, Tensor]()
-        calls = list(_plan(recipe, program.signatures))
+        calls = list(_plan(recipe, there))
         for place, call in enumerate(calls):
-            function = program.function(call.function)
+            function = engine.function(call.function)
             outputs = function(_made_up(function.inputs, call, recipe.model.vocab_size, place), state)
             for name in sorted(outputs, key=_in_order):
                 values[f"{name} of {call.function} at position {call.position}"] = outputs[name]

@@ -10,16 +10,21 @@ import torch
 
 from coreai_recipes.bundle import Bundle
 from coreai_recipes.checkpoint import open_checkpoint
+from coreai_recipes.decoder.filling import bind_stacks
+from coreai_recipes.decoder.model import exported_form
+from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.errors import BundleError
+from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.hosts.coreai_models import METADATA, TOKENIZER, Settings, functions_of
 from coreai_recipes.hosts.logits import best
 from coreai_recipes.manifest.schema import Manifest
-from coreai_recipes.recipe import load_recipe
+from coreai_recipes.recipe import load_recipe, load_resolved
 from coreai_recipes.recipe.host_form import static_form
 from coreai_recipes.running.coreai import CoreAIProgram
 from coreai_recipes.running.coreai_models import Player
 from coreai_recipes.running.program import SavedProgram, open_program
 from coreai_recipes.running.session import Session
+from coreai_recipes.targets.coreai.exporter import export_package
 from coreai_recipes.verification.figures import psnr
 from coreai_recipes.verification.run import run_stages
 
@@ -118,13 +123,20 @@ def test_the_runners_calls_give_transformers_logits(hosted: Path) -> None:
     assert [name for name, _ in player.calls] == ["prompt_opt_96_16", "prompt_opt_96_16", *extends]
 
 
-def test_verify_runs_it_and_fills_calls_up(hosted: Path) -> None:
-    recipe, asset = load_recipe("tiny-llama", HOSTED), hosted / "model.aimodel"
-    sources = {"model": open_checkpoint(CHECKPOINT)}
-    (stage,) = run_stages(recipe, sources, asset, stages=["package"], runtime="coreai", tokens=TOKENS[:60]).stages
-    assert stage.passed, stage.detail
-    assert stage.psnr_db > 120
-    assert "of 16" in stage.detail["calls"]
+def test_verify_runs_it_and_fills_calls_up(tmp_path: Path, cache: FragmentCache) -> None:
+    """Compressed, and held to its dense twin by calls that its host makes up."""
+    stored = ["compress.default.kind=palettize", "compress.default.bits=3", "compress.calibration=null"]
+    recipe, sources = load_resolved("tiny-llama", [*HOSTED, *stored]).recipe, {"model": open_checkpoint(CHECKPOINT)}
+    stacks, asset = build_stacks(recipe, exported_form(recipe)), tmp_path / "model.aimodel"
+    export_package(stacks, bind_stacks(stacks, sources), asset, cache)
+    stages = ["package", "decompressed"]
+    package, dense = run_stages(recipe, sources, asset, stages=stages, runtime="coreai", tokens=TOKENS[:60]).stages
+    assert package.passed, package.detail
+    assert package.psnr_db > 120
+    assert "of 16" in package.detail["calls"]
+    assert dense.passed, dense.detail
+    assert dense.detail["calls"] == "prefill 16, prefill 9 of 16, 2 x decode"
+    assert dense.detail["weights_compared"] > 0
 
 
 def test_a_prompt_that_would_be_written_beyond_the_context_is_fed_token_by_token(
