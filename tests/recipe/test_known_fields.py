@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from family_configs import decoders, plain_config
 from known_fields import data_file, read_source
 
@@ -176,9 +177,6 @@ RELEASED: list[tuple[str, str, dict[str, Any]]] = [
 def test_released_files_are_read_and_transformers_logits_are_bit_equal_without_what_is_left_out(
     model_type: str, fields: dict[str, Any]
 ) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     own = {"gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 96}}
     sizes = own.get(model_type, {**SIZES, "max_position_embeddings": 128})
     if model_type == "gemma4_text":
@@ -187,17 +185,21 @@ def test_released_files_are_read_and_transformers_logits_are_bit_equal_without_w
     left_out = {note.partition(":")[0].removeprefix("rope_scaling.") for note in imported.notes}
     assert left_out
 
-    def logits(**said: Any) -> torch.Tensor:
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(model_type, **{**sizes, "pad_token_id": None}, **said)
-        model = AutoModelForCausalLM.from_config(config).eval()
-        with torch.inference_mode():
-            return model(torch.arange(3, 80)[None]).logits  # type: ignore[no-any-return]
-
     rest = {key: value for key, value in fields.items() if key not in left_out}
     if "rope_scaling" in rest:
         rest["rope_scaling"] = {key: value for key, value in rest["rope_scaling"].items() if key not in left_out}
-    assert torch.equal(logits(**fields), logits(**rest))
+    sizes |= {"pad_token_id": None}
+    assert torch.equal(logits(model_type, **sizes, **fields), logits(model_type, **sizes, **rest))
+
+
+def logits(model_type: str, **said: Any) -> torch.Tensor:
+    """Of transformers' model of a config, the same weights each time."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **said)).eval()
+    with torch.inference_mode():
+        return model(torch.arange(3, 80)[None]).logits  # type: ignore[no-any-return]
 
 
 def noted() -> list[tuple[str, str, Any]]:
@@ -211,21 +213,37 @@ def noted() -> list[tuple[str, str, Any]]:
 
 @pytest.mark.parametrize(("model_type", "field", "value"), noted())
 def test_each_line_of_data_leaves_the_logits_bit_equal(model_type: str, field: str, value: Any) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     plain = plain_config(load_family(model_type))
     assert noted_fields(model_type)[field].seen
     (note,) = recipe_from_config({"model_type": model_type, **plain, field: value}, "small").notes
     assert note.startswith(f"{field}: ")
 
-    def logits(**said: Any) -> torch.Tensor:
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **plain, **said)).eval()
-        with torch.inference_mode():
-            return model(torch.arange(3, 80)[None]).logits  # type: ignore[no-any-return]
+    assert torch.equal(logits(model_type, **plain), logits(model_type, **plain, **{field: value}))
 
-    assert torch.equal(logits(), logits(**{field: value}))
+
+def repeated() -> list[tuple[str, str, str]]:
+    return [
+        (name, field, entry.same)
+        for name in decoders()
+        for field, entry in noted_fields(name).items()
+        if entry.same is not None
+    ]
+
+
+@pytest.mark.parametrize(("model_type", "field", "other"), repeated())
+def test_a_field_that_says_again_what_another_does_leaves_the_logits_bit_equal(
+    model_type: str, field: str, other: str
+) -> None:
+    family = load_family(model_type)
+    plain = plain_config(family) | ({} if other in family.fields else {other: 0.5})
+    said = plain.get(other, family.fields[other].default if other in family.fields else None)
+    config = {"model_type": model_type, **plain, other: said}
+    (note,) = recipe_from_config({**config, field: said}, "small").notes
+    assert note.startswith(f"{field}: {said}: left out, {other} is read")
+    for odd in ({**config, field: 3 * said}, {key: value for key, value in config.items() if key != other}):
+        with pytest.raises(CheckpointError, match=rf"config\.json: {field}: "):
+            recipe_from_config({field: 3 * said, **odd}, "small")
+    assert torch.equal(logits(model_type, **plain), logits(model_type, **plain, **{field: said}))
 
 
 def test_the_table_names_families_and_what_is_strange_to_them() -> None:

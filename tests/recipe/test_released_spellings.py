@@ -1,5 +1,6 @@
 """Fields of released config.json files that transformers' own config classes take in another way than they stand."""
 
+import json
 from typing import Any
 
 import pytest
@@ -104,3 +105,44 @@ def test_devstral_2_says_with_zeros_that_queries_do_not_grow_and_which_factor_is
     assert torch.equal(torch.tensor(ours.inv_freq), theirs)
     assert ours.attention_factor == factor
     assert config_for(recipe)["rope_parameters"]["llama_4_scaling_beta"] == 0
+
+
+def test_layers_with_fields_of_their_own_have_numbers_as_transformers_writes_them() -> None:
+    """transformers 5.23 pads them where there are more than ten layers: "05", "11"."""
+    from transformers import Gemma4TextConfig
+
+    sizes = {"num_hidden_layers": 12, "hidden_size_per_layer_input": 0, "head_dim": 8}
+    written = json.loads(Gemma4TextConfig(**sizes, global_head_dim=16).to_json_string())
+    assert sorted(written["per_layer_config"]) == ["05", "11"]
+    recipe = recipe_from_config(written, "small").recipe
+    heads = {name: kind.attention.head_dim for name, kind in recipe.model.kinds.items()}
+    assert heads == {"sliding": 8, "full": 16}
+
+
+def test_a_window_that_is_turned_off_may_stand_around_the_text_part_with_its_size() -> None:
+    """allenai/olmOCR-2-7B-1025; transformers 4.55 wrote tokens of images into the part."""
+    part = {"model_type": "qwen2_5_vl_text", **plain_config(load_family("qwen2_5_vl_text"))}
+    part |= {"use_sliding_window": False, "sliding_window": None, "image_token_id": None, "video_token_id": None}
+    config = {**part, "model_type": "qwen2_5_vl", "text_config": part, "vision_config": {"depth": 2}}
+    (kind,) = recipe_from_config({**config, "sliding_window": 32768}, "small").recipe.model.kinds.values()
+    assert kind.attention.kind == "full"
+    part |= {"use_sliding_window": True}
+    with pytest.raises(CheckpointError, match="sliding_window: 32768: this model needs layers that slide"):
+        recipe_from_config({**config, "sliding_window": 32768}, "small")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("falcon_mamba", {"use_falcon_mambapy": False}),
+        ("phi3", {"ignore_keys_at_rope_validation": None}),
+        ("bamba", {"time_step_min": 0.001, "time_step_max": 0.1, "use_mamba_kernels": True}),
+        ("falcon_h1", {"time_step_min": 0.001, "time_step_max": 0.1}),
+        ("granitemoehybrid", {"time_step_min": 0.001, "time_step_max": 0.1}),
+    ],
+)
+def test_what_other_releases_of_transformers_wrote_of_a_family_changes_nothing(
+    model_type: str, said: dict[str, Any]
+) -> None:
+    """4.57 and 5.0 to 5.14: fields that 5.23's classes do not have."""
+    assert read(model_type, **said) == read(model_type)

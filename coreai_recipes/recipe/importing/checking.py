@@ -33,7 +33,7 @@ def find_config_problems(config: Mapping[str, Any], family: Family) -> Iterator[
             yield from judge_value(name, value, family.fields[name])
         elif name in family.rope_fields:
             continue  # judged where they are read, by their layers
-        elif name in family.ignored:
+        elif name in family.ignored or _is_noted(name, value, config, family):
             continue
         elif _inner(name, family) in irrelevant:
             yield from _judge_irrelevant(name, value, irrelevant[_inner(name, family)])
@@ -67,7 +67,8 @@ def find_notes(config: Mapping[str, Any], family: Family) -> Iterator[str]:
     """What is left out of a config although nothing here reads it, each with the reason: transformers' model, which is
     what a recipe is compared with, cannot see it either."""
     for name, value in config.items():
-        reason = why_left_out(name, value, config, family) if is_strange(name, family) else None
+        is_open = is_strange(name, family) or _is_noted(name, value, config, family)
+        reason = why_left_out(name, value, config, family) if is_open else None
         if reason is not None:
             yield f"{shorten(name)}: {shown(value)}: left out, {reason}"
 
@@ -85,7 +86,7 @@ def why_left_out(name: str, value: Any, config: Mapping[str, Any], family: Famil
     know.
     """
     noted = noted_fields(family.name).get(name)
-    if noted is not None and any(_same(value, one) for one in noted.only or ()):
+    if noted is not None and _is_noted(name, value, config, family):
         return f"{noted.why} ({noted.seen} has it)"
     inner = name.rpartition(".")[2]
     if is_known(family.name, inner):
@@ -95,6 +96,17 @@ def why_left_out(name: str, value: Any, config: Mapping[str, Any], family: Famil
     is_own = config.get("model_type", family.name) == family.name
     is_foreign = is_known_anywhere(inner) or any(word in inner.lower() for word in PACKED_WORDS)
     return "no model in transformers has this field" if is_own and not is_foreign else None
+
+
+def _is_noted(name: str, value: Any, config: Mapping[str, Any], family: Family) -> bool:
+    """Whether released files of the family have a field that nothing reads there, with such a value."""
+    noted = noted_fields(family.name).get(name)
+    if noted is None or name in family.fields or name in family.ignored:
+        return False
+    if noted.same is not None:
+        rule = family.fields.get(noted.same)
+        return _same(value, config.get(noted.same, rule.default if rule else None))
+    return any(_same(value, one) for one in noted.only or ())
 
 
 def says_nothing(value: Any) -> bool:

@@ -14,6 +14,7 @@ from coreai_recipes.recipe.yaml_reader import shorten
 # what classes that give logits of a next token are called
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMultimodalLM")
 TIE = "tie_word_embeddings"
+WINDOW = "sliding_window"
 # without which nothing is said of a Llama
 LLAMAS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
 NO_FAMILY_FILE = "no family file reads its config.json yet; CONTRIBUTING.md explains how to write one"
@@ -71,7 +72,11 @@ def _without_copies(config: Mapping[str, Any], outer: Family) -> Mapping[str, An
     part = config.get(outer.part or "")
     if not outer.flat or not isinstance(part, Mapping):
         return config
-    return {name: value for name, value in config.items() if name not in part or part[name] != value}
+    copies = {name: part[name] for name, value in config.items() if name in part and part[name] == value}
+    # its class makes null of a window that is turned off, and around the part the size still stands
+    if part.get(WINDOW, 0) is None and part.get(f"use_{WINDOW}") is False:
+        copies[WINDOW] = None
+    return {name: value for name, value in config.items() if name not in copies}
 
 
 def _inner_family(part: Mapping[str, Any], outer: Family) -> tuple[str | None, str | None]:

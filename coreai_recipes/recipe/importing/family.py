@@ -212,13 +212,14 @@ class Family(Rule):
 class Irrelevant(Rule):
     """A field that makes no difference to logits: why, and the values for which that holds when not for all; with `key`
     it may be a mapping, whose entry of that name is judged, null where it has none; with `each` a list whose entries
-    are all that. Of any other value `needs` says what a recipe lacks, or `otherwise` what is wrong. `seen` is a
-    released checkpoint whose config has it."""
+    are all that; with `same` it says again what that other field does. Of any other value `needs` says
+    what a recipe lacks, or `otherwise` what is wrong. `seen` is a released checkpoint whose config has it."""
 
     why: str
     key: str | None = None
     only: tuple[Any, ...] | None = None
     each: Any = None
+    same: str | None = None
     needs: str | None = None
     otherwise: str | None = None
     seen: str | None = None

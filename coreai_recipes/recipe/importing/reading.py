@@ -177,8 +177,9 @@ class _Reader:
                     raise Unreadable(f"{field_name}.{key}.{name}: {NOT_UNDERSTOOD}")
                 self.problems += [f"{field_name}.{key}.{problem}" for problem in judge_value(name, value, rule)]
         found: dict[str, dict[str, Any]] = {}
+        by_index = {int(key): fields for key, fields in given.items()}  # transformers pads its keys: "05"
         for index, name in enumerate(names):
-            fields = given.get(str(index), {})
+            fields = by_index.get(index, {})
             first = names.index(name)
             if found.setdefault(name, fields) != fields:
                 raise Unreadable(f"{field_name}: layers {first} and {index} differ in it and are alike otherwise")
