@@ -53,6 +53,11 @@ def _measured(bundle: Any, device: str | None) -> Any:
     from coreai_recipes.running.mac import footprint, this_mac
     from coreai_recipes.running.measuring import measure
 
+    if bundle.described.package_format == "coreai":
+        raise UserError(
+            f"{bundle.path}: is in Core AI's format, and Core ML's packages alone are measured: build the same recipe "
+            "with --set export.format=coreml"
+        )
     reason = why_no_coreml()
     if reason is not None:
         raise UserError(f"{bundle.path}: cannot be measured here: {reason}: give a device's report by --from FILE")

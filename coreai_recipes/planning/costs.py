@@ -37,7 +37,7 @@ def call_costs(stacks: Sequence[StackModule]) -> dict[str, dict[str, int]]:
 
 
 def _of_layers(decoder: Decoder, function: str) -> Iterator[int]:
-    """Bytes of K and V that each layer with a cache of its own reads and writes, and what is carried, in and out."""
+    """Bytes of K and V that each layer with a cache of its own reads and writes. What is carried is no state."""
     front, call = decoder.front, decoder.call(function)
     for layer in decoder.stack:
         if not front.attends(layer.kind) or front.shares(layer.kind):
@@ -46,7 +46,6 @@ def _of_layers(decoder: Decoder, function: str) -> Iterator[int]:
         # a ring is written whole by a call of several tokens
         written = state.rows if state.window and tokens > 1 else tokens
         yield _row_bytes(state) * (min(call.seen_rows(layer.kind), state.rows) + written)
-    yield from (2 * carried.bytes for carried in front.carried.values())
 
 
 def _row_bytes(state: StateSpec) -> int:

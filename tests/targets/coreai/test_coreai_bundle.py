@@ -63,6 +63,11 @@ def test_what_reads_core_mls_programs_says_so(bundle: Path, run: Run) -> None:
         "recipe, which computes the same (--set export.format=coreml)"
     )
     assert run("audit", bundle) == (2, "", f"{bundle}: {refused}\n")
+    unmeasured = (
+        "is in Core AI's format, and Core ML's packages alone are measured: build the same recipe with --set "
+        "export.format=coreml"
+    )
+    assert run("device-report", bundle) == (2, "", f"{bundle}: {unmeasured}\n")
     assert run("audit", "tiny-llama", "--set", "export.format=coreai") == (2, "", f"tiny-llama: {refused}\n")
 
 
