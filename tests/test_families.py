@@ -265,3 +265,16 @@ def test_every_decoder_of_transformers_is_a_family_or_refused_with_a_reason() ->
 def test_what_is_refused_is_what_transformers_has() -> None:
     assert refused_models().keys() - set(CONFIG_MAPPING.keys()) == set()
     assert set(family_names()) - set(CONFIG_MAPPING.keys()) == set()
+
+
+def test_a_x_k1_routes_without_a_bias_where_its_file_has_none(tmp_path: Path) -> None:
+    """As the released files, whose routers transformers then gives a bias of zeros."""
+    from safetensors.torch import load_file, save_file
+
+    config = save_model(CONFIGS["axk1-unusual"], tmp_path).config
+    tensors = load_file(tmp_path / "model.safetensors")
+    lacking = {name: tensor for name, tensor in tensors.items() if not name.endswith("e_score_correction_bias")}
+    assert len(lacking) < len(tensors)
+    save_file(lacking, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    report = run_stages(read_recipe(config), SafetensorsCheckpoint(tmp_path), None, stages=["torch"])
+    assert report.passed, report.to_json()

@@ -29,18 +29,20 @@ class Mixture(nn.Module):
     def __init__(self, spec: schema.Experts | schema.MixtureMLP, hidden_size: int) -> None:
         super().__init__()
         E, width = spec.num_experts, spec.intermediate_size
+        latent = spec.latent_size if isinstance(spec, schema.MixtureMLP) else None
+        size = latent or hidden_size
         self.num_experts, self.top, self.decode = E, spec.router.top, spec.decode
         self.weighs_input = isinstance(spec, schema.MixtureMLP) and spec.router.weighs == "input"
         self.gated = isinstance(spec, schema.Experts) or spec.gated
         rows = 2 * width if self.gated else width
-        first = nn.Parameter(torch.empty(E, rows, hidden_size), requires_grad=False)
+        first = nn.Parameter(torch.empty(E, rows, size), requires_grad=False)
         self.register_parameter("gate_up" if self.gated else "up", first)
-        self.down = nn.Parameter(torch.empty(E, hidden_size, width), requires_grad=False)
+        self.down = nn.Parameter(torch.empty(E, size, width), requires_grad=False)
         self.activation = ACTIVATIONS[spec.activation]
         self.clamp = spec.clamp if isinstance(spec, schema.MixtureMLP) else None
         has_bias = isinstance(spec, schema.MixtureMLP) and spec.bias
         self.gate_up_bias = nn.Parameter(torch.empty(E, 2 * width), requires_grad=False) if has_bias else None
-        self.down_bias = nn.Parameter(torch.empty(E, hidden_size), requires_grad=False) if has_bias else None
+        self.down_bias = nn.Parameter(torch.empty(E, size), requires_grad=False) if has_bias else None
 
     @property
     def first(self) -> Tensor:
@@ -293,17 +295,23 @@ class ScoreRouter(nn.Module):
 
 @register("mlp", "moe")
 class MixtureMLP(Mixture):
-    """mix(x, router(x)), and the shared expert's output where there is one."""
+    """mix(x, router(x)), and the shared expert's output where there is one; latent experts compute
+    to_stream(mix(to_latent(x), router(x)))."""
 
     def __init__(self, spec: schema.MixtureMLP, hidden_size: int) -> None:
         super().__init__(spec, hidden_size)
         self.router = ScoreRouter(spec.router, spec.num_experts, hidden_size)
+        latent = spec.latent_size
+        self.to_latent = Projection(hidden_size, latent) if latent else None
+        self.to_stream = Projection(latent, hidden_size) if latent else None
         self.shared = _build_shared(spec, hidden_size)
         self.shared_scale = spec.shared.scale if spec.shared else 1.0
         self.shared_factor = Projection(hidden_size, 1) if spec.shared and spec.shared.gate else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.mix(x, *self.router(x))
+        y = self.mix(x if self.to_latent is None else self.to_latent(x), *self.router(x))
+        if self.to_stream is not None:
+            y = self.to_stream(y)
         if self.shared is None:
             return y
         shared = scaled(self.shared(x), self.shared_scale)

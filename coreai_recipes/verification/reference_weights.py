@@ -11,7 +11,8 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.verification.stored_names import StoredNames
 
-# Tables that transformers makes of the config where a checkpoint lacks them (MiniMax), as it does of other buffers.
+# Tables that transformers makes of the config where a checkpoint lacks them (MiniMax), as it makes buffers that a model's
+# class names (A.X K1).
 MADE_BUFFERS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 
 
@@ -38,8 +39,9 @@ class Weights:
         self._meta: dict[tuple[int, str], Tensor] = {}  # what an emptied module gets back
         self._stored = StoredNames(model, checkpoint.tensors, wrapper)
         for path, module in model.named_modules():
-            lacking = (name for name in MADE_BUFFERS if self._stored.find(f"{path}.{name}") is None)
-            module._non_persistent_buffers_set.update(name for name in lacking if name in module._buffers)
+            for name in module._buffers.keys() & {*MADE_BUFFERS, *(model._keys_to_ignore_on_load_missing or ())}:
+                if self._stored.find(f"{path}.{name}") is None:
+                    module._non_persistent_buffers_set.add(name)
         self._tied = self._settle_ties(model)
 
     def owns_any(self, module: nn.Module) -> bool:

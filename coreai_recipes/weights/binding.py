@@ -43,7 +43,7 @@ class Binding:
     """One parameter of ours and the rows of a checkpoint's tensor that fill it: `rows`, or several `runs` of rows.
 
     With `stack` it is the rows of these tensors for each expert, or with `is_whole` its rows of tensors that hold all;
-    with `join` the rows of these tensors.
+    with `join` the rows of these tensors; with `value` no tensor at all, but that number everywhere.
     """
 
     checkpoint: Checkpoint
@@ -58,10 +58,13 @@ class Binding:
     alternate: bool = False
     is_squeezed: bool = False
     is_whole: bool = False
+    value: float | None = None
 
     @property
     def tensors(self) -> set[str]:
         """Every tensor that is read."""
+        if self.value is not None:
+            return set()
         return {name for parts in self.stack for name in parts} or {*self.join} or {self.tensor}
 
     def blocks(self) -> Iterator[Tensor]:
@@ -84,6 +87,11 @@ class Binding:
         return torch.cat([replace(self, rows=range(start + row, start + row + 1), shape=one).read() for row in rows])
 
     def _stored_blocks(self) -> Iterator[Tensor]:
+        import torch
+
+        if self.value is not None:
+            yield torch.full(self.shape, self.value)
+            return
         if self.stack:
             yield from self._experts()
             return
@@ -190,6 +198,9 @@ def bind(
             source = choose_matrix(parameter, source, table, prefix, parameters, checkpoint)
         if source.other in checkpoint.tensors and source.tensor not in checkpoint.tensors:
             source = replace(source, tensor=str(source.other), stack=())
+        if source.absent is not None and source.tensor not in checkpoint.tensors:
+            bindings[parameter] = Binding(checkpoint, source.tensor, info.shape, value=source.absent)
+            continue
         if source.stack or source.join:
             bind_several = bind_stack if source.stack else bind_join
             binding, found = bind_several(info, source, checkpoint)

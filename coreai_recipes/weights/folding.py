@@ -15,6 +15,7 @@ from coreai_recipes.recipe.schema import (
     LayerKind,
     LayerNorm,
     Mamba1,
+    MixtureMLP,
     Recipe,
     RMSNorm,
     RotaryFold,
@@ -41,7 +42,13 @@ FIRST_OF_ATTENTION = (
     "mixed",
     "step",
 )
-LAST_OF_BLOCKS = (("attention", "o"), ("attention", "last"), ("state_space", "last"), ("mlp", "down"))
+LAST_OF_BLOCKS = (
+    ("attention", "o"),
+    ("attention", "last"),
+    ("state_space", "last"),
+    ("mlp", "down"),
+    ("mlp", "to_stream"),
+)
 LAST_NORMS = (("attention_post_norm",), ("mlp_post_norm",))
 BESIDE_BLOCKS = (("per_layer", "norm"), ("laurel", "norm"))  # norms of what is added to the stream beside blocks
 
@@ -140,7 +147,9 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
     normed_behind = placement in (MLP_NORMED_BEHIND if parts[0].startswith("mlp") else NORMED_BEHIND)
     last_of_blocks = LAST_NORMS if normed_behind else LAST_OF_BLOCKS
     if not normed_behind and parts[0] == "mlp" and parts[-1].startswith("down"):
-        return scale  # of experts
+        mlp = stack.kinds[kind].mlp
+        # of experts: behind latent ones a projection writes to the stream
+        return 1.0 if isinstance(mlp, MixtureMLP) and mlp.latent_size is not None else scale
     if not normed_behind and parts[:3] == ["mlp", "shared", "down"]:
         return scale
     if owner in (*last_of_blocks, *BESIDE_BLOCKS):

@@ -21,7 +21,8 @@ With `take` in place of `rows` each KV head has its share of the parameters, sid
 `of: heads` besides each query head has, with `shares: N` N runs of heads. `join` is a list of tensors whose rows, one
 below the other, are the parameter's. `or` is the name of the tensor where a checkpoint lacks the first: of a `stack` of
 each expert's tensors, one that holds the parameter itself. A `stack` of tensors without {e} takes each expert's rows of
-tensors that hold all of them, one below the other; with `transpose` the axes of what it takes are exchanged.
+tensors that hold all of them, one below the other; with `transpose` the axes of what it takes are exchanged. `absent`
+is what every number of the parameter is where a checkpoint lacks the tensor.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class TensorSource:
     join: tuple[str, ...] = ()
     other: str | None = None
     shares: int | None = None
+    absent: float | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -323,6 +325,7 @@ def parse_source(entry: str | dict[str, Any] | None) -> TensorSource | None:
         by_heads="of" in fields,
         other=fields.get("or"),
         shares=fields.get("shares"),
+        absent=fields.get("absent"),
     )
 
 
@@ -356,6 +359,10 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def are_axes(value: object) -> bool:
     axes = value if isinstance(value, list) else [value]
     return all(type(axis) is int and axis >= 0 for axis in axes) and axes == sorted({*axes})
@@ -386,5 +393,6 @@ OPERATIONS = {
     "of": Field(lambda value: value == "heads", "`heads`"),
     "or": Field(is_name, "a tensor's name"),
     "squeeze": Field(are_axes, "an axis, or several in their order"),
+    "absent": Field(is_number, "a number"),
     "shares": Field(is_count, "a whole number above 0"),
 }

@@ -92,15 +92,18 @@ def test_nemotron_3_nano_has_23_mixers_23_mixtures_and_6_attentions_as_its_patte
     }  # fmt: skip
 
 
+def test_nemotron_3_super_s_experts_read_a_narrower_space() -> None:
+    """nvidia/NVIDIA-Nemotron-3-Super-120B-A12B."""
+    sizes = {"moe_latent_size": 1024, "moe_intermediate_size": 2688, "n_routed_experts": 512, "num_experts_per_tok": 22}
+    mlp = kinds_of({**NEMOTRON_3_NANO, **sizes})[1]["moe"]["mlp"]
+    assert (mlp["latent_size"], mlp["intermediate_size"], mlp["num_experts"], mlp["router"]["top"]) == (
+        1024, 2688, 512, 22,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("model_type", "fields", "said"),
     [
-        (
-            "nemotron_h",
-            {"moe_latent_size": 1024},
-            "config.json: moe_latent_size: 1024: this model needs experts that read a narrower space than the stream, "
-            "which recipes do not have",
-        ),
         (
             "falcon_h1",
             {"projectors_bias": True},

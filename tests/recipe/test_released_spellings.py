@@ -146,3 +146,10 @@ def test_what_other_releases_of_transformers_wrote_of_a_family_changes_nothing(
 ) -> None:
     """4.57 and 5.0 to 5.14: fields that 5.23's classes do not have."""
     assert read(model_type, **said) == read(model_type)
+
+
+def test_gpt_j_s_own_rotary_may_be_called_a_scaling() -> None:
+    """EleutherAI/gpt-j-6b, as mlc-ai/mlc-llm keeps it."""
+    assert read("gptj", rope_scaling={"rope_type": "gptj"}) == read("gptj")
+    with pytest.raises(CheckpointError, match=r"rope_scaling: .* needs a scaled rotary, which"):
+        read("gptj", rope_scaling={"rope_type": "linear", "factor": 2.0})

@@ -7,19 +7,22 @@ from typing import Any
 import pytest
 import torch
 from families import Pair, gemma2, gemma4
+from family_configs import all_configs
 from figures import psnr
 from torch import Tensor
 
 from coreai_recipes.checkpoint import Checkpoint, open_checkpoint
-from coreai_recipes.decoder.filling import bind_weights
+from coreai_recipes.decoder.filling import bind_weights, fill_from
 from coreai_recipes.decoder.model import build_decoder, exported_form, fill
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.primitives.layer import Form
+from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.running.tables import Table
 from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification import StageResult, run_stages
+from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 from coreai_recipes.verification.remedies import find_remedies
 from coreai_recipes.verification.scale import choose_scale
 from coreai_recipes.verification.subject import Subject
@@ -229,3 +232,19 @@ def test_a_scale_that_the_recipe_cannot_have_is_not_proposed(exported: Exported)
     (remedy,) = find_remedies(result, subject)
     assert remedy.field == ""
     assert "no weights that could absorb it" in str(remedy)
+
+
+@pytest.mark.parametrize("name", ["minimax-unusual", "nemotron_h-unusual"])
+def test_a_stream_that_norms_leave_and_experts_behind_a_projection_take_the_scale_up(name: str) -> None:
+    """MiniMax's blocks are added to what a norm gives; what Nemotron 3 Super's experts give is not the stream's."""
+    recipe = recipe_from_config(all_configs()[name], "small").recipe
+    checkpoint, ids = RandomCheckpoint(recipe), torch.arange(3, 43)[None]
+
+    def hidden_and_logits(scale: float) -> tuple[Tensor, Tensor]:
+        decoder = build_decoder(recipe, Form(residual_scale=scale))
+        fill_from(decoder, bind_weights(decoder, checkpoint))
+        return decoder.hidden(ids), decoder(ids)
+
+    (plain, logits), (scaled, same) = hidden_and_logits(1.0), hidden_and_logits(SCALE)
+    assert torch.equal(same, logits)
+    assert torch.equal(scaled, plain * SCALE)

@@ -78,7 +78,7 @@ tensors:
         "5:3: norm.weight: is neither null, nor a tensor's name, nor a mapping with `tensor`",
         "6:3: layers.{i}.a.weight: {i}, the layer, must stand on both sides or on neither: model.layers.0.a",
         "7:3: layers.{i}.b.weight: flip: unknown operation. There are tensor, rows, transpose, alternate, take, "
-        "of, or, squeeze, shares",
+        "of, or, squeeze, absent, shares",
         "8:3: layers.{i}.c.weight: transpose: 1 is not true or false",
         "8:3: layers.{i}.c.weight: rows: layers.{i}.c.weight itself is missing",
         "9:3: layers.{i}.d.weight: squeeze: [1, 0] is not an axis, or several in their order",

@@ -9,6 +9,7 @@ from coreai_recipes.recipe.schema.attention import Norm
 from coreai_recipes.recipe.schema.fields import (
     ExpertCount,
     Flag,
+    HiddenSize,
     IntermediateSize,
     PositiveFloat,
     Spec,
@@ -120,6 +121,11 @@ class MixtureMLP(Spec):
         description="activation of each expert's gate (hidden_act); of its `up` where it has no gate"
     )
     intermediate_size: IntermediateSize = Field(description="width of one expert (moe_intermediate_size)")
+    latent_size: HiddenSize | None = Field(
+        default=None,
+        description="width of what experts read and give, by projections before and behind them; the router "
+        "and the shared expert read the hidden state (moe_latent_size; Nemotron 3 Super)",
+    )
     bias: Flag = Field(default=False, description="add biases to the experts' projections (gpt-oss)")
     clamp: Clamp | None = Field(default=None, description="a clamped gate instead of the activation (gpt-oss)")
     router: ExpertRouter = Field(description="how a token's experts are chosen and weighed")
