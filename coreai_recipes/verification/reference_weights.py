@@ -11,8 +11,8 @@ from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.verification.stored_names import StoredNames
 
-# Tables that transformers makes of the config where a checkpoint lacks them (MiniMax), as it makes buffers that a model's
-# class names (A.X K1).
+# Tables that transformers makes of the config where a checkpoint lacks them (MiniMax); so it does with buffers that a
+# model's class names (A.X K1).
 MADE_BUFFERS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 
 
