@@ -11,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf_configs import FULL, SLIDING
 from gguf_hybrids import HYBRIDS, gathered, hybrid_as_stored, hybrid_pairs
+from gguf_latent import LATENT, latent_as_stored, latent_pairs
 from gguf_mixtures import MIXTURES, mixture_as_stored, mixture_pairs
 from transformers import PreTrainedConfig
 
@@ -83,6 +84,8 @@ def as_stored(
         return hybrid_as_stored(architecture, config, name, tensor)
     if architecture in MIXTURES:
         return mixture_as_stored(architecture, config, name, tensor)
+    if architecture in LATENT:
+        return latent_as_stored(architecture, config, name, tensor)
     if architecture in ("llama", "granite", "smollm3") and (".q_proj." in name or ".k_proj." in name):
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
@@ -115,9 +118,9 @@ def as_stored(
 
 def metadata_of(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
     """The pairs that conversion/*.py writes for `config`, as (key: value)."""
-    if architecture in HYBRIDS or architecture in MIXTURES:
-        found = hybrid_pairs(architecture, config) if architecture in HYBRIDS else mixture_pairs(architecture, config)
-        return {f"{architecture}.{key}": value for key, value in found.items()}
+    for architectures, pairs_of in ((HYBRIDS, hybrid_pairs), (MIXTURES, mixture_pairs), (LATENT, latent_pairs)):
+        if architecture in architectures:
+            return {f"{architecture}.{key}": value for key, value in pairs_of(architecture, config).items()}
     if architecture == "gemma4":
         config = deepcopy(config)
         config.allow_global_per_layer_attribute_access = True

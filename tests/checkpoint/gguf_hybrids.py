@@ -219,6 +219,8 @@ def base_pairs(fields: dict[str, Any]) -> dict[str, Any]:
         "attention.key_length": fields.get("head_dim"),
         "attention.value_length": fields.get("head_dim"),
     }
+    if "scoring_func" in fields:
+        found["expert_gating_func"] = {"softmax": 1, "sigmoid": 2}[fields["scoring_func"]]
     full = rope.get("full_attention", rope)
     if full.get("rope_type") == "yarn":
         found |= {

@@ -5,6 +5,8 @@ from transformers import (
     ArceeConfig,
     Cohere2Config,
     CohereConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Ernie4_5Config,
     Exaone4Config,
     FalconH1Config,
@@ -15,6 +17,7 @@ from transformers import (
     GraniteMoeHybridConfig,
     GraniteMoeSharedConfig,
     JambaConfig,
+    KimiLinearConfig,
     Lfm2MoeConfig,
     Mamba2Config,
     MambaConfig,
@@ -86,6 +89,17 @@ GRANITE_SCALES = {
     "embedding_multiplier": 6.0,
     "residual_multiplier": 0.22,
     "logits_scaling": 4.0,
+}
+LATENT = {
+    **without("num_key_value_heads"),
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 20,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
 }
 MORE_CONFIGS: dict[str, tuple[str, PreTrainedConfig]] = {
     "qwen35": ("qwen35", Qwen3_5TextConfig(**SIZES, **DELTA, tie_word_embeddings=True)),
@@ -278,4 +292,42 @@ MORE_CONFIGS: dict[str, tuple[str, PreTrainedConfig]] = {
     "qwen2vl": ("qwen2vl", Qwen2Config(**SIZES)),
     "qwen3vl": ("qwen3vl", Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=True)),
     "arcee": ("arcee", ArceeConfig(**SIZES, head_dim=24, rope_parameters={**YARN, "rope_theta": 1e4})),
+    "deepseek2": (
+        "deepseek2",
+        DeepseekV3Config(
+            **LATENT,
+            q_lora_rank=10,
+            n_routed_experts=6,
+            num_experts_per_tok=3,
+            n_shared_experts=1,
+            n_group=2,
+            topk_group=1,
+            rope_parameters={**YARN, "rope_theta": 1e4, "mscale": 0.707, "mscale_all_dim": 0.707},
+        ),
+    ),
+    "deepseek2-v2": (
+        "deepseek2",
+        DeepseekV2Config(
+            **LATENT,
+            q_lora_rank=None,
+            n_routed_experts=6,
+            num_experts_per_tok=3,
+            n_shared_experts=2,
+            n_group=1,
+            topk_group=1,
+        ),
+    ),
+    "kimi-linear": (
+        "kimi-linear",
+        KimiLinearConfig(
+            **{name: value for name, value in LATENT.items() if name != "max_position_embeddings"},
+            model_max_length=256,
+            layer_types=["linear_attention", FULL],
+            num_experts=6,
+            num_experts_per_token=3,
+            num_shared_experts=1,
+            linear_head_dim=16,
+            linear_num_heads=4,
+        ),
+    ),
 }

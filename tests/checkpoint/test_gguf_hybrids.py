@@ -107,6 +107,28 @@ def test_rows_that_moved_are_read_by_the_range_and_quantised_as_they_are(kind: G
     assert grids["out_proj"] is None  # heads of 16 columns, of which two were quantised together
 
 
+def test_what_makes_keys_and_values_is_read_by_the_range(tmp_path: Path):
+    """A head's keys, which are stored transposed, and its values are rows that follow one another."""
+    state = random_model(CONFIGS["deepseek2"][1]).state_dict()
+    name = "model.layers.1.self_attn.kv_b_proj.weight"
+    checkpoint = save_and_open(tmp_path, "deepseek2", state)
+    for rows in (range(36), range(5, 6), range(30, 80), range(143, 144)):
+        assert torch.equal(checkpoint.read(name, rows), state[name][rows.start : rows.stop]), rows
+
+
+def test_an_older_file_of_deepseek_has_keys_and_values_in_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    state = random_model(CONFIGS["deepseek2"][1]).state_dict()
+    new = save_and_open(tmp_path, "deepseek2", state)
+    monkeypatch.setattr("gguf_latent.split_heads", lambda config, name, tensor: [(name, tensor)])
+    lengths = {"attention.key_length": 24, "attention.value_length": 20, "attention.head_count_kv": 4}
+    extra = {f"deepseek2.{key}": value for key, value in lengths.items()}
+    left_out = ["deepseek2.attention.key_length_mla", "deepseek2.attention.value_length_mla"]
+    old = save_and_open(tmp_path, "deepseek2", state, extra=extra, without=left_out)
+    assert old.config == new.config
+    name = "model.layers.0.self_attn.kv_b_proj.weight"
+    assert torch.equal(old.read(name), state[name])
+
+
 @pytest.mark.parametrize(
     ("case", "key", "value", "message"),
     [
@@ -116,6 +138,8 @@ def test_rows_that_moved_are_read_by_the_range_and_quantised_as_they_are(kind: G
         ("granitehybrid", "rope.scaling.finetuned", True, "is True, which is not supported"),
         ("nemotron_h", "feed_forward_length", [0, 96, 96, 96], "is not 0 in a layer that attends"),
         ("nemotron_h", "feed_forward_length", [0, 96, 0, 80], "differs between layers that have an MLP"),
+        ("deepseek2", "attention.key_length_mla", 8, "is 8, of which 8 turn"),
+        ("deepseek2", "attention.key_length", 24, "is 24, not 20, as the other keys imply"),
         ("gemma3n", "activation_sparsity_scale", [0.0, 0.0], "is not a list of 4 numbers"),
     ],
 )

@@ -15,7 +15,7 @@ from coreai_recipes.errors import CheckpointError
 
 # One case of each architecture; that of OLMo 2 is OLMo 3, which has a window.
 CASES = {architecture: case for case, (architecture, _) in CONFIGS.items() if "longrope" not in case}
-CASES |= {"mamba": "mamba", "exaone4": "exaone4", "granitemoe": "granitemoe"}
+CASES |= {"mamba": "mamba", "exaone4": "exaone4", "granitemoe": "granitemoe", "deepseek2": "deepseek2"}
 CASES |= {
     "qwen35": "qwen35",
     "falcon-h1": "falcon-h1",
@@ -64,6 +64,13 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "leading_dense_block_count": (2, {}),
     "expert_shared_count": (3, {}),
     "attention.clamp_kqv": (7.0, {}),
+    "attention.q_lora_rank": (14, {}),
+    "attention.kv_lora_rank": (14, {}),
+    "attention.key_length_mla": (32, {}),
+    "attention.value_length_mla": (32, {}),
+    "expert_gating_func": (1, {}),
+    "rope.scaling.yarn_log_multiplier": (0.05, {}),
+    "kda.head_dim": (8, {}),
     "full_attention_interval": (1, {}),
     "nextn_predict_layers": (2, {}),
     "expert_shared_feed_forward_length": (56, {}),
@@ -116,7 +123,7 @@ def test_no_key_of_a_table_is_dropped(name: str, key: str, states: dict[str, Any
     """rope.scaling.attn_factor was, by all but one architecture, for the table was everyone's."""
     value, beside = OTHER[key]
     case = "gemma4-experts" if name == "gemma4" and "expert" in key else CASES[name]
-    if key == "rope.scaling.type" and name in ("gpt-oss", "olmo2", "arcee"):
+    if key == "rope.scaling.type" and name in ("gpt-oss", "olmo2", "arcee", "deepseek2"):
         value = "linear"  # these cases are scaled by yarn
     without = ("rope.scaling.factor",) if key == "rope.scale_linear" else ()
     before = config_once(case, tmp_path, states, beside, without)

@@ -27,14 +27,15 @@ class Joined:
     """A tensor of transformers' that is put together of stored ones, stacked by expert: `of`, without their layer.
 
     With `transpose` transformers has (in, out); with `alternate` the rows of the two take turns. With `rows` they are
-    matrices: one below the other (`in_turn`), or a share of each for every key head (`by_key_head`).
+    matrices: one below the other (`in_turn`), or a share of each for every key head (`by_key_head`), or of every head
+    the keys, stored transposed, and the values (`by_head`).
     """
 
     target: str
     of: tuple[str, ...]
     transpose: bool = False
     alternate: bool = False
-    rows: Literal["in_turn", "by_key_head"] | None = None
+    rows: Literal["in_turn", "by_key_head", "by_head"] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Architecture:
         sliding_period: every how many layers one attends in full; None when the layers do not differ.
         without_kv_heads: what transformers calls a layer whose attention.head_count_kv is 0.
         one_mixer: `mlp` or `moe` where a layer is either attention or recurrent or that, else None.
+        by_gating: what replaces entries of `config` where expert_gating_func has such a value.
+        latent: whether keys and values are made of a narrower stream, whose sizes have keys of their own.
         layer_periods: whether Jamba's periods follow from the layers' KV heads and routers.
         untied: why a file without output.weight cannot be read, else None.
         recurrent_period: every how many layers one attends where the file does not say, and the others are recurrent.
@@ -102,6 +105,8 @@ class Architecture:
     sliding_period: int | None = None
     without_kv_heads: str | None = None
     one_mixer: Literal["mlp", "moe"] | None = None
+    by_gating: dict[int, dict[str, Any]] = field(default_factory=dict)
+    latent: bool = False
     layer_periods: bool = False
     untied: str | None = None
     recurrent_period: int | None = None
@@ -172,11 +177,12 @@ def _read_row(name: str, row: dict[str, Any], shared: dict[str, Any]) -> Archite
     """A row with what all rows share; what a row says of a key is all that is said of it."""
     parts = ("keys", "harmless", "ignored")
     turning = shared["unrotated"].items() if row.get("unrotated") else ()
-    unread = {key: reason for key, reason in turning if key not in row.get("harmless", ())}
+    unread = {key: reason for key, reason in turning if key not in (*row.get("harmless", ()), *row.get("keys", ()))}
     row = {**row, "ignored": {**unread, **row.get("ignored", {})}}
     own = {key for part in (*parts, "unread") for key in row.get(part, {})}
+    itself = {*row.get("checked", ())}
     lists: dict[str, dict[str, Any]] = {
-        part: {**{key: value for key, value in shared[part].items() if key not in own}, **row.get(part, {})}
+        part: {**{key: value for key, value in shared[part].items() if key not in own | itself}, **row.get(part, {})}
         for part in parts
     }
     required = {*shared["required"], *row.get("required", ())} - {*row.get("optional", ())}

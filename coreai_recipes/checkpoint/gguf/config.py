@@ -8,6 +8,7 @@ from torch import Tensor
 
 from coreai_recipes.checkpoint.gguf.architecture import EXPERTS, Architecture, check_layers
 from coreai_recipes.checkpoint.gguf.header import StoredTensor
+from coreai_recipes.checkpoint.gguf.latent import complete_latent
 from coreai_recipes.checkpoint.gguf.layers import (
     KV_HEADS,
     WIDTHS,
@@ -27,6 +28,7 @@ FRACTIONS = {
     "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling", "layer_norm_epsilon",
     "routed_scaling_factor", "layer_norm_eps", "logit_scale", "clip_qkv",
 }  # fmt: skip
+USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
 SWITCHES = {"norm_topk_prob"}
 
 MOST_EXPERTS = 1 << 12  # llama.cpp's LLAMA_MAX_EXPERTS is 512
@@ -59,6 +61,8 @@ def rebuild_config(
         raise metadata.refuse("tokenizer.ggml.tokens", f"has {len(tokens)} tokens, token_embd.weight {vocab_size} rows")
     variants = [config for key, config in architecture.variants.items() if metadata.values.get(f"{prefix}.{key}")]
     config = {**architecture.config, "vocab_size": vocab_size, **given}
+    if architecture.by_gating:
+        variants.append(architecture.by_gating.get(metadata.integer(f"{prefix}.expert_gating_func", 1) or 1, {}))
     for variant in variants:
         config.update(variant)
     config.update({field: config.get(field) or value for field, value in architecture.zero.items()})
@@ -74,7 +78,10 @@ def rebuild_config(
         config[field] = tensors[name].shape[0]
     if architecture.sizes_per_kind:
         complete_kinds(architecture, metadata, config, tensors)
-    _complete_heads(architecture, metadata, config)
+    if architecture.latent:
+        complete_latent(architecture, metadata, config)
+    else:
+        _complete_heads(architecture, metadata, config)
     _complete_experts(architecture, metadata, config, tensors)
     if "rope_theta" in config:
         names = [name for name in ROPE_TENSORS[architecture.rope_tensors] if name in tensors]
@@ -151,7 +158,7 @@ def _complete_experts(
     """The experts' width where the file leaves it out, and Gemma 4's per-layer table and switch for experts."""
     prefix = architecture.name
     experts = next((config[field] for field in EXPERTS if field in config), None)
-    used = config.get("num_experts_per_tok", config.get("top_k_experts"))
+    used = next((config[field] for field in USED if field in config), None)
     if (experts or used) and not (experts and used and used <= experts):
         raise metadata.refuse(f"{prefix}.expert_used_count", f"is {used}, but there are {experts or 0} experts")
     if experts and experts > MOST_EXPERTS:

@@ -17,7 +17,7 @@ class Layout:
         shifted: one was added (a norm's weight).
         logarithm: -exp(x) is stored. log undoes it, but for what float32 rounded: 2**-23 (1 + |x|) at most.
         axes: `flat` where transformers has one axis, `row` where it has (1, columns), `squeezed` where it has
-            (rows, 1, columns).
+            (rows, 1, columns), `heads` where it has (1, 1, heads, 1).
         value_heads: what is in the order of value heads: all `rows`, the `last_rows`, or the `columns`. transformers
             has the value heads of each key head together, the file the first of every key head, then the second.
     """
@@ -25,7 +25,7 @@ class Layout:
     interleaved: str | None = None
     shifted: bool = False
     logarithm: bool = False
-    axes: Literal["flat", "row", "squeezed"] | None = None
+    axes: Literal["flat", "row", "squeezed", "heads"] | None = None
     value_heads: Literal["rows", "last_rows", "columns"] | None = None
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
@@ -34,6 +34,8 @@ class Layout:
             return (prod(stored),)
         if self.axes == "row":
             return (1, prod(stored))
+        if self.axes == "heads":
+            return (1, 1, prod(stored), 1)
         if self.axes == "squeezed":
             return (prod(stored[:-1]), 1, stored[-1])
         return stored

@@ -122,6 +122,9 @@ def _stated_scaling(
         value = metadata.number(f"{prefix}.yarn_{key}")
         if value is not None:
             scaling[key] = value
+    share = metadata.number(f"{prefix}.yarn_log_multiplier")
+    if share:  # a tenth of mscale_all_dim, which mscale is too: the quotient of the two multiplies cos and sin
+        scaling.update(mscale=round(10 * share, 6), mscale_all_dim=round(10 * share, 6))
     if magnitude != 1.0:
         scaling["attention_factor"] = magnitude * (0.1 * log(factor) + 1.0 if factor > 1.0 else 1.0)
     return scaling

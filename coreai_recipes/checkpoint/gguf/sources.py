@@ -102,15 +102,43 @@ class JoinedSource:
             yield block.transpose(1, 2) if self.how.transpose else block
 
 
+@dataclass(frozen=True)
+class HeadsSource:
+    """What makes keys and values of a narrow stream (H * (K + V), R): stored as (H, R, K) and (H, V, R)."""
+
+    parts: tuple[StoredTensor, ...]
+
+    @property
+    def _rows(self) -> int:
+        return self.parts[0].shape[2] + self.parts[1].shape[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.parts[0].shape[0] * self._rows, self.parts[0].shape[1])
+
+    def keeps_grids_of(self, block: int) -> bool:
+        return False
+
+    def blocks(self, wanted: range) -> Iterator[Tensor]:
+        """The rows of one head at a time."""
+        for head in range(wanted.start // self._rows, -(-wanted.stop // self._rows)):
+            keys, values = (_read_expert(part, head)[0] for part in self.parts)
+            first = head * self._rows
+            yield torch.cat([keys.T, values])[max(0, wanted.start - first) : wanted.stop - first]
+
+
 def _read_expert(stored: StoredTensor, expert: int) -> Tensor:
     return torch.cat([block.clone() for block in read_rows(stored, range(expert, expert + 1), 1)])
 
 
+AnySource = Source | JoinedSource | HeadsSource
+
+
 def find_sources(
     architecture: Architecture, found: Mapping[str, StoredTensor], config: dict[str, Any]
-) -> dict[str, Source | JoinedSource]:
+) -> dict[str, AnySource]:
     """Every tensor of the model by transformers' name. Raises CheckpointError for shapes that the metadata denies."""
-    sources: dict[str, Source | JoinedSource] = {}
+    sources: dict[str, AnySource] = {}
     for name, stored in found.items():
         target = architecture.transformers_name(name)
         if target is None:
@@ -130,6 +158,8 @@ def find_sources(
             sources[target] = JoinedSource(tuple(parts), how)
         elif how.rows == "in_turn":
             sources[target] = Source(tuple(Run(part, range(part.shape[0])) for part in parts))
+        elif how.rows == "by_head":
+            sources[target] = _heads_source(parts, config)
         else:
             sources[target] = Source(tuple(_by_key_head(parts, config)))
     return sources
@@ -172,6 +202,15 @@ def _by_key_head(parts: list[StoredTensor], config: dict[str, Any]) -> Iterator[
         for first, size in ((0, keys), (heads * keys, keys), (2 * heads * keys, values)):
             yield Run(mixed, range(first + head * size, first + (head + 1) * size))
         yield Run(gates, range(head * values, (head + 1) * values))
+
+
+def _heads_source(parts: list[StoredTensor], config: Mapping[str, Any]) -> HeadsSource:
+    heads, rank = config["num_attention_heads"], config["kv_lora_rank"]
+    expected = ((heads, rank, config["qk_nope_head_dim"]), (heads, config["v_head_dim"], rank))
+    for part, shape in zip(parts, expected, strict=True):
+        if part.shape != shape:
+            raise CheckpointError(f"{part.path}: tensor {part.name} is {part.shape}, the metadata says {shape}")
+    return HeadsSource(tuple(parts))
 
 
 def split_experts(stored: StoredTensor) -> Iterator[StoredTensor]:
