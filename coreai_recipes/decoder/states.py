@@ -29,6 +29,7 @@ class StateSpec:
     """The keys and values of the layers of one kind that owns a cache.
 
     Attributes:
+        window: how many of its positions are held, in a ring; None where all are.
         keys: the state that its keys are in.
         values: the state that its values are in, None where each layer's stand behind its keys.
         first: how many layers of other kinds stand before its own in these states.
@@ -147,8 +148,9 @@ def state_specs(
     """The keys and values that the primitive of each kind declares to keep, by kind, in the order of first use.
 
     A full cache has spare rows for the padding of a call at its very end; a ring has as many rows beyond its window as
-    `score` may roll back, or more. They hold the recipe's context, or `positions` where fewer are needed. They are of
-    all layers, or of the `part` that is in one of several packages, which ends its states' names with `behind`.
+    `score` may roll back, or more. Where another project's host names the states, all caches are full. They hold the
+    recipe's context, or `positions` where fewer are needed. They are of all layers, or of the `part` that is in one of
+    several packages, which ends its states' names with `behind`.
     """
     held = recipe.export.context if positions is None else positions
     kinds, functions = recipe.model.layer_kinds[part], recipe.export.functions
@@ -157,15 +159,14 @@ def state_specs(
         kept = rows_of_kind(recipe.model.kinds[name])
         if kept is None:
             continue
-        if kept.window is None:
+        window = kept.window if recipe.export.cache_names is None else None
+        if window is None:
             rows = held + recipe.export.most_padding  # the last call may start at context - 1
         else:
-            rows = kept.window + (functions.score - 1 if functions.score else 0)
+            rows = window + (functions.score - 1 if functions.score else 0)
         rows, layers = -(-rows // ALIGNMENT) * ALIGNMENT, kinds.count(name)
         keys, values = f"k_{name}{behind}", f"v_{name}{behind}"
-        specs[name] = StateSpec(
-            name, layers, kept.num_kv_heads, rows, kept.head_dim, kept.window, keys, values, 0, layers
-        )
+        specs[name] = StateSpec(name, layers, kept.num_kv_heads, rows, kept.head_dim, window, keys, values, 0, layers)
     if recipe.export.cache_names is not None:
         return _paired(specs, *recipe.export.cache_names)
     return _packed(specs, behind) if recipe.export.states == "packed" else specs

@@ -129,12 +129,14 @@ class _FrontPiece(FrontPiece):
         positions = named[theirs.POSITIONS].to(torch.int32).view(-1)  # (S,)
         with parameters_as(front, self.weights(named)):
             x = front.embedding.from_rows(named[theirs.EMBEDDED].squeeze(2), positions)  # type: ignore[operator]
-        seen = named[theirs.MASK].clamp(min=HIDDEN)  # (1, K, 1, S)
+        causal = named[theirs.MASK].clamp(min=HIDDEN)  # (1, K, 1, S)
         found: dict[str, Tensor] = {"x": x}
         for kind, of_kind in front.placed(positions).items():
             found |= {f"{port}_{kind}": tensor for port, tensor in of_kind.ports().items()}
             keys_last = self._call.mask_shape(kind)[1] == 1
-            found[f"mask_{kind}"] = seen.permute(0, 2, 3, 1) if keys_last else seen  # (1, 1, S, K) or (1, K, 1, S)
+            seen = causal.permute(0, 2, 3, 1) if keys_last else causal  # (1, 1, S, K) or (1, K, 1, S)
+            windowed = front.window(kind) is not None
+            found[f"mask_{kind}"] = torch.minimum(seen, front.seen(kind, positions)) if windowed else seen
         return tuple(found[name] for name in self.outputs)
 
 

@@ -13,6 +13,10 @@ PREFILL = 64  # where a recipe says none
 CALLS = {"anemll": "infer and prefill", "coreai-models": "extend and prompt_opt"}
 
 
+# of a window, a mask can hide the rest of a full cache
+HELD = {"anemll": ("full",), "coreai-models": ("full", "sliding")}
+
+
 def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     """Why a recipe cannot be written for the host that it names; nothing where it can."""
     host = value_at(recipe, "export", "host")
@@ -25,7 +29,7 @@ def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         attention = mapping_at(kinds, name, "attention")
         kind = attention.get("kind", "full")
         for wrong, what in (
-            (kind != "full", f"is {kind}"),
+            (kind not in HELD[host], f"is {kind}"),
             (attention.get("shares_kv_with") is not None, "reads the cache of another kind"),
             (attention.get("alibi") is not None, "has ALiBi, which its mask does not hold"),
             (value_at(kinds, name, "state_space") is not None, "carries a state beside it"),

@@ -75,7 +75,9 @@ STATIC = ["export.format=coreai", "export.host=coreai-models"]
 def test_what_apples_runner_cannot_call_is_named() -> None:
     at = "--set export.host=coreai-models: export.host: coreai-models"
     refused = lines_of("gemma4-tiny", *STATIC)
-    assert refused[0] == f"{at} has a full cache for each layer, and `sliding` is sliding | {LEAVE}"
+    assert refused[0] == (
+        f"{at} has a full cache for each layer, and `sliding_shared` reads the cache of another kind | {LEAVE}"
+    )
     assert f"{at} calls extend and prompt_opt alone | leave out export.functions.score or export.host" in refused
     assert lines_of("tiny-llama", *STATIC, "export.outputs=ids") == [
         "--set export.outputs=ids: export.outputs: coreai-models chooses a token itself, of logits | leave out "
@@ -97,6 +99,13 @@ def test_the_contexts_that_apples_runner_can_call(context: int, prefill: int, wh
     (line,) = lines_of("tiny-llama", *STATIC, *sizes, wide)
     assert line.partition(" | ")[0] == f"--set export.context={context}: export.context: {why}"
     assert load_recipe("tiny-llama", [*STATIC, "export.context=64", "export.functions.prefill=64", wide])
+
+
+def test_apples_runner_has_a_window_hidden_in_a_full_cache() -> None:
+    window = "model.kinds.full.attention={kind: sliding, window: 24}"
+    assert load_recipe("tiny-llama", [*STATIC, window])
+    (line,) = lines_of("tiny-llama", HOST, window)
+    assert line.endswith(f"export.host: anemll has a full cache for each layer, and `full` is sliding | {LEAVE}")
 
 
 def test_a_host_is_of_one_format() -> None:

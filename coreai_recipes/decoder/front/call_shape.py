@@ -147,7 +147,7 @@ class CallShape:
                 return None
             state = self.front.state(name)
             apart = self.reads_after(name) and (self.sharing == "last" or state.window is not None)
-            return state.rows, state.window, apart, self.front.slopes(name), self.front.chunk(name)
+            return state.rows, self.front.window(name), apart, self.front.slopes(name), self.front.chunk(name)
 
         return self._first(kind, likeness)
 

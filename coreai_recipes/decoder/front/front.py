@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from coreai_recipes.decoder.front.call_shape import CallShape, Sharing
 from coreai_recipes.decoder.states import StateSpec, carried_specs, owner_of, rows_specs, state_specs
 from coreai_recipes.primitives import alibi
+from coreai_recipes.primitives.attention import rows_of_kind
 from coreai_recipes.primitives.buffer import since_commit
 from coreai_recipes.primitives.cache import (
     full_key_positions,
@@ -59,6 +60,11 @@ class Front(nn.Module):
     def state(self, name: str) -> StateSpec:
         """The states that layers of kind `name` attend to."""
         return self.states[self.owners[name]]
+
+    def window(self, name: str) -> int | None:
+        """How many of the latest positions layers of kind `name` see; None where they see all."""
+        kept = rows_of_kind(self.kinds[self.owners[name]])
+        return None if kept is None else kept.window
 
     @property
     def state_bytes(self) -> int:
@@ -173,7 +179,7 @@ class Front(nn.Module):
                 continue
             if call.mask_group(name) == name:
                 if not cached:
-                    masks[name] = self._see(name, positions, positions, self.state(name).window)
+                    masks[name] = self._see(name, positions, positions, self.window(name))
                 elif call.reads_after(name):
                     masks[name] = self._mask_after(name, asked, position + count)
                 else:
@@ -217,11 +223,16 @@ class Front(nn.Module):
         """The mask of the call's own queries over what their cache gives them."""
         state = self.state(name)
         if state.window is None:
-            return self._see(name, full_key_positions(state.rows, positions.device), positions, None)
+            return self.seen(name, positions)
         if positions.shape[0] == 1:  # the one token is in its row before the attention looks
             return self._see(name, ring_key_positions(state.rows, position + 1), positions, state.window)
         held = torch.cat((ring_key_positions(state.rows, position), positions))  # (rows + S,)
         return self._see(name, held, positions, state.window)
+
+    def seen(self, name: str, positions: Tensor) -> Tensor:
+        """The mask of queries at `positions` over a full cache, of which a window may be all that is seen."""
+        keys = full_key_positions(self.state(name).rows, positions.device)
+        return self._see(name, keys, positions, self.window(name))
 
     def _place(self, name: str, position: Tensor, count: Tensor, padding: Tensor | None) -> dict[str, Tensor]:
         """The first row that a call writes, or where its tokens go where several come into a ring."""
@@ -241,7 +252,7 @@ class Front(nn.Module):
         """
         state = self.state(name)
         if state.window is None:
-            return self._see(name, full_key_positions(state.rows, asked.device), asked, None)
+            return self.seen(name, asked)
         return self._see(name, ring_key_positions(state.rows, next_position), asked, state.window)
 
     def chunk(self, name: str) -> int | None:
