@@ -15,7 +15,8 @@ def format_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             ("export", "chunks"),
             "format-chunks",
-            "a model in several .aimodel is not proven yet, and export.format is coreai",
+            "chunks keep below what a phone's Core ML loads, and export.format is coreai, which has no such limit "
+            "known",
             "leave out export.chunks",
         )
     if value_at(recipe, "export", "cache") == "functional":

@@ -24,3 +24,10 @@ def test_rotaries_are_plain_unless_a_recipe_asks_for_the_operation(small: str, l
 def test_core_mls_format_has_no_rotary_operation(small: str, refusal: Callable[..., list[str]]) -> None:
     (problem, *_) = refusal(small, "export.rotary_op=composite")
     assert problem.startswith("--set export.rotary_op=composite: export.rotary_op: ")
+
+
+def test_a_model_is_one_aimodel(small: str, refusal: Callable[..., list[str]]) -> None:
+    assert refusal(small, *COREAI, "export.chunks=2") == [
+        "--set export.chunks=2: export.chunks: chunks keep below what a phone's Core ML loads, and export.format is "
+        "coreai, which has no such limit known\n  leave out export.chunks",
+    ]
