@@ -15,6 +15,7 @@ from coreai_recipes.checkpoint.gguf import GGUFCheckpoint
 from coreai_recipes.checkpoint.settings import FLOAT
 from coreai_recipes.errors import CheckpointError
 from coreai_recipes.recipe.importing.assembling import left_out, recipe_from_config
+from coreai_recipes.recipe.importing.choosing import taken_as
 from coreai_recipes.recipe.importing.comparing import compare_models
 from coreai_recipes.recipe.importing.family import family_names, load_family
 from coreai_recipes.recipe.schema import Recipe
@@ -86,7 +87,7 @@ def _read_config(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Any, Origin]:
     if recipe.reference is None:
         raise ValueError(f"{recipe.name} has no reference")
     wanted, settings = recipe.reference.model_type, checkpoint.config
-    found = settings.get("model_type")
+    found = taken_as(settings)
     if isinstance(checkpoint, GGUFCheckpoint):
         reading = read_by_transformers(checkpoint)
         settings, said = reading.merge(settings)

@@ -1,6 +1,7 @@
 """Fields of released config.json files that transformers' own config classes take in another way than they stand."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,3 +154,33 @@ def test_gpt_j_s_own_rotary_may_be_called_a_scaling() -> None:
     assert read("gptj", rope_scaling={"rope_type": "gptj"}) == read("gptj")
     with pytest.raises(CheckpointError, match=r"rope_scaling: .* needs a scaled rotary, which"):
         read("gptj", rope_scaling={"rope_type": "linear", "factor": 2.0})
+
+
+def test_a_mistral_that_lists_its_layers_is_a_ministral_as_for_transformers(tmp_path: Path) -> None:
+    """Mistral's own class does not look at the list, and has every layer slide."""
+    from transformers import AutoConfig
+
+    config = {"model_type": "mistral", **plain_config(load_family("mistral")), "num_hidden_layers": 2}
+    config |= {"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert AutoConfig.from_pretrained(tmp_path).model_type == "ministral"
+    recipe = recipe_from_config(config, "small").recipe
+    assert recipe.reference is not None
+    assert (recipe.reference.model_type, recipe.model.layer_kinds) == ("ministral", ("full", "sliding"))
+
+
+def test_exaone_4_5_names_its_text_part_as_it_was_first_released() -> None:
+    """LGAI-EXAONE/EXAONE-4.5-33B."""
+    part = {"model_type": "exaone4_5_text", **plain_config(load_family("exaone4"))}
+    recipe = recipe_from_config({"model_type": "exaone4_5", "text_config": part}, "small").recipe
+    assert recipe.reference is not None
+    assert recipe.reference.model_type == "exaone4"
+
+
+def test_a_rope_type_beside_those_of_the_layers_says_nothing() -> None:
+    """Laguna as transformers 5.8 to 5.14 wrote it."""
+    own = {"rope_theta": 500.0, "rope_type": "default", "partial_rotary_factor": 0.5}
+    both = {"full_attention": own, "sliding_attention": own}
+    assert read("laguna", rope_parameters={**both, "rope_type": "default"}) == read("laguna", rope_parameters=both)
+    with pytest.raises(CheckpointError, match=r"rope_parameters\.rope_type: not understood"):
+        read("laguna", rope_parameters={**both, "rope_type": "yarn"})

@@ -26,7 +26,7 @@ def choose_family(config: Mapping[str, Any], chosen: str | None = None) -> tuple
     Raises CheckpointError when there is no family: with what recipes lack, or the family whose fields these are.
     """
     place = "config.json"
-    model_type = config.get("model_type") if chosen is None else chosen
+    model_type = taken_as(config) if chosen is None else chosen
     if model_type is None:
         raise CheckpointError(
             f"{place}: model_type: missing, so the family is unknown\n"
@@ -41,6 +41,13 @@ def choose_family(config: Mapping[str, Any], chosen: str | None = None) -> tuple
     if family.part is None:
         return family, config
     return _open_part(config, family)
+
+
+def taken_as(config: Mapping[str, Any]) -> Any:
+    """The model_type as whose transformers takes a config: AutoConfig makes a Ministral of a Mistral that lists its
+    layers, whose own class would have all of them slide."""
+    model_type = config.get("model_type")
+    return "ministral" if model_type == "mistral" and "layer_types" in config else model_type
 
 
 def _open_part(config: Mapping[str, Any], outer: Family) -> tuple[Family, Mapping[str, Any]]:
