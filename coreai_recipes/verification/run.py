@@ -125,7 +125,8 @@ def run_stage(name: str, subject: Subject) -> StageResult:
         return result
     note = read_as(subject) if stage.needs_reference else None
     made_of = reference_of(stage, subject)
-    detail = {**result.detail, "reference": made_of, **({"config": note} if note else {})}
+    judge = {"runtime": subject.runtime} if subject.runtime == "coreai" else {}
+    detail = {**judge, **result.detail, "reference": made_of, **({"config": note} if note else {})}
     if result.passed is False:
         from coreai_recipes.verification.remedies import find_remedies
 

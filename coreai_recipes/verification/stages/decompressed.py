@@ -38,10 +38,17 @@ Ports = Mapping[str, tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class Calls:
-    """The outputs of calls from empty states, and the states behind the last, by what they are called in a report."""
+    """The outputs of calls from empty states, and the states behind the last, by what they are called in a report.
+
+    Raises ValueError where there is none: states of zeros are equal whatever the weights.
+    """
 
     calls: list[FunctionCall]
     values: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if not self.calls:
+            raise ValueError("no function was called")
 
 
 def run(subject: Subject) -> StageResult:

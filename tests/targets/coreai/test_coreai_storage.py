@@ -19,7 +19,7 @@ from coreai_recipes.recipe import Recipe, load_resolved
 from coreai_recipes.targets.coreai.exporter import export_package
 from coreai_recipes.verification.report import StageResult
 from coreai_recipes.verification.run import run_stages
-from coreai_recipes.verification.stages.decompressed import differing, run_calls
+from coreai_recipes.verification.stages.decompressed import Calls, differing, run_calls
 from coreai_recipes.verification.subject import Subject
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints/tiny-llama"
@@ -103,3 +103,5 @@ def test_one_index_and_one_entry_of_a_palette_are_seen(made: Made, cache: Fragme
 def test_nothing_finite_is_nothing_equal() -> None:
     overflowed = {"logits": torch.full((1, 3), inf)}
     assert differing(overflowed, overflowed)[0].tensor == "logits, of which nothing is finite"
+    with pytest.raises(ValueError, match="no function was called"):
+        Calls([], {"state kv_full": torch.zeros(1)})
