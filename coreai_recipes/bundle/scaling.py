@@ -105,6 +105,7 @@ def prove_and_scale(
     )
     if scale != start:
         recipe = with_scale(subject.recipe, scale)
+        subject.close_packages()
         rewrite(recipe)
         subject = replace(subject, recipe=recipe, peaks=None, float16_run=None, stored_logits=None)
         kept, rest = tuple(stage for stage in kept if stage.name != "package"), ["package", *rest]

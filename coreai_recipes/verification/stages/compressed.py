@@ -5,7 +5,6 @@ the checkpoint's, on text that no calibration has seen: no error of float16's ar
 holds the saved program against the same weights.
 """
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,8 +38,7 @@ def run(subject: Subject) -> StageResult:
     stored, beside = stored_parameters(stacks), raw_tables(stacks)
     if subject.package is None and stored.calibrates:
         return skip(NAME, "weights that are fitted to a text are in a package alone")
-    subject.evaluated.clear()  # the model comes into memory
-    gc.collect()  # a program and its functions know each other
+    subject.close_packages()  # the model comes into memory
     weights = _weights(subject)
     windows, text = _windows(subject)
     loss = _measure(subject, weights, windows)

@@ -56,7 +56,7 @@ def run(subject: Subject) -> StageResult:
     checkpoint = subject.sources.get(DRAFT)
     if checkpoint is None:
         return skip(NAME, subject.missing.get(DRAFT, NO_DRAFT_CHECKPOINT))
-    subject.evaluated.clear()  # two models come into memory
+    subject.close_packages()  # two models come into memory
     with torch.inference_mode():
         theirs = load_draft(recipe, checkpoint)
         if not subject.fits_in_memory:
