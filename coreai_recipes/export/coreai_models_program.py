@@ -54,7 +54,7 @@ class CoreAIModelsProgram(StackProgram):
             yield static_front(decoder, call, self.chunk)
             yield from (layer_fragment(decoder, kind, call, self.chunk) for kind in decoder.front.kinds)
             yield head_fragment(decoder, call)
-            yield _end(call.tokens, model.vocab_size)
+            yield end_fragment(call.tokens, model.vocab_size)
         yield _nothing(decoder, self.form.prefill)
 
     def _call(self, tokens: int) -> CallShape:
@@ -85,7 +85,7 @@ class CoreAIModelsProgram(StackProgram):
             end, ports = _nothing(self.decoder, query), {"x": f"hidden_{last - 1}"}
         else:
             link_head(head_fragment(self.decoder, call), {"x": f"hidden_{last}"}, [], models, linker)
-            end, ports = _end(query, self.form.vocab_size), {"logits": "logits"}
+            end, ports = end_fragment(query, self.form.vocab_size), {"logits": "logits"}
         linker.append(models[end.name], "end_", ports | names, {})
         return Signature(given, give(ends, linker), states)
 
@@ -169,7 +169,7 @@ class _GatherPiece(Piece):
         return F.embedding(token_ids, table.squeeze(1)).unsqueeze(2)
 
 
-def _end(tokens: int, vocab_size: int) -> Fragment:
+def end_fragment(tokens: int, vocab_size: int) -> Fragment:
     """Logits in pieces -> a row of `vocab_size` for each token, without padding."""
     inputs = {"logits": Port(FLOAT, Pieces(vocab_size).shape(tokens))}
     outputs = {theirs.LOGITS: Port(FLOAT, (1, 1, tokens, vocab_size))}

@@ -7,11 +7,12 @@ import torch
 
 from coreai_recipes.decoder.model import build_decoder
 from coreai_recipes.decoder.states import state_specs
-from coreai_recipes.export.coreai_models_program import static_front
+from coreai_recipes.export.coreai_models_program import end_fragment, static_front
 from coreai_recipes.hosts import coreai_models as theirs
+from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.primitives.cache import HIDDEN
 from coreai_recipes.recipe import Recipe, load_recipe
-from coreai_recipes.running.coreai_models import runner_inputs
+from coreai_recipes.running.coreai_models import own_logits, runner_inputs
 from coreai_recipes.storage.chunks import chunks_of
 
 CONTEXT, PREFILL, WINDOW = 64, 16, 20
@@ -73,3 +74,17 @@ def test_the_module_sees_the_same_window_as_without_a_host(recipe: Recipe) -> No
     ours, theirs_alone = answers
     torch.testing.assert_close(ours, theirs_alone)
     torch.testing.assert_close(ours[:, :40], ours[:, 40:])
+
+
+def test_logits_lose_the_padding_of_their_pieces_and_are_given_it_again() -> None:
+    """The runner takes a token's logits from a multiple of the vocabulary's size on."""
+    vocab_size, tokens = 33_000, 3
+    pieces = Pieces(vocab_size)
+    logits = torch.randn(pieces.shape(tokens))
+    flat = end_fragment(tokens, vocab_size).module(logits)
+    assert flat.shape == (1, 1, tokens, vocab_size)
+    whole = logits.view(tokens, -1)[:, :vocab_size]
+    assert torch.equal(flat.reshape(-1)[vocab_size : 2 * vocab_size], whole[1])
+    again = own_logits(flat[0, 0, 1], vocab_size)
+    assert again.shape == pieces.shape(1)
+    assert torch.equal(again.view(-1)[:vocab_size], whole[1])
