@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.checkpoint.base import Checkpoint
 from coreai_recipes.errors import UserError
+from coreai_recipes.recipe.importing.choosing import taken_as
 from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.running.coreml import check_coreml
 from coreai_recipes.verification.memory import GIGABYTE, free_bytes
@@ -166,7 +167,7 @@ def read_as(subject: Subject) -> str | None:
     if reference is None:
         return None
     text = settings.get("text_config")
-    said = {settings.get("model_type"), text.get("model_type") if isinstance(text, dict) else None}
+    said = {taken_as(settings), text.get("model_type") if isinstance(text, dict) else None}
     if reference.model_type in said or isinstance(without_adapters(subject.weights), GGUFCheckpoint):
         return None
     return f"config.json says model_type {settings.get('model_type')}, read as {reference.model_type}'s"

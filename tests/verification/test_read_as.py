@@ -55,6 +55,18 @@ def test_a_checkpoint_that_names_its_own_family_is_not_remarked_upon() -> None:
     assert "config" not in report.stages[0].detail
 
 
+def test_a_mistral_that_lists_its_layers_is_verified_as_the_ministral_that_transformers_makes_of_it(
+    tmp_path: Path,
+) -> None:
+    settings = json.loads((TINY / "config.json").read_text())
+    types = ["full_attention", *["sliding_attention"] * (settings["num_hidden_layers"] - 1)]
+    fields = {"model_type": "mistral", "sliding_window": 16, "layer_types": types}
+    checkpoint = renamed(tmp_path / "new", **fields)
+    report = verify(new_recipe(checkpoint).recipe, checkpoint, stages=["torch"], require=["torch"])
+    assert report.passed, report.to_json()
+    assert "config" not in report.stages[0].detail  # nothing was read by `--as`
+
+
 def test_what_the_family_does_not_know_is_in_the_report(tmp_path: Path) -> None:
     checkpoint = renamed(tmp_path / "new", model_type="my_llama", use_qk_norm=0)
     report = verify(new_recipe(checkpoint, "llama").recipe, checkpoint, stages=["torch"])
