@@ -2,33 +2,40 @@
 
 from gguf_sizes import FULL, LLAMA3, SIZES, SLIDING, YARN, without
 from transformers import (
+    AfmoeConfig,
     ArceeConfig,
     Cohere2Config,
     CohereConfig,
     DeepseekV2Config,
     DeepseekV3Config,
+    Dots1Config,
     Ernie4_5Config,
     Exaone4Config,
     FalconH1Config,
     FalconMambaConfig,
     Gemma3nTextConfig,
+    Glm4Config,
     Glm4MoeConfig,
     GraniteMoeConfig,
     GraniteMoeHybridConfig,
     GraniteMoeSharedConfig,
+    HunYuanDenseV1Config,
     JambaConfig,
     KimiLinearConfig,
     Lfm2MoeConfig,
     Mamba2Config,
     MambaConfig,
+    MiniMaxM2Config,
     NemotronHConfig,
     OlmoeConfig,
+    PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     Qwen3NextConfig,
     SeedOssConfig,
 )
@@ -90,6 +97,7 @@ GRANITE_SCALES = {
     "residual_multiplier": 0.22,
     "logits_scaling": 4.0,
 }
+HALF = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
 LATENT = {
     **without("num_key_value_heads"),
     "num_key_value_heads": 4,
@@ -328,6 +336,53 @@ MORE_CONFIGS: dict[str, tuple[str, PreTrainedConfig]] = {
             num_shared_experts=1,
             linear_head_dim=16,
             linear_num_heads=4,
+        ),
+    ),
+    "glm4": ("glm4", Glm4Config(**SIZES, head_dim=24, rope_parameters=HALF)),
+    "dots1": (
+        "dots1",
+        Dots1Config(
+            **SIZES,
+            n_routed_experts=6,
+            num_experts_per_tok=3,
+            n_shared_experts=2,
+            moe_intermediate_size=24,
+            first_k_dense_replace=1,
+            norm_topk_prob=True,
+            routed_scaling_factor=2.5,
+        ),
+    ),
+    "minimax-m2": (
+        "minimax-m2",
+        MiniMaxM2Config(**SIZES, head_dim=24, num_local_experts=6, num_experts_per_tok=3, rope_parameters=HALF),
+    ),
+    "hunyuan-dense": ("hunyuan-dense", HunYuanDenseV1Config(**SIZES, head_dim=24, tie_word_embeddings=True)),
+    "afmoe": (
+        "afmoe",
+        AfmoeConfig(
+            **{**SIZES, "num_hidden_layers": 4},
+            head_dim=24,
+            num_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=24,
+            num_dense_layers=1,
+            route_scale=2.5,
+            mup_enabled=True,
+            sliding_window=16,
+        ),
+    ),
+    "phi2": (
+        "phi2",
+        PhiConfig(
+            **without("rms_norm_eps"),
+            layer_norm_eps=2e-5,
+            rope_parameters={**HALF, "rope_theta": 1e4},
+        ),
+    ),
+    "qwen3vlmoe": (
+        "qwen3vlmoe",
+        Qwen3MoeConfig(
+            **SIZES, head_dim=32, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=40, norm_topk_prob=True
         ),
     ),
 }

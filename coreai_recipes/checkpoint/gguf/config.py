@@ -26,7 +26,7 @@ from coreai_recipes.errors import CheckpointError
 FRACTIONS = {
     "rms_norm_eps", "norm_eps", "rope_theta", "attn_logit_softcapping", "final_logit_softcapping",
     "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling", "layer_norm_epsilon",
-    "routed_scaling_factor", "layer_norm_eps", "logit_scale", "clip_qkv",
+    "routed_scaling_factor", "layer_norm_eps", "logit_scale", "clip_qkv", "route_scale",
 }  # fmt: skip
 USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
 SWITCHES = {"norm_topk_prob"}
