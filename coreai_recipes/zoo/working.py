@@ -1,6 +1,7 @@
 """What a worker does: it identifies a checkpoint, or builds, proves and keeps a cell. Nothing here knows of Dask."""
 
 import errno
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,6 +129,8 @@ def run_cell(order: Order, announce: Announce = lambda step: None) -> Outcome:
         return Outcome.of_error(cell, key, "\n".join(error.problems), _may_mend(error))
     except Exception as error:  # a fault of ours, or of something below: nobody knows whether it comes again
         return Outcome.of_error(cell, key, describe(error), may_mend=True)
+    finally:
+        gc.collect()  # programs know each other: what a large cell leaves would be counted as the next one's
 
 
 def _run(order: Order, announce: Announce) -> Outcome:
