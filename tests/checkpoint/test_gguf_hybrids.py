@@ -71,6 +71,9 @@ def test_a_layer_that_drafts_is_left_out(tmp_path: Path):
     assert drafting.tensors.keys() == plain.tensors.keys()
     with pytest.raises(CheckpointError, match=r"qwen35.nextn_predict_layers is 3, as many as there are layers"):
         save_and_open(tmp_path, "qwen35", state, extra={**extra, "qwen35.nextn_predict_layers": 3})
+    many = {"qwen35.block_count": 2**31 + 2, "qwen35.nextn_predict_layers": 2**31}
+    with pytest.raises(CheckpointError, match=r"qwen35.nextn_predict_layers is 2147483648; at most 64 are read"):
+        save_and_open(tmp_path, "qwen35", state, extra=many)
 
 
 def save_and_open(folder: Path, case: str, state: dict[str, torch.Tensor], **options: Any) -> GGUFCheckpoint:

@@ -13,6 +13,7 @@ KV_HEADS = "attention.head_count_kv"
 WIDTHS = "feed_forward_length"
 INTERVAL = "full_attention_interval"
 DRAFTS = "nextn_predict_layers"
+MOST_DRAFTS = 64  # released models have three at most
 
 
 def complete_sliding(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> None:
@@ -175,4 +176,6 @@ def draft_layers(architecture: Architecture, metadata: Metadata) -> int:
     drafts = metadata.integer(f"{architecture.name}.{DRAFTS}", 0) or 0
     if drafts >= metadata.positive(f"{architecture.name}.block_count"):
         raise metadata.refuse(f"{architecture.name}.{DRAFTS}", f"is {drafts}, as many as there are layers")
+    if drafts > MOST_DRAFTS:
+        raise metadata.refuse(f"{architecture.name}.{DRAFTS}", f"is {drafts}; at most {MOST_DRAFTS} are read")
     return drafts
