@@ -20,6 +20,7 @@ from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.importing.paths import get_path, set_path
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
+from coreai_recipes.verification.reference import Reference
 
 CONFIGS = all_configs()
 FLOOR = 100.0  # of stage torch
@@ -243,3 +244,19 @@ def test_every_swap_is_one_of_some_family_and_they_are_many() -> None:
     ]
     assert set(swaps) == SWAPS.keys()
     assert len(swaps) > 700
+
+
+@pytest.mark.parametrize("name", ["deepseek_v32", "glm_moe_dsa"])
+def test_an_indexer_that_leaves_keys_out_is_seen(name: str) -> None:
+    """The reference used to see all keys whatever index_topk says: a recipe of more positions would have passed."""
+    recipe = recipe_from_config(CONFIGS[f"{name}-unusual"], "small").recipe
+    ids = list(range(3, 93))
+
+    def reference(index_topk: int) -> torch.Tensor:
+        checkpoint = RandomCheckpoint(recipe)
+        checkpoint.config["index_topk"] = index_topk
+        return Reference(recipe, checkpoint).run(ids)
+
+    ours = filled(recipe, RandomCheckpoint(recipe))(torch.tensor([ids]))[0]
+    assert psnr(reference(len(ids)), ours) > FLOOR
+    assert psnr(reference(len(ids) - 10), ours) < FLOOR - 10

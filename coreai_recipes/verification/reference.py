@@ -376,4 +376,9 @@ def _recording_attention(module: nn.Module, query: Tensor, key: Tensor, *argumen
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if eager is None:
         raise UnknownStructure(f"{type(module).__module__} has no eager_attention_forward")
+    chosen = named.get("indices")
+    if chosen is not None:  # keys that an indexer chose (B, S, k): transformers puts them into the mask of eager alone
+        value, mask = arguments
+        is_hidden = torch.ones_like(mask, dtype=torch.bool).scatter(3, chosen.long().unsqueeze(1), False)
+        arguments = (value, mask.masked_fill(is_hidden, torch.finfo(mask.dtype).min))
     return eager(module, query, key, *arguments, **named)
