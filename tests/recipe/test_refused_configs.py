@@ -294,7 +294,7 @@ def test_every_problem_is_told_at_once() -> None:
         ({"model_type": "t5"}, "model_type: t5: an encoder and a decoder: a recipe describes a decoder alone"),
         (
             {"model_type": "rwkv"},
-            "model_type: rwkv: " + needs("recurrent layers"),
+            "model_type: rwkv: " + needs("sums of exponentials that are kept with their running maximum"),
         ),
         (
             {"model_type": "my_llama", **SIZES, "rms_norm_eps": 1e-5},
@@ -322,7 +322,7 @@ def test_every_problem_is_told_at_once() -> None:
         ),
         (
             {"model_type": "llava", "text_config": {"model_type": "rwkv"}},
-            'text_config.model_type: "rwkv": ' + needs("recurrent layers"),
+            'text_config.model_type: "rwkv": ' + needs("sums of exponentials that are kept with their running maximum"),
         ),
         (
             {"model_type": "llava", "text_config": {"model_type": "llava"}},
