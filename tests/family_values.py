@@ -201,6 +201,7 @@ UNUSUAL: dict[str, Any] = {
     "mlp_alpha_factor": 1.3,
     "mlp_beta_factor": 0.6,
     "moe_latent_size": 28,
+    "kv_channels": 20,
 }
 DELTA = ["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"]
 INDEXED = {"layer_types": ["indexed_attention"] * LAYERS, "num_key_value_heads": 6, "n_routed_experts": 12}

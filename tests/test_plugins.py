@@ -27,8 +27,8 @@ TINY = REPOSITORY / "tests/checkpoints/tiny-llama"
 BLOCKS = re.findall(r"```\w+\n# (\S+\.\w+)\n(.*?)```", (REPOSITORY / "docs/extending.md").read_text(), re.DOTALL)
 # of attention, in the order of the schema
 KINDS = (
-    "`full`, `sliding`, `chunked`, `differential`, `latent`, `short_conv`, `gated_delta`, `lightning`, "
-    "`mamba1`, `mamba2`, `rg_lru`, `none`"
+    "`full`, `sliding`, `chunked`, `differential`, `latent`, `mixture`, `short_conv`, `gated_delta`, "
+    "`lightning`, `mamba1`, `mamba2`, `rg_lru`, `none`"
 )
 Run = Callable[..., tuple[int, str, str]]
 

@@ -21,6 +21,7 @@ from coreai_recipes.primitives import delta_rule, state_space
 from coreai_recipes.primitives.causal_conv import CausalConvolution
 from coreai_recipes.primitives.experts import Mixture
 from coreai_recipes.primitives.layer import Layer
+from coreai_recipes.primitives.mixture_attention import MixtureAttention as MixtureOfHeads
 from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe.schema import (
     Attention,
@@ -31,7 +32,10 @@ from coreai_recipes.recipe.schema import (
     Lightning,
     Mamba1,
     Mamba2,
+    MixtureAttention,
 )
+
+MIXTURES = (Mixture, MixtureOfHeads)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def _(decoder: Decoder) -> Iterator[Workload]:
         how = f"{kinds.count(kind)} layers of {weights / 1e6:.1f} M weights"
         if front.attends(kind):
             how += f", {front.state(kind).rows} rows"
-        for experts in (part for part in layers[0].modules() if isinstance(part, Mixture)):
+        for experts in (part for part in layers[0].modules() if isinstance(part, MIXTURES)):
             how += f", {experts.num_experts} experts of {expert_size(experts) / 1e6:.1f} M"
         if front.shares(kind):
             how += "; in prefill for the last token alone"
@@ -151,9 +155,9 @@ def draft_flops(draft: Draft) -> int:
 
 
 def _layer_flops(layer: Layer, attention: AttentionKind, queries: int, rows: int) -> int:
-    attends = isinstance(attention, Attention | DifferentialAttention | LatentAttention)
+    attends = isinstance(attention, Attention | DifferentialAttention | LatentAttention | MixtureAttention)
     scores_and_mixing = 4 * attention.num_heads * attention.head_dim * rows if attends else 0
-    experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, Mixture))
+    experts = sum(_expert_flops(found, queries) for found in layer.modules() if isinstance(found, MIXTURES))
     rule = _delta_flops(attention, queries) if isinstance(attention, GatedDelta) else 0
     rule += _state_space_flops(attention, queries) if isinstance(attention, Lightning | Mamba2) else 0
     if isinstance(attention, Mamba1) and queries == 1:  # several tokens read their states without a product
@@ -200,11 +204,13 @@ def _projection_flops(module: nn.Module) -> int:
     )
 
 
-def _expert_flops(experts: Mixture, queries: int) -> int:
+def _expert_flops(experts: Mixture | MixtureOfHeads, queries: int) -> int:
     computed = experts.top if experts.gathers(queries) else experts.num_experts
     return 2 * queries * computed * expert_size(experts)
 
 
-def expert_size(experts: Mixture) -> int:
+def expert_size(experts: Mixture | MixtureOfHeads) -> int:
     """How many weights one expert has."""
+    if isinstance(experts, MixtureOfHeads):
+        return (experts.q.weight.numel() + experts.o.weight.numel()) // experts.num_experts
     return (experts.first.numel() + experts.down.numel()) // experts.num_experts

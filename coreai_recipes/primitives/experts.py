@@ -73,7 +73,7 @@ class Mixture(nn.Module):
 
     def _take_all(self, n: Tensor, weights: Tensor, chosen: Tensor, expert_scale: Tensor | None) -> Tensor:
         """Several tokens: every expert computes every token, with weight zero where it was not chosen."""
-        spread = (_is_chosen(chosen, self.num_experts, n.dtype) * weights).sum(1)  # (E, 1, S)
+        spread = (one_hot(chosen, self.num_experts, n.dtype) * weights).sum(1)  # (E, 1, S)
         if expert_scale is not None:
             spread = spread * expert_scale
         return self._sum(n, spread, self.first, self.down, self.gate_up_bias, self.down_bias)
@@ -109,7 +109,7 @@ class Mixture(nn.Module):
         return gate * torch.sigmoid(scaled(gate, self.clamp.alpha)) * (up.clamp(-limit, limit) + 1)
 
 
-def _is_chosen(chosen: Tensor, num_experts: int, dtype: torch.dtype) -> Tensor:
+def one_hot(chosen: Tensor, num_experts: int, dtype: torch.dtype) -> Tensor:
     """(E, top, 1, S): 1 where expert e is the one at a place of `chosen` (1, top, 1, S)."""
     return _is_among(chosen, torch.arange(num_experts, device=chosen.device).view(-1, 1, 1, 1)).to(dtype)
 
@@ -123,7 +123,7 @@ def _values_of(values: Tensor, chosen: Tensor) -> Tensor:
     """values (1, E, 1, S) of the `chosen` experts, both (1, top, 1, S): a gather of what a call computes would leave
     the engine, and a sum of one value and zeros is that value."""
     E, S = values.shape[1], values.shape[3]
-    return (_is_chosen(chosen, E, values.dtype) * values.view(E, 1, 1, S)).sum(0, keepdim=True)
+    return (one_hot(chosen, E, values.dtype) * values.view(E, 1, 1, S)).sum(0, keepdim=True)
 
 
 def mix_sparsely(logits: Tensor, chosen: Tensor, jitter: float) -> Tensor:
@@ -131,7 +131,7 @@ def mix_sparsely(logits: Tensor, chosen: Tensor, jitter: float) -> Tensor:
     whose logits are near its own and that were not chosen before it (transformers' sparsemixer, arXiv 2409.12136)."""
     E, S = logits.shape[1], logits.shape[3]
     of_all = logits.view(E, 1, 1, S)
-    is_chosen = _is_chosen(chosen, E, logits.dtype)  # (E, top, 1, S)
+    is_chosen = one_hot(chosen, E, logits.dtype)  # (E, top, 1, S)
     best = (is_chosen * of_all).sum(0, keepdim=True)  # (1, top, 1, S)
     is_near = (best - of_all <= 2 * jitter * torch.maximum(of_all.abs(), best)).to(logits.dtype)
     before = [torch.zeros_like(is_chosen[:, :1])]
@@ -295,7 +295,7 @@ class ScoreRouter(nn.Module):
 
 @register("mlp", "moe")
 class MixtureMLP(Mixture):
-    """mix(x, router(x)), and the shared expert's output where there is one; latent experts compute
+    """mix(x, router(x)), and where they are there a bias and the shared expert's output; latent experts compute
     to_stream(mix(to_latent(x), router(x)))."""
 
     def __init__(self, spec: schema.MixtureMLP, hidden_size: int) -> None:
@@ -304,6 +304,8 @@ class MixtureMLP(Mixture):
         latent = spec.latent_size
         self.to_latent = Projection(hidden_size, latent) if latent else None
         self.to_stream = Projection(latent, hidden_size) if latent else None
+        bias = torch.empty(1, hidden_size, 1, 1)
+        self.output_bias = nn.Parameter(bias, requires_grad=False) if spec.output_bias else None
         self.shared = _build_shared(spec, hidden_size)
         self.shared_scale = spec.shared.scale if spec.shared else 1.0
         self.shared_factor = Projection(hidden_size, 1) if spec.shared and spec.shared.gate else None
@@ -312,6 +314,8 @@ class MixtureMLP(Mixture):
         y = self.mix(x if self.to_latent is None else self.to_latent(x), *self.router(x))
         if self.to_stream is not None:
             y = self.to_stream(y)
+        if self.output_bias is not None:
+            y = y + self.output_bias
         if self.shared is None:
             return y
         shared = scaled(self.shared(x), self.shared_scale)

@@ -7,10 +7,13 @@ from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_a
 
 
 def expert_problems(kind_at: Location, kind: Mapping[str, Any]) -> Iterator[Problem]:
-    for block in ("experts", "mlp"):
+    for block in ("experts", "mlp", "attention"):
         count, router = integer_at(kind, block, "num_experts"), mapping_at(kind, block, "router")
         at: Location = (*kind_at, block, "router")
         yield from _sparsemixer_problems(at, router)
+        if block == "attention" and router.get("weighs", "output") != "output":
+            words = "queries that are weighed would weigh scores: heads are weighed by what they give"
+            yield Problem((*at, "weighs"), "heads-weighed", words, "remove it")
         if count and value_at(kind, block, "gated") is False:
             for name in ("clamp", "bias"):
                 if value_at(kind, block, name):

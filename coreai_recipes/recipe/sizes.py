@@ -60,9 +60,13 @@ def _width_problems(at: Location, kind: Any) -> Iterator[Problem]:
     heads, head_dim, value_dim = (integer_at(attention, name) for name in ("num_heads", "head_dim", "value_dim"))
     nope_dim, rope_dim = integer_at(attention, "nope_dim"), integer_at(attention, "rope_dim")
     each = head_dim or max((nope_dim or 0) + (rope_dim or 0), value_dim or 0)
+    top = integer_at(kind, "attention", "router", "top")
+    if top is not None:  # of a mixture's query heads each KV head has one for each expert
+        heads = _product(integer_at(attention, "num_kv_heads"), top)
     found = _product(heads, each)
     if found > MAX_WIDTH:
-        yield _too_large((*at, "attention", "num_heads"), f"{heads} heads of {each}", found, MAX_WIDTH)
+        name = "num_heads" if top is None else "num_kv_heads"
+        yield _too_large((*at, "attention", name), f"{heads} heads of {each}", found, MAX_WIDTH)
 
 
 def _expert_problems(at: Location, kind: Any, hidden_size: int | None) -> Iterator[Problem]:
@@ -72,6 +76,13 @@ def _expert_problems(at: Location, kind: Any, hidden_size: int | None) -> Iterat
         if found > MAX_LAYER:
             words = f"{count} experts of 3 x {width} x {hidden_size} weights"
             yield _too_large((*at, block, "num_experts"), words, found, MAX_LAYER)
+    count, heads, head_dim = (
+        integer_at(kind, "attention", name) for name in ("num_experts", "num_kv_heads", "head_dim")
+    )
+    found = 2 * _product(count, heads, head_dim, hidden_size)
+    if found > MAX_LAYER:
+        words = f"{count} experts of 2 x {heads} heads of {head_dim} x {hidden_size} weights"
+        yield _too_large((*at, "attention", "num_experts"), words, found, MAX_LAYER)
     shared = mapping_at(kind, "mlp", "shared")
     count, width = integer_at(shared, "count"), integer_at(shared, "intermediate_size")
     if _product(count, width) > MAX_INTERMEDIATE_SIZE:

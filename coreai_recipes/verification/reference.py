@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from coreai_recipes.checkpoint.adapted import AdaptedCheckpoint
 from coreai_recipes.checkpoint.base import Checkpoint
-from coreai_recipes.recipe.schema import LatentAttention, Recipe
+from coreai_recipes.recipe.schema import LatentAttention, MixtureAttention, Recipe
 from coreai_recipes.verification.half_sums import SumsInFloat16
 from coreai_recipes.verification.random_checkpoint import RandomCheckpoint
 from coreai_recipes.verification.reference_config import make_config
@@ -91,8 +91,9 @@ class Reference:
         kinds = recipe.model.layer_kinds
         self._score_scales = [recipe.model.kinds[name].score_scale for name in kinds]
         self._mixes = [recipe.model.kinds[name].attention.kind != "none" for name in kinds]
-        latent = (recipe.model.kinds[name].attention for name in kinds)
-        self._turning = [spec.rotary_dim if isinstance(spec, LatentAttention) else 0 for spec in latent]
+        specs = [recipe.model.kinds[name].attention for name in kinds]
+        self._turning = [spec.rotary_dim if isinstance(spec, LatentAttention) else 0 for spec in specs]
+        self._repeated = [spec.num_kv_heads if isinstance(spec, MixtureAttention) else None for spec in specs]
         self.layers = _find_layers(self.model, config.num_hidden_layers)
         merge = None
         if isinstance(checkpoint, AdaptedCheckpoint):
@@ -244,6 +245,7 @@ class Reference:
             ours = self._score_scales[index]
             if scale is not None and not math.isclose(scale, ours, rel_tol=1e-6):
                 query = query * (scale / ours)  # OPT scales its queries before they are handed over
+            key = key[:, : self._repeated[index]]  # JetMoE hands its keys over once for each of a token's experts
             if self._turning[index] and hasattr(sys.modules[type(layer).__module__], "apply_rotary_emb"):
                 query, key = (pairs_apart(x, self._turning[index]) for x in (query, key))
         self._on_layer(

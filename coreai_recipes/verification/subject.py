@@ -179,11 +179,11 @@ class Subject:
 
     @property
     def chooses_experts(self) -> bool:
-        """Whether a layer of the recipe has a mixture of experts."""
+        """Whether a layer of the recipe has a mixture of experts, of MLPs or of heads."""
         from coreai_recipes.decoder.model import build_decoder
-        from coreai_recipes.primitives.experts import Mixture
+        from coreai_recipes.verification.ties import has_routers
 
-        return any(isinstance(module, Mixture) for module in build_decoder(self.recipe).modules())
+        return has_routers(build_decoder(self.recipe))
 
     def note_stream(self, hidden: "Tensor") -> None:
         """Keep the largest value of the residual stream, as it is without a scale."""

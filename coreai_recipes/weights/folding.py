@@ -15,6 +15,7 @@ from coreai_recipes.recipe.schema import (
     LayerKind,
     LayerNorm,
     Mamba1,
+    MixtureAttention,
     MixtureMLP,
     Recipe,
     RMSNorm,
@@ -132,6 +133,8 @@ def _orders(
     qk_norm = kind.attention.qk_norm
     if parts[1] in ("q_norm", "k_norm") and qk_norm is not None and qk_norm.over == "each_head":
         return None, order  # (heads, head_dim)
+    if parts[1] == "q" and isinstance(kind.attention, MixtureAttention):
+        return None, order  # (experts, rows, columns)
     if parts[1] in ("q", "k", "q_norm", "k_norm"):
         return order, None
     owner = recipe.model.kinds[kind.attention.shares_kv_with or kind_name]
@@ -150,7 +153,7 @@ def _stream_factor(stack: Stack, kind: str, parts: list[str], scale: float) -> f
         mlp = stack.kinds[kind].mlp
         # of experts: behind latent ones a projection writes to the stream
         return 1.0 if isinstance(mlp, MixtureMLP) and mlp.latent_size is not None else scale
-    if not normed_behind and parts[:3] == ["mlp", "shared", "down"]:
+    if not normed_behind and (parts[:3] == ["mlp", "shared", "down"] or parts == ["mlp", "output_bias"]):
         return scale
     if owner in (*last_of_blocks, *BESIDE_BLOCKS):
         return scale

@@ -90,11 +90,13 @@ def case(request: pytest.FixtureRequest, made: Any, cache: FragmentCache) -> Cas
 
 def test_the_recipes_hold_every_attention_with_every_rotary() -> None:
     """But those whose packages are held against torch in tests/test_families.py: latent attention (deepseek_v3, youtu),
-    the difference of two (diffllama), and what stands in attention's place, which has no rotary."""
+    the difference of two (diffllama), a mixture of heads (jetmoe), and what stands in attention's place, which
+    has no rotary."""
     kinds = [kind for make in RECIPES.values() for kind in make().model.kinds.values()]
     elsewhere = {
         "latent",
         "differential",
+        "mixture",
         "short_conv",
         "gated_delta",
         "lightning",

@@ -17,6 +17,7 @@ from test_lightning import both as both_lightnings
 from test_mamba1 import NORMS
 from test_mamba1 import both as both_mambas1
 from test_mamba2 import both as both_mambas
+from test_mixture_attention import layers as layers_of_mixtures
 from test_rg_lru import both as both_units
 from test_short_conv import both as both_convolutions
 from torch import Tensor
@@ -106,6 +107,7 @@ PARITY: dict[str, dict[str, Callable[[], list[Compare]]]] = {
     "rg_lru": {"recurrent_gemma": lambda: [both_units()]},  # test_rg_lru.py has more
     "mamba2": {"bamba": lambda: [both_mambas()]},  # test_mamba2.py has more
     "differential": {"diffllama": differential_layers},  # test_differential.py has more
+    "mixture": {"jetmoe": layers_of_mixtures},  # test_mixture_attention.py has more
     "none": {"nemotron_h": lambda: [an_mlp_alone()]},
     "chunked": {"llama4": lambda: both_chunks(small_llama4())},  # test_chunked.py has more
     "full": {

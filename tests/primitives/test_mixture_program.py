@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.fragments import FLOAT, Fragment, Port, parameters_as
-from coreai_recipes.primitives.experts import _is_chosen
+from coreai_recipes.primitives.experts import one_hot
 from coreai_recipes.targets.coreml.convert import convert_fragment
 from coreai_recipes.targets.coreml.mlpackage import write_model
 
@@ -92,7 +92,7 @@ class Marks(nn.Module):
     """Which experts are the best two of x (1, E, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _is_chosen(torch.topk(x, 2, dim=1)[1], x.shape[1], x.dtype).squeeze(3)
+        return one_hot(torch.topk(x, 2, dim=1)[1], x.shape[1], x.dtype).squeeze(3)
 
 
 @pytest.mark.parametrize("count", [2048, 2050])

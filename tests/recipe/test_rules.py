@@ -16,6 +16,8 @@ SHARED = """\
 ROTARY = "rotary: {kind: full, theta: 10000}"
 
 GATED = "mlp: {kind: gated, activation: silu, intermediate_size: 48}"
+HEADS = "attention: {kind: full, num_heads: 4, num_kv_heads: 2, head_dim: 8}"
+MIXTURE_OF_HEADS = "attention: {kind: mixture, num_experts: 4, num_kv_heads: 2, head_dim: 8, router: {score: softmax"
 MIXTURE = "mlp: {kind: moe, activation: silu, intermediate_size: 8, num_experts: 4, router: {score: sparsemixer"
 
 # What to put for what in the small recipe, the problem, and what to put instead that is right.
@@ -43,6 +45,19 @@ RULES = [
         "attention: {kind: differential, num_heads: 3, num_kv_heads: 3",
         "r.yaml:11:67: model.kinds.full.attention.num_kv_heads: 3 KV heads have no two halves, whose heads are paired",
         "attention: {kind: differential, num_heads: 4, num_kv_heads: 2",
+    ),
+    (
+        HEADS,
+        f"{MIXTURE_OF_HEADS}, top: 5}}}}",
+        "r.yaml:11:110: model.kinds.full.attention.router.top: 5 of 4 experts cannot be chosen",
+        f"{MIXTURE_OF_HEADS}, top: 4}}}}",
+    ),
+    (
+        HEADS,
+        f"{MIXTURE_OF_HEADS}, top: 2, weighs: input}}}}",
+        "r.yaml:11:121: model.kinds.full.attention.router.weighs: queries that are weighed would weigh scores: "
+        "heads are weighed by what they give\n  remove it",
+        f"{MIXTURE_OF_HEADS}, top: 2, weighs: output}}}}",
     ),
     (
         "head_dim: 8",

@@ -52,6 +52,7 @@ from coreai_recipes.recipe.schema.fields import (
     Vocabulary,
 )
 from coreai_recipes.recipe.schema.matrix_states import GatedDelta, Lightning, Mamba2, Recurrence
+from coreai_recipes.recipe.schema.mixture_attention import MixtureAttention
 from coreai_recipes.recipe.schema.mlp import (
     MLP,
     Activation,
@@ -170,6 +171,7 @@ __all__ = [
     "MLPMultipliers",
     "Mamba1",
     "Mamba2",
+    "MixtureAttention",
     "MixtureMLP",
     "Model",
     "NTKScaling",

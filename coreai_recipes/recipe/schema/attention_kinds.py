@@ -14,6 +14,7 @@ from coreai_recipes.recipe.schema.attention import (
 )
 from coreai_recipes.recipe.schema.channel_states import RGLRU, Mamba1
 from coreai_recipes.recipe.schema.matrix_states import GatedDelta, Lightning, Mamba2
+from coreai_recipes.recipe.schema.mixture_attention import MixtureAttention
 
 AttentionKind = Annotated[
     FullAttention
@@ -21,6 +22,7 @@ AttentionKind = Annotated[
     | ChunkedAttention
     | DifferentialAttention
     | LatentAttention
+    | MixtureAttention
     | ShortConvolution
     | GatedDelta
     | Lightning

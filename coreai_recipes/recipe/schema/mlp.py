@@ -127,6 +127,7 @@ class MixtureMLP(Spec):
         "and the shared expert read the hidden state (moe_latent_size; Nemotron 3 Super)",
     )
     bias: Flag = Field(default=False, description="add biases to the experts' projections (gpt-oss)")
+    output_bias: Flag = Field(default=False, description="add a bias to the sum of the experts' outputs (JetMoE)")
     clamp: Clamp | None = Field(default=None, description="a clamped gate instead of the activation (gpt-oss)")
     router: ExpertRouter = Field(description="how a token's experts are chosen and weighed")
     shared: SharedExpert | None = Field(default=None, description="an MLP beside the experts that takes every token")
