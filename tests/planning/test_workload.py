@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, gemma4
+from family_configs import all_configs
 from gemma4_drafts import gemma4_draft
 from programs import RECIPES, export, random_weights
 
@@ -18,6 +19,7 @@ from coreai_recipes.evaluate.graph import read_graph
 from coreai_recipes.evaluate.package_reader import Package
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.planning.workload import count_workloads, saved_by_sharing
+from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.schema import Recipe
 
 pytestmark = pytest.mark.usefixtures("small_tensors")
@@ -35,6 +37,7 @@ CASES: dict[str, Callable[[], Recipe]] = {
     "windows": RECIPES["sliding"],
     "a score": RECIPES["mixture"],
     "biases of q, k and v": lambda: FAMILIES["qwen2"]().recipe,
+    "experts of heads": lambda: recipe_from_config(all_configs()["jetmoe-unusual"], "heads").recipe,
     "gemma 4": lambda: gemma4().recipe,
     "gemma 4, all experts": with_experts_all,
     "gemma 4, plain": lambda: gemma4(per_layer=False, sharing=False, k_eq_v=False, experts=False).recipe,
