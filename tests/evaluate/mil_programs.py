@@ -12,9 +12,6 @@ from coremltools.proto import Model_pb2
 
 from coreai_recipes.evaluate.blob import RECORD
 
-# each conversion collects garbage, nine tenths of its time, among what these imports have brought for good
-gc.freeze()
-
 TYPES = {"float16": types.fp16, "float32": types.fp32, "int32": types.int32, "bool": types.bool}
 Specs = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -37,14 +34,19 @@ def write_package(
         outputs = build(**function.inputs)
         function.set_outputs(list(outputs) if isinstance(outputs, list | tuple) else [outputs])
     program.add_function("main", function)
-    model = ct.convert(
-        program,
-        source="milinternal",
-        convert_to="mlprogram",
-        minimum_deployment_target=target,
-        pass_pipeline=ct.PassPipeline.EMPTY,
-        skip_model_load=True,
-    )
+    # each conversion collects garbage: nearly all of its time, were it among what all tests so far have brought
+    gc.freeze()
+    try:
+        model = ct.convert(
+            program,
+            source="milinternal",
+            convert_to="mlprogram",
+            minimum_deployment_target=target,
+            pass_pipeline=ct.PassPipeline.EMPTY,
+            skip_model_load=True,
+        )
+    finally:
+        gc.unfreeze()
     model.save(str(path))
     return path
 
