@@ -1,6 +1,6 @@
 """Norms, and which positions a query sees."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from coreai_recipes.recipe.schema.fields import (
     Positive,
     PositiveFloat,
     Spec,
+    Taps,
 )
 from coreai_recipes.recipe.schema.multipliers import AttentionMultipliers
 
@@ -88,7 +89,28 @@ class Alibi(Spec):
     )
 
 
-class Attention(Spec):
+class _Scored(Protocol):
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def scale(self) -> float | None: ...
+
+
+class Scores:
+    """What follows from the fields `head_dim` and `scale` of a kind that attends."""
+
+    @property
+    def score_scale(self: _Scored) -> float:
+        """The factor of the scores."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def rotary_dim(self: _Scored) -> int:
+        """The dimensions of a head that are given to its rotary."""
+        return self.head_dim
+
+
+class Attention(Scores, Spec):
     """What full and sliding attention have in common. Scores are scaled by `scale`, head_dim^-0.5 by default."""
 
     num_heads: Heads = Field(description="query heads (num_attention_heads)")
@@ -137,15 +159,6 @@ class Attention(Spec):
         description="read the cache of the last layer of this kind instead of computing keys and values (Gemma 4)",
     )
 
-    @property
-    def score_scale(self) -> float:
-        return self.head_dim**-0.5 if self.scale is None else self.scale
-
-    @property
-    def rotary_dim(self) -> int:
-        """The dimensions of a head that are given to its rotary."""
-        return self.head_dim
-
 
 class FullAttention(Attention):
     """A query sees every earlier position."""
@@ -167,7 +180,7 @@ class ChunkedAttention(Attention):
     chunk: Positions = Field(description="positions of a chunk (attention_chunk_size); Llama 4 uses 8192")
 
 
-class _WithoutOptions(Spec):
+class WithoutOptions(Spec):
     """What a kind never has that takes no option of full and sliding attention."""
 
     qk_norm: ClassVar[QKNorm | None] = None
@@ -184,7 +197,7 @@ class _WithoutOptions(Spec):
     shares_kv_with: ClassVar[str | None] = None
 
 
-class DifferentialAttention(_WithoutOptions):
+class DifferentialAttention(Scores, WithoutOptions):
     """A query sees every earlier position, by the difference of two softmaxes (DiffLlama): of each pair of heads, one
     of the first half of all and its fellow in the second half, the weights of the first less lambda times those of the
     second mix the values of both, side by side.
@@ -202,17 +215,8 @@ class DifferentialAttention(_WithoutOptions):
     bias: Literal["none", "qkvo"] = Field(default="none", description="add biases to the projections (attention_bias)")
     scale: PositiveFloat | None = Field(default=None, description="factor of the scores; defaults to head_dim^-0.5")
 
-    @property
-    def score_scale(self) -> float:
-        return self.head_dim**-0.5 if self.scale is None else self.scale
 
-    @property
-    def rotary_dim(self) -> int:
-        """The dimensions of a head that are given to its rotary."""
-        return self.head_dim
-
-
-class LatentAttention(_WithoutOptions):
+class LatentAttention(Scores, WithoutOptions):
     """A query sees every earlier position; one short vector holds the keys and values of all heads (DeepSeek V2, V3).
 
     A head is `nope_dim` dimensions that pass and, behind them, `rope_dim` that turn, which in keys all heads share.
@@ -255,12 +259,8 @@ class LatentAttention(_WithoutOptions):
         """The dimensions of a head that are given to its rotary."""
         return self.rope_dim
 
-    @property
-    def score_scale(self) -> float:
-        return self.head_dim**-0.5 if self.scale is None else self.scale
 
-
-class WithoutAttention(_WithoutOptions):
+class WithoutAttention(WithoutOptions):
     """What stands in attention's place: nothing attends and nothing turns."""
 
     num_heads: ClassVar[int] = 1
@@ -278,7 +278,7 @@ class ShortConvolution(WithoutAttention):
 
     kind: Literal["short_conv"]
     channels: HiddenSize = Field(description="channels of the convolution: hidden_size")
-    taps: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
+    taps: Taps = Field(
         description="positions that an output sees, including its own (conv_L_cache); LFM2 uses 3, LFM3 7"
     )
     bias: Flag = Field(default=False, description="add biases to the convolution and to both projections (conv_bias)")

@@ -1,11 +1,11 @@
 """Recurrences in the place of attention in which each channel has a state of its own."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from coreai_recipes.recipe.schema.attention import Norm, WithoutAttention
-from coreai_recipes.recipe.schema.fields import Flag, HeadDim, Heads, HiddenSize
+from coreai_recipes.recipe.schema.fields import Flag, HeadDim, Heads, HiddenSize, Taps
 from coreai_recipes.recipe.schema.mlp import Activation
 
 
@@ -22,9 +22,7 @@ class Mamba1(WithoutAttention):
     channels: HiddenSize = Field(description="channels of the mixer (intermediate_size, or expand * hidden_size)")
     key_dim: HeadDim = Field(description="numbers of a channel's state (state_size, mamba_d_state)")
     step_rank: HiddenSize = Field(description="numbers that the channels' steps are made of (time_step_rank)")
-    taps: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
-        description="positions that the convolution sees, including its own (conv_kernel, mamba_d_conv)"
-    )
+    taps: Taps = Field(description="positions that the convolution sees, including its own (conv_kernel, mamba_d_conv)")
     conv_bias: Flag = Field(default=True, description="add a bias to the convolution (use_conv_bias, mamba_conv_bias)")
     bias: Flag = Field(default=False, description="add biases to the first and the last projection (use_bias)")
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = Field(
@@ -48,8 +46,6 @@ class RGLRU(WithoutAttention):
     blocks: Heads = Field(
         description="blocks of channels, each with gates of its own (num_attention_heads): channels are a multiple"
     )
-    taps: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
-        description="positions that the convolution sees, including its own (conv1d_width)"
-    )
+    taps: Taps = Field(description="positions that the convolution sees, including its own (conv1d_width)")
     activation: Activation = Field(description="activation of the gate (hidden_activation)")
     num_kv_heads: ClassVar[int] = 1

@@ -20,6 +20,7 @@ ExpertCount = Annotated[int, Field(gt=0, le=sizes.MAX_EXPERTS, strict=True)]
 PerLayerSize = Annotated[int, Field(gt=0, le=sizes.MAX_PER_LAYER, strict=True)]
 Positions = Annotated[int, Field(gt=0, le=sizes.MAX_CONTEXT, strict=True)]
 Tokens = Annotated[int, Field(ge=2, le=sizes.MAX_TOKENS, strict=True)]
+Taps = Annotated[int, Field(ge=2, le=64, strict=True)]  # of a convolution over positions
 PositiveFloat = Annotated[float, Field(gt=0, ge=1e-30, le=1e30, strict=True, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)]
 Factor = Annotated[float, Field(ge=1, le=1e6, strict=True, allow_inf_nan=False)]

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from coreai_recipes.recipe.schema.attention import WithoutAttention
-from coreai_recipes.recipe.schema.fields import Flag, HeadDim, Heads, HiddenSize, PositiveFloat
+from coreai_recipes.recipe.schema.fields import Flag, HeadDim, Heads, HiddenSize, PositiveFloat, Taps
 from coreai_recipes.recipe.schema.multipliers import StateSpaceMultipliers
 
 
@@ -24,9 +24,7 @@ class GatedDelta(WithoutAttention):
     )
     key_dim: HeadDim = Field(description="dimensions of a query and of a key (linear_key_head_dim)")
     value_dim: HeadDim = Field(description="dimensions of a value (linear_value_head_dim)")
-    taps: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
-        description="positions that the convolution sees, including its own (linear_conv_kernel_dim)"
-    )
+    taps: Taps = Field(description="positions that the convolution sees, including its own (linear_conv_kernel_dim)")
     negative: Flag = Field(
         default=False,
         description="correct up to twice, so that a matrix may have negative eigenvalues (linear_allow_neg_eigval)",
@@ -75,9 +73,7 @@ class Mamba2(WithoutAttention):
     )
     key_dim: HeadDim = Field(description="dimensions of a query and of a key (mamba_d_state)")
     value_dim: HeadDim = Field(description="dimensions of a value (mamba_d_head)")
-    taps: Annotated[int, Field(ge=2, le=64, strict=True)] = Field(
-        description="positions that the convolution sees, including its own (mamba_d_conv)"
-    )
+    taps: Taps = Field(description="positions that the convolution sees, including its own (mamba_d_conv)")
     conv_bias: Flag = Field(default=True, description="add a bias to the convolution (mamba_conv_bias)")
     bias: Flag = Field(default=False, description="add biases to the projections (mamba_proj_bias)")
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = Field(

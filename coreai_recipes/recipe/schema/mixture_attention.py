@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from coreai_recipes.recipe.schema.attention import _WithoutOptions
+from coreai_recipes.recipe.schema.attention import Scores, WithoutOptions
 from coreai_recipes.recipe.schema.fields import ExpertCount, HeadDim, Heads, PositiveFloat
 from coreai_recipes.recipe.schema.mlp import ExpertRouter
 
 
-class MixtureAttention(_WithoutOptions):
+class MixtureAttention(Scores, WithoutOptions):
     """A query sees every earlier position; an expert is a projection of queries, one for each KV head, and a last
     projection, and all experts share keys and values (JetMoE; arXiv 2210.05144).
 
@@ -35,12 +35,3 @@ class MixtureAttention(_WithoutOptions):
     def num_heads(self) -> int:
         """Query heads of one token, those of all its experts."""
         return self.num_kv_heads * self.router.top
-
-    @property
-    def score_scale(self) -> float:
-        return self.head_dim**-0.5 if self.scale is None else self.scale
-
-    @property
-    def rotary_dim(self) -> int:
-        """The dimensions of a head that are given to its rotary."""
-        return self.head_dim
