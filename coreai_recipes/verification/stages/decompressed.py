@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.decoder.states import COMMIT
 from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.running.coreai import CoreAIProgram
@@ -153,7 +154,7 @@ def _in_order(name: str) -> tuple[bool, int, str]:
 
 
 def _weights(subject: Subject) -> Iterator[tuple[str, float]]:
-    """Each compressed weight that the asset has, and its PSNR against what the recipe stores."""
+    """Each compressed weight of the asset and of tables beside it, and its PSNR against what the recipe stores."""
     for key, source in subject.sources.items():
         stored = stored_weights(subject.recipe, source, key, subject.package)
         pairs = {
@@ -167,6 +168,9 @@ def _weights(subject: Subject) -> Iterator[tuple[str, float]]:
             yield shown_name(prefix + name), weight.psnr_db
 
 
-def _packaged(subject: Subject, name: str, stored: StoredWeight) -> PackagedWeight:
-    binding = stored.binding
-    return PackagedWeight(name, subject.constants[name.replace(".", "_")], binding.shape, binding.rewrite)
+def _packaged(subject: Subject, name: str, stored: StoredWeight) -> Weight:
+    """The weight in the asset, or a table that lies beside it. Raises BundleError where it is in neither."""
+    binding, constant = stored.binding, subject.constants.get(name.replace(".", "_"))
+    if constant is None:
+        return subject.packaged_weights[name]
+    return PackagedWeight(name, constant, binding.shape, binding.rewrite)

@@ -33,6 +33,9 @@ FORMS = {
 SOURCES = {"model": open_checkpoint(CHECKPOINT)}
 
 
+GEMMA = {"model": open_checkpoint(Path(__file__).parents[3] / "examples/gemma4-tiny")}
+
+
 def recipe_of(said: Sequence[str]) -> Recipe:
     stored = (f"compress.default.{field}" for field in said)
     return load_resolved("tiny-llama", ["export.format=coreai", *stored, "compress.calibration=null"]).recipe
@@ -98,6 +101,26 @@ def test_one_index_and_one_entry_of_a_palette_are_seen(made: Made, cache: Fragme
     ref, values = run_calls(subject, asset, False, False).values, run_calls(subject, changed, False, True).values
     assert differing(ref, values)[0].tensor == "logits of prefill at position 0"
     assert not differing(ref, ref)
+
+
+def test_one_number_of_a_table_beside_an_asset_is_seen(cache: FragmentCache, tmp_path: Path) -> None:
+    """A table's rows are no constant of the program: they ended the stage in a KeyError, so that no `--bits` built
+    gemma4-tiny."""
+    rule = "compress.rules=[{match: per_layer_table, kind: int8, block: 32}]"
+    recipe = load_resolved(
+        "gemma4-tiny", ["export.format=coreai", "export.functions.score=null", "draft=null", rule]
+    ).recipe
+    stacks = build_stacks(recipe, exported_form(recipe))
+    asset, table = tmp_path / "model.aimodel", tmp_path / "per_layer_table.bin"
+    export_package(stacks, bind_stacks(stacks, GEMMA), asset, cache)
+    values = bytearray(table.read_bytes())
+    values[1000] ^= 1
+    table.write_bytes(values)
+
+    (stage,) = run_stages(recipe, GEMMA, asset, stages=["decompressed"], runtime="coreai", tokens=range(20)).stages
+    assert stage.passed is False
+    assert (stage.detail["weights_compared"], stage.detail["strangers"]) == (1, ["per_layer_table"])
+    assert 95 < stage.psnr_db < inf  # one step in one of 524,288 numbers: the others are equal to the bit
 
 
 def test_nothing_finite_is_nothing_equal() -> None:
