@@ -356,4 +356,5 @@ def _manifest(written: Written, checkpoint: dict[str, Any], looked_at: dict[str,
 def _check_space(folder: Path, named: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise NoSpace(f"{named}: {needed / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free")
+        unit, size = ("GB", 1e9) if needed >= 1e8 else ("MB", 1e6)
+        raise NoSpace(f"{named}: {needed / size:.2f} {unit} are needed, but only {free / size:.2f} {unit} are free")

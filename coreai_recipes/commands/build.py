@@ -126,4 +126,4 @@ def _print_built(bundle: Any) -> None:
     steps = ", ".join(f"{step} {taken:.1f} s" for step, taken in seconds.items() if taken >= 0.05)
     if bundle.weights is not None:
         print(f"weight.bin: {weights_in_words(bundle.weights)}")
-    print(f"{bundle.path}  {bundle.bytes / 1e6:.1f} MB  ({steps})")
+    print(f"{bundle.path}  {bundle.bytes / 1e6:.1f} MB" + (f"  ({steps})" if steps else ""))

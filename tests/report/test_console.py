@@ -3,6 +3,7 @@
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +55,28 @@ def test_a_pipe_gets_no_padding_and_nothing_folded(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "    random: " + " ".join(["a-layer-of-each-kind"] * 6)
     assert lines[-4:] == ["Title", "what" + " " * 299 + "bytes", "x" * 300 + "       1", "y" + " " * 299 + "      22"]
+
+
+def test_where_nothing_ran_no_format_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """A Core AI bundle without its checkpoint was said not to be covered by Core ML's compiler."""
+    print_report({"stages": [stage("torch", None, skipped="no checkpoint: pass one with --checkpoint SRC")]})
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "nothing was verified: no checkpoint: pass one with --checkpoint SRC"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "end"), [({}, ""), ({"linking": 0.01}, ""), ({"linking": 0.2}, "  (linking 0.2 s)")]
+)
+def test_a_build_names_the_steps_that_took_time(
+    seconds: dict[str, float], end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a build that the cache served, an empty pair of parentheses was left."""
+    from coreai_recipes.commands.build import _print_built
+
+    _print_built(SimpleNamespace(notes=[], left_out=[], seconds=seconds, weights=None, path="dist/x", bytes=800_000))
+    assert capsys.readouterr().out == f"dist/x  0.8 MB{end}\n"
 
 
 def test_conversion_has_a_bar(tmp_path: Path) -> None:
