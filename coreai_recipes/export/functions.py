@@ -6,6 +6,7 @@ from coreai_recipes.decoder.draft import Draft
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.decoder.stack import StackModule
 from coreai_recipes.export.anemll_program import AnemllProgram
+from coreai_recipes.export.coreai_models_dynamic_program import CoreAIModelsDynamicProgram
 from coreai_recipes.export.coreai_models_program import CoreAIModelsProgram
 from coreai_recipes.export.decoder_program import DecoderProgram
 from coreai_recipes.export.draft_program import DraftProgram
@@ -26,6 +27,8 @@ def programs_of(stacks: Sequence[StackModule], chunks: Sequence[Chunk], chunk: C
                         yield AnemllProgram(stack, chunk)
                     case "coreai-models":
                         yield CoreAIModelsProgram(stack, chunk)
+                    case "coreai-models-dynamic":
+                        yield CoreAIModelsDynamicProgram(stack, chunk)
                     case None:
                         yield DecoderProgram(stack, chunks, chunk)
             case Draft() if chunk.drafts:

@@ -84,18 +84,26 @@ def functions_of(form: StaticForm) -> dict[str, tuple[int, Ports, Ports]]:
 
 def files_of(form: StaticForm, package: str) -> dict[str, str]:
     """The text of the files that the runner reads beside the asset and the tokenizer's."""
+    return bundle_files(form.name, form.tokenizer, form.context, form.vocab_size, package)
+
+
+def bundle_files(
+    name: str, tokenizer: str, context: int, vocab_size: int, package: str, more: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """metadata.json of either form, with what else it says of the language model."""
     said = {
         "metadata_version": VERSION,
         "kind": "llm",
-        "name": form.name,
+        "name": name,
         "assets": {"main": package},
         "language": {
-            "tokenizer": form.tokenizer,
-            "vocab_size": form.vocab_size,
-            "max_context_length": form.context,
+            "tokenizer": tokenizer,
+            "vocab_size": vocab_size,
+            "max_context_length": context,
             "embedded_tokenizer": True,
+            **(more or {}),
         },
-        "source": {"model_definition": "torch", "hf_model_id": form.tokenizer},
+        "source": {"model_definition": "torch", "hf_model_id": tokenizer},
     }
     return {METADATA: json.dumps(said, indent=2, ensure_ascii=False) + "\n"}
 

@@ -1,6 +1,6 @@
 """Numbers, names and files as a manifest has them, and the base of all that is described in it."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -18,6 +18,7 @@ FileName = Annotated[
 ]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
+OpenShape = Annotated[tuple[Count | Literal[-1], ...], Field(max_length=8)]  # -1 where each call decides
 
 
 class Described(BaseModel):

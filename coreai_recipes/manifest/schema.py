@@ -19,6 +19,7 @@ from coreai_recipes.manifest.fields import (
     File,
     FileName,
     Name,
+    OpenShape,
     Shape,
     Size,
     Text,
@@ -45,10 +46,10 @@ class Sealed(Described):
 
 
 class Port(Described):
-    """An input or an output of a function."""
+    """An input or an output of a function; a size is -1 where each call decides it."""
 
     dtype: Literal["int32", "uint16", "float16", "float32"]
-    shape: Shape
+    shape: OpenShape
 
     @property
     def words(self) -> str:
@@ -228,7 +229,8 @@ class Manifest(Sealed):
     versions: dict[str, str]
     context: Count
     vocab_size: Count
-    host: Literal["anemll", "coreai-models"] | None = None  # of another project, whose functions these are
+    # of another project, whose functions these are
+    host: Literal["anemll", "coreai-models", "coreai-models-dynamic"] | None = None
     logits: Logits
     rotary: dict[str, str] | None = None  # what a rotary was fixed to at build time, by kind
     packages: Annotated[tuple[Annotated[Program | Table, Field(discriminator="role")], ...], Field(max_length=1000)]

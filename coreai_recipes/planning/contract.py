@@ -14,11 +14,13 @@ from coreai_recipes.decoder.states import State as KeptState
 from coreai_recipes.errors import BundleError
 from coreai_recipes.hosts.anemll import functions_of as functions_of_anemll
 from coreai_recipes.hosts.coreai_models import functions_of as functions_of_static
+from coreai_recipes.hosts.coreai_models_dynamic import MAIN
+from coreai_recipes.hosts.coreai_models_dynamic import ports_of as ports_of_main
 from coreai_recipes.hosts.logits import Pieces
 from coreai_recipes.manifest.reading import MANIFEST
 from coreai_recipes.manifest.schema import Manifest, Port, Program, State
 from coreai_recipes.planning.adapter_contract import adapters_in_manifest
-from coreai_recipes.recipe.host_form import anemll_form, static_form
+from coreai_recipes.recipe.host_form import anemll_form, dynamic_form, static_form
 from coreai_recipes.recipe.schema import DRAFT, MODEL, Recipe
 from coreai_recipes.storage.chunks import (
     buffers_of_packages,
@@ -268,6 +270,8 @@ def functions_of(recipe: Recipe, key: str | None = None) -> dict[str, Called]:
             return {**functions_of_anemll(anemll_form(recipe))}
         case "coreai-models":
             return {**functions_of_static(static_form(recipe))}
+        case "coreai-models-dynamic":
+            return {MAIN: (recipe.export.functions.prefill, *ports_of_main(dynamic_form(recipe)))}
     return own_functions_of(recipe, key)
 
 

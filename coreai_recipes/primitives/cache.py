@@ -162,6 +162,30 @@ class RowCache(SharedCache):
 
 
 @dataclass
+class OpenCache(SharedCache):
+    """A layer's rows of states (L, 1, G, rows, D) that a host lengthens as a text grows: of their rows the first `seen`
+    hold a position when the call ends, and no more of them are looked at."""
+
+    seen: int
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        at = self.at[0]
+        for state, new in self._parts(keys, values):
+            count, _, tokens, _ = new.shape
+            state[at : at + count, :, :, self.seen - tokens : self.seen] = new.unsqueeze(1)
+        return self.read()
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        if self.value_state is None:
+            raise TypeError("values have a state of their own")
+        return self._seen(self.key_state), self._seen(self.value_state)
+
+    def _seen(self, state: Tensor) -> Tensor:
+        at, (_, _, heads, _, width) = self.at[0], state.shape
+        return state[at : at + 1, :, :, : self.seen].view(1, heads, self.seen, width)
+
+
+@dataclass
 class RingCache(SharedCache):
     """A layer's rows of a ring, of which several tokens overwrite those that `placement` says.
 

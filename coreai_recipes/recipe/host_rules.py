@@ -10,11 +10,11 @@ from coreai_recipes.recipe.plain import Location, Problem, integer_at, mapping_a
 AT: Location = ("export", "host")
 LANES = 32  # a state's rows come in as many, and the host's mask has a column for each row
 PREFILL = 64  # where a recipe says none
-CALLS = {"anemll": "infer and prefill", "coreai-models": "extend and prompt_opt"}
+CALLS = {"anemll": "infer and prefill", "coreai-models": "extend and prompt_opt", "coreai-models-dynamic": "main"}
 
 
 # of a window, a mask can hide the rest of a full cache
-HELD = {"anemll": ("full",), "coreai-models": ("full", "sliding")}
+HELD = {"anemll": ("full",), "coreai-models": ("full", "sliding"), "coreai-models-dynamic": ("full", "sliding")}
 
 
 def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:

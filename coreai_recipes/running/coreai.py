@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.aimodel.folder import HASH, PROGRAM
 from coreai_recipes.errors import BundleError, UserError
-from coreai_recipes.running.coreai_process import CoreAIProcess, Ports
+from coreai_recipes.running.coreai_process import OPEN, CoreAIProcess, Place, Ports
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,16 +98,19 @@ class CoreAIProgram:
         self.ask("hold", function)
         self.held = {*self.held, *self.signatures[function]["outputs"]}
 
-    def make_state(self) -> States:
-        """Zeros, which take no memory before they are written."""
+    def make_state(self, rows: int | None = None) -> States:
+        """Zeros, which take no memory before they are written. `rows` is what stands for a size that is open."""
         import numpy as np
         import torch
 
         self._made += 1
-        tensors, places = dict[str, "Tensor"](), dict[str, str]()
-        for name, (dtype, shape) in self._states.items():
-            places[name] = path = str(self._process.folder / f"{self._made}_{len(places)}")
-            tensors[name] = torch.from_numpy(np.memmap(path, dtype, "w+", shape=shape))
+        tensors, places = dict[str, "Tensor"](), dict[str, Place]()
+        for name, (dtype, described) in self._states.items():
+            if rows is None and OPEN in described:
+                raise ValueError(f"{self.package}: the rows of {name} are the host's to choose")
+            shape = tuple(rows if rows and size == OPEN else size for size in described)
+            path = str(self._process.folder / f"{self._made}_{len(places)}")
+            tensors[name], places[name] = torch.from_numpy(np.memmap(path, dtype, "w+", shape=shape)), (path, shape)
         self.ask("states", self._made, places)
         return States(tensors, self._made)
 

@@ -1,6 +1,6 @@
 """Assets for Apple's runner of coreai-models: called as docs/bundle.md says, and as that runner calls them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.errors import BundleError
@@ -102,11 +102,16 @@ def own_logits(logits: "Tensor", vocab_size: int) -> "Tensor":
 
 def own_functions(manifest: Manifest) -> dict[str, Function]:
     """The functions of a bundle as `OwnCalls` has them."""
+    extending = [manifest.functions[name].query for name in manifest.functions if name.startswith(theirs.EXTEND)]
+    return own_functions_of(manifest, extending)
+
+
+def own_functions_of(manifest: Manifest, queries: Iterable[int]) -> dict[str, Function]:
+    """`decode` and `prefill`, by the tokens of their calls."""
     one = Port(dtype="int32", shape=(1,))
     outputs = {"logits": Port(dtype="float16", shape=Pieces(manifest.vocab_size).shape(1))}
     found = {}
-    for name in (name for name in manifest.functions if name.startswith(theirs.EXTEND)):
-        query = manifest.functions[name].query
+    for query in queries:
         inputs = {"input_ids": Port(dtype="int32", shape=(1, query)), "position": one}
         if query > 1:
             inputs["count"] = one

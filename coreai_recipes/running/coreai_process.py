@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TWIN, DENSE = "twin.aimodel", "dense.aimodel"
 SAID = 2000  # characters of what a process that ended had said
 Ports = dict[str, tuple[str, tuple[int, ...]]]
+Place = tuple[str, tuple[int, ...]]  # the file of a state, and its shape
+OPEN = -1  # a size that each call decides, as the runtime describes it
 
 
 class CoreAIProcess:
@@ -140,11 +142,11 @@ class _Served:
 
         return weights_of(self._package)
 
-    async def states(self, number: int, places: Mapping[str, str]) -> None:
+    async def states(self, number: int, places: Mapping[str, Place]) -> None:
         import numpy as np
 
-        ports = {name: port for _, own in self._functions.values() for name, port in own.items()}
-        files = {name: np.memmap(path, *ports[name][:1], "r+", shape=ports[name][1]) for name, path in places.items()}
+        dtypes = {name: dtype for _, own in self._functions.values() for name, (dtype, _) in own.items()}
+        files = {name: np.memmap(path, dtypes[name], "r+", shape=shape) for name, (path, shape) in places.items()}
         self._states = {number: files}  # no other is asked for again
 
     async def hold(self, name: str) -> None:

@@ -224,16 +224,18 @@ def as_ours(engine: Engine, host: str | None, context: int, vocab_size: int) -> 
     """An engine of a package for another project's `host`, with the functions of docs/bundle.md."""
     if host is None:
         return engine
-    if host == "coreai-models":
-        from coreai_recipes.running.coreai import CoreAIProgram
-        from coreai_recipes.running.coreai_models import OwnCalls as OwnCallsOfStatic
+    if host == "anemll":
+        from coreai_recipes.running.anemll import OwnCalls
 
-        if not isinstance(engine, CoreAIProgram):
-            raise TypeError("an .aimodel is run by Core AI's runtime")
-        return OwnCallsOfStatic(engine, context, vocab_size)
-    from coreai_recipes.running.anemll import OwnCalls
+        return OwnCalls(engine, context, vocab_size)
+    from coreai_recipes.running.coreai import CoreAIProgram
+    from coreai_recipes.running.coreai_models import OwnCalls as OwnCallsOfStatic
+    from coreai_recipes.running.coreai_models_dynamic import OwnCalls as OwnCallsOfDynamic
 
-    return OwnCalls(engine, context, vocab_size)
+    if not isinstance(engine, CoreAIProgram):
+        raise TypeError("an .aimodel is run by Core AI's runtime")
+    own_calls = OwnCallsOfStatic if host == "coreai-models" else OwnCallsOfDynamic
+    return own_calls(engine, context, vocab_size)
 
 
 def open_engine(package: Path, runtime: str, compute_units: str = "cpu_and_ne", context: int | None = None) -> Engine:

@@ -24,6 +24,10 @@ def _functions_of(manifest: "Manifest") -> "Mapping[str, Function]":
         from coreai_recipes.running.coreai_models import own_functions as functions_of_static
 
         return functions_of_static(manifest)
+    if manifest.host == "coreai-models-dynamic":
+        from coreai_recipes.running.coreai_models_dynamic import own_functions as functions_of_dynamic
+
+        return functions_of_dynamic(manifest)
     from coreai_recipes.running.anemll import own_functions
 
     return own_functions(manifest)

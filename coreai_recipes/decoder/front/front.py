@@ -229,9 +229,11 @@ class Front(nn.Module):
         held = torch.cat((ring_key_positions(state.rows, position), positions))  # (rows + S,)
         return self._see(name, held, positions, state.window)
 
-    def seen(self, name: str, positions: Tensor) -> Tensor:
-        """The mask of queries at `positions` over a full cache, of which a window may be all that is seen."""
-        keys = full_key_positions(self.state(name).rows, positions.device)
+    def seen(self, name: str, positions: Tensor, keys: Tensor | None = None) -> Tensor:
+        """The mask of queries at `positions` over a full cache, or over `keys` at these positions, of which a window
+        may be all that is seen."""
+        if keys is None:
+            keys = full_key_positions(self.state(name).rows, positions.device)
         return self._see(name, keys, positions, self.window(name))
 
     def _place(self, name: str, position: Tensor, count: Tensor, padding: Tensor | None) -> dict[str, Tensor]:

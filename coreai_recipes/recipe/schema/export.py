@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from coreai_recipes.hosts import anemll, coreai_models
+from coreai_recipes.hosts import anemll, coreai_models, coreai_models_dynamic
 from coreai_recipes.recipe import sizes
 from coreai_recipes.recipe.engine_words import DeviceId, Reason, RuleId
 from coreai_recipes.recipe.schema.adapters import LowRank
@@ -255,10 +255,11 @@ class CoreAIExport(ExportOfAnyFormat):
         "whole head with zeros for what does not turn: the same numbers, for which devices may have a kernel",
     )
 
-    host: Literal["coreai-models"] | None = Field(
+    host: Literal["coreai-models", "coreai-models-dynamic"] | None = Field(
         default=None,
-        description="the host of another project that the asset is for: `coreai-models`, the static form that the "
-        "Swift runner of Apple's coreai-models loads; null for the functions of docs/bundle.md",
+        description="the host of another project that the asset is for, the Swift runner of Apple's coreai-models: "
+        "`coreai-models` is its static form, for iOS, `coreai-models-dynamic` the one of macOS, whose calls and caches "
+        "have any length; null for the functions of docs/bundle.md",
     )
 
     # the rules of devices are of Core ML's programs
@@ -277,7 +278,12 @@ class CoreAIExport(ExportOfAnyFormat):
 
     @property
     def cache_names(self) -> tuple[str, str] | None:
-        return None if self.host is None else coreai_models.CACHES
+        match self.host:
+            case "coreai-models":
+                return coreai_models.CACHES
+            case "coreai-models-dynamic":
+                return coreai_models_dynamic.CACHES
+        return None
 
     @property
     def rotary_fold(self) -> RotaryFold | None:

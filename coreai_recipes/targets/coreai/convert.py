@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 from coreai_recipes.errors import UserError, describe
 from coreai_recipes.export.fragments import INTEGER, Fragment, LayerPiece, Port
+from coreai_recipes.export.open_sizes import OpenSize
 from coreai_recipes.targets.coreai.factors import keep_factors
 from coreai_recipes.targets.coreai.recording import recorded
 from coreai_recipes.targets.coreai.rope import register_rope
-from coreai_recipes.targets.coreai.rows import READ, WRITE, RowsOf
+from coreai_recipes.targets.coreai.rows import READ, READ_FIRST, WRITE, RowsOf
 
 TORCH = {"float16": torch.float16, INTEGER: torch.int32, "uint16": torch.uint16}
 NEW = "new_"  # before a state's name: as the fragment leaves it
@@ -70,8 +72,11 @@ def convert_fragment(fragment: Fragment) -> bytes:
     ports = Ports.of(fragment)
     with quietly(), _refusals_of(fragment), torch.no_grad():
         converter = new_converter()
+        module, examples = _Pure(fragment), tuple(_examples(ports))
+        open_axes = [_open_axes(port) for port in ports.inputs.values()]
+        program = exported_open(module, examples, open_axes) if any(open_axes) else exported(module, examples)
         converter.add_exported_program(
-            exported(_Pure(fragment), tuple(_examples(ports))),
+            program,
             input_names=list(ports.inputs),
             output_names=list(ports.outputs),
             entrypoint_name=fragment.name,
@@ -107,6 +112,21 @@ def exported(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
     return program
 
 
+def exported_open(module: nn.Module, examples: tuple[Tensor, ...], open_axes: Sequence[Mapping[int, OpenSize]]) -> Any:
+    """The same of a module with sizes that each call decides, by torch.export: `open_axes` says which axes of an
+    example have them."""
+    from coreai_torch import get_decomp_table
+    from torch.export import Dim, export
+
+    dims = {size: Dim(size.name) for axes in open_axes for size in axes.values()}
+    shapes = tuple({axis: dims[size] for axis, size in axes.items()} for axes in open_axes)
+    # a tensor of no memory has strides of zero, of which torch.export would make constants
+    program = export(module.eval(), examples, dynamic_shapes=(shapes,), strict=False)
+    program = program.run_decompositions(get_decomp_table())
+    keep_factors(program.graph)
+    return program
+
+
 def new_converter() -> Any:
     """coreai-torch's converter with lowerings for what it does not know."""
     from coreai_torch import TorchConverter
@@ -123,6 +143,10 @@ def _examples(ports: Ports) -> Iterator[Tensor]:
             yield torch.full(port.shape, 0 if name in ("slot", "place", "index") else 1, dtype=torch.int32)
         else:
             yield torch.zeros((), dtype=TORCH[port.dtype]).expand(port.shape)
+
+
+def _open_axes(port: Port) -> dict[int, OpenSize]:
+    return {axis: size for axis, size in enumerate(port.shape) if isinstance(size, OpenSize)}
 
 
 @contextlib.contextmanager
@@ -159,6 +183,7 @@ def _register_lowerings(converter: Any) -> None:
     """What coreai-torch does not know: our operations, torch's `%` and elu."""
     from coreai._compiler.dialects import coreai
     from coreai._compiler.ir import RankedTensorType
+    from coreai_torch._utils import get_dim_size_int32, get_tensor_type
 
     from coreai_recipes.targets.coreai.weights import element
 
@@ -176,13 +201,23 @@ def _register_lowerings(converter: Any) -> None:
         end = coreai.concat(0, [coreai.broadcasting_add(at, [count]), rest], loc=loc)
         return coreai.slice_(state, begin, end, [1] * (1 + len(rest)), loc=loc)
 
+    def read_first(values: Any, node: Any, loc: Any) -> Any:
+        state, at = (values[each.name] for each in node.args[:2])
+        (count, rows), between = node.args[2:], sizes(state)[1:-2]
+        begin = coreai.concat(0, [at, [0] * (len(between) + 2)], loc=loc)
+        last = values[rows.name] if isinstance(rows, Node) else [rows]
+        end = coreai.concat(0, [coreai.broadcasting_add(at, [count]), between, last, sizes(state)[-1:]], loc=loc)
+        kind = get_tensor_type(node.meta["val"])
+        return coreai.SliceOp(state, begin, end, coreai.constant([1] * (len(between) + 3)), results=[kind], loc=loc).result
+
     def write(values: Any, node: Any, loc: Any) -> Any:
         state, new, at, first = (values[each.name] for each in node.args)
-        count, G, S, D = sizes(new)
-        begin = coreai.concat(0, [at, [0], first, [0]], loc=loc)
-        ends = coreai.broadcasting_add(at, [count]), coreai.broadcasting_add(first, [S])
-        end = coreai.concat(0, [ends[0], [G], ends[1], [D]], loc=loc)
-        return coreai.slice_update(state, begin, end, [1, 1, 1, 1], new, loc=loc)
+        count, *between, S, D = sizes(new)
+        tokens = get_dim_size_int32(new, len(between) + 1) if S < 0 else [S]
+        begin = coreai.concat(0, [at, [0] * len(between), first, [0]], loc=loc)
+        ends = coreai.broadcasting_add(at, [count]), coreai.broadcasting_add(first, tokens)
+        end = coreai.concat(0, [ends[0], between, ends[1], [D]], loc=loc)
+        return coreai.slice_update(state, begin, end, [1] * (len(between) + 3), new, loc=loc)
 
     def norm(values: Any, node: Any, loc: Any) -> Any:
         """(x - mean) / sqrt(var + eps) over the channels, as the module computes it."""
@@ -212,6 +247,7 @@ def _register_lowerings(converter: Any) -> None:
     register_rope(register)
     register("aten::elu", elu)
     register(READ, read)
+    register(READ_FIRST, read_first)
     register(WRITE, write)
     register("coreai_recipes::channel_norm", norm)
     converter.register_torch_lowering("aten::remainder.Scalar")(remainder)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreai_recipes.export.fragments import FLOAT, Port
+from coreai_recipes.export.open_sizes import OpenSize
 from coreai_recipes.targets.coreai.convert import NEW, Ports
 from coreai_recipes.targets.coreai.weights import Constants, element
 
@@ -132,4 +133,5 @@ class GraphLinker:
 def _tensor(port: Port) -> Any:
     from coreai._compiler.ir import RankedTensorType
 
-    return RankedTensorType.get(list(port.shape), element(port.dtype))
+    sizes = [RankedTensorType.get_dynamic_size() if isinstance(size, OpenSize) else size for size in port.shape]
+    return RankedTensorType.get(sizes, element(port.dtype))

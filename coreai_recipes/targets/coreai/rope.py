@@ -16,6 +16,7 @@ from coreai_recipes.primitives.rotary_operation import OF_ANGLES, OF_POSITIONS
 
 Lower = Callable[[Any, Any, Any], Any]
 NAMES: Mapping[str, list[str]] = {OF_POSITIONS: ["input", "position_ids", "freqs"], OF_ANGLES: ["input", "cos", "sin"]}
+WHOLE = 2**31 - 1  # an end beyond every axis
 # as a module of coreai-torch's own has them that says nothing: `base` is not used where frequencies or angles are given
 ATTRIBUTES = {"scale": 1.0, "base": 10000.0, "interleaved": False}
 
@@ -42,7 +43,8 @@ def _called(form: str, operands: list[Any]) -> Any:
     from coreai.authoring.graph_builder import invoke
 
     kind = RankedTensorType(operands[0].type)
-    name = f"{form.rpartition(':')[2]}_{'x'.join(map(str, kind.shape[1:]))}_{kind.element_type}"
+    sizes = ["any" if size == RankedTensorType.get_dynamic_size() else str(size) for size in kind.shape[1:]]
+    name = f"{form.rpartition(':')[2]}_{'x'.join(sizes)}_{kind.element_type}"
     caller = InsertionPoint.current.block.owner
     body = caller.parent.regions[0].blocks[0]
     if all(graph.sym_name.value != name for graph in body.operations):
@@ -83,7 +85,7 @@ def _angles(kind: Any, positions: Any, freqs: Any) -> tuple[Any, Any]:
     from coreai_recipes.targets.coreai.weights import element
 
     _, _, S, D = RankedTensorType(kind).shape
-    column = coreai.reshape(positions, np.array([1, 1, S, 1], np.uint32))
+    column = coreai.expand_dims(positions, [1, 3])
     wide = RankedTensorType.get([1, 1, S, 1], element("float32"))
     angles = coreai.broadcasting_mul(coreai.cast(column, wide), freqs)
     narrow = RankedTensorType.get([1, 1, S, D // 2], RankedTensorType(kind).element_type)
@@ -95,10 +97,15 @@ def _turned(x: Any, cos: Any, sin: Any) -> Any:
     from coreai._compiler.dialects import coreai
     from coreai._compiler.ir import RankedTensorType
 
-    shape = list(RankedTensorType(x.type).shape)
-    half, steps = shape[3] // 2, [1, 1, 1, 1]
-    first = coreai.slice_(x, [0, 0, 0, 0], [*shape[:3], half], steps)
-    second = coreai.slice_(x, [0, 0, 0, half], shape, steps)
+    kind = RankedTensorType(x.type)
+    *rest, width = kind.shape
+    half = RankedTensorType.get([*rest, width // 2], kind.element_type)
+
+    def cut(begin: int, end: int) -> Any:
+        places = [coreai.constant(place) for place in ([0, 0, 0, begin], [WHOLE, WHOLE, WHOLE, end], [1, 1, 1, 1])]
+        return coreai.SliceOp(x, *places, results=[half]).result
+
+    first, second = cut(0, width // 2), cut(width // 2, width)
     times = coreai.broadcasting_mul
     turned = coreai.broadcasting_sub(times(first, cos), times(second, sin))
     behind = coreai.broadcasting_add(times(second, cos), times(first, sin))

@@ -18,6 +18,7 @@ from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.decoder.states import COMMIT
 from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.running.coreai import CoreAIProgram
+from coreai_recipes.running.coreai_process import OPEN
 from coreai_recipes.running.program import as_ours
 from coreai_recipes.storage.accounting import measured
 from coreai_recipes.storage.compression import shown_name
@@ -95,7 +96,7 @@ def run_calls(subject: Subject, package: Path, widened: bool, dense: bool) -> Ca
         # of another project's host, the functions that its own make up
         engine: Any = as_ours(program, recipe.export.host, recipe.export.context, recipe.model.vocab_size)
         there = program.signatures if engine is program else recipe.export.functions.queries
-        state, values = program.make_state(), dict[str, Tensor]()
+        state, values = engine.make_state(), dict[str, Tensor]()
         calls = list(_plan(recipe, there))
         for place, call in enumerate(calls):
             function = engine.function(call.function)
@@ -137,9 +138,10 @@ def _made_up(ports: Ports, call: FunctionCall, vocab_size: int, seed: int) -> di
     generator = torch.Generator().manual_seed(seed)
     said = {"position": call.position, "count": call.count}
     found = {}
-    for name, (dtype, shape) in sorted(ports.items()):
+    for name, (dtype, described) in sorted(ports.items()):
+        shape = [call.queries if size == OPEN else size for size in described]
         if name in said:
-            found[name] = torch.full(shape, said[name], dtype=torch.int32)
+            found[name] = torch.full(described, said[name], dtype=torch.int32)
         elif "int" in dtype:
             found[name] = torch.randint(vocab_size, shape, generator=generator, dtype=torch.int32)
         else:
