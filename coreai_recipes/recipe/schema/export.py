@@ -163,6 +163,11 @@ class ExportOfAnyFormat(Spec):
         return self.padded
 
     @property
+    def splits_head(self) -> bool:
+        """Whether the products of a head are as short as the engine takes them."""
+        return True
+
+    @property
     def cache_names(self) -> tuple[str, str] | None:
         """The states that hold all keys and all values, where the host of another project names them."""
         return None
@@ -275,6 +280,10 @@ class CoreAIExport(ExportOfAnyFormat):
     @property
     def fills_calls(self) -> bool:
         return True  # the runner's mask hides them, and it writes their rows again
+
+    @property
+    def splits_head(self) -> bool:
+        return self.host != "coreai-models-dynamic"  # which is for GPUs
 
     @property
     def cache_names(self) -> tuple[str, str] | None:
