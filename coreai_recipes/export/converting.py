@@ -97,9 +97,11 @@ def _source_digest(fragments: Iterable[Fragment], converter: str) -> str:
         *(root / "decoder").rglob("*.py"),
         *(root / "primitives").glob("*.py"),
         *(root / "recipe/schema").glob("*.py"),
-        root / "hosts/logits.py",
+        *(root / "hosts").glob("*.py"),
         root / "export/fragments.py",
+        root / "export/open_sizes.py",
         *(root / "export").glob("*_fragments.py"),
+        *(root / "export").glob("*_program.py"),  # which have pieces of their own
         root / "storage/parameters.py",
         root / "storage/row_blocks.py",
     }

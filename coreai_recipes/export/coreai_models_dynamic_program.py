@@ -22,7 +22,7 @@ from coreai_recipes.export.fragments import (
 )
 from coreai_recipes.export.head_fragments import head_fragment
 from coreai_recipes.export.linking import Linker, Models, Numbers
-from coreai_recipes.export.open_sizes import ROWS, SEEN, TOKENS, described
+from coreai_recipes.export.open_sizes import ROWS, SEEN, TOKENS
 from coreai_recipes.export.pieces import Piece
 from coreai_recipes.export.reporting import Signature
 from coreai_recipes.export.stack_program import StackProgram, link_head
@@ -32,7 +32,7 @@ from coreai_recipes.primitives.cache import Cache, OpenCache
 from coreai_recipes.recipe.host_form import dynamic_form
 from coreai_recipes.storage.chunks import Chunk
 
-IDS, POSITIONS = Port("int32", (1, TOKENS)), Port("int32", (1, SEEN))
+INPUTS = {theirs.IDS: Port("int32", (1, TOKENS)), theirs.POSITIONS: Port("int32", (1, SEEN))}
 
 
 class OpenCall(CallShape):
@@ -64,13 +64,23 @@ class CoreAIModelsDynamicProgram(StackProgram):
     def fragments(self) -> Iterator[Fragment]:
         yield self._front()
         yield from map(self._layer, self.decoder.front.kinds)
-        yield self._head()
+        yield head_fragment(self.decoder, self.call)
         yield end_fragment(self.recipe.model.vocab_size)
 
     def link(self, function: str, models: Models, linker: Linker, numbers: Numbers) -> Signature:
+        self.declare(INPUTS, linker)
+        self._link_layers(models, linker)
+        last, head = len(self.recipe.model.layer_kinds), head_fragment(self.decoder, self.call)
+        link_head(head, {"x": f"hidden_{last}", "logits": "pieces"}, [], models, linker)
+        end = end_fragment(self.recipe.model.vocab_size)
+        linker.append(models[end.name], "end_", {"pieces": "pieces", theirs.LOGITS: theirs.LOGITS}, {})
+        linker.add_output(theirs.LOGITS)
+        taken, given = theirs.ports_of(dynamic_form(self.recipe))
+        inputs, outputs = ({name: Port(*port) for name, port in side.items()} for side in (taken, given))
+        return Signature(inputs, outputs, super().caches)
+
+    def _link_layers(self, models: Models, linker: Linker) -> None:
         front, layers = self._front(), {kind: self._layer(kind) for kind in self.decoder.front.kinds}
-        inputs = {theirs.IDS: IDS, theirs.POSITIONS: POSITIONS}
-        self.declare(inputs, linker)
         ports = {port: port for port in (*front.inputs, *front.outputs)} | {"x": "hidden_0"}
         linker.append(models[front.name], "front_", ports, front.parameters)
         for index, kind in enumerate(self.recipe.model.layer_kinds):
@@ -83,19 +93,11 @@ class CoreAIModelsDynamicProgram(StackProgram):
             }
             parameters = {alias: f"layers.{index}.{p}" for alias, p in layers[kind].parameters.items()}
             linker.append(models[layers[kind].name], f"layer_{index}_", names, parameters)
-        head, end = self._head(), end_fragment(self.recipe.model.vocab_size)
-        link_head(head, {"x": f"hidden_{index + 1}", "logits": "pieces"}, [], models, linker)
-        linker.append(models[end.name], "end_", {"pieces": "pieces", theirs.LOGITS: theirs.LOGITS}, {})
-        linker.add_output(theirs.LOGITS)
-        taken, given = theirs.ports_of(dynamic_form(self.recipe))
-        sides = ({name: Port(*port) for name, port in side.items()} for side in (taken, given))
-        return Signature(*sides, super().caches)
 
     def _front(self) -> Fragment:
         """input_ids, position_ids -> x, and what each kind's layers are given."""
         own = front_fragment(self.decoder, self.call, self.chunk)
-        inputs = {theirs.IDS: IDS, theirs.POSITIONS: POSITIONS}
-        inputs |= {alias: own.inputs[alias] for alias in own.parameters}
+        inputs = INPUTS | {alias: own.inputs[alias] for alias in own.parameters}
         piece = _FrontPiece(self.decoder.front, list(inputs), list(own.outputs), own.parameters, self.call)
         return replace(own, module=piece, inputs=inputs)
 
@@ -104,9 +106,6 @@ class CoreAIModelsDynamicProgram(StackProgram):
         states, layer = {name: open_state(port) for name, port in own.states.items()}, layer_of_kind(self.decoder, kind)
         piece = _LayerPiece(layer, states, list(own.inputs), own.parameters, shares=False, carried=[])
         return replace(own, module=piece, states=states)
-
-    def _head(self) -> Fragment:
-        return head_fragment(self.decoder, self.call)
 
 
 def open_state(port: Port) -> Port:

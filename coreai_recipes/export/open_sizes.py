@@ -24,8 +24,3 @@ class OpenSize(int):
 TOKENS = OpenSize("tokens", 11)  # of a call
 SEEN = OpenSize("seen", 29)  # the positions up to its last token
 ROWS = OpenSize("rows", 37)  # that a cache has room for
-
-
-def described(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape as Core AI describes it: -1 where a size is open."""
-    return tuple(-1 if isinstance(size, OpenSize) else size for size in shape)

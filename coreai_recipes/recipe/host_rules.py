@@ -11,10 +11,13 @@ AT: Location = ("export", "host")
 LANES = 32  # a state's rows come in as many, and the host's mask has a column for each row
 PREFILL = 64  # where a recipe says none
 CALLS = {"anemll": "infer and prefill", "coreai-models": "extend and prompt_opt", "coreai-models-dynamic": "main"}
-
-
 # of a window, a mask can hide the rest of a full cache
-HELD = {"anemll": ("full",), "coreai-models": ("full", "sliding"), "coreai-models-dynamic": ("full", "sliding")}
+HELD = {
+    "anemll": ("full",),
+    "coreai-models": ("full", "sliding"),
+    "coreai-models-dynamic": ("full", "sliding", "chunked", "latent", "differential", "mixture"),
+}
+MASKING = ("anemll", "coreai-models")  # hosts that make the mask
 
 
 def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
@@ -31,7 +34,7 @@ def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         for wrong, what in (
             (kind not in HELD[host], f"is {kind}"),
             (attention.get("shares_kv_with") is not None, "reads the cache of another kind"),
-            (attention.get("alibi") is not None, "has ALiBi, which its mask does not hold"),
+            (attention.get("alibi") is not None and host in MASKING, "has ALiBi, which its mask does not hold"),
             (value_at(kinds, name, "state_space") is not None, "carries a state beside it"),
         ):
             if wrong:
@@ -61,7 +64,7 @@ def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
     if value_at(recipe, "export", "table") == "host":
         yield Problem(("export", "table"), "host-table", f"{host} hands in no rows of a table", mend)
     context = integer_at(recipe, "export", "context")
-    if context and context % LANES:
+    if context and context % LANES and host in MASKING:
         near = -(-context // LANES) * LANES
         yield Problem(
             ("export", "context"),
@@ -69,18 +72,19 @@ def host_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
             f"{context} is no multiple of {LANES}: {host} has as many columns in its mask as rows in its state",
             f"the next is {near}",
         )
+    if host != "anemll" and value_at(recipe, "export", "outputs") == "ids":
+        words = f"{host} chooses a token itself, of logits"
+        yield Problem(("export", "outputs"), "host-outputs", words, "leave out export.outputs or export.host")
     if host == "coreai-models":
-        yield from _static_problems(recipe, shapes, mend)
+        yield from _static_problems(recipe, shapes)
     prefill = integer_at(recipe, "export", "functions", "prefill")
-    if prefill == 1:
+    if prefill == 1 and host in MASKING:
         yield Problem(("export", "functions", "prefill"), "host-prefill", f"{host} needs a prefill of 2 or more")
 
 
-def _static_problems(recipe: Mapping[str, Any], shapes: Mapping[tuple[Any, ...], str], mend: str) -> Iterator[Problem]:
-    """What the runner of coreai-models cannot call besides; `shapes` are KV heads and head_dim of the caches."""
-    if value_at(recipe, "export", "outputs") == "ids":
-        words = "coreai-models chooses a token itself, of logits"
-        yield Problem(("export", "outputs"), "host-outputs", words, "leave out export.outputs or export.host")
+def _static_problems(recipe: Mapping[str, Any], shapes: Mapping[tuple[Any, ...], str]) -> Iterator[Problem]:
+    """What the runner of coreai-models cannot call besides in its static form, whose caches have these `shapes`, KV
+    heads and head_dim."""
     at: Location = ("export", "context")
     context = integer_at(recipe, "export", "context") or 0
     prefill = integer_at(recipe, "export", "functions", "prefill") or PREFILL

@@ -87,8 +87,6 @@ class Player:
         self._engine, self._settings, signature = engine, settings, engine.signatures[theirs.MAIN]
         # by their order, whatever they are called
         (self._ids, self._positions), (self._logits, *_) = signature["inputs"], signature["outputs"]
-        if signature["outputs"][self._logits][0] != "float16":
-            raise ValueError(f"{self._logits} is not float16")
         if not 2 <= len(signature["states"]) <= 4:
             raise ValueError(f"{len(signature['states'])} states, and the runner takes 2 to 4")
         self.capacity = min(theirs.FIRST_ROWS, settings.context)

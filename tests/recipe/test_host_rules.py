@@ -1,6 +1,7 @@
 """What ANEMLL's host cannot load is refused by name, and its neighbour passes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,3 +119,42 @@ def test_a_state_space_beside_an_attention_is_refused() -> None:
     for host in ("anemll", "coreai-models"):
         (problem,) = host_problems({**recipe, "export": {"host": host, "context": 64}})
         assert problem.message == f"{host} has a full cache for each layer, and `full` carries a state beside it"
+
+
+DYNAMIC = ["export.format=coreai", "export.host=coreai-models-dynamic"]
+
+
+def test_the_dynamic_form_takes_any_context_and_makes_its_masks_itself() -> None:
+    assert load_recipe("tiny-llama", [*DYNAMIC, "export.context=250"]).export.context == 250
+    said = {
+        "model": {"kinds": {"full": {"attention": {"alibi": {}}}}, "layers": ["full"]},
+        "export": {"format": "coreai", "context": 250},
+    }
+    assert [found.code for found in host_problems(hosted_by("coreai-models-dynamic", said))] == []
+    assert [found.code for found in host_problems(hosted_by("coreai-models", said))] == [
+        "host-layers",
+        "host-context",
+        "host-batches",
+    ]
+
+
+def hosted_by(host: str, said: dict[str, Any]) -> dict[str, Any]:
+    return {**said, "export": {**said["export"], "host": host}}
+
+
+def test_what_the_dynamic_form_cannot_hold_is_named() -> None:
+    at = "--set export.host=coreai-models-dynamic: export.host: coreai-models-dynamic"
+    assert f"{at} calls main alone | leave out export.functions.score or export.host" in lines_of(
+        "tiny-llama", *DYNAMIC, "export.functions.score=4"
+    )
+    assert lines_of("tiny-llama", *DYNAMIC, "export.outputs=ids") == [
+        "--set export.outputs=ids: export.outputs: coreai-models-dynamic chooses a token itself, of logits | leave out "
+        "export.outputs or export.host"
+    ]
+    hybrid = {
+        "model": {"kinds": {"linear": {"attention": {"kind": "gated_delta"}}}, "layers": ["linear"]},
+        "export": {"format": "coreai", "host": "coreai-models-dynamic"},
+    }
+    assert [problem.message for problem in host_problems(hybrid)] == [
+        "coreai-models-dynamic has a full cache for each layer, and `linear` is gated_delta"
+    ]

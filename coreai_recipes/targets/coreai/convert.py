@@ -120,7 +120,6 @@ def exported_open(module: nn.Module, examples: tuple[Tensor, ...], open_axes: Se
 
     dims = {size: Dim(size.name) for axes in open_axes for size in axes.values()}
     shapes = tuple({axis: dims[size] for axis, size in axes.items()} for axes in open_axes)
-    # a tensor of no memory has strides of zero, of which torch.export would make constants
     program = export(module.eval(), examples, dynamic_shapes=(shapes,), strict=False)
     program = program.run_decompositions(get_decomp_table())
     keep_factors(program.graph)
@@ -208,7 +207,9 @@ def _register_lowerings(converter: Any) -> None:
         last = values[rows.name] if isinstance(rows, Node) else [rows]
         end = coreai.concat(0, [coreai.broadcasting_add(at, [count]), between, last, sizes(state)[-1:]], loc=loc)
         kind = get_tensor_type(node.meta["val"])
-        return coreai.SliceOp(state, begin, end, coreai.constant([1] * (len(between) + 3)), results=[kind], loc=loc).result
+        return coreai.SliceOp(
+            state, begin, end, coreai.constant([1] * (len(between) + 3)), results=[kind], loc=loc
+        ).result
 
     def write(values: Any, node: Any, loc: Any) -> Any:
         state, new, at, first = (values[each.name] for each in node.args)

@@ -13,5 +13,5 @@ def test_the_family_whose_turn_it_is_does_what_the_table_says() -> None:
     name = RUN[zlib.crc32(CHANGELOG.read_bytes()) % len(RUN)]
     found, expected = measure(name), measured()[name]
     assert found.keys() == expected.keys(), (name, found)
-    if "reason" in expected:
-        assert found == expected, name
+    for key in expected.keys() & {"reason", "no_main"}:
+        assert found[key] == expected[key], name
