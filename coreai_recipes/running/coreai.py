@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from coreai_recipes.aimodel.folder import HASH, PROGRAM
 from coreai_recipes.errors import BundleError, UserError
-from coreai_recipes.running.coreai_process import OPEN, CoreAIProcess, Place, Ports
+from coreai_recipes.hosts.coreai_models_dynamic import OPEN
+from coreai_recipes.running.coreai_process import CoreAIProcess, Place, Ports
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,6 @@ TWIN, DENSE = "twin.aimodel", "dense.aimodel"
 SAID = 2000  # characters of what a process that ended had said
 Ports = dict[str, tuple[str, tuple[int, ...]]]
 Place = tuple[str, tuple[int, ...]]  # the file of a state, and its shape
-OPEN = -1  # a size that each call decides, as the runtime describes it
 
 
 class CoreAIProcess:

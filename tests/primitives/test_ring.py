@@ -10,6 +10,7 @@ from coreai_recipes.primitives.cache import (
     HIDDEN,
     FunctionalCache,
     NoCache,
+    OpenCache,
     RingCache,
     RowCache,
     last_of,
@@ -92,6 +93,21 @@ def test_only_the_layers_own_rows_of_a_full_cache_are_written(queries: int) -> N
     assert torch.equal(values, expected_values)
     assert torch.equal(seen_keys, expected_keys[1:2])
     assert torch.equal(seen_values, expected_values[1:2])
+
+
+def test_a_cache_that_a_host_lengthens_is_a_full_one_of_the_rows_that_hold_a_position() -> None:
+    """Whatever stands behind them, and however many there are."""
+    keys, values = torch.randn(2, 3, 4, 9, 5).unbind()
+    new_keys, new_values = torch.randn(2, 4, 2, 5).unbind()
+    known = [state.clone() for state in (keys, values)]
+    expected = RowCache(*known, one(1), one(4)).update(new_keys, new_values)
+    for spare in (0, 6):
+        states = [torch.full((3, 1, 4, 6 + spare, 5), torch.nan) for _ in range(2)]
+        for state, before in zip(states, (keys, values), strict=True):
+            state[:, 0, :, :4] = before[:, :, :4]
+        seen = OpenCache(*states, one(1), 6).update(new_keys, new_values)
+        for ours, theirs in zip(seen, expected, strict=True):
+            assert torch.equal(ours, theirs[:, :, :6])
 
 
 def test_one_token_is_in_the_ring_before_the_attention_looks() -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from coreai_recipes.decoder.filling import Weight
 from coreai_recipes.decoder.states import COMMIT
+from coreai_recipes.hosts.coreai_models_dynamic import OPEN
 from coreai_recipes.recipe.schema import MODEL, Recipe
 from coreai_recipes.running.coreai import CoreAIProgram
-from coreai_recipes.running.coreai_process import OPEN
 from coreai_recipes.running.program import as_ours
 from coreai_recipes.storage.accounting import measured
 from coreai_recipes.storage.compression import shown_name
