@@ -1,1 +1,1 @@
-"""Core AI's .aimodel on disk: its folder, and MLIR's bytecode as far as weights lie in it. A leaf."""
+"""Core AI's .aimodel on disk: its folder, MLIR's bytecode as far as weights lie in it, its graphs as data. A leaf."""

@@ -165,10 +165,13 @@ def _groups(offsets: Section | None, resources: Section | None) -> Iterator[tupl
         yield owner, entries
 
 
-def splice(program: Bytes, choose: Callable[[str, memoryview], Replacement | None]) -> Iterator[Bytes]:
+def splice(
+    program: Bytes, choose: Callable[[str, memoryview], Replacement | None], is_renamed: bool = True
+) -> Iterator[Bytes]:
     """The file of `program` in blocks, with a replacement for each blob of whose name and content `choose` gives one.
 
-    Blobs that coreai-torch has named are named by their content, for the same bytes in every process.
+    Blobs that coreai-torch has named are named by their content, for the same bytes in every process; unless they are
+    to keep their names, which takes no look at them.
     """
     opened = Bytecode(program)
     names = list(opened.names)
@@ -182,7 +185,7 @@ def splice(program: Bytes, choose: Callable[[str, memoryview], Replacement | Non
             lead = b""
             if each.kind == BLOB:
                 found = choose(names[each.name], content) or found
-                if names[each.name].startswith(DRAWN):
+                if is_renamed and names[each.name].startswith(DRAWN):
                     names[each.name] = f"constant_{hashlib.sha256(content).hexdigest()[:16]}"
                 lead = varint(each.alignment) + varint(found.size)
                 lead += PADDING * (-(end + len(lead)) % each.alignment)

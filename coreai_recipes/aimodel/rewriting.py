@@ -76,17 +76,22 @@ def _stand_in(name: str) -> bytes:
 def _shortened(program: Bytes, kept: dict[bytes, tuple[str, memoryview]]) -> bytes:
     """The program with stand-ins; `kept` gets name and content of what each stands for."""
 
-    def shorten(name: str, content: memoryview) -> Replacement:
-        key = _stand_in(name)
-        kept[key] = name, content
-        return Replacement(len(key), lambda: [key])
+    def keep(name: str, content: memoryview) -> Replacement:
+        kept[_stand_in(name)] = name, content
+        return shorten(name, content)
 
-    return b"".join(splice(program, shorten))
+    return b"".join(splice(program, keep))
+
+
+def shorten(name: str, _: memoryview) -> Replacement:
+    """The stand-in of a weight, by its name."""
+    key = _stand_in(name)
+    return Replacement(len(key), lambda: [key])
 
 
 def _printed(program: bytes) -> str:
     """The program as text, its resources whole: they are stand-ins."""
-    return str(_load(program))
+    return str(load(program))
 
 
 def _parsed(text: str) -> bytes:
@@ -102,7 +107,8 @@ def _parsed(text: str) -> bytes:
             return path.read_bytes()
 
 
-def _load(program: bytes) -> Any:
+def load(program: bytes) -> Any:
+    """The module that a program's bytes are, as coreai-core parses it."""
     from coreai.authoring.asset import AIProgram
 
     with tempfile.TemporaryDirectory() as folder:
