@@ -74,7 +74,6 @@ def write_package(
     from coreai_recipes.decoder.model import table_file
     from coreai_recipes.lint.reading import LintInput, open_package
     from coreai_recipes.planning.costs import call_costs
-    from coreai_recipes.planning.outline import outline_of
     from coreai_recipes.storage.chunks import chunks_of
     from coreai_recipes.storage.layout import FILE
     from coreai_recipes.storage.parameters import raw_tables
@@ -90,9 +89,10 @@ def write_package(
         from coreai_recipes.targets.coreai.exporter import export_package as export_asset
 
         made = export_asset(composed.stacks, composed.bindings, package, cache, progress, fitted)
-        drawn = outline_of(composed.stacks)
-        drawn.files = {f"{path.name}/{PROGRAM}": (path / PROGRAM).stat().st_size for path in chunks}
-        broken = find_broken(composed.recipe, drawn, package.parent, facts)
+        assets = LintInput(package.name, [program for path in chunks for program in open_package(path).programs])
+        assets.files = {f"{path.name}/{PROGRAM}": (path / PROGRAM).stat().st_size for path in chunks}
+        assets.format = "coreai"
+        broken = find_broken(composed.recipe, assets, package.parent, facts)
         costs = call_costs(composed.stacks) if len(chunks) == 1 else {}
         return Written(composed, made, {path.name: costs for path in chunks}, broken)
     counted: dict[str, Costs] = {}

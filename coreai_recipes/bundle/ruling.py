@@ -21,15 +21,15 @@ class RuleError(Exception):
 
 
 def open_for_rules(folder: Path) -> "LintInput":
-    """What rules look at of a bundle, with what its recipe says of them. An .aimodel's program is drawn by the sizes of
-    the recipe, as a plan's is."""
+    """What rules look at of a bundle, with what its recipe says of them. A program that cannot be read is drawn by the
+    sizes of the recipe, as a plan's is."""
     from coreai_recipes.bundle.opened import recipe_of
     from coreai_recipes.lint.reading import open_subject
 
     opened, recipe = open_subject(folder), recipe_of(folder)
     export = recipe.export
     opened.units, opened.device, opened.allow = export.compute_units, export.device, export.allowed
-    if opened.format == "coreai":
+    if opened.unread is not None:
         from coreai_recipes.planning.outline import outline
 
         opened.programs = outline(recipe).programs

@@ -15,7 +15,8 @@ def lint_(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="PACKAGE|BUNDLE|RECIPE", help="An .mlpackage or .mlmodel from any source, a bundle, or a recipe."
+            metavar="PACKAGE|BUNDLE|RECIPE",
+            help="An .mlpackage, .mlmodel or .aimodel from any source, a bundle, or a recipe.",
         ),
     ] = None,
     device: Annotated[
@@ -46,9 +47,9 @@ def lint_(
         if rule is None:
             raise UserError("recipe lint: give a package, a bundle or a recipe, or a rule with --explain")
         if as_json:
-            console.print_json(rule.model_dump(mode="json"))
+            console.print_json(rule.to_json())
         else:
-            print_rule(rule.model_dump(mode="json"))
+            print_rule(rule.to_json())
         return
     subject = _open_subject(target, overrides or ())
     if named is None and subject.device is not None:
@@ -58,7 +59,7 @@ def lint_(
         console.print_json(found.to_json())
     else:
         if rule is not None:
-            print_rule(rule.model_dump(mode="json"))
+            print_rule(rule.to_json())
         print_lint(found.to_json())
     raise typer.Exit(1 if found.has_errors else 0)
 

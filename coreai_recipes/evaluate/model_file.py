@@ -21,8 +21,8 @@ def find_model_file(path: Path) -> Path:
         raise EvaluationError(f"{path}: there is no such package")
     if path.suffix == ".aimodel":
         raise EvaluationError(
-            f"{path}: is in Core AI's format, whose programs Apple's runtime alone reads: `recipe lint` takes the "
-            "bundle that it is in, `recipe verify` runs it"
+            f"{path}: is in Core AI's format, whose programs Apple's runtime alone runs: `recipe verify` takes the "
+            "bundle that it is in"
         )
     manifest = path / "Manifest.json"
     if not manifest.is_file():

@@ -37,11 +37,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Lint:
-    """All findings, the worst first, where a call changes units, and the rules that are not of the packages' format."""
+    """All findings, the worst first, where a call changes units, and the rules that are not of the packages' format.
+    `unread` is why it was not the saved program that was looked at, where it was not."""
 
     findings: tuple[Finding, ...]
     crossings: tuple[Crossing, ...]
     not_run: tuple[str, ...] = ()
+    unread: str | None = None
 
     @property
     def has_errors(self) -> bool:
@@ -52,6 +54,7 @@ class Lint:
             "findings": [finding.to_json() for finding in self.findings],
             "crossings": [crossing.to_json() for crossing in self.crossings],
             **({"not_run": list(self.not_run)} if self.not_run else {}),
+            **({"unread": self.unread} if self.unread else {}),
         }
 
 
@@ -78,7 +81,7 @@ def lint(
         for crossing in crossings_of(function, context.flow(function))
     ]
     not_run = (rule.id for rule in asked if subject.format not in rule.formats)
-    return Lint(tuple(found), tuple(crossings), tuple(not_run))
+    return Lint(tuple(found), tuple(crossings), tuple(not_run), subject.unread)
 
 
 def _allowed(finding: Finding, reason: str | None) -> Finding:
@@ -88,7 +91,8 @@ def _allowed(finding: Finding, reason: str | None) -> Finding:
 
 
 def _hold(rule: Rule, context: Context, chip: str | None) -> Iterator[Finding]:
-    cases = [(case, chips) for case, chips in rule.settled() if chip is None or chips is None or chip in chips]
+    settled = rule.settled(context.subject.format)
+    cases = [(case, chips) for case, chips in settled if chip is None or chips is None or chip in chips]
     if not cases:
         return
     types = _types_of(case for case, _ in cases)

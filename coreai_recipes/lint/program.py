@@ -18,8 +18,9 @@ MOST_VALUES = 65536  # of a constant in the program's own file that are looked a
 MOST_OPERATIONS = 2_000_000
 
 BITS = {
-    "float16": 16, "float32": 32, "float64": 64, "bool": 8, "int4": 4, "int8": 8, "int16": 16, "int32": 32, "int64": 64,
-    "uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6, "uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64,
+    "float16": 16, "bfloat16": 16, "float32": 32, "float64": 64, "bool": 8,
+    "int2": 2, "int4": 4, "int8": 8, "int16": 16, "int32": 32, "int64": 64, "uint1": 1, "uint2": 2, "uint3": 3,
+    "uint4": 4, "uint6": 6, "uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64,
 }  # fmt: skip
 _TYPES = {number: name.lower() for name, number in MIL_pb2.DataType.items()}
 _FORMATS = {
@@ -43,8 +44,9 @@ class Value:
     shape: Shape
     producer: "Operation | None" = None
     constant: bool = False
-    literal: Any = None  # the protobuf's own value, of a constant that is not in weight.bin
-    blob: tuple[str, int] | None = None  # of one that is: file and offset
+    # of a constant that does not lie among the weights: its numbers, or the protobuf's own value
+    literal: Any = None
+    blob: tuple[str, int] | None = None  # of one that does: file, or blob of an asset, and offset
     flexible: bool = False
     is_state: bool = False
 
@@ -65,7 +67,9 @@ class Value:
         return prod(self.shape[:-1]) * -(-row // 64) * 64
 
     def numbers(self) -> list[float] | None:
-        """A constant's values, None where they are in weight.bin, many, or no numbers."""
+        """A constant's values, None where they lie among the weights, are many, or no numbers."""
+        if isinstance(self.literal, tuple):
+            return list(self.literal)
         return _numbers(self.literal, self.dtype) if self.literal is not None else None
 
     def number(self) -> float | None:
@@ -75,7 +79,7 @@ class Value:
 
     def text(self) -> str | None:
         """The only word of a constant of words."""
-        if self.literal is None or self.dtype != "string":
+        if self.literal is None or isinstance(self.literal, tuple) or self.dtype != "string":
             return None
         words = self.literal.immediateValue.tensor.strings.values
         return str(words[0]) if len(words) == 1 else None
@@ -128,7 +132,7 @@ class Function:
     outputs: list[Value] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     constants: list[Value] = field(default_factory=list)
-    peek: Callable[[Value], list[float] | None] = lambda value: None  # the first numbers of a constant in weight.bin
+    peek: Callable[[Value], list[float] | None] = lambda value: None  # the first numbers of a constant in a blob
 
     @cached_property
     def users(self) -> dict[Value, list[Operation]]:

@@ -1,13 +1,15 @@
-"""What there is to lint: a package, a model's own file, or a bundle with what else a host reads of it."""
+"""What there is to lint: a package of either format, a model's own file, or a bundle with what else a host reads."""
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from coreai_recipes.aimodel.folder import PROGRAM, SUFFIX
 from coreai_recipes.errors import BundleError
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.evaluate.model_file import MOST_MODEL_BYTES, find_model_file, parse_program, read_file
+from coreai_recipes.lint.asset import UNREAD, is_readable, read_asset
 from coreai_recipes.lint.program import Program, read_program
 from coreai_recipes.lint.small_constants import check_weights, peek_into
 from coreai_recipes.manifest.audit import Audit, read_audit
@@ -30,6 +32,7 @@ class LintInput:
             recipe says so.
         manifest: of a bundle, its JSON.
         tokenizer: of a bundle, the JSON of each of its tokenizer's files, and the chat template's text.
+        unread: why `programs` are not the saved ones, where they are not.
     """
 
     name: str
@@ -42,11 +45,12 @@ class LintInput:
     device: str | None = None
     allow: dict[str, str] = field(default_factory=dict)
     format: Literal["coreml", "coreai"] = "coreml"
+    unread: str | None = None
 
 
 def is_saved(path: Path) -> bool:
     """Whether the path is a package, a model's file or a bundle; anything else may be a recipe."""
-    suffixes = (".mlpackage", ".mlmodel", ".mlmodelc", ".aimodel")
+    suffixes = (".mlpackage", ".mlmodel", ".mlmodelc", SUFFIX)
     return path.suffix in suffixes or bool({"Manifest.json", MANIFEST} & _names(path))
 
 
@@ -68,7 +72,11 @@ def open_subject(path: Path) -> LintInput:
 
 
 def open_package(path: Path, is_whole: bool = True) -> LintInput:
-    """The package at `path`. Its weights must be there, unless it is not whole yet."""
+    """The package at `path`. Its weights must be there, unless it is not whole yet. Raises UserError for an .aimodel
+    where nothing is installed that reads it."""
+    if path.suffix == SUFFIX:
+        program = read_asset(path)
+        return LintInput(path.name, [program], {PROGRAM: (path / PROGRAM).stat().st_size}, format="coreai")
     file = find_model_file(path)
     program = _parse(_read_model(file, path), path)
     if is_whole:
@@ -79,11 +87,13 @@ def open_package(path: Path, is_whole: bool = True) -> LintInput:
 
 
 def _open_bundle(folder: Path) -> LintInput:
-    """A bundle. The programs of .aimodels are not among those that are opened: their sizes are in its recipe."""
+    """A bundle. Without what reads .aimodels it has no programs, and says why."""
     manifest = read_manifest(folder)
     described = typed(Manifest, manifest, f"{folder}: {MANIFEST}")
     subject = LintInput(folder.name, [], manifest=manifest, tokenizer=tokenizer_files(folder), audit=read_audit(folder))
     subject.format = described.package_format
+    if subject.format == "coreai" and not is_readable():
+        subject.unread = UNREAD
     for program in described.programs:
         package = folder / program.file
         if not package.resolve().is_relative_to(folder.resolve()):
@@ -91,6 +101,7 @@ def _open_bundle(folder: Path) -> LintInput:
         if subject.format == "coreai":
             prefix = f"{program.file}/"
             subject.files |= {name: file.bytes for name, file in described.files.items() if name.startswith(prefix)}
+            subject.programs += [read_asset(package)] if subject.unread is None else []
             continue
         opened = open_package(package)
         subject.programs += opened.programs

@@ -21,6 +21,13 @@ LooksAt = Literal[
 
 
 PackageFormat = Literal["coreml", "coreai"]
+FactOf = Literal["engine", "float16", "core_ml", "host"]
+FORMATS: dict[FactOf, tuple[PackageFormat, ...]] = {
+    "engine": ("coreml", "coreai"),  # measured on it, or said of it, whatever made the program
+    "float16": ("coreml", "coreai"),
+    "core_ml": ("coreml",),
+    "host": ("coreml", "coreai"),
+}
 
 
 class _Described(BaseModel):
@@ -30,11 +37,12 @@ class _Described(BaseModel):
 class Case(_Described):
     """One way to break a rule: every predicate of `when` holds. The first case that holds for an item is its finding.
 
-    `chips` and `message` are the rule's where they are not given.
+    `formats`, `chips` and `message` are the rule's where they are not given.
     """
 
     when: Annotated[dict[str, Any], Field(min_length=1)]
     level: Literal["error", "warning", "note"]
+    formats: tuple[PackageFormat, ...] | None = None
     chips: list[str] | None = None
     message: str | None = None
     remedy: str | None = None
@@ -53,7 +61,7 @@ class Rule(_Described):
 
     Attributes:
         looks_at: what the cases are tried on, one by one.
-        formats: of packages, those that it holds for.
+        fact_of: what it is a fact of, and so which `formats` of packages it holds for.
         chips: those that it holds for, `all` or some; `systems` the versions it was seen on, for the reader.
         message: what a finding says; words in braces are filled in by the predicates.
         remedy: what to do, `--set KEY=VALUE` where a setting does it.
@@ -62,8 +70,8 @@ class Rule(_Described):
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9-]*$")]
     looks_at: LooksAt
+    fact_of: FactOf
     cases: Annotated[list[Case], Field(min_length=1)]
-    formats: Annotated[tuple[PackageFormat, ...], Field(min_length=1)] = ("coreml", "coreai")
     chips: list[str] = ["all"]
     systems: str | None = None
     source: str
@@ -82,14 +90,23 @@ class Rule(_Described):
         return self
 
     @property
+    def formats(self) -> tuple[PackageFormat, ...]:
+        return FORMATS[self.fact_of]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.model_dump(mode="json"), "formats": list(self.formats)}
+
+    @property
     def level(self) -> str:
         """The worst that it may find."""
         found = {case.level for case in self.cases}
         return next(level for level in LEVELS if level in found)
 
-    def settled(self) -> list[tuple[Case, tuple[str, ...] | None]]:
-        """The cases with the chips that each holds for, None for all; a limit of the chips' own is one case each."""
-        return [settled for case in self.cases for settled in _settle(self, case)]
+    def settled(self, package_format: PackageFormat | None = None) -> list[tuple[Case, tuple[str, ...] | None]]:
+        """The cases that hold for a format, or all, with the chips that each holds for, None for all; a limit of the
+        chips' own is one case each."""
+        held = [case for case in self.cases if package_format in (None, *(case.formats or self.formats))]
+        return [settled for case in held for settled in _settle(self, case)]
 
 
 def chips_of(rule: Rule, case: Case) -> tuple[str, ...] | None:

@@ -6,6 +6,12 @@ from typing import Any
 from coreai_recipes.report.console import print_entries, print_table
 
 Document = Mapping[str, Any]
+FACTS = {
+    "engine": "a fact of the engine, whatever made the program",
+    "float16": "a fact of float16",
+    "core_ml": "a fact of what Core ML and coremltools make of a program",
+    "host": "a fact of the files that a host reads",
+}
 LEVELS = {"error": "errors", "warning": "warnings", "unknown": "unknown without an audit", "note": "notes"}
 
 
@@ -52,9 +58,12 @@ def _changes(crossings: Sequence[Document]) -> str:
 
 
 def not_run(lint: Document) -> Iterator[str]:
-    """A line on the rules that are of Core ML's programs alone, where others were looked at."""
+    """A line on the rules that are of Core ML's programs alone, where others were looked at; and one where it was not
+    the saved program that was."""
     if lint.get("not_run"):
         yield f"not run, being of Core ML's programs: {', '.join(lint['not_run'])}"
+    if lint.get("unread"):
+        yield f"held against the sizes of the recipe alone: {lint['unread']}"
 
 
 def summary(findings: Sequence[Document]) -> str:
@@ -73,7 +82,7 @@ def print_rule(rule: Document) -> None:
         ("wants", rule["about"]),
         ("level", " or ".join(dict.fromkeys(case["level"] for case in rule["cases"]))),
         ("holds for", held),
-        ("formats", ", ".join(rule["formats"])),
+        ("formats", f"{', '.join(rule['formats'])}: {FACTS[rule['fact_of']]}"),
         ("source", rule["source"]),
         ("confidence", rule["confidence"] + (f": {rule['disputed']}" if rule["disputed"] else "")),
         ("remedy", rule["remedy"]),

@@ -5,21 +5,30 @@ from pathlib import Path
 from coreai_recipes.lint.devices import devices
 from coreai_recipes.lint.rule import rules
 
+FACTS = {"engine": "the engine", "float16": "float16", "core_ml": "Core ML", "host": "hosts"}
 PAGE = Path(__file__).parents[2] / "docs/lint.md"
 BEGIN, END = "<!-- rules: python -m tests.lint.rule_table -->", "<!-- end of rules -->"
 
 
 def table() -> str:
-    lines = ["| rule | what the engine wants | formats | chips | level | source | confidence |", f"|{7 * '---|'}"]
+    lines = [
+        "| rule | what the engine wants | a fact of | sees an .aimodel | chips | level | source | confidence |",
+        f"|{8 * '---|'}",
+    ]
     for rule in rules().values():
-        levels = ", ".join(dict.fromkeys(case.level for case in rule.cases))
+        levels, of_assets = (
+            ", ".join(dict.fromkeys(case.level for case, _ in rule.settled(which))) for which in ("coreml", "coreai")
+        )
+        sees = "coreai" in rule.formats
+        if sees and of_assets != levels:
+            levels = f"{levels}; of an .aimodel {of_assets}"
         named = dict.fromkeys(
             chip for _, held in rule.settled() for chip in ((*held,) if held is not None else ("all",))
         )
-        of = "both" if len(rule.formats) > 1 else f"`{rule.formats[0]}`"
         where = "all" if "all" in named else ", ".join(named)
         said = f"{rule.confidence}: {rule.disputed}" if rule.disputed else rule.confidence
-        lines.append(f"| `{rule.id}` | {rule.about} | {of} | {where} | {levels} | {rule.source} | {said} |")
+        cells = (rule.about, FACTS[rule.fact_of], "yes" if sees else "no", where, levels, rule.source, said)
+        lines.append(f"| `{rule.id}` | {' | '.join(cells)} |")
     lines += [
         "",
         "| `--device` | is | chip | width | working set | weights GB/s | memory GB | source |",

@@ -110,13 +110,18 @@ def weight_is_constant(item: Item, wanted: bool) -> Answer:
 
 @predicate
 def is_wide_gate(item: Item, width: int) -> Answer:
-    """A 1x1 convolution of an MLP, over (1, C, 1, width): an activation is what becomes of it, or what it is given."""
+    """A 1x1 convolution of an MLP, over (1, C, 1, width): an activation is what becomes of it, or of it and a bias."""
     x, weight = item.op.operand("x"), item.op.operand("weight")
     if x is None or weight is None or len(x.shape) != 4 or x.shape[2] != 1 or x.shape[3] < width or x.shape[3] % width:
         return None
     if not weight.constant or weight.shape[2:] != (1, 1):
         return None
-    readers = item.flow.function.users.get(item.op.results[0], [])
+    users = item.flow.function.users
+    readers = users.get(item.op.results[0], [])
+    # Core AI's convolutions have no bias of their own
+    biased = [reader for reader in readers if reader.type == "add" and any(value.constant for value in reader.values())]
+    sums = [result for reader in biased for result in reader.results]
+    readers = [*readers, *(reader for result in sums for reader in users.get(result, []))]
     return yes(any(reader.type in ACTIVATIONS for reader in readers), given=x.shape)
 
 
