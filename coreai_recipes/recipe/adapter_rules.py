@@ -20,12 +20,13 @@ def adapter_problems(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         if isinstance(name, str) and name.casefold() in earlier:
             yield Problem(("adapters", index, "name"), "adapter-name", f"{name} is the name of an earlier adapter too")
     unmerged = next((index for index, each in enumerate(adapters) if value_at(each, "merge") is False), None)
-    low_rank = value_at(recipe, "export", "low_rank")
+    is_asset = value_at(recipe, "export", "format") == "coreai"
+    low_rank = None if is_asset else value_at(recipe, "export", "low_rank")  # no field of that format
     if unmerged is None and low_rank is None:
         return
     at: Location = ("export", "low_rank") if unmerged is None else ("adapters", unmerged, "merge")
     mend = "leave out export.low_rank" if unmerged is None else MEND
-    if value_at(recipe, "export", "format") == "coreai":
+    if is_asset:
         yield Problem(at, "low-rank-format", "an .aimodel cannot take adapters as inputs yet", mend)
     if (host := value_at(recipe, "export", "host")) is not None:
         yield Problem(at, "low-rank-host", f"{host} hands in no adapters", mend)

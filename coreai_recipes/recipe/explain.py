@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import ValidationError
 
 from coreai_recipes.recipe.fields import FieldType
-from coreai_recipes.recipe.inherit import RECIPE, kind_of, shown
+from coreai_recipes.recipe.inherit import RECIPE, dotted, kind_of, shown
 from coreai_recipes.recipe.nearest import did_you_mean, nearest
 from coreai_recipes.recipe.plain import Location, Problem
 from coreai_recipes.recipe.schema import LayerKind, Recipe
@@ -195,7 +195,11 @@ def _hint_for_unknown(found: _Found) -> str | None:
 
 
 def _hint_for_value(found: _Found) -> str | None:
-    near = nearest(str(found.node.value), map(str, found.form.choices))
+    value, form = found.node.value, found.form
+    if isinstance(value, str) and value in form.kinds:  # said of the mapping, and meant of its tag
+        tag = f"{dotted(found.location)}.{form.tag}"
+        return f"say that of `{tag}` (--set {tag}={value})"
+    near = nearest(str(value), map(str, form.choices))
     return f"did you mean `{near}`?" if near else found.form.description
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from coreai_recipes.recipe.schema.export import CoreAIExport
+
 COREAI = ("export.format=coreai",)
 
 
@@ -31,3 +33,42 @@ def test_a_model_is_one_aimodel(small: str, refusal: Callable[..., list[str]]) -
         "--set export.chunks=2: export.chunks: chunks keep below what a phone's Core ML loads, and export.format is "
         "coreai, which has no such limit known\n  leave out export.chunks",
     ]
+
+
+LOW_RANK = "export.low_rank={rank: 4, matrices: [attention.q]}"
+
+
+def test_a_field_of_one_format_set_beside_the_other_is_refused_once_in_either_order(
+    small: str, refusal: Callable[..., list[str]]
+) -> None:
+    """`--set` of a field before `--set` of the format lost the field, and low_rank behind it was refused twice."""
+    for said, field in (
+        ("export.compute_units=cpu_only", "compute_units"),
+        ("export.low_rank.rank=4", "low_rank"),
+        (LOW_RANK, "low_rank"),
+    ):
+        for order in ((said, *COREAI), (*COREAI, said)):
+            assert refusal(small, *order) == [
+                f"--set {said}: export.{field}: unknown key\n  `coreml` has it, `coreai` does not"
+            ]
+
+
+def test_what_a_set_changes_of_an_inherited_field_is_not_lost_with_it(
+    small: str, refusal: Callable[..., list[str]]
+) -> None:
+    base = small.replace("export:", "export:\n  low_rank: {rank: 8, matrices: [attention.q]}", 1)
+    (problem,) = refusal(base, "export.low_rank.rank=4", *COREAI)
+    assert "export.low_rank: unknown key" in problem
+
+
+def test_a_format_is_said_of_export_and_not_in_its_place(small: str, refusal: Callable[..., list[str]]) -> None:
+    assert refusal(small, "export=coreai") == [
+        "--set export=coreai: export: `coreai` is not a mapping\n"
+        "  say that of `export.format` (--set export.format=coreai)"
+    ]
+    assert refusal(small, "export=5") == ["--set export=5: export: 5 is not a mapping\n  how the package is written"]
+
+
+def test_the_fields_that_a_format_holds_to_one_value_say_so() -> None:
+    for field in ("chunks", "cache"):
+        assert "with the format `coreai` always" in (CoreAIExport.model_fields[field].description or "")

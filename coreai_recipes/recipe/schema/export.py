@@ -66,7 +66,7 @@ class ExportOfAnyFormat(Spec):
     chunks: Annotated[int, Field(ge=1, le=sizes.MAX_CHUNKS, strict=True)] | Literal["auto"] | ChunkSizes = Field(
         default=1,
         description="how many packages hold the model, one after another in running order; `auto`: as few as keep each "
-        "below the 0.95 GB of weights that a phone loads",
+        "below the 0.95 GB of weights that a phone loads; with the format `coreai` always 1",
     )
     table: Literal["package", "host"] = Field(
         default="package",
@@ -80,8 +80,9 @@ class ExportOfAnyFormat(Spec):
     )
     cache: Literal["state", "functional"] = Field(
         default="state",
-        description="who keeps keys and values between calls: Core ML, as a `state`, or the host: `functional`, they "
-        "come in with a call and their new rows go out, for chips that cannot compile the states",
+        description="who keeps keys and values between calls: the runtime, as a `state`, or the host: `functional`, "
+        "they come in with a call and their new rows go out, for chips that cannot compile the states; with the format "
+        "`coreai` always `state`",
     )
     recurrent_state: Literal["float16", "two_float16"] = Field(
         default="float16",
@@ -301,7 +302,9 @@ class CoreAIExport(ExportOfAnyFormat):
 
 def _format_of(said: Any) -> str:
     """The format that a mapping says, or has if it says none; what it says, where that is no format."""
-    found = said.get("format", "coreml") if isinstance(said, Mapping) else getattr(said, "format", "coreml")
+    if isinstance(said, CoreMLExport | CoreAIExport):
+        return said.format
+    found = said.get("format", "coreml") if isinstance(said, Mapping) else "coreml"  # what is no mapping has none
     return found if isinstance(found, str) else repr(found)
 
 

@@ -130,7 +130,7 @@ class Budget(Spec):
     """Limits on the size and the loss of a build, which fails beyond them."""
 
     bits_per_weight: PositiveFloat | None = Field(
-        default=None, description="bits per weight in weight.bin, float16 vectors included"
+        default=None, description="bits per weight in the package, float16 vectors included"
     )
     kl: PositiveFloat | None = Field(
         default=None,
