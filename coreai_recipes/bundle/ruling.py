@@ -29,6 +29,7 @@ def open_for_rules(folder: Path) -> "LintInput":
     opened, recipe = open_subject(folder), recipe_of(folder)
     export = recipe.export
     opened.units, opened.device, opened.allow = export.compute_units, export.device, export.allowed
+    opened.is_for_engine = export.is_for_engine
     if opened.unread is not None:
         from coreai_recipes.planning.outline import outline
 
@@ -47,6 +48,7 @@ def find_broken(recipe: Recipe, opened: "LintInput", folder: Path, facts: Mappin
 
     export = recipe.export
     opened.manifest, opened.tokenizer, opened.units = dict(facts), tokenizer_files(folder), export.compute_units
+    opened.is_for_engine = export.is_for_engine
     return lint(opened, None if export.device is None else find_device(export.device), allow=export.allowed)
 
 

@@ -37,12 +37,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Lint:
-    """All findings, the worst first, where a call changes units, and the rules that are not of the packages' format.
-    `unread` is why it was not the saved program that was looked at, where it was not."""
+    """All findings, the worst first, where a call changes units, and the rules that are not of the packages' format, or
+    of an engine that is not meant to run them. `unread` is why it was not the saved program that was looked at, where
+    it was not."""
 
     findings: tuple[Finding, ...]
     crossings: tuple[Crossing, ...]
     not_run: tuple[str, ...] = ()
+    off_engine: tuple[str, ...] = ()
     unread: str | None = None
 
     @property
@@ -54,6 +56,7 @@ class Lint:
             "findings": [finding.to_json() for finding in self.findings],
             "crossings": [crossing.to_json() for crossing in self.crossings],
             **({"not_run": list(self.not_run)} if self.not_run else {}),
+            **({"off_engine": list(self.off_engine)} if self.off_engine else {}),
             **({"unread": self.unread} if self.unread else {}),
         }
 
@@ -66,22 +69,24 @@ def lint(
     context = Context(subject)
     chip = None if device is None else device.chip.id
     asked = [rule for rule in rules().values() if not only or rule.id in only]
+    of_format = [rule for rule in asked if subject.format in rule.formats]
+    off_engine = [rule for rule in of_format if rule.fact_of == "engine" and not subject.is_for_engine]
     found = [
         _allowed(finding, (allow or {}).get(rule.id))
-        for rule in asked
-        if subject.format in rule.formats
+        for rule in of_format
+        if rule not in off_engine
         for finding in _hold(rule, context, chip)
     ]
     order = {level: place for place, level in enumerate(LEVELS)}
     found.sort(key=lambda finding: order[finding.level])  # stable: rules keep their order, and each its running order
     crossings = [
         replace(crossing, place=_printable(crossing.place))
-        for program in subject.programs
+        for program in (subject.programs if subject.is_for_engine else ())
         for function in program.functions
         for crossing in crossings_of(function, context.flow(function))
     ]
-    not_run = (rule.id for rule in asked if subject.format not in rule.formats)
-    return Lint(tuple(found), tuple(crossings), tuple(not_run), subject.unread)
+    not_run = tuple(rule.id for rule in asked if rule not in of_format)
+    return Lint(tuple(found), tuple(crossings), not_run, tuple(rule.id for rule in off_engine), subject.unread)
 
 
 def _allowed(finding: Finding, reason: str | None) -> Finding:

@@ -33,6 +33,7 @@ class LintInput:
         manifest: of a bundle, its JSON.
         tokenizer: of a bundle, the JSON of each of its tokenizer's files, and the chat template's text.
         unread: why `programs` are not the saved ones, where they are not.
+        is_for_engine: whether the Neural Engine is meant to run it, as far as that is said.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LintInput:
     allow: dict[str, str] = field(default_factory=dict)
     format: Literal["coreml", "coreai"] = "coreml"
     unread: str | None = None
+    is_for_engine: bool = True
 
 
 def is_saved(path: Path) -> bool:

@@ -62,6 +62,7 @@ def outline_of(stacks: Sequence[StackModule]) -> LintInput:
         device=export.device,
         allow=export.allowed,
         format=export.format,
+        is_for_engine=export.is_for_engine,
     )
 
 

@@ -58,10 +58,12 @@ def _changes(crossings: Sequence[Document]) -> str:
 
 
 def not_run(lint: Document) -> Iterator[str]:
-    """A line on the rules that are of Core ML's programs alone, where others were looked at; and one where it was not
-    the saved program that was."""
+    """A line on the rules that are of Core ML's programs alone, where others were looked at; one on those of the engine
+    where it is not meant to run it; and one where it was not the saved program that was looked at."""
     if lint.get("not_run"):
         yield f"not run, being of Core ML's programs: {', '.join(lint['not_run'])}"
+    if lint.get("off_engine"):
+        yield f"not run, being of the engine, and the host asks for the GPU: {', '.join(lint['off_engine'])}"
     if lint.get("unread"):
         yield f"held against the sizes of the recipe alone: {lint['unread']}"
 

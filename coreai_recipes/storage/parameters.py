@@ -55,7 +55,7 @@ def stored_shape(stack: StackModule, name: str) -> Shape:
 
 def head_pieces(stack: StackModule) -> tuple[int, ...]:
     """How many pieces of the logits each product of a stack's head makes: one all of them where no engine runs it."""
-    if not stack.recipe.export.splits_head:
+    if not stack.recipe.export.is_for_engine:
         return (Pieces(stack.of.layers.vocab_size).count,)
     compression = Compression.of(stack.recipe)
     shapes = {name: stored_shape(stack, name) for name in _of_head(stack)}

@@ -164,8 +164,8 @@ class ExportOfAnyFormat(Spec):
         return self.padded
 
     @property
-    def splits_head(self) -> bool:
-        """Whether the products of a head are as short as the engine takes them."""
+    def is_for_engine(self) -> bool:
+        """Whether the Neural Engine is meant to run it, and so its limits are kept."""
         return True
 
     @property
@@ -283,8 +283,8 @@ class CoreAIExport(ExportOfAnyFormat):
         return True  # the runner's mask hides them, and it writes their rows again
 
     @property
-    def splits_head(self) -> bool:
-        return self.host != "coreai-models-dynamic"  # which is for GPUs
+    def is_for_engine(self) -> bool:
+        return self.host != "coreai-models-dynamic"  # for which its runner asks for the GPU
 
     @property
     def cache_names(self) -> tuple[str, str] | None:
