@@ -17,6 +17,7 @@ BENCHMARKS = (
     "startup",
     "build",
     "coreai",
+    "coreai_models",
     "proof",
     "layers",
     "calls",
@@ -48,6 +49,10 @@ def main(
     anemll: Annotated[
         Path | None, typer.Option(help="A checkout of ANEMLL, whose converter `calls` measures beside ours.")
     ] = None,
+    coreai_models: Annotated[
+        Path | None,
+        typer.Option(help="A checkout of coreai-models, whose exporter `coreai_models` measures beside ours."),
+    ] = None,
     licence: Annotated[Path | None, typer.Option(help="The GNU GPL version 3, else where Debian has it.")] = None,
     genesis: Annotated[Path | None, typer.Option(help=f"What `{COMMAND}` prints, else that.")] = None,
     skip_e2b: Annotated[bool, typer.Option("--skip-e2b", help="Without the full-size E2B: 30 GB, minutes.")] = False,
@@ -63,12 +68,17 @@ def main(
     chosen = [name for asked in names or BENCHMARKS for name in GROUPS.get(asked, (asked,))]
     if anemll is not None and not (anemll / "anemll").is_dir():
         raise typer.BadParameter(f"{anemll}: is no checkout of ANEMLL: it has no folder `anemll`")
-    options = Options(
-        repeats, baseline_repeats, smollm2 or default_smollm2(), folder or default_folder(), anemll, licence, genesis
-    )
+    if coreai_models is not None and not (coreai_models / "python/src/coreai_models").is_dir():
+        raise typer.BadParameter(
+            f"{coreai_models}: is no checkout of coreai-models: it has no python/src/coreai_models"
+        )
+    if coreai_models is None and "coreai_models" in (names or ()):
+        raise typer.BadParameter("coreai_models: needs --coreai-models CHECKOUT")
+    where = smollm2 or default_smollm2(), folder or default_folder()
+    options = Options(repeats, baseline_repeats, *where, anemll, licence, genesis, coreai_models)
     found, failed = {}, False
     for name in dict.fromkeys(chosen):
-        if name in LARGE and skip_e2b:
+        if (name in LARGE and skip_e2b) or (name == "coreai_models" and coreai_models is None):
             continue
         before = os.getloadavg()[0]
         try:

@@ -10,7 +10,7 @@ goes into docs/hosts.md.
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -40,8 +40,8 @@ CONTEXT, PREFILL, PROMPT, STEPS = 128, 16, 37, 12
 def main(checkout: Path) -> None:
     sys.path.insert(0, str(checkout / "python/src"))
     with TemporaryDirectory() as name, torch.no_grad():
-        folder, reference = Path(name), _reference()
-        asset = _export(reference, folder)
+        folder, reference = Path(name), random_qwen3(CONTEXT)
+        asset = export(reference, folder, {"host": "coreai-models", "functions": {"prefill": PREFILL}})
         modules = _their_modules(reference)
         _hold_names(modules, reference.config, CoreAIProgram(asset))
         lines = ["| least PSNR, dB | against transformers | against their modules |", "|---|---:|---:|"]
@@ -51,17 +51,22 @@ def main(checkout: Path) -> None:
             alone, both, by_them = _compare(reference, ours, theirs)
             lines.append(f"| {words} | {alone:.1f} | {both:.1f} |")
         lines.append(f"| their modules | {by_them:.1f} | - |")
-    before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + rest.split(END)[1])
+    write_table(BEGIN, lines, END)
 
 
-def _reference() -> Any:
-    """Every weight is one that float16 holds."""
+def write_table(begin: str, lines: Sequence[str], end: str) -> None:
+    """Replace what stands between two marks of docs/hosts.md."""
+    before, rest = PAGE.read_text().split(begin)
+    PAGE.write_text(before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1])
+
+
+def random_qwen3(context: int) -> Any:
+    """A small one of transformers, with so many positions. Every weight is one that float16 holds."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
         vocab_size=160, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=context, tie_word_embeddings=True,
         eos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -72,14 +77,15 @@ def _reference() -> Any:
     return model
 
 
-def _export(model: Any, folder: Path) -> Path:
+def export(model: Any, folder: Path, form: Mapping[str, Any]) -> Path:
+    """The asset in `folder` that a recipe gives with this form, its context the model's. The model's checkpoint is left
+    beside it."""
     model.save_pretrained(folder / "checkpoint")
     checkpoint, asset = open_checkpoint(folder / "checkpoint"), folder / "model.aimodel"
     config = json.loads((folder / "checkpoint/config.json").read_text())
     said = recipe_from_config(config, "small").recipe.model_dump(mode="json", exclude_unset=True)
-    functions = {"prefill": PREFILL}
-    export = {"format": "coreai", "host": "coreai-models", "context": CONTEXT, "functions": functions}
-    recipe = Recipe.model_validate({**said, "export": {**export, "residual_scale": 1.0}})
+    own = {"format": "coreai", "context": model.config.max_position_embeddings, "residual_scale": 1.0}
+    recipe = Recipe.model_validate({**said, "export": {**own, **form}})
     stacks = build_stacks(recipe, exported_form(recipe))
     export_package(stacks, bind_stacks(stacks, {"model": checkpoint}), asset, FragmentCache(None))
     return asset

