@@ -39,7 +39,7 @@ def identity_of(folder: Path) -> str:
 class Bundle:
     """A built folder. When it was built just now: `seconds` are those of the build's steps, `left_out` what of the
     checkpoint it did not use, `notes` what it decided against the recipe's word, `lint` which rules of the engine's the
-    package breaks, `weights` how many there are in weight.bin, their bytes and forms."""
+    package breaks, `weights` how many there are in the package, their bytes and forms."""
 
     path: Path
     manifest: dict[str, Any]

@@ -117,7 +117,7 @@ def build(
 def _print_built(bundle: Any) -> None:
     """What a build says at its end."""
     from coreai_recipes.report import console
-    from coreai_recipes.report.words import weights_in_words
+    from coreai_recipes.report.words import weights_line
 
     console.print_notes(bundle.notes)
     if bundle.left_out:
@@ -125,5 +125,5 @@ def _print_built(bundle: Any) -> None:
     seconds = bundle.seconds or {}
     steps = ", ".join(f"{step} {taken:.1f} s" for step, taken in seconds.items() if taken >= 0.05)
     if bundle.weights is not None:
-        print(f"weight.bin: {weights_in_words(bundle.weights)}")
+        print(weights_line(bundle.described.package_format, bundle.weights))
     print(f"{bundle.path}  {bundle.bytes / 1e6:.1f} MB" + (f"  ({steps})" if steps else ""))

@@ -35,7 +35,7 @@ def evaluate(
     from coreai_recipes.commands.opening import find_bundle
     from coreai_recipes.commands.texts import read_texts
     from coreai_recipes.report import console
-    from coreai_recipes.report.words import weights_in_words
+    from coreai_recipes.report.words import weights_line
     from coreai_recipes.scoring.scoring import evaluate as score
 
     opened = Bundle.open(find_bundle(bundle))
@@ -52,4 +52,4 @@ def evaluate(
         return
     console.print_table(found.columns(), found.rows())
     console.print_notes(found.lines())
-    print(f"weight.bin: {weights_in_words(found.weights)}")
+    print(weights_line(opened.described.package_format, found.weights))

@@ -35,7 +35,7 @@ def plan(
     from coreai_recipes.report.plan import print_costs, print_fit, print_products
     from coreai_recipes.report.rules import print_lint
     from coreai_recipes.report.weights import print_storage
-    from coreai_recipes.report.words import weights_in_words
+    from coreai_recipes.report.words import weights_line
     from coreai_recipes.storage.matching import load_held
 
     named = None if device is None else find_device(device)
@@ -60,7 +60,7 @@ def plan(
         print_costs(document)
         if bits is not None:
             print(compress_text(loaded), end="")
-        print(f"weight.bin: {weights_in_words(planned.weights)}")
+        print(weights_line(loaded.export.format, planned.weights))
         if any(row["form"] != "float16" or "why" in row for row in planned.by_tensor):
             print_storage(planned.by_tensor)
         print_products(document)

@@ -23,9 +23,9 @@ from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.storage.chunks import chunks_of
 from coreai_recipes.storage.compression import Compression
+from coreai_recipes.storage.layout import WEIGHT_FILES
 from coreai_recipes.storage.parameters import head_pieces, stored_parameters
 
-WEIGHTS = "weight.bin"
 STEP = re.compile(r"^step_\d+\.")
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu"}
 
@@ -52,8 +52,9 @@ def outline_of(stacks: Sequence[StackModule]) -> LintInput:
             drawn.draw(stack, query, inputs, outputs)
             functions.append(drawn.function)
     chunks = chunks_of(stacks)
-    files = {WEIGHTS if len(chunks) == 1 else f"{chunk.number}/{WEIGHTS}": chunk.parameters.bytes for chunk in chunks}
     export = recipe.export
+    weights = WEIGHT_FILES[export.format]
+    files = {weights if len(chunks) == 1 else f"{chunk.number}/{weights}": chunk.parameters.bytes for chunk in chunks}
     return LintInput(
         recipe.name,
         [Program(functions, is_outline=True)],

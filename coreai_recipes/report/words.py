@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from coreai_recipes.storage.layout import WEIGHT_FILES
+
 
 def word(value: Any) -> str:
     """A field's value in a cell."""
@@ -27,6 +29,11 @@ def weights_in_words(found: Mapping[str, Any]) -> str:
     """`134,515,008 weights, 8.03 bits each, 135,012,096 bytes: int8 per channel and float16`."""
     bits = f"{found['bits_per_weight']:.2f} bits each"
     return f"{found['weights']:,} weights, {bits}, {found['bytes']:,} bytes: {found['forms']}"
+
+
+def weights_line(package_format: str, found: Mapping[str, Any]) -> str:
+    """The same, behind the name of the file that holds them."""
+    return f"{WEIGHT_FILES[package_format]}: {weights_in_words(found)}"
 
 
 def milliseconds(seconds: float) -> str:
