@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from coreai_recipes.aimodel.folder import HASH, PROGRAM
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.hosts.coreai_models_dynamic import OPEN
+from coreai_recipes.running.call_limits import check_count
 from coreai_recipes.running.coreai_process import CoreAIProcess, Place, Ports
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ class CoreAIProgram:
         return States(tensors, self._made)
 
     def check_place(self, function: str, inputs: Mapping[str, "Tensor"]) -> None:
-        """Raise BundleError for rows that are not there: the runtime writes elsewhere, and says nothing."""
+        """Raise BundleError for tokens that a call does not have, and rows that are not there: the runtime reads and
+        writes elsewhere, and says nothing."""
+        check_count(function, inputs)
         if self._context is None or "position" not in inputs:
             return
         position = int(inputs["position"][0])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from coreai_recipes.errors import UserError
 from coreai_recipes.running.buffer import RowBuffer
+from coreai_recipes.running.call_limits import check_count, check_tokens
 from coreai_recipes.running.coreml import CoreMLProgram, check_coreml, why_no_coreml
 from coreai_recipes.running.host_caches import DRAFT, HostCaches
 
@@ -49,6 +50,7 @@ class SavedProgram:
 
     With a `buffer` the carried tensors are those of the last commit, which is made whenever a call would find no room.
     `adapter` are the inputs that make up an adapter, or zeros for none: what is kept between calls is of it.
+    Tokens outside a vocabulary of `vocab_size` are refused, of which runtimes take another's row or end.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class SavedProgram:
         caches: "HostCaches | None" = None,
         buffer: RowBuffer | None = None,
         adapter: "Mapping[str, Tensor] | None" = None,
+        vocab_size: int | None = None,
     ) -> None:
+        self._vocab_size = vocab_size
         self._adapter: Mapping[str, Tensor] = adapter or {}
         self._engine, self._tables, self._keep, self._caches, self._buffer = engine, tables, keep, caches, buffer
         self._states: Any = None
@@ -68,7 +72,11 @@ class SavedProgram:
         self._carried: Mapping[str, Tensor] = {}
 
     def call(self, function: str, inputs: "Mapping[str, Tensor]", watch: "Watch | None" = None) -> "dict[str, Tensor]":
-        """The outputs by name. `watch(name, value, operation)` is told each value inside, where that can be seen."""
+        """The outputs by name. `watch(name, value, operation)` is told each value inside, where that can be seen.
+        Raises BundleError for a token that is not in the vocabulary, and a count that is not of the call's tokens."""
+        if self._vocab_size is not None:
+            check_tokens(function, inputs, self._vocab_size)
+        check_count(function, inputs)
         given = inputs if self._tables is None else self._tables.with_rows(function, inputs)
         caches = {} if self._caches is None else self._caches.read_by(function)
         carried = {} if function == DRAFT else self._carried_to(inputs)  # a draft reads caches alone
@@ -205,7 +213,10 @@ def open_programs(
         buffer = RowBuffer(rows, 0 if score is None else score.query - 1) if rows else None
         caches = HostCaches({name: cache.shape for name, cache in kept.items()}, _drafting(manifest)) if kept else None
         inputs = inputs_of(folder, manifest, adapter)
-        return SavedProgram(engine, tables, carried, caches=caches, buffer=buffer, adapter=inputs)
+        vocab_size = manifest.vocab_size
+        return SavedProgram(
+            engine, tables, carried, caches=caches, buffer=buffer, adapter=inputs, vocab_size=vocab_size
+        )
 
     return [program(adapter) for adapter in adapters]
 

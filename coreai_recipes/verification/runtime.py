@@ -59,7 +59,10 @@ def open_program(
     buffer = RowBuffer(rows, (export.functions.score or 1) - 1) if rows else None
     ports = {name: shape for spec in low_rank_of_packages(subject.recipe) for name, shape in spec.inputs.items()}
     inputs = inputs_beside(subject.package, ports, adapter)
-    return SavedProgram(engine, tables, carried, lambda given: in_float16(given, names), caches, buffer, inputs)
+    vocab_size = model.vocab_size
+    return SavedProgram(
+        engine, tables, carried, lambda given: in_float16(given, names), caches, buffer, inputs, vocab_size
+    )
 
 
 def _open_engine(subject: Subject, package: Path, precision: "Precision", without: Sequence[str]) -> Engine:
