@@ -177,6 +177,21 @@ class Subject:
 
         return Compression.of(self.recipe).compresses
 
+    @cached_property
+    def has_compressed(self) -> bool:
+        """Whether any parameter is compressed: the rules of a recipe that `compresses` may leave all in float16."""
+        from coreai_recipes.decoder.model import exported_form
+        from coreai_recipes.decoder.stacks import build_stacks
+        from coreai_recipes.storage.compression import FLOAT16
+        from coreai_recipes.storage.parameters import raw_tables, stored_parameters
+
+        stacks = build_stacks(self.recipe, exported_form(self.recipe))
+        return any(
+            each.compression.storage(name, shape) != FLOAT16
+            for each in (stored_parameters(stacks), raw_tables(stacks))
+            for name, shape in each.shapes.items()
+        )
+
     @property
     def chooses_experts(self) -> bool:
         """Whether a layer of the recipe has a mixture of experts, of MLPs or of heads."""

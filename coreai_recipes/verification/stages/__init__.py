@@ -21,6 +21,7 @@ NO_PACKAGE = "no package"
 NO_ADAPTERS = "no adapters that are not merged"
 NOT_AT_HAND = "the adapters are not at hand: pass them with --adapter NAME=SRC"
 NO_COMPRESSION = "no compression in this recipe"
+NOTHING_COMPRESSED = "nothing is compressed: the recipe leaves every matrix in float16"
 OF_FORMAT = {
     "coreml": "what the engine makes of a program is known of Core ML's",
     "coreai": "Core ML's package is decompressed by the evaluator itself",
@@ -52,6 +53,8 @@ class Stage:
             return OF_FORMAT[self.only_format]
         if self.only_format == "coreai" and not subject.compresses:
             return NO_COMPRESSION
+        if self.only_format == "coreai" and not subject.has_compressed:
+            return NOTHING_COMPRESSED
         if self.needs_reference and subject.recipe.reference is None:
             return NO_REFERENCE
         if MODEL not in subject.sources:
@@ -63,6 +66,8 @@ class Stage:
     def proves(self, subject: Subject) -> bool:
         """Whether a build of `subject` is not proven without the stage."""
         if self.only_format not in (None, subject.recipe.export.format):
+            return False
+        if self.only_format == "coreai" and not subject.has_compressed:
             return False
         if self.needs_draft:
             return self.is_proof and DRAFT in subject.sources

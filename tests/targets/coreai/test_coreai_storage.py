@@ -19,6 +19,7 @@ from coreai_recipes.recipe import Recipe, load_resolved
 from coreai_recipes.targets.coreai.exporter import export_package
 from coreai_recipes.verification.report import StageResult
 from coreai_recipes.verification.run import run_stages
+from coreai_recipes.verification.stages import STAGES
 from coreai_recipes.verification.stages.decompressed import Calls, differing, run_calls
 from coreai_recipes.verification.subject import Subject
 
@@ -128,3 +129,14 @@ def test_nothing_finite_is_nothing_equal() -> None:
     assert differing(overflowed, overflowed)[0].tensor == "logits, of which nothing is finite"
     with pytest.raises(ValueError, match="no function was called"):
         Calls([], {"state kv_full": torch.zeros(1)})
+
+
+def test_where_nothing_is_compressed_the_stage_says_so(made: Made, cache: FragmentCache) -> None:
+    """Rules that leave every matrix in float16, as `--bits` of a small model has them, passed with no weight held."""
+    rule = "compress.rules=[{match: '*', kind: float16}]"
+    recipe = load_resolved("tiny-llama", ["export.format=coreai", "compress.default.kind=int8", rule]).recipe
+    asset = asset_of("int8", made, cache)
+    assert not STAGES["decompressed"].proves(Subject(recipe, SOURCES, asset, runtime="coreai"))
+    assert stage_of("decompressed", recipe, asset).skipped == (
+        "nothing is compressed: the recipe leaves every matrix in float16"
+    )
