@@ -1,17 +1,19 @@
 """The weights of an .aimodel as its program has them: the evaluator's constants over the asset's blobs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from coreai_recipes.aimodel.folder import PROGRAM, places_in
+from coreai_recipes.aimodel.folder import PROGRAM, blob_name, places_in
 from coreai_recipes.evaluate.blob import BlobFile
 from coreai_recipes.evaluate.constants import BlobConstant, Constant, DecompressedConstant
 from coreai_recipes.evaluate.errors import EvaluationError
 from coreai_recipes.running.coreai_process import CoreAIProcess
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from coreai_recipes.aimodel.dense import Decompress, Part, Weight
 
 BLOCK_NUMBERS = 8 << 20  # that are decompressed at once, where rows can be had by themselves
@@ -41,6 +43,24 @@ def constants_of(asset: Path) -> dict[str, Constant]:
         process.close()
     blobs, places = _Blobs(asset / PROGRAM), places_in(asset)
     return {weight.name: _constant(weight, blobs, places) for weight in weights}
+
+
+def differing(asset: Path, expected: Mapping[str, Iterable["NDArray[Any]"]]) -> list[str]:
+    """The parameters, each one blob of an asset, that do not lie there with just the numbers that are `expected` of
+    them. Each is read once, as much at a time as there is in a block of the numbers."""
+    places = places_in(asset)
+    with (asset / PROGRAM).open("rb") as file:
+        return [name for name, blocks in expected.items() if not _holds(file, places.get(blob_name(name, "")), blocks)]
+
+
+def _holds(file: BinaryIO, place: tuple[int, int] | None, blocks: Iterable["NDArray[Any]"]) -> bool:
+    start, left = place or (0, 0)
+    file.seek(start)
+    for block in blocks:
+        left -= block.nbytes
+        if left < 0 or file.read(block.nbytes) != block.tobytes():
+            return False
+    return left == 0
 
 
 def decompressing(asset: Path) -> "Decompress":

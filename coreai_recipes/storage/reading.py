@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm, prod
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coreai_recipes.checkpoint.base import Checkpoint
@@ -36,6 +38,10 @@ class StoredWeight:
     @property
     def tensor(self) -> str:
         return self.binding.tensor
+
+    def encoded(self) -> Iterator[NDArray[Any]]:
+        """What an exporter writes of the checkpoint's numbers, part after part: a block is valid until the next."""
+        return (values for _, values in self.storage.encode(self.binding.blocks(), self.shape, self.binding.tensor))
 
     def blocks(self) -> Iterator[Tensor]:
         # whole heads, for their order to be undone

@@ -12,6 +12,7 @@ from coreai_recipes.decoder.low_rank import Pair
 from coreai_recipes.storage.compression import shown_name
 from coreai_recipes.storage.reading import PackedWeight
 from coreai_recipes.verification.answers import Asked, ask
+from coreai_recipes.verification.asset_numbers import others_than_stored
 from coreai_recipes.verification.calls import CallResult, describe_calls, plan_calls
 from coreai_recipes.verification.figures import compare
 from coreai_recipes.verification.report import Figures, StageResult, judge, number, skip
@@ -40,6 +41,7 @@ def run(subject: Subject) -> StageResult:
         detail["wrong_ids"] = sum(answer.wrong_ids for answer in answers)
     found = judge(NAME, figures, PSNR_FLOOR, SNR_MIN_FLOOR, detail)
     strangers = [name for name, weight in subject.stored_weights.items() if _is_stranger(weight)]
+    strangers += [] if subject.recipe.export.format == "coreml" else others_than_stored(subject)
     if strangers:
         figures_of = {"psnr_db": number(found.psnr_db), "snr_min_db": number(found.snr_min_db)}
         below = {"tensor": f"{shown_name(strangers[0])}, which is not the checkpoint's", **figures_of}

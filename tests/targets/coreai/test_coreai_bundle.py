@@ -11,16 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from coreai_recipes.aimodel.folder import PROGRAM, places_in
 from coreai_recipes.bundle import Bundle
 from coreai_recipes.bundle.ruling import open_for_rules
+from coreai_recipes.checkpoint.open import open_checkpoint
 from coreai_recipes.errors import BundleError, UserError
 from coreai_recipes.evaluate.model_file import find_model_file
 from coreai_recipes.lint.findings import lint
 from coreai_recipes.lint.rule import rules
+from coreai_recipes.planning.outline import outline
+from coreai_recipes.recipe import load_recipe
 from coreai_recipes.running import coreai
 from coreai_recipes.running.coreai import CoreAIProgram
 from coreai_recipes.running.program import choose_runtime, open_program
 from coreai_recipes.scoring.scoring import evaluate
+from coreai_recipes.storage.layout import WEIGHT_FILES
+from coreai_recipes.verification.report import StageResult
+from coreai_recipes.verification.run import run_stages
 
 Run = Callable[..., tuple[int, str, str]]
 ASSET = ("main.mlirb", "main.hash", "metadata.json")
@@ -172,3 +179,57 @@ def test_no_other_runtime_runs_an_aimodel() -> None:
         choose_runtime("evaluator", "coreai")
     with pytest.raises(UserError, match=r"runtime coreai: it runs an \.aimodel"):
         choose_runtime("coreai", "coreml")
+
+
+def test_a_call_of_what_is_not_there_is_refused(bundle: Path) -> None:
+    """A token of -1 and 17 tokens of 16 gave logits, one beyond the vocabulary the runtime's own error."""
+    program = open_program(bundle, Bundle.open(bundle).described)
+
+    def call(token: int, count: int) -> None:
+        given = {"position": 0, "count": count}
+        inputs = {name: torch.tensor([value], dtype=torch.int32) for name, value in given.items()}
+        program.call("prefill", {"input_ids": torch.full((1, 16), token, dtype=torch.int32), **inputs})
+
+    for token in (-1, 512):
+        with pytest.raises(BundleError) as raised:
+            call(token, 16)
+        assert str(raised.value) == f"function prefill was called with the token {token}; the vocabulary has 0 to 511"
+    for count in (0, 17):
+        with pytest.raises(BundleError, match=f"function prefill was called with {count} tokens; a call takes 1 to 16"):
+            call(511, count)
+    call(511, 16)
+
+
+def test_the_file_that_holds_the_weights_is_the_formats(bundle: Path, run: Run, tmp_path: Path) -> None:
+    planned = run("plan", "tiny-llama", "--set", "export.format=coreai")[1]
+    text = tmp_path / "moon.txt"
+    text.write_text("The moon turns around the earth, and a day has twenty-four hours.")
+    for printed in (planned, run("evaluate", bundle, text)[1]):
+        assert "main.mlirb: 400,224 weights" in printed
+        assert "weight.bin" not in printed
+    assert WEIGHT_FILES["coreai"] == PROGRAM
+    files = outline(load_recipe("tiny-llama", ["export.format=coreai"])).files
+    assert "main.mlirb" in files
+    assert "weight.bin" in outline(load_recipe("tiny-llama")).files
+
+
+def test_one_bit_of_a_float16_weight_is_seen(bundle: Path, tmp_path: Path) -> None:
+    """It moved no figure of the stage, and only compressed weights were held to the checkpoint."""
+    asset = shutil.copytree(bundle / "model.aimodel", tmp_path / "model.aimodel")
+    program = bytearray((asset / PROGRAM).read_bytes())
+    for name in ("layers_2_mlp_up_weight", "norm_weight"):
+        start, size = places_in(asset)[name]
+        program[start + size - 2] ^= 1
+    (asset / PROGRAM).write_bytes(program)
+    (asset / "main.hash").write_bytes(sha256(program).digest())
+    recipe, source = load_recipe("tiny-llama", ["export.format=coreai"]), open_checkpoint(CHECKPOINT)
+
+    def stage(package: Path) -> StageResult:
+        (found,) = run_stages(recipe, source, package, stages=["package"], runtime="coreai", tokens=range(20)).stages
+        return found
+
+    found = stage(asset)
+    assert found.passed is False
+    assert found.detail["strangers"] == ["layers.2.mlp.up.weight", "norm.weight"]
+    assert found.detail["first_below"]["tensor"] == "layers.2.mlp.up, which is not the checkpoint's"
+    assert stage(bundle / "model.aimodel").passed
