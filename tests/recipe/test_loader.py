@@ -141,7 +141,7 @@ MISTAKES = {
     ("export:\n", "export:\n  chunks: 65\n"): (
         "r.yaml:17:11: export.chunks: 65 is not in [1, 64]\n"
         "  how many packages hold the model, one after another in running order; `auto`: as few as keep each below the "
-        "0.95 GB of weights that a phone loads"
+        "0.95 GB of weights that a phone loads; with the format `coreai` always 1"
     ),
     ("prefill: 16", "prefill: 16, decode: true"): (
         "r.yaml:18:36: export.functions.decode: true is not `1`\n  one token per call"
