@@ -156,7 +156,7 @@ def test_a_full_disk_is_said_before_anything_is_converted(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
     status, _, err = run("build", "tiny-llama", "--checkpoint", TINY, "--out", tmp_path, "--no-verify")
     assert status == 2
-    assert "0.00 GB are free" in err
+    assert "0.80 MB are needed, but only 0.00 MB are free" in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -59,19 +59,10 @@ def _without_foreign_keys(
     if form is None or kind not in form.kinds or kind == kind_of(base, form):
         return entries
     foreign = form.fields().keys() - form.fields(kind).keys()
-    # what a `--set` has said is not inherited, and is refused as if it stood behind the other `kind`
-    for key in [key for key, node in entries.items() if key in foreign and not _is_set(base.keys.get(key), node)]:
+    for key in [key for key in entries if key in foreign]:
         del entries[key]
         merging.notes.append(f"{dotted((*at, key))}: dropped, `{kind}` {at[-1]} has none")
     return entries
-
-
-def _is_set(key: Mark | None, node: Node) -> bool:
-    """Whether a `--set` has said an entry, or anything below it."""
-    if (key is not None and not key.line) or not node.mark.line:
-        return True
-    below = node.value.values() if isinstance(node.value, dict) else node.value if isinstance(node.value, list) else ()
-    return any(_is_set(None, each) for each in below)
 
 
 def _null_is_a_value(form: FieldType | None, key: str) -> bool:
