@@ -23,8 +23,8 @@ from coreai_recipes.primitives.projection import Projection
 from coreai_recipes.recipe import Recipe
 from coreai_recipes.storage.chunks import chunks_of
 from coreai_recipes.storage.compression import Compression
-from coreai_recipes.storage.layout import WEIGHT_FILES
 from coreai_recipes.storage.parameters import head_pieces, stored_parameters
+from coreai_recipes.storage.weight_files import WEIGHT_FILES
 
 STEP = re.compile(r"^step_\d+\.")
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu"}

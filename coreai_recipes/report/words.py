@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from coreai_recipes.storage.layout import WEIGHT_FILES
+from coreai_recipes.storage.weight_files import WEIGHT_FILES
 
 
 def word(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Assets for Apple's runner of coreai-models: called as docs/bundle.md says, and as that runner calls them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,18 +62,10 @@ class OwnFunction:
     @property
     def inputs(self) -> theirs.Ports:
         """What it takes: dtype and shape by name."""
-        query = max(self._queries)
-        count: theirs.Ports = {} if query == 1 else {"count": ("int32", (1,))}
-        return {"input_ids": ("int32", (1, query)), "position": ("int32", (1,))} | count
+        return inputs_of_call(max(self._queries))
 
     def __call__(self, inputs: "Mapping[str, Any]", state: Any, watch: "Watch | None" = None) -> "dict[str, Tensor]":
-        tokens, position = inputs["input_ids"][0], int(inputs["position"])
-        count = int(inputs["count"]) if "count" in inputs else 1
-        if position < 0 or not 1 <= count <= len(tokens) or position + count > self._context:
-            raise BundleError(
-                f"a call was made with {count} tokens at position {position}; "
-                f"the states hold positions 0 to {self._context - 1}"
-            )
+        tokens, position, count = asked_of(inputs, self._context)
         query = max(self._queries)
         if position + query <= self._context:
             return self._call(tokens, position, count, state, watch)
@@ -90,6 +83,24 @@ class OwnFunction:
         given = runner_inputs(position, count, query, self._context) | {theirs.EMBEDDED: rows}
         logits = extend(given, state, watch)[theirs.LOGITS][0, 0, count - 1]  # (V,)
         return {"logits": own_logits(logits, self._vocab_size)}
+
+
+def asked_of(inputs: "Mapping[str, Any]", context: int) -> "tuple[Tensor, int, int]":
+    """The tokens (S,) of a call, its position, and how many are real. Raises BundleError for what the states do not
+    hold."""
+    tokens, position = inputs["input_ids"][0], int(inputs["position"])
+    count = int(inputs["count"]) if "count" in inputs else 1
+    if position < 0 or not 1 <= count <= len(tokens) or position + count > context:
+        raise BundleError(
+            f"a call was made with {count} tokens at position {position}; the states hold positions 0 to {context - 1}"
+        )
+    return tokens, position, count
+
+
+def inputs_of_call(query: int) -> theirs.Ports:
+    """What `decode` or `prefill` takes: dtype and shape by name."""
+    count: theirs.Ports = {} if query == 1 else {"count": ("int32", (1,))}
+    return {"input_ids": ("int32", (1, query)), "position": ("int32", (1,))} | count
 
 
 def own_logits(logits: "Tensor", vocab_size: int) -> "Tensor":
@@ -119,39 +130,12 @@ def own_functions_of(manifest: Manifest, queries: Iterable[int]) -> dict[str, Fu
     return found
 
 
-class Player:
-    """What the runner does with a static asset, in its order: CoreAIStaticShapeEngine.swift.
+class Answers(ABC):
+    """What the runner's engines have in common: a text goes on from what is written of it, token by token."""
 
-    `settings` are those of metadata.json, and nothing else of a bundle is looked at. `padding` is the token that stands
-    where a call has fewer than it takes; the runner leaves there what it finds.
-    """
-
-    def __init__(self, engine: "CoreAIProgram", settings: theirs.Settings, padding: int = 0) -> None:
-        names = engine.signatures.keys()
-        if theirs.LOAD not in names or not any(name.startswith(theirs.EXTEND) for name in names):
-            raise ValueError("the runner takes it for no static asset")
-        self._engine, self._settings, self._padding = engine, settings, padding
-        self._extending = sorted(name for name in names if name.startswith((theirs.EXTEND, "prompt")))
-        self._longest = max(int(name.rpartition("_")[2]) for name in self._extending)
-        self._check(next((name for name in self._extending if self._context_of(name) == settings.context), None))
-        self._state = engine.make_state()  # which no answer clears: what is not seen may be anything
-        self._table = engine.function(theirs.LOAD)({}, self._state)[theirs.TABLE]
+    def __init__(self, engine: "CoreAIProgram", settings: theirs.Settings) -> None:
+        self._engine, self._settings = engine, settings
         self._history: list[int] = []  # of which keys and values are written
-        self.calls: list[tuple[str, int]] = []  # each function that was called, and its in_step
-
-    def _context_of(self, function: str) -> int:
-        """The largest size of its cache, whatever its order."""
-        _, shape = self._engine.signatures[function]["states"][theirs.CACHES[0]]
-        return max(shape)
-
-    def _check(self, function: str | None) -> None:
-        if function is None:
-            raise ValueError(f"no function has a context of {self._settings.context}")
-        signature = self._engine.signatures[function]
-        if theirs.LOGITS not in signature["outputs"]:
-            raise ValueError(f"{function} does not give {theirs.LOGITS}")
-        if not {*theirs.CACHES} <= signature["states"].keys():
-            raise ValueError(f"{function} does not have the states {', '.join(theirs.CACHES)}")
 
     def generate(self, prompt: Sequence[int], max_tokens: int, end_tokens: Collection[int]) -> list[int]:
         """The tokens of an answer, the best each time, without the one that ends it."""
@@ -173,6 +157,45 @@ class Player:
             self._history = []
         elif len(self._history) >= len(text):
             self._history = self._history[: max(0, common - 1)]
+
+    @abstractmethod
+    def next_logits(self, text: Sequence[int]) -> "Tensor":
+        """Of the token after `text`, (V,), of which what is not yet written is."""
+
+
+class Player(Answers):
+    """What the runner does with a static asset, in its order: CoreAIStaticShapeEngine.swift.
+
+    `settings` are those of metadata.json, and nothing else of a bundle is looked at. `padding` is the token that stands
+    where a call has fewer than it takes; the runner leaves there what it finds.
+    """
+
+    def __init__(self, engine: "CoreAIProgram", settings: theirs.Settings, padding: int = 0) -> None:
+        names = engine.signatures.keys()
+        if theirs.LOAD not in names or not any(name.startswith(theirs.EXTEND) for name in names):
+            raise ValueError("the runner takes it for no static asset")
+        super().__init__(engine, settings)
+        self._padding = padding
+        self._extending = sorted(name for name in names if name.startswith((theirs.EXTEND, "prompt")))
+        self._longest = max(int(name.rpartition("_")[2]) for name in self._extending)
+        self._check(next((name for name in self._extending if self._context_of(name) == settings.context), None))
+        self._state = engine.make_state()  # which no answer clears: what is not seen may be anything
+        self._table = engine.function(theirs.LOAD)({}, self._state)[theirs.TABLE]
+        self.calls: list[tuple[str, int]] = []  # each function that was called, and its in_step
+
+    def _context_of(self, function: str) -> int:
+        """The largest size of its cache, whatever its order."""
+        _, shape = self._engine.signatures[function]["states"][theirs.CACHES[0]]
+        return max(shape)
+
+    def _check(self, function: str | None) -> None:
+        if function is None:
+            raise ValueError(f"no function has a context of {self._settings.context}")
+        signature = self._engine.signatures[function]
+        if theirs.LOGITS not in signature["outputs"]:
+            raise ValueError(f"{function} does not give {theirs.LOGITS}")
+        if not {*theirs.CACHES} <= signature["states"].keys():
+            raise ValueError(f"{function} does not have the states {', '.join(theirs.CACHES)}")
 
     def next_logits(self, text: Sequence[int]) -> "Tensor":
         """Of the token after `text`, (V,), after a call for each batch that is not yet written."""

@@ -3,11 +3,10 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from coreai_recipes.errors import BundleError
 from coreai_recipes.hosts import coreai_models_dynamic as theirs
 from coreai_recipes.hosts.coreai_models import Ports, Settings
 from coreai_recipes.manifest.schema import Function, Manifest
-from coreai_recipes.running.coreai_models import own_functions_of, own_logits
+from coreai_recipes.running.coreai_models import Answers, asked_of, inputs_of_call, own_functions_of, own_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,18 +52,10 @@ class OwnFunction:
     @property
     def inputs(self) -> Ports:
         """What it takes: dtype and shape by name."""
-        query = 1 if self._name == "decode" else theirs.OPEN
-        count: Ports = {} if query == 1 else {"count": ("int32", (1,))}
-        return {"input_ids": ("int32", (1, query)), "position": ("int32", (1,))} | count
+        return inputs_of_call(1 if self._name == "decode" else theirs.OPEN)
 
     def __call__(self, inputs: "Mapping[str, Any]", state: Any, watch: "Watch | None" = None) -> "dict[str, Tensor]":
-        tokens, position = inputs["input_ids"][0], int(inputs["position"])
-        count = int(inputs["count"]) if "count" in inputs else 1
-        if position < 0 or not 1 <= count <= len(tokens) or position + count > self._context:
-            raise BundleError(
-                f"a call was made with {count} tokens at position {position}; "
-                f"the states hold positions 0 to {self._context - 1}"
-            )
+        tokens, position, count = asked_of(inputs, self._context)
         main = self._engine.function(theirs.MAIN)
         outputs = main(runner_inputs(tokens[:count], position), state, watch)
         return {"logits": own_logits(outputs[theirs.LOGITS][0, -1], self._vocab_size)}
@@ -75,7 +66,7 @@ def own_functions(manifest: Manifest) -> dict[str, Function]:
     return own_functions_of(manifest, (1, manifest.functions[theirs.MAIN].query))
 
 
-class Player:
+class Player(Answers):
     """What the runner does with a dynamic asset, in its order: CoreAISequentialEngine.swift.
 
     `settings` are those of metadata.json, and nothing else of a bundle is looked at.
@@ -84,35 +75,15 @@ class Player:
     def __init__(self, engine: "CoreAIProgram", settings: Settings) -> None:
         if theirs.MAIN not in engine.signatures:
             raise ValueError(f"there is no function {theirs.MAIN}")
-        self._engine, self._settings, signature = engine, settings, engine.signatures[theirs.MAIN]
+        super().__init__(engine, settings)
+        signature = engine.signatures[theirs.MAIN]
         # by their order, whatever they are called
         (self._ids, self._positions), (self._logits, *_) = signature["inputs"], signature["outputs"]
         if not 2 <= len(signature["states"]) <= 4:
             raise ValueError(f"{len(signature['states'])} states, and the runner takes 2 to 4")
         self.capacity = min(theirs.FIRST_ROWS, settings.context)
         self._state = engine.make_state(self.capacity)
-        self._history: list[int] = []  # of which keys and values are written
         self.calls: list[tuple[int, int]] = []  # the position of each, and its tokens
-
-    def generate(self, prompt: Sequence[int], max_tokens: int, end_tokens: Collection[int]) -> list[int]:
-        """The tokens of an answer, the best each time, without the one that ends it."""
-        text, answer = list(prompt), list[int]()
-        self._resume(text)
-        for _ in range(min(max_tokens, max(0, self._settings.context - len(prompt)))):
-            token = int(self.next_logits(text).argmax())
-            if token in end_tokens:
-                break
-            answer.append(token)
-            text.append(token)
-        return answer
-
-    def _resume(self, text: list[int]) -> None:
-        """What of the history an answer goes on from: all of it, or nothing where the text is another."""
-        if self._history != text[: len(self._history)]:
-            is_shorter = text == self._history[: len(text)]
-            self._history = text[:-1] if is_shorter else []
-        elif len(self._history) == len(text):
-            self._history = text[:-1]
 
     def next_logits(self, text: Sequence[int]) -> "Tensor":
         """Of the token after `text`, (V,), after one call for what is new, or for each batch of much."""

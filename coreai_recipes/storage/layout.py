@@ -15,8 +15,6 @@ from coreai_recipes.storage.compression import FLOAT16, Parameters
 from coreai_recipes.storage.row_blocks import RowBlock
 
 FILE = Path("Data/com.apple.CoreML/weights/weight.bin")  # in a package
-# what holds the weights of a package, by its format: an .aimodel's lie in its program
-WEIGHT_FILES = {"coreml": FILE.name, "coreai": "main.mlirb"}
 SENTINEL = 0xDEADBEEF
 VERSION = 2
 DATA_TYPES = {
