@@ -1,66 +1,29 @@
 """An asset for Apple's runner of coreai-models: its signatures, and the runner's own calls by Apple's runtime."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, cast
 
 import pytest
 import torch
+from hosted_assets import CHECKPOINT, TOKENS, built, hosted_as, settings_of
 
 from coreai_recipes.bundle import Bundle
 from coreai_recipes.checkpoint import open_checkpoint
-from coreai_recipes.decoder.filling import bind_stacks
-from coreai_recipes.decoder.model import exported_form
-from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.errors import BundleError
 from coreai_recipes.export.cache import FragmentCache
-from coreai_recipes.hosts.coreai_models import METADATA, TOKENIZER, Settings, functions_of
+from coreai_recipes.hosts.coreai_models import TOKENIZER, Settings, functions_of
 from coreai_recipes.hosts.logits import best
 from coreai_recipes.manifest.schema import Manifest
 from coreai_recipes.recipe import load_recipe, load_resolved
 from coreai_recipes.recipe.host_form import static_form
 from coreai_recipes.running.coreai import CoreAIProgram
 from coreai_recipes.running.coreai_models import Player
-from coreai_recipes.running.program import SavedProgram, open_program
+from coreai_recipes.running.program import SavedProgram
 from coreai_recipes.running.session import Session
-from coreai_recipes.targets.coreai.exporter import export_package
 from coreai_recipes.verification.figures import psnr
 from coreai_recipes.verification.run import run_stages
 
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints/tiny-llama"
-HOSTED = ["export.format=coreai", "export.host=coreai-models", "export.context=96"]
-TOKENS = [(37 * index + 5) % 512 for index in range(96)]
-
-
-@pytest.fixture(scope="session")
-def hosted(made: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    from coreai_recipes import bundle
-
-    def build(folder: Path) -> None:
-        bundle.build("tiny-llama", CHECKPOINT, folder, overrides=HOSTED, verified=False)
-
-    return made("tiny-llama-coreai-models", build) / "tiny-llama"
-
-
-@pytest.fixture(scope="module")
-def engine(hosted: Path) -> CoreAIProgram:
-    return CoreAIProgram(hosted / settings_of(hosted).package)
-
-
-@pytest.fixture(scope="module")
-def program(hosted: Path) -> SavedProgram:
-    """Which sessions begin on without a word: what is in its states is not seen."""
-    return open_program(hosted, Bundle.open(hosted).described)
-
-
-@pytest.fixture(scope="module")
-def described(hosted: Path) -> Manifest:
-    return Bundle.open(hosted).described
-
-
-def settings_of(hosted: Path) -> Settings:
-    return Settings.read(json.loads((hosted / METADATA).read_text()))
+HOSTED = hosted_as("coreai-models")
 
 
 def test_the_runtime_sees_the_functions_that_the_runner_calls(hosted: Path, engine: CoreAIProgram) -> None:
@@ -127,8 +90,7 @@ def test_verify_runs_it_and_fills_calls_up(tmp_path: Path, cache: FragmentCache)
     """Compressed, and held to its dense twin by calls that its host makes up."""
     stored = ["compress.default.kind=palettize", "compress.default.bits=3", "compress.calibration=null"]
     recipe, sources = load_resolved("tiny-llama", [*HOSTED, *stored]).recipe, {"model": open_checkpoint(CHECKPOINT)}
-    stacks, asset = build_stacks(recipe, exported_form(recipe)), tmp_path / "model.aimodel"
-    export_package(stacks, bind_stacks(stacks, sources), asset, cache)
+    asset = built(tmp_path, cache, [*HOSTED, *stored])
     stages = ["package", "decompressed"]
     package, dense = run_stages(recipe, sources, asset, stages=stages, runtime="coreai", tokens=TOKENS[:60]).stages
     assert package.passed, package.detail

@@ -1,71 +1,34 @@
 """An asset for Apple's runner of coreai-models on macOS: its signature, and the runner's calls by Apple's runtime."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hosted_assets import CHECKPOINT, TOKENS, built, hosted_as, settings_of
 
 from coreai_recipes.bundle import Bundle
 from coreai_recipes.checkpoint import open_checkpoint
-from coreai_recipes.decoder.filling import bind_stacks
-from coreai_recipes.decoder.model import exported_form
-from coreai_recipes.decoder.stacks import build_stacks
 from coreai_recipes.errors import BundleError
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.hosts import coreai_models_dynamic as theirs
-from coreai_recipes.hosts.coreai_models import METADATA, TOKENIZER, Settings
+from coreai_recipes.hosts.coreai_models import TOKENIZER, Settings
 from coreai_recipes.hosts.logits import best
 from coreai_recipes.manifest.schema import Manifest
 from coreai_recipes.recipe import load_resolved
 from coreai_recipes.running.coreai import CoreAIProgram
 from coreai_recipes.running.coreai_models_dynamic import Player
-from coreai_recipes.running.program import SavedProgram, open_program
+from coreai_recipes.running.program import SavedProgram
 from coreai_recipes.running.session import Session
-from coreai_recipes.targets.coreai.exporter import export_package
 from coreai_recipes.verification.figures import psnr
 from coreai_recipes.verification.run import run_stages
 
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints/tiny-llama"
-HOSTED = ["export.format=coreai", "export.host=coreai-models-dynamic", "export.context=96"]
-TOKENS = [(37 * index + 5) % 512 for index in range(96)]
-
-
-@pytest.fixture(scope="session")
-def hosted(made: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    from coreai_recipes import bundle
-
-    def build(folder: Path) -> None:
-        bundle.build("tiny-llama", CHECKPOINT, folder, overrides=HOSTED, verified=False)
-
-    return made("tiny-llama-coreai-models-dynamic", build) / "tiny-llama"
-
-
-@pytest.fixture(scope="module")
-def engine(hosted: Path) -> CoreAIProgram:
-    return CoreAIProgram(hosted / settings_of(hosted).package)
-
-
-@pytest.fixture(scope="module")
-def program(hosted: Path) -> SavedProgram:
-    """Which sessions begin on without a word: what is in its states is not seen."""
-    return open_program(hosted, Bundle.open(hosted).described)
-
-
-@pytest.fixture(scope="module")
-def described(hosted: Path) -> Manifest:
-    return Bundle.open(hosted).described
+HOSTED = hosted_as("coreai-models-dynamic")
 
 
 @pytest.fixture
 def short_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the runner would have them of a longer context: they are lengthened at 16, 32 and 64 positions."""
     monkeypatch.setattr(theirs, "FIRST_ROWS", 16)
-
-
-def settings_of(hosted: Path) -> Settings:
-    return Settings.read(json.loads((hosted / METADATA).read_text()))
 
 
 def test_the_runtime_sees_two_inputs_logits_and_caches_of_any_length(hosted: Path, engine: CoreAIProgram) -> None:
@@ -136,7 +99,7 @@ def test_the_runners_calls_give_transformers_logits(
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
-    asset = built(tmp_path, cache, f"export.rotary_op={rotary_op}")
+    asset = built(tmp_path, cache, [*HOSTED, f"export.rotary_op={rotary_op}"])
     player = Player(CoreAIProgram(asset, widened=True), Settings(asset.name, 96, 512))
     with torch.inference_mode():
         theirs = reference(torch.tensor([TOKENS])).logits[0]
@@ -152,7 +115,7 @@ def test_verify_runs_it_with_calls_of_fewer_tokens(tmp_path: Path, cache: Fragme
     """Compressed, and held to its dense twin by calls of any length."""
     stored = ["compress.default.kind=palettize", "compress.default.bits=3", "compress.calibration=null"]
     recipe, sources = load_resolved("tiny-llama", [*HOSTED, *stored]).recipe, {"model": open_checkpoint(CHECKPOINT)}
-    asset = built(tmp_path, cache, *stored)
+    asset = built(tmp_path, cache, [*HOSTED, *stored])
     stages = ["package", "decompressed"]
     package, dense = run_stages(recipe, sources, asset, stages=stages, runtime="coreai", tokens=TOKENS[:60]).stages
     assert package.passed, package.detail
@@ -172,10 +135,3 @@ def test_a_call_beyond_the_context_is_refused(program: SavedProgram) -> None:
     }
     with pytest.raises(BundleError, match="7 tokens at position 90; the states hold positions 0 to 95"):
         program.call("prefill", given)
-
-
-def built(folder: Path, cache: FragmentCache, *overrides: str) -> Path:
-    recipe, sources = load_resolved("tiny-llama", [*HOSTED, *overrides]).recipe, {"model": open_checkpoint(CHECKPOINT)}
-    stacks, asset = build_stacks(recipe, exported_form(recipe)), folder / "model.aimodel"
-    export_package(stacks, bind_stacks(stacks, sources), asset, cache)
-    return asset
