@@ -25,7 +25,7 @@ from coreai_recipes.running import coreai
 from coreai_recipes.running.coreai import CoreAIProgram
 from coreai_recipes.running.program import choose_runtime, open_program
 from coreai_recipes.scoring.scoring import evaluate
-from coreai_recipes.storage.layout import WEIGHT_FILES
+from coreai_recipes.storage.weight_files import WEIGHT_FILES
 from coreai_recipes.verification.report import StageResult
 from coreai_recipes.verification.run import run_stages
 
