@@ -10,8 +10,8 @@ from coreai_recipes.manifest.schema import Function, Manifest, Port
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coreai_recipes.running.program import Engine, Watch
-    from coreai_recipes.running.program import Function as Runnable
+    from coreai_recipes.running.engine import Engine, Watch
+    from coreai_recipes.running.engine import Function as Runnable
 
 BATCHES_SPARED = 2  # of the context, when it is full and its oldest tokens are dropped
 TOKENS_SPARED = 2  # the context counts as full so many positions before its end

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from coreai_recipes.evaluate.package_reader import Ports
     from coreai_recipes.manifest.schema import Function as Described
-    from coreai_recipes.running.program import Engine, Function, Watch
+    from coreai_recipes.running.engine import Engine, Function, Watch
 
 
 def chained(engines: "Sequence[Engine]", programs: "Sequence[Mapping[str, Described]]") -> "Engine":

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coreai_recipes.running.coreai import CoreAIProgram
-    from coreai_recipes.running.program import Watch
+    from coreai_recipes.running.engine import Watch
 
 
 def runner_inputs(position: int, count: int, query: int, context: int) -> "dict[str, Tensor]":

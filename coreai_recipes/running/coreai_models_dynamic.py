@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coreai_recipes.running.coreai import CoreAIProgram, States
-    from coreai_recipes.running.program import Watch
+    from coreai_recipes.running.engine import Watch
 
 
 def runner_inputs(token_ids: "Tensor", position: int) -> "dict[str, Tensor]":

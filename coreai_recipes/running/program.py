@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from coreai_recipes.errors import UserError
 from coreai_recipes.running.buffer import RowBuffer
@@ -14,33 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coreai_recipes.manifest.schema import Manifest
+    from coreai_recipes.running.engine import Engine, Watch
     from coreai_recipes.running.tables import Tables
-
-    Watch = Callable[[str, Tensor, str], None]
 
 RUNTIMES = ("auto", "evaluator", "coreml", "coreai")
 Chosen = Literal["evaluator", "coreml", "coreai"]
-
-
-class Function(Protocol):
-    """A function of a package. `overflowed` and `nans` name the operations of its last call where infinity and NaN
-    began, as far as that is seen."""
-
-    @property
-    def overflowed(self) -> Collection[str]: ...
-
-    @property
-    def nans(self) -> Collection[str]: ...
-
-    def __call__(self, inputs: Mapping[str, Any], state: Any, watch: "Watch | None" = None) -> "dict[str, Tensor]": ...
-
-
-class Engine(Protocol):
-    """What runs packages: the evaluator, Core ML, or a chain of these."""
-
-    def function(self, name: str) -> Function: ...
-
-    def make_state(self) -> Any: ...
 
 
 class SavedProgram:
@@ -55,7 +33,7 @@ class SavedProgram:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: "Engine",
         tables: "Tables | None" = None,
         carried: "Mapping[str, tuple[int, ...]] | None" = None,
         keep: "Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]" = lambda given: given,
@@ -231,7 +209,7 @@ def _drafting(manifest: "Manifest") -> Collection[str]:
     return manifest.functions[DRAFT].inputs.keys() if DRAFT in manifest.functions else ()
 
 
-def as_ours(engine: Engine, host: str | None, context: int, vocab_size: int) -> Engine:
+def as_ours(engine: "Engine", host: str | None, context: int, vocab_size: int) -> "Engine":
     """An engine of a package for another project's `host`, with the functions of docs/bundle.md."""
     if host is None:
         return engine
@@ -249,7 +227,7 @@ def as_ours(engine: Engine, host: str | None, context: int, vocab_size: int) -> 
     return own_calls(engine, context, vocab_size)
 
 
-def open_engine(package: Path, runtime: str, compute_units: str = "cpu_and_ne", context: int | None = None) -> Engine:
+def open_engine(package: Path, runtime: str, compute_units: str = "cpu_and_ne", context: int | None = None) -> "Engine":
     """One package: by Core ML on `compute_units`, by Core AI, whose calls stay within `context`, or by the evaluator in
     float32."""
     if runtime == "coreai":

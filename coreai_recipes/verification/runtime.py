@@ -9,8 +9,9 @@ from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.adapters import inputs_beside
 from coreai_recipes.running.buffer import RowBuffer
 from coreai_recipes.running.chain import chained, functions_of
+from coreai_recipes.running.engine import Engine
 from coreai_recipes.running.host_caches import HostCaches
-from coreai_recipes.running.program import Engine, SavedProgram, as_ours, open_engine
+from coreai_recipes.running.program import SavedProgram, as_ours, open_engine
 from coreai_recipes.running.tables import Table, Tables
 from coreai_recipes.storage.chunks import (
     buffers_of_packages,
