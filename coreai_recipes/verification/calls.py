@@ -9,7 +9,9 @@ from torch import Tensor
 
 from coreai_recipes.hosts.logits import choices
 from coreai_recipes.recipe.schema import Recipe
+from coreai_recipes.running.buffer import RowBuffer
 from coreai_recipes.running.program import SavedProgram
+from coreai_recipes.storage.chunks import buffers_of_packages
 
 PADDING_SEED = 11
 Note = Callable[[str, str, Tensor], None]
@@ -80,6 +82,12 @@ def in_turn(program: SavedProgram, calls: Sequence[FunctionCall]) -> Iterator[Fu
         if not program.buffered:
             program.restore(carried.setdefault(call.position, program.carried), call.position)
         yield call
+
+
+def row_buffer(recipe: Recipe) -> RowBuffer | None:
+    """An empty one of the recipe's packages, which leaves room for a `score`; None where they keep no rows."""
+    rows = {name: spec.shape for name, spec in buffers_of_packages(recipe).items()}
+    return RowBuffer(rows, (recipe.export.functions.score or 1) - 1) if rows else None
 
 
 def describe_calls(calls: Sequence[FunctionCall]) -> str:

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 from coreai_recipes.decoder.model import build_decoder, table_file
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.adapters import inputs_beside
-from coreai_recipes.running.buffer import RowBuffer
 from coreai_recipes.running.chain import chained, functions_of
 from coreai_recipes.running.engine import Engine
 from coreai_recipes.running.host_caches import HostCaches
 from coreai_recipes.running.program import SavedProgram, as_ours, open_engine
 from coreai_recipes.running.tables import Table, Tables
 from coreai_recipes.storage.chunks import (
-    buffers_of_packages,
     carried_of_packages,
     low_rank_of_packages,
     states_of_draft,
@@ -23,6 +21,7 @@ from coreai_recipes.storage.chunks import (
 from coreai_recipes.storage.compression import Compression
 from coreai_recipes.storage.parameters import TABLE_INPUTS, raw_tables
 from coreai_recipes.storage.rows import describe_rows
+from coreai_recipes.verification.calls import row_buffer
 from coreai_recipes.verification.state_loss import in_float16, recurrences
 from coreai_recipes.verification.subject import Subject
 
@@ -56,11 +55,9 @@ def open_program(
     if export.is_functional:
         shapes = {name: state.shape for name, state in states_of_packages(subject.recipe).items()}
         caches = HostCaches(shapes, states_of_draft(subject.recipe))
-    rows = {name: spec.shape for name, spec in buffers_of_packages(subject.recipe).items()}
-    buffer = RowBuffer(rows, (export.functions.score or 1) - 1) if rows else None
     ports = {name: shape for spec in low_rank_of_packages(subject.recipe) for name, shape in spec.inputs.items()}
     inputs = inputs_beside(subject.package, ports, adapter)
-    vocab_size = model.vocab_size
+    buffer, vocab_size = row_buffer(subject.recipe), model.vocab_size
     return SavedProgram(
         engine, tables, carried, lambda given: in_float16(given, names), caches, buffer, inputs, vocab_size
     )

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from coreai_recipes.primitives.carried import low_half
 from coreai_recipes.recipe.schema import Recipe
-from coreai_recipes.running.buffer import RowBuffer
-from coreai_recipes.storage.chunks import buffers_of_packages, carried_of_packages
-from coreai_recipes.verification.calls import FunctionCall
+from coreai_recipes.storage.chunks import carried_of_packages
+from coreai_recipes.verification.calls import FunctionCall, row_buffer
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.reference import Reference, keep_all
 from coreai_recipes.verification.report import number
@@ -115,7 +114,7 @@ def their_logits(
     cache, ids = make_cache(model), torch.tensor([subject.tokens.sequence])
     logits = []
     with torch.inference_mode(), sums or nullcontext():
-        for call, is_rounded in zip(calls, _rounded_before(subject.recipe, calls), strict=True):
+        for call, is_rounded in zip(calls, rounded_before(subject.recipe, calls), strict=True):
             for state in recurrent_states(cache) if is_rounded else ():
                 high = state.half().float()
                 state.copy_(high + (state - high).half() if in_halves else high)
@@ -126,13 +125,12 @@ def their_logits(
     return torch.cat(logits)
 
 
-def _rounded_before(recipe: Recipe, calls: Sequence[FunctionCall]) -> Iterator[bool]:
+def rounded_before(recipe: Recipe, calls: Sequence[FunctionCall]) -> Iterator[bool]:
     """Whether states are put into float16 before each call: always, or where a program with a buffer commits."""
-    shapes = {name: spec.shape for name, spec in buffers_of_packages(recipe).items()}
-    if not shapes:
+    buffer = row_buffer(recipe)
+    if buffer is None:
         yield from (True for _ in calls)
         return
-    buffer = RowBuffer(shapes)
     for call in calls:
         base, buffer.base = buffer.base, buffer.to_commit(call.position, call.count)
         yield buffer.base > base

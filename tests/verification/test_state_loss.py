@@ -1,5 +1,7 @@
 """What a model loses by its states alone: the float16 of both sides has float16 states."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from figures import psnr
@@ -9,7 +11,7 @@ from verify_cases import Export, Saved
 from coreai_recipes.report.verdict import print_report
 from coreai_recipes.verification import run_stages
 from coreai_recipes.verification.calls import FunctionCall
-from coreai_recipes.verification.state_loss import in_float16, recurrences, their_logits
+from coreai_recipes.verification.state_loss import in_float16, recurrences, rounded_before, their_logits
 from coreai_recipes.verification.subject import Subject
 
 
@@ -43,6 +45,16 @@ def test_transformers_is_given_its_states_back_in_float16(delta: Saved) -> None:
     step_by_step = their_logits(subject, [FunctionCall("decode", each, 1, 1) for each in range(59)], torch.float32)
     assert psnr(ref, in_one) > 120
     assert 60 < psnr(ref, step_by_step) < 110
+
+
+@pytest.mark.parametrize(("functions", "commits"), [({}, [16, 32]), ({"score": 4}, [16, 29, 42])], ids=["", "score"])
+def test_they_are_rounded_where_the_package_commits(
+    functions: dict[str, int], commits: list[int], tmp_path: Path
+) -> None:
+    """With a score, a commit leaves room for three positions to go back: 13, 26 and 39 are committed to."""
+    recipe, _ = save_delta(small_delta(), tmp_path, buffer=16, functions={"prefill": 16, **functions})
+    rounded = rounded_before(recipe, [FunctionCall("decode", each, 1, 1) for each in range(48)])
+    assert [position for position, is_rounded in enumerate(rounded) if is_rounded] == commits
 
 
 def test_the_stage_states_what_the_states_lose(
