@@ -18,11 +18,6 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(_number, _usual)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The zoo's cells keep one worker for a minute and a half: they begin, so that none waits for them at the end."""
-    items.sort(key=lambda item: item.path.name != "test_running_zoos.py")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def fragments(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Path]:
     """Where the fragments of this session lie: each is converted once for all its tests and workers, and none comes

@@ -41,6 +41,8 @@ from coreai_recipes.hosts.logits import choices
 from coreai_recipes.primitives.registry import registered
 from coreai_recipes.recipe.schema import Recipe
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 SCALED = "per_layer.projection.weight"
 DTYPES = {"float16": "fp16", "float32": "fp32"}  # MIL's names where they differ from the protobuf's
 

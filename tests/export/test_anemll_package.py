@@ -18,6 +18,8 @@ from coreai_recipes.recipe.host_form import anemll_form
 from coreai_recipes.recipe.schema import Recipe
 from coreai_recipes.running.anemll import host_inputs
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 VOCAB = 33_000  # three parts
 CONTEXT, PREFILL = 64, 12
 

@@ -11,6 +11,8 @@ from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.hosts.logits import choices
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 FLOOR = 90.0
 CALLS = (("prefill", 12), ("prefill", 9), ("decode", 1), ("score", 4), ("decode", 1), ("prefill", 12), ("decode", 1))
 

@@ -29,6 +29,8 @@ from coreai_recipes.storage.chunks import chunks_of
 from coreai_recipes.targets.coreml import convert
 from coreai_recipes.targets.coreml.convert import LARGEST_CONSTANT, convert_fragment
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 
 class RecordingCache(FragmentCache):
     """Remembers every fragment that an export asked for, in order."""

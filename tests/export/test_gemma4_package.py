@@ -29,6 +29,8 @@ from coreai_recipes.storage.chunks import Chunk
 from coreai_recipes.targets.coreml.exporter import export_package
 from coreai_recipes.verification import run_stages
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 PACKAGE, TABLE = "model.mlpackage", "per_layer_table.bin"
 LAYERS, OWN, SIZE = 6, 4, 12  # layers, those that own a cache, columns that each takes of the second table
 

@@ -20,6 +20,8 @@ from coreai_recipes.storage.compression import storage_of
 from coreai_recipes.storage.layout import FILE as WEIGHTS
 from coreai_recipes.verification.calls import run_and_show_logits
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 VOCAB = 33_000  # three pieces of 11,008, the last of which has 24 columns of padding; two in the first product
 COMPRESSED = (
     {"kind": "int8"},

@@ -18,6 +18,8 @@ from sessions import CONTEXT, FLOOR, PREFILL, SCORE, Subject, rounded
 from coreai_recipes.evaluate import Program
 from coreai_recipes.export.cache import FragmentCache
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 # Full attention alone, and sliding and full in one program: the ring holds 28 + 5 - 1 positions, which is a block of 32
 # rows; rings of many more rows than a window, and chunks longer than it, are in test_gemma4_package.py.
 SUBJECTS: dict[str, dict[str, Any]] = {"llama_biased": {}, "gemma2": {"sliding_window": 28}}

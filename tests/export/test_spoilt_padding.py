@@ -17,6 +17,8 @@ from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.hosts.logits import choices
 from coreai_recipes.recipe.schema import Recipe
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 LAST, CONTEXT, PREFILL, SCORE = 130, 64, 12, 4  # of the vocabulary, the token that is spoilt
 
 

@@ -16,6 +16,8 @@ from coreai_recipes.generate.prompt_cache import PromptCache
 from coreai_recipes.recipe.importing.assembling import recipe_from_config
 from coreai_recipes.recipe.schema import Recipe
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 PROMPT = [(37 * index + 5) % 101 for index in range(21)]
 
 

@@ -12,6 +12,8 @@ from coreai_recipes import Bundle, Recipe, build, load_recipe
 from coreai_recipes.generate import Chat, LanguageModel, answer, open_model
 from coreai_recipes.running.program import SavedProgram
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 CONTEXT = 96
 RECIPE = """
 recipe: 1

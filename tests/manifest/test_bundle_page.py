@@ -18,6 +18,8 @@ from coreai_recipes.manifest.json_schema import json_schema, schema_text
 from coreai_recipes.manifest.reading import read_manifest, typed
 from coreai_recipes.manifest.schema import Manifest
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 jsonschema = pytest.importorskip("jsonschema")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/bundle.md").read_text()

@@ -18,6 +18,8 @@ from coreai_recipes.primitives.experts import Experts
 from coreai_recipes.targets.coreml.convert import convert_fragment
 from coreai_recipes.targets.coreml.mlpackage import write_model
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 FORMS = {"gathered": ("gathered", 1), "all, one token": ("all", 1), "all, nine tokens": ("gathered", 9)}
 
 

@@ -19,7 +19,7 @@ from coreai_recipes.zoo.store import Store
 from coreai_recipes.zoo.table import read_table, table_bytes
 from coreai_recipes.zoo.working import Outcome
 
-pytestmark = pytest.mark.xdist_group("zoo")  # its ten cells are built once, by one process of the tests
+pytestmark = pytest.mark.xdist_group(__name__)
 
 KILLED = "./short.yaml, 16 bits, coreml"
 SHORT = "extends: tiny-llama\nname: short\nexport: {context: 48}\n"  # there is less to compute

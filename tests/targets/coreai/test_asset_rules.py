@@ -26,6 +26,8 @@ from coreai_recipes.recipe import load_recipe
 from tests.targets.coreai.asset_cases import CASES, X, relu
 from tests.targets.coreai.asset_texts import Body, Case, text_of, write_asset
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 Run = Callable[..., tuple[int, str, str]]
 # what the bundle's own program must not have, whatever its size
 ABOUT_OPERATIONS = (

@@ -23,6 +23,8 @@ from coreai_recipes.running.session import Session
 from coreai_recipes.verification.figures import psnr
 from coreai_recipes.verification.run import run_stages
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 HOSTED = hosted_as("coreai-models")
 
 

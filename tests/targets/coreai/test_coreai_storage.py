@@ -23,6 +23,8 @@ from coreai_recipes.verification.stages import STAGES
 from coreai_recipes.verification.stages.decompressed import Calls, differing, run_calls
 from coreai_recipes.verification.subject import Subject
 
+pytestmark = pytest.mark.xdist_group(__name__)
+
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints/tiny-llama"
 FORMS = {
     "int8": ["kind=int8"],
