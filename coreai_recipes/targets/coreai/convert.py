@@ -179,7 +179,7 @@ class _NoBar:
 
 
 def _register_lowerings(converter: Any) -> None:
-    """What coreai-torch does not know: our operations, torch's `%` and elu."""
+    """What coreai-torch does not know, our operations, torch's `%` and elu, and what it writes wastefully."""
     from coreai._compiler.dialects import coreai
     from coreai._compiler.ir import RankedTensorType
     from coreai_torch._utils import get_dim_size_int32, get_tensor_type
@@ -245,7 +245,16 @@ def _register_lowerings(converter: Any) -> None:
         found = coreai.broadcasting_add(coreai.broadcasting_maximum(wide, 0.0, loc=loc), below, loc=loc)
         return coreai.cast(found, RankedTensorType.get(kind.shape, kind.element_type))
 
+    def rows(values: Any, node: Any, loc: Any) -> Any:
+        """Whole rows of the first axis, an index each: coreai-torch has an int32 index for every number in them, which
+        is twice the bytes of the experts that a token takes."""
+        x, axis, at = node.args
+        if axis != 0:
+            raise TypeError(f"index_select along axis {axis}")
+        return coreai.gather_nd(values[x.name], coreai.expand_dims(values[at.name], [1], loc=loc), loc=loc)
+
     register_rope(register)
+    converter.register_torch_lowering("aten::index_select.default", allow_override=True)(rows)
     register("aten::elu", elu)
     register(READ, read)
     register(READ_FIRST, read_first)
