@@ -54,9 +54,9 @@ def indices_wider_than(item: Item, bits: int) -> Answer:
 
 @predicate
 def table_over(item: Item, limit: int) -> Answer:
-    """A gather of rows from a table of so many bytes."""
+    """A gather of rows from a table (V, C) of so many bytes; experts, which have more axes, are no table."""
     x, indices = item.op.operand("x"), item.op.operand("indices")
-    if x is None or indices is None or not x.constant or indices.constant or len(x.shape) < 2:
+    if x is None or indices is None or not x.constant or indices.constant or len(x.shape) != 2:
         return None
     return yes(x.dtype.startswith("float") and x.bytes > limit, table=x.shape, bytes=x.bytes)
 

@@ -140,6 +140,10 @@ def table(b: Body, ids: str) -> str:
     return b.make("gather_nd", "4x32xf16", b.weight("64x32xf16"), ids)
 
 
+def experts(b: Body, ids: str) -> str:
+    return b.make("gather_nd", "4x8x32xf16", b.weight("64x8x32xf16"), ids)
+
+
 def attend(is_repeated: bool) -> Build:
     def build(b: Body, x: str, keys: str) -> str:
         if is_repeated:
@@ -241,7 +245,7 @@ CASES: dict[str, tuple[Case, Case]] = {
         Case(rows_picked("given", 2), {**PICK, "ids": "4x2xsi32"}, level="warning"),
         Case(rows_picked("constant", 2), {**PICK, "ids": "4x2xsi32"}),
     ),
-    "embed-in": (Case(table, {"ids": "4x1xsi32"}, level="note"), Case(rows_picked("given", 1), PICK)),
+    "embed-in": (Case(table, {"ids": "4x1xsi32"}, level="note"), Case(experts, {"ids": "4x1xsi32"})),
     "no-path": (
         Case(lambda b, x: b.wide("modulo", "1x32xf16", x, b.numbers("3.0", "f16")), X),
         Case(lambda b, x: b.make("round", "1x32xf16", x), X),
