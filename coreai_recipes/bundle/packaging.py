@@ -72,6 +72,7 @@ def write_package(
     from coreai_recipes.aimodel.folder import PROGRAM
     from coreai_recipes.bundle.ruling import find_broken
     from coreai_recipes.decoder.model import table_file
+    from coreai_recipes.lint.asset import read_asset
     from coreai_recipes.lint.reading import LintInput, open_package
     from coreai_recipes.planning.costs import call_costs
     from coreai_recipes.storage.chunks import chunks_of
@@ -89,7 +90,7 @@ def write_package(
         from coreai_recipes.targets.coreai.exporter import export_package as export_asset
 
         made = export_asset(composed.stacks, composed.bindings, package, cache, progress, fitted)
-        assets = LintInput(package.name, [program for path in chunks for program in open_package(path).programs])
+        assets = LintInput(package.name, [read_asset(path, is_ours=True) for path in chunks])
         assets.files = {f"{path.name}/{PROGRAM}": (path / PROGRAM).stat().st_size for path in chunks}
         assets.format = "coreai"
         broken = find_broken(composed.recipe, assets, package.parent, facts)

@@ -1,6 +1,6 @@
 """An .aimodel's program as rules see it: each function with the graphs that it calls written out in their places.
 
-A process of its own reads the file, for coreai-core aborts over a broken one. The place of an operation is the graph
+A process of its own reads a file, for coreai-core aborts over a broken one. The place of an operation is the graph
 that it stands in, which of the function's calls of that graph it is, and its result as MLIR prints it:
 `layer_full_1.2/%87` is in the third call of `layer_full_1`, and `%12` in the function itself.
 """
@@ -16,7 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from coreai_recipes.aimodel.bytecode import BytecodeError
 from coreai_recipes.aimodel.folder import PROGRAM
+from coreai_recipes.aimodel.graphs import read_graphs
 from coreai_recipes.child_process import command_of, take_output
 from coreai_recipes.errors import UserError
 from coreai_recipes.evaluate.errors import EvaluationError
@@ -43,8 +45,9 @@ def is_readable() -> bool:
     return find_spec("coreai") is not None
 
 
-def read_asset(asset: Path) -> Program:
-    """The program of the asset. Raises UserError without coreai-core, EvaluationError for what is none or damaged."""
+def read_asset(asset: Path, is_ours: bool = False) -> Program:
+    """The program of the asset; one that this process has written, `is_ours`, is read in it. Raises UserError without
+    coreai-core, EvaluationError for what is none or damaged."""
     if not is_readable():
         raise UserError(f"{asset}: {UNREAD}")
     file = asset / PROGRAM
@@ -52,19 +55,24 @@ def read_asset(asset: Path) -> Program:
         raise EvaluationError(f"{asset}: there is no such asset")
     if file.is_symlink() or not file.is_file():
         raise EvaluationError(f"{asset}: is no asset of Core AI: it has no {PROGRAM}")
-    command = command_of(__name__, write_graphs.__name__, str(asset))
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode:
-        raise EvaluationError(f"{file}: coreai-core cannot read it: {_last_words(done.stderr, done.returncode)}")
-    answer = json.loads(done.stdout)
-    if "problem" in answer:
-        raise EvaluationError(f"{file}: {answer['problem']}")
+    answer = read_graphs(asset) if is_ours else _read_elsewhere(asset, file)
     graphs = {graph["name"]: graph for graph in answer["graphs"]}
     blobs = {name: (int(start), int(size)) for name, (start, size) in answer["blobs"].items()}
     functions = [_Reading(graph, graphs, asset, blobs).function for graph in graphs.values() if not graph["private"]]
     if not functions:
         raise EvaluationError(f"{asset}: has no functions")
     return Program(functions)
+
+
+def _read_elsewhere(asset: Path, file: Path) -> Document:
+    command = command_of(__name__, write_graphs.__name__, str(asset))
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        raise EvaluationError(f"{file}: coreai-core cannot read it: {_last_words(done.stderr, done.returncode)}")
+    answer: Document = json.loads(done.stdout)
+    if "problem" in answer:
+        raise EvaluationError(f"{file}: {answer['problem']}")
+    return answer
 
 
 def _last_words(error: bytes, status: int) -> str:
@@ -76,11 +84,8 @@ def _last_words(error: bytes, status: int) -> str:
 
 
 def write_graphs(asset: str) -> None:
-    """In a process of its own: what `read_asset` reads, as JSON."""
+    """In a process of its own: what `read_graphs` reads, as JSON."""
     output = take_output()
-    from coreai_recipes.aimodel.bytecode import BytecodeError
-    from coreai_recipes.aimodel.graphs import read_graphs
-
     try:
         found = read_graphs(Path(asset))
     except BytecodeError as error:
