@@ -66,6 +66,11 @@ def write_dense(asset: Path, dense: Path, decompress: Decompress) -> None:
     rewrite(asset, dense, fill, added=added)
 
 
+def is_compressed(asset: Path) -> bool:
+    """Whether an operation makes any of the asset's weights."""
+    return any(MADE.match(line) for line in text_of(asset).splitlines())
+
+
 def weights_of(asset: Path) -> list[Weight]:
     """Every weight that the functions of an asset have, once."""
     text = text_of(asset)

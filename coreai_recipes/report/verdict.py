@@ -70,6 +70,8 @@ def _explain(stage: Mapping[str, Any]) -> str:
     if "weights_compared" in detail:
         words.append(count(detail["weights_compared"], "compressed weight"))
         words.append(f"{detail['program']} and its dense twin: {detail['calls']}; outputs and states to the bit")
+    if detail.get("decompressed") == "once":
+        words.append("of weights that were decompressed before, once")
     if "probes" in detail:
         words.append(f"{sum(detail['probes'].values())} texts and conversations")
         if "different" in detail:

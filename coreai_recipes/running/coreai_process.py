@@ -123,11 +123,12 @@ class _Served:
         """The asset, or the twin of it that is asked for, written."""
         asset = self._package
         if dense:
-            from coreai_recipes.aimodel.dense import write_dense
+            from coreai_recipes.aimodel.dense import is_compressed, write_dense
             from coreai_recipes.running.asset_weights import decompressing
 
-            write_dense(asset, self._folder / DENSE, decompressing(asset))
-            asset = self._folder / DENSE
+            if is_compressed(asset):
+                write_dense(asset, self._folder / DENSE, decompressing(asset))
+                asset = self._folder / DENSE
         if widened:
             from coreai_recipes.aimodel.twin import write_twin
 

@@ -228,12 +228,13 @@ def as_ours(engine: "Engine", host: str | None, context: int, vocab_size: int) -
 
 
 def open_engine(package: Path, runtime: str, compute_units: str = "cpu_and_ne", context: int | None = None) -> "Engine":
-    """One package: by Core ML on `compute_units`, by Core AI, whose calls stay within `context`, or by the evaluator in
-    float32."""
+    """One package: by Core ML on `compute_units`, by Core AI, whose calls stay within `context`, or by the evaluator.
+    The evaluator and Core AI for Linux compute in float32."""
     if runtime == "coreai":
-        from coreai_recipes.running.coreai import CoreAIProgram
+        from coreai_recipes.running.coreai import CoreAIProgram, has_devices_kernels
 
-        return CoreAIProgram(package, context)
+        by_twin = not has_devices_kernels()
+        return CoreAIProgram(package, context, widened=by_twin, dense=by_twin)
     if runtime == "coreml":
         return CoreMLProgram(package, compute_units)
     from coreai_recipes.evaluate import Program

@@ -37,7 +37,8 @@ def open_program(
     adapter: str | None = None,
 ) -> SavedProgram:
     """The subject's package. On Core ML `precision` says nothing: it is the hardware's; `without` is for `engine`. Core
-    AI's runtime has `float32`, by the asset's twin, and the asset as it is. With `float16_states` the states of
+    AI's runtime has `float32`, by the asset's twin, and the asset as it is, either with its weights decompressed once
+    where it would do so in each call. With `float16_states` the states of
     recurrences are float16 between calls, whatever the precision. `adapter` is one that lies beside it, or none.
 
     What it must be is the recipe's to say, not a manifest's. The evaluator streams the weights when the float32 model
@@ -70,7 +71,8 @@ def _open_engine(subject: Subject, package: Path, precision: "Precision", withou
     if subject.runtime == "coreai":
         from coreai_recipes.running.coreai import CoreAIProgram
 
-        return CoreAIProgram(package, subject.recipe.export.context, widened=precision == "float32")
+        widened, dense = precision == "float32", subject.runs_dense
+        return CoreAIProgram(package, subject.recipe.export.context, widened, dense)
     from coreai_recipes.evaluate import Program
 
     if package not in subject.evaluated:

@@ -193,6 +193,18 @@ class Subject:
         )
 
     @property
+    def is_on_linux(self) -> bool:
+        """Whether Core AI's runtime for Linux runs it, whose kernels no device has."""
+        from coreai_recipes.running.coreai import has_devices_kernels
+
+        return self.runtime == "coreai" and not has_devices_kernels()
+
+    @property
+    def runs_dense(self) -> bool:
+        """Whether its asset's dense twin runs in its place, which stage `decompressed` holds to it."""
+        return self.is_on_linux and self.has_compressed
+
+    @property
     def chooses_experts(self) -> bool:
         """Whether a layer of the recipe has a mixture of experts, of MLPs or of heads."""
         from coreai_recipes.decoder.model import build_decoder

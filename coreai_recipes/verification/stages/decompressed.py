@@ -89,7 +89,7 @@ def differing(ref: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> list[F
 
 
 def run_calls(subject: Subject, package: Path, widened: bool, dense: bool) -> Calls:
-    """Two calls of each function of a package by Core AI's runtime, with made-up inputs, the same each time."""
+    """A call of each function of a package by Core AI's runtime, with made-up inputs, the same each time."""
     recipe = subject.recipe
     program = CoreAIProgram(package, recipe.export.context, widened=widened, dense=dense)
     try:
@@ -111,11 +111,11 @@ def run_calls(subject: Subject, package: Path, widened: bool, dense: bool) -> Ca
 
 
 def _plan(recipe: Recipe, there: Mapping[str, Any]) -> Iterator[FunctionCall]:
-    """A whole call of each function and a padded one, one behind the other."""
-    queries = {**_queries(recipe), COMMIT: 1}
+    """A whole call of each function, one behind the other, for each decompresses every weight that it reads; and where
+    another project's host has functions for calls that are not full, one of these."""
     position = 0
-    for name, query in queries.items():
-        for count in (query, query // 2 + 1):
+    for name, query in {**_queries(recipe), COMMIT: 1}.items():
+        for count in dict.fromkeys([query] if recipe.export.host is None else [query, query // 2 + 1]):
             if name in there:
                 position = position if position + query <= recipe.export.context else 0
                 yield FunctionCall(name, position, count, query)

@@ -146,4 +146,6 @@ def _detail(subject: Subject, calls: str) -> dict[str, Any]:
         detail["wrapped"] = f"not the window of {unwrapped[0]}" if unwrapped else "every window"
     if not subject.fits_in_memory:
         detail["weights"] = "streamed"
+    if subject.runs_dense:
+        detail["decompressed"] = "once"
     return detail

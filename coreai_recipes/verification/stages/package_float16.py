@@ -3,7 +3,6 @@
 The evaluator runs it twice, `rounded` and `strict`; Core ML once, as the hardware does, and Core AI's runtime once.
 """
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -107,8 +106,10 @@ def run(subject: Subject) -> StageResult:
     if states is not None:
         lengths = measure_lengths(subject, f"{NAME}: states")
         detail["states"] = {**states.to_json(), **({} if lengths is None else {"after": lengths})}
-    if sums_in_float16(subject):
+    if subject.is_on_linux:
         detail["sums_in_float16"] = True
+    if subject.runs_dense:
+        detail["decompressed"] = "once"
     if theirs_bfloat16 is not None:
         detail["transformers_bfloat16"] = _describe(judged, theirs32, theirs_bfloat16[judged.rows])
     if ties:
@@ -133,13 +134,8 @@ def _states(subject: Subject, judged: Run, theirs32: Tensor, exchange: Exchange 
     return measure_states(subject, judged.calls, judged.rows, alone.logits, theirs32, exchange, sums)
 
 
-def sums_in_float16(subject: Subject) -> bool:
-    """Whether the judge adds up products in float16, as transformers is then made to."""
-    return subject.runtime == "coreai" and platform.system() != "Darwin"
-
-
 def _sums(subject: Subject) -> SumsInFloat16 | None:
-    return SumsInFloat16() if sums_in_float16(subject) else None
+    return SumsInFloat16() if subject.is_on_linux else None
 
 
 def _compared_with(subject: Subject, of_ours: bool) -> str:

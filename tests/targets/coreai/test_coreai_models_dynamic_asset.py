@@ -124,7 +124,7 @@ def test_verify_runs_it_with_calls_of_fewer_tokens(tmp_path: Path, cache: Fragme
     assert package.psnr_db > 120
     assert "of 16" in package.detail["calls"]
     assert dense.passed, dense.detail
-    assert dense.detail["calls"] == "prefill 16, prefill 9 of 16, 2 x decode"
+    assert dense.detail["calls"] == "prefill 16, prefill 9 of 16, 1 x decode"
     assert dense.detail["weights_compared"] > 0
 
 
