@@ -16,6 +16,8 @@ from coreai_recipes.storage.compression import Parameters
 from coreai_recipes.storage.row_blocks import RowBlock
 
 ALIGNMENT = 16  # of blobs, as coreai-core writes them: a small file is read into memory that has no more
+# of int8 with fewer axes, the runtime on Linux rounds data * scale and offset * scale to float16 before it subtracts
+EXACT_AXES = 4
 Encode = Callable[[str], Iterator[Encoded]]
 
 
@@ -94,18 +96,42 @@ class Constants:
                 offset = made.get("offset")
                 if offset is None:
                     offset = _zeros(data.dtype, scale.shape)
+                elif data.dtype == "uint8" and len(shape) < EXACT_AXES:
+                    ones = (1,) * (EXACT_AXES - len(shape))
+                    return _reshaped(self.weight(parameter, (*shape, *ones)), shape)
                 return coreai.blockwise_shift_scale(made["data"], made["scale"], offset, none)
             case operation:
                 raise TypeError(f"{parameter}: nothing is known of {operation} in Core AI")
 
 
 def _rows(weight: Any, block: RowBlock, whole: Shape) -> Any:
-    """Rows of a weight, cut by a graph of its own: of a constant the compiler would cut the stand-in."""
+    """Rows of a weight."""
+    from coreai._compiler.dialects import coreai
+
+    def cut(given: Any) -> Any:
+        rest = len(whole) - 1
+        return coreai.slice_(given, [block.first] + [0] * rest, [block.end, *whole[1:]], [1] * len(whole))
+
+    name = f"rows_{block.first}_{block.end}_of_{'x'.join(map(str, whole))}"
+    return _by_graph(name, cut, "rows", weight, (block.end - block.first, *whole[1:]))
+
+
+def _reshaped(weight: Any, shape: Shape) -> Any:
+    from coreai._compiler.dialects import coreai
+
+    def reshape(given: Any) -> Any:
+        return coreai.reshape(given, np.array(shape, np.uint32))
+
+    return _by_graph(f"reshaped_{'x'.join(map(str, shape))}", reshape, "reshaped", weight, shape)
+
+
+def _by_graph(name: str, change: Callable[[Any], Any], result: str, weight: Any, shape: Shape) -> Any:
+    """What `change` makes of a weight, of `shape`, by a graph of its own: of a constant, which it is in the dense twin,
+    the compiler would change the stand-in."""
     from coreai._compiler.dialects import coreai
     from coreai._compiler.ir import InsertionPoint, Location, RankedTensorType
     from coreai.authoring.graph_builder import invoke
 
-    name = f"rows_{block.first}_{block.end}_of_{'x'.join(map(str, whole))}"
     body, kind = InsertionPoint.current.block.owner.parent.regions[0].blocks[0], weight.type
     if not any(each.attributes["sym_name"].value == name for each in body.operations if "sym_name" in each.attributes):
         with InsertionPoint.at_block_begin(body), Location.unknown():
@@ -113,12 +139,9 @@ def _rows(weight: Any, block: RowBlock, whole: Shape) -> Any:
                 name=name, input_types=[kind], result_types=[], input_names=["weight"], private=True, no_inline=True
             )
             with graph.block:
-                rest = len(whole) - 1
-                begin, end = [block.first] + [0] * rest, [block.end, *whole[1:]]
-                cut = coreai.slice_(graph.arguments[0], begin, end, [1] * len(whole))
-            graph.set_outputs_spec_from_dict(OrderedDict(rows=cut))
-    cut = RankedTensorType.get([block.end - block.first, *whole[1:]], RankedTensorType(kind).element_type)
-    return invoke([cut], name, [weight])[0]
+                changed = change(graph.arguments[0])
+            graph.set_outputs_spec_from_dict(OrderedDict({result: changed}))
+    return invoke([RankedTensorType.get(list(shape), RankedTensorType(kind).element_type)], name, [weight])[0]
 
 
 def _constant(parameter: str, part: Part) -> Any:
