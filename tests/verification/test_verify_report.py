@@ -14,12 +14,15 @@ import torch
 from verify_cases import Saved
 
 from coreai_recipes.errors import UserError
+from coreai_recipes.recipe import load_resolved
 from coreai_recipes.recipe.schema import DRAFT
 from coreai_recipes.verification import Figures, Report, StageResult, run_stages
 from coreai_recipes.verification.figures import compare, psnr, snr_min
 from coreai_recipes.verification.report import judge, skip
 from coreai_recipes.verification.stages import STAGES
+from coreai_recipes.verification.stages.package_float16 import FLOAT16_PRODUCTS
 from coreai_recipes.verification.stages.rotary import sample_positions
+from coreai_recipes.verification.subject import Subject
 
 
 def test_the_figures_follow_their_formulae() -> None:
@@ -193,5 +196,18 @@ def test_a_build_is_proven_by_the_stages_that_can_run_on_it(changes: dict[str, A
     asked = {"reference": "given", "sources": {}, "compresses": False, "unmerged": []} | changes
     said = {name: asked.pop(name) for name in ("reference", "unmerged")}
     recipe = SimpleNamespace(export=SimpleNamespace(format="coreml"), **said)
-    subject: Any = SimpleNamespace(recipe=recipe, **asked)
+    subject: Any = SimpleNamespace(recipe=recipe, runtime="evaluator", **asked)
     assert [name for name, stage in STAGES.items() if stage.proves(subject)] == proofs.split()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "products", "proves"),
+    [([], FLOAT16_PRODUCTS, True), (["export.outputs=ids"], FLOAT16_PRODUCTS, False), ([], 1, False)],
+)
+def test_an_asset_is_proven_without_the_float16_logits_that_its_runtime_cannot_give(
+    overrides: list[str], products: float, proves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ids, and with a context too long for Linux, every build failed by a stage that it skips."""
+    monkeypatch.setattr("coreai_recipes.verification.stages.package_float16.FLOAT16_PRODUCTS", products)
+    recipe = load_resolved("tiny-llama", ["export.format=coreai", *overrides]).recipe
+    assert STAGES["package_float16"].proves(Subject(recipe, {}, None, runtime="coreai")) == proves

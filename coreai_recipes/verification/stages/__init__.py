@@ -69,6 +69,11 @@ class Stage:
             return False
         if self.only_format == "coreai" and not subject.has_compressed:
             return False
+        if self.name == "package_float16":
+            from coreai_recipes.verification.stages.package_float16 import why_no_logits
+
+            if why_no_logits(subject) is not None:
+                return False
         if self.needs_draft:
             return self.is_proof and DRAFT in subject.sources
         if self.needs_adapters and not subject.recipe.unmerged:

@@ -65,10 +65,9 @@ def run(subject: Subject) -> StageResult:
     `strict` must not overflow either; its figures are stated. Compressed weights are another model's, whose loss is for
     stage `compressed` to say: transformers, in float32 and in float16, is then given these same weights.
     """
-    if subject.runtime != "evaluator" and subject.recipe.export.outputs == "ids":
-        return skip(NAME, f"{SHOWN[subject.runtime]} shows no tensors inside the package, and the package returns ids")
-    if subject.runtime == "coreai" and not affordable(subject, "coreai"):
-        return skip(NAME, TOO_SLOW)
+    reason = why_no_logits(subject)
+    if reason is not None:
+        return skip(NAME, reason)
     ids, exchange = subject.tokens.sequence, subject.exchange() if subject.compresses else None
 
     def theirs(dtype: torch.dtype, sums: SumsInFloat16 | None = None) -> Tensor:
@@ -124,6 +123,15 @@ def run(subject: Subject) -> StageResult:
     elif found < floor:
         detail["first_below"] = {"tensor": "logits", "psnr_db": number(found), "snr_min_db": number(lowest)}
     return StageResult(NAME, found >= floor and not overflowed, found, lowest, floor, detail)
+
+
+def why_no_logits(subject: Subject) -> str | None:
+    """Why the judge can give no logits, or None."""
+    if subject.runtime != "evaluator" and subject.recipe.export.outputs == "ids":
+        return f"{SHOWN[subject.runtime]} shows no tensors inside the package, and the package returns ids"
+    if subject.runtime == "coreai" and not affordable(subject, "coreai"):
+        return TOO_SLOW
+    return None
 
 
 def _states(subject: Subject, judged: Run, theirs32: Tensor, exchange: Exchange | None) -> StateLoss | None:
