@@ -43,13 +43,13 @@ class Tokens:
 
 
 def choose_tokens(checkpoint: Checkpoint, vocab_size: int, length: int) -> Tokens:
-    """`length` tokens of the passage, repeated as often as needed, and the four prompts."""
+    """`length` tokens of the passage, repeated as often as needed, and the four prompts, each shorter than that."""
     encoded = encode_texts(checkpoint, (PASSAGE, *PROMPTS))
     if encoded is None or not all(encoded) or max(max(ids) for ids in encoded) >= vocab_size:
         return random_tokens(vocab_size, length)
     passage, *prompts = encoded
-    sequence = (passage * (-(-length // len(passage))))[:length]
-    return Tokens(tuple(sequence), tuple(tuple(ids[:MAX_PROMPT_TOKENS]) for ids in prompts), "an English passage")
+    sequence, longest = (passage * (-(-length // len(passage))))[:length], min(MAX_PROMPT_TOKENS, length - 1)
+    return Tokens(tuple(sequence), tuple(tuple(ids[:longest]) for ids in prompts), "an English passage")
 
 
 def random_tokens(vocab_size: int, length: int) -> Tokens:
@@ -58,7 +58,7 @@ def random_tokens(vocab_size: int, length: int) -> Tokens:
 
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(vocab_size, (length + 4 * 8,), generator=generator).tolist()
-    prompts = tuple(tuple(ids[length + 8 * i : length + 8 * i + 8]) for i in range(4))
+    prompts = tuple(tuple(ids[length + 8 * i : length + 8 * i + min(8, max(length - 1, 1))]) for i in range(4))
     return Tokens(tuple(ids[:length]), prompts, "random ids: the checkpoint has no tokenizer that fits")
 
 

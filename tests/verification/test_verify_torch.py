@@ -12,7 +12,7 @@ from verify_cases import Saved, change, with_kind, without_rotary
 from coreai_recipes.decoder.filling import bind_weights
 from coreai_recipes.decoder.model import Decoder
 from coreai_recipes.errors import CheckpointError
-from coreai_recipes.recipe import Recipe
+from coreai_recipes.recipe import Recipe, load_resolved
 from coreai_recipes.verification import StageResult, run_stages, streamed
 from coreai_recipes.verification.greedy import Divergence
 from coreai_recipes.verification.reference import Reference
@@ -48,6 +48,14 @@ def test_the_trained_model_equals_transformers(tiny_llama: Saved) -> None:
     assert result.passed, result.to_json()
     assert (result.detail["tokens"], result.detail["positions"]) == ("an English passage", 200)
     assert result.detail["greedy"]["not_equal"] == []
+
+
+def test_a_context_shorter_than_the_prompts_has_shorter_prompts(tiny_llama: Saved) -> None:
+    """A prompt that left no room for a token ended the stage in torch's `stack expects a non-empty TensorList`."""
+    recipe = load_resolved("tiny-llama", ["export.context=5", "export.functions.prefill=2"]).recipe
+    result = run("torch", recipe, tiny_llama[1])
+    assert result.passed, result.to_json()
+    assert result.detail["greedy"]["equal"] is True
 
 
 def test_the_layer_without_its_rotary_is_named(tiny_llama: Saved) -> None:
