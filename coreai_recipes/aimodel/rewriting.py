@@ -32,41 +32,40 @@ def rewrite(
     `added` are weights that the asset has not; it is looked at when `change` has run, which may fill it.
     """
     written.mkdir()
-    with (asset / PROGRAM).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        whole, kept = memoryview(data), dict[bytes, tuple[str, memoryview]]()
-        text = change(_printed(_shortened(whole, kept)))
-        new = {_stand_in(f"added {name}"): (name, weight) for name, weight in (added or {}).items()}
-        lines = "\n".join(WRITTEN.format(name, key.hex()) for key, (name, _) in new.items())
-        text = SECTION.sub(lambda found: f"{found[0]}\n{lines}", text, count=1)
+    kept = dict[bytes, tuple[str, memoryview]]()
+    text = change(_printed(_shortened(_mapped(asset / PROGRAM), kept)))
+    new = {_stand_in(f"added {name}"): (name, weight) for name, weight in (added or {}).items()}
+    lines = "\n".join(WRITTEN.format(name, key.hex()) for key, (name, _) in new.items())
+    text = SECTION.sub(lambda found: f"{found[0]}\n{lines}", text, count=1)
 
-        def real(_: str, content: memoryview) -> Replacement | None:
-            key = bytes(content) if len(content) == STAND_IN else b""
-            if key in new:
-                return new[key][1]
-            if key not in kept:
-                return None
-            name, of_asset = kept[key]
-            return choose(name, of_asset) or Replacement(len(of_asset), lambda: [of_asset])
+    def real(_: str, content: memoryview) -> Replacement | None:
+        key = bytes(content) if len(content) == STAND_IN else b""
+        if key in new:
+            return new[key][1]
+        if key not in kept:
+            return None
+        name, of_asset = kept[key]
+        return choose(name, of_asset) or Replacement(len(of_asset), lambda: [of_asset])
 
-        digest = sha256()
-        with (written / PROGRAM).open("wb") as out:
-            for block in splice(_parsed(text), real):
-                digest.update(block)
-                out.write(block)
-        kept.clear()
-        whole.release()
+    digest = sha256()
+    with (written / PROGRAM).open("wb") as out:
+        for block in splice(_parsed(text), real):
+            digest.update(block)
+            out.write(block)
     (written / HASH).write_bytes(digest.digest())
     (written / METADATA).write_bytes((asset / METADATA).read_bytes())
 
 
 def text_of(asset: Path) -> str:
     """The program of an asset as text, with stand-ins for its weights."""
-    with (asset / PROGRAM).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        whole, kept = memoryview(data), dict[bytes, tuple[str, memoryview]]()
-        found = _printed(_shortened(whole, kept))
-        kept.clear()
-        whole.release()
-    return found
+    return _printed(_shortened(_mapped(asset / PROGRAM), {}))
+
+
+def _mapped(path: Path) -> memoryview:
+    """The file's bytes, mapped as long as there are views of them: closing them where something fails before would fail
+    as well, and hide it."""
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _stand_in(name: str) -> bytes:

@@ -1,6 +1,8 @@
 """The process that coreai-core works in: a broken file aborts it, and the runtime prints to standard output."""
 
+import errno
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,8 @@ class CoreAIProcess:
             done, answer = pickle.load(stdout)
         except (BrokenPipeError, EOFError):
             code = self._process.wait()
+            if code == -signal.SIGBUS:  # a page of a mapped file that the disk has no room for
+                raise BundleError(f"{self.package}: {_no_space()}") from None
             said = self._log.read_text(errors="replace").strip()[-SAID:].splitlines()
             why = f": {said[-1]}" if said else ""
             raise BundleError(f"{self.package}: Core AI's runtime ended with status {code}{why}") from None
@@ -96,6 +100,8 @@ class _Served:
                     return
                 try:
                     answer = True, await getattr(self, what)(*given)
+                except OSError as error:
+                    answer = False, _no_space() if error.errno == errno.ENOSPC else str(error)
                 except Exception as error:  # the runtime raises RuntimeError, KernelError and others
                     answer = False, " ".join(str(error).split()) or type(error).__name__
                 pickle.dump(answer, self._answers)
@@ -165,6 +171,10 @@ class _Served:
         for each in taken:
             files[each][...] = self._held[each].numpy()
         return {each: np.array(value.numpy()) for each, value in found.items()}
+
+
+def _no_space() -> str:
+    return f"no space for temporary files in {tempfile.gettempdir()}; free some, or set TMPDIR to another folder"
 
 
 def _port(said: Any) -> tuple[str, tuple[int, ...]]:

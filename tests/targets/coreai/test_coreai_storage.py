@@ -1,7 +1,10 @@
 """Compressed weights in an .aimodel: every form as Core AI's own operations make it, to the bit."""
 
+import errno
 import platform
 import shutil
+import signal
+import tempfile
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from math import inf
@@ -12,14 +15,16 @@ import torch
 
 from coreai_recipes.aimodel.dense import is_compressed
 from coreai_recipes.aimodel.folder import places_in
+from coreai_recipes.aimodel.rewriting import rewrite
 from coreai_recipes.checkpoint.open import open_checkpoint
 from coreai_recipes.decoder.filling import bind_stacks
 from coreai_recipes.decoder.model import exported_form
 from coreai_recipes.decoder.stacks import build_stacks
+from coreai_recipes.errors import BundleError
 from coreai_recipes.export.cache import FragmentCache
 from coreai_recipes.recipe import Recipe, load_resolved
 from coreai_recipes.running.coreai import CoreAIProgram
-from coreai_recipes.running.coreai_process import DENSE
+from coreai_recipes.running.coreai_process import DENSE, CoreAIProcess
 from coreai_recipes.running.program import open_engine
 from coreai_recipes.targets.coreai.exporter import export_package
 from coreai_recipes.verification.report import StageResult
@@ -155,6 +160,27 @@ def test_one_number_of_a_table_beside_an_asset_is_seen(cache: FragmentCache, tmp
     assert stage.passed is False
     assert (stage.detail["weights_compared"], stage.detail["strangers"]) == (1, ["per_layer_table"])
     assert 95 < stage.psnr_db < inf  # one step in one of 524,288 numbers: the others are equal to the bit
+
+
+def test_what_fails_while_a_twin_is_written_is_what_is_said(made: Made, cache: FragmentCache, tmp_path: Path) -> None:
+    """A full disk was said to be `cannot close exported pointers exist`."""
+
+    def choose(name: str, content: memoryview) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        rewrite(asset_of("int8", made, cache), tmp_path / "twin.aimodel", lambda text: text, choose)
+
+
+def test_a_full_folder_for_temporary_files_is_named(made: Made, cache: FragmentCache) -> None:
+    """A process that writes to a mapped file there ends by a signal: its status was all that was said."""
+    process = CoreAIProcess(asset := asset_of("int8", made, cache))
+    process._process.send_signal(signal.SIGBUS)
+    with pytest.raises(BundleError) as caught:
+        process.ask("weights")
+    assert str(caught.value) == (
+        f"{asset}: no space for temporary files in {tempfile.gettempdir()}; free some, or set TMPDIR to another folder"
+    )
 
 
 def test_nothing_finite_is_nothing_equal() -> None:
