@@ -31,7 +31,8 @@ def link_program(
         used = _Used(fragments, converted, module)
 
         def start(name: str) -> GraphLinker:
-            linkers.append(GraphLinker(name, Constants(chunk.parameters)))
+            open_sizes = stacks[0].recipe.export.host == "coreai-models-dynamic"
+            linkers.append(GraphLinker(name, Constants(chunk.parameters, open_sizes)))
             return linkers[-1]
 
         signatures = link_functions(stacks, chunks, chunk, used, start, numbers)

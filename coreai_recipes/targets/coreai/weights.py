@@ -62,10 +62,11 @@ class _Parts:
 
 
 class Constants:
-    """The weights of one function, each made at its first use."""
+    """The weights of one function, each made at its first use. With `open_sizes` the runtime finds no graph that takes
+    weights alone, and none is made exact by one (`EXACT_AXES`)."""
 
-    def __init__(self, parameters: Parameters) -> None:
-        self._parameters = parameters
+    def __init__(self, parameters: Parameters, open_sizes: bool = False) -> None:
+        self._parameters, self._open_sizes = parameters, open_sizes
         self._blocks = {block.name: block for block in parameters.blocks}
         self._made: dict[tuple[str, Shape], Any] = {}
 
@@ -96,7 +97,7 @@ class Constants:
                 offset = made.get("offset")
                 if offset is None:
                     offset = _zeros(data.dtype, scale.shape)
-                elif data.dtype == "uint8" and len(shape) < EXACT_AXES:
+                elif data.dtype == "uint8" and len(shape) < EXACT_AXES and not self._open_sizes:
                     ones = (1,) * (EXACT_AXES - len(shape))
                     return _reshaped(self.weight(parameter, (*shape, *ones)), shape)
                 return coreai.blockwise_shift_scale(made["data"], made["scale"], offset, none)
