@@ -203,6 +203,13 @@ def test_a_wrong_option_is_status_2(run: Run) -> None:
     assert run("build", "tiny-llama", "--chekpoint", "x")[0] == 2
 
 
+def test_a_word_that_is_none_of_several_is_said_with_them(run: Run, tiny_bundle: Path) -> None:
+    """typer says "Value error" before it, which is no word of ours."""
+    status, _, err = run("verify", tiny_bundle, "--runtime", "ane")
+    words = "'ane' is not one of 'auto', 'evaluator', 'coreml', 'coreai'."
+    assert (status, err.partition("\n")[0]) == (2, f"recipe verify: Invalid value for '--runtime': {words}")
+
+
 def test_ctrl_c_while_building_leaves_the_previous_bundle(tmp_path: Path, tiny_bundle: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "tiny-llama")
     before = (tmp_path / "tiny-llama/manifest.json").read_bytes()

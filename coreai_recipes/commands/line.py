@@ -79,6 +79,7 @@ def execute(arguments: list[str]) -> int:
         said = error.format_message()  # type: ignore[attr-defined]
         if said:  # not the help that stands for a command
             path = ctx.command_path if ctx else "recipe"
+            said = said.replace(": Value error, ", ": ")  # typer's, of a word that is none of several
             print(f"{path}: {said}\n`{path} --help` lists its arguments and options", file=sys.stderr)
         return 2
 

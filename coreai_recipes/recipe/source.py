@@ -38,8 +38,12 @@ def find_recipe(source: str | Path, beside: Path | None = None) -> Path:
         return known[name]
     if os.path.isdir(path):
         is_checkpoint = os.path.isfile(path / "config.json")
-        hint = f"\n  `recipe new {path}` writes a recipe for the checkpoint in it" if is_checkpoint else ""
-        raise RecipeError(f"{path}: a folder, not a recipe{hint}")
+        hint = "it has neither a bundle's manifest.json nor a checkpoint's config.json"
+        if os.path.isfile(path / "manifest.json"):
+            hint = f"the recipe of the bundle in it is {path / 'recipe.yaml'}"
+        elif is_checkpoint:
+            hint = f"`recipe new {path}` writes a recipe for the checkpoint in it"
+        raise RecipeError(f"{path}: a folder, not a recipe\n  {hint}")
     close = get_close_matches(name, known, n=1)
     hint = f"did you mean `{close[0]}`? " if close else ""
     hint += "`recipe list` names the built-in ones"

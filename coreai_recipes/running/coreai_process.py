@@ -50,7 +50,10 @@ class CoreAIProcess:
                 raise BundleError(f"{self.package}: {_no_space()}") from None
             said = self._log.read_text(errors="replace").strip()[-SAID:].splitlines()
             why = f": {said[-1]}" if said else ""
-            raise BundleError(f"{self.package}: Core AI's runtime ended with status {code}{why}") from None
+            raise BundleError(
+                f"{self.package}: Core AI's runtime ended with status {code}{why}\n"
+                "  the asset may be damaged, or of another version: build it again"
+            ) from None
         if not done:
             raise BundleError(f"{self.package}: {answer}")
         return answer

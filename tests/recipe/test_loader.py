@@ -233,10 +233,15 @@ def test_a_folder_is_no_recipe_but_does_not_hide_a_built_in_one(tmp_path, monkey
     for name in ("smollm2-135m", "mine"):
         (tmp_path / name).mkdir()
     assert load_recipe("smollm2-135m").name == "smollm2-135m"
-    with pytest.raises(RecipeError, match=r"^mine: a folder, not a recipe$"):
+    with pytest.raises(RecipeError, match=r"^mine: a folder, not a recipe\n  it has neither"):
         load_recipe("mine")
     (tmp_path / "mine/config.json").write_text("{}")
     with pytest.raises(RecipeError, match=r"^mine: a folder, not a recipe\n  `recipe new mine` writes a recipe for"):
+        load_recipe("mine")
+    (tmp_path / "mine/manifest.json").write_text("{}")
+    with pytest.raises(
+        RecipeError, match=r"^mine: a folder, not a recipe\n  the recipe of the bundle in it is mine/rec"
+    ):
         load_recipe("mine")
 
 
