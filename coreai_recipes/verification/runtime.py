@@ -38,8 +38,8 @@ def open_program(
 ) -> SavedProgram:
     """The subject's package. On Core ML `precision` says nothing: it is the hardware's; `without` is for `engine`. Core
     AI's runtime has `float32`, by the asset's twin, and the asset as it is, either with its weights decompressed once
-    where it would do so in each call. With `float16_states` the states of
-    recurrences are float16 between calls, whatever the precision. `adapter` is one that lies beside it, or none.
+    where it would do so in each call. With `float16_states` the states of recurrences are float16 between calls,
+    whatever the precision. `adapter` is one that lies beside it, or none.
 
     What it must be is the recipe's to say, not a manifest's. The evaluator streams the weights when the float32 model
     takes more than a third of free memory.

@@ -41,6 +41,7 @@ class Stage:
     needs_draft: bool = False
     needs_compression: bool = False
     needs_adapters: bool = False
+    needs_logits: bool = False  # in float16, of whatever runs the package
     reads_layers: bool = True
     is_proof: bool = True
     only_format: Literal["coreml", "coreai"] | None = None
@@ -59,9 +60,16 @@ class Stage:
             return NO_REFERENCE
         if MODEL not in subject.sources:
             return subject.missing.get(MODEL, NO_CHECKPOINT)
+        if self.needs_logits:
+            return self._why_no_logits(subject)
         if not self.needs_adapters or subject.adapters:
             return None
         return (subject.no_adapters or NOT_AT_HAND) if subject.recipe.unmerged else NO_ADAPTERS
+
+    def _why_no_logits(self, subject: Subject) -> str | None:
+        from coreai_recipes.verification.stages.package_float16 import why_no_logits
+
+        return why_no_logits(subject)
 
     def proves(self, subject: Subject) -> bool:
         """Whether a build of `subject` is not proven without the stage."""
@@ -69,11 +77,8 @@ class Stage:
             return False
         if self.only_format == "coreai" and not subject.has_compressed:
             return False
-        if self.name == "package_float16":
-            from coreai_recipes.verification.stages.package_float16 import why_no_logits
-
-            if why_no_logits(subject) is not None:
-                return False
+        if self.needs_logits and self._why_no_logits(subject):
+            return False
         if self.needs_draft:
             return self.is_proof and DRAFT in subject.sources
         if self.needs_adapters and not subject.recipe.unmerged:
@@ -97,7 +102,7 @@ _IN_ORDER = (
     Stage("rotary", reads_layers=False, is_proof=False),
     Stage("torch"),
     Stage("package", needs_reference=False, needs_package=True),
-    Stage("package_float16", needs_package=True),
+    Stage("package_float16", needs_package=True, needs_logits=True),
     Stage("package_engine", needs_package=True, only_format="coreml"),
     Stage(
         "decompressed",

@@ -18,7 +18,7 @@ from coreai_recipes.verification.exchange import Exchange
 from coreai_recipes.verification.figures import psnr, snr_min
 from coreai_recipes.verification.half_sums import SumsInFloat16
 from coreai_recipes.verification.reference import Reference
-from coreai_recipes.verification.report import StageResult, number, skip
+from coreai_recipes.verification.report import StageResult, number
 from coreai_recipes.verification.stages.package import experts_taken
 from coreai_recipes.verification.state_lengths import measure_lengths
 from coreai_recipes.verification.state_loss import StateLoss, measure_states, recurrences
@@ -65,9 +65,6 @@ def run(subject: Subject) -> StageResult:
     `strict` must not overflow either; its figures are stated. Compressed weights are another model's, whose loss is for
     stage `compressed` to say: transformers, in float32 and in float16, is then given these same weights.
     """
-    reason = why_no_logits(subject)
-    if reason is not None:
-        return skip(NAME, reason)
     ids, exchange = subject.tokens.sequence, subject.exchange() if subject.compresses else None
 
     def theirs(dtype: torch.dtype, sums: SumsInFloat16 | None = None) -> Tensor:
@@ -126,7 +123,7 @@ def run(subject: Subject) -> StageResult:
 
 
 def why_no_logits(subject: Subject) -> str | None:
-    """Why the judge can give no logits, or None."""
+    """Why the judge can give no logits in float16, or None."""
     if subject.runtime != "evaluator" and subject.recipe.export.outputs == "ids":
         return f"{SHOWN[subject.runtime]} shows no tensors inside the package, and the package returns ids"
     if subject.runtime == "coreai" and not affordable(subject, "coreai"):
